@@ -1,0 +1,32 @@
+"""Distillation losses: assistants between teacher and student, divergences, and objectives over them.
+
+Pure torch, usable in any training loop. Everything works on log-probabilities or logits whose last
+dimension is the vocabulary; an objective is a divergence between two of p (teacher), q (student) and r
+(assistant), reduced over the counted tokens.
+"""
+
+from amid.losses.assistant import AlphaMixture
+from amid.losses.divergence import (
+    KL,
+    AlphaBeta,
+    AlphaDivergence,
+    Divergence,
+    JensenShannon,
+    ReverseKL,
+    TotalVariation,
+)
+from amid.losses.objective import CrossEntropy, Objective, WeightedSum
+
+__all__ = [
+    "KL",
+    "AlphaBeta",
+    "AlphaDivergence",
+    "AlphaMixture",
+    "CrossEntropy",
+    "Divergence",
+    "JensenShannon",
+    "Objective",
+    "ReverseKL",
+    "TotalVariation",
+    "WeightedSum",
+]

@@ -1,0 +1,180 @@
+"""The α-mixture assistant: a distribution r between the teacher p and the student q (arXiv 2510.15982)."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def finite_number(name: str, value: float, remedy: str) -> float:
+    """Return `value` as a float, or raise a ValueError that names the argument, the value and the remedy."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number, got {name}={value!r}; {remedy}")
+    return number
+
+
+def float32_or_better(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring two tensors to their common dtype, at least float32: bfloat16 and float16 are storage only."""
+    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    return x.to(dtype), y.to(dtype)
+
+
+def log_mean_exp(x: Tensor, lam: float) -> Tensor:
+    """log((1 - λ) + λ eˣ) - max(x, 0), accurate for every x including 0 and ±inf, for 0 < λ < 1.
+
+    The maximum is left out so that the caller adds it where it is exact. No autograd: every branch is
+    evaluated.
+    """
+    below = x <= 0
+    of_one, of_exp = x.new_tensor(1 - lam), x.new_tensor(lam)
+    weight = torch.where(below, of_exp, of_one)  # of the smaller of 1 and eˣ
+    rest = torch.where(below, of_one, of_exp)
+    t = -x.abs()
+    m = weight * torch.expm1(t)
+    # log1p keeps the digits where the mean is near 1, log where it is near 0 (m near -1).
+    return torch.where(m < -0.5, torch.log(rest + weight * torch.exp(t)), torch.log1p(m))
+
+
+class AlphaMixture:
+    r"""The α-mixture of teacher and student, r = r̃ / Σ r̃ (AMiD, arXiv 2510.15982, section 3).
+
+        r̃ = (λ pˢ + (1-λ) qˢ)^(1/s),  s = (1-α)/2        α ≠ 1
+        r̃ = p^λ q^(1-λ)                                  α = 1
+
+    α = -1 is the arithmetic mean (the assistant of GKD and DistiLLM), α = 1 the geometric mean (TAID),
+    α = 3 the harmonic mean; r lies on the α-divergence geodesic between p and q (Theorem 3.2). λ is
+    the weight of the teacher.
+
+    Support: for α < 1 r is positive where p or q is; for α ≥ 1 where both are. λ = 0 and λ = 1 return
+    q and p themselves.
+
+    Args:
+        alpha: any finite real number. Smaller is mode-seeking, larger is mode-covering.
+        lam: weight of the teacher, 0 ≤ λ ≤ 1. Both can be set again at any time, also during training.
+        detach_student: treat q inside r as a constant, so that no gradient reaches the student through
+            r (TAID).
+
+    Raises:
+        ValueError: if `alpha` or `lam` is out of range, when constructed or set.
+    """
+
+    def __init__(self, alpha: float = -5.0, lam: float = 0.1, detach_student: bool = False) -> None:
+        self.alpha = alpha
+        self.lam = lam
+        self.detach_student = detach_student
+
+    @property
+    def alpha(self) -> float:
+        """Which mean: any finite real number."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self._alpha = finite_number("alpha", value, "choose any real number, such as -5, -1 or 1")
+
+    @property
+    def lam(self) -> float:
+        """λ, the weight of the teacher, in [0, 1]."""
+        return self._lam
+
+    @lam.setter
+    def lam(self, value: float) -> None:
+        remedy = "choose the teacher's weight from [0, 1]"
+        number = finite_number("lam", value, remedy)
+        if not 0 <= number <= 1:
+            raise ValueError(f"lam must lie in [0, 1], got lam={value!r}; {remedy}")
+        self._lam = number
+
+    def __repr__(self) -> str:
+        return f"AlphaMixture(alpha={self.alpha}, lam={self.lam}, detach_student={self.detach_student})"
+
+    def __call__(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Log-probabilities of the assistant.
+
+        Args:
+            log_p: [..., V], normalised log-probabilities of the teacher; -inf is allowed.
+            log_q: [..., V], the same of the student.
+
+        Returns:
+            log r, [..., V], normalised; float32, or float64 if an input is.
+
+        Raises:
+            ValueError: if α ≥ 1 and p and q have no token in common at some position: r does not exist
+                there.
+        """
+        log_p, log_q = float32_or_better(log_p, log_q)
+        if self.detach_student:
+            log_q = log_q.detach()
+        if self.lam == 0:
+            return log_q
+        if self.lam == 1:
+            return log_p
+        log_r = _LogMixture.apply(log_p, log_q, self.alpha, self.lam)  # type: ignore[no-untyped-call]
+        if self.alpha >= 1 and bool((log_r == -math.inf).all(-1).any()):
+            raise ValueError(
+                f"teacher and student have disjoint supports at some position, where the α-mixture with "
+                f"alpha={self.alpha} >= 1 does not exist; choose alpha < 1, or keep -inf out of the logits"
+            )
+        return torch.log_softmax(log_r, -1)
+
+    def gradient_weight(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """How much of the gradient for log r̃ reaches log q (AMiD, Proposition 3.5).
+
+            w = ∂log r̃ / ∂log q = (1-λ) qˢ / (λ pˢ + (1-λ) qˢ) = sigmoid(log((1-λ)/λ) - s (log p - log q))
+
+        Args:
+            log_p: [..., V], normalised log-probabilities of the teacher.
+            log_q: [..., V], the same of the student.
+
+        Returns:
+            w, [..., V], in [0, 1]: 1-λ everywhere at α = 1; 0 where p = q = 0, and everywhere when
+            `detach_student`.
+        """
+        log_p, log_q = float32_or_better(log_p, log_q)
+        if self.detach_student or self.lam == 1:
+            return torch.zeros_like(log_q)
+        if self.lam == 0:
+            return torch.ones_like(log_q).masked_fill(_both_zero(log_p, log_q), 0)
+        return _weights(log_p, log_q, self.alpha, self.lam)[1]
+
+
+def _both_zero(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return (log_p == -math.inf) & (log_q == -math.inf)
+
+
+def _weights(log_p: Tensor, log_q: Tensor, alpha: float, lam: float) -> tuple[Tensor, Tensor]:
+    """∂log r̃ / ∂log p and ∂log r̃ / ∂log q, for 0 < λ < 1; they sum to 1 except where p = q = 0."""
+    both_zero = _both_zero(log_p, log_q)
+    s = (1 - alpha) / 2
+    x = s * (log_p - log_q) if s else torch.zeros_like(log_q)
+    log_odds = math.log1p(-lam) - math.log(lam) - x
+    return torch.sigmoid(-log_odds).masked_fill(both_zero, 0), torch.sigmoid(log_odds).masked_fill(
+        both_zero, 0
+    )
+
+
+class _LogMixture(torch.autograd.Function):
+    """log r̃ with the closed-form gradient, which stays exact where differentiating the branches would not."""
+
+    @staticmethod
+    def forward(ctx: Any, log_p: Tensor, log_q: Tensor, alpha: float, lam: float) -> Tensor:
+        ctx.save_for_backward(log_p, log_q)
+        ctx.alpha, ctx.lam = alpha, lam
+        if alpha == 1:
+            return lam * log_p + (1 - lam) * log_q
+        s = (1 - alpha) / 2
+        x = s * (log_p - log_q)
+        log_r = torch.where(x > 0, log_p, log_q) + log_mean_exp(x, lam) / s
+        return log_r.masked_fill(_both_zero(log_p, log_q), -math.inf)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grad_outputs
+        log_p, log_q = ctx.saved_tensors
+        weight_p, weight_q = _weights(log_p, log_q, ctx.alpha, ctx.lam)
+        return grad * weight_p, grad * weight_q, None, None

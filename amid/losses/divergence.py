@@ -1,0 +1,304 @@
+"""Divergences D(a ‖ b) between two distributions over the vocabulary, given as log-probabilities.
+
+Every divergence here is written as a sum of terms that are non-negative one by one, so that rounding
+cannot make it negative and nothing cancels where a and b are close. KL, for one, is Σ a (e^(-δ) - 1 +
+δ) with δ = log a - log b, which for normalised a and b is Σ a log(a/b). KL, reverse KL, the
+α-divergence and the αβ-divergence with all of its limits are one function, the αβ-divergence:
+
+    D_AB(a ‖ b) = Σ δ² exp[A log a + B log b, (A+B) log a, (A+B) log b]
+
+where exp[·, ·, ·] is the second divided difference of the exponential function. It needs no limit
+cases: divided differences are smooth where their arguments meet.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amid.losses.assistant import finite_number, float32_or_better, log_mean_exp
+
+
+class Divergence(ABC):
+    """A divergence as a sum over the vocabulary of terms with known partial derivatives.
+
+    Subclasses give `terms` and `partials`; neither is differentiated by autograd. A user's own
+    divergence may subclass this, or be any function from two [..., V] tensors of log-probabilities to
+    a [...] tensor.
+    """
+
+    def __call__(self, log_a: Tensor, log_b: Tensor) -> Tensor:
+        """D(a ‖ b), summed over the vocabulary.
+
+        Args:
+            log_a: [..., V], normalised log-probabilities; -inf is allowed.
+            log_b: [..., V], the same.
+
+        Returns:
+            [...], non-negative; +inf where the divergence is infinite. float32, or float64 if an input
+            is. Tokens with a = b = 0 contribute neither value nor gradient.
+        """
+        log_a, log_b = float32_or_better(log_a, log_b)
+        value: Tensor = _SumOfTerms.apply(log_a, log_b, self)  # type: ignore[no-untyped-call]
+        return value
+
+    @abstractmethod
+    def terms(self, log_a: Tensor, log_b: Tensor) -> Tensor:
+        """The terms of the sum, [..., V], in the inputs' dtype. What stands where a = b = 0 is ignored."""
+
+    @abstractmethod
+    def partials(self, log_a: Tensor, log_b: Tensor) -> tuple[Tensor, Tensor]:
+        """∂D/∂log a and ∂D/∂log b, [..., V] each, the coordinates taken as free.
+
+        What stands where a = b = 0 is ignored.
+
+        Where the terms use that a sums to 1, the partials differ from those of other forms by a
+        multiple of a, which the normalisation of log a takes out again (the same for b).
+        """
+
+
+class _SumOfTerms(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, log_a: Tensor, log_b: Tensor, divergence: Divergence) -> Tensor:
+        ctx.save_for_backward(log_a, log_b)
+        ctx.divergence = divergence
+        return divergence.terms(log_a, log_b).masked_fill(_both_zero(log_a, log_b), 0).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grad_outputs[0].unsqueeze(-1)
+        log_a, log_b = ctx.saved_tensors
+        both_zero = _both_zero(log_a, log_b)
+        grad_a, grad_b = ctx.divergence.partials(log_a, log_b)
+        return (grad * grad_a).masked_fill(both_zero, 0), (grad * grad_b).masked_fill(both_zero, 0), None
+
+
+class _AlphaBetaFamily(Divergence):
+    """What the αβ-divergence and its special cases share."""
+
+    @property
+    @abstractmethod
+    def exponents(self) -> tuple[float, float]:
+        """A and B, the exponents of a and b."""
+
+    def terms(self, log_a: Tensor, log_b: Tensor) -> Tensor:
+        """δ² exp[n, n_a, n_b], the exponents n = A log a + B log b, n_a = (A+B) log a and n_b = (A+B) log b.
+
+        From the middle one of the three, m, the others lie x = c δ above and below, and the divided
+        difference is
+
+            δ² exp[m, m + c₁ δ, m + c₂ δ] = e^m (φ(c₁ δ)/c₁ - φ(c₂ δ)/c₂) / (c₁ - c₂),    φ(x) = eˣ - 1 - x
+
+        in which both parts are positive. Which one is in the middle depends on A and B alone.
+        """
+        alpha, beta = self.exponents
+        total = alpha + beta
+        delta = log_a - log_b
+        if alpha == 0 and beta == 0:
+            return 0.5 * delta * delta
+        n = _scaled(alpha, log_a) + _scaled(beta, log_b)
+        n_a, n_b = _scaled(total, log_a), _scaled(total, log_b)
+        if alpha * beta >= 0:
+            m, n_1, c_1, n_2, c_2 = n, n_a, beta, n_b, -alpha
+        elif abs(alpha) > abs(beta):
+            m, n_1, c_1, n_2, c_2 = n_a, n, -beta, n_b, -total
+        else:
+            m, n_1, c_1, n_2, c_2 = n_b, n, alpha, n_a, total
+        terms = torch.zeros_like(delta)
+        if c_1:
+            terms = terms + _exp_excess(m, n_1, delta, c_1) / (c_1 - c_2)
+        if c_2:
+            terms = terms + _exp_excess(m, n_2, delta, c_2) / (c_2 - c_1)
+        return terms
+
+    def partials(self, log_a: Tensor, log_b: Tensor) -> tuple[Tensor, Tensor]:
+        """(a^(A+B) - a^A b^B)/B and (b^(A+B) - a^A b^B)/A, or their limits."""
+        alpha, beta = self.exponents
+        total = alpha + beta
+        delta = log_a - log_b
+        n = _scaled(alpha, log_a) + _scaled(beta, log_b)
+        return (
+            _exp_difference(n, _scaled(total, log_a), delta, beta),
+            -_exp_difference(n, _scaled(total, log_b), delta, -alpha),
+        )
+
+
+@dataclass(frozen=True)
+class KL(_AlphaBetaFamily):
+    """Kullback-Leibler divergence Σ a log(a/b); +inf where a token has b = 0 < a."""
+
+    @property
+    def exponents(self) -> tuple[float, float]:
+        """A = 1 and B = 0."""
+        return 1.0, 0.0
+
+
+@dataclass(frozen=True)
+class ReverseKL(_AlphaBetaFamily):
+    """Reverse Kullback-Leibler divergence Σ b log(b/a); +inf where a token has a = 0 < b.
+
+    AMiD's D_RKL(p, r) is this with a = p and b = r, that is KL(r ‖ p).
+    """
+
+    @property
+    def exponents(self) -> tuple[float, float]:
+        """A = 0 and B = 1."""
+        return 0.0, 1.0
+
+
+@dataclass(frozen=True)
+class AlphaBeta(_AlphaBetaFamily):
+    """The αβ-divergence (ABKD, arXiv 2505.04560; AMiD uses A = 0.2 on the first argument and B = 0.7).
+
+        -1/(AB) Σ (a^A b^B - A/(A+B) a^(A+B) - B/(A+B) b^(A+B)),    A = alpha, B = beta
+
+    and its limits
+
+        A = 0           1/B² Σ (b^B (B log(b/a) - 1) + a^B)
+        B = 0           1/A² Σ (a^A (A log(a/b) - 1) + b^A)
+        A + B = 0       1/A² Σ (A log(b/a) + (a/b)^A - 1)
+        A = B = 0       1/2  Σ (log a - log b)²
+
+    (1, 0) is KL, (0, 1) reverse KL, and A + B = 1 the α-divergence with α = B - A. With A, B > 0 it is
+    finite for all a and b; with a negative exponent it is infinite where the token's probability is 0
+    on that side.
+
+    Args:
+        alpha: A, the exponent of the first argument; any finite real number.
+        beta: B, the exponent of the second argument; any finite real number.
+
+    Raises:
+        ValueError: if an exponent is not a finite number.
+    """
+
+    alpha: float = 0.2
+    beta: float = 0.7
+
+    def __post_init__(self) -> None:
+        remedy = "choose any real number, such as alpha=0.2 and beta=0.7"
+        finite_number("alpha", self.alpha, remedy)
+        finite_number("beta", self.beta, remedy)
+
+    @property
+    def exponents(self) -> tuple[float, float]:
+        """A = alpha and B = beta."""
+        return float(self.alpha), float(self.beta)
+
+
+@dataclass(frozen=True)
+class AlphaDivergence(_AlphaBetaFamily):
+    """Amari's α-divergence, the one whose geodesics the α-mixture follows (AMiD, Theorem 3.2).
+
+        4/(1-α²) (1 - Σ a^((1-α)/2) b^((1+α)/2))        KL at α = -1, reverse KL at α = 1
+
+    Args:
+        alpha: any finite real number.
+
+    Raises:
+        ValueError: if `alpha` is not a finite number.
+    """
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        finite_number("alpha", self.alpha, "choose any real number; -1 is KL and 1 is reverse KL")
+
+    @property
+    def exponents(self) -> tuple[float, float]:
+        """A = (1-α)/2 and B = (1+α)/2."""
+        return (1 - self.alpha) / 2, (1 + self.alpha) / 2
+
+
+@dataclass(frozen=True)
+class JensenShannon(Divergence):
+    """Generalised Jensen-Shannon divergence (GKD, arXiv 2306.13649).
+
+        β KL(a ‖ m) + (1-β) KL(b ‖ m),    m = β a + (1-β) b
+
+    Finite for all a and b.
+
+    Args:
+        beta: β, the weight of the first argument, 0 < β < 1.
+
+    Raises:
+        ValueError: if `beta` lies outside (0, 1). The divergence is 0 at both ends; GKD defines its
+            loss there as KL and reverse KL.
+    """
+
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        remedy = "choose 0 < beta < 1; GKD's ends 0 and 1 are KL() and ReverseKL()"
+        if not 0 < finite_number("beta", self.beta, remedy) < 1:
+            raise ValueError(f"beta must lie strictly between 0 and 1, got beta={self.beta!r}; {remedy}")
+
+    def _log_ratios(self, log_a: Tensor, log_b: Tensor) -> tuple[Tensor, Tensor]:
+        """log(m/a) and log(m/b)."""
+        delta = log_a - log_b
+        log_ratio_b = log_mean_exp(delta, self.beta)
+        return log_ratio_b - delta.clamp(max=0), log_ratio_b + delta.clamp(min=0)
+
+    def terms(self, log_a: Tensor, log_b: Tensor) -> Tensor:
+        """Those of the two KL divergences."""
+        x_a, x_b = self._log_ratios(log_a, log_b)
+        log_m = torch.where(log_a > log_b, log_a + x_a, log_b + x_b)
+        return self.beta * _exp_excess(log_a, log_m, x_a, 1.0) + (1 - self.beta) * _exp_excess(
+            log_b, log_m, x_b, 1.0
+        )
+
+    def partials(self, log_a: Tensor, log_b: Tensor) -> tuple[Tensor, Tensor]:
+        """β a log(a/m) and (1-β) b log(b/m)."""
+        x_a, x_b = self._log_ratios(log_a, log_b)
+        return -self.beta * _times(log_a.exp(), x_a), -(1 - self.beta) * _times(log_b.exp(), x_b)
+
+
+@dataclass(frozen=True)
+class TotalVariation(Divergence):
+    """Total variation distance ½ Σ |a - b|, in [0, 1]. Its gradient is 0 for tokens with a = b."""
+
+    def terms(self, log_a: Tensor, log_b: Tensor) -> Tensor:
+        """½ max(a, b) (1 - e^(-|δ|))."""
+        return -0.5 * torch.maximum(log_a, log_b).exp() * torch.expm1(-(log_a - log_b).abs())
+
+    def partials(self, log_a: Tensor, log_b: Tensor) -> tuple[Tensor, Tensor]:
+        """½ a sign(a - b) and -½ b sign(a - b)."""
+        sign = torch.sign(log_a - log_b)
+        return 0.5 * log_a.exp() * sign, -0.5 * log_b.exp() * sign
+
+
+def _both_zero(log_a: Tensor, log_b: Tensor) -> Tensor:
+    return (log_a == -math.inf) & (log_b == -math.inf)
+
+
+def _times(weight: Tensor, x: Tensor) -> Tensor:
+    """weight · x with 0 · ±inf = 0."""
+    return (weight * x).masked_fill(weight == 0, 0)
+
+
+def _scaled(c: float, x: Tensor) -> Tensor:
+    """c · x with 0 · ±inf = 0."""
+    return c * x if c else torch.zeros_like(x)
+
+
+def _exp_excess(m: Tensor, n: Tensor, delta: Tensor, c: float) -> Tensor:
+    """e^m (eˣ - 1 - x)/c with x = c δ and n = m + x, without overflow; 0 where e^m = 0 and x = -inf."""
+    x = c * delta
+    series = torch.ones_like(x)
+    for k in range(8, 2, -1):
+        series = 1 + x / k * series  # 1 + x/3 + x²/(3·4) + …, to machine precision in float64 for |x| < 0.1
+    near = m.exp() * (0.5 * delta * x * series)
+    below = _times(m.exp(), torch.expm1(x) - x) / c
+    x = x.clamp(0, 1e3)  # past it x e^(-x) is 0, and inf · 0 is avoided
+    above = n.exp() * (-torch.expm1(-x) - x * torch.exp(-x)) / c
+    return torch.where(delta.abs() * abs(c) < 0.1, near, torch.where(c * delta > 0, above, below))
+
+
+def _exp_difference(m: Tensor, n: Tensor, delta: Tensor, c: float) -> Tensor:
+    """(eⁿ - e^m)/c with n = m + c δ, and its limit δ e^m at c = 0."""
+    if c == 0:
+        return _times(m.exp(), delta)
+    x = c * delta
+    return torch.maximum(m, n).exp() * (-torch.sign(x) * torch.expm1(-x.abs())) / c
