@@ -15,7 +15,7 @@ from amid.losses.divergence import (
     ReverseKL,
     TotalVariation,
 )
-from amid.losses.objective import CrossEntropy, Objective, WeightedSum
+from amid.losses.objective import CrossEntropy, Loss, Objective, WeightedSum
 
 __all__ = [
     "KL",
@@ -25,6 +25,7 @@ __all__ = [
     "CrossEntropy",
     "Divergence",
     "JensenShannon",
+    "Loss",
     "Objective",
     "ReverseKL",
     "TotalVariation",

@@ -24,17 +24,21 @@ def float32_or_better(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x.to(dtype), y.to(dtype)
 
 
+def both_zero(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """Where neither distribution has the token: log a - log b is NaN there and must not be used."""
+    return (log_a == -math.inf) & (log_b == -math.inf)
+
+
 def log_mean_exp(x: Tensor, lam: float) -> Tensor:
     """log((1 - λ) + λ eˣ) - max(x, 0), accurate for every x including 0 and ±inf, for 0 < λ < 1.
 
-    The maximum is left out so that the caller adds it where it is exact. No autograd: every branch is
-    evaluated.
+    The maximum is left out so that the caller adds it where it is exact.
     """
     below = x <= 0
     of_one, of_exp = x.new_tensor(1 - lam), x.new_tensor(lam)
     weight = torch.where(below, of_exp, of_one)  # of the smaller of 1 and eˣ
     rest = torch.where(below, of_one, of_exp)
-    t = -x.abs()
+    t = torch.where(below, x, -x)
     m = weight * torch.expm1(t)
     # log1p keeps the digits where the mean is near 1, log where it is near 0 (m near -1).
     return torch.where(m < -0.5, torch.log(rest + weight * torch.exp(t)), torch.log1p(m))
@@ -139,23 +143,17 @@ class AlphaMixture:
         if self.detach_student or self.lam == 1:
             return torch.zeros_like(log_q)
         if self.lam == 0:
-            return torch.ones_like(log_q).masked_fill(_both_zero(log_p, log_q), 0)
+            return torch.ones_like(log_q).masked_fill(both_zero(log_p, log_q), 0)
         return _weights(log_p, log_q, self.alpha, self.lam)[1]
-
-
-def _both_zero(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return (log_p == -math.inf) & (log_q == -math.inf)
 
 
 def _weights(log_p: Tensor, log_q: Tensor, alpha: float, lam: float) -> tuple[Tensor, Tensor]:
     """∂log r̃ / ∂log p and ∂log r̃ / ∂log q, for 0 < λ < 1; they sum to 1 except where p = q = 0."""
-    both_zero = _both_zero(log_p, log_q)
     s = (1 - alpha) / 2
     x = s * (log_p - log_q) if s else torch.zeros_like(log_q)
     log_odds = math.log1p(-lam) - math.log(lam) - x
-    return torch.sigmoid(-log_odds).masked_fill(both_zero, 0), torch.sigmoid(log_odds).masked_fill(
-        both_zero, 0
-    )
+    zero = both_zero(log_p, log_q)
+    return torch.sigmoid(-log_odds).masked_fill(zero, 0), torch.sigmoid(log_odds).masked_fill(zero, 0)
 
 
 class _LogMixture(torch.autograd.Function):
@@ -170,7 +168,7 @@ class _LogMixture(torch.autograd.Function):
         s = (1 - alpha) / 2
         x = s * (log_p - log_q)
         log_r = torch.where(x > 0, log_p, log_q) + log_mean_exp(x, lam) / s
-        return log_r.masked_fill(_both_zero(log_p, log_q), -math.inf)
+        return log_r.masked_fill(both_zero(log_p, log_q), -math.inf)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,9 +1,9 @@
 """Divergences D(a ‖ b) between two distributions over the vocabulary, given as log-probabilities.
 
 Every divergence here is written as a sum of terms that are non-negative one by one, so that rounding
-cannot make it negative and nothing cancels where a and b are close. KL, for one, is Σ a (e^(-δ) - 1 +
-δ) with δ = log a - log b, which for normalised a and b is Σ a log(a/b). KL, reverse KL, the
-α-divergence and the αβ-divergence with all of its limits are one function, the αβ-divergence:
+cannot make it negative and nothing cancels where a and b are close. KL, for one, is Σ a (δ + e^(-δ) - 1)
+with δ = log a - log b, which for normalised a and b is Σ a log(a/b). KL, reverse KL and the
+α-divergence are cases of the αβ-divergence, and that with all of its limits is one expression,
 
     D_AB(a ‖ b) = Σ δ² exp[A log a + B log b, (A+B) log a, (A+B) log b]
 
@@ -11,7 +11,6 @@ where exp[·, ·, ·] is the second divided difference of the exponential functi
 cases: divided differences are smooth where their arguments meet.
 """
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -19,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amid.losses.assistant import finite_number, float32_or_better, log_mean_exp
+from amid.losses.assistant import both_zero, finite_number, float32_or_better, log_mean_exp
 
 
 class Divergence(ABC):
     """A divergence as a sum over the vocabulary of terms with known partial derivatives.
 
-    Subclasses give `terms` and `partials`; neither is differentiated by autograd. A user's own
-    divergence may subclass this, or be any function from two [..., V] tensors of log-probabilities to
-    a [...] tensor.
+    Subclasses give `terms` and `partials`; autograd uses the partials and does not differentiate the
+    terms. A user's own divergence may subclass this, or be any function from two [..., V] tensors of
+    log-probabilities to a [...] tensor.
     """
 
     def __call__(self, log_a: Tensor, log_b: Tensor) -> Tensor:
@@ -65,15 +64,16 @@ class _SumOfTerms(torch.autograd.Function):
     def forward(ctx: Any, log_a: Tensor, log_b: Tensor, divergence: Divergence) -> Tensor:
         ctx.save_for_backward(log_a, log_b)
         ctx.divergence = divergence
-        return divergence.terms(log_a, log_b).masked_fill(_both_zero(log_a, log_b), 0).sum(-1)
+        return divergence.terms(log_a, log_b).masked_fill(both_zero(log_a, log_b), 0).sum(-1)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad = grad_outputs[0].unsqueeze(-1)
         log_a, log_b = ctx.saved_tensors
-        both_zero = _both_zero(log_a, log_b)
+        zero = both_zero(log_a, log_b)
         grad_a, grad_b = ctx.divergence.partials(log_a, log_b)
-        return (grad * grad_a).masked_fill(both_zero, 0), (grad * grad_b).masked_fill(both_zero, 0), None
+        # A row that the loss leaves out has grad = 0; it stays out even where its own value is infinite.
+        return _times(grad, grad_a).masked_fill(zero, 0), _times(grad, grad_b).masked_fill(zero, 0), None
 
 
 class _AlphaBetaFamily(Divergence):
@@ -163,8 +163,8 @@ class AlphaBeta(_AlphaBetaFamily):
         A = B = 0       1/2  Σ (log a - log b)²
 
     (1, 0) is KL, (0, 1) reverse KL, and A + B = 1 the α-divergence with α = B - A. With A, B > 0 it is
-    finite for all a and b; with a negative exponent it is infinite where the token's probability is 0
-    on that side.
+    finite for all a and b; otherwise a token with a = 0 < b (where A ≤ 0 or A + B ≤ 0) or b = 0 < a
+    (where B ≤ 0 or A + B ≤ 0) makes it infinite.
 
     Args:
         alpha: A, the exponent of the first argument; any finite real number.
@@ -238,16 +238,18 @@ class JensenShannon(Divergence):
     def _log_ratios(self, log_a: Tensor, log_b: Tensor) -> tuple[Tensor, Tensor]:
         """log(m/a) and log(m/b)."""
         delta = log_a - log_b
-        log_ratio_b = log_mean_exp(delta, self.beta)
-        return log_ratio_b - delta.clamp(max=0), log_ratio_b + delta.clamp(min=0)
+        log_ratio_larger = log_mean_exp(delta, self.beta)  # log(m/max(a, b))
+        zero = torch.zeros_like(delta)
+        x_a = log_ratio_larger - torch.where(delta > 0, zero, delta)
+        x_b = log_ratio_larger + torch.where(delta > 0, delta, zero)
+        return x_a, x_b
 
     def terms(self, log_a: Tensor, log_b: Tensor) -> Tensor:
         """Those of the two KL divergences."""
         x_a, x_b = self._log_ratios(log_a, log_b)
         log_m = torch.where(log_a > log_b, log_a + x_a, log_b + x_b)
-        return self.beta * _exp_excess(log_a, log_m, x_a, 1.0) + (1 - self.beta) * _exp_excess(
-            log_b, log_m, x_b, 1.0
-        )
+        kl_a, kl_b = _exp_excess(log_a, log_m, x_a, 1.0), _exp_excess(log_b, log_m, x_b, 1.0)
+        return self.beta * kl_a + (1 - self.beta) * kl_b
 
     def partials(self, log_a: Tensor, log_b: Tensor) -> tuple[Tensor, Tensor]:
         """β a log(a/m) and (1-β) b log(b/m)."""
@@ -269,13 +271,9 @@ class TotalVariation(Divergence):
         return 0.5 * log_a.exp() * sign, -0.5 * log_b.exp() * sign
 
 
-def _both_zero(log_a: Tensor, log_b: Tensor) -> Tensor:
-    return (log_a == -math.inf) & (log_b == -math.inf)
-
-
 def _times(weight: Tensor, x: Tensor) -> Tensor:
     """weight · x with 0 · ±inf = 0."""
-    return (weight * x).masked_fill(weight == 0, 0)
+    return (weight * x).masked_fill((weight == 0) | (x == 0) & torch.isinf(weight), 0)
 
 
 def _scaled(c: float, x: Tensor) -> Tensor:
@@ -289,8 +287,9 @@ def _exp_excess(m: Tensor, n: Tensor, delta: Tensor, c: float) -> Tensor:
     series = torch.ones_like(x)
     for k in range(8, 2, -1):
         series = 1 + x / k * series  # 1 + x/3 + x²/(3·4) + …, to machine precision in float64 for |x| < 0.1
-    near = m.exp() * (0.5 * delta * x * series)
-    below = _times(m.exp(), torch.expm1(x) - x) / c
+    exp_m = m.exp()
+    near = _times(exp_m, 0.5 * delta * x * series)
+    below = _times(exp_m, torch.expm1(x) - x) / c
     x = x.clamp(0, 1e3)  # past it x e^(-x) is 0, and inf · 0 is avoided
     above = n.exp() * (-torch.expm1(-x) - x * torch.exp(-x)) / c
     return torch.where(delta.abs() * abs(c) < 0.1, near, torch.where(c * delta > 0, above, below))
@@ -301,4 +300,6 @@ def _exp_difference(m: Tensor, n: Tensor, delta: Tensor, c: float) -> Tensor:
     if c == 0:
         return _times(m.exp(), delta)
     x = c * delta
-    return torch.maximum(m, n).exp() * (-torch.sign(x) * torch.expm1(-x.abs())) / c
+    rises = x > 0
+    difference = torch.where(rises, -1.0, 1.0) * torch.expm1(torch.where(rises, -x, x))
+    return _times(torch.maximum(m, n).exp(), difference) / c

@@ -32,7 +32,7 @@ class Loss(Protocol):
     def needs_labels(self) -> bool:
         """Whether `labels` must be given."""
 
-    def __call__(self, **inputs: Any) -> Any:
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
         """Loss, or loss and stats with `return_stats=True`."""
 
 
@@ -97,7 +97,7 @@ class CrossEntropy:
         if bool(((counted < 0) | (counted >= n_vocab)).any()):
             raise ValueError(
                 f"labels at counted positions must lie in [0, {n_vocab}), got values from "
-                f"{int(counted.min())} to {int(counted.max())}; set mask to False where a label does not count"
+                f"{int(counted.min())} to {int(counted.max())}; set mask to False where none applies"
             )
         log_q = _log_softmax(logits_q, torch.float32)
         loss = _mean(-log_q.gather(-1, counted.long()).squeeze(-1), denominator)
@@ -192,7 +192,8 @@ class Objective:
                 loss as it is.
             return_stats: also return detached sums over the counted positions, for averages over any
                 number of batches: "entropy_p", "entropy_q" and "kl_pq" (KL(p ‖ q)); with an assistant
-                "entropy_r"; with an `AlphaMixture` "gradient_weight", at each position the mean Σ_v q_v w_v of its `gradient_weight` w under the student.
+                "entropy_r"; with an `AlphaMixture` "gradient_weight", the student's mean Σ_v q_v w_v of
+                its `gradient_weight` w at each position.
 
         Returns:
             A scalar, float32 or better: 0 with a zero gradient if no position counts.
@@ -362,7 +363,7 @@ class WeightedSum:
         Raises:
             ValueError: if an input that a term needs is missing, or a term refuses its inputs.
         """
-        loss: Tensor | None = None
+        values: list[Tensor] = []
         stats: Stats = {}
         for weight, term in self.terms:
             inputs: dict[str, Any] = {
@@ -374,10 +375,12 @@ class WeightedSum:
                 inputs["teacher_logits"] = _given("teacher_logits", teacher_logits, term)
             if term.needs_labels:
                 inputs["labels"] = _given("labels", labels, term)
-            value, term_stats = term(**inputs, return_stats=True)
-            loss = weight * value if loss is None else loss + weight * value
-            stats = term_stats | stats
-        assert loss is not None
+            value = term(**inputs, return_stats=return_stats)
+            if return_stats:
+                value, term_stats = value
+                stats = term_stats | stats
+            values.append(weight * value)
+        loss = torch.stack(values).sum()
         return (loss, stats) if return_stats else loss
 
 
@@ -416,8 +419,8 @@ def _mean(per_token: Tensor, denominator: float | Tensor | None) -> Tensor:
         return per_token.sum() / max(per_token.numel(), 1)
     if not 0 < float(denominator) < math.inf:
         raise ValueError(
-            f"denominator must be a positive number, got denominator={denominator!r}; give the counted tokens "
-            f"of the step, and 1 where there are none"
+            f"denominator must be a positive number, got denominator={denominator!r}; give the counted "
+            f"tokens of the step, and 1 where there are none"
         )
     return per_token.sum() / denominator
 

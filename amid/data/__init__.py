@@ -1,0 +1,7 @@
+"""Instruction data: examples, prompts, batches."""
+
+from amid.data.datamodule import InstructionData
+from amid.data.examples import Example
+from amid.data.prompts import Template
+
+__all__ = ["Example", "InstructionData", "Template"]

@@ -1,0 +1,247 @@
+"""Batches of instruction data in an order fixed by the seed, tokenised once."""
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import lightning as L
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import PreTrainedTokenizerBase
+
+from amid.data.examples import Example
+from amid.data.prompts import IGNORE, Encoder, Template
+from amid.data.sources import Source, load_examples
+from amid.errors import InputError
+
+MicroBatch = dict[str, Tensor]
+"""`input_ids`, `attention_mask` and `labels`, [rows, longest] each, padded on the right."""
+
+
+@dataclass(frozen=True)
+class Tokens(Dataset[tuple[Tensor, int]]):
+    """Token ids of many sequences: `ids` [total], `ends` [n] of each, `prompts` [n] prompt lengths."""
+
+    ids: Tensor
+    ends: Tensor
+    prompts: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        start = int(self.ends[index - 1]) if index > 0 else 0
+        return self.ids[start : int(self.ends[index])], int(self.prompts[index])
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence."""
+        return torch.diff(self.ends, prepend=self.ends.new_zeros(1)).tolist()
+
+
+class LikeLengthBatches(Sampler[list[int]]):
+    """Batches of rows of like lengths: the same for the same seed and epoch, whatever ran before.
+
+    Rows are shuffled, cut into pools of `POOL` batches, sorted by length within a pool, cut into
+    batches, and the batches shuffled.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: rows of a batch; the last one may be smaller.
+        seed: fixes the order together with the epoch; None keeps the rows' order, sorted by length.
+    """
+
+    POOL = 50
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int | None) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.sampler = self  # where Lightning looks for `set_epoch`
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of epoch `epoch`."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rows = list(range(len(self.lengths)))
+        if self.seed is None:
+            rows.sort(key=self.lengths.__getitem__)
+            return (rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size))
+        rng = random.Random(f"{self.seed}-{self.epoch}")
+        rng.shuffle(rows)
+        batches: list[list[int]] = []
+        pool_rows = self.POOL * self.batch_size
+        for start in range(0, len(rows), pool_rows):
+            pool = sorted(rows[start : start + pool_rows], key=self.lengths.__getitem__)
+            batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
+        rng.shuffle(batches)
+        return iter(batches)
+
+
+def collate(
+    rows: Sequence[tuple[Tensor, int]], pad_token_id: int, micro_batch_size: int | None
+) -> list[MicroBatch]:
+    """The micro-batches of one optimiser step, each padded to its own longest row.
+
+    Labels are the token ids at response and EOS, `IGNORE` at prompt and padding (unshifted: the label
+    at t is predicted from the tokens before t).
+    """
+    rows = sorted(rows, key=lambda row: len(row[0]))
+    size = micro_batch_size or len(rows)
+    return [_pad(rows[i : i + size], pad_token_id) for i in range(0, len(rows), size)]
+
+
+def _pad(rows: Sequence[tuple[Tensor, int]], pad_token_id: int) -> MicroBatch:
+    longest = max(len(ids) for ids, _ in rows)
+    input_ids = torch.full((len(rows), longest), pad_token_id, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    labels = torch.full_like(input_ids, IGNORE)
+    for row, (ids, n_prompt) in enumerate(rows):
+        input_ids[row, : len(ids)] = ids
+        attention_mask[row, : len(ids)] = 1
+        labels[row, n_prompt : len(ids)] = ids[n_prompt:]
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+class InstructionData(L.LightningDataModule):
+    """Training, validation and evaluation sets of instructions and responses.
+
+    Args:
+        tokenizer: of the teacher and the student.
+        train: examples to train on: a JSON Lines path, `hf://datasets/OWNER/NAME/FILE`, or the examples.
+        valid: examples to choose the checkpoint on.
+        test: evaluation sets by name.
+        template: the prompt around an example.
+        max_prompt_length: tokens of a prompt at most; a longer one loses the end of its input.
+        max_length: tokens of prompt, response and EOS at most.
+        batch_size: rows of an optimiser step.
+        micro_batch_size: rows that go through the models at once; null for all of the step. Changes
+            memory and speed, not the gradient.
+        valid_rows: validation rows used for the validation loss; null for all.
+        valid_prompts: how many of them are also answered by the student, for ROUGE-L.
+        test_prompts: prompts used of each evaluation set; null for all.
+        seed: fixes the order of the batches.
+        cache_dir: where tokenised data is kept, named by the hash of what made it.
+
+    Raises:
+        InputError: for a source that cannot be used, a limit below what the template needs, or a
+            number that is not positive.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        train: Source,
+        valid: Source,
+        test: Mapping[str, Source],
+        template: Template,
+        max_prompt_length: int = 256,
+        max_length: int = 512,
+        batch_size: int = 8,
+        micro_batch_size: int | None = None,
+        valid_rows: int | None = None,
+        valid_prompts: int = 64,
+        test_prompts: int | None = None,
+        seed: int = 0,
+        cache_dir: str = "outputs/cache",
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("batch_size", batch_size),
+            ("micro_batch_size", micro_batch_size),
+            ("valid_rows", valid_rows),
+            ("valid_prompts", valid_prompts),
+            ("test_prompts", test_prompts),
+        ):
+            if value is not None and value < 1:
+                raise InputError(f"data.{name}={value} must be at least 1")
+        self.tokenizer = tokenizer
+        self.encoder = Encoder(tokenizer, template, max_prompt_length, max_length)
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
+        self.valid_prompts = valid_prompts
+        self.seed = seed
+        self.cache_dir = Path(cache_dir)
+        self._train, self._valid, self._test = train, valid, test
+        self._valid_rows, self._test_prompts = valid_rows, test_prompts
+
+    @cached_property
+    def train_examples(self) -> list[Example]:
+        """The training examples."""
+        return load_examples(self._train)
+
+    @cached_property
+    def valid_examples(self) -> list[Example]:
+        """The validation examples."""
+        return load_examples(self._valid, self._valid_rows)
+
+    @cached_property
+    def test_examples(self) -> dict[str, list[Example]]:
+        """The examples of each evaluation set."""
+        return {name: load_examples(source, self._test_prompts) for name, source in self._test.items()}
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        """Batches of training data; an item is the list of micro-batches of one optimiser step."""
+        return self._loader(self.train_examples, self.batch_size, self.micro_batch_size, self.seed)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        """Batches of validation data, the shortest rows first."""
+        return self._loader(self.valid_examples, self.micro_batch_size or self.batch_size, None, None)
+
+    def _loader(
+        self, examples: list[Example], batch_size: int, micro_batch_size: int | None, seed: int | None
+    ) -> DataLoader[tuple[Tensor, int]]:
+        tokens = self._tokenise(examples)
+        pad = self.tokenizer.pad_token_id
+        return DataLoader(
+            tokens,
+            batch_sampler=LikeLengthBatches(tokens.lengths, batch_size, seed),
+            collate_fn=partial(
+                collate,
+                pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
+                micro_batch_size=micro_batch_size,
+            ),
+        )
+
+    def _tokenise(self, examples: list[Example]) -> Tokens:
+        """Token ids of `examples`, from the cache where they stand in it."""
+        encoder = self.encoder
+        made_from = [
+            [(e.instruction, e.input, e.outputs[0]) for e in examples],
+            [encoder.template.without_input, encoder.template.with_input],
+            [encoder.max_prompt_length, encoder.max_length],
+            tokenizer_fingerprint(self.tokenizer),
+        ]
+        key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+        file = self.cache_dir / f"tokens-{key}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            if not file.exists():
+                encoded = [encoder.example(example) for example in examples]
+                ids = torch.tensor([i for row, _ in encoded for i in row], dtype=torch.int32)
+                lengths = torch.tensor([len(row) for row, _ in encoded])
+                part = file.with_suffix(".part")
+                prompts = torch.tensor([n_prompt for _, n_prompt in encoded])
+                save_file({"ids": ids, "ends": lengths.cumsum(0), "prompts": prompts}, part)
+                os.replace(part, file)
+        return Tokens(**load_file(file))
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of all that decides how `tokenizer` turns text into ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(f"{text}{tokenizer.eos_token_id}".encode()).hexdigest()

@@ -1,0 +1,100 @@
+"""The scores of a model: its answers to the evaluation sets, and what they are worth."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from amid.data.examples import Example
+from amid.data.prompts import Encoder
+from amid.generation import Answer, Sampling
+from amid.metrics import exact_match, rouge_l, self_bleu, self_bleu_per_prompt
+from amid.results import Score
+
+
+def evaluate_sets(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sets: Mapping[str, Sequence[Example]],
+    encoder: Encoder,
+    sampling: Sampling,
+    directory: Path,
+    precision: AbstractContextManager[None],
+) -> dict[str, dict[str, Score]]:
+    """Answers every set with every seed, keeps the answers, and scores them.
+
+    The answers are written to `directory/SET-SEED.jsonl`, one prompt a line: `instruction`, `input`,
+    `references`, `answers` (each with `text`, `tokens`, `ended`).
+
+    Returns:
+        Set -> metric -> score over the seeds (`score_answers`).
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    scores: dict[str, dict[str, Score]] = {}
+    for name, examples in sets.items():
+        prompts = [encoder.prompt(example) for example in examples]
+        by_seed: list[list[list[Answer]]] = []
+        for seed in sampling.seeds:
+            with precision:
+                answers = sampling.answers(model, tokenizer, prompts, seed)
+            _write(directory / f"{name}-{seed}.jsonl", examples, answers)
+            by_seed.append(answers)
+        scores[name] = score_answers([list(example.outputs) for example in examples], by_seed)
+    return scores
+
+
+def score_answers(
+    references: Sequence[Sequence[str]], by_seed: Sequence[Sequence[Sequence[Answer]]]
+) -> dict[str, Score]:
+    """The scores of several answers to each prompt, drawn with several seeds.
+
+    Args:
+        references: acceptable answers to each prompt.
+        by_seed: seed, prompt, sample -> answer.
+
+    Returns:
+        rouge_l, exact_match, eos_share (0..100) and length (tokens): means over prompts and samples.
+        corpus_self_bleu (0..100): Self-BLEU over all answers of a seed. self_bleu (0..100): Self-BLEU over
+        the answers to one prompt, mean over the prompts; with one sample a seed, over the answers of all
+        seeds (and then a single value, without a deviation); left out where there is only one answer.
+    """
+    values: dict[str, list[float]] = {
+        name: [] for name in ("rouge_l", "exact_match", "eos_share", "length", "corpus_self_bleu", "self_bleu")
+    }
+    for answers in by_seed:
+        flat = [answer for row in answers for answer in row]
+        texts = [answer.text for answer in flat]
+        targets = [refs for refs, row in zip(references, answers, strict=True) for _ in row]
+        values["rouge_l"].append(_mean(rouge_l(texts, targets)))
+        values["exact_match"].append(_mean(exact_match(texts, targets)))
+        values["eos_share"].append(100 * _mean([float(answer.ended) for answer in flat]))
+        values["length"].append(_mean([float(answer.tokens) for answer in flat]))
+        if len(texts) > 1:
+            values["corpus_self_bleu"].append(self_bleu(texts))
+        if len(answers[0]) > 1:
+            values["self_bleu"].append(self_bleu_per_prompt([[a.text for a in row] for row in answers]))
+    if not values["self_bleu"] and len(by_seed) > 1:
+        together = [[a.text for row in rows for a in row] for rows in zip(*by_seed, strict=True)]
+        values["self_bleu"].append(self_bleu_per_prompt(together))
+    return {name: Score.over_seeds(per_seed) for name, per_seed in values.items() if per_seed}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _write(file: Path, examples: Sequence[Example], answers: Sequence[Sequence[Answer]]) -> None:
+    part = file.with_suffix(".part")
+    with part.open("w", encoding="utf-8") as out:
+        for example, row in zip(examples, answers, strict=True):
+            line = {
+                "instruction": example.instruction,
+                "input": example.input,
+                "references": list(example.outputs),
+                "answers": [{"text": a.text, "tokens": a.tokens, "ended": a.ended} for a in row],
+            }
+            out.write(json.dumps(line, ensure_ascii=False) + "\n")
+    os.replace(part, file)

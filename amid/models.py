@@ -1,0 +1,246 @@
+"""Teacher and student: where they come from, whether they fit together, and their logits where they count."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from amid.errors import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer at `path`: a hub id, a folder, or a GGUF file; padding stands on the left.
+
+    Raises:
+        InputError: if there is none, with no network or a wrong name.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**_location(path))
+    except (OSError, ValueError) as error:
+        raise _not_loadable("tokenizer", path, error) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from: weights at a path, or random weights of an architecture.
+
+    Args:
+        path: a hub id, a folder written by `save_pretrained` or by a run (`RUN/checkpoints/best`), or a
+            GGUF file; null for random weights.
+        architecture: fields of a transformers configuration, `model_type` among them, for random weights;
+            the tokenizer gives vocabulary size and special tokens.
+        layers: indices of the layers to keep, in order; null for all.
+        dtype: of the weights: float32, bfloat16 or float16.
+        sft: how the model is fine-tuned on the data before its use, as a partial configuration of a
+            `method=sft` run (for example `{trainer: {max_steps: 800}, optimizer: {lr: 5e-3}}`); null to
+            use it as it is.
+
+    Raises:
+        InputError: if not exactly one of `path` and `architecture` is given, or `dtype` is unknown.
+    """
+
+    path: str | None = None
+    architecture: Mapping[str, Any] | None = None
+    layers: Sequence[int] | None = None
+    dtype: str = "float32"
+    sft: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.architecture is None):
+            raise InputError(
+                f"model path={self.path!r} and architecture={self.architecture!r}: give exactly one of them"
+            )
+        if self.dtype not in DTYPES:
+            raise InputError(f"model dtype={self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+
+    def load(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        """The model, in eval mode; random weights follow torch's global seed.
+
+        Raises:
+            InputError: if it cannot be loaded, its weights are those of another architecture, its
+                vocabulary is smaller than the tokenizer's, or `layers` names a layer it does not have.
+        """
+        model = self._random(tokenizer) if self.path is None else self._stored()
+        if self.layers is not None:
+            keep_layers(model, self.layers)
+        rows = model.get_input_embeddings().num_embeddings
+        if rows < len(tokenizer):
+            raise InputError(
+                f"model {self.path or 'of random weights'} has {rows} token embeddings, but the tokenizer has "
+                f"{len(tokenizer)} tokens; choose the tokenizer that belongs to the model (model.tokenizer)"
+            )
+        return model.eval()
+
+    def _random(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        assert self.architecture is not None
+        fields = {
+            "vocab_size": len(tokenizer),
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+        } | dict(self.architecture)
+        try:
+            config = AutoConfig.for_model(**fields)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"model architecture={dict(self.architecture)} is not usable: {error}") from error
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype])
+        return model
+
+    def _stored(self) -> PreTrainedModel:
+        assert self.path is not None
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                **_location(self.path),
+                dtype=DTYPES[self.dtype],
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise _not_loadable("model", self.path, error) from error
+        except RuntimeError as error:
+            raise InputError(
+                f"model path={self.path!r}: the stored weights do not fit the architecture of its config.json "
+                f"({_first_line(error)}); give the folder that the weights were saved with"
+            ) from error
+        foreign = sorted(report["missing_keys"]) + sorted(map(str, report.get("mismatched_keys", ())))
+        if foreign:
+            raise InputError(
+                f"model path={self.path!r}: a checkpoint of another architecture than its config.json says "
+                f"({type(model).__name__} lacks {len(foreign)} weights, first {foreign[0]}); "
+                "give the folder that the weights were saved with"
+            )
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        return model
+
+
+def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Keeps only the transformer layers with these indices, in this order (in place).
+
+    Raises:
+        InputError: if an index is out of range, or the model's layers cannot be found.
+    """
+    stacks = [
+        (parent, name, module)
+        for parent in model.base_model.modules()
+        for name, module in parent.named_children()
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
+    ]
+    if not stacks:
+        raise InputError(f"model.student.layers: the layers of {type(model).__name__} were not found; use null")
+    parent, name, stack = stacks[0]
+    if not layers or not all(0 <= i < len(stack) for i in layers):
+        raise InputError(
+            f"model.student.layers={list(layers)}: choose indices from 0 to {len(stack) - 1}, at least one"
+        )
+    kept = nn.ModuleList([stack[i] for i in layers])
+    for position, layer in enumerate(kept):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = position
+    setattr(parent, name, kept)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[i] for i in layers]
+    model.config.num_hidden_layers = len(kept)
+
+
+def shared_vocabulary(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    teacher_tokenizer: PreTrainedTokenizerBase,
+    student_tokenizer: PreTrainedTokenizerBase,
+) -> int | None:
+    """How many of its first tokens both models share: None if all, for vocabularies of one size.
+
+    Models of one family may pad their embeddings to different sizes; logits are then cut to the smaller.
+
+    Raises:
+        InputError: if a token stands for different ids in the two tokenizers.
+    """
+    teacher_map, student_map = teacher_tokenizer.get_vocab(), student_tokenizer.get_vocab()
+    if teacher_map != student_map:
+        token = min(
+            (t for t in teacher_map.keys() | student_map.keys() if teacher_map.get(t) != student_map.get(t)),
+            key=lambda t: (teacher_map.get(t, student_map.get(t, 0)), t),
+        )
+        raise InputError(
+            f"teacher and student do not share a vocabulary: token {token!r} is {teacher_map.get(token)} in the "
+            f"teacher's tokenizer and {student_map.get(token)} in the student's; choose models of one family"
+        )
+    sizes = {int(_output_rows(model)) for model in (teacher, student)}
+    return min(sizes) if len(sizes) > 1 else None
+
+
+def _output_rows(model: PreTrainedModel) -> int:
+    head = model.get_output_embeddings()
+    return int(head.weight.shape[0]) if head is not None else int(model.config.vocab_size)
+
+
+class CountedLogits:
+    """The logits of a model at chosen positions only: [N, V].
+
+    The head is applied to the hidden states of those positions, where that gives the model's own logits.
+    This is checked once, on a few tokens; for a model that does more between body and logits (soft-capping,
+    scaling), its own logits are taken at all positions, and chosen afterwards.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._body = model.base_model
+        self._head = model.get_output_embeddings()
+        self.head_apart = self._head is not None and self._head_gives_the_logits()
+
+    @torch.no_grad()
+    def _head_gives_the_logits(self) -> bool:
+        training = self.model.training
+        self.model.eval()
+        ids = torch.arange(2, 8, device=self.model.device).view(2, 3) % int(self.model.config.vocab_size)
+        logits = self.model(input_ids=ids, use_cache=False).logits
+        ours = self._head(self._body(input_ids=ids, use_cache=False).last_hidden_state)
+        self.model.train(training)
+        return ours.shape == logits.shape and bool(
+            torch.allclose(ours.float(), logits.float(), rtol=1e-3, atol=1e-3)
+        )
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        """Logits where `positions` [rows, length] is true, row by row."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        if self.head_apart:
+            hidden = self._body(**inputs).last_hidden_state
+            logits: Tensor = self._head(hidden[positions])
+            return logits
+        logits = self.model(**inputs).logits[positions]
+        return logits
+
+
+def _location(path: str) -> dict[str, str]:
+    if path.endswith(".gguf"):
+        if not Path(path).is_file():
+            raise InputError(f"model path={path!r} does not exist; give the path of a GGUF file")
+        return {
+            "pretrained_model_name_or_path": str(Path(path).parent),
+            "gguf_file": Path(path).name,
+        }
+    return {"pretrained_model_name_or_path": path}
+
+
+def _not_loadable(what: str, path: str, error: Exception) -> InputError:
+    where = "is a folder, but" if Path(path).is_dir() else "is no folder here, and"
+    return InputError(
+        f"{what} path={path!r} {where} could not be loaded ({_first_line(error)}); give a hub id that can be "
+        "reached, a folder written by save_pretrained, or a GGUF file"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

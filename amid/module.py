@@ -1,0 +1,195 @@
+"""The training loop of distillation, on Lightning."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from amid.data.datamodule import MicroBatch
+from amid.data.prompts import IGNORE
+from amid.generation import Sampling
+from amid.losses import CrossEntropy
+from amid.losses.objective import Loss
+from amid.metrics import rouge_l
+from amid.models import CountedLogits
+from amid.teacher import LiveTeacher
+
+
+class DistillationModule(L.LightningModule):
+    """Trains a student on an objective between it, a frozen teacher and the data.
+
+    One item of the data loader is one optimiser step, given as a list of micro-batches. The loss is the sum
+    over the counted tokens of all of them (of all devices) divided by their number, so that the way a step
+    is cut into micro-batches changes memory and speed only. The student is in train mode, with whatever
+    dropout its own configuration says; the teacher always in eval mode.
+
+    Logged each `log_every_n_steps`: `train/loss`, `train/gradient_norm` (before clipping), `train/lr`,
+    means over the counted tokens of `train/entropy_p|q|r` (nats), `train/kl_pq` and
+    `train/gradient_weight`, and `train/alpha`, `train/lam`. Logged at each validation:
+    `valid/loss`, `valid/cross_entropy` (nats a token), `valid/rouge_l` and `valid/rouge_l_best` (0..100).
+
+    Args:
+        student: the model to train.
+        teacher: its teacher; None where the objective needs none.
+        objective: an objective of `amid.losses`.
+        optimizer: from parameters to an optimiser.
+        scheduler: from (optimiser, number of steps) to a schedule stepped after each optimiser step.
+        clip_norm: the gradient is scaled down to this norm; None never.
+        tokenizer: of both models.
+        valid_prompts: token ids of the prompts answered at each validation.
+        valid_references: acceptable answers to each.
+        sampling: how they are answered: one sample each, with the first of its seeds.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: LiveTeacher | None,
+        objective: Loss,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer, int], LRScheduler],
+        clip_norm: float | None,
+        tokenizer: PreTrainedTokenizerBase,
+        valid_prompts: Sequence[Sequence[int]],
+        valid_references: Sequence[Sequence[str]],
+        sampling: Sampling,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.student = student
+        self.teacher = teacher
+        self.objective = objective
+        self._optimizer, self._scheduler, self._clip_norm = optimizer, scheduler, clip_norm
+        self._tokenizer, self._sampling = tokenizer, sampling
+        self._valid_prompts, self._valid_references = valid_prompts, valid_references
+        self._logits = CountedLogits(student)
+        self._valid_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        self.best_rouge_l = -1.0
+        self.response_tokens = 0
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser over the student's trainable weights, and its schedule."""
+        optimizer = self._optimizer([p for p in self.student.parameters() if p.requires_grad])
+        return [optimizer], [self._scheduler(optimizer, int(self.trainer.estimated_stepping_batches))]
+
+    def setup(self, stage: str) -> None:
+        """Brings the teacher to the student's device."""
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+
+    def training_step(self, micro_batches: list[MicroBatch], batch_idx: int) -> None:
+        """One optimiser step over all its micro-batches."""
+        optimizer = self.optimizers()
+        scheduler = self.lr_schedulers()
+        assert not isinstance(optimizer, list) and isinstance(scheduler, LRScheduler)
+        counted = sum(int((batch["labels"][:, 1:] != IGNORE).sum()) for batch in micro_batches)
+        denominator = max(float(self._mean_over_devices(counted)), 1.0)
+        logging = (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
+        optimizer.zero_grad()
+        loss = torch.zeros((), device=self.device)
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        for batch in micro_batches:
+            part, stats = self._loss(batch, denominator, return_stats=logging)
+            self.manual_backward(part)
+            loss += part.detach()
+            for name, value in stats.items():
+                sums[name] += value
+        norm = nn.utils.clip_grad_norm_(
+            self.student.parameters(), float("inf") if self._clip_norm is None else self._clip_norm
+        )
+        optimizer.step()
+        self.response_tokens += counted
+        if logging:
+            rates = {f"train/{name}": value / denominator for name, value in sums.items()}
+            assistant = getattr(self.objective, "assistant", None)
+            for name in ("alpha", "lam"):
+                if hasattr(assistant, name):
+                    rates[f"train/{name}"] = float(getattr(assistant, name))
+            rates |= {"train/gradient_norm": norm, "train/lr": scheduler.get_last_lr()[0]}
+            self.log_dict(rates, sync_dist=self._several_devices)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=self._several_devices)
+        scheduler.step()
+
+    def on_validation_start(self) -> None:
+        """Empties the sums over the validation set."""
+        self._valid_sums.clear()
+
+    def validation_step(self, micro_batches: list[MicroBatch], batch_idx: int) -> None:
+        """Adds a batch to the sums over the validation set."""
+        for batch in micro_batches:
+            loss, stats = self._loss(batch, 1.0, return_stats=False, cross_entropy=True)
+            self._valid_sums["loss"] += loss
+            self._valid_sums["cross_entropy"] += stats["cross_entropy"]
+            self._valid_sums["tokens"] += (batch["labels"][:, 1:] != IGNORE).sum()
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the validation losses, and ROUGE-L of the student's answers."""
+        sums = {name: float(self._mean_over_devices(value)) for name, value in self._valid_sums.items()}
+        for name in ("loss", "cross_entropy"):
+            self.log(f"valid/{name}", sums[name] / max(sums["tokens"], 1.0))
+        with self._precision():
+            answers = self._sampling.answers(
+                self.student, self._tokenizer, self._valid_prompts, self._sampling.seeds[0], samples=1
+            )
+        scores = rouge_l([answer[0].text for answer in answers], self._valid_references)
+        score = sum(scores) / len(scores)
+        self.best_rouge_l = max(self.best_rouge_l, score)
+        self.log("valid/rouge_l", score, prog_bar=True)
+        self.log("valid/rouge_l_best", self.best_rouge_l)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what a resumed run goes on from."""
+        checkpoint["best_rouge_l"] = self.best_rouge_l
+        checkpoint["response_tokens"] = self.response_tokens
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on from it."""
+        self.best_rouge_l = checkpoint["best_rouge_l"]
+        self.response_tokens = checkpoint["response_tokens"]
+
+    def _loss(
+        self, batch: MicroBatch, denominator: float, return_stats: bool, cross_entropy: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective over the counted tokens of a micro-batch, divided by `denominator`, and sums."""
+        positions = torch.zeros_like(batch["labels"], dtype=torch.bool)
+        positions[:, :-1] = batch["labels"][:, 1:] != IGNORE
+        inputs = (batch["input_ids"], batch["attention_mask"], positions)
+        labels = batch["labels"][:, 1:][positions[:, :-1]]
+        logits = self._logits(*inputs)
+        given: dict[str, Any] = {"student_logits": logits}
+        if self.objective.needs_teacher:
+            assert self.teacher is not None
+            given["teacher_logits"] = self.teacher.logits(*inputs)
+        if self.objective.needs_labels:
+            given["labels"] = labels
+        stats: dict[str, Tensor] = {}
+        if return_stats:
+            loss, stats = self.objective(**given, denominator=denominator, return_stats=True)
+        else:
+            loss = self.objective(**given, denominator=denominator)
+        if cross_entropy:
+            stats["cross_entropy"] = CrossEntropy()(
+                student_logits=logits.detach(), labels=labels, denominator=denominator
+            )
+        return loss, stats
+
+    @property
+    def _several_devices(self) -> bool:
+        return self.trainer.world_size > 1
+
+    def _mean_over_devices(self, value: float | Tensor) -> Tensor:
+        tensor = torch.as_tensor(value, dtype=torch.float64 if self.device.type == "cpu" else None).to(self.device)
+        mean = self.trainer.strategy.reduce(tensor, reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return mean
+
+    def _precision(self) -> AbstractContextManager[None]:
+        trainer = self.trainer
+        return trainer.precision_plugin.forward_context() if trainer is not None else nullcontext()
