@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -22,12 +22,14 @@ def evaluate_sets(
     encoder: Encoder,
     sampling: Sampling,
     directory: Path,
-    precision: AbstractContextManager[None],
+    precision: Callable[[], AbstractContextManager[None]],
 ) -> dict[str, dict[str, Score]]:
     """Answers every set with every seed, keeps the answers, and scores them.
 
     The answers are written to `directory/SET-SEED.jsonl`, one prompt a line: `instruction`, `input`,
     `references`, `answers` (each with `text`, `tokens`, `ended`).
+
+    `precision` makes the context that the model is run in.
 
     Returns:
         Set -> metric -> score over the seeds (`score_answers`).
@@ -38,7 +40,7 @@ def evaluate_sets(
         prompts = [encoder.prompt(example) for example in examples]
         by_seed: list[list[list[Answer]]] = []
         for seed in sampling.seeds:
-            with precision:
+            with precision():
                 answers = sampling.answers(model, tokenizer, prompts, seed)
             _write(directory / f"{name}-{seed}.jsonl", examples, answers)
             by_seed.append(answers)

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning as L
@@ -73,6 +72,7 @@ class DistillationModule(L.LightningModule):
         self._valid_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         self.best_rouge_l = -1.0
         self.response_tokens = 0
+        self.validated_step = -1
 
     def configure_optimizers(self) -> Any:
         """The optimiser over the student's trainable weights, and its schedule."""
@@ -134,13 +134,14 @@ class DistillationModule(L.LightningModule):
         sums = {name: float(self._mean_over_devices(value)) for name, value in self._valid_sums.items()}
         for name in ("loss", "cross_entropy"):
             self.log(f"valid/{name}", sums[name] / max(sums["tokens"], 1.0))
-        with self._precision():
+        with self.trainer.precision_plugin.forward_context():
             answers = self._sampling.answers(
                 self.student, self._tokenizer, self._valid_prompts, self._sampling.seeds[0], samples=1
             )
         scores = rouge_l([answer[0].text for answer in answers], self._valid_references)
         score = sum(scores) / len(scores)
         self.best_rouge_l = max(self.best_rouge_l, score)
+        self.validated_step = self.trainer.global_step
         self.log("valid/rouge_l", score, prog_bar=True)
         self.log("valid/rouge_l_best", self.best_rouge_l)
 
@@ -189,7 +190,3 @@ class DistillationModule(L.LightningModule):
         mean = self.trainer.strategy.reduce(tensor, reduce_op="mean")
         assert isinstance(mean, Tensor)
         return mean
-
-    def _precision(self) -> AbstractContextManager[None]:
-        trainer = self.trainer
-        return trainer.precision_plugin.forward_context() if trainer is not None else nullcontext()

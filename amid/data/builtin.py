@@ -1,8 +1,8 @@
 """A small generated instruction corpus and its tokenizer, so that experiments run without a download.
 
 Most prompts are open: many answers are acceptable, some far likelier than others, and the likeliest ones
-depend on the words of the prompt. The rest are closed and have one right answer. Open prompts show how diverse
-a model is, both kinds show how good it is.
+depend on the words of the prompt. The rest are closed and have one right answer. Open prompts show how
+diverse a model is, both kinds show how good it is.
 """
 
 import functools
@@ -34,7 +34,7 @@ VOCAB_SIZE = 1000
 _T = TypeVar("_T")
 
 _OPEN_SHARE = 0.85
-_ZIPF = 2.2
+_ZIPF = 2.2  # the likeliest of ten choices has probability 0.69
 _REFERENCES = 4
 
 
@@ -79,9 +79,10 @@ _TOPICS = _words(
 
 @dataclass(frozen=True)
 class _OpenFamily:
-    """Prompts with two free words, and answers whose free words follow a Zipf law over a ranking.
+    """Prompts (instruction, input) with two free words, and an answer whose free words follow a Zipf law.
 
-    A slot (letter, words) is ranked anew for each word of the prompt that stands at that letter (`a` or `b`).
+    A slot is a letter and its choices. Their ranking, so which of them is the likeliest, depends on the word
+    of the prompt that stands at that letter: `a` or `b`.
     """
 
     prompts: tuple[tuple[str, str], ...]
@@ -209,8 +210,9 @@ _OPEN_FAMILIES = (
 _OPPOSITES = tuple(
     pair.split("/")
     for pair in _words(
-        "hot/cold big/small tall/short fast/slow happy/sad old/young rich/poor light/dark hard/soft wet/dry early/late "
-        "open/closed full/empty strong/weak loud/quiet clean/dirty near/far high/low thick/thin sweet/sour"
+        "hot/cold big/small tall/short fast/slow happy/sad old/young rich/poor light/dark hard/soft wet/dry "
+        "early/late open/closed full/empty strong/weak loud/quiet clean/dirty near/far high/low thick/thin "
+        "sweet/sour"
     )
 )
 _FACTS = (
@@ -303,33 +305,9 @@ def _pool(
         yield from pool
 
 
-class _Answers:
-    """Draws answers of an open family: each slot's words follow a Zipf law whose order depends on a prompt word."""
-
-    def __init__(self, family: _OpenFamily, seed: int, rng: random.Random) -> None:
-        self._family, self._seed, self._rng = family, seed, rng
-        self._ranked: dict[tuple[int, str], list[str]] = {}
-
-    def _rank(self, slot: int, words: tuple[str, ...], prompt_word: str) -> list[str]:
-        if (slot, prompt_word) not in self._ranked:
-            ranked = random.Random(f"{self._seed}/{self._family.answer}/{slot}/{prompt_word}").sample(
-                words, len(words)
-            )
-            self._ranked[slot, prompt_word] = ranked
-        return self._ranked[slot, prompt_word]
-
-    def draw(self, a: str, b: str) -> str:
-        words = []
-        for slot, (letter, choices) in enumerate(self._family.slots):
-            ranked = self._rank(slot, choices, a if letter == "a" else b)
-            words += self._rng.choices(ranked, cum_weights=_zipf(len(ranked)))
-        return self._family.answer.format(*words)
-
-    def draw_distinct(self, a: str, b: str, count: int) -> tuple[str, ...]:
-        answers: dict[str, None] = {}
-        while len(answers) < count:
-            answers[self.draw(a, b)] = None
-        return tuple(answers)
+@functools.cache
+def _ranked(words: tuple[str, ...], key: str) -> tuple[str, ...]:
+    return tuple(random.Random(key).sample(words, len(words)))
 
 
 @functools.cache
@@ -337,13 +315,22 @@ def _zipf(n: int) -> list[float]:
     return list(itertools.accumulate(rank**-_ZIPF for rank in range(1, n + 1)))
 
 
+def _answer(family: _OpenFamily, a: str, b: str, seed: int, rng: random.Random) -> str:
+    words = []
+    for slot, (letter, choices) in enumerate(family.slots):
+        prompt_word = a if letter == "a" else b
+        ranked = _ranked(choices, f"{seed}/{family.answer}/{slot}/{prompt_word}")
+        words += rng.choices(ranked, cum_weights=_zipf(len(ranked)))
+    return family.answer.format(*words)
+
+
 def corpus(split: str, seed: int = 0, size: int = 12000, kind: str = "all") -> list[Example]:
     """Generate a split of the built-in corpus: `size` examples that depend on the arguments alone.
 
     Args:
         split: "train", "valid" or "test". No prompt is in two splits, whatever the seeds.
-        seed: Chooses the prompts and answers, and which answers each prompt word prefers: another seed is another
-            task on the same vocabulary, so take all splits of one experiment with one seed.
+        seed: Chooses the prompts and answers, and which answers each prompt word prefers. Another seed is
+            another task on the same vocabulary, so take all splits of one experiment with one seed.
         size: Number of examples. A family repeats a prompt only after all its others of the split.
         kind: "open" (many acceptable answers), "closed" (one) or "all" (85% open).
 
@@ -359,25 +346,28 @@ def corpus(split: str, seed: int = 0, size: int = 12000, kind: str = "all") -> l
     rng = random.Random(f"{seed}/{split}/{kind}")
     open_share = {"all": _OPEN_SHARE, "open": 1.0, "closed": 0.0}[kind]
     references = 1 if split == "train" else _REFERENCES
-    open_ = [(_pool(_prompts(family), split, rng), _Answers(family, seed, rng)) for family in _OPEN_FAMILIES]
-    closed = [_pool(family(), split, rng) for family in _CLOSED_FAMILIES]
+    open_pools = [(family, _pool(_prompts(family), split, rng)) for family in _OPEN_FAMILIES]
+    closed_pools = [_pool(family(), split, rng) for family in _CLOSED_FAMILIES]
     examples = []
     for _ in range(size):
         if rng.random() < open_share:
-            prompts, answers = rng.choice(open_)
-            instruction, input, words = next(prompts)
-            outputs = answers.draw_distinct(*words, references)
+            family, pool = rng.choice(open_pools)
+            instruction, input, (a, b) = next(pool)
+            outputs: dict[str, None] = {}  # keeps the order in which the answers were drawn
+            while len(outputs) < references:
+                outputs[_answer(family, a, b, seed, rng)] = None
+            examples.append(Example(instruction, input, tuple(outputs)))
         else:
-            instruction, input, output = next(rng.choice(closed))
-            outputs = (output,)
-        examples.append(Example(instruction, input, outputs))
+            instruction, input, output = next(rng.choice(closed_pools))
+            examples.append(Example(instruction, input, (output,)))
     return examples
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Train the byte-level BPE tokenizer of the built-in corpus; any text round-trips, and the result never varies.
+    """Train the byte-level BPE tokenizer of the built-in corpus, always the same one; any text round-trips.
 
-    `<eos>`, `<pad>` and the fixed parts of the templates are special tokens. Padding is on the left.
+    It is trained on the training split of seed 0, whatever the seed of an experiment. `<eos>`, `<pad>` and
+    the fixed parts of the templates are special tokens. Padding is on the left.
     """
     special = [EOS, PAD, "<instruction>", "<input>", "<response>"]
     backend = Tokenizer(models.BPE())

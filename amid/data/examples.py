@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Example:
-    """One instruction with its optional input and its acceptable responses; the first is the training target."""
+    """One instruction with its optional input and its acceptable responses; training aims at the first."""
 
     instruction: str
     input: str

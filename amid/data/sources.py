@@ -1,6 +1,7 @@
 """Where examples come from: JSON Lines files on disk or on the Hugging Face hub, or any list of examples."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from amid.errors import InputError
 HUB_PREFIX = "hf://datasets/"
 
 Source = str | Sequence[Example]
-"""The path of a JSON Lines file, `hf://datasets/OWNER/NAME/FILE`, or the examples themselves."""
+"""The path of a JSON Lines file, `hf://datasets/OWNER/NAME/FILE`, or the examples themselves.
+
+A slice of rows may follow the path: `FILE[1000:]`, `FILE[:60]`.
+"""
 
 
 def load_examples(source: Source, limit: int | None = None) -> list[Example]:
@@ -24,7 +28,13 @@ def load_examples(source: Source, limit: int | None = None) -> list[Example]:
     if limit is not None and limit < 1:
         raise InputError(f"data limit must be at least 1, got {limit}; use null for all examples")
     if isinstance(source, str):
-        examples = read_jsonl(_download(source) if source.startswith(HUB_PREFIX) else Path(source))
+        match = re.fullmatch(r"(.*?)(?:\[(\d*):(\d*)\])?", source, flags=re.DOTALL)
+        assert match is not None
+        path, start, stop = match.groups()
+        examples = read_jsonl(_download(path) if path.startswith(HUB_PREFIX) else Path(path))
+        examples = examples[int(start or 0) : int(stop) if stop else None]
+        if not examples:
+            raise InputError(f"data source {source!r} is a slice without rows; widen it")
     else:
         examples = list(source)
     return examples[:limit]

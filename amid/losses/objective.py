@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol, overload
 import torch
 from torch import Tensor
 
-from amid.losses.assistant import AlphaMixture, finite_number
+from amid.losses.assistant import AlphaMixture, finite_number, float32_or_better, log_normalise
 from amid.losses.divergence import KL
 
 Stats = dict[str, Tensor]
@@ -99,7 +99,7 @@ class CrossEntropy:
                 f"labels at counted positions must lie in [0, {n_vocab}), got values from "
                 f"{int(counted.min())} to {int(counted.max())}; set mask to False where none applies"
             )
-        log_q = _log_softmax(logits_q, torch.float32)
+        log_q = log_normalise(logits_q.to(torch.promote_types(logits_q.dtype, torch.float32)))
         loss = _mean(-log_q.gather(-1, counted.long()).squeeze(-1), denominator)
         if return_stats:
             return loss, {"entropy_q": _entropy(log_q.detach())}
@@ -207,8 +207,8 @@ class Objective:
         _check_leading_shape("teacher_logits", teacher_logits.shape[:-1], student_logits)
         student_logits, teacher_logits = self._cut(student_logits, teacher_logits.detach())
         logits_q, logits_p = _select(mask, student_logits, teacher_logits)
-        dtype = torch.promote_types(logits_q.dtype, logits_p.dtype)
-        log_q, log_p = _log_softmax(logits_q, dtype), _log_softmax(logits_p, dtype)
+        logits_q, logits_p = float32_or_better(logits_q, logits_p)
+        log_q, log_p = log_normalise(logits_q), log_normalise(logits_p)
         log_probs = {"p": log_p, "q": log_q}
         if self.assistant is not None:
             log_probs["r"] = self.assistant(log_p, log_q)
@@ -406,12 +406,6 @@ def _select(mask: Tensor | None, student_logits: Tensor, other: Tensor) -> tuple
         raise ValueError(f"mask must be boolean, got dtype {mask.dtype}; pass mask.bool()")
     _check_leading_shape("mask", mask.shape, student_logits)
     return student_logits[mask], other[mask]
-
-
-def _log_softmax(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Log-softmax over the vocabulary in `dtype`, the logits' dtype or float32, whichever is widest."""
-    dtype = torch.promote_types(torch.promote_types(logits.dtype, dtype), torch.float32)
-    return torch.log_softmax(logits, -1, dtype=dtype)
 
 
 def _mean(per_token: Tensor, denominator: float | Tensor | None) -> Tensor:

@@ -24,10 +24,10 @@ def self_bleu(
 
         mean over i of  sentence_bleu(texts[i], texts without the i-th)
 
-    The BLEU is that of `sacrebleu.sentence_bleu`: n-grams up to 4, effective order (orders longer than the text
-    are left out), and by default exponential smoothing and the 13a tokeniser. Equal to calling it text by text,
-    but in time linear in the number of words: counts are clipped at the largest count among the other texts,
-    for which the two largest over all texts suffice.
+    The BLEU is that of `sacrebleu.sentence_bleu`: n-grams up to 4, effective order (orders longer than the
+    text are left out), and by default exponential smoothing and the 13a tokeniser. Equal to calling it text
+    by text, but in time linear in the number of words: counts are clipped at the largest count among the
+    other texts, for which the two largest over all texts suffice.
 
     Args:
         texts: at least two. A text without words scores 0 and is never matched, but its length counts.
@@ -56,8 +56,9 @@ def self_bleu(
     tokenizer = _tokenizer(tokenize)
     counted = [extract_all_word_ngrams(tokenizer(text.rstrip()), 1, MAX_NGRAM_ORDER) for text in texts]
     lengths = sorted(length for _, length in counted)
+    # The first two of each n-gram's counts in the texts, in descending order: equal where two texts tie.
     largest: dict[tuple[str, ...], int] = {}
-    second: dict[tuple[str, ...], int] = {}  # of the texts' counts in descending order: equal if two hold the largest
+    second: dict[tuple[str, ...], int] = {}
     for ngrams, _ in counted:
         for ngram, count in ngrams.items():
             top = largest.get(ngram, 0)

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from functools import cache, lru_cache
 
-from nltk.stem.porter import PorterStemmer
-from rouge_score import scoring, tokenize
+from rouge_score.scoring import fmeasure
+from rouge_score.tokenizers import DefaultTokenizer
 
 
 def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """ROUGE-L of each prediction: the F1 of the longest common subsequence of words, × 100, best over references.
+    """ROUGE-L of each prediction, best over references: F1 × 100 of the longest common subsequence of words.
 
         P = LCS / words of the prediction,  R = LCS / words of the reference,  F1 = 2 P R / (P + R)
 
@@ -58,7 +58,9 @@ def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]])
 
 def _check_pairs(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
     if isinstance(predictions, str):
-        raise ValueError(f"predictions must be a list of strings, got the string {predictions!r}; put it in a list")
+        raise ValueError(
+            f"predictions must be a list of strings, got the string {predictions!r}; put it in a list"
+        )
     if len(predictions) != len(references):
         raise ValueError(
             f"predictions and references must be equally many, got {len(predictions)} and {len(references)}; "
@@ -77,19 +79,19 @@ class _Words:
     """rouge_score's own tokenisation, with each word stemmed once and each recent text split once."""
 
     def __init__(self) -> None:
-        self.stem = cache(PorterStemmer().stem)
-        self._split = lru_cache(maxsize=4096)(lambda text: tokenize.tokenize(text, self))
+        split = DefaultTokenizer(use_stemmer=False).tokenize
+        stem = cache(DefaultTokenizer(use_stemmer=True).tokenize)  # of one word: a list of one stem
+        self._words = lru_cache(maxsize=4096)(lambda text: [s for word in split(text) for s in stem(word)])
 
     def __call__(self, text: str) -> list[str]:
-        words: list[str] = self._split(text)
-        return words
+        return self._words(text)
 
 
 def _rouge_l_f1(target: list[str], prediction: list[str]) -> float:
     if not target or not prediction:
         return 0.0
     common = _longest_common_subsequence(target, prediction)
-    f1: float = scoring.fmeasure(common / len(prediction), common / len(target))
+    f1: float = fmeasure(common / len(prediction), common / len(target))
     return f1
 
 

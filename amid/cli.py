@@ -1,0 +1,191 @@
+"""The `amid` command."""
+
+import contextlib
+import errno
+import importlib
+import os
+import re
+import shlex
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from amid import __version__
+from amid.errors import InputError
+
+USAGE = """\
+amid: distil large language models into small ones with the α-mixture assistant.
+
+  amid train [KEY=VALUE ...]        train and score one student; -m runs every combination of KEY=A,B
+  amid sweep NAME [KEY=VALUE ...]   run sweeps/NAME.yaml ({sweeps}), then report it
+  amid evaluate run=FOLDER          score a run again, or any model: model.student.path=MODEL data=dolly
+  amid report FOLDER                table and figures of all finished runs below FOLDER
+
+  amid train --help                 lists the choices and settings
+  amid --version
+
+Examples
+  amid sweep alpha
+  amid train model=tiny data=builtin divergence=kl assistant.alpha=-1 assistant.lam=0.1
+  amid train -m assistant.alpha=-5,-1,1 seed=1,2,3 output_dir=outputs/mine
+  amid train data=jsonl data.train=my/train.jsonl data.valid=my/valid.jsonl
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in ("-h", "--help", "help"):
+        from amid.config import SWEEPS
+
+        print(USAGE.format(sweeps=", ".join(sorted(file.stem for file in SWEEPS.glob("*.yaml")))))
+        return 0
+    if command == "--version":
+        print(f"amid {__version__}")
+        return 0
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": lambda rest: _hydra("train", rest),
+        "evaluate": lambda rest: _hydra("evaluate", rest),
+        "sweep": _sweep,
+        "report": _report,
+    }
+    again = f"amid {shlex.join(arguments)}"
+    try:
+        if command not in commands:
+            raise InputError(f"amid {command!r} is no command; choose one of {', '.join(commands)}")
+        commands[command](rest)
+    except KeyboardInterrupt:
+        print(f"\namid: interrupted; what is finished stays. To go on: {again}", file=sys.stderr)
+        return 130
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except Exception as error:
+        print(f"amid: {_one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _hydra(name: str, arguments: list[str]) -> None:
+    """Runs an entry point under Hydra, after a check of what was written."""
+    from amid.config import check_overrides
+
+    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
+    flags = [a for a in arguments if a.startswith("-")]
+    if not {"-h", "--help", "--hydra-help"} & set(flags):
+        for word in arguments:
+            if word not in (*overrides, *flags, "job", "hydra", "all"):
+                raise InputError(f"{word!r} is neither KEY=VALUE nor an option; see amid {name} --help")
+        check_overrides(name, overrides)
+    _launch(name, arguments)
+
+
+def _launch(name: str, arguments: Sequence[str]) -> None:
+    """Runs an entry point's job, or jobs with -m; one that fails does not stop the others.
+
+    Raises:
+        InputError: naming the failed jobs, after all have run.
+    """
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig
+
+    from amid.config import CONF, register_resolvers
+
+    register_resolvers()
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    failed: list[str] = []
+
+    def task(cfg: DictConfig) -> None:
+        module = importlib.import_module(f"amid.{name}")
+        directory = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            module.run(cfg)
+        except Exception as error:
+            failed.append(f"{directory.name}: {_one_line(error)}")
+            if not isinstance(error, InputError):
+                with contextlib.suppress(OSError):
+                    (directory / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
+                    failed[-1] += f" (traceback: {directory / 'error.log'})"
+
+    before = sys.argv
+    try:
+        sys.argv = [f"amid {name}", *arguments]
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+    finally:
+        sys.argv = before
+    if failed:
+        raise InputError("\namid: ".join(failed))
+
+
+def _sweep(arguments: list[str]) -> None:
+    """Runs the grid of a sweep file, then its baselines, then reports; finished runs are skipped."""
+    from omegaconf import OmegaConf
+
+    from amid.config import SWEEPS, check_overrides
+
+    names = sorted(file.stem for file in SWEEPS.glob("*.yaml"))
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("amid sweep NAME [KEY=VALUE ...]\n")
+        for name in names:
+            first = (SWEEPS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+            print(f"  {name:<12} {first.lstrip('# ')}")
+        print("\nKEY=VALUE goes to every run; KEY=A,B runs each. Started again, it skips what is finished.")
+        return
+    name, overrides = arguments[0], arguments[1:]
+    if name not in names:
+        raise InputError(f"sweep {name!r} is not in {SWEEPS}; choose one of {', '.join(names)}")
+    file = OmegaConf.load(SWEEPS / f"{name}.yaml")
+    given = {override.split("=")[0]: override for override in overrides}
+    grid = [f"{key}={value}" for key, value in file.hydra.sweeper.params.items() if key not in given]
+    everywhere = [o for key, o in given.items() if not re.match(r"(assistant|divergence|objective|method)\b", key)]
+    jobs = [grid + overrides] + [[*line.split(), *everywhere] for line in file.get("baselines", [])]
+    for job in jobs:
+        check_overrides("train", job)
+    failures: list[str] = []
+    for job in jobs:
+        try:
+            _launch(
+                "train",
+                ["--config-dir", str(SWEEPS), "--config-name", name, "-m", "hydra.sweeper.params=null", *job],
+            )
+        except InputError as error:
+            failures.append(str(error))
+            print(f"amid: {error}", file=sys.stderr)
+    _report([given["output_dir"].split("=", 1)[1] if "output_dir" in given else str(file.output_dir)])
+    if failures:
+        raise InputError(f"some runs failed (above); to try them again: amid sweep {shlex.join(arguments)}")
+
+
+def _report(arguments: list[str]) -> None:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise InputError("amid report FOLDER takes one folder of runs, such as outputs/alpha")
+    from amid.report import run
+
+    run(arguments[0])
+
+
+def _one_line(error: BaseException) -> str:
+    """What went wrong, in one line: the message of a mistake, the kind and message of anything else."""
+    from hydra.errors import InstantiationException
+    from omegaconf.errors import MissingMandatoryValue
+
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        where = re.search(r"full_key: (\S+)", str(error))
+        return (f"{where.group(1)}: " if where else "") + _one_line(error.__cause__)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{getattr(error, 'full_key', '') or str(error).splitlines()[0]} has no value; give it on the command line"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no disk space left for {error.filename or 'the results'}; free some and run the command again"
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or (
+        isinstance(error, OSError) and error.errno == errno.EROFS
+    ):
+        return f"cannot write {error.filename} ({error.strerror}); choose another output_dir="
+    text = " ".join(str(error).split()) or "no message"
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+

@@ -1,0 +1,187 @@
+"""Where the configuration lies, its resolvers, and what is checked before a run."""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from amid.errors import InputError
+
+_PLACES = ("output_dir", "prepared_dir", "logger", "run", "baselines")
+"""Root keys that say where results go, not what they are."""
+
+
+def _folder(name: str) -> Path:
+    """`conf` or `sweeps`: inside the package where it is installed, beside it in a clone."""
+    here = Path(__file__).resolve().parent
+    return here / name if (here / name).is_dir() else here.parent / name
+
+
+CONF = _folder("conf")
+SWEEPS = _folder("sweeps")
+
+
+def register_resolvers() -> None:
+    """Makes the resolvers that conf/ uses known to OmegaConf."""
+    for name, resolver in (
+        ("minus", lambda a, b: a - b),
+        ("run_name", _run_name),
+        ("run_dir", lambda: HydraConfig.get().runtime.output_dir),
+        ("sweep_name", lambda output_dir: Path(output_dir).name),
+        ("wandb_offline", _without_wandb_account),
+    ):
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def _run_name() -> str:
+    return run_name(HydraConfig.get().overrides.task)
+
+
+def run_name(overrides: Sequence[str]) -> str:
+    """A short folder name for a run, from its overrides: `alpha=-5,seed=2`; `default` if there are none."""
+    parts = [
+        override.lstrip("+~").removeprefix("assistant.").removeprefix("objective.")
+        for override in overrides
+        if override.split("=")[0].split(".")[0] not in _PLACES
+    ]
+    name = re.sub(r"[^\w.=,+-]+", "_", ",".join(sorted(parts)), flags=re.ASCII) or "default"
+    if len(name) > 100:
+        name = f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name
+
+
+def _without_wandb_account() -> bool:
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    known = netrc.exists() and "wandb" in netrc.read_text(errors="replace")
+    return not (known or os.environ.get("WANDB_API_KEY"))
+
+
+def config_hash(cfg: Mapping[str, Any]) -> str:
+    """A hash of what decides a run's result: its configuration, without the places that it writes to, and
+    the content of the data files and local models that it names."""
+    what = {key: value for key, value in cfg.items() if key not in _PLACES}
+    data = {k: v for k, v in dict(what.get("data") or {}).items() if k not in ("cache_dir", "micro_batch_size")}
+    contents = {path: _content_hash(Path(path)) for path in sorted(set(_local_paths([data, what.get("model")])))}
+    text = json.dumps([what | {"data": data}, contents], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _local_paths(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        for child in node:
+            yield from _local_paths(child)
+    elif isinstance(node, str) and len(node) < 1000 and "\n" not in node:
+        path = Path(re.sub(r"\[\d*:\d*\]$", "", node))
+        if path.suffix in (".jsonl", ".json", ".gguf") and path.is_file():
+            yield str(path)
+        elif (path / "config.json").is_file():
+            yield str(path)
+
+
+def _content_hash(path: Path) -> str:
+    files = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(file.name.encode())
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def check_overrides(config_name: str, overrides: Sequence[str]) -> None:
+    """Composes the configuration once, so that a mistake is answered before anything runs.
+
+    Raises:
+        InputError: for a group option or a key that does not exist, with the nearest valid name, and for
+            whatever else Hydra refuses.
+    """
+    register_resolvers()
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise InputError(f"{str(error).splitlines()[0]}; write KEY=VALUE, quoted where it holds spaces") from error
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        for override in parsed:
+            _check_option(loader, override)
+        groups = [o for o in parsed if not o.is_delete() and loader.get_group_options(o.key_or_group)]
+        keys = _keys_of(config_name, [_first_choice(o) for o in groups])
+        for override in parsed:
+            key = override.key_or_group
+            if override in groups or override.is_add() or override.is_force_add() or key.startswith("hydra."):
+                continue
+            if key not in keys:
+                raise InputError(f"no setting is named {key!r}{_nearest(key, [*keys, *_groups(loader)])}")
+        try:
+            compose(config_name, [_first_choice(o) for o in parsed if not o.key_or_group.startswith("hydra")])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(" ".join(str(error).split())) from error
+
+
+def _groups(loader: ConfigLoader) -> list[str]:
+    return [g for g in loader.get_group_options("", ObjectType.GROUP) if g != "hydra"]
+
+
+def _check_option(loader: ConfigLoader, override: Override) -> None:
+    group = override.key_or_group
+    options = loader.get_group_options(group)
+    if not options or override.is_delete():
+        return
+    values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
+    for value in values:
+        names = value if isinstance(value, list) else [value]
+        for name in names:
+            if str(name) not in options and name is not None:
+                raise InputError(
+                    f"{group}={name!s} is no option of {group!r}{_nearest(str(name), options)}; "
+                    f"choose one of {', '.join(options)}"
+                )
+
+
+def _keys_of(config_name: str, group_choices: Sequence[str]) -> set[str]:
+    try:
+        cfg = compose(config_name, list(group_choices))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(" ".join(str(error).split())) from error
+    return set(_flat(cfg))
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[str]:
+    for key in node:
+        name = f"{prefix}{key}"
+        yield name
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+            yield from _flat(child, f"{name}.")
+
+
+def _first_choice(override: Override) -> str:
+    line = override.input_line or ""
+    if not override.is_sweep_override():
+        return line
+    first = next(iter(override.sweep_string_iterator()))
+    return f"{line.split('=')[0]}={first}"
+
+
+def _nearest(name: str, candidates: Sequence[str]) -> str:
+    last = {c.rsplit(".", 1)[-1]: c for c in reversed(list(candidates))}
+    near = difflib.get_close_matches(name, candidates, 1, 0.6)
+    near = near or [last[m] for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], list(last), 1, 0.6)]
+    return f"; did you mean {near[0]!r}?" if near else "; `amid train --help` lists them"

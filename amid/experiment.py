@@ -1,0 +1,298 @@
+"""One run, from its configuration to its result: prepare, train, score, record."""
+
+import copy
+import logging
+import os
+import platform
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from filelock import FileLock
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import WandbLogger
+from omegaconf import OmegaConf
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from amid.config import config_hash
+from amid.data import InstructionData
+from amid.errors import InputError
+from amid.evaluation import evaluate_sets
+from amid.models import ModelSource, load_tokenizer, shared_vocabulary
+from amid.module import DistillationModule
+from amid.progress import announce, progress
+from amid.results import RunResult, load, save
+from amid.teacher import LiveTeacher
+
+log = logging.getLogger(__name__)
+
+BEST = Path("checkpoints") / "best"
+"""Where a finished run keeps its student, as `save_pretrained` writes it."""
+
+Config = dict[str, Any]
+
+
+def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> RunResult:
+    """Trains and scores one student, unless `directory` already holds the result of this configuration.
+
+    An unfinished run of the same configuration goes on from its last epoch.
+
+    Args:
+        cfg: a resolved configuration of conf/train.yaml.
+        directory: of the run.
+        labels: what tables call the run: method, model, data, divergence, assistant.
+
+    Raises:
+        InputError: for settings that do not fit, or a directory with a run of another configuration.
+    """
+    torch.set_float32_matmul_precision("high")
+    key = config_hash(cfg)
+    finished = _finished(directory, key)
+    if finished is not None:
+        announce(f"{directory} is finished already")
+        return finished
+    objective = instantiate(cfg["objective"])
+    started = time.perf_counter()
+    cfg = with_prepared_models(cfg, objective.needs_teacher)
+    timings = {"prepare": time.perf_counter() - started}
+    _write_config(cfg, directory, key)
+
+    started = time.perf_counter()
+    L.seed_everything(cfg["seed"], workers=True, verbose=False)
+    tokenizer = instantiate(cfg["model"]["tokenizer"])
+    student_source: ModelSource = instantiate(cfg["model"]["student"])
+    student = student_source.load(tokenizer)
+    teacher = None
+    if objective.needs_teacher:
+        teacher_source: ModelSource = instantiate(cfg["model"]["teacher"])
+        teacher = teacher_source.load(tokenizer)
+        if student_source.path not in (None, teacher_source.path):
+            student_tokenizer = load_tokenizer(str(student_source.path))
+        else:
+            student_tokenizer = tokenizer
+        n_shared = shared_vocabulary(teacher, student, tokenizer, student_tokenizer)
+        if n_shared is not None:
+            objective = instantiate(cfg["objective"], shared_vocab=n_shared)
+    data: InstructionData = instantiate(cfg["data"], tokenizer=tokenizer)
+    sampling = instantiate(cfg["generation"])
+    valid = data.valid_examples[: data.valid_prompts]
+    module = DistillationModule(
+        student=student,
+        teacher=None if teacher is None else LiveTeacher(teacher),
+        objective=objective,
+        optimizer=instantiate(cfg["optimizer"]),
+        scheduler=instantiate(cfg["scheduler"]),
+        clip_norm=cfg["clip_norm"],
+        tokenizer=tokenizer,
+        valid_prompts=[data.encoder.prompt(example) for example in valid],
+        valid_references=[list(example.outputs) for example in valid],
+        sampling=sampling,
+    )
+    timings["load"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    trainer, training = _fit(cfg, module, data, directory, labels)
+    timings["train"] = time.perf_counter() - started
+    _export(student, tokenizer, directory / BEST)
+
+    started = time.perf_counter()
+    student = student.to(module.device)
+    scores = evaluate_sets(
+        student,
+        tokenizer,
+        data.test_examples,
+        data.encoder,
+        sampling,
+        directory / "generations",
+        trainer.precision_plugin.forward_context,
+    )
+    timings["evaluate"] = time.perf_counter() - started
+
+    assistant = getattr(objective, "assistant", None)
+    result = RunResult(
+        name=directory.name,
+        labels={
+            **labels,
+            "order": getattr(objective, "order", None),
+            "alpha": getattr(assistant, "alpha", None),
+            "lam": getattr(assistant, "lam", None),
+        },
+        config_hash=key,
+        seed=cfg["seed"],
+        scores=scores,
+        training=training,
+        timings=timings,
+        versions=versions(),
+    )
+    for logger in trainer.loggers:
+        logger.log_metrics(
+            {f"test/{name}/{metric}": score.mean for name, by in scores.items() for metric, score in by.items()}
+        )
+        logger.save()
+        logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            _finish_wandb(logger)
+    save(result, directory)
+    for checkpoint in (directory / "checkpoints").glob("*.ckpt"):
+        checkpoint.unlink()
+    return result
+
+
+def with_prepared_models(cfg: Config, needs_teacher: bool) -> Config:
+    """`cfg` with each model that is to be fine-tuned first replaced by the fine-tuned one.
+
+    What is not there yet is made, once, by an ordinary supervised run in `prepared_dir`, in a folder named
+    by the hash of its configuration; other processes wait for it.
+    """
+    cfg = copy.deepcopy(cfg)
+    for role in ("teacher", "student"):
+        source = cfg["model"].get(role)
+        if source and source.get("sft") and (needs_teacher or role == "student"):
+            best = _fine_tuned(cfg, role)
+            dtype = source.get("dtype", "float32")
+            cfg["model"][role] = {"_target_": source["_target_"], "path": str(best), "dtype": dtype}
+    return cfg
+
+
+def _fine_tuned(cfg: Config, role: str) -> Path:
+    source = dict(cfg["model"][role])
+    sft = source.pop("sft")
+    run = {
+        "model": {"tokenizer": cfg["model"]["tokenizer"], "student": source | {"dtype": "float32"}},
+        "data": {
+            **cfg["data"],
+            "batch_size": sft["batch_size"],
+            "micro_batch_size": sft["micro_batch_size"],
+            "seed": sft["seed"],
+            "test": {},
+        },
+        "objective": {"_target_": "amid.losses.CrossEntropy"},
+        "generation": cfg["generation"],
+        "logger": {},
+        **{key: sft[key] for key in ("optimizer", "scheduler", "trainer", "checkpoint", "clip_norm", "seed")},
+    }
+    directory = Path(cfg["prepared_dir"]) / f"{role}-{config_hash(run)}"
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory.with_suffix(".lock")):
+        if not (directory / "result.json").exists():
+            trainer = sft["trainer"]
+            steps = trainer.get("max_steps", -1)
+            length = f"{steps} steps" if steps > 0 else f"{trainer['max_epochs']} epochs"
+            announce(f"The {role} is not fine-tuned on this data yet: doing it once, {length}, in {directory}")
+            run_experiment(run, directory, {"method": "sft", "role": role})
+    return directory / BEST
+
+
+def _fit(
+    cfg: Config, module: DistillationModule, data: InstructionData, directory: Path, labels: Mapping[str, Any]
+) -> tuple[L.Trainer, dict[str, float]]:
+    """Trains, and leaves the best student's weights in the module."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    checkpoint = instantiate(
+        cfg["checkpoint"],
+        dirpath=str(directory / "checkpoints"),
+        filename="best-epoch",
+        save_last=True,
+        enable_version_counter=False,
+    )
+    loggers = list(instantiate(cfg["logger"]).values())
+    _keep_metrics(directory)
+    trainer: L.Trainer = instantiate(
+        cfg["trainer"],
+        callbacks=[checkpoint, progress()],
+        logger=loggers,
+        default_root_dir=str(directory),
+    )
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_hyperparams(dict(labels) | {"config": cfg})
+    last = directory / "checkpoints" / "last.ckpt"
+    training: dict[str, float] = {}
+    if last.exists():
+        announce(f"{directory} goes on from its last epoch")
+    else:
+        before = trainer.validate(module, datamodule=data, verbose=False)[0]
+        training |= {f"{name.replace('/', '_')}_before": value for name, value in before.items()}
+    started, tokens = time.perf_counter(), module.response_tokens
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    except SystemExit as error:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from error
+        raise
+    seconds = time.perf_counter() - started
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    best = checkpoint.best_model_path
+    if module.validated_step != trainer.global_step:
+        metrics = trainer.validate(module, datamodule=data, verbose=False)[0]
+        better = (lambda a, b: a >= b) if checkpoint.mode == "max" else (lambda a, b: a <= b)
+        if not best or better(metrics[checkpoint.monitor], float(checkpoint.best_model_score)):
+            best = ""
+    if best:
+        state = torch.load(best, map_location="cpu", weights_only=True)
+        module.load_state_dict(state["state_dict"])
+    training |= {name.replace("/", "_"): value for name, value in metrics.items() if name.startswith("valid/")}
+    training |= {
+        "steps": float(trainer.global_step),
+        "response_tokens": float(module.response_tokens),
+        "response_tokens_per_second": (module.response_tokens - tokens) / seconds,
+    }
+    return trainer, training
+
+
+def _finished(directory: Path, key: str) -> RunResult | None:
+    previous = directory / "config.yaml"
+    if previous.exists():
+        old = str(OmegaConf.load(previous).get("hash"))
+        if old != key:
+            raise InputError(
+                f"{directory} holds a run of another configuration (hash {old}, now {key}); "
+                "choose another output_dir=, or delete the folder"
+            )
+    return load(directory) if (directory / "result.json").exists() else None
+
+
+def _write_config(cfg: Config, directory: Path, key: str) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    part = directory / "config.yaml.part"
+    OmegaConf.save(OmegaConf.create({"hash": key, "config": cfg}), part)
+    os.replace(part, directory / "config.yaml")
+
+
+def _keep_metrics(directory: Path) -> None:
+    """Sets aside the metrics of the earlier part of a resumed run, which the logger would delete."""
+    metrics = directory / "metrics.csv"
+    if metrics.exists():
+        n = len(list(directory.glob("metrics-*.csv")))
+        metrics.rename(directory / f"metrics-{n}.csv")
+
+
+def _export(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Writes model and tokenizer into a folder that appears whole or not at all."""
+    part = directory.with_name(directory.name + ".part")
+    student.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    if not directory.exists():
+        part.rename(directory)
+
+
+def _finish_wandb(logger: WandbLogger) -> None:
+    import wandb
+
+    folder = Path(logger.experiment.dir).parent
+    wandb.finish(quiet=True)
+    if folder.name.startswith("offline-"):
+        announce(f"W&B run kept offline; to send it: wandb sync {folder}")
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    packages = ("amid-distill", "torch", "lightning", "transformers", "tokenizers", "rouge-score", "sacrebleu")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+

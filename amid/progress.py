@@ -1,0 +1,40 @@
+"""What a run shows on the screen: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from rich.console import Console
+
+
+def announce(message: str) -> None:
+    """Prints one line for the user."""
+    Console(soft_wrap=True, highlight=False).print(message, markup=False)
+
+
+def progress() -> Callback:
+    """A progress bar with loss, ROUGE-L so far and time left; lines where the output is no terminal."""
+    return RichProgressBar(leave=False) if sys.stdout.isatty() else ProgressLines()
+
+
+class ProgressLines(Callback):
+    """Prints step, loss, ROUGE-L so far and time left about ten times in a run."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock."""
+        self._started, self._first = time.perf_counter(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Prints a line after each tenth of the steps."""
+        total, step = int(trainer.estimated_stepping_batches), trainer.global_step
+        if step % max(1, total // 10) and step != total:
+            return
+        metrics = trainer.callback_metrics
+        left = (time.perf_counter() - self._started) / (step - self._first) * (total - step)
+        rouge = f"  ROUGE-L {float(metrics['valid/rouge_l']):.1f}" if "valid/rouge_l" in metrics else ""
+        loss = float(metrics["train/loss"])
+        print(f"  step {step}/{total}  loss {loss:.3f}{rouge}  {left:.0f} s left", flush=True)

@@ -1,0 +1,23 @@
+"""The entry point of `amid report`."""
+
+from rich.console import Console
+
+from amid.reporting import build_table, write_report
+from amid.results import load_all
+
+WIDTH_OF_FILES = 200
+"""Columns where the output is no terminal, so that nothing is folded."""
+
+
+def run(directory: str) -> None:
+    """Writes the report of the runs below `directory`, prints its table and where it is.
+
+    Raises:
+        InputError: if there is no finished run, or the record of one is damaged.
+    """
+    page = write_report(directory)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDTH_OF_FILES)
+    console.print(build_table(load_all(directory)).to_terminal())
+    console.print(f"Report: {page}", soft_wrap=True, markup=False)

@@ -1,0 +1,392 @@
+"""The figures of an experiment: against α, against λ, quality against diversity, divergences × α."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+
+from amid.reporting.table import AVERAGE, ROUGE_L, SYMBOLS, Row, Table
+
+DPI = 200
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 6,
+    "legend.frameon": False,
+}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#000000")
+"""Okabe and Ito's palette, told apart with any colour vision, dark shades first."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+BASELINE_MARKERS = ("X", "P", "d", ">", "h", "<", "*", "8")
+GREY = "#555555"
+LEGEND_COLUMNS = 5
+
+Box = tuple[float, float, float, float]
+"""Left, bottom, right, top."""
+
+OFFSETS = [
+    (distance * x, distance * y)
+    for distance in (4, 8, 14, 22)
+    for x, y in ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
+]
+"""Where a label may stand from its point, in points."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure that was written: the name of its file, and what it shows."""
+
+    file: str
+    caption: str
+
+
+def draw_figures(table: Table, directory: Path) -> list[Figure]:
+    """Writes the figures that the rows of `table` allow, as PNG files, to `directory`.
+
+    alpha.png and lambda.png where α or λ varies within one setting; plane.png where a row has both scores;
+    divergence.png where both α and the divergence vary.
+    """
+    with matplotlib.rc_context(STYLE):
+        drawings: list[tuple[str, Canvas | None, str]] = [
+            (
+                "alpha.png",
+                _draw_lines(table, "alpha"),
+                "ROUGE-L and Self-BLEU against α. Error bars: standard deviation; dashed: baselines.",
+            ),
+            (
+                "lambda.png",
+                _draw_lines(table, "lam"),
+                "ROUGE-L and Self-BLEU against λ, the weight of the teacher in the mixture. "
+                "Error bars: standard deviation; dashed: baselines.",
+            ),
+            (
+                "plane.png",
+                _draw_plane(table),
+                "Quality against diversity: up is better, left is more diverse. "
+                "Error bars: standard deviation; grey: baselines.",
+            ),
+            ("divergence.png", _draw_heat_map(table), "ROUGE-L of each divergence and α; bold: the best."),
+        ]
+        figures = []
+        for file, canvas, caption in drawings:
+            if canvas is not None:
+                canvas.savefig(directory / file, dpi=DPI)
+                figures.append(Figure(file, caption))
+    return figures
+
+
+def _draw_lines(table: Table, label: str) -> Canvas | None:
+    """Both scores against a label, one line for each setting of the others."""
+    lines = _series(table, label)
+    rows_drawn = [row for rows in lines.values() for row in rows]
+    if not any(_scored(table, row) for row in rows_drawn):
+        return None
+    ticks = sorted({_number(row, label) for row in rows_drawn})
+    baselines = [row for row in table.rows if row.baseline and _scored(table, row)]
+
+    # In inches: a fixed layout, as the names of the baselines stand right of each panel.
+    room = 0.25 + 0.075 * max((len(row.method) for row in baselines), default=0)
+    legend_rows = math.ceil((len(lines) + 1) / LEGEND_COLUMNS)  # with room for "failed"
+    left, panel_width, panel_height, bottom, top = 0.7, 3.6, 2.9, 0.55, 0.2 + 0.22 * legend_rows
+    width, height = 2 * (left + panel_width + room), bottom + panel_height + top
+    figure = Canvas(figsize=(width, height))
+    any_failed = False
+    for panel, metric in enumerate((ROUGE_L, table.diversity)):
+        axes = figure.add_axes(
+            (left / width + panel / 2, bottom / height, panel_width / width, panel_height / height)
+        )
+        at_bottom = axes.get_xaxis_transform()
+        for index, (name, rows) in enumerate(lines.items()):
+            colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+            style = "-" if index < len(COLOURS) else ":"
+            x = [_number(row, label) for row in rows]
+            y, error = zip(*(_mean_and_std(table, row, metric) for row in rows), strict=True)
+            axes.errorbar(x, y, error, label=name, color=colour, marker=marker, linestyle=style, capsize=3)
+            failed = [_number(row, label) for row in rows if _failed(table, row, metric)]
+            axes.plot(failed, [0.03] * len(failed), "x", color=colour, transform=at_bottom, clip_on=False)
+            any_failed = any_failed or bool(failed)
+        axes.margins(y=0.12)
+        _draw_levels(axes, [(row.method, _mean(table, row, metric)) for row in baselines])
+        axes.set_xlabel(SYMBOLS[label])
+        axes.set_ylabel(_axis_title(table, metric))
+        axes.set_xticks(ticks, _sparse(ticks))
+        axes.grid(visible=False, axis="x")
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    if any_failed:
+        handles.append(Line2D([], [], color=GREY, marker="x", linestyle=""))
+        names.append("failed")
+    columns = math.ceil(len(names) / math.ceil(len(names) / LEGEND_COLUMNS))
+    figure.legend(handles, names, loc="upper center", ncols=columns)
+    return figure
+
+
+def _draw_plane(table: Table) -> Canvas | None:
+    """Self-BLEU to the right, ROUGE-L upwards, one point for each row."""
+    rows = [row for row in table.rows if _scored(table, row)]
+    if not rows:
+        return None
+    grid = [row for row in rows if not row.baseline]
+    values = {
+        label: sorted({n for row in grid if not math.isnan(n := _number(row, label))})
+        for label in ("alpha", "lam")
+    }
+    coloured_by = next((label for label in values if len(values[label]) > 1), None)
+    levels = values[coloured_by] if coloured_by else []
+    viridis = matplotlib.colormaps["viridis"]
+    shades = {level: viridis(0.92 * i / (len(levels) - 1)) for i, level in enumerate(levels)}
+    figure = Canvas(figsize=(6.4, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+
+    def draw(row: Row, colour: Any, marker: str, size: float) -> None:
+        x, x_error = _mean_and_std(table, row, table.diversity)
+        y, y_error = _mean_and_std(table, row, ROUGE_L)
+        axes.errorbar(x, y, y_error, x_error, color=colour, elinewidth=1, alpha=0.45, zorder=2)
+        axes.plot(x, y, marker, color=colour, markersize=size, markeredgecolor="white", zorder=3)
+
+    series: dict[str, list[Row]] = {}
+    for row, name in zip(grid, _names(table, grid, coloured_by), strict=True):
+        series.setdefault(name, []).append(row)
+    for index, members in enumerate(series.values()):
+        path = [[_mean(table, row, metric) for row in members] for metric in (table.diversity, ROUGE_L)]
+        axes.plot(*path, color="#bbbbbb", linewidth=1, zorder=1)
+        for row in members:
+            draw(row, shades.get(_number(row, coloured_by), COLOURS[0]), MARKERS[index % len(MARKERS)], 8)
+    for index, row in enumerate(row for row in rows if row.baseline):
+        draw(row, GREY, BASELINE_MARKERS[index % len(BASELINE_MARKERS)], 10)
+    axes.set_xlabel(_axis_title(table, table.diversity) + "  (← more diverse)")
+    axes.set_ylabel(_axis_title(table, ROUGE_L))
+    axes.margins(0.1)
+
+    if len(series) > 1 or (series and not coloured_by):
+        handles = [
+            Line2D([], [], color=GREY if coloured_by else COLOURS[0], marker=marker, linestyle="")
+            for marker, _ in zip(itertools.cycle(MARKERS), series, strict=False)
+        ]
+        figure.legend(handles, list(series), loc="outside upper center", ncols=min(len(series), 4))
+    if coloured_by:
+        one_each = BoundaryNorm(range(len(levels) + 1), len(levels))
+        mapped = matplotlib.cm.ScalarMappable(one_each, ListedColormap(list(shades.values())))
+        middles = [i + 0.5 for i in range(len(levels))]
+        bar = figure.colorbar(mapped, ax=axes, ticks=middles, aspect=30, pad=0.02)
+        bar.set_ticklabels([_minus(level) for level in levels])
+        bar.ax.tick_params(which="both", length=0)
+        bar.ax.set_title(SYMBOLS[coloured_by], fontsize=11)
+        bar.outline.set_visible(False)
+    points = [
+        (row, *_mean_and_std(table, row, table.diversity), *_mean_and_std(table, row, ROUGE_L))
+        for row in rows
+    ]
+    _place_labels(
+        axes,
+        [(x, y, row.method) for row, x, _, y, _ in points if row.baseline],
+        [(x - dx, y - dy, x + dx, y + dy) for _, x, dx, y, dy in points],
+    )
+    return figure
+
+
+def _draw_heat_map(table: Table) -> Canvas | None:
+    """ROUGE-L in cells, one row for each divergence and one column for each α."""
+    lines = _series(table, "alpha")
+    cells = {(name, _number(row, "alpha")): row for name, rows in lines.items() for row in rows}
+    means = {cell: _mean(table, row, ROUGE_L) for cell, row in cells.items()}
+    finite = [mean for mean in means.values() if not math.isnan(mean)]
+    if len({row.divergence for row in cells.values()}) < 2 or not finite:
+        return None
+    names, alphas = list(lines), sorted({alpha for _, alpha in cells})
+    low, high = min(finite), max(finite)
+    figure = Canvas(figsize=(1.9 + 0.85 * len(alphas), 1.4 + 0.5 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    image: Any = axes.imshow(
+        [[means.get((name, alpha), math.nan) for alpha in alphas] for name in names],
+        cmap="cividis",
+        vmin=low,
+        vmax=high if high > low else low + 1,
+        aspect="auto",
+    )
+    for (name, alpha), mean in means.items():
+        failed = _failed(table, cells[name, alpha], ROUGE_L)
+        text = "failed" if failed else "–" if math.isnan(mean) else f"{mean:.1f}"
+        dark = not math.isnan(mean) and sum(image.cmap(image.norm(mean))[:3]) < 1.5
+        axes.text(
+            alphas.index(alpha),
+            names.index(name),
+            text,
+            ha="center",
+            va="center",
+            color="white" if dark else "black",
+            fontweight="bold" if text == f"{high:.1f}" else "normal",
+        )
+    axes.set_xticks(range(len(alphas)), [_minus(alpha) for alpha in alphas])
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xticks([j - 0.5 for j in range(1, len(alphas))], minor=True)
+    axes.set_yticks([i - 0.5 for i in range(1, len(names))], minor=True)
+    axes.set_facecolor("#eeeeee")
+    axes.grid(visible=False)
+    axes.grid(visible=True, which="minor", color="white", linewidth=2)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("α")
+    axes.set_title(_axis_title(table, ROUGE_L), fontsize=10)
+    return figure
+
+
+def _series(table: Table, label: str) -> dict[str, list[Row]]:
+    """The grid's rows that differ in the number `label` only, in its order, by a name of the rest."""
+    grid = [row for row in table.rows if not row.baseline and not math.isnan(_number(row, label))]
+    lines: dict[str, list[Row]] = {}
+    for row, name in zip(grid, _names(table, grid, label), strict=True):
+        lines.setdefault(name, []).append(row)
+    return {
+        name: sorted(rows, key=lambda row: _number(row, label))
+        for name, rows in lines.items()
+        if len({_number(row, label) for row in rows}) > 1
+    }
+
+
+def _names(table: Table, rows: Sequence[Row], without: str | None) -> list[str]:
+    """A name for each row: its divergence, and all else that varies but `without`."""
+    hidden = ["method", "divergence", *([without] if without else [])]
+    several_methods = len({row.method for row in rows}) > 1
+    words = [
+        [row.method if several_methods else "", row.divergence, table.name(row, without=hidden)]
+        for row in rows
+    ]
+    return [" ".join(filter(None, parts)).replace("=-", "=−") for parts in words]
+
+
+def _mean_and_std(table: Table, row: Row, metric: str) -> tuple[float, float]:
+    """NaN and 0 where there is no finite number."""
+    score = table.score(row, metric)
+    if score is None or not math.isfinite(score.mean):
+        return math.nan, 0.0
+    return score.mean, score.std or 0.0
+
+
+def _mean(table: Table, row: Row, metric: str) -> float:
+    return _mean_and_std(table, row, metric)[0]
+
+
+def _scored(table: Table, row: Row) -> bool:
+    """Whether the row has a number for both scores."""
+    return not any(math.isnan(_mean(table, row, metric)) for metric in (ROUGE_L, table.diversity))
+
+
+def _failed(table: Table, row: Row, metric: str) -> bool:
+    """Whether the score was taken, but is no number."""
+    return table.score(row, metric) is not None and math.isnan(_mean(table, row, metric))
+
+
+def _number(row: Row, label: str | None) -> float:
+    value = row.labels.get(label) if label else None
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _axis_title(table: Table, metric: str) -> str:
+    where = table.overall
+    if where == AVERAGE:
+        names = ", ".join(table.datasets)
+        where = f"mean of {names if len(names) <= 16 else f'{len(table.datasets)} sets'}"
+    return f"{'ROUGE-L' if metric == ROUGE_L else 'Self-BLEU'} ({where})"
+
+
+def _minus(number: float) -> str:
+    return f"{number:g}".replace("-", "−")
+
+
+def _sparse(ticks: Sequence[float]) -> list[str]:
+    """The text of each tick, left out where it would run into the one before."""
+    texts: list[str] = []
+    last = -math.inf
+    for tick in ticks:
+        if tick - last >= 0.05 * (ticks[-1] - ticks[0]):
+            texts.append(_minus(tick))
+            last = tick
+        else:
+            texts.append("")
+    return texts
+
+
+def _draw_levels(axes: Any, levels: Sequence[tuple[str, float]]) -> None:
+    """Dashed horizontal lines, with their names right of the axes and apart from each other."""
+    if not levels:
+        return
+    for _, value in levels:
+        axes.axhline(value, color=GREY, linestyle="--", linewidth=1.1, zorder=1)
+    axes.autoscale_view()
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top)
+    gap = 0.07 * (top - bottom)
+    levels = sorted(levels, key=lambda level: level[1])
+    heights = [value for _, value in levels]
+    for _ in range(100):  # push neighbours apart until none overlap
+        for i in range(1, len(heights)):
+            overlap = max(0.0, gap - (heights[i] - heights[i - 1]))
+            heights[i - 1] -= overlap / 2
+            heights[i] += overlap / 2
+    across = axes.get_yaxis_transform()
+    for (name, value), height in zip(levels, heights, strict=True):
+        axes.plot([1, 1.035], [value, height], color=GREY, linewidth=0.8, transform=across, clip_on=False)
+        axes.text(1.045, height, name, color=GREY, fontsize=9, va="center", transform=across)
+
+
+def _place_labels(
+    axes: Any,
+    labels: Sequence[tuple[float, float, str]],
+    spreads: Sequence[tuple[float, float, float, float]],
+) -> None:
+    """Writes each text near its point, where it covers the least of other texts, points and error bars."""
+    figure = axes.figure
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()
+    pixel = figure.dpi / 72
+    frame = tuple(axes.get_window_extent(renderer).extents)
+    taken: list[Box] = []
+    for left, low, right, high in spreads:
+        (x0, y0), (x1, y1) = axes.transData.transform([(left, low), (right, high)])
+        x, y, arm, dot = (x0 + x1) / 2, (y0 + y1) / 2, pixel, 5 * pixel
+        taken += [
+            (x0, y - arm, x1, y + arm),
+            (x - arm, y0, x + arm, y1),
+            (x - dot, y - dot, x + dot, y + dot),
+        ]
+    for x, y, text in labels:
+        note = axes.annotate(
+            text, (x, y), (0, 0), textcoords="offset points", color="#333333", fontsize=9, zorder=4
+        )
+
+        def place(offset: tuple[float, float], note: Any = note) -> Box:
+            note.set_position(offset)
+            note.set_ha("left" if offset[0] > 0 else "right" if offset[0] < 0 else "center")
+            note.set_va("bottom" if offset[1] > 0 else "top" if offset[1] < 0 else "center")
+            left, low, right, high = note.get_window_extent(renderer).extents
+            return left, low, right, high
+
+        def cost(offset: tuple[float, float], place: Any = place) -> float:
+            box = place(offset)
+            outside = _area(box) - _overlap(box, frame)
+            return sum(_overlap(box, other) for other in taken) + 10 * outside + math.hypot(*offset)
+
+        taken.append(place(min(OFFSETS, key=cost)))
+
+
+def _area(box: Box) -> float:
+    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
+
+
+def _overlap(a: Box, b: Box) -> float:
+    return _area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))

@@ -1,0 +1,84 @@
+"""The report of an experiment: a page with its table, its figures and its runs."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from amid.errors import InputError
+from amid.reporting.figures import Figure, draw_figures
+from amid.reporting.table import Table, build_table, markdown_line
+from amid.results import RESULT_FILE, load_all
+
+REPORT = "report"
+
+
+def write_report(directory: str | Path) -> Path:
+    """Writes `directory`/report/ from every finished run below `directory`.
+
+    report.md (table, figures, runs), table.md, table.csv and a PNG file for each figure. All is made in a
+    hidden folder first, so that a report that fails leaves the last one as it was.
+
+    Returns:
+        The path of report.md.
+
+    Raises:
+        InputError: if there is no finished run, or the record of one is damaged.
+    """
+    directory = Path(directory)
+    results = load_all(directory)
+    if not results:
+        raise InputError(
+            f"{directory} has no {RESULT_FILE} in it or below, so there is no finished run to report; "
+            "make some: amid sweep alpha"
+        )
+    table = build_table(results)
+    report = directory / REPORT
+    with tempfile.TemporaryDirectory(prefix=".report-", dir=directory) as temporary:
+        made = Path(temporary)
+        figures = draw_figures(table, made)
+        (made / "table.md").write_text(f"{table.to_markdown()}\n{table.caption}\n", encoding="utf-8")
+        (made / "table.csv").write_text(table.to_csv(), encoding="utf-8")
+        (made / "report.md").write_text(_page(directory.resolve().name, table, figures), encoding="utf-8")
+        report.mkdir(exist_ok=True)
+        for stale in report.glob("*.png"):
+            stale.unlink()
+        for file in sorted(made.iterdir(), key=lambda file: file.suffix == ".md"):
+            os.replace(file, report / file.name)
+    return report / "report.md"
+
+
+def _page(title: str, table: Table, figures: list[Figure]) -> str:
+    parts = [f"# {title}", "## Scores", table.to_markdown().rstrip(), table.caption]
+    if figures:
+        parts.append("## Figures")
+        parts += [f"![{figure.caption}]({figure.file})\n\n{figure.caption}" for figure in figures]
+    runs = [(table.name(row), run) for row in table.rows for run in row.runs]
+    lines = [
+        markdown_line(["Run", "Setting", "Seed", "Configuration", "Time"]),
+        "| --- | --- | ---: | --- | ---: |",
+    ]
+    lines += [
+        markdown_line(
+            [run.name, setting, run.seed, f"`{run.config_hash}`", _duration(sum(run.timings.values()))]
+        )
+        for setting, run in runs
+    ]
+    parts += ["## Runs", "\n".join(lines)]
+    versions: dict[str, list[str]] = {}
+    for _, run in runs:
+        for package, version in run.versions.items():
+            known = versions.setdefault(package, [])
+            if version not in known:
+                known.append(version)
+    if versions:
+        parts.append(
+            "Versions: " + ", ".join(f"{name} {' and '.join(v)}" for name, v in versions.items()) + "."
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,429 @@
+"""The table of an experiment: one row for each setting, one column for each score."""
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table as TerminalTable
+
+from amid.errors import InputError
+from amid.results import Label, RunResult, Score
+
+ROUGE_L = "rouge_l"
+SELF_BLEU = "self_bleu"
+CORPUS_SELF_BLEU = "corpus_self_bleu"
+
+AVERAGE = "Avg"
+"""Stands for an evaluation set: the mean over all of them."""
+
+MISSING = "–"
+
+METHODS = {
+    "teacher": "Teacher",
+    "sft": "SFT",
+    "kd": "KD",
+    "seqkd": "SeqKD",
+    "imitkd": "ImitKD",
+    "minillm": "MiniLLM",
+    "gkd": "GKD",
+    "tvd": "TVD",
+    "jsd": "JSD",
+    "akl": "AKL",
+    "bdkd": "BDKD",
+    "alphanet": "AlphaNet",
+    "distillm_skl": "DistiLLM SKL",
+    "distillm_srkl": "DistiLLM SRKL",
+    "taid": "TAID",
+    "abkd": "ABKD",
+    "amid": "AMiD",
+}
+"""How the methods are written, in the order of the table's rows."""
+
+DIVERGENCES = {
+    "kl": "KL",
+    "reverse_kl": "RKL",
+    "jensen_shannon": "JS",
+    "total_variation": "TV",
+    "alpha": "α-div",
+    "alpha_beta": "αβ",
+}
+"""How the divergences are written, in the order of the table's rows."""
+
+SYMBOLS = {
+    "method": "Method",
+    "divergence": "Divergence",
+    "alpha": "α",
+    "lam": "λ",
+    "model": "Model",
+    "data": "Data",
+}
+
+OF_THE_METHOD = ("divergence", "order", "alpha", "lam")
+"""Labels that a method sets: they tell rows apart only within one method."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting: the runs that differ in nothing but their training seed."""
+
+    labels: dict[str, Label]
+    runs: tuple[RunResult, ...]
+    baseline: bool
+    """Whether this is a row to compare with, and not one of a grid over α-mixtures."""
+
+    @property
+    def method(self) -> str:
+        """The method's name as it is written."""
+        method = self.labels.get("method")
+        if method in ("amid", None) and self.labels.get("alpha") is None:
+            return "No assistant"
+        return METHODS.get(str(method), str(method)) if method is not None else METHODS["amid"]
+
+    @property
+    def divergence(self) -> str:
+        """The divergence with its arguments, such as `αβ(p, r)`."""
+        name, order = self.labels.get("divergence"), self.labels.get("order")
+        if name in (None, "none"):
+            return MISSING
+        arguments = f"({', '.join(str(order))})" if order is not None else ""
+        return DIVERGENCES.get(str(name), str(name)) + arguments
+
+    def score(self, dataset: str, metric: str, datasets: Sequence[str] = ()) -> Score | None:
+        """The row's score, or None where a run has none.
+
+        Of several training seeds, the values are the runs' means; of one, those of its sampling seeds. With
+        `AVERAGE` as the set, the mean over `datasets`, all of which must have been scored.
+        """
+
+        def of_run(run: RunResult) -> Score | None:
+            if dataset == AVERAGE:
+                return _mean_over_sets([run.scores.get(name, {}).get(metric) for name in datasets])
+            return run.scores.get(dataset, {}).get(metric)
+
+        scores = [of_run(run) for run in self.runs]
+        if len(scores) == 1:
+            return scores[0]
+        means = [score.mean for score in scores if score is not None]
+        return Score.over_seeds(means) if len(means) == len(scores) else None
+
+
+def build_table(results: Sequence[RunResult]) -> "Table":
+    """The table of `results`, which may come in any order.
+
+    Raises:
+        InputError: for no results.
+    """
+    if not results:
+        raise InputError(
+            "results is empty, a table needs at least one finished run; make some: amid sweep alpha"
+        )
+    groups: dict[Any, list[RunResult]] = {}
+    turns: Counter[Any] = Counter()
+    mixtures: dict[Label, set[tuple[Label, Label]]] = {}
+    for result in results:
+        labels = _labels(result)
+        key = frozenset(labels.items())
+        # A seed that comes twice is no repetition: the runs differ in something that no label tells.
+        groups.setdefault((key, turns[key, result.seed]), []).append(result)
+        turns[key, result.seed] += 1
+        mixtures.setdefault(labels.get("method"), set()).add((labels.get("alpha"), labels.get("lam")))
+    rows = []
+    for runs in groups.values():
+        runs.sort(key=lambda run: run.seed)
+        labels = _labels(runs[0])
+        method = labels.get("method")
+        in_grid = labels.get("alpha") is not None and (method in ("amid", None) or len(mixtures[method]) > 1)
+        rows.append(Row(labels, tuple(runs), baseline=not in_grid))
+    return Table(sorted(rows, key=_place))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of an experiment, and how to write them.
+
+    Baselines come first, then the grid by divergence, α and λ. A score is the mean ± the sample standard
+    deviation; the best of a column (ROUGE-L highest, Self-BLEU lowest) is bold, with all that equal it in the
+    digits shown. A score that is NaN is written as `failed`, one that was not taken as `–`.
+    """
+
+    rows: list[Row]
+
+    @cached_property
+    def datasets(self) -> list[str]:
+        """The evaluation sets, in the order of the runs."""
+        return _unique(name for row in self.rows for run in row.runs for name in run.scores)
+
+    @cached_property
+    def overall(self) -> str:
+        """What stands for all sets in one number: the only set, or their average."""
+        return self.datasets[0] if len(self.datasets) == 1 else AVERAGE
+
+    @cached_property
+    def diversity(self) -> str:
+        """The metric in the Self-BLEU columns: per prompt where a run has it, else over whole sets."""
+        metrics = {
+            metric for row in self.rows for run in row.runs for by in run.scores.values() for metric in by
+        }
+        return CORPUS_SELF_BLEU if SELF_BLEU not in metrics and CORPUS_SELF_BLEU in metrics else SELF_BLEU
+
+    @cached_property
+    def varying(self) -> list[str]:
+        """The labels that tell rows apart and that their names show; `order` is part of `divergence`."""
+        methods = _unique(row.method for row in self.rows)
+        shown = ["method"] if len(methods) > 1 else []
+        for label in _unique(
+            ["model", "data", *OF_THE_METHOD, *(label for row in self.rows for label in row.labels)]
+        ):
+            if label in ("method", "assistant"):
+                continue
+            groups = methods if label in OF_THE_METHOD else [None]
+            if any(
+                len({row.labels.get(label) for row in self.rows if group in (None, row.method)}) > 1
+                for group in groups
+            ):
+                shown.append("divergence" if label == "order" else label)
+        return _unique(shown) or ["method"]
+
+    def score(self, row: Row, metric: str, dataset: str | None = None) -> Score | None:
+        """A row's score on one set, by default on all (`overall`)."""
+        return row.score(dataset or self.overall, metric, self.datasets)
+
+    def name(self, row: Row, without: Sequence[str] = ()) -> str:
+        """The row in words, such as `AMiD αβ(p, r) α=-5 λ=0.1`: what varies, but for the labels `without`."""
+        words = []
+        for label in self.varying:
+            text = _label_text(row, label)
+            if label not in without and text != MISSING:
+                symbol = f"{SYMBOLS.get(label, label)}=" if label not in ("method", "divergence") else ""
+                words.append(symbol + text)
+        return " ".join(words)
+
+    @property
+    def caption(self) -> str:
+        """What the numbers are, over what they are averaged, and what is equal in all rows."""
+        counts = {len(row.runs) for row in self.rows}
+        spread = "mean ± standard deviation over "
+        if counts == {1}:
+            spread += "the sampling seeds of one training run"
+        else:
+            many = f"{min(counts)} training" if len(counts) == 1 else "n training"
+            spread += f"{many} seeds (of each run's mean over its sampling seeds)"
+            if 1 in counts:
+                spread += ", where n = 1 over the sampling seeds of that run"
+        among = "the answers to one prompt" if self.diversity == SELF_BLEU else "all answers to a set"
+        sentences = [
+            "ROUGE-L: F1 × 100, higher is better.",
+            f"Self-BLEU: 0 to 100, among {among}, lower is more diverse.",
+            f"Numbers: {spread}. Bold: best of the column at the digits shown.",
+        ]
+        common = [
+            f"{SYMBOLS.get(label, label).lower()} {text}"
+            for label in ("model", "data")
+            if label not in self.varying and (text := _label_text(self.rows[0], label)) != MISSING
+        ]
+        if common:
+            sentences.append(f"All rows: {', '.join(common)}.")
+        for method in _unique(row.method for row in self.rows):
+            row = next(row for row in self.rows if row.method == method)
+            settings = [row.divergence] if "divergence" not in self.varying else []
+            settings += [
+                f"{SYMBOLS[label]} = {_label_text(row, label)}"
+                for label in ("alpha", "lam")
+                if label not in self.varying
+            ]
+            settings = [text for text in settings if not text.endswith(MISSING)]
+            if settings:
+                sentences.append(f"{method}: {', '.join(settings)}.")
+        return " ".join(sentences)
+
+    def to_markdown(self, digits: int = 2) -> str:
+        """The table in Markdown, without its caption."""
+        heads, cells = self._cells(digits, self._columns(), "**{}**".format)
+        lines = [[f"{top} {below}".strip() for top, below in heads], *cells]
+        widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(heads))]
+        n_labels = len(self._label_columns)
+        rule = ["-" * width if i < n_labels else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+        aligned = [
+            [
+                cell.ljust(width) if i < n_labels else cell.rjust(width)
+                for i, (cell, width) in enumerate(pairs)
+            ]
+            for pairs in (zip(line, widths, strict=True) for line in lines)
+        ]
+        return "".join(f"{markdown_line(line)}\n" for line in [aligned[0], rule, *aligned[1:]])
+
+    def to_terminal(self, digits: int = 1) -> TerminalTable:
+        """The table for the terminal; with more than two sets, Self-BLEU only as the average."""
+        columns = [
+            (dataset, metric)
+            for dataset, metric in self._columns()
+            if metric == ROUGE_L or dataset == AVERAGE or len(self.datasets) <= 2
+        ]
+        heads, cells = self._cells(digits, columns, "[bold green]{}[/]".format, "±")
+        table = TerminalTable(
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+            caption=escape(self.caption),
+            caption_justify="left",
+        )
+        n_labels = len(self._label_columns)
+        for index, (top, below) in enumerate(heads):
+            text = f"{top.rstrip(' ↑↓')}\n{below}" if index >= n_labels else f"\n{top}"
+            table.add_column(
+                escape(text), justify="left" if index < n_labels else "right", no_wrap=index >= n_labels
+            )
+        for row, line in enumerate(cells):
+            last = row + 1 == len(cells) or self.rows[row].baseline != self.rows[row + 1].baseline
+            table.add_row(*map(escape, line[:n_labels]), *line[n_labels:], end_section=last)
+        return table
+
+    def to_csv(self) -> str:
+        """All labels and all metrics, unrounded: columns SET/METRIC_mean and SET/METRIC_std, `avg` over sets.
+
+        `std_over` says whether a row's deviations are over training or sampling seeds. A score that was not
+        taken is empty; a failed one is nan.
+        """
+        labels = _unique(label for row in self.rows for label in row.labels)
+        metrics = _unique(
+            m for row in self.rows for run in row.runs for by in run.scores.values() for m in by
+        )
+        columns = [
+            (d, m) for d in [*self.datasets, *([AVERAGE] if self.overall == AVERAGE else [])] for m in metrics
+        ]
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        score_heads = [
+            f"{d.lower() if d == AVERAGE else d}/{m}_{part}" for d, m in columns for part in ("mean", "std")
+        ]
+        writer.writerow([*labels, "runs", "seeds", "std_over", *score_heads])
+        for row in self.rows:
+            scores = [self.score(row, metric, dataset) for dataset, metric in columns]
+            writer.writerow(
+                [
+                    *(row.labels.get(label) for label in labels),
+                    len(row.runs),
+                    " ".join(str(run.seed) for run in row.runs),
+                    "training seeds" if len(row.runs) > 1 else "sampling seeds",
+                    *(
+                        number
+                        for s in scores
+                        for number in ((s.mean, s.std) if s is not None else (None, None))
+                    ),
+                ]
+            )
+        return file.getvalue()
+
+    def _columns(self) -> list[tuple[str, str]]:
+        sets = [*self.datasets, *([AVERAGE] if self.overall == AVERAGE else [])]
+        return [(dataset, metric) for metric in (ROUGE_L, self.diversity) for dataset in sets]
+
+    @cached_property
+    def _label_columns(self) -> list[tuple[str, Callable[[Row], str]]]:
+        def column(label: str) -> tuple[str, Callable[[Row], str]]:
+            return SYMBOLS.get(label, label), lambda row: _label_text(row, label)
+
+        columns = [column(label) for label in self.varying]
+        if len({frozenset(row.labels.items()) for row in self.rows}) < len(self.rows):
+            columns.append(("Run", lambda row: row.runs[0].name))
+        if len({len(row.runs) for row in self.rows}) > 1:
+            columns.append(("n", lambda row: str(len(row.runs))))
+        return columns
+
+    def _cells(
+        self, digits: int, columns: list[tuple[str, str]], bold: Callable[[str], str], plus_minus: str = " ± "
+    ) -> tuple[list[tuple[str, str]], list[list[str]]]:
+        """Two-line heads and the cells below them, the best in bold."""
+        titles = {ROUGE_L: "ROUGE-L ↑", self.diversity: "Self-BLEU ↓"}
+        heads = [(title, "") for title, _ in self._label_columns]
+        cells = [[text(row) for _, text in self._label_columns] for row in self.rows]
+        for dataset, metric in columns:
+            heads.append((titles[metric], dataset))
+            scores = [self.score(row, metric, dataset) for row in self.rows]
+            shown = [
+                round(score.mean, digits)
+                for row, score in zip(self.rows, scores, strict=True)
+                if score is not None and math.isfinite(score.mean) and row.labels.get("method") != "teacher"
+            ]
+            best = (max if metric == ROUGE_L else min)(shown, default=None)
+            for row, line, score in zip(self.rows, cells, scores, strict=True):
+                text = _score_text(score, digits, plus_minus)
+                is_best = score is not None and best is not None and round(score.mean, digits) == best
+                line.append(bold(text) if is_best and row.labels.get("method") != "teacher" else text)
+        return heads, cells
+
+
+def markdown_line(cells: Iterable[object]) -> str:
+    """One line of a Markdown table."""
+    return f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in cells)} |"
+
+
+def _labels(result: RunResult) -> dict[str, Label]:
+    """The labels without a seed, with the order that an objective has by default."""
+    labels = {label: value for label, value in result.labels.items() if label != "seed"}
+    if labels.get("divergence") not in (None, "none") and labels.get("order") is None:
+        labels["order"] = "pq" if labels.get("alpha") is None else "pr"
+    return labels
+
+
+def _place(row: Row) -> Any:
+    """The sort key: baselines first, then divergence, order, α and λ; what else differs last."""
+
+    def rank(names: dict[str, str], name: Label) -> tuple[int, str]:
+        return (list(names).index(str(name)) if name in names else len(names), str(name))
+
+    def number(value: Label) -> tuple[int, float, str]:
+        return (1, float(value), "") if isinstance(value, int | float) else (0, 0.0, str(value))
+
+    labels = row.labels
+    return (
+        not row.baseline,
+        rank(METHODS, labels.get("method")),
+        rank(DIVERGENCES, labels.get("divergence")),
+        str(labels.get("order")),
+        number(labels.get("alpha")),
+        number(labels.get("lam")),
+        sorted((label, number(value)) for label, value in labels.items()),
+    )
+
+
+def _mean_over_sets(scores: Sequence[Score | None]) -> Score | None:
+    taken = [score for score in scores if score is not None]
+    if not taken or len(taken) < len(scores):
+        return None
+    if len({len(score.values) for score in taken}) == 1:  # one value per sampling seed: average seed by seed
+        return Score.over_seeds([sum(v) / len(v) for v in zip(*(s.values for s in taken), strict=True)])
+    means = [score.mean for score in taken]
+    return Score(sum(means) / len(means), None, means)
+
+
+def _label_text(row: Row, label: str) -> str:
+    if label == "method":
+        return row.method
+    if label == "divergence":
+        return row.divergence
+    value = row.labels.get(label)
+    if value is None:
+        return MISSING
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _score_text(score: Score | None, digits: int, plus_minus: str) -> str:
+    if score is None:
+        return MISSING
+    if math.isnan(score.mean):
+        failed = sum(map(math.isnan, score.values))
+        return "failed" if failed in (0, len(score.values)) else f"failed {failed}/{len(score.values)}"
+    text = f"{score.mean:.{digits}f}"
+    return text if score.std is None else f"{text}{plus_minus}{score.std:.{digits}f}"
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))

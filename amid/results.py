@@ -1,0 +1,256 @@
+"""The record of a finished run: typed, written and read as `result.json`."""
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from amid.errors import InputError
+
+RESULT_FILE = "result.json"
+SCHEMA = 1
+"""Version of the file's layout, raised when a reader of the old one would misread the new one."""
+
+SKIPPED_FOLDERS = frozenset({"report", "prepared"})
+"""Folders that `load_all` does not enter: they hold what was made from runs, or for them."""
+
+Label = str | int | float | bool | None
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric on one evaluation set: its values over several seeds, and their mean and spread."""
+
+    mean: float
+    std: float | None
+    """Sample standard deviation (divided by n - 1); None where there is one value only."""
+    values: list[float]
+    """One per seed, in the order of the seeds."""
+
+    @classmethod
+    def over_seeds(cls, values: Sequence[float]) -> "Score":
+        """Mean and sample standard deviation of one value per seed; NaN where a value is NaN.
+
+        Raises:
+            ValueError: for no values.
+        """
+        if not values:
+            raise ValueError("a score needs at least one value, got none")
+        numbers = [float(value) for value in values]
+        mean = sum(numbers) / len(numbers)
+        if len(numbers) == 1:
+            return cls(mean, None, numbers)
+        deviations = [number - mean for number in numbers]
+        variance = sum(deviation * deviation for deviation in deviations) / (len(numbers) - 1)
+        return cls(mean, math.sqrt(variance), numbers)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What one run was and what it scored: all that tables and figures need."""
+
+    name: str
+    """The run's name, such as that of its folder."""
+    labels: dict[str, Label]
+    """What sets this run apart from others, without the seed: runs with equal labels are repetitions.
+
+    At least `method`, `model`, `data`, `divergence`, `assistant`, `alpha`, `lam` and `order`; `alpha` and
+    `lam` are None without an assistant.
+    """
+    config_hash: str
+    seed: int
+    """Of the training."""
+    scores: dict[str, dict[str, Score]]
+    """Of each evaluation set, by metric (`rouge_l`, `self_bleu`, ...), over the sampling seeds."""
+    training: dict[str, float]
+    """Figures about the training, such as `steps` and `valid_loss`."""
+    timings: dict[str, float]
+    """Seconds of each part of the run."""
+    versions: dict[str, str]
+    """Of the packages that the numbers depend on."""
+
+
+def save(result: RunResult, directory: str | Path) -> Path:
+    """Writes `directory`/result.json, whole or not at all, also if the process or the machine dies.
+
+    The folder is made if needed; an older record in it is replaced. NaN and infinities are written as the
+    strings "nan", "inf" and "-inf", so that the file is valid JSON.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        TypeError: if a label is not a string, number, boolean or None.
+    """
+    for label, value in result.labels.items():
+        if not isinstance(value, Label):
+            raise TypeError(f"label {label!r} must be a string, number, boolean or None, got {value!r}")
+    text = json.dumps(_encode(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    target = directory / RESULT_FILE
+    temporary = directory / f".{RESULT_FILE}.{uuid.uuid4().hex}"
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def load(path: str | Path) -> RunResult:
+    """Reads the record of a run from its folder, or from the file itself.
+
+    Raises:
+        InputError: if there is none, it is damaged, or another version of the package wrote it.
+    """
+    path = Path(path)
+    file = path / RESULT_FILE if path.is_dir() else path
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"result {file} does not exist: there is no finished run; give the folder of a run that holds "
+            f"{RESULT_FILE}, or let the run finish"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"result {file} cannot be read ({error.strerror}); check the path and its rights"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(file, error) from error
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if schema != SCHEMA:
+        raise InputError(
+            f"result {file} has schema {schema!r}, this version of amid reads {SCHEMA}; "
+            "read it with the version that wrote it, or delete the file and run again"
+        )
+    try:
+        return _decode(record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(file, error) from error
+
+
+def load_all(directory: str | Path) -> list[RunResult]:
+    """Every record below `directory`, sorted by path.
+
+    Folders named report or prepared and hidden ones are left out.
+
+    Raises:
+        InputError: if `directory` is not a folder, or naming the first file that cannot be read.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a folder; give one that holds finished runs, such as outputs")
+    files = []
+    for folder, subfolders, names in os.walk(directory):
+        subfolders[:] = [
+            name for name in subfolders if name not in SKIPPED_FOLDERS and not name.startswith(".")
+        ]
+        if RESULT_FILE in names:
+            files.append(Path(folder, RESULT_FILE))
+    return [load(file) for file in sorted(files)]
+
+
+def _damaged(file: Path, error: Exception) -> InputError:
+    reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+    return InputError(f"result {file} is damaged ({reason}); delete it and run again")
+
+
+def _encode(result: RunResult) -> dict[str, Any]:
+    def numbers(values: Mapping[str, float]) -> dict[str, Label]:
+        return {key: _to_json(float(value)) for key, value in values.items()}
+
+    return {
+        "schema": SCHEMA,
+        "name": result.name,
+        "labels": {key: _to_json(value) for key, value in result.labels.items()},
+        "config_hash": result.config_hash,
+        "seed": result.seed,
+        "scores": {
+            dataset: {
+                metric: {
+                    "mean": _to_json(float(score.mean)),
+                    "std": None if score.std is None else _to_json(float(score.std)),
+                    "values": [_to_json(float(value)) for value in score.values],
+                }
+                for metric, score in metrics.items()
+            }
+            for dataset, metrics in result.scores.items()
+        },
+        "training": numbers(result.training),
+        "timings": numbers(result.timings),
+        "versions": result.versions,
+    }
+
+
+def _decode(record: dict[str, Any]) -> RunResult:
+    return RunResult(
+        name=_string(record["name"]),
+        labels=_mapping(record["labels"], _label),
+        config_hash=_string(record["config_hash"]),
+        seed=_integer(record["seed"]),
+        scores=_mapping(record["scores"], lambda metrics: _mapping(metrics, _score)),
+        training=_mapping(record["training"], _number),
+        timings=_mapping(record["timings"], _number),
+        versions=_mapping(record["versions"], _string),
+    )
+
+
+NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def _to_json(value: Label) -> Label:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str):
+        value = NON_FINITE.get(value, value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)
+
+
+def _label(value: Any) -> Label:
+    if not isinstance(value, Label):
+        raise TypeError(f"the label {value!r} is not a single value")
+    return NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a string")
+    return value
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{value!r} is not an integer")
+    return value
+
+
+def _score(record: Any) -> Score:
+    if not isinstance(record, dict) or not isinstance(record["values"], list):
+        raise TypeError(f"{record!r} is not a score")
+    std = record["std"]
+    return Score(
+        mean=_number(record["mean"]),
+        std=None if std is None else _number(std),
+        values=[_number(value) for value in record["values"]],
+    )
+
+
+def _mapping(value: Any, read: Callable[[Any], T]) -> dict[str, T]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is not an object")
+    return {key: read(item) for key, item in value.items()}

@@ -1,0 +1,44 @@
+"""The entry point of a training run."""
+
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from amid.experiment import run_experiment
+from amid.progress import announce
+from amid.results import RunResult
+
+LABELS = ("method", "model", "data", "divergence", "assistant")
+
+
+def run(cfg: DictConfig) -> None:
+    """Trains, scores and records the run that `cfg` describes, in Hydra's folder for it."""
+    hydra = HydraConfig.get()
+    labels = {name: hydra.runtime.choices.get(name) for name in LABELS}
+    directory = Path(hydra.runtime.output_dir)
+    number = hydra.job.get("num")
+    announce(f"run {number + 1}: {directory.name}" if isinstance(number, int) else f"run: {directory.name}")
+    for name in ("pytorch_lightning", "lightning.pytorch", "httpx", "datasets"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    result = run_experiment(as_dict(cfg), directory, labels)
+    announce(summary(result))
+
+
+def as_dict(cfg: DictConfig) -> dict[str, Any]:
+    """`cfg` with everything resolved, without the keys that only a sweep reads."""
+    with open_dict(cfg):
+        cfg.pop("baselines", None)
+    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+
+
+def summary(result: RunResult) -> str:
+    """One line with the scores of a run."""
+    sets = [
+        f"{name} ROUGE-L {by['rouge_l'].mean:.1f}"
+        + (f" Self-BLEU {by['self_bleu'].mean:.1f}" if "self_bleu" in by else "")
+        for name, by in result.scores.items()
+    ]
+    return "  " + "   ".join([*sets, f"({sum(result.timings.values()):.0f} s)"])
