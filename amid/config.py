@@ -22,8 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from amid.errors import InputError
 
-_PLACES = ("output_dir", "prepared_dir", "logger", "run", "baselines")
-"""Root keys that say where results go, not what they are."""
+_PLACES = ("output_dir", "prepared_dir", "logger", "threads", "run", "baselines")
+"""Root keys that say where and how fast a run goes, not what it computes."""
 
 
 def _folder(name: str) -> Path:

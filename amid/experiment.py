@@ -4,6 +4,7 @@ import copy
 import logging
 import os
 import platform
+import sys
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -49,7 +50,8 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     Raises:
         InputError: for settings that do not fit, or a directory with a run of another configuration.
     """
-    torch.set_float32_matmul_precision("high")
+    if cfg["threads"] is not None:
+        torch.set_num_threads(cfg["threads"])
     key = config_hash(cfg)
     finished = _finished(directory, key)
     if finished is not None:
@@ -173,6 +175,7 @@ def _fine_tuned(cfg: Config, role: str) -> Path:
         "objective": {"_target_": "amid.losses.CrossEntropy"},
         "generation": cfg["generation"],
         "logger": {},
+        "threads": cfg["threads"],
         **{key: sft[key] for key in ("optimizer", "scheduler", "trainer", "checkpoint", "clip_norm", "seed")},
     }
     directory = Path(cfg["prepared_dir"]) / f"{role}-{config_hash(run)}"
@@ -205,6 +208,7 @@ def _fit(
     trainer: L.Trainer = instantiate(
         cfg["trainer"],
         callbacks=[checkpoint, progress()],
+        enable_progress_bar=sys.stdout.isatty(),
         logger=loggers,
         default_root_dir=str(directory),
     )

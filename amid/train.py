@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any, cast
 
+import transformers
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -23,6 +24,7 @@ def run(cfg: DictConfig) -> None:
     announce(f"run {number + 1}: {directory.name}" if isinstance(number, int) else f"run: {directory.name}")
     for name in ("pytorch_lightning", "lightning.pytorch", "httpx", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
     result = run_experiment(as_dict(cfg), directory, labels)
     announce(summary(result))
 

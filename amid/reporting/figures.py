@@ -96,10 +96,10 @@ def _draw_lines(table: Table, label: str) -> Canvas | None:
     if not any(_scored(table, row) for row in rows_drawn):
         return None
     ticks = sorted({_number(row, label) for row in rows_drawn})
-    baselines = [row for row in table.rows if row.baseline and _scored(table, row)]
+    baselines = _baselines(table)
 
     # In inches: a fixed layout, as the names of the baselines stand right of each panel.
-    room = 0.25 + 0.075 * max((len(row.method) for row in baselines), default=0)
+    room = 0.25 + 0.075 * max(map(len, baselines), default=0)
     legend_rows = math.ceil((len(lines) + 1) / LEGEND_COLUMNS)  # with room for "failed"
     left, panel_width, panel_height, bottom, top = 0.7, 3.6, 2.9, 0.55, 0.2 + 0.22 * legend_rows
     width, height = 2 * (left + panel_width + room), bottom + panel_height + top
@@ -120,7 +120,7 @@ def _draw_lines(table: Table, label: str) -> Canvas | None:
             axes.plot(failed, [0.03] * len(failed), "x", color=colour, transform=at_bottom, clip_on=False)
             any_failed = any_failed or bool(failed)
         axes.margins(y=0.12)
-        _draw_levels(axes, [(row.method, _mean(table, row, metric)) for row in baselines])
+        _draw_levels(axes, [(name, _mean(table, row, metric)) for name, row in baselines.items()])
         axes.set_xlabel(SYMBOLS[label])
         axes.set_ylabel(_axis_title(table, metric))
         axes.set_xticks(ticks, _sparse(ticks))
@@ -166,7 +166,8 @@ def _draw_plane(table: Table) -> Canvas | None:
         axes.plot(*path, color="#bbbbbb", linewidth=1, zorder=1)
         for row in members:
             draw(row, shades.get(_number(row, coloured_by), COLOURS[0]), MARKERS[index % len(MARKERS)], 8)
-    for index, row in enumerate(row for row in rows if row.baseline):
+    baselines = _baselines(table)
+    for index, row in enumerate(baselines.values()):
         draw(row, GREY, BASELINE_MARKERS[index % len(BASELINE_MARKERS)], 10)
     axes.set_xlabel(_axis_title(table, table.diversity) + "  (← more diverse)")
     axes.set_ylabel(_axis_title(table, ROUGE_L))
@@ -188,13 +189,15 @@ def _draw_plane(table: Table) -> Canvas | None:
         bar.ax.set_title(SYMBOLS[coloured_by], fontsize=11)
         bar.outline.set_visible(False)
     points = [
-        (row, *_mean_and_std(table, row, table.diversity), *_mean_and_std(table, row, ROUGE_L))
-        for row in rows
+        (*_mean_and_std(table, row, table.diversity), *_mean_and_std(table, row, ROUGE_L)) for row in rows
     ]
     _place_labels(
         axes,
-        [(x, y, row.method) for row, x, _, y, _ in points if row.baseline],
-        [(x - dx, y - dy, x + dx, y + dy) for _, x, dx, y, dy in points],
+        [
+            (_mean(table, row, table.diversity), _mean(table, row, ROUGE_L), name)
+            for name, row in baselines.items()
+        ],
+        [(x - dx, y - dy, x + dx, y + dy) for x, dx, y, dy in points],
     )
     return figure
 
@@ -256,6 +259,16 @@ def _series(table: Table, label: str) -> dict[str, list[Row]]:
         for name, rows in lines.items()
         if len({_number(row, label) for row in rows}) > 1
     }
+
+
+def _baselines(table: Table) -> dict[str, Row]:
+    """The baselines that were scored, by name: the method's, longer only where two would be the same."""
+    rows = [row for row in table.rows if row.baseline and _scored(table, row)]
+    of_the_method = ("method", "divergence", "alpha", "lam")
+    names = [f"{row.method} {table.name(row, without=of_the_method)}".strip() for row in rows]
+    if len(set(names)) < len(names):
+        names = [table.name(row) for row in rows]
+    return dict(zip(names, rows, strict=True))
 
 
 def _names(table: Table, rows: Sequence[Row], without: str | None) -> list[str]:

@@ -58,15 +58,17 @@ DIVERGENCES = {
 
 SYMBOLS = {
     "method": "Method",
-    "divergence": "Divergence",
-    "alpha": "α",
-    "lam": "λ",
     "model": "Model",
     "data": "Data",
+    "divergence": "Divergence",
+    "order": "Order",
+    "alpha": "α",
+    "lam": "λ",
 }
+"""How the labels are written, in the order of the table's columns."""
 
-OF_THE_METHOD = ("divergence", "order", "alpha", "lam")
-"""Labels that a method sets: they tell rows apart only within one method."""
+OF_NO_METHOD = ("model", "data")
+"""Labels that always tell rows apart; what else differs between two methods is implied by their names."""
 
 
 @dataclass(frozen=True)
@@ -178,16 +180,13 @@ class Table:
         """The labels that tell rows apart and that their names show; `order` is part of `divergence`."""
         methods = _unique(row.method for row in self.rows)
         shown = ["method"] if len(methods) > 1 else []
-        for label in _unique(
-            ["model", "data", *OF_THE_METHOD, *(label for row in self.rows for label in row.labels)]
-        ):
-            if label in ("method", "assistant"):
-                continue
-            groups = methods if label in OF_THE_METHOD else [None]
-            if any(
-                len({row.labels.get(label) for row in self.rows if group in (None, row.method)}) > 1
-                for group in groups
-            ):
+        for label in _unique([*SYMBOLS, *(label for row in self.rows for label in row.labels)]):
+            groups = [None] if label in OF_NO_METHOD else methods
+            values = [
+                {row.labels.get(label) for row in self.rows if method in (None, row.method)}
+                for method in groups
+            ]
+            if label not in ("method", "assistant") and any(len(of_group) > 1 for of_group in values):
                 shown.append("divergence" if label == "order" else label)
         return _unique(shown) or ["method"]
 
@@ -225,7 +224,7 @@ class Table:
         ]
         common = [
             f"{SYMBOLS.get(label, label).lower()} {text}"
-            for label in ("model", "data")
+            for label in OF_NO_METHOD
             if label not in self.varying and (text := _label_text(self.rows[0], label)) != MISSING
         ]
         if common:

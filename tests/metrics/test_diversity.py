@@ -1,0 +1,144 @@
+import math
+import subprocess
+import sys
+import time
+from statistics import fmean
+
+import pytest
+import sacrebleu
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amid.metrics import self_bleu, self_bleu_per_prompt
+
+SMOOTHINGS = [
+    ("none", None),
+    ("floor", None),
+    ("floor", 0.01),
+    ("add-k", None),
+    ("add-k", 2.0),
+    ("exp", None),
+]
+
+words = st.lists(st.sampled_from(["a", "b", "c", "d", "e.", "it's", "猫"]), max_size=9).map(" ".join)
+groups = st.lists(words | st.text(max_size=12), min_size=2, max_size=6)
+
+
+def text_by_text(texts: list[str], **settings) -> float:
+    return fmean(
+        sacrebleu.sentence_bleu(text, texts[:i] + texts[i + 1 :], **settings).score
+        for i, text in enumerate(texts)
+    )
+
+
+def test_a_case_by_hand():
+    # Each text: unigrams 1/2, the bigram 0/1, smoothed to 1/2; equal lengths, so no brevity penalty.
+    assert self_bleu(["a b", "a c"]) == pytest.approx(100 * math.sqrt(0.5 * 0.5))
+    # "a": 1/1, but shorter than its reference of 2; "a b": unigrams 1/2, the bigram smoothed to 1/2.
+    assert self_bleu(["a", "a b"]) == pytest.approx((100 * math.exp(1 - 2) + 50) / 2)
+
+
+def test_counts_are_clipped_at_the_largest_of_another_text():
+    # Unigrams of "a a a": 2/3, as the others have at most 2; bigrams 1/2; the trigram 0/1, smoothed to 1/2.
+    texts = ["a a a", "a a b", "c a d"]
+    by_hand = 100 * (2 / 3 * 1 / 2 * 1 / 2) ** (1 / 3)
+    assert sacrebleu.sentence_bleu(texts[0], texts[1:]).score == pytest.approx(by_hand)
+    assert self_bleu(texts) == pytest.approx(text_by_text(texts), abs=1e-9)
+
+
+@pytest.mark.parametrize(("method", "value"), SMOOTHINGS)
+@given(groups)
+def test_equal_to_sacrebleu_on_random_texts(method, value, texts):
+    ours = self_bleu(texts, smooth_method=method, smooth_value=value)
+    assert ours == pytest.approx(text_by_text(texts, smooth_method=method, smooth_value=value), abs=1e-9)
+    assert 0 <= ours <= 100 + 1e-9
+
+
+@pytest.mark.parametrize(("method", "value"), SMOOTHINGS)
+def test_equal_to_sacrebleu_on_real_texts(real_texts, method, value):
+    texts = [text[:300] for text in real_texts[:40]]
+    ours = self_bleu(texts, smooth_method=method, smooth_value=value)
+    assert ours == pytest.approx(text_by_text(texts, smooth_method=method, smooth_value=value), abs=1e-9)
+
+
+def test_copies_among_real_texts(real_texts):
+    texts = [text[:200] for text in real_texts[:12]] * 2 + real_texts[20:22] + [""]
+    assert self_bleu(texts) == pytest.approx(text_by_text(texts), abs=1e-9)
+
+
+@given(st.lists(st.text(alphabet="猫犬が好きです。はい", max_size=8), min_size=2, max_size=4))
+def test_text_without_spaces_with_the_tokeniser_for_it(texts):
+    ours = self_bleu(texts, tokenize="char")
+    assert ours == pytest.approx(text_by_text(texts, tokenize="char"), abs=1e-9)
+
+
+@given(groups)
+def test_the_order_of_the_texts_does_not_count(texts):
+    assert self_bleu(texts) == pytest.approx(self_bleu(texts[::-1]), abs=1e-9)
+
+
+def test_equal_texts_score_100():
+    assert self_bleu(["The quick brown fox jumps."] * 3) == pytest.approx(100)
+    assert self_bleu(["yes"] * 2) == pytest.approx(100)
+
+
+def test_texts_with_nothing_in_common_score_0():
+    assert self_bleu(["a b c", "d e f", "g"]) == 0
+    assert self_bleu(["yes", "no"]) == 0
+
+
+def test_empty_texts_score_0():
+    assert self_bleu(["", ""]) == 0
+    assert self_bleu([" ", "a b", "a b"]) == pytest.approx(text_by_text([" ", "a b", "a b"]), abs=1e-9)
+
+
+def test_per_prompt_is_the_mean_over_prompts():
+    samples = [["a b c d", "a b c d"], ["x", "y", "z"], ["a b", "a c"]]
+    assert self_bleu_per_prompt(samples) == pytest.approx((100 + 0 + 50) / 3)
+    # Different prompts do not make it more diverse.
+    assert self_bleu([text for texts in samples for text in texts]) != self_bleu_per_prompt(samples)
+
+
+def test_per_prompt_hands_its_settings_on():
+    samples = [["a b c", "a b d"], ["a b", "a c"]]
+    settings = {"smooth_method": "floor", "smooth_value": 0.3, "tokenize": "char"}
+    expected = fmean(text_by_text(texts, **settings) for texts in samples)
+    assert self_bleu_per_prompt(samples, **settings) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"texts": []}, "at least 2, got 0"),
+        ({"texts": ["a"]}, "at least 2, got 1"),
+        ({"texts": "ab"}, "at least 2, got the string 'ab'"),
+        ({"texts": ["a", "b"], "smooth_method": "other"}, "smooth_method must be one of none, floor, add-k, exp"),
+        ({"texts": ["a", "b"], "tokenize": "14a"}, "tokenize must be one of .*13a.*, got '14a'"),
+    ],
+)
+def test_mistakes_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        self_bleu(**arguments)
+
+
+def test_mistakes_of_one_prompt_are_named():
+    with pytest.raises(ValueError, match=r"samples\[1\]: .*at least 2, got 1"):
+        self_bleu_per_prompt([["a", "b"], ["a"]])
+    with pytest.raises(ValueError, match="at least one prompt"):
+        self_bleu_per_prompt([])
+
+
+def test_time_grows_with_the_words_and_not_with_their_square():
+    def seconds(n: int) -> float:
+        texts = [" ".join(f"w{(i * j * j) % 997}" for j in range(20)) for i in range(n)]
+        started = time.perf_counter()
+        self_bleu(texts)
+        return time.perf_counter() - started
+
+    short = min(seconds(200) for _ in range(3))
+    assert min(seconds(1600) for _ in range(2)) < 30 * short  # 8 times the words; the square would be 64
+
+
+def test_metrics_do_without_torch():
+    code = "import sys, amid.metrics, amid.results, amid.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
