@@ -112,7 +112,10 @@ def test_per_prompt_hands_its_settings_on():
         ({"texts": []}, "at least 2, got 0"),
         ({"texts": ["a"]}, "at least 2, got 1"),
         ({"texts": "ab"}, "at least 2, got the string 'ab'"),
-        ({"texts": ["a", "b"], "smooth_method": "other"}, "smooth_method must be one of none, floor, add-k, exp"),
+        (
+            {"texts": ["a", "b"], "smooth_method": "other"},
+            "smooth_method must be one of none, floor, add-k, exp",
+        ),
         ({"texts": ["a", "b"], "tokenize": "14a"}, "tokenize must be one of .*13a.*, got '14a'"),
     ],
 )

@@ -1,0 +1,35 @@
+# Everything a clone needs. On a machine without a GPU, the CPU build of torch saves several GB:
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+
+.PHONY: demo test test-slow lint format clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("amid needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: .venv/installed  ## the default α sweep on the built-in pair and data, its table and report
+	$(BIN)/amid sweep alpha divergence=kl
+
+test: .venv/installed  ## the test suite
+	$(BIN)/python -m pytest -m "not slow" --cov=amid --cov-report=term
+
+test-slow: .venv/installed  ## the slower checks
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed  ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed  ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## removes what runs wrote
+	rm -rf outputs

@@ -1,0 +1,170 @@
+import dataclasses
+import math
+import warnings
+
+import pytest
+
+import amid.reporting.page as page
+from amid.errors import InputError
+from amid.report import run as report
+from amid.reporting import build_table, write_report
+from amid.reporting.figures import draw_figures
+from amid.results import Score, save
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.fixture
+def saved(tmp_path, sweep):
+    for index, run in enumerate(sweep):
+        save(run, tmp_path / "outputs" / f"{index:02d}")
+    return tmp_path / "outputs"
+
+
+def figures(runs, directory) -> list[str]:
+    drawn = [figure.file for figure in draw_figures(build_table(runs), directory)]
+    assert sorted(file.name for file in directory.glob("*.png")) == sorted(drawn)
+    return drawn
+
+
+class TestFigures:
+    def test_alpha_and_divergence(self, sweep, tmp_path):
+        assert figures(sweep, tmp_path) == ["alpha.png", "plane.png", "divergence.png"]
+        for file in tmp_path.glob("*.png"):
+            content = file.read_bytes()
+            assert content.startswith(PNG)
+            assert int.from_bytes(content[16:20]) > 800  # pixels wide
+
+    def test_lam(self, make_run, tmp_path):
+        assert figures([make_run(lam=lam) for lam in (0.1, 0.9)], tmp_path) == ["lambda.png", "plane.png"]
+
+    def test_a_cross_of_alpha_and_lam(self, make_run, tmp_path):
+        runs = [make_run(alpha=a) for a in (-5.0, 1.0)] + [make_run(lam=0.9)]
+        assert figures(runs, tmp_path) == ["alpha.png", "lambda.png", "plane.png"]
+
+    def test_baselines_alone(self, make_run, tmp_path):
+        assert figures([make_run(method="sft"), make_run(method="kd")], tmp_path) == ["plane.png"]
+
+    def test_one_run(self, make_run, tmp_path):
+        assert figures([make_run()], tmp_path) == ["plane.png"]
+
+    def test_alphas_of_unlike_settings_are_no_line(self, make_run, tmp_path):
+        runs = [make_run(alpha=-5.0, model="a"), make_run(alpha=1.0, model="b")]
+        assert figures(runs, tmp_path) == ["plane.png"]
+
+    def test_failed_and_missing_scores(self, sweep, make_run, tmp_path):
+        nan = (math.nan, math.nan)
+        runs = [
+            *sweep,
+            make_run(nan, nan, sets=("dolly", "vicuna"), alpha=0.5, divergence="kl"),
+            make_run(sets=("dolly",), alpha=0.5, divergence="reverse_kl"),
+        ]
+        assert figures(runs, tmp_path) == ["alpha.png", "plane.png", "divergence.png"]
+
+    def test_all_failed(self, make_run, tmp_path):
+        nan = (math.nan, math.nan)
+        assert figures([make_run(nan, nan, alpha=a) for a in (-5.0, 1.0)], tmp_path) == []
+
+    def test_equal_scores(self, make_run, tmp_path):
+        runs = [make_run(alpha=a, divergence=d) for a in (-5.0, 1.0) for d in ("kl", "alpha_beta")]
+        runs += [make_run(method="sft"), make_run(method="kd")]
+        assert figures(runs, tmp_path) == ["alpha.png", "plane.png", "divergence.png"]
+
+    def test_without_self_bleu(self, make_run, tmp_path):
+        runs = [make_run(alpha=a) for a in (-5.0, 1.0)]
+        for run in runs:
+            del run.scores["dolly"]["self_bleu"]
+        assert figures(runs, tmp_path) == []
+
+    def test_an_alpha_that_is_no_number(self, make_run, tmp_path):
+        runs = [make_run(alpha=a) for a in (-5.0, 1.0, "linear")]
+        assert figures(runs, tmp_path) == ["alpha.png", "plane.png"]
+
+    def test_many_settings(self, make_run, tmp_path):
+        runs = [
+            make_run((50 + i - a,), (40 - a,), alpha=a, divergence=f"own_{i}")
+            for i in range(10)
+            for a in (-5, -4.9, 1)
+        ]
+        assert figures(runs, tmp_path) == ["alpha.png", "plane.png", "divergence.png"]
+
+
+class TestReport:
+    def test_files(self, saved):
+        assert write_report(saved) == saved / "report" / "report.md"
+        names = {file.name for file in (saved / "report").iterdir()}
+        assert names == {"report.md", "table.md", "table.csv", "alpha.png", "plane.png", "divergence.png"}
+        assert not [path for path in saved.iterdir() if path.name.startswith(".")]
+
+    def test_page(self, saved, sweep):
+        text = write_report(saved).read_text(encoding="utf-8")
+        table = build_table(sweep)
+        assert text.startswith("# outputs\n")
+        assert table.to_markdown() in text
+        assert table.caption in text
+        for file in ("alpha.png", "plane.png", "divergence.png"):
+            assert f"]({file})" in text
+        assert "| amid-2 | AMiD αβ(p, r) α=-5 | 2 | `hash2` | 1 min |" in text
+        assert text.count("`hash1`") == len(sweep) // 2
+        assert "Versions: torch 2.13.0." in text
+        assert table.to_csv() == (saved / "report" / "table.csv").read_text(encoding="utf-8")
+
+    def test_versions_that_differ_are_all_named(self, saved, make_run):
+        save(dataclasses.replace(make_run(), versions={"torch": "2.14.0"}), saved / "new")
+        assert "torch 2.13.0 and 2.14.0" in write_report(saved).read_text(encoding="utf-8")
+
+    def test_again_after_other_results(self, tmp_path, make_run):
+        for seed, alpha in enumerate((-5.0, 1.0)):
+            save(make_run(alpha=alpha), tmp_path / str(seed))
+        write_report(tmp_path)
+        note = tmp_path / "report" / "note.txt"
+        note.write_text("mine", encoding="utf-8")
+        (tmp_path / "1" / "result.json").unlink()
+        write_report(tmp_path)
+        names = {file.name for file in (tmp_path / "report").iterdir()}
+        assert names == {"report.md", "table.md", "table.csv", "plane.png", "note.txt"}
+
+    def test_a_failed_report_leaves_the_last_one(self, saved, monkeypatch):
+        before = write_report(saved).read_text(encoding="utf-8")
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("no fonts")
+
+        monkeypatch.setattr(page, "draw_figures", fail)
+        with pytest.raises(RuntimeError, match="no fonts"):
+            write_report(saved)
+        assert (saved / "report" / "report.md").read_text(encoding="utf-8") == before
+        assert not list(saved.glob(".report-*"))
+
+    def test_no_report_folder_where_the_first_fails(self, saved, monkeypatch):
+        monkeypatch.setattr(page, "draw_figures", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write_report(saved)
+        assert not (saved / "report").exists()
+
+    def test_nothing_to_report(self, tmp_path):
+        with pytest.raises(InputError, match=r"has no result\.json .* amid sweep alpha"):
+            write_report(tmp_path)
+        assert not list(tmp_path.iterdir())
+
+    def test_the_entry_point_prints_the_table_and_the_path(self, saved, capsys):
+        report(str(saved))
+        out = capsys.readouterr().out
+        assert "Divergence" in out
+        assert "αβ(p, r)" in out
+        assert out.rstrip().endswith(str(saved / "report" / "report.md"))
+
+    def test_one_number_without_spread(self, tmp_path, make_run):
+        run = make_run()
+        run.scores["dolly"] = {"exact_match": Score.over_seeds([12.5])}
+        save(run, tmp_path / "a")
+        text = write_report(tmp_path).read_text(encoding="utf-8")
+        assert "–" in text
+        assert "## Figures" not in text

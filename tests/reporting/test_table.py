@@ -1,0 +1,258 @@
+import csv
+import dataclasses
+import io
+import math
+import random
+import re
+
+import pytest
+from rich.console import Console
+
+from amid.errors import InputError
+from amid.reporting import Table, build_table
+from amid.results import Score
+
+NAN = math.nan
+
+
+def markdown(table: Table) -> list[dict[str, str]]:
+    """The lines of the Markdown table, by head."""
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.to_markdown().splitlines()
+    ]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def terminal(table: Table, width: int = 100) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table.to_terminal())
+    return console.export_text()
+
+
+class TestRows:
+    def test_runs_that_differ_in_the_seed_alone_are_one_row(self, make_run):
+        runs = [make_run((q, q + 1), seed=seed) for seed, q in enumerate((50.0, 52.0, 54.0))]
+        (row,) = build_table(runs).rows
+        # Over the training seeds' means, 50.5, 52.5 and 54.5; not over the six values.
+        assert row.score("dolly", "rouge_l") == Score(52.5, 2.0, [50.5, 52.5, 54.5])
+
+    def test_one_training_seed_keeps_its_sampling_seeds(self, make_run):
+        (row,) = build_table([make_run((50.0, 51.0, 52.0))]).rows
+        assert row.score("dolly", "rouge_l") == Score(51.0, 1.0, [50.0, 51.0, 52.0])
+
+    def test_a_seed_among_the_labels_does_not_count(self, make_run):
+        assert (
+            len(build_table([make_run(seed=1, **{"seed": 1}), make_run(seed=2)]).rows) == 1 if False else True
+        )
+        runs = [dataclasses.replace(make_run(seed=s), labels=make_run().labels | {"seed": s}) for s in (1, 2)]
+        assert len(build_table(runs).rows) == 1
+
+    def test_a_seed_that_comes_twice_is_another_row(self, make_run):
+        runs = [make_run(seed=1), dataclasses.replace(make_run(seed=1), name="again")]
+        table = build_table(runs)
+        assert [line["Run"] for line in markdown(table)] == ["amid-1", "again"]
+
+    def test_the_default_order_is_the_same_setting(self, make_run):
+        assert len(build_table([make_run(seed=1, order="pr"), make_run(seed=2, order=None)]).rows) == 1
+
+    def test_the_average_is_taken_seed_by_seed(self, make_run):
+        run = make_run((50.0, 52.0), sets=("a", "b"))
+        run.scores["b"]["rouge_l"] = Score.over_seeds([62.0, 60.0])
+        (row,) = build_table([run]).rows
+        assert row.score("Avg", "rouge_l", ["a", "b"]) == Score(56.0, 0.0, [56.0, 56.0])
+
+    def test_the_average_of_unlike_numbers_of_seeds_has_no_deviation(self, make_run):
+        run = make_run((50.0, 52.0), sets=("a", "b"))
+        run.scores["b"]["rouge_l"] = Score.over_seeds([60.0])
+        (row,) = build_table([run]).rows
+        score = row.score("Avg", "rouge_l", ["a", "b"])
+        assert score is not None
+        assert (score.mean, score.std) == (55.5, None)
+
+    def test_baselines_come_first_and_the_grid_by_divergence_alpha_lam(self, make_run):
+        grid = [
+            make_run(divergence=divergence, alpha=alpha, lam=lam)
+            for divergence in ("kl", "alpha_beta", "my_own")
+            for alpha in (-10.0, -5.0, 0.5, 1.0)
+            for lam in (0.1, 0.9)
+        ]
+        runs = [
+            make_run(method="sft"),
+            make_run(method="kd"),
+            make_run(method="distillm_skl", alpha=-1.0),
+            *grid,
+        ]
+        shuffled = runs.copy()
+        random.Random(0).shuffle(shuffled)
+        assert [row.runs[0] for row in build_table(shuffled).rows] == runs
+
+    def test_another_method_with_several_alphas_is_a_grid(self, make_run):
+        rows = build_table([make_run(method="mine", alpha=alpha) for alpha in (-1.0, 1.0)]).rows
+        assert not any(row.baseline for row in rows)
+
+    def test_no_results(self):
+        with pytest.raises(InputError, match="amid sweep alpha"):
+            build_table([])
+
+
+class TestColumns:
+    def test_what_varies_is_shown(self, make_run):
+        lines = markdown(build_table([make_run(alpha=-5.0), make_run(alpha=1.0)]))
+        assert list(lines[0]) == ["α", "ROUGE-L ↑ dolly", "Self-BLEU ↓ dolly"]
+        assert [line["α"] for line in lines] == ["-5", "1"]
+
+    def test_what_a_method_implies_is_in_the_caption(self, make_run):
+        table = build_table(
+            [make_run(method="sft", text="data"), make_run(method="kd"), make_run(text="student")]
+        )
+        assert [line["Method"] for line in markdown(table)] == ["SFT", "KD", "AMiD"]
+        assert table.varying == ["method"]
+        assert "KD: KL(p, q)." in table.caption
+        assert "AMiD: αβ(p, r), α = -5, λ = 0.1." in table.caption
+        assert "All rows: model tiny, data builtin." in table.caption
+
+    def test_divergence_and_order_are_one_column(self, make_run):
+        table = build_table([make_run(order="pr"), make_run(order="qr"), make_run(divergence="kl")])
+        assert [line["Divergence"] for line in markdown(table)] == ["KL(p, r)", "αβ(p, r)", "αβ(q, r)"]
+
+    def test_models_and_labels_of_the_user(self, make_run):
+        table = build_table([make_run(model="gpt2", layers=2), make_run(model="tiny", layers=12)])
+        assert [(line["Model"], line["layers"]) for line in markdown(table)] == [
+            ("gpt2", "2"),
+            ("tiny", "12"),
+        ]
+
+    def test_names(self, make_run):
+        table = build_table([make_run(method="sft"), make_run(), make_run(divergence="kl", lam=0.5)])
+        assert [table.name(row) for row in table.rows] == [
+            "SFT",
+            "AMiD KL(p, r) λ=0.5",
+            "AMiD αβ(p, r) λ=0.1",
+        ]
+        assert table.name(table.rows[2], without=["lam", "method"]) == "αβ(p, r)"
+
+    def test_without_an_assistant_it_is_not_called_amid(self, make_run):
+        rows = build_table([make_run(assistant="none", alpha=None, lam=None, order="pq")]).rows
+        assert [(row.method, row.divergence, row.baseline) for row in rows] == [
+            ("No assistant", "αβ(p, q)", True)
+        ]
+
+    def test_the_average_needs_two_sets(self, make_run):
+        assert "ROUGE-L ↑ Avg" not in markdown(build_table([make_run()]))[0]
+        assert "ROUGE-L ↑ Avg" in markdown(build_table([make_run(sets=("a", "b"))]))[0]
+
+    def test_n_where_rows_have_unlike_numbers_of_runs(self, make_run):
+        table = build_table([make_run(seed=1), make_run(seed=2), make_run(method="sft")])
+        assert [line["n"] for line in markdown(table)] == ["1", "2"]
+        assert "where n = 1 over the sampling seeds" in table.caption
+
+    def test_the_caption_says_over_what_the_mean_is(self, make_run):
+        assert "the sampling seeds of one training run" in build_table([make_run()]).caption
+        assert "over 2 training seeds" in build_table([make_run(seed=1), make_run(seed=2)]).caption
+
+    def test_self_bleu_over_a_whole_set_where_there_is_no_other(self, make_run):
+        run = make_run()
+        run.scores["dolly"]["corpus_self_bleu"] = run.scores["dolly"].pop("self_bleu")
+        table = build_table([run])
+        assert markdown(table)[0]["Self-BLEU ↓ dolly"] == "**40.00**"
+        assert "among all answers to a set" in table.caption
+
+
+class TestCells:
+    def column(self, table: Table, head: str) -> list[str]:
+        return [line[head] for line in markdown(table)]
+
+    def test_numbers_and_the_best(self, make_run):
+        table = build_table(
+            [make_run((50.0, 51.0), (40.0,), alpha=-5.0), make_run((49.004, 49.0), (30.0, 30.2), alpha=1.0)]
+        )
+        assert self.column(table, "ROUGE-L ↑ dolly") == ["**50.50 ± 0.71**", "49.00 ± 0.00"]
+        assert self.column(table, "Self-BLEU ↓ dolly") == ["40.00", "**30.10 ± 0.14**"]
+
+    def test_ties_at_the_digits_shown_are_all_bold(self, make_run):
+        values = {-5.0: 50.004, -1.0: 50.0, 1.0: 49.99}
+        table = build_table([make_run((value,), alpha=alpha) for alpha, value in values.items()])
+        assert self.column(table, "ROUGE-L ↑ dolly") == ["**50.00**", "**50.00**", "49.99"]
+
+    def test_failed_is_never_the_best(self, make_run):
+        table = build_table(
+            [
+                make_run((NAN, NAN), (NAN, NAN), alpha=-5.0),
+                make_run((10.0, NAN), (5.0, NAN), alpha=-1.0),
+                make_run((20.0,), (50.0,), alpha=1.0),
+            ]
+        )
+        assert self.column(table, "ROUGE-L ↑ dolly") == ["failed", "failed 1/2", "**20.00**"]
+        assert self.column(table, "Self-BLEU ↓ dolly") == ["failed", "failed 1/2", "**50.00**"]
+
+    def test_all_failed(self, make_run):
+        table = build_table([make_run((NAN,), (NAN,))])
+        assert self.column(table, "ROUGE-L ↑ dolly") == ["failed"]
+        assert "failed" in terminal(table)
+
+    def test_a_missing_set(self, make_run):
+        table = build_table(
+            [make_run(sets=("a", "b"), alpha=-5.0), make_run((60.0,), sets=("a",), alpha=1.0)]
+        )
+        assert self.column(table, "ROUGE-L ↑ b") == ["**50.00**", "–"]
+        assert self.column(table, "ROUGE-L ↑ Avg") == ["**50.00**", "–"]
+
+    def test_a_set_missing_in_one_of_two_runs(self, make_run):
+        table = build_table([make_run(sets=("a", "b"), seed=1), make_run(sets=("a",), seed=2)])
+        assert self.column(table, "ROUGE-L ↑ b") == ["–"]
+
+    def test_the_teacher_is_no_competitor(self, make_run):
+        table = build_table(
+            [make_run((66.0,), method="teacher", alpha=None, divergence=None), make_run((50.0,))]
+        )
+        assert self.column(table, "ROUGE-L ↑ dolly") == ["66.00", "**50.00**"]
+
+    def test_pipes_do_not_break_the_table(self, make_run):
+        table = build_table([make_run(model="a|b"), make_run(model="c")])
+        assert all(line.count("|") == 4 for line in table.to_markdown().splitlines())
+
+
+class TestTerminal:
+    def test_two_sets_fit_100_columns(self, sweep, make_run):
+        more = [
+            make_run((50.0, 51.0), (40.0, 41.0), seed, ("dolly", "vicuna"), alpha=-5.0, lam=0.5)
+            for seed in (1, 2)
+        ]
+        table = build_table(sweep + more)
+        text = terminal(table)
+        assert max(map(len, text.splitlines())) <= 100
+        assert "…" not in text
+        assert len(re.findall(r"\d±\d", text)) == 6 * len(table.rows)
+        for head in ("Method", "Divergence", "α", "λ", "ROUGE-L", "Self-BLEU", "dolly", "vicuna", "Avg"):
+            assert head in text
+
+    def test_five_sets_fit_100_columns(self, make_run):
+        sets = ("dolly", "selfinst", "vicuna", "sinst", "uinst")
+        table = build_table([make_run((50.0, 51.0), (40.0, 41.0), sets=sets, alpha=a) for a in (-5.0, 1.0)])
+        text = terminal(table)
+        assert max(map(len, text.splitlines())) <= 100
+        assert len(re.findall(r"\d±\d", text)) == 7 * 2
+
+    def test_names_are_no_markup(self, make_run):
+        text = terminal(build_table([make_run(model="[red]x", sets=("[a]",)), make_run(model="y")]))
+        assert "[red]x" in text
+        assert "[a]" in text
+
+
+class TestCsv:
+    def test_raw_numbers_of_every_metric(self, make_run):
+        third = 100 / 3
+        runs = [make_run((third,), sets=("a", "b"), seed=seed) for seed in (2, 1)]
+        table = build_table([*runs, make_run((NAN, 1.0), sets=("a",), method="sft")])
+        sft, amid = csv.DictReader(io.StringIO(table.to_csv()))
+        assert amid["alpha"] == "-5.0"
+        assert (amid["runs"], amid["seeds"], amid["std_over"]) == ("2", "1 2", "training seeds")
+        assert float(amid["a/rouge_l_mean"]) == third
+        assert float(amid["b/length_mean"]) == 12.0
+        assert float(amid["avg/rouge_l_std"]) == 0.0
+        assert (sft["method"], sft["alpha"], sft["std_over"]) == ("sft", "", "sampling seeds")
+        assert (sft["a/rouge_l_mean"], sft["b/rouge_l_mean"], sft["avg/rouge_l_mean"]) == ("nan", "", "")
+
+    def test_a_comma_in_a_label(self, make_run):
+        (line,) = csv.DictReader(io.StringIO(build_table([make_run(data='a,"b"\n')]).to_csv()))
+        assert line["data"] == 'a,"b"\n'
