@@ -142,7 +142,9 @@ def _sweep(arguments: list[str]) -> None:
     file = OmegaConf.load(SWEEPS / f"{name}.yaml")
     given = {override.split("=")[0]: override for override in overrides}
     grid = [f"{key}={value}" for key, value in file.hydra.sweeper.params.items() if key not in given]
-    everywhere = [o for key, o in given.items() if not re.match(r"(assistant|divergence|objective|method)\b", key)]
+    everywhere = [
+        o for key, o in given.items() if not re.match(r"(assistant|divergence|objective|method)\b", key)
+    ]
     jobs = [grid + overrides] + [[*line.split(), *everywhere] for line in file.get("baselines", [])]
     for job in jobs:
         check_overrides("train", job)
@@ -180,12 +182,12 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, MissingMandatoryValue):
         return f"{getattr(error, 'full_key', '') or str(error).splitlines()[0]} has no value; give it on the command line"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no disk space left for {error.filename or 'the results'}; free some and run the command again"
+        return (
+            f"no disk space left for {error.filename or 'the results'}; free some and run the command again"
+        )
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or (
         isinstance(error, OSError) and error.errno == errno.EROFS
     ):
         return f"cannot write {error.filename} ({error.strerror}); choose another output_dir="
     text = " ".join(str(error).split()) or "no message"
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
-
-

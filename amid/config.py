@@ -75,8 +75,12 @@ def config_hash(cfg: Mapping[str, Any]) -> str:
     """A hash of what decides a run's result: its configuration, without the places that it writes to, and
     the content of the data files and local models that it names."""
     what = {key: value for key, value in cfg.items() if key not in _PLACES}
-    data = {k: v for k, v in dict(what.get("data") or {}).items() if k not in ("cache_dir", "micro_batch_size")}
-    contents = {path: _content_hash(Path(path)) for path in sorted(set(_local_paths([data, what.get("model")])))}
+    data = {
+        k: v for k, v in dict(what.get("data") or {}).items() if k not in ("cache_dir", "micro_batch_size")
+    }
+    contents = {
+        path: _content_hash(Path(path)) for path in sorted(set(_local_paths([data, what.get("model")])))
+    }
     text = json.dumps([what | {"data": data}, contents], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -116,7 +120,9 @@ def check_overrides(config_name: str, overrides: Sequence[str]) -> None:
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise InputError(f"{str(error).splitlines()[0]}; write KEY=VALUE, quoted where it holds spaces") from error
+        raise InputError(
+            f"{str(error).splitlines()[0]}; write KEY=VALUE, quoted where it holds spaces"
+        ) from error
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         for override in parsed:

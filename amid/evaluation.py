@@ -64,7 +64,8 @@ def score_answers(
         seeds (and then a single value, without a deviation); left out where there is only one answer.
     """
     values: dict[str, list[float]] = {
-        name: [] for name in ("rouge_l", "exact_match", "eos_share", "length", "corpus_self_bleu", "self_bleu")
+        name: []
+        for name in ("rouge_l", "exact_match", "eos_share", "length", "corpus_self_bleu", "self_bleu")
     }
     for answers in by_seed:
         flat = [answer for row in answers for answer in row]

@@ -132,7 +132,11 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     )
     for logger in trainer.loggers:
         logger.log_metrics(
-            {f"test/{name}/{metric}": score.mean for name, by in scores.items() for metric, score in by.items()}
+            {
+                f"test/{name}/{metric}": score.mean
+                for name, by in scores.items()
+                for metric, score in by.items()
+            }
         )
         logger.save()
         logger.finalize("success")
@@ -185,7 +189,9 @@ def _fine_tuned(cfg: Config, role: str) -> Path:
             trainer = sft["trainer"]
             steps = trainer.get("max_steps", -1)
             length = f"{steps} steps" if steps > 0 else f"{trainer['max_epochs']} epochs"
-            announce(f"The {role} is not fine-tuned on this data yet: doing it once, {length}, in {directory}")
+            announce(
+                f"The {role} is not fine-tuned on this data yet: doing it once, {length}, in {directory}"
+            )
             run_experiment(run, directory, {"method": "sft", "role": role})
     return directory / BEST
 
@@ -224,7 +230,9 @@ def _fit(
         training |= {f"{name.replace('/', '_')}_before": value for name, value in before.items()}
     started, tokens = time.perf_counter(), module.response_tokens
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        trainer.fit(
+            module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True
+        )
     except SystemExit as error:
         if trainer.interrupted:
             raise KeyboardInterrupt from error
@@ -240,7 +248,9 @@ def _fit(
     if best:
         state = torch.load(best, map_location="cpu", weights_only=True)
         module.load_state_dict(state["state_dict"])
-    training |= {name.replace("/", "_"): value for name, value in metrics.items() if name.startswith("valid/")}
+    training |= {
+        name.replace("/", "_"): value for name, value in metrics.items() if name.startswith("valid/")
+    }
     training |= {
         "steps": float(trainer.global_step),
         "response_tokens": float(module.response_tokens),
@@ -296,7 +306,13 @@ def _finish_wandb(logger: WandbLogger) -> None:
 
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
-    packages = ("amid-distill", "torch", "lightning", "transformers", "tokenizers", "rouge-score", "sacrebleu")
+    packages = (
+        "amid-distill",
+        "torch",
+        "lightning",
+        "transformers",
+        "tokenizers",
+        "rouge-score",
+        "sacrebleu",
+    )
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-

@@ -80,7 +80,11 @@ class Sampling:
             no_repeat_ngram_size=self.no_repeat_ngram_size,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            **({"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k} if self.temperature else {}),
+            **(
+                {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+                if self.temperature
+                else {}
+            ),
         )
         training = model.training
         model.eval()
@@ -93,7 +97,9 @@ class Sampling:
             for start in range(0, len(order), rows):
                 chosen = order[start : start + rows]
                 batch = tokenizer.pad(
-                    {"input_ids": [list(prompts[i]) for i in chosen]}, return_tensors="pt", padding_side="left"
+                    {"input_ids": [list(prompts[i]) for i in chosen]},
+                    return_tensors="pt",
+                    padding_side="left",
                 ).to(model.device)
                 output = model.generate(**batch, generation_config=config)
                 new = output[:, batch["input_ids"].shape[1] :].tolist()

@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from amid.errors import InputError
 
@@ -92,7 +98,9 @@ class ModelSource:
         try:
             config = AutoConfig.for_model(**fields)
         except (TypeError, ValueError) as error:
-            raise InputError(f"model architecture={dict(self.architecture)} is not usable: {error}") from error
+            raise InputError(
+                f"model architecture={dict(self.architecture)} is not usable: {error}"
+            ) from error
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype])
         return model
 
@@ -137,7 +145,9 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
         if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
     ]
     if not stacks:
-        raise InputError(f"model.student.layers: the layers of {type(model).__name__} were not found; use null")
+        raise InputError(
+            f"model.student.layers: the layers of {type(model).__name__} were not found; use null"
+        )
     parent, name, stack = stacks[0]
     if not layers or not all(0 <= i < len(stack) for i in layers):
         raise InputError(

@@ -186,7 +186,9 @@ class DistillationModule(L.LightningModule):
         return self.trainer.world_size > 1
 
     def _mean_over_devices(self, value: float | Tensor) -> Tensor:
-        tensor = torch.as_tensor(value, dtype=torch.float64 if self.device.type == "cpu" else None).to(self.device)
+        tensor = torch.as_tensor(value, dtype=torch.float64 if self.device.type == "cpu" else None).to(
+            self.device
+        )
         mean = self.trainer.strategy.reduce(tensor, reduce_op="mean")
         assert isinstance(mean, Tensor)
         return mean

@@ -19,5 +19,7 @@ def run(directory: str) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDTH_OF_FILES)
-    console.print(build_table(load_all(directory)).to_terminal())
+    table = build_table(load_all(directory))
+    console.print(table.to_terminal())
+    console.print(table.caption, markup=False)
     console.print(f"Report: {page}", soft_wrap=True, markup=False)

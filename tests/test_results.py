@@ -172,7 +172,7 @@ class TestLoadAll:
     def test_sorted_by_path_at_any_depth(self, tmp_path):
         for seed, path in enumerate(["b", "a/deep/run", "a", "."]):
             save(dataclasses.replace(RUN, seed=seed), tmp_path / path)
-        assert [run.seed for run in load_all(tmp_path)] == [2, 1, 0, 3]
+        assert [run.seed for run in load_all(tmp_path)] == [1, 2, 0, 3]
 
     def test_folders_left_out(self, tmp_path):
         for path in ("run", "report", "run/prepared/sft", ".hidden", "run/.hydra"):

@@ -29,7 +29,7 @@ STYLE = {
     "legend.frameon": False,
 }
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#000000")
-"""Okabe and Ito's palette, told apart with any colour vision, dark shades first."""
+"""Okabe and Ito's palette, told apart with any colour vision; a brown in place of its pale yellow."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 BASELINE_MARKERS = ("X", "P", "d", ">", "h", "<", "*", "8")
 GREY = "#555555"

@@ -259,20 +259,14 @@ class Table:
         return "".join(f"{markdown_line(line)}\n" for line in [aligned[0], rule, *aligned[1:]])
 
     def to_terminal(self, digits: int = 1) -> TerminalTable:
-        """The table for the terminal; with more than two sets, Self-BLEU only as the average."""
+        """The table for the terminal, without caption; of more than two sets, only the average Self-BLEU."""
         columns = [
             (dataset, metric)
             for dataset, metric in self._columns()
             if metric == ROUGE_L or dataset == AVERAGE or len(self.datasets) <= 2
         ]
         heads, cells = self._cells(digits, columns, "[bold green]{}[/]".format, "±")
-        table = TerminalTable(
-            box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-            caption=escape(self.caption),
-            caption_justify="left",
-        )
+        table = TerminalTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         n_labels = len(self._label_columns)
         for index, (top, below) in enumerate(heads):
             text = f"{top.rstrip(' ↑↓')}\n{below}" if index >= n_labels else f"\n{top}"
