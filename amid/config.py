@@ -93,9 +93,9 @@ def _local_paths(node: Any) -> Iterator[str]:
             yield from _local_paths(child)
     elif isinstance(node, str) and len(node) < 1000 and "\n" not in node:
         path = Path(re.sub(r"\[\d*:\d*\]$", "", node))
-        if path.suffix in (".jsonl", ".json", ".gguf") and path.is_file():
-            yield str(path)
-        elif (path / "config.json").is_file():
+        if (path.suffix in (".jsonl", ".json", ".gguf") and path.is_file()) or (
+            path / "config.json"
+        ).is_file():
             yield str(path)
 
 
