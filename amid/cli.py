@@ -145,7 +145,9 @@ def _sweep(arguments: list[str]) -> None:
     everywhere = [
         o for key, o in given.items() if not re.match(r"(assistant|divergence|objective|method)\b", key)
     ]
-    jobs = [grid + overrides] + [[*line.split(), *everywhere] for line in file.get("baselines", [])]
+    jobs = [grid + overrides] + [
+        [*line.split(), *everywhere] for line in OmegaConf.select(file, "baselines", default=[])
+    ]
     for job in jobs:
         check_overrides("train", job)
     failures: list[str] = []
@@ -180,7 +182,7 @@ def _one_line(error: BaseException) -> str:
         where = re.search(r"full_key: (\S+)", str(error))
         return (f"{where.group(1)}: " if where else "") + _one_line(error.__cause__)
     if isinstance(error, MissingMandatoryValue):
-        return f"{getattr(error, 'full_key', '') or str(error).splitlines()[0]} has no value; give it on the command line"
+        return f"{getattr(error, 'full_key', '') or str(error).splitlines()[0]} has no value; set it"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"no disk space left for {error.filename or 'the results'}; free some and run the command again"

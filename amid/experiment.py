@@ -93,6 +93,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         valid_prompts=[data.encoder.prompt(example) for example in valid],
         valid_references=[list(example.outputs) for example in valid],
         sampling=sampling,
+        log_every_n_steps=cfg["trainer"]["log_every_n_steps"],
     )
     timings["load"] = time.perf_counter() - started
 
@@ -102,7 +103,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     _export(student, tokenizer, directory / BEST)
 
     started = time.perf_counter()
-    student = student.to(module.device)
+    module.to(trainer.strategy.root_device)
     scores = evaluate_sets(
         student,
         tokenizer,
@@ -238,12 +239,12 @@ def _fit(
             raise KeyboardInterrupt from error
         raise
     seconds = time.perf_counter() - started
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    metrics: dict[str, float] = {name: float(value) for name, value in trainer.callback_metrics.items()}
     best = checkpoint.best_model_path
     if module.validated_step != trainer.global_step:
-        metrics = trainer.validate(module, datamodule=data, verbose=False)[0]
-        better = (lambda a, b: a >= b) if checkpoint.mode == "max" else (lambda a, b: a <= b)
-        if not best or better(metrics[checkpoint.monitor], float(checkpoint.best_model_score)):
+        metrics = dict(trainer.validate(module, datamodule=data, verbose=False)[0])
+        now, then = metrics[checkpoint.monitor], checkpoint.best_model_score
+        if then is None or (now >= float(then) if checkpoint.mode == "max" else now <= float(then)):
             best = ""
     if best:
         state = torch.load(best, map_location="cpu", weights_only=True)
@@ -262,7 +263,7 @@ def _fit(
 def _finished(directory: Path, key: str) -> RunResult | None:
     previous = directory / "config.yaml"
     if previous.exists():
-        old = str(OmegaConf.load(previous).get("hash"))
+        old = str(OmegaConf.select(OmegaConf.load(previous), "hash"))
         if old != key:
             raise InputError(
                 f"{directory} holds a run of another configuration (hash {old}, now {key}); "
@@ -299,7 +300,7 @@ def _finish_wandb(logger: WandbLogger) -> None:
     import wandb
 
     folder = Path(logger.experiment.dir).parent
-    wandb.finish(quiet=True)
+    wandb.finish()
     if folder.name.startswith("offline-"):
         announce(f"W&B run kept offline; to send it: wandb sync {folder}")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -86,6 +87,7 @@ class Sampling:
                 else {}
             ),
         )
+        generate: Any = model.generate
         training = model.training
         model.eval()
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -101,7 +103,7 @@ class Sampling:
                     return_tensors="pt",
                     padding_side="left",
                 ).to(model.device)
-                output = model.generate(**batch, generation_config=config)
+                output = generate(**batch, generation_config=config)
                 new = output[:, batch["input_ids"].shape[1] :].tolist()
                 for row, ids in enumerate(new):
                     answers[chosen[row // samples]].append(_answer(ids, tokenizer))
@@ -112,5 +114,5 @@ class Sampling:
 def _answer(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
     ended = tokenizer.eos_token_id in ids
     length = ids.index(tokenizer.eos_token_id) + 1 if ended else len(ids)
-    text = tokenizer.decode(ids[:length], skip_special_tokens=True)
+    text = str(tokenizer.decode(ids[:length], skip_special_tokens=True))
     return Answer(text.strip(), length, ended)

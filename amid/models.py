@@ -79,13 +79,14 @@ class ModelSource:
         model = self._random(tokenizer) if self.path is None else self._stored()
         if self.layers is not None:
             keep_layers(model, self.layers)
-        rows = model.get_input_embeddings().num_embeddings
+        rows = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
         if rows < len(tokenizer):
             raise InputError(
-                f"model {self.path or 'of random weights'} has {rows} token embeddings, but the tokenizer has "
+                f"model {self.path or 'of random weights'} has {rows} token embeddings and the tokenizer "
                 f"{len(tokenizer)} tokens; choose the tokenizer that belongs to the model (model.tokenizer)"
             )
-        return model.eval()
+        model.eval()
+        return model
 
     def _random(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         assert self.architecture is not None
@@ -107,7 +108,7 @@ class ModelSource:
     def _stored(self) -> PreTrainedModel:
         assert self.path is not None
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 **_location(self.path),
                 dtype=DTYPES[self.dtype],
                 trust_remote_code=False,
@@ -117,9 +118,11 @@ class ModelSource:
             raise _not_loadable("model", self.path, error) from error
         except RuntimeError as error:
             raise InputError(
-                f"model path={self.path!r}: the stored weights do not fit the architecture of its config.json "
+                f"model path={self.path!r}: the weights do not fit the architecture of its config.json "
                 f"({_first_line(error)}); give the folder that the weights were saved with"
             ) from error
+        model: PreTrainedModel = loaded[0]
+        report: dict[str, Any] = loaded[1]
         foreign = sorted(report["missing_keys"]) + sorted(map(str, report.get("mismatched_keys", ())))
         if foreign:
             raise InputError(
@@ -157,7 +160,7 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
     for position, layer in enumerate(kept):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = position
+                module.layer_idx = position  # type: ignore[assignment]
     setattr(parent, name, kept)
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = [model.config.layer_types[i] for i in layers]
@@ -184,8 +187,8 @@ def shared_vocabulary(
             key=lambda t: (teacher_map.get(t, student_map.get(t, 0)), t),
         )
         raise InputError(
-            f"teacher and student do not share a vocabulary: token {token!r} is {teacher_map.get(token)} in the "
-            f"teacher's tokenizer and {student_map.get(token)} in the student's; choose models of one family"
+            f"teacher and student do not share a vocabulary: token {token!r} is {teacher_map.get(token)} in "
+            f"the teacher's tokenizer and {student_map.get(token)} in the student's; take one family"
         )
     sizes = {int(_output_rows(model)) for model in (teacher, student)}
     return min(sizes) if len(sizes) > 1 else None

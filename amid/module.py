@@ -45,6 +45,7 @@ class DistillationModule(L.LightningModule):
         valid_prompts: token ids of the prompts answered at each validation.
         valid_references: acceptable answers to each.
         sampling: how they are answered: one sample each, with the first of its seeds.
+        log_every_n_steps: steps between two records of the training.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class DistillationModule(L.LightningModule):
         valid_prompts: Sequence[Sequence[int]],
         valid_references: Sequence[Sequence[str]],
         sampling: Sampling,
+        log_every_n_steps: int,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -67,6 +69,7 @@ class DistillationModule(L.LightningModule):
         self.objective = objective
         self._optimizer, self._scheduler, self._clip_norm = optimizer, scheduler, clip_norm
         self._tokenizer, self._sampling = tokenizer, sampling
+        self._log_every_n_steps = log_every_n_steps
         self._valid_prompts, self._valid_references = valid_prompts, valid_references
         self._logits = CountedLogits(student)
         self._valid_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
@@ -88,10 +91,11 @@ class DistillationModule(L.LightningModule):
         """One optimiser step over all its micro-batches."""
         optimizer = self.optimizers()
         scheduler = self.lr_schedulers()
-        assert not isinstance(optimizer, list) and isinstance(scheduler, LRScheduler)
+        assert not isinstance(optimizer, list)
+        assert isinstance(scheduler, LRScheduler)
         counted = sum(int((batch["labels"][:, 1:] != IGNORE).sum()) for batch in micro_batches)
         denominator = max(float(self._mean_over_devices(counted)), 1.0)
-        logging = (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
+        logging = (self.trainer.global_step + 1) % self._log_every_n_steps == 0
         optimizer.zero_grad()
         loss = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
@@ -107,13 +111,14 @@ class DistillationModule(L.LightningModule):
         optimizer.step()
         self.response_tokens += counted
         if logging:
-            rates = {f"train/{name}": value / denominator for name, value in sums.items()}
+            rates: dict[str, float | Tensor] = {f"train/{k}": v / denominator for k, v in sums.items()}
             assistant = getattr(self.objective, "assistant", None)
             for name in ("alpha", "lam"):
                 if hasattr(assistant, name):
                     rates[f"train/{name}"] = float(getattr(assistant, name))
             rates |= {"train/gradient_norm": norm, "train/lr": scheduler.get_last_lr()[0]}
-            self.log_dict(rates, sync_dist=self._several_devices)
+            for name, rate in rates.items():
+                self.log(name, rate, sync_dist=self._several_devices)
         self.log("train/loss", loss, prog_bar=True, sync_dist=self._several_devices)
         scheduler.step()
 
@@ -186,9 +191,7 @@ class DistillationModule(L.LightningModule):
         return self.trainer.world_size > 1
 
     def _mean_over_devices(self, value: float | Tensor) -> Tensor:
-        tensor = torch.as_tensor(value, dtype=torch.float64 if self.device.type == "cpu" else None).to(
-            self.device
-        )
-        mean = self.trainer.strategy.reduce(tensor, reduce_op="mean")
+        total = torch.as_tensor(value, dtype=torch.float32, device=self.device)
+        mean = self.trainer.strategy.reduce(total, reduce_op="mean")
         assert isinstance(mean, Tensor)
         return mean

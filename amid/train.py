@@ -20,8 +20,7 @@ def run(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     labels = {name: hydra.runtime.choices.get(name) for name in LABELS}
     directory = Path(hydra.runtime.output_dir)
-    number = hydra.job.get("num")
-    announce(f"run {number + 1}: {directory.name}" if isinstance(number, int) else f"run: {directory.name}")
+    announce(f"run {directory.name}")
     for name in ("pytorch_lightning", "lightning.pytorch", "httpx", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()

@@ -381,7 +381,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
     texts = (text for e in corpus("train") for text in (e.instruction, e.input, *e.outputs))
     backend.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=EOS,
         pad_token=PAD,

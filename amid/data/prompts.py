@@ -81,7 +81,7 @@ class Encoder:
             raise InputError(
                 f"data.max_length={self.max_length} leaves no room for a response after a prompt of up to "
                 f"data.max_prompt_length={self.max_prompt_length} tokens; use at least "
-                f"{self.max_prompt_length + 1}, or lower data.max_prompt_length (the template needs {longest + 1})"
+                f"{self.max_prompt_length + 1}, or lower data.max_prompt_length (to {longest + 1} at least)"
             )
 
     def prompt(self, example: Example) -> list[int]:

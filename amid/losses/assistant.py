@@ -127,7 +127,7 @@ class AlphaMixture:
             return log_q
         if self.lam == 1:
             return log_p
-        log_r = _LogMixture.apply(log_p, log_q, self.alpha, self.lam)  # type: ignore[no-untyped-call]
+        log_r = _LogMixture.apply(log_p, log_q, self.alpha, self.lam)
         if self.alpha >= 1 and bool((log_r == -math.inf).all(-1).any()):
             raise ValueError(
                 f"teacher and student have disjoint supports at some position, where the α-mixture with "

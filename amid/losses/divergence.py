@@ -41,7 +41,7 @@ class Divergence(ABC):
             is. Tokens with a = b = 0 contribute neither value nor gradient.
         """
         log_a, log_b = float32_or_better(log_a, log_b)
-        value: Tensor = _SumOfTerms.apply(log_a, log_b, self)  # type: ignore[no-untyped-call]
+        value: Tensor = _SumOfTerms.apply(log_a, log_b, self)
         return value
 
     @abstractmethod
