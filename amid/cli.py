@@ -76,6 +76,9 @@ def _hydra(name: str, arguments: list[str]) -> None:
 
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     flags = [a for a in arguments if a.startswith("-")]
+    run = [f"run='{a.removeprefix('run=')}'" if re.match(r"run=[^'\"]", a) else a for a in overrides]
+    arguments = [dict(zip(overrides, run, strict=True)).get(a, a) for a in arguments]
+    overrides = run
     if not {"-h", "--help", "--hydra-help"} & set(flags):
         for word in arguments:
             if word not in (*overrides, *flags, "job", "hydra", "all"):
@@ -107,7 +110,7 @@ def _launch(name: str, arguments: Sequence[str]) -> None:
             module.run(cfg)
         except Exception as error:
             failed.append(f"{directory.name}: {_one_line(error)}")
-            if not isinstance(error, InputError):
+            if not _is_mistake(error):
                 with contextlib.suppress(OSError):
                     (directory / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
                     failed[-1] += f" (traceback: {directory / 'error.log'})"
@@ -173,6 +176,16 @@ def _report(arguments: list[str]) -> None:
     run(arguments[0])
 
 
+def _is_mistake(error: BaseException) -> bool:
+    """Whether `error` says what the user wrote wrong, so that a traceback adds nothing."""
+    from hydra.errors import InstantiationException
+    from omegaconf.errors import MissingMandatoryValue
+
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return _is_mistake(error.__cause__)
+    return isinstance(error, ValueError | OSError | MissingMandatoryValue)
+
+
 def _one_line(error: BaseException) -> str:
     """What went wrong, in one line: the message of a mistake, the kind and message of anything else."""
     from hydra.errors import InstantiationException
@@ -187,7 +200,7 @@ def _one_line(error: BaseException) -> str:
         return (
             f"no disk space left for {error.filename or 'the results'}; free some and run the command again"
         )
-    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or (
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError | FileNotFoundError) or (
         isinstance(error, OSError) and error.errno == errno.EROFS
     ):
         return f"cannot write {error.filename} ({error.strerror}); choose another output_dir="

@@ -1,0 +1,56 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data, where there is one."""
+    folder = Path(os.environ.get("AMID_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder} with real data")
+    return folder
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path):
+    """Writes rows (or raw lines) to a JSON Lines file."""
+
+    def write(*rows: dict | str, name: str = "data.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+        return path
+
+    return write
+
+
+SMALL_RUN = [
+    "model.teacher.sft.trainer.max_steps=4",
+    "model.student.sft.trainer.max_steps=4",
+    "data.train.size=128",
+    "data.valid.size=16",
+    "data.valid_prompts=4",
+    "data.test_prompts=4",
+    "trainer.limit_train_batches=2",
+    "trainer.max_epochs=2",
+    "generation.seeds=[1,2]",
+    "generation.samples=2",
+    "generation.max_new_tokens=6",
+]
+"""Overrides that make a run of the tiny pair take a second or two."""
+
+
+@pytest.fixture
+def small_run(tmp_path: Path) -> list[str]:
+    """Overrides of a very short run that writes below `tmp_path`."""
+    return [
+        *SMALL_RUN,
+        f"output_dir={tmp_path / 'runs'}",
+        f"prepared_dir={tmp_path / 'prepared'}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+    ]

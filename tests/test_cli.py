@@ -1,0 +1,161 @@
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+
+from amid import results
+from amid.cli import main
+
+
+def run(*arguments):
+    return main([str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """One folder of fine-tuned tiny models for all tests of this file."""
+    return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture
+def quick(small_run, prepared):
+    return [*(o for o in small_run if not o.startswith("prepared_dir")), f"prepared_dir={prepared}"]
+
+
+def curve(directory):
+    with (directory / "metrics.csv").open() as file:
+        return [row for row in csv.DictReader(file)]
+
+
+def test_help_and_version(capsys):
+    assert run("--help") == 0
+    assert "amid sweep NAME" in capsys.readouterr().out
+    assert run("--version") == 0
+    assert run("sweep") == 0
+    assert "alpha" in capsys.readouterr().out
+    assert run("trian") == 1
+    assert "choose one of train" in capsys.readouterr().err
+
+
+def test_train_leaves_a_whole_run_that_is_not_run_again(quick, tmp_path, capsys):
+    assert run("train", *quick) == 0
+    (directory,) = (tmp_path / "runs").iterdir()
+    result = results.load(directory)
+    assert result.labels["divergence"] == "alpha_beta"
+    assert (result.labels["alpha"], result.labels["lam"], result.labels["order"]) == (-5.0, 0.1, "pr")
+    assert set(result.scores) == {"open", "closed"}
+    assert {"rouge_l", "self_bleu", "corpus_self_bleu", "exact_match", "length", "eos_share"} <= set(
+        result.scores["open"]
+    )
+    assert result.training["steps"] == 4
+    assert (directory / "checkpoints" / "best" / "model.safetensors").exists()
+    assert not list(directory.glob("checkpoints/*.ckpt"))
+    lines = (directory / "generations" / "open-1.jsonl").read_text().splitlines()
+    assert len(json.loads(lines[0])["answers"]) == 2
+    capsys.readouterr()
+    assert run("train", *quick) == 0
+    assert "is finished already" in capsys.readouterr().out
+
+    assert run("evaluate", f"run={directory}", f"output_dir={tmp_path / 'again'}") == 0
+    (again,) = (tmp_path / "again").iterdir()
+    assert results.load(again).scores == result.scores
+
+
+def test_the_same_seed_gives_the_same_run(quick, tmp_path):
+    for name in ("a", "b"):
+        assert run("train", *quick, f"output_dir={tmp_path / name}", "trainer.log_every_n_steps=1") == 0
+    (a,), (b,) = (tmp_path / "a").iterdir(), (tmp_path / "b").iterdir()
+    assert curve(a) == curve(b)
+    assert results.load(a).scores == results.load(b).scores
+    logged = {key for row in curve(a) for key, value in row.items() if value}
+    assert {"train/loss", "train/gradient_norm", "train/entropy_r", "train/gradient_weight", "train/lr"} <= logged
+    assert {"train/alpha", "train/lam", "valid/loss", "valid/rouge_l"} <= logged
+
+
+def test_accumulation_changes_nothing(quick, tmp_path):
+    losses = []
+    for name, size in (("a", "null"), ("b", 8)):
+        arguments = [*quick, f"output_dir={tmp_path / name}", f"data.micro_batch_size={size}"]
+        assert run("train", *arguments, "trainer.log_every_n_steps=1", "generation.samples=1") == 0
+        (directory,) = (tmp_path / name).iterdir()
+        losses.append([float(r["train/loss"]) for r in curve(directory) if r["train/loss"]])
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-5, atol=1e-6)
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(quick, tmp_path, monkeypatch):
+    assert run("train", *quick, f"output_dir={tmp_path / 'whole'}") == 0
+    from amid.module import DistillationModule
+
+    step = DistillationModule.training_step
+
+    def killed(self, batches, index):
+        if self.trainer.global_step == 3:
+            raise KeyboardInterrupt
+        step(self, batches, index)
+
+    monkeypatch.setattr(DistillationModule, "training_step", killed)
+    assert run("train", *quick, f"output_dir={tmp_path / 'cut'}") == 130
+    (cut,), (whole,) = (tmp_path / "cut").iterdir(), (tmp_path / "whole").iterdir()
+    assert not (cut / "result.json").exists()
+    assert (cut / "checkpoints" / "last.ckpt").exists()
+    monkeypatch.setattr(DistillationModule, "training_step", step)
+    assert run("train", *quick, f"output_dir={tmp_path / 'cut'}") == 0
+    assert results.load(cut).scores == results.load(whole).scores
+
+
+def test_a_sweep_runs_grid_and_baselines_skips_the_finished_and_reports(quick, tmp_path, capsys):
+    sweep = ["sweep", "alpha", *quick, "assistant.alpha=-1,1", "divergence=kl"]
+    assert run(*sweep) == 0
+    out = capsys.readouterr().out
+    runs = sorted(p.parent.name for p in (tmp_path / "runs").glob("*/result.json"))
+    assert len(runs) == 4
+    assert {results.load(tmp_path / "runs" / name).labels["method"] for name in runs} == {"amid", "sft", "kd"}
+    assert "SFT" in out
+    assert "report.md" in out
+    shutil.rmtree(tmp_path / "runs" / runs[0])
+    assert run(*sweep) == 0
+    out = capsys.readouterr().out
+    assert out.count("is finished already") == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["assistant.lam=1.5"], "lam must lie in [0, 1], got lam=1.5"),
+        (["assistant.lam=1"], "no gradient"),
+        (["assistant.alpha=nan"], "alpha must be a finite number"),
+        (["method=kd", "objective.order=pr"], "names the assistant r"),
+        (["divergence=foo"], "no option of 'divergence'"),
+        (["data=jsonl"], "data.train has no value"),
+        (["data.max_length=8"], "data.max_length=8"),
+        (["data=jsonl", "data.train=nope.jsonl", "data.valid=nope.jsonl"], "nope.jsonl cannot be read"),
+        (["model.teacher.path=/no/where", "model.teacher.architecture=null", "model.teacher.sft=null"], "/no/where"),
+    ],
+)
+def test_a_mistake_is_one_line_and_no_result(quick, tmp_path, capsys, overrides, message):
+    keys = {o.split("=")[0] for o in overrides}
+    drop = ("data.train.size", "data.valid.size") if "data=jsonl" in overrides else ()
+    base = [o for o in quick if o.split("=")[0] not in drop and o.split("=")[0] not in keys]
+    assert run("train", *base, *overrides) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert not list((tmp_path / "runs").rglob("result.json"))
+
+
+def test_a_folder_of_another_configuration_is_left_alone(quick, tmp_path, capsys):
+    assert run("train", *quick) == 0
+    (directory,) = (tmp_path / "runs").iterdir()
+    config = directory / "config.yaml"
+    config.write_text(config.read_text().replace(results.load(directory).config_hash, "0" * 12, 1))
+    assert run("train", *quick) == 1
+    assert "another configuration" in capsys.readouterr().err
+    assert (directory / "result.json").exists()
+
+
+def test_no_right_to_write(quick, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run("train", *quick, f"output_dir={tmp_path / 'file'}") == 1
+    assert "choose another output_dir=" in capsys.readouterr().err

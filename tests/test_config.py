@@ -1,0 +1,107 @@
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from amid.config import CONF, SWEEPS, check_overrides, config_hash, register_resolvers, run_name
+from amid.errors import InputError
+from amid.losses import AlphaBeta, CrossEntropy, JensenShannon
+
+register_resolvers()
+OPTIONS = [
+    (group.name, file.stem)
+    for group in sorted(CONF.iterdir())
+    if group.is_dir() and group.name not in ("hydra", "sft")
+    for file in sorted(group.glob("*.yaml"))
+]
+
+
+def composed(*overrides, name="train"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_its_parts_can_be_made(group, option):
+    overrides = [f"{group}={option}"]
+    if (group, option) == ("divergence", "none"):
+        overrides = ["method=sft"]
+    if (group, option) == ("assistant", "none"):
+        overrides.append("objective.order=pq")
+    if group == "data":
+        overrides += ["data.train=a", "data.valid=b"]
+    cfg = composed(*overrides)
+    made = [instantiate(cfg.objective), instantiate(cfg.generation), instantiate(cfg.optimizer)]
+    made += [instantiate(cfg.scheduler), instantiate(cfg.model.student), instantiate(cfg.model.teacher)]
+    made += [instantiate(cfg.trainer, logger=False), instantiate(cfg.checkpoint), instantiate(cfg.data.template)]
+    assert all(part is not None for part in made)
+
+
+def test_published_settings():
+    cfg = composed("model=gpt2_xl_to_gpt2", "data=dolly")
+    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay, cfg.clip_norm) == (1e-4, 0.01, 1.0)
+    assert (cfg.trainer.max_epochs, cfg.data.batch_size, cfg.data.max_length) == (20, 32, 512)
+    assert (cfg.generation.max_new_tokens, list(cfg.generation.seeds)) == (256, [10, 20, 30, 40, 50])
+    assert (cfg.assistant.alpha, cfg.assistant.lam, cfg.model.teacher.sft.trainer.max_epochs) == (-5, 0.1, 10)
+    objective = instantiate(cfg.objective)
+    assert isinstance(objective.divergence, AlphaBeta)
+    assert objective.order == "pr"
+
+
+def test_methods_are_points_of_one_space():
+    assert isinstance(instantiate(composed("method=sft").objective), CrossEntropy)
+    gkd = instantiate(composed("method=gkd").objective)
+    assert isinstance(gkd.divergence, JensenShannon)
+    assert gkd.order == "pq"
+    srkl = instantiate(composed("method=distillm_srkl").objective)
+    assert (srkl.order, srkl.assistant.alpha, srkl.assistant.lam) == ("qr", -1.0, 0.9)
+
+
+def test_the_command_line_comes_after_a_preset():
+    cfg = composed("method=distillm_skl", "divergence=alpha_beta", "assistant.lam=0.3", "optimizer.lr=1")
+    assert cfg.divergence._target_.endswith("AlphaBeta")
+    assert (cfg.assistant.lam, cfg.optimizer.lr) == (0.3, 1)
+
+
+@pytest.mark.parametrize("file", sorted(SWEEPS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_sweeps_compose(file):
+    sweep = OmegaConf.load(file)
+    check_overrides("train", [f"{key}={value}" for key, value in sweep.hydra.sweeper.params.items()])
+    for line in sweep.baselines:
+        check_overrides("train", line.split())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("assistant.alhpa=1", "did you mean 'assistant.alpha'"),
+        ("modell=tiny", "did you mean 'model'"),
+        ("model=tinny", "model=tinny is no option of 'model'; did you mean 'tiny'"),
+        ("divergence=kl,reverse_k", "divergence=reverse_k is no option.*did you mean 'reverse_kl'"),
+        ("alpha=1", "did you mean"),
+        ("a b=c", "write KEY=VALUE"),
+    ],
+)
+def test_the_nearest_name_answers_a_misspelt_one(override, message):
+    with pytest.raises(InputError, match=message):
+        check_overrides("train", [override])
+
+
+def test_run_names_are_short_and_without_separators():
+    assert run_name([]) == "default"
+    assert run_name(["seed=2", "assistant.alpha=-5", "output_dir=x/y"]) == "alpha=-5,seed=2"
+    assert "/" not in run_name(["model.teacher.path=/a/b"])
+    long = [run_name([f"data.train={'x' * 200}{i}"]) for i in range(2)]
+    assert len(long[0]) < 101
+    assert long[0] != long[1]
+
+
+def test_the_hash_follows_what_a_run_computes_and_the_content_of_its_files(jsonl):
+    path = jsonl({"instruction": "a", "output": "b"})
+    cfg = {"seed": 1, "data": {"train": str(path), "cache_dir": "a"}, "output_dir": "x"}
+    key = config_hash(cfg)
+    assert key == config_hash(cfg | {"output_dir": "y", "threads": 2})
+    assert key == config_hash(cfg | {"data": {"train": str(path), "cache_dir": "b"}})
+    assert key != config_hash(cfg | {"seed": 2})
+    path.write_text('{"instruction": "a", "output": "c"}\n')
+    assert key != config_hash(cfg)

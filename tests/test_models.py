@@ -1,0 +1,105 @@
+import copy
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from amid.data.builtin import tokenizer
+from amid.errors import InputError
+from amid.models import CountedLogits, ModelSource, keep_layers, load_tokenizer, shared_vocabulary
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 1000}
+FAMILIES = {
+    "llama": {"intermediate_size": 32, "tie_word_embeddings": True},
+    "gpt2": {},
+    "qwen2": {"intermediate_size": 32, "num_key_value_heads": 1},
+    "gemma2": {"intermediate_size": 32, "num_key_value_heads": 1, "head_dim": 8, "final_logit_softcapping": 2.0},
+    "granite": {"intermediate_size": 32, "logits_scaling": 7.0},
+    "cohere": {"intermediate_size": 32, "logit_scale": 0.3},
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16},
+}
+
+
+def model(family, **fields):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family], **fields})
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_counted_logits_are_the_models_own(family):
+    network = model(family)
+    ids = torch.randint(2, 1000, (3, 7))
+    mask = torch.ones_like(ids)
+    mask[0, 5:] = 0
+    positions = torch.rand(3, 7) > 0.5
+    logits = CountedLogits(network)
+    torch.testing.assert_close(
+        logits(ids, mask, positions),
+        network(input_ids=ids, attention_mask=mask).logits[positions],
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    assert logits.head_apart == (family not in ("gemma2", "granite", "cohere"))
+
+
+def test_kept_layers_are_those_of_the_original():
+    network = model("llama")
+    original = copy.deepcopy(network)
+    keep_layers(network, [0, 2])
+    assert network.config.num_hidden_layers == 2
+    kept = network.base_model.layers
+    for mine, theirs in zip(kept, (original.base_model.layers[i] for i in (0, 2)), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
+    ids = torch.randint(2, 1000, (2, 5))
+    out = network.generate(ids, max_new_tokens=3, do_sample=False, eos_token_id=None)
+    uncached = network.generate(ids, max_new_tokens=3, do_sample=False, use_cache=False, eos_token_id=None)
+    assert torch.equal(out, uncached)
+    with pytest.raises(InputError, match=r"layers=\[5\]: choose indices from 0 to 1"):
+        keep_layers(network, [5])
+
+
+def test_a_pruned_model_is_saved_and_loaded(tmp_path):
+    network = model("gpt2")
+    keep_layers(network, [1])
+    network.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    again = ModelSource(path=str(tmp_path)).load(load_tokenizer(str(tmp_path)))
+    ids = torch.randint(2, 1000, (1, 4))
+    torch.testing.assert_close(again(ids).logits, network(ids).logits)
+
+
+def test_weights_of_another_architecture(tmp_path):
+    model("gpt2").save_pretrained(tmp_path)
+    model("llama").config.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="another architecture"):
+        ModelSource(path=str(tmp_path)).load(tokenizer())
+
+
+def test_nothing_at_the_path(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match=r"model path='no/where' is no folder here"):
+        ModelSource(path="no/where").load(tokenizer())
+    with pytest.raises(InputError, match=r"'x.gguf' does not exist"):
+        load_tokenizer("x.gguf")
+
+
+def test_settings_that_do_not_fit():
+    with pytest.raises(InputError, match="exactly one"):
+        ModelSource()
+    with pytest.raises(InputError, match=r"dtype='int3' is unknown"):
+        ModelSource(path="x", dtype="int3")
+    small = {"model_type": "llama", **SIZES, **FAMILIES["llama"], "vocab_size": 10}
+    with pytest.raises(InputError, match="10 token embeddings"):
+        ModelSource(architecture=small).load(tokenizer())
+
+
+def test_vocabularies():
+    teacher, student = model("llama"), model("llama", vocab_size=1010)
+    same = tokenizer()
+    assert shared_vocabulary(teacher, teacher, same, same) is None
+    assert shared_vocabulary(teacher, student, same, same) == 1000
+    other = tokenizer()
+    other.add_tokens(["<new>"])
+    with pytest.raises(InputError, match=r"token '<new>' is None in the teacher's tokenizer"):
+        shared_vocabulary(teacher, student, same, other)
