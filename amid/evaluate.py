@@ -63,7 +63,7 @@ def run(cfg: DictConfig) -> None:
         fabric.autocast,
     )
     if not scores:
-        raise InputError("data.test names no evaluation set; give one: data.test='{mine: my/test.jsonl}'")
+        raise InputError("data.test names no evaluation set; add one: +data.test.mine=my/test.jsonl")
     result = RunResult(
         name=directory.name,
         labels=labels,

@@ -26,7 +26,7 @@ def quick(small_run, prepared):
 
 def curve(directory):
     with (directory / "metrics.csv").open() as file:
-        return [row for row in csv.DictReader(file)]
+        return list(csv.DictReader(file))
 
 
 def test_help_and_version(capsys):
@@ -70,7 +70,13 @@ def test_the_same_seed_gives_the_same_run(quick, tmp_path):
     assert curve(a) == curve(b)
     assert results.load(a).scores == results.load(b).scores
     logged = {key for row in curve(a) for key, value in row.items() if value}
-    assert {"train/loss", "train/gradient_norm", "train/entropy_r", "train/gradient_weight", "train/lr"} <= logged
+    assert {
+        "train/loss",
+        "train/gradient_norm",
+        "train/entropy_r",
+        "train/gradient_weight",
+        "train/lr",
+    } <= logged
     assert {"train/alpha", "train/lam", "valid/loss", "valid/rouge_l"} <= logged
 
 
@@ -131,7 +137,10 @@ def test_a_sweep_runs_grid_and_baselines_skips_the_finished_and_reports(quick, t
         (["data=jsonl"], "data.train has no value"),
         (["data.max_length=8"], "data.max_length=8"),
         (["data=jsonl", "data.train=nope.jsonl", "data.valid=nope.jsonl"], "nope.jsonl cannot be read"),
-        (["model.teacher.path=/no/where", "model.teacher.architecture=null", "model.teacher.sft=null"], "/no/where"),
+        (
+            ["model.teacher.path=/no/where", "model.teacher.architecture=null", "model.teacher.sft=null"],
+            "/no/where",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_no_result(quick, tmp_path, capsys, overrides, message):

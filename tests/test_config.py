@@ -33,7 +33,11 @@ def test_every_option_composes_and_its_parts_can_be_made(group, option):
     cfg = composed(*overrides)
     made = [instantiate(cfg.objective), instantiate(cfg.generation), instantiate(cfg.optimizer)]
     made += [instantiate(cfg.scheduler), instantiate(cfg.model.student), instantiate(cfg.model.teacher)]
-    made += [instantiate(cfg.trainer, logger=False), instantiate(cfg.checkpoint), instantiate(cfg.data.template)]
+    made += [
+        instantiate(cfg.trainer, logger=False),
+        instantiate(cfg.checkpoint),
+        instantiate(cfg.data.template),
+    ]
     assert all(part is not None for part in made)
 
 

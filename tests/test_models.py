@@ -13,7 +13,12 @@ FAMILIES = {
     "llama": {"intermediate_size": 32, "tie_word_embeddings": True},
     "gpt2": {},
     "qwen2": {"intermediate_size": 32, "num_key_value_heads": 1},
-    "gemma2": {"intermediate_size": 32, "num_key_value_heads": 1, "head_dim": 8, "final_logit_softcapping": 2.0},
+    "gemma2": {
+        "intermediate_size": 32,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "final_logit_softcapping": 2.0,
+    },
     "granite": {"intermediate_size": 32, "logits_scaling": 7.0},
     "cohere": {"intermediate_size": 32, "logit_scale": 0.3},
     "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16},

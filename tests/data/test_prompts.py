@@ -47,7 +47,9 @@ def test_a_long_response_is_cut_and_has_no_eos():
 
 
 def test_limits_below_the_template():
-    with pytest.raises(InputError, match=r"max_prompt_length=3 is below what the template itself needs; use at"):
+    with pytest.raises(
+        InputError, match=r"max_prompt_length=3 is below what the template itself needs; use at"
+    ):
         encoder(3, 10)
     with pytest.raises(InputError, match=r"max_length=30 leaves no room"):
         encoder(40, 30)

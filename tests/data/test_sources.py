@@ -45,7 +45,8 @@ def test_a_file_that_is_not_there_and_a_hub_name_that_is_not_whole():
 
 
 @pytest.mark.parametrize(
-    ("file", "rows"), [("dolly/train", 11435), ("dolly/valid", 500), ("selfinst/valid", 242), ("vicuna/valid", 80)]
+    ("file", "rows"),
+    [("dolly/train", 11435), ("dolly/valid", 500), ("selfinst/valid", 242), ("vicuna/valid", 80)],
 )
 def test_real_sets(shared, file, rows):
     assert len(read_jsonl(shared / "data" / f"{file}.jsonl")) == rows
