@@ -17,8 +17,7 @@ demo: .venv/installed  ## the default α sweep on the built-in pair and data, it
 	$(BIN)/amid sweep alpha divergence=kl
 
 test: .venv/installed  ## the test suite
-	$(BIN)/python -m pytest -m "not slow" --cov=amid --cov-report= --ignore=tests/test_cli.py
-	$(BIN)/python -m pytest -m "not slow" --cov=amid --cov-append --cov-report=term tests/test_cli.py
+	$(BIN)/python -m pytest -m "not slow" --cov=amid --cov-report=term
 
 test-slow: .venv/installed  ## the slower checks
 	$(BIN)/python -m pytest -m slow

@@ -1,11 +1,16 @@
 import json
 import os
+import sys
 from pathlib import Path
 
+import absl.logging
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# rouge_score's logger closes the stream it began with, pytest's own, when Hydra sets up logging anew.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 @pytest.fixture(scope="session")
