@@ -130,8 +130,9 @@ class ModelSource:
                 f"({type(model).__name__} lacks {len(foreign)} weights, first {foreign[0]}); "
                 "give the folder that the weights were saved with"
             )
-        if hasattr(model.config, "quantization_config"):
+        if self.path.endswith(".gguf"):  # its weights are plain ones by now, and can be saved as such
             del model.config.quantization_config
+            model.hf_quantizer = None  # type: ignore[assignment]
         return model
 
 

@@ -1,5 +1,7 @@
 import copy
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -72,6 +74,43 @@ def test_a_pruned_model_is_saved_and_loaded(tmp_path):
     again = ModelSource(path=str(tmp_path)).load(load_tokenizer(str(tmp_path)))
     ids = torch.randint(2, 1000, (1, 4))
     torch.testing.assert_close(again(ids).logits, network(ids).logits)
+
+
+def test_a_gguf_file_is_loaded_pruned_and_saved(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "small.gguf", "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(16)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(8)
+    writer.add_vocab_size(1000)
+    rng = np.random.default_rng(0)
+
+    def add(name, *shape):
+        writer.add_tensor(name, rng.normal(size=shape, scale=0.1).astype(np.float32))
+
+    add("token_embd.weight", 1000, 16)
+    add("output_norm.weight", 16)
+    for i in range(2):
+        for name in ("attn_norm", "ffn_norm"):
+            add(f"blk.{i}.{name}.weight", 16)
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            add(f"blk.{i}.{name}.weight", 16, 16)
+        for name, shape in (("ffn_gate", (32, 16)), ("ffn_up", (32, 16)), ("ffn_down", (16, 32))):
+            add(f"blk.{i}.{name}.weight", *shape)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    network = ModelSource(path=str(tmp_path / "small.gguf"), layers=[1]).load(tokenizer())
+    network.save_pretrained(tmp_path / "saved")
+    again = ModelSource(path=str(tmp_path / "saved")).load(tokenizer())
+    ids = torch.randint(2, 1000, (1, 4))
+    torch.testing.assert_close(again(ids).logits, network(ids).logits)
+    assert again.config.num_hidden_layers == 1
 
 
 def test_weights_of_another_architecture(tmp_path):
