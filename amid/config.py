@@ -57,7 +57,7 @@ def run_name(overrides: Sequence[str]) -> str:
     parts = [
         override.lstrip("+~").removeprefix("assistant.").removeprefix("objective.")
         for override in overrides
-        if override.split("=")[0].split(".")[0] not in _PLACES
+        if override.split("=")[0].split(".")[0] not in _PLACES and not override.startswith("data.cache_dir=")
     ]
     name = re.sub(r"[^\w.=,+-]+", "_", ",".join(sorted(parts)), flags=re.ASCII) or "default"
     if len(name) > 100:

@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import wandb
 from filelock import FileLock
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import WandbLogger
@@ -58,6 +59,13 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         announce(f"{directory} is finished already")
         return finished
     objective = instantiate(cfg["objective"])
+    assistant = getattr(objective, "assistant", None)
+    labels = {
+        **labels,
+        "order": getattr(objective, "order", None),
+        "alpha": getattr(assistant, "alpha", None),
+        "lam": getattr(assistant, "lam", None),
+    }
     started = time.perf_counter()
     cfg = with_prepared_models(cfg, objective.needs_teacher)
     timings = {"prepare": time.perf_counter() - started}
@@ -81,6 +89,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
             objective = instantiate(cfg["objective"], shared_vocab=n_shared)
     data: InstructionData = instantiate(cfg["data"], tokenizer=tokenizer)
     sampling = instantiate(cfg["generation"])
+    evaluation_sets = data.test_examples  # read before the training, so that a mistake in them comes first
     valid = data.valid_examples[: data.valid_prompts]
     module = DistillationModule(
         student=student,
@@ -107,7 +116,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     scores = evaluate_sets(
         student,
         tokenizer,
-        data.test_examples,
+        evaluation_sets,
         data.encoder,
         sampling,
         directory / "generations",
@@ -115,15 +124,9 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     )
     timings["evaluate"] = time.perf_counter() - started
 
-    assistant = getattr(objective, "assistant", None)
     result = RunResult(
         name=directory.name,
-        labels={
-            **labels,
-            "order": getattr(objective, "order", None),
-            "alpha": getattr(assistant, "alpha", None),
-            "lam": getattr(assistant, "lam", None),
-        },
+        labels=labels,
         config_hash=key,
         seed=cfg["seed"],
         scores=scores,
@@ -142,7 +145,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         logger.save()
         logger.finalize("success")
         if isinstance(logger, WandbLogger):
-            _finish_wandb(logger)
+            wandb.finish()  # offline it prints the command that sends the run later
     save(result, directory)
     for checkpoint in (directory / "checkpoints").glob("*.ckpt"):
         checkpoint.unlink()
@@ -156,9 +159,14 @@ def with_prepared_models(cfg: Config, needs_teacher: bool) -> Config:
     by the hash of its configuration; other processes wait for it.
     """
     cfg = copy.deepcopy(cfg)
-    for role in ("teacher", "student"):
-        source = cfg["model"].get(role)
-        if source and source.get("sft") and (needs_teacher or role == "student"):
+    roles = ("teacher", "student") if needs_teacher else ("student",)
+    for role in roles:
+        path = instantiate(cfg["model"][role]).path
+        if path is not None:
+            load_tokenizer(path)  # a wrong path is to be found before any training
+    for role in roles:
+        source = cfg["model"][role]
+        if source.get("sft"):
             best = _fine_tuned(cfg, role)
             dtype = source.get("dtype", "float32")
             cfg["model"][role] = {"_target_": source["_target_"], "path": str(best), "dtype": dtype}
@@ -294,15 +302,6 @@ def _export(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direct
     tokenizer.save_pretrained(part)
     if not directory.exists():
         part.rename(directory)
-
-
-def _finish_wandb(logger: WandbLogger) -> None:
-    import wandb
-
-    folder = Path(logger.experiment.dir).parent
-    wandb.finish()
-    if folder.name.startswith("offline-"):
-        announce(f"W&B run kept offline; to send it: wandb sync {folder}")
 
 
 def versions() -> dict[str, str]:

@@ -6,12 +6,11 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
-from rich.console import Console
 
 
 def announce(message: str) -> None:
     """Prints one line for the user."""
-    Console(soft_wrap=True, highlight=False).print(message, markup=False)
+    print(message, flush=True)
 
 
 def progress() -> Callback:

@@ -126,6 +126,15 @@ def test_a_sweep_runs_grid_and_baselines_skips_the_finished_and_reports(quick, t
     assert out.count("is finished already") == 3
 
 
+def test_wandb_offline(quick, tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert run("train", *quick, "logger=wandb") == 0
+    assert "wandb sync" in capfd.readouterr().err
+    assert list((tmp_path / "runs").glob("*/wandb/offline-run-*"))
+    assert list((tmp_path / "runs").glob("*/metrics.csv"))
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
