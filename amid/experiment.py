@@ -76,7 +76,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     tokenizer = instantiate(cfg["model"]["tokenizer"])
     student_source: ModelSource = instantiate(cfg["model"]["student"])
     student = student_source.load(tokenizer)
-    teacher = None
+    teacher, shared_vocab = None, None
     if objective.needs_teacher:
         teacher_source: ModelSource = instantiate(cfg["model"]["teacher"])
         teacher = teacher_source.load(tokenizer)
@@ -84,9 +84,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
             student_tokenizer = load_tokenizer(str(student_source.path))
         else:
             student_tokenizer = tokenizer
-        n_shared = shared_vocabulary(teacher, student, tokenizer, student_tokenizer)
-        if n_shared is not None:
-            objective = instantiate(cfg["objective"], shared_vocab=n_shared)
+        shared_vocab = shared_vocabulary(teacher, student, tokenizer, student_tokenizer)
     data: InstructionData = instantiate(cfg["data"], tokenizer=tokenizer)
     sampling = instantiate(cfg["generation"])
     evaluation_sets = data.test_examples  # read before the training, so that a mistake in them comes first
@@ -103,6 +101,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         valid_references=[list(example.outputs) for example in valid],
         sampling=sampling,
         log_every_n_steps=cfg["trainer"]["log_every_n_steps"],
+        shared_vocab=shared_vocab,
     )
     timings["load"] = time.perf_counter() - started
 

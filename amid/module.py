@@ -46,6 +46,7 @@ class DistillationModule(L.LightningModule):
         valid_references: acceptable answers to each.
         sampling: how they are answered: one sample each, with the first of its seeds.
         log_every_n_steps: steps between two records of the training.
+        shared_vocab: both models' logits are cut to their first so many entries; None if they are alike.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class DistillationModule(L.LightningModule):
         valid_references: Sequence[Sequence[str]],
         sampling: Sampling,
         log_every_n_steps: int,
+        shared_vocab: int | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -70,6 +72,7 @@ class DistillationModule(L.LightningModule):
         self._optimizer, self._scheduler, self._clip_norm = optimizer, scheduler, clip_norm
         self._tokenizer, self._sampling = tokenizer, sampling
         self._log_every_n_steps = log_every_n_steps
+        self._shared_vocab = shared_vocab
         self._valid_prompts, self._valid_references = valid_prompts, valid_references
         self._logits = CountedLogits(student)
         self._valid_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
@@ -168,11 +171,11 @@ class DistillationModule(L.LightningModule):
         positions[:, :-1] = batch["labels"][:, 1:] != IGNORE
         inputs = (batch["input_ids"], batch["attention_mask"], positions)
         labels = batch["labels"][:, 1:][positions[:, :-1]]
-        logits = self._logits(*inputs)
+        logits = self._logits(*inputs)[:, : self._shared_vocab]
         given: dict[str, Any] = {"student_logits": logits}
         if self.objective.needs_teacher:
             assert self.teacher is not None
-            given["teacher_logits"] = self.teacher.logits(*inputs)
+            given["teacher_logits"] = self.teacher.logits(*inputs)[:, : self._shared_vocab]
         if self.objective.needs_labels:
             given["labels"] = labels
         stats: dict[str, Tensor] = {}
