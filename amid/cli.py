@@ -196,10 +196,9 @@ def _one_line(error: BaseException) -> str:
         return (f"{where.group(1)}: " if where else "") + _one_line(error.__cause__)
     if isinstance(error, MissingMandatoryValue):
         return f"{getattr(error, 'full_key', '') or str(error).splitlines()[0]} has no value; set it"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"no disk space left for {error.filename or 'the results'}; free some and run the command again"
-        )
+    out_of_space = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if out_of_space or "No space left on device" in str(error):
+        return "no disk space left where results are written; free some and run the command again"
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError | FileNotFoundError) or (
         isinstance(error, OSError) and error.errno == errno.EROFS
     ):

@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import pickle
 import platform
 import sys
 import time
@@ -229,18 +230,16 @@ def _fit(
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.log_hyperparams(dict(labels) | {"config": cfg})
-    last = directory / "checkpoints" / "last.ckpt"
+    last = _whole_checkpoint(directory / "checkpoints" / "last.ckpt")
     training: dict[str, float] = {}
-    if last.exists():
+    if last is not None:
         announce(f"{directory} goes on from its last epoch")
     else:
         before = trainer.validate(module, datamodule=data, verbose=False)[0]
         training |= {f"{name.replace('/', '_')}_before": value for name, value in before.items()}
     started, tokens = time.perf_counter(), module.response_tokens
     try:
-        trainer.fit(
-            module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True
-        )
+        trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
     except SystemExit as error:
         if trainer.interrupted:
             raise KeyboardInterrupt from error
@@ -265,6 +264,19 @@ def _fit(
         "response_tokens_per_second": (module.response_tokens - tokens) / seconds,
     }
     return trainer, training
+
+
+def _whole_checkpoint(path: Path) -> Path | None:
+    """`path` if a run can go on from it; one that was cut while it was written is removed."""
+    if not path.exists():
+        return None
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+        announce(f"{path} is damaged: starting anew")
+        path.unlink()
+        return None
+    return path
 
 
 def _finished(directory: Path, key: str) -> RunResult | None:

@@ -107,6 +107,11 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(quick, tmp_pa
     assert not (cut / "result.json").exists()
     assert (cut / "checkpoints" / "last.ckpt").exists()
     monkeypatch.setattr(DistillationModule, "training_step", step)
+    shutil.copytree(cut, tmp_path / "torn" / cut.name)
+    torn = tmp_path / "torn" / cut.name / "checkpoints" / "last.ckpt"
+    torn.write_bytes(torn.read_bytes()[:1000])
+    assert run("train", *quick, f"output_dir={tmp_path / 'torn'}") == 0
+    assert results.load(tmp_path / "torn" / cut.name).scores == results.load(whole).scores
     assert run("train", *quick, f"output_dir={tmp_path / 'cut'}") == 0
     assert results.load(cut).scores == results.load(whole).scores
 
