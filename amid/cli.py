@@ -74,17 +74,24 @@ def _hydra(name: str, arguments: list[str]) -> None:
     """Runs an entry point under Hydra, after a check of what was written."""
     from amid.config import check_overrides
 
+    arguments = [_quoted(a) for a in arguments]
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     flags = [a for a in arguments if a.startswith("-")]
-    run = [f"run='{a.removeprefix('run=')}'" if re.match(r"run=[^'\"]", a) else a for a in overrides]
-    arguments = [dict(zip(overrides, run, strict=True)).get(a, a) for a in arguments]
-    overrides = run
     if not {"-h", "--help", "--hydra-help"} & set(flags):
         for word in arguments:
             if word not in (*overrides, *flags, "job", "hydra", "all"):
                 raise InputError(f"{word!r} is neither KEY=VALUE nor an option; see amid {name} --help")
         check_overrides(name, overrides)
     _launch(name, arguments)
+
+
+def _quoted(argument: str) -> str:
+    """KEY=VALUE with the value quoted where it holds a second `=`, as the folders of runs do."""
+    return (
+        re.sub(r"^([\w.+/@-]+=)([^'\"\[{(][^'\"]*=[^'\"]*)$", r"\1'\2'", argument)
+        if argument[0:1] != "-"
+        else argument
+    )
 
 
 def _launch(name: str, arguments: Sequence[str]) -> None:
@@ -139,7 +146,10 @@ def _sweep(arguments: list[str]) -> None:
             print(f"  {name:<12} {first.lstrip('# ')}")
         print("\nKEY=VALUE goes to every run; KEY=A,B runs each. Started again, it skips what is finished.")
         return
-    name, overrides = arguments[0], arguments[1:]
+    name, overrides = arguments[0], [_quoted(a) for a in arguments[1:]]
+    for word in overrides:
+        if word.startswith("-") or "=" not in word:
+            raise InputError(f"{word!r} is not KEY=VALUE; see amid sweep --help")
     if name not in names:
         raise InputError(f"sweep {name!r} is not in {SWEEPS}; choose one of {', '.join(names)}")
     file = OmegaConf.load(SWEEPS / f"{name}.yaml")
@@ -202,6 +212,9 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError | FileNotFoundError) or (
         isinstance(error, OSError) and error.errno == errno.EROFS
     ):
-        return f"cannot write {error.filename} ({error.strerror}); choose another output_dir="
+        return (
+            f"cannot write {error.filename} ({error.strerror}); "
+            "choose another output_dir=, prepared_dir= or data.cache_dir="
+        )
     text = " ".join(str(error).split()) or "no message"
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"

@@ -22,8 +22,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from amid.errors import InputError
 
-_PLACES = ("output_dir", "prepared_dir", "logger", "threads", "run", "baselines")
+LABELS = ("method", "model", "data", "divergence", "assistant")
+"""The groups whose choices name a run in a table."""
+
+_PLACES = ("output_dir", "prepared_dir", "logger", "threads")
 """Root keys that say where and how fast a run goes, not what it computes."""
+
+_NO_EFFECT = {
+    "data": ("cache_dir", "micro_batch_size"),
+    "trainer": ("log_every_n_steps",),
+    "sft": ("micro_batch_size",),
+}
+"""Keys of further nodes of which the same is true."""
 
 
 def _folder(name: str) -> Path:
@@ -57,12 +67,24 @@ def run_name(overrides: Sequence[str]) -> str:
     parts = [
         override.lstrip("+~").removeprefix("assistant.").removeprefix("objective.")
         for override in overrides
-        if override.split("=")[0].split(".")[0] not in _PLACES and not override.startswith("data.cache_dir=")
+        if not _is_place(override)
     ]
     name = re.sub(r"[^\w.=,+-]+", "_", ",".join(sorted(parts)), flags=re.ASCII) or "default"
     if len(name) > 100:
         name = f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return name
+
+
+def further_settings(overrides: Sequence[str]) -> str | None:
+    """What the overrides set besides the seed and what a table has columns for; None for nothing."""
+    columns = (*LABELS, "assistant.alpha", "assistant.lam", "objective.order", "seed", "run")
+    further = sorted(o.lstrip("+~") for o in overrides if not _is_place(o) and o.split("=")[0] not in columns)
+    return ",".join(further) or None
+
+
+def _is_place(override: str) -> bool:
+    key = override.lstrip("+~").split("=")[0]
+    return key.split(".")[0] in _PLACES or key == "data.cache_dir"
 
 
 def _without_wandb_account() -> bool:
@@ -74,29 +96,30 @@ def _without_wandb_account() -> bool:
 def config_hash(cfg: Mapping[str, Any]) -> str:
     """A hash of what decides a run's result: its configuration, without the places that it writes to, and
     the content of the data files and local models that it names."""
-    what = {key: value for key, value in cfg.items() if key not in _PLACES}
-    data = {
-        k: v for k, v in dict(what.get("data") or {}).items() if k not in ("cache_dir", "micro_batch_size")
-    }
-    contents = {
-        path: _content_hash(Path(path)) for path in sorted(set(_local_paths([data, what.get("model")])))
-    }
-    text = json.dumps([what | {"data": data}, contents], sort_keys=True, default=str)
+    what = _effective({key: value for key, value in cfg.items() if key not in _PLACES})
+    contents = {path: _content_hash(Path(path)) for path in sorted(set(_local_paths(what)))}
+    text = json.dumps([what, contents], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _local_paths(node: Any) -> Iterator[str]:
-    if isinstance(node, Mapping):
-        node = list(node.values())
-    if isinstance(node, list | tuple):
-        for child in node:
-            yield from _local_paths(child)
-    elif isinstance(node, str) and len(node) < 1000 and "\n" not in node:
-        path = Path(re.sub(r"\[\d*:\d*\]$", "", node))
-        if (path.suffix in (".jsonl", ".json", ".gguf") and path.is_file()) or (
-            path / "config.json"
-        ).is_file():
-            yield str(path)
+def _effective(node: Any, name: str = "") -> Any:
+    """`node` without the keys that have no effect on a result."""
+    if not isinstance(node, Mapping):
+        return node
+    idle = _NO_EFFECT.get(name, ())
+    return {key: _effective(child, str(key)) for key, child in node.items() if key not in idle}
+
+
+def _local_paths(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """The data files and local models that `cfg` names."""
+    data, model = cfg.get("data") or {}, cfg.get("model") or {}
+    sources = [data.get("train"), data.get("valid"), *(data.get("test") or {}).values()]
+    sources += [(model.get(role) or {}).get("path") for role in ("teacher", "student", "tokenizer")]
+    for source in sources:
+        if isinstance(source, str):
+            path = re.sub(r"\[\d*:\d*\]$", "", source)
+            if Path(path).exists():
+                yield path
 
 
 def _content_hash(path: Path) -> str:

@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import wandb
 from filelock import FileLock
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import WandbLogger
@@ -25,13 +25,11 @@ from amid.config import config_hash
 from amid.data import InstructionData
 from amid.errors import InputError
 from amid.evaluation import evaluate_sets
-from amid.models import ModelSource, load_tokenizer, shared_vocabulary
+from amid.models import check_same_tokens, load_tokenizer, shared_vocabulary
 from amid.module import DistillationModule
 from amid.progress import announce, progress
 from amid.results import RunResult, load, save
 from amid.teacher import LiveTeacher
-
-log = logging.getLogger(__name__)
 
 BEST = Path("checkpoints") / "best"
 """Where a finished run keeps its student, as `save_pretrained` writes it."""
@@ -54,12 +52,16 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     """
     if cfg["threads"] is not None:
         torch.set_num_threads(cfg["threads"])
+    cfg = copy.deepcopy(cfg)
+    objective = instantiate(cfg["objective"])
+    if not objective.needs_teacher:
+        cfg["model"].pop("teacher", None)
     key = config_hash(cfg)
     finished = _finished(directory, key)
     if finished is not None:
         announce(f"{directory} is finished already")
         return finished
-    objective = instantiate(cfg["objective"])
+    _check_trainer(cfg["trainer"])
     assistant = getattr(objective, "assistant", None)
     labels = {
         **labels,
@@ -67,29 +69,27 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         "alpha": getattr(assistant, "alpha", None),
         "lam": getattr(assistant, "lam", None),
     }
+
+    # All that the user may have written wrong is read before anything is trained.
     started = time.perf_counter()
-    cfg = with_prepared_models(cfg, objective.needs_teacher)
-    timings = {"prepare": time.perf_counter() - started}
-    _write_config(cfg, directory, key)
+    tokenizer = instantiate(cfg["model"]["tokenizer"])
+    data: InstructionData = instantiate(cfg["data"], tokenizer=tokenizer)
+    sampling = instantiate(cfg["generation"])
+    evaluation_sets = data.test_examples
+    valid = data.valid_examples[: data.valid_prompts]
+    timings = {"load": time.perf_counter() - started}
+
+    started = time.perf_counter()
+    with_prepared_models(cfg, tokenizer)
+    timings["prepare"] = time.perf_counter() - started
 
     started = time.perf_counter()
     L.seed_everything(cfg["seed"], workers=True, verbose=False)
-    tokenizer = instantiate(cfg["model"]["tokenizer"])
-    student_source: ModelSource = instantiate(cfg["model"]["student"])
-    student = student_source.load(tokenizer)
+    student = instantiate(cfg["model"]["student"]).load(tokenizer)
     teacher, shared_vocab = None, None
     if objective.needs_teacher:
-        teacher_source: ModelSource = instantiate(cfg["model"]["teacher"])
-        teacher = teacher_source.load(tokenizer)
-        if student_source.path not in (None, teacher_source.path):
-            student_tokenizer = load_tokenizer(str(student_source.path))
-        else:
-            student_tokenizer = tokenizer
-        shared_vocab = shared_vocabulary(teacher, student, tokenizer, student_tokenizer)
-    data: InstructionData = instantiate(cfg["data"], tokenizer=tokenizer)
-    sampling = instantiate(cfg["generation"])
-    evaluation_sets = data.test_examples  # read before the training, so that a mistake in them comes first
-    valid = data.valid_examples[: data.valid_prompts]
+        teacher = instantiate(cfg["model"]["teacher"]).load(tokenizer)
+        shared_vocab = shared_vocabulary(teacher, student)
     module = DistillationModule(
         student=student,
         teacher=None if teacher is None else LiveTeacher(teacher),
@@ -104,8 +104,9 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         log_every_n_steps=cfg["trainer"]["log_every_n_steps"],
         shared_vocab=shared_vocab,
     )
-    timings["load"] = time.perf_counter() - started
+    timings["load"] += time.perf_counter() - started
 
+    _write_config(cfg, directory, key)
     started = time.perf_counter()
     trainer, training = _fit(cfg, module, data, directory, labels)
     timings["train"] = time.perf_counter() - started
@@ -144,49 +145,53 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         )
         logger.save()
         logger.finalize("success")
-        if isinstance(logger, WandbLogger):
-            wandb.finish()  # offline it prints the command that sends the run later
     save(result, directory)
     for checkpoint in (directory / "checkpoints").glob("*.ckpt"):
         checkpoint.unlink()
     return result
 
 
-def with_prepared_models(cfg: Config, needs_teacher: bool) -> Config:
-    """`cfg` with each model that is to be fine-tuned first replaced by the fine-tuned one.
+def with_prepared_models(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Replaces each model of `cfg` that is to be fine-tuned first by the fine-tuned one.
 
     What is not there yet is made, once, by an ordinary supervised run in `prepared_dir`, in a folder named
     by the hash of its configuration; other processes wait for it.
+
+    Raises:
+        InputError: if a model cannot be found, or its tokenizer is not `tokenizer`.
     """
-    cfg = copy.deepcopy(cfg)
-    roles = ("teacher", "student") if needs_teacher else ("student",)
-    for role in roles:
-        path = instantiate(cfg["model"][role]).path
-        if path is not None:
-            load_tokenizer(path)  # a wrong path is to be found before any training
-    for role in roles:
-        source = cfg["model"][role]
+    models = {role: cfg["model"][role] for role in ("teacher", "student") if cfg["model"].get(role)}
+    for role, source in models.items():
+        if source.get("path") is not None:
+            check_same_tokens(role, tokenizer, load_tokenizer(source["path"]))
+    for role, source in models.items():
         if source.get("sft"):
             best = _fine_tuned(cfg, role)
             dtype = source.get("dtype", "float32")
             cfg["model"][role] = {"_target_": source["_target_"], "path": str(best), "dtype": dtype}
-    return cfg
 
 
 def _fine_tuned(cfg: Config, role: str) -> Path:
     source = dict(cfg["model"][role])
     sft = source.pop("sft")
+    data = {
+        **cfg["data"],
+        "batch_size": sft["batch_size"],
+        "micro_batch_size": sft["micro_batch_size"],
+        "seed": sft["seed"],
+        "valid_prompts": 16,
+        "test": {},
+        "test_prompts": None,
+    }
     run = {
         "model": {"tokenizer": cfg["model"]["tokenizer"], "student": source | {"dtype": "float32"}},
-        "data": {
-            **cfg["data"],
-            "batch_size": sft["batch_size"],
-            "micro_batch_size": sft["micro_batch_size"],
-            "seed": sft["seed"],
-            "test": {},
-        },
+        "data": data,
         "objective": {"_target_": "amid.losses.CrossEntropy"},
-        "generation": cfg["generation"],
+        "generation": {
+            "_target_": "amid.generation.Sampling",
+            "max_new_tokens": data["max_length"] - data["max_prompt_length"],
+            "seeds": [sft["seed"]],
+        },
         "logger": {},
         "threads": cfg["threads"],
         **{key: sft[key] for key in ("optimizer", "scheduler", "trainer", "checkpoint", "clip_norm", "seed")},
@@ -201,6 +206,8 @@ def _fine_tuned(cfg: Config, role: str) -> Path:
             announce(
                 f"The {role} is not fine-tuned on this data yet: doing it once, {length}, in {directory}"
             )
+            csv = {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(directory)}
+            run["logger"] = {"csv": csv | {"name": "", "version": ""}}
             run_experiment(run, directory, {"method": "sft", "role": role})
     return directory / BEST
 
@@ -231,37 +238,34 @@ def _fit(
         if isinstance(logger, WandbLogger):
             logger.log_hyperparams(dict(labels) | {"config": cfg})
     last = _whole_checkpoint(directory / "checkpoints" / "last.ckpt")
-    training: dict[str, float] = {}
-    if last is not None:
-        announce(f"{directory} goes on from its last epoch")
-    else:
-        before = trainer.validate(module, datamodule=data, verbose=False)[0]
-        training |= {f"{name.replace('/', '_')}_before": value for name, value in before.items()}
-    started, tokens = time.perf_counter(), module.response_tokens
     try:
+        if last is not None:
+            announce(f"{directory} goes on from its last epoch")
+        else:
+            trainer.validate(module, datamodule=data, verbose=False)
+        started = time.perf_counter()
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
+        seconds = time.perf_counter() - started
+        best = checkpoint.best_model_path
+        if module.validated_step != trainer.global_step:
+            now = trainer.validate(module, datamodule=data, verbose=False)[0][checkpoint.monitor]
+            then = checkpoint.best_model_score
+            if then is None or (now >= float(then) if checkpoint.mode == "max" else now <= float(then)):
+                best = ""
     except SystemExit as error:
         if trainer.interrupted:
             raise KeyboardInterrupt from error
         raise
-    seconds = time.perf_counter() - started
-    metrics: dict[str, float] = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    best = checkpoint.best_model_path
-    if module.validated_step != trainer.global_step:
-        metrics = dict(trainer.validate(module, datamodule=data, verbose=False)[0])
-        now, then = metrics[checkpoint.monitor], checkpoint.best_model_score
-        if then is None or (now >= float(then) if checkpoint.mode == "max" else now <= float(then)):
-            best = ""
+    kept: dict[str, Any] = {"validation": module.validation}
     if best:
-        state = torch.load(best, map_location="cpu", weights_only=True)
-        module.load_state_dict(state["state_dict"])
-    training |= {
-        name.replace("/", "_"): value for name, value in metrics.items() if name.startswith("valid/")
-    }
-    training |= {
+        kept = torch.load(best, map_location="cpu", weights_only=True)
+        module.load_state_dict(kept["state_dict"])
+    training = {
+        **module.before,
+        **kept["validation"],
         "steps": float(trainer.global_step),
         "response_tokens": float(module.response_tokens),
-        "response_tokens_per_second": (module.response_tokens - tokens) / seconds,
+        "response_tokens_per_second": module.response_tokens_here / seconds,
     }
     return trainer, training
 
@@ -280,8 +284,8 @@ def _whole_checkpoint(path: Path) -> Path | None:
 
 
 def _finished(directory: Path, key: str) -> RunResult | None:
-    previous = directory / "config.yaml"
-    if previous.exists():
+    previous, computed = directory / "config.yaml", (directory / "result.json", directory / "checkpoints")
+    if previous.exists() and any(path.exists() for path in computed):
         old = str(OmegaConf.select(OmegaConf.load(previous), "hash"))
         if old != key:
             raise InputError(
@@ -289,6 +293,16 @@ def _finished(directory: Path, key: str) -> RunResult | None:
                 "choose another output_dir=, or delete the folder"
             )
     return load(directory) if (directory / "result.json").exists() else None
+
+
+def _check_trainer(trainer: Config) -> None:
+    if str(trainer["precision"]).startswith("16"):
+        raise InputError(
+            f"trainer.precision={trainer['precision']} would clip gradients before they are unscaled; "
+            "use bf16-mixed or 32-true"
+        )
+    if trainer["max_epochs"] == -1 and trainer["max_steps"] == -1:
+        raise InputError("trainer.max_epochs=-1 and trainer.max_steps=-1 never end; set one of them")
 
 
 def _write_config(cfg: Config, directory: Path, key: str) -> None:
@@ -311,8 +325,8 @@ def _export(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direct
     part = directory.with_name(directory.name + ".part")
     student.save_pretrained(part)
     tokenizer.save_pretrained(part)
-    if not directory.exists():
-        part.rename(directory)
+    shutil.rmtree(directory, ignore_errors=True)
+    part.rename(directory)
 
 
 def versions() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Teacher and student: where they come from, whether they fit together, and their logits where they count."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,14 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from amid.errors import InputError
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -85,6 +89,7 @@ class ModelSource:
                 f"model {self.path or 'of random weights'} has {rows} token embeddings and the tokenizer "
                 f"{len(tokenizer)} tokens; choose the tokenizer that belongs to the model (model.tokenizer)"
             )
+        model.generation_config = GenerationConfig()  # answers are drawn as the configuration says
         model.eval()
         return model
 
@@ -123,11 +128,12 @@ class ModelSource:
             ) from error
         model: PreTrainedModel = loaded[0]
         report: dict[str, Any] = loaded[1]
-        foreign = sorted(report["missing_keys"]) + sorted(map(str, report.get("mismatched_keys", ())))
+        foreign = [*report["missing_keys"], *report.get("mismatched_keys", ())]
+        foreign += [key for key in report["unexpected_keys"] if key.endswith(".weight")]
         if foreign:
             raise InputError(
                 f"model path={self.path!r}: a checkpoint of another architecture than its config.json says "
-                f"({type(model).__name__} lacks {len(foreign)} weights, first {foreign[0]}); "
+                f"({len(foreign)} weights do not fit {type(model).__name__}: {min(map(str, foreign))}, ...); "
                 "give the folder that the weights were saved with"
             )
         if self.path.endswith(".gguf"):  # its weights are plain ones by now, and can be saved as such
@@ -168,30 +174,28 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
     model.config.num_hidden_layers = len(kept)
 
 
-def shared_vocabulary(
-    teacher: PreTrainedModel,
-    student: PreTrainedModel,
-    teacher_tokenizer: PreTrainedTokenizerBase,
-    student_tokenizer: PreTrainedTokenizerBase,
-) -> int | None:
-    """How many of its first tokens both models share: None if all, for vocabularies of one size.
-
-    Models of one family may pad their embeddings to different sizes; logits are then cut to the smaller.
+def check_same_tokens(role: str, ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> None:
+    """Checks that a model was trained with the tokenizer that the data go through.
 
     Raises:
-        InputError: if a token stands for different ids in the two tokenizers.
+        InputError: if a token stands for different ids in `ours`, the run's, and `theirs`, the model's.
     """
-    teacher_map, student_map = teacher_tokenizer.get_vocab(), student_tokenizer.get_vocab()
-    if teacher_map != student_map:
-        token = min(
-            (t for t in teacher_map.keys() | student_map.keys() if teacher_map.get(t) != student_map.get(t)),
-            key=lambda t: (teacher_map.get(t, student_map.get(t, 0)), t),
-        )
+    our_map, their_map = ours.get_vocab(), theirs.get_vocab()
+    differing = [t for t in our_map.keys() | their_map.keys() if our_map.get(t) != their_map.get(t)]
+    if differing:
+        token = min(differing, key=lambda t: (our_map.get(t, their_map.get(t, 0)), t))
         raise InputError(
-            f"teacher and student do not share a vocabulary: token {token!r} is {teacher_map.get(token)} in "
-            f"the teacher's tokenizer and {student_map.get(token)} in the student's; take one family"
+            f"vocabularies do not match: token {token!r} is {our_map.get(token)} in model.tokenizer and "
+            f"{their_map.get(token)} in the {role}'s own tokenizer; choose models of one family"
         )
-    sizes = {int(_output_rows(model)) for model in (teacher, student)}
+
+
+def shared_vocabulary(teacher: PreTrainedModel, student: PreTrainedModel) -> int | None:
+    """How many of its first tokens both models have logits for: None if they have equally many.
+
+    Models of one family may pad their embeddings to different sizes; logits are then cut to the smaller.
+    """
+    sizes = {_output_rows(model) for model in (teacher, student)}
     return min(sizes) if len(sizes) > 1 else None
 
 
@@ -213,6 +217,10 @@ class CountedLogits:
         self._body = model.base_model
         self._head = model.get_output_embeddings()
         self.head_apart = self._head is not None and self._head_gives_the_logits()
+        if not self.head_apart:
+            log.warning(
+                "%s: logits are taken at all positions, its head alone gives others", type(model).__name__
+            )
 
     @torch.no_grad()
     def _head_gives_the_logits(self) -> bool:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.data.datamodule import MicroBatch
 from amid.data.prompts import IGNORE
+from amid.errors import InputError
 from amid.generation import Sampling
 from amid.losses import CrossEntropy
 from amid.losses.objective import Loss
@@ -49,6 +50,8 @@ class DistillationModule(L.LightningModule):
         shared_vocab: both models' logits are cut to their first so many entries; None if they are alike.
     """
 
+    KEPT: ClassVar = ("best_rouge_l", "response_tokens", "before", "validation")
+
     def __init__(
         self,
         student: PreTrainedModel,
@@ -65,6 +68,8 @@ class DistillationModule(L.LightningModule):
         shared_vocab: int | None = None,
     ) -> None:
         super().__init__()
+        if clip_norm is not None and clip_norm <= 0:
+            raise InputError(f"clip_norm={clip_norm} must be above 0; use null not to clip")
         self.automatic_optimization = False
         self.student = student
         self.teacher = teacher
@@ -78,6 +83,9 @@ class DistillationModule(L.LightningModule):
         self._valid_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         self.best_rouge_l = -1.0
         self.response_tokens = 0
+        self.response_tokens_here = 0
+        self.before: dict[str, float] = {}
+        self.validation: dict[str, float] = {}
         self.validated_step = -1
 
     def configure_optimizers(self) -> Any:
@@ -89,6 +97,10 @@ class DistillationModule(L.LightningModule):
         """Brings the teacher to the student's device."""
         if self.teacher is not None:
             self.teacher.to(self.device)
+
+    def on_train_start(self) -> None:
+        """Puts the student into train mode: models come in eval mode."""
+        self.student.train()
 
     def training_step(self, micro_batches: list[MicroBatch], batch_idx: int) -> None:
         """One optimiser step over all its micro-batches."""
@@ -113,6 +125,7 @@ class DistillationModule(L.LightningModule):
         )
         optimizer.step()
         self.response_tokens += counted
+        self.response_tokens_here += counted
         if logging:
             rates: dict[str, float | Tensor] = {f"train/{k}": v / denominator for k, v in sums.items()}
             assistant = getattr(self.objective, "assistant", None)
@@ -140,8 +153,8 @@ class DistillationModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs the validation losses, and ROUGE-L of the student's answers."""
         sums = {name: float(self._mean_over_devices(value)) for name, value in self._valid_sums.items()}
-        for name in ("loss", "cross_entropy"):
-            self.log(f"valid/{name}", sums[name] / max(sums["tokens"], 1.0))
+        if not sums.get("tokens"):
+            raise InputError("the validation data hold no token of a response; choose other data.valid")
         with self.trainer.precision_plugin.forward_context():
             answers = self._sampling.answers(
                 self.student, self._tokenizer, self._valid_prompts, self._sampling.seeds[0], samples=1
@@ -150,18 +163,27 @@ class DistillationModule(L.LightningModule):
         score = sum(scores) / len(scores)
         self.best_rouge_l = max(self.best_rouge_l, score)
         self.validated_step = self.trainer.global_step
+        self.log("valid/loss", sums["loss"] / sums["tokens"])
+        self.log("valid/cross_entropy", sums["cross_entropy"] / sums["tokens"])
         self.log("valid/rouge_l", score, prog_bar=True)
         self.log("valid/rouge_l_best", self.best_rouge_l)
+        self.validation = {
+            "valid_loss": sums["loss"] / sums["tokens"],
+            "valid_cross_entropy": sums["cross_entropy"] / sums["tokens"],
+            "valid_rouge_l": score,
+        }
+        if not self.before:
+            self.before = {f"{name}_before": value for name, value in self.validation.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what a resumed run goes on from."""
-        checkpoint["best_rouge_l"] = self.best_rouge_l
-        checkpoint["response_tokens"] = self.response_tokens
+        for name in self.KEPT:
+            checkpoint[name] = getattr(self, name)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on from it."""
-        self.best_rouge_l = checkpoint["best_rouge_l"]
-        self.response_tokens = checkpoint["response_tokens"]
+        for name in self.KEPT:
+            setattr(self, name, checkpoint[name])
 
     def _loss(
         self, batch: MicroBatch, denominator: float, return_stats: bool, cross_entropy: bool = False

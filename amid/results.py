@@ -141,7 +141,7 @@ def load(path: str | Path) -> RunResult:
 
 
 def load_all(directory: str | Path) -> list[RunResult]:
-    """Every record below `directory`, sorted by path.
+    """Every record with scores below `directory`, sorted by path.
 
     Folders named report or prepared and hidden ones are left out.
 
@@ -158,7 +158,7 @@ def load_all(directory: str | Path) -> list[RunResult]:
         ]
         if RESULT_FILE in names:
             files.append(Path(folder, RESULT_FILE))
-    return [load(file) for file in sorted(files)]
+    return [result for result in map(load, sorted(files)) if result.scores]
 
 
 def _damaged(file: Path, error: Exception) -> InputError:

@@ -5,26 +5,30 @@ from pathlib import Path
 from typing import Any, cast
 
 import transformers
+import wandb
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from amid.config import LABELS, further_settings
 from amid.experiment import run_experiment
 from amid.progress import announce
 from amid.results import RunResult
-
-LABELS = ("method", "model", "data", "divergence", "assistant")
 
 
 def run(cfg: DictConfig) -> None:
     """Trains, scores and records the run that `cfg` describes, in Hydra's folder for it."""
     hydra = HydraConfig.get()
     labels = {name: hydra.runtime.choices.get(name) for name in LABELS}
+    labels["settings"] = further_settings(hydra.overrides.task)
     directory = Path(hydra.runtime.output_dir)
     announce(f"run {directory.name}")
     for name in ("pytorch_lightning", "lightning.pytorch", "httpx", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
-    result = run_experiment(as_dict(cfg), directory, labels)
+    try:
+        result = run_experiment(as_dict(cfg), directory, labels)
+    finally:
+        wandb.finish()  # also after a failure, lest the next job go on in this W&B run
     announce(summary(result))
 
 

@@ -8,7 +8,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from amid.data.builtin import tokenizer
 from amid.errors import InputError
-from amid.models import CountedLogits, ModelSource, keep_layers, load_tokenizer, shared_vocabulary
+from amid.models import (
+    CountedLogits,
+    ModelSource,
+    check_same_tokens,
+    keep_layers,
+    load_tokenizer,
+    shared_vocabulary,
+)
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 1000}
 FAMILIES = {
@@ -120,6 +127,13 @@ def test_weights_of_another_architecture(tmp_path):
         ModelSource(path=str(tmp_path)).load(tokenizer())
 
 
+def test_weights_of_a_deeper_model(tmp_path):
+    model("gpt2").save_pretrained(tmp_path)
+    model("gpt2", num_hidden_layers=2).config.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="another architecture"):
+        ModelSource(path=str(tmp_path)).load(tokenizer())
+
+
 def test_nothing_at_the_path(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match=r"model path='no/where' is no folder here"):
@@ -141,9 +155,12 @@ def test_settings_that_do_not_fit():
 def test_vocabularies():
     teacher, student = model("llama"), model("llama", vocab_size=1010)
     same = tokenizer()
-    assert shared_vocabulary(teacher, teacher, same, same) is None
-    assert shared_vocabulary(teacher, student, same, same) == 1000
+    assert shared_vocabulary(teacher, teacher) is None
+    assert shared_vocabulary(teacher, student) == 1000
+    check_same_tokens("student", same, tokenizer())
     other = tokenizer()
     other.add_tokens(["<new>"])
-    with pytest.raises(InputError, match=r"token '<new>' is None in the teacher's tokenizer"):
-        shared_vocabulary(teacher, student, same, other)
+    with pytest.raises(
+        InputError, match=r"token '<new>' is None in model.tokenizer and 1000 in the student's"
+    ):
+        check_same_tokens("student", same, other)

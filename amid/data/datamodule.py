@@ -121,7 +121,8 @@ class InstructionData(L.LightningDataModule):
 
     Args:
         tokenizer: of the teacher and the student.
-        train: examples to train on: a JSON Lines path, `hf://datasets/OWNER/NAME/FILE`, or the examples.
+        train: examples to train on: a JSON Lines path, `hf://datasets/OWNER/NAME/FILE`, or the examples;
+            null where nothing is trained.
         valid: examples to choose the checkpoint on.
         test: evaluation sets by name.
         template: the prompt around an example.
@@ -144,8 +145,8 @@ class InstructionData(L.LightningDataModule):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        train: Source,
-        valid: Source,
+        train: Source | None,
+        valid: Source | None,
         test: Mapping[str, Source],
         template: Template,
         max_prompt_length: int = 256,

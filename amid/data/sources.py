@@ -18,7 +18,7 @@ A slice of rows may follow the path: `FILE[1000:]`, `FILE[:60]`.
 """
 
 
-def load_examples(source: Source, limit: int | None = None) -> list[Example]:
+def load_examples(source: Source | None, limit: int | None = None) -> list[Example]:
     """The examples of `source`, the first `limit` of them.
 
     Raises:
@@ -27,6 +27,8 @@ def load_examples(source: Source, limit: int | None = None) -> list[Example]:
     """
     if limit is not None and limit < 1:
         raise InputError(f"data limit must be at least 1, got {limit}; use null for all examples")
+    if source is None:
+        raise InputError("data.train and data.valid must not be null for a training run; give a path")
     if isinstance(source, str):
         match = re.fullmatch(r"(.*?)(?:\[(\d*):(\d*)\])?", source, flags=re.DOTALL)
         assert match is not None
@@ -50,7 +52,7 @@ def read_jsonl(path: Path) -> list[Example]:
             field; naming the file, where it does not exist, is empty, or has no output that is not empty.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise InputError(
             f"data file {path} cannot be read ({error.strerror}); give the path of a JSON Lines file"
