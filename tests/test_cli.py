@@ -182,3 +182,100 @@ def test_no_right_to_write(quick, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run("train", *quick, f"output_dir={tmp_path / 'file'}") == 1
     assert "choose another output_dir=" in capsys.readouterr().err
+
+
+def prepared_names(folder):
+    return sorted(path.parent.name for path in folder.glob("*/result.json"))
+
+
+def test_the_student_trains_in_train_mode_and_the_teacher_never(quick, monkeypatch):
+    from amid.module import DistillationModule
+
+    seen = []
+    step = DistillationModule.training_step
+
+    def watched(self, batches, index):
+        if self.teacher is not None:
+            seen.append((self.student.training, self.teacher.model.training))
+        step(self, batches, index)
+
+    monkeypatch.setattr(DistillationModule, "training_step", watched)
+    assert run("train", *quick) == 0
+    assert set(seen) == {(True, False)}
+
+
+def test_neither_sampling_nor_speed_makes_the_models_anew(quick, prepared):
+    assert run("train", *quick) == 0
+    before = prepared_names(prepared)
+    further = ["generation.seeds=[3]", "data.valid_prompts=2", "data.micro_batch_size=16", "threads=2"]
+    base = [o for o in quick if not o.startswith(("generation.seeds", "data.valid_prompts"))]
+    assert run("train", *base, *further, "trainer.log_every_n_steps=1", "seed=5") == 0
+    assert prepared_names(prepared) == before
+
+
+def test_a_mistake_in_an_evaluation_set_comes_before_training_and_can_be_mended(
+    quick, tmp_path, jsonl, capsys, monkeypatch
+):
+    path = jsonl("{broken")
+    new = [*quick, f"prepared_dir={tmp_path / 'new'}", f"+data.test.mine={path}"]
+    assert run("train", *new) == 1
+    assert "data.jsonl:1: not valid JSON" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    jsonl({"instruction": "a", "output": "b"})
+    assert run("train", *new) == 0
+
+
+def test_a_model_with_another_vocabulary_is_refused(quick, tmp_path, capsys):
+    from amid.data.builtin import tokenizer
+
+    folder = tmp_path / "other"
+    assert run("train", *quick, "model.student.sft=null", f"output_dir={tmp_path / 'runs'}") == 0
+    (directory,) = (tmp_path / "runs").iterdir()
+    shutil.copytree(directory / "checkpoints" / "best", folder)
+    other = tokenizer()
+    other.add_tokens(["<new>"])
+    other.save_pretrained(folder)
+    given = [f"model.student.path={folder}", "model.student.architecture=null"]
+    assert run("train", *quick, *given, f"output_dir={tmp_path / 'more'}") == 1
+    assert "vocabularies do not match: token '<new>'" in capsys.readouterr().err
+
+
+def test_evaluate_on_other_data_keeps_the_folder_of_each_run(quick, tmp_path, jsonl):
+    path = jsonl({"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"})
+    for seed in (1, 2):
+        assert run("train", *quick, f"seed={seed}") == 0
+    out = f"output_dir={tmp_path / 'scores'}"
+    for directory in (tmp_path / "runs").iterdir():
+        assert run("evaluate", f"run={directory}", f"+data.test.mine={path}", out) == 0
+    scored = results.load_all(tmp_path / "scores")
+    assert len(scored) == 2
+    assert all(set(result.scores) == {"open", "closed", "mine"} for result in scored)
+    assert {result.labels["method"] for result in scored} == {"amid"}
+    model = tmp_path / "model"
+    shutil.copytree(next((tmp_path / "runs").iterdir()) / "checkpoints" / "best", model)
+    sets = ["data=jsonl", "data/template=builtin", f"+data.test.mine={path}", "generation.max_new_tokens=3"]
+    assert run("evaluate", f"model.student.path={model}", *sets, f"output_dir={tmp_path / 'hub'}") == 0
+
+
+def test_runs_of_different_settings_are_different_rows(quick, tmp_path):
+    from amid.reporting import build_table
+
+    assert run("train", "-m", *quick, "optimizer.lr=1e-3,2e-3", "seed=1,2") == 0
+    table = build_table(results.load_all(tmp_path / "runs"))
+    assert sorted(len(row.runs) for row in table.rows) == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.precision=16-mixed", "use bf16-mixed"),
+        ("clip_norm=-1", "clip_norm=-1 must be above 0"),
+        ("trainer.max_epochs=-1", "never end"),
+        ("generation.samples=0", "generation.samples=0 must be at least 1"),
+        ("generation.top_p=2", "must be in (0, 1]"),
+    ],
+)
+def test_values_out_of_range(quick, capsys, override, message):
+    key = override.split("=")[0]
+    assert run("train", *(o for o in quick if not o.startswith(key)), override) == 1
+    assert message in capsys.readouterr().err
