@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -115,6 +116,7 @@ class ModelSource:
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 **_location(self.path),
+                **_unpacked(self.path),
                 dtype=DTYPES[self.dtype],
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -243,6 +245,12 @@ class CountedLogits:
             return logits
         logits = self.model(**inputs).logits[positions]
         return logits
+
+
+def _unpacked(path: str) -> dict[str, Any]:
+    """Asks for plain weights of a GGUF file: packed ones can neither be trained nor saved."""
+    config = getattr(transformers, "GgufConfig", None)  # older releases always unpack
+    return {"quantization_config": config(dequantize=True)} if config and path.endswith(".gguf") else {}
 
 
 def _location(path: str) -> dict[str, str]:
