@@ -139,7 +139,7 @@ class ModelSource:
                 "give the folder that the weights were saved with"
             )
         if self.path.endswith(".gguf"):  # its weights are plain ones by now, and can be saved as such
-            del model.config.quantization_config
+            vars(model.config).pop("quantization_config", None)
             model.hf_quantizer = None  # type: ignore[assignment]
         return model
 
