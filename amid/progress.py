@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
@@ -15,7 +15,20 @@ def announce(message: str) -> None:
 
 def progress() -> Callback:
     """A progress bar with loss, ROUGE-L so far and time left; lines where the output is no terminal."""
-    return RichProgressBar(leave=False) if sys.stdout.isatty() else ProgressLines()
+    return ProgressBar(leave=False) if sys.stdout.isatty() else ProgressLines()
+
+
+class ProgressBar(RichProgressBar):
+    """A bar with step, time left, loss and ROUGE-L so far."""
+
+    NAMES: ClassVar = {"train/loss": "loss", "valid/rouge_l": "ROUGE-L"}
+
+    def get_metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """The figures behind the bar, by short names."""
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name: metrics[key] for key, name in self.NAMES.items() if key in metrics}
 
 
 class ProgressLines(Callback):

@@ -1,0 +1,27 @@
+from types import SimpleNamespace
+
+from amid.progress import ProgressBar, ProgressLines, progress
+
+
+def test_lines_where_the_output_is_no_terminal(capsys):
+    lines = progress()
+    assert isinstance(lines, ProgressLines)
+    trainer = SimpleNamespace(
+        global_step=0,
+        estimated_stepping_batches=20,
+        callback_metrics={"train/loss": 1.25, "valid/rouge_l": 30.0},
+    )
+    lines.on_train_start(trainer, None)
+    for trainer.global_step in range(1, 21):
+        lines.on_train_batch_end(trainer, None, None, None, 0)
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 10
+    assert out[-1].startswith("  step 20/20  loss 1.250  ROUGE-L 30.0")
+
+
+def test_the_bar_shows_loss_and_rouge_by_short_names(monkeypatch):
+    monkeypatch.setattr(
+        "lightning.pytorch.callbacks.RichProgressBar.get_metrics",
+        lambda *_: {"train/loss": 0.5, "valid/rouge_l": 40.0, "v_num": 3},
+    )
+    assert ProgressBar().get_metrics(None, None) == {"loss": 0.5, "ROUGE-L": 40.0}
