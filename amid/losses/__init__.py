@@ -15,6 +15,7 @@ from amid.losses.divergence import (
     ReverseKL,
     TotalVariation,
 )
+from amid.losses.fused import FusedInputs, Head
 from amid.losses.objective import CrossEntropy, Loss, Objective, WeightedSum
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "AlphaMixture",
     "CrossEntropy",
     "Divergence",
+    "FusedInputs",
+    "Head",
     "JensenShannon",
     "Loss",
     "Objective",

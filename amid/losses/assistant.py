@@ -1,10 +1,11 @@
 """The α-mixture assistant: a distribution r between the teacher p and the student q (arXiv 2510.15982)."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 
 def finite_number(name: str, value: float, remedy: str) -> float:
@@ -51,6 +52,19 @@ def log_mean_exp(x: Tensor, lam: float) -> Tensor:
     m = weight * torch.expm1(t)
     # log1p keeps the digits where the mean is near 1, log where it is near 0 (m near -1).
     return torch.where(m < -0.5, torch.log(rest + weight * torch.exp(t)), torch.log1p(m))
+
+
+class Mixed(NamedTuple):
+    """An assistant [..., V] in closed form, beside one of the distributions that it mixes, x."""
+
+    log_r: Tensor
+    r: Tensor
+    log_ratio: Tensor
+    """log r - log x"""
+    difference: Tensor
+    """r - x"""
+    gradient_weight: Tensor | float
+    """∂log r̃ / ∂log q"""
 
 
 class AlphaMixture:
@@ -154,6 +168,63 @@ class AlphaMixture:
         if self.lam == 0:
             return torch.ones_like(log_q).masked_fill(both_zero(log_p, log_q), 0)
         return _weights(log_p, log_q, self.alpha, self.lam)[1]
+
+    def mixed(self, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor, beside: str) -> Mixed:
+        """The assistant of finite log-probabilities in few passes, for 0 < λ < 1: no autograd, no branches.
+
+        With d = log y - log x, x the one of p and q that has the larger weight, 1-μ, and y the other,
+
+            log r̃ = log x + u
+            u = log((1-μ) + μ e^(s d)) / s = (log(1-μ) + softplus(s d + log(μ/(1-μ)))) / s
+
+        Where r is close to x, log r - log x = u - log1p(Σ x (eᵘ - 1)) and r - x = x (eᵘ - 1 - Σ) / (1 + Σ)
+        keep the digits that subtracting the logarithms would lose.
+
+        Args:
+            log_p: [..., V], normalised log-probabilities of the teacher.
+            log_q: [..., V], the same of the student.
+            p: [..., V], exp(log_p).
+            q: [..., V], exp(log_q).
+            beside: "p" or "q": what `log_ratio` and `difference` compare r with.
+
+        Returns:
+            What it is made of. NaN in all of a position where these forms have no precision: where the
+            supports (nearly) part, or a log-probability is -inf.
+        """
+        near_p = self.lam > 0.5
+        log_x, x, log_y = (log_p, p, log_q) if near_p else (log_q, q, log_p)
+        mu = 1 - self.lam if near_p else self.lam
+        log_ratio = log_y - log_x
+        u, weight = _from_the_larger(log_ratio, (1 - self.alpha) / 2, mu, of_x=not near_p)
+        if (beside == "p") == near_p and mu < 0.25:
+            excess = torch.expm1(u)
+            total = (x * excess).sum(-1, keepdim=True)
+            total.masked_fill_(total < -31 / 32, math.nan)
+            log_ratio = u.sub_(total.log1p())
+            difference = excess.sub_(total).mul_(x).div_(total.add_(1))
+            mixed = Mixed(log_x + log_ratio, x + difference, log_ratio, difference, weight)
+        else:
+            log_r = u.add_(log_x)
+            r = log_r.exp()
+            total = r.sum(-1, keepdim=True)
+            r.div_(total)
+            log_r.sub_(total.log_())
+            log_other, other = (log_p, p) if beside == "p" else (log_q, q)
+            mixed = Mixed(log_r, r, log_r - log_other, r - other, weight)
+        return mixed._replace(gradient_weight=0.0) if self.detach_student else mixed
+
+
+def _from_the_larger(log_ratio: Tensor, s: float, mu: float, of_x: bool) -> tuple[Tensor, Tensor | float]:
+    """u of `AlphaMixture.mixed`, and ∂log r̃ / ∂log x if `of_x`, else ∂log r̃ / ∂log y."""
+    if s == 0:
+        return log_ratio * mu, 1 - mu if of_x else mu
+    if abs(s) < 1 / 16:  # the other form would divide the rounding of log(1-μ) by s
+        excess = torch.expm1((s * log_ratio).clamp_(-80, 80)).mul_(mu)
+        weight = (1 - mu) / (1 + excess) if of_x else (excess + mu) / (1 + excess)
+        return excess.log1p_().div_(s), weight
+    log_odds = log_ratio.mul_(s).add_(math.log(mu) - math.log1p(-mu))
+    weight = torch.sigmoid(-log_odds if of_x else log_odds)
+    return softplus(log_odds, threshold=40).add_(math.log1p(-mu)).div_(s), weight
 
 
 def _weights(log_p: Tensor, log_q: Tensor, alpha: float, lam: float) -> tuple[Tensor, Tensor]:

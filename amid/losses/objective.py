@@ -6,17 +6,23 @@ and returns the mean over the counted tokens, or the sum divided by `denominator
 arithmetic: whatever they hold, they influence neither value nor gradient.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, Protocol, overload
+from typing import Any, ClassVar, Literal, Protocol, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from amid.losses.assistant import AlphaMixture, finite_number, float32_or_better, log_normalise
-from amid.losses.divergence import KL
-
-Stats = dict[str, Tensor]
+from amid.losses.divergence import KL, Divergence, Pair
+from amid.losses.fused import (
+    FusedInputs,
+    Stats,
+    check_denominator,
+    check_leading_shape,
+    fused_loss,
+    given,
+    select,
+)
 
 _ORDERS = ("pq", "qp", "pr", "rp", "qr", "rq")
 
@@ -34,6 +40,19 @@ class Loss(Protocol):
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """Loss, or loss and stats with `return_stats=True`."""
+
+    def fused(self, **inputs: Any) -> Any:
+        """The same from hidden states and heads."""
+
+    def value_and_gradient(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
+        labels: Tensor | None,
+        with_gradient: bool,
+        with_stats: bool,
+    ) -> tuple[Tensor, Tensor | None, Stats]:
+        """What `fused` is made of: see `amid.losses.fused.Term`."""
 
 
 class CrossEntropy:
@@ -91,19 +110,53 @@ class CrossEntropy:
             ValueError: if shapes do not match, `mask` is not boolean, a counted label is outside [0,
                 V), or `denominator` is not positive.
         """
-        _check_leading_shape("labels", labels.shape, student_logits)
-        (logits_q, counted) = _select(mask, student_logits, labels.unsqueeze(-1))
-        n_vocab = logits_q.shape[-1]
-        if bool(((counted < 0) | (counted >= n_vocab)).any()):
-            raise ValueError(
-                f"labels at counted positions must lie in [0, {n_vocab}), got values from "
-                f"{int(counted.min())} to {int(counted.max())}; set mask to False where none applies"
-            )
+        check_leading_shape("labels", labels.shape, student_logits.shape[:-1])
+        logits_q, counted = select(mask, student_logits), select(mask, labels.unsqueeze(-1))
+        _check_labels(counted, logits_q.shape[-1])
         log_q = log_normalise(logits_q.to(torch.promote_types(logits_q.dtype, torch.float32)))
         loss = _mean(-log_q.gather(-1, counted.long()).squeeze(-1), denominator)
         if return_stats:
             return loss, {"entropy_q": _entropy(log_q.detach())}
         return loss
+
+    @overload
+    def fused(self, *, return_stats: Literal[False] = False, **inputs: Unpack[FusedInputs]) -> Tensor: ...
+    @overload
+    def fused(
+        self, *, return_stats: Literal[True], **inputs: Unpack[FusedInputs]
+    ) -> tuple[Tensor, Stats]: ...
+    def fused(
+        self, *, return_stats: bool = False, **inputs: Unpack[FusedInputs]
+    ) -> Tensor | tuple[Tensor, Stats]:
+        """The same from hidden states and head, see `Objective.fused`; `labels` are needed, no teacher is."""
+        loss, stats = fused_loss(self, return_stats, **inputs)
+        return (loss, stats) if return_stats else loss
+
+    def value_and_gradient(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
+        labels: Tensor | None,
+        with_gradient: bool,
+        with_stats: bool,
+    ) -> tuple[Tensor, Tensor | None, Stats]:
+        """As `amid.losses.fused.Term` says: the gradient is q, less 1 at the label."""
+        index = given("labels", labels).unsqueeze(-1)
+        _check_labels(index, student_logits.shape[-1])
+        log_q, q = _softmax(student_logits)
+        value = -log_q.gather(-1, index.long()).sum()
+        stats = {"entropy_q": _entropy(log_q)} if with_stats else {}
+        if with_gradient:
+            q.scatter_add_(-1, index.long(), -torch.ones_like(index, dtype=q.dtype))
+        return value, q if with_gradient else None, stats
+
+
+def _check_labels(labels: Tensor, n_vocab: int) -> None:
+    if bool(((labels < 0) | (labels >= n_vocab)).any()):
+        raise ValueError(
+            f"labels at counted positions must lie in [0, {n_vocab}), got values from "
+            f"{int(labels.min())} to {int(labels.max())}; set mask to False where none applies"
+        )
 
 
 class Objective:
@@ -204,19 +257,141 @@ class Objective:
                 gradient (see the class).
         """
         self._check()
-        _check_leading_shape("teacher_logits", teacher_logits.shape[:-1], student_logits)
+        check_leading_shape("teacher_logits", teacher_logits.shape[:-1], student_logits.shape[:-1])
         student_logits, teacher_logits = self._cut(student_logits, teacher_logits.detach())
-        logits_q, logits_p = _select(mask, student_logits, teacher_logits)
+        per_token, log_probs = self._by_autograd(select(mask, student_logits), select(mask, teacher_logits))
+        loss = _mean(per_token, denominator)
+        if return_stats:
+            return loss, self._stats({name: x.detach() for name, x in log_probs.items()})
+        return loss
+
+    def _by_autograd(self, logits_q: Tensor, logits_p: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The divergence at each position [N], and the logarithms of p, q and r."""
         logits_q, logits_p = float32_or_better(logits_q, logits_p)
         log_q, log_p = log_normalise(logits_q), log_normalise(logits_p)
         log_probs = {"p": log_p, "q": log_q}
         if self.assistant is not None:
             log_probs["r"] = self.assistant(log_p, log_q)
-        log_a, log_b = log_probs[self.order[0]], log_probs[self.order[1]]
-        loss = _mean(self.divergence(log_a, log_b), denominator)
-        if return_stats:
-            return loss, self._stats({name: x.detach() for name, x in log_probs.items()})
-        return loss
+        return self.divergence(log_probs[self.order[0]], log_probs[self.order[1]]), log_probs
+
+    @overload
+    def fused(self, *, return_stats: Literal[False] = False, **inputs: Unpack[FusedInputs]) -> Tensor: ...
+    @overload
+    def fused(
+        self, *, return_stats: Literal[True], **inputs: Unpack[FusedInputs]
+    ) -> tuple[Tensor, Stats]: ...
+    def fused(
+        self, *, return_stats: bool = False, **inputs: Unpack[FusedInputs]
+    ) -> Tensor | tuple[Tensor, Stats]:
+        """The loss from hidden states and heads, its gradients made chunk by chunk of tokens.
+
+        Equal to
+
+            objective(student_logits=student_hidden @ student_weight.T + student_bias,
+                      teacher_logits=teacher_hidden @ teacher_weight.T + teacher_bias,
+                      mask=mask, denominator=denominator, return_stats=return_stats)
+
+        but no logits outlive their chunk of tokens. The gradients for `student_hidden`, `student_weight` and
+        `student_bias` are made at once, in closed form; what has no closed form (a divergence or assistant
+        of your own that is a plain function) and positions with infinite logits are differentiated by
+        autograd within the chunk. The loss can be differentiated once, and not twice in a row (no
+        `create_graph`).
+
+        Args:
+            return_stats: also return the sums that `__call__` returns.
+            inputs: see `amid.losses.FusedInputs`.
+
+        Returns:
+            A scalar, float32 or better: 0 with zero gradients if no position counts.
+
+        Raises:
+            TypeError: for an unknown input.
+            ValueError: as `__call__`, and if a weight or bias does not fit the hidden states.
+        """
+        self._check()
+        loss, stats = fused_loss(self, return_stats, **inputs)
+        return (loss, stats) if return_stats else loss
+
+    def value_and_gradient(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
+        labels: Tensor | None,
+        with_gradient: bool,
+        with_stats: bool,
+    ) -> tuple[Tensor, Tensor | None, Stats]:
+        """As `amid.losses.fused.Term` says.
+
+        With g_a, g_b the partials of D and w the assistant's gradient weight,
+
+            h = g_q + w (g_r - r Σ g_r)        ∂L/∂z = h - q Σ h
+
+        where g_q and g_r are those of the arguments that are q and r, and 0 where neither is.
+        """
+        logits_q, logits_p = self._cut(student_logits, given("teacher_logits", teacher_logits))
+        logits_q, logits_p = float32_or_better(logits_q, logits_p)
+        result = self._in_closed_form(logits_q, logits_p, with_gradient, with_stats)
+        if result is None:
+            with torch.set_grad_enabled(with_gradient):
+                logits_q = logits_q.detach().requires_grad_(with_gradient)
+                per_token, log_probs = self._by_autograd(logits_q, logits_p)
+                gradient = torch.autograd.grad(per_token.sum(), logits_q)[0] if with_gradient else None
+            stats = {name: x.detach() for name, x in log_probs.items()}
+            result = per_token.detach().sum(), gradient, self._stats(stats) if with_stats else {}
+        value, gradient, stats = result
+        rest = student_logits.shape[-1] - logits_q.shape[-1]
+        if gradient is not None and rest:
+            gradient = torch.nn.functional.pad(gradient, (0, rest))
+        return value, gradient, stats
+
+    def _in_closed_form(
+        self, logits_q: Tensor, logits_p: Tensor, with_gradient: bool, with_stats: bool
+    ) -> tuple[Tensor, Tensor | None, Stats] | None:
+        """None where there is no closed form, or it has no precision."""
+        divergence, assistant, order = self.divergence, self.assistant, self.order
+        if not isinstance(divergence, Divergence) or type(divergence).__call__ is not Divergence.__call__:
+            return None
+        if assistant is not None:
+            if (
+                not isinstance(assistant, AlphaMixture)
+                or type(assistant).__call__ is not AlphaMixture.__call__
+            ):
+                return None
+            if assistant.lam in (0, 1):
+                order = order.replace("r", "p" if assistant.lam == 1 else "q")
+        log_p, p = _softmax(logits_p)
+        log_q, q = _softmax(logits_q)
+        logs, probs = {"p": log_p, "q": log_q}, {"p": p, "q": q}
+        weight: Tensor | float = 0.0
+        if "r" in order:
+            assert isinstance(assistant, AlphaMixture)
+            beside = order.replace("r", "")
+            logs["r"], probs["r"], log_ratio, difference, weight = assistant.mixed(log_p, log_q, p, q, beside)
+            if order[1] == "r":
+                log_ratio, difference = log_ratio.neg_(), difference.neg_()
+        else:
+            log_ratio, difference = logs[order[0]] - logs[order[1]], probs[order[0]] - probs[order[1]]
+        a, b = order[0], order[1]
+        value, *partials = divergence.value_and_partials(
+            Pair(logs[a], logs[b], probs[a], probs[b], log_ratio, difference)
+        )
+        total = value.sum()
+        gradient = None
+        if with_gradient:
+            by_name = dict(zip(order, partials, strict=True))
+            gradient = by_name.get("q")
+            if "r" in order and not (isinstance(weight, float) and weight == 0):
+                through_r = by_name["r"]
+                through_r = (through_r - probs["r"] * through_r.sum(-1, keepdim=True)) * weight
+                gradient = through_r if gradient is None else through_r.add_(gradient)
+            assert gradient is not None
+            drift = gradient.sum(-1, keepdim=True)
+            gradient = torch.addcmul(gradient, q, drift, value=-1)
+            if not bool(torch.isfinite(drift).all()):
+                return None
+        if not bool(torch.isfinite(total)):
+            return None
+        return total, gradient, self._stats(logs) if with_stats else {}
 
     def _stats(self, log_probs: dict[str, Tensor]) -> Stats:
         stats = {f"entropy_{name}": _entropy(log_probs[name]) for name in sorted(log_probs)}
@@ -304,6 +479,45 @@ class WeightedSum:
     def __repr__(self) -> str:
         return f"WeightedSum({self.terms!r})"
 
+    @overload
+    def fused(self, *, return_stats: Literal[False] = False, **inputs: Unpack[FusedInputs]) -> Tensor: ...
+    @overload
+    def fused(
+        self, *, return_stats: Literal[True], **inputs: Unpack[FusedInputs]
+    ) -> tuple[Tensor, Stats]: ...
+    def fused(
+        self, *, return_stats: bool = False, **inputs: Unpack[FusedInputs]
+    ) -> Tensor | tuple[Tensor, Stats]:
+        """The same from hidden states and heads, see `Objective.fused`; the terms share the products."""
+        loss, stats = fused_loss(self, return_stats, **inputs)
+        return (loss, stats) if return_stats else loss
+
+    def value_and_gradient(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
+        labels: Tensor | None,
+        with_gradient: bool,
+        with_stats: bool,
+    ) -> tuple[Tensor, Tensor | None, Stats]:
+        """As `amid.losses.fused.Term` says: the terms' values and gradients, weighted and summed."""
+        total = student_logits.new_zeros(())
+        gradient = torch.zeros_like(student_logits) if with_gradient else None
+        stats: Stats = {}
+        for weight, term in self.terms:
+            value, of_term, term_stats = term.value_and_gradient(
+                student_logits,
+                teacher_logits if term.needs_teacher else None,
+                labels if term.needs_labels else None,
+                with_gradient,
+                with_stats,
+            )
+            total += weight * value
+            if gradient is not None and of_term is not None:
+                gradient.add_(of_term, alpha=weight)
+            stats = term_stats | stats
+        return total, gradient, stats
+
     @property
     def needs_teacher(self) -> bool:
         """Whether some term needs `teacher_logits`."""
@@ -372,9 +586,9 @@ class WeightedSum:
                 "denominator": denominator,
             }
             if term.needs_teacher:
-                inputs["teacher_logits"] = _given("teacher_logits", teacher_logits, term)
+                inputs["teacher_logits"] = given("teacher_logits", teacher_logits)
             if term.needs_labels:
-                inputs["labels"] = _given("labels", labels, term)
+                inputs["labels"] = given("labels", labels)
             value = term(**inputs, return_stats=return_stats)
             if return_stats:
                 value, term_stats = value
@@ -384,41 +598,19 @@ class WeightedSum:
         return (loss, stats) if return_stats else loss
 
 
-def _given(name: str, value: Tensor | None, term: Loss) -> Tensor:
-    if value is None:
-        raise ValueError(f"{name}=None but the term {term!r} needs it; pass {name}, or leave the term out")
-    return value
-
-
-def _check_leading_shape(name: str, shape: torch.Size, student_logits: Tensor) -> None:
-    if shape != student_logits.shape[:-1]:
-        raise ValueError(
-            f"{name} must have the leading shape of student_logits, {tuple(student_logits.shape[:-1])}, got "
-            f"{tuple(shape)}; align both on the same positions"
-        )
-
-
-def _select(mask: Tensor | None, student_logits: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """The counted positions of both, [N, ...], taken out before any arithmetic."""
-    if mask is None:
-        return student_logits.reshape(-1, student_logits.shape[-1]), other.reshape(-1, other.shape[-1])
-    if mask.dtype != torch.bool:
-        raise ValueError(f"mask must be boolean, got dtype {mask.dtype}; pass mask.bool()")
-    _check_leading_shape("mask", mask.shape, student_logits)
-    return student_logits[mask], other[mask]
-
-
 def _mean(per_token: Tensor, denominator: float | Tensor | None) -> Tensor:
-    if denominator is None:
-        return per_token.sum() / max(per_token.numel(), 1)
-    if not 0 < float(denominator) < math.inf:
-        raise ValueError(
-            f"denominator must be a positive number, got denominator={denominator!r}; give the counted "
-            f"tokens of the step, and 1 where there are none"
-        )
-    return per_token.sum() / denominator
+    return per_token.sum() / check_denominator(denominator, per_token.numel())
 
 
 def _entropy(log_x: Tensor) -> Tensor:
     entropy: Tensor = torch.special.entr(log_x.exp()).sum()
     return entropy
+
+
+def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and probabilities."""
+    log_x = logits - logits.amax(-1, keepdim=True)
+    x = log_x.exp()
+    total = x.sum(-1, keepdim=True)
+    x.div_(total)
+    return log_x.sub_(total.log_()), x

@@ -1,0 +1,363 @@
+"""Losses from hidden states and head weights, in chunks of tokens: [chunk, V] memory in place of [tokens, V].
+
+Logits are made chunk by chunk and turned into their own gradient where they stand; from it come the
+gradients of hidden states and head, two matrix products, before the next chunk is begun. So the forward
+pass makes the gradients together with the value, and the backward pass hands them out.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, Required, TypedDict, Unpack
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Stats = dict[str, Tensor]
+
+_BUFFER_BYTES = {"cpu": 96 * 2**20, "cuda": 256 * 2**20}
+_CACHED_ELEMENTS = 2**18
+
+
+class FusedInputs(TypedDict, total=False):
+    """What a fused loss takes, by keyword. Logits are c tanh(scale (h Wᵀ + b) / c), see `Head`."""
+
+    student_hidden: Required[Tensor]
+    """h [..., D], the student's last hidden states, as its head takes them."""
+    student_weight: Required[Tensor]
+    """W [V, D] of the student's head."""
+    student_bias: Tensor | None
+    """b [V]."""
+    student_scale: float
+    """1 unless given."""
+    student_softcap: float | None
+    """c; None for no tanh."""
+    teacher_hidden: Tensor
+    """The same of the teacher, [..., D']; its dtype and width may differ. Needed unless no term needs it."""
+    teacher_weight: Tensor
+    teacher_bias: Tensor | None
+    teacher_scale: float
+    teacher_softcap: float | None
+    labels: Tensor
+    """[...], integers: the token predicted at each position; needed by `CrossEntropy`."""
+    mask: Tensor | None
+    """[...], boolean, true where a position counts; None counts all."""
+    denominator: float | Tensor | None
+    """Divide the sum by this in place of the number of counted positions."""
+    chunk_tokens: int | None
+    """Positions whose logits exist at once; None chooses by the vocabulary's size and the device."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last layer of a language model, from hidden states [..., D] to logits [..., V].
+
+        logits = c tanh(scale (h Wᵀ + b) / c)        without the tanh if softcap is None
+
+    Args:
+        weight: W, [V, D].
+        bias: b, [V].
+        scale: factor of the logits (Cohere's `logit_scale`, one over Granite's `logits_scaling`).
+        softcap: c > 0 (Gemma's `final_logit_softcapping`).
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of `hidden` [..., D]."""
+        return self.shaped(torch.nn.functional.linear(hidden, self.weight, self.bias))
+
+    def inputs(self, role: str) -> dict[str, Any]:
+        """The fields as arguments of a fused loss; `role` is "student" or "teacher"."""
+        return {f"{role}_{f.name}": getattr(self, f.name) for f in fields(self)}
+
+    def shaped(self, products: Tensor) -> Tensor:
+        """Logits from h Wᵀ + b."""
+        """Logits from h Wᵀ + b."""
+        logits = products if self.scale == 1 else products * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def unshaped(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """The gradient for h Wᵀ + b from that for the logits."""
+        if self.softcap is not None:
+            gradient = gradient * (1 - (logits / self.softcap).square_())
+        return gradient if self.scale == 1 else gradient * self.scale
+
+
+class Term(Protocol):
+    """What a fused loss asks of an objective."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether `value_and_gradient` needs `teacher_logits`."""
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether `value_and_gradient` needs `labels`."""
+
+    def value_and_gradient(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
+        labels: Tensor | None,
+        with_gradient: bool,
+        with_stats: bool,
+    ) -> tuple[Tensor, Tensor | None, Stats]:
+        """The sum over all positions [N], its gradient for `student_logits` [N, V], and sums to be logged.
+
+        Logits are float32 or better and must not be written to.
+        """
+
+
+def fused_loss(term: Term, with_stats: bool, **inputs: Unpack[FusedInputs]) -> tuple[Tensor, Stats]:
+    """The term's mean over the counted positions, and its stats.
+
+    Under autocast the matrix products are taken in its dtype, otherwise in that of the hidden states; the
+    arithmetic between them, and the sum of the chunks' gradients for weight and bias, in float32 (float64
+    where the products are).
+
+    Raises:
+        TypeError: for an unknown input.
+        ValueError: if an input that a term needs is missing, shapes do not match, or `mask`, `denominator`
+            or `chunk_tokens` are out of range.
+    """
+    unknown = inputs.keys() - FusedInputs.__annotations__.keys()
+    if unknown:
+        known = ", ".join(FusedInputs.__annotations__)
+        raise TypeError(f"a fused loss has no input {min(unknown)!r}; its inputs are {known}")
+    chunk_tokens = inputs.get("chunk_tokens")
+    if chunk_tokens is not None and chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens={chunk_tokens} must be at least 1; None chooses")
+    mask = inputs.get("mask")
+    hidden = inputs["student_hidden"]
+    leading = hidden.shape[:-1]
+    teacher, labels = None, None
+    if term.needs_teacher:
+        teacher_hidden = given("teacher_hidden", inputs.get("teacher_hidden"))
+        check_leading_shape("teacher_hidden", teacher_hidden.shape[:-1], leading)
+        teacher = _Products(select(mask, teacher_hidden.detach()), _head("teacher", inputs))
+    if term.needs_labels:
+        labels = given("labels", inputs.get("labels"))
+        check_leading_shape("labels", labels.shape, leading)
+        labels = select(mask, labels.unsqueeze(-1)).squeeze(-1)
+    hidden = select(mask, hidden)
+    head = _head("student", inputs)
+    wanted = [x is not None and x.requires_grad for x in (hidden, head.weight, head.bias)]
+    work = _Work(
+        term=term,
+        student=_Products(hidden, head),
+        teacher=teacher,
+        labels=labels,
+        denominator=check_denominator(inputs.get("denominator"), len(hidden)),
+        chunk_tokens=chunk_tokens,
+        with_stats=with_stats,
+        with_gradient=torch.is_grad_enabled() and any(wanted),
+    )
+    loss: Tensor = _Fused.apply(hidden, head.weight, head.bias, work)
+    return loss, work.stats
+
+
+def given(name: str, value: Tensor | None) -> Tensor:
+    """`value`, or a ValueError where it is None."""
+    if value is None:
+        raise ValueError(f"{name}=None but the loss needs it; pass {name}")
+    return value
+
+
+def check_leading_shape(name: str, shape: torch.Size, leading: torch.Size) -> None:
+    """Raises a ValueError unless `shape` is the leading shape of what the student gives."""
+    if shape != leading:
+        raise ValueError(
+            f"{name} must have the leading shape of the student's, {tuple(leading)}, got {tuple(shape)}; "
+            f"align both on the same positions"
+        )
+
+
+def check_denominator(denominator: float | Tensor | None, n_counted: int) -> float:
+    """What the sum is divided by: the number of counted positions unless given."""
+    if denominator is None:
+        return float(max(n_counted, 1))
+    value = float(denominator)
+    if not 0 < value < math.inf:
+        raise ValueError(
+            f"denominator must be a positive number, got denominator={denominator!r}; give the counted "
+            f"tokens of the step, and 1 where there are none"
+        )
+    return value
+
+
+def select(mask: Tensor | None, x: Tensor) -> Tensor:
+    """The counted positions of `x` [..., n], as [N, n], taken out before any arithmetic."""
+    if mask is None:
+        return x.reshape(-1, x.shape[-1])
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be boolean, got dtype {mask.dtype}; pass mask.bool()")
+    check_leading_shape("mask", mask.shape, x.shape[:-1])
+    return x[mask]
+
+
+def _head(role: str, inputs: Mapping[str, Any]) -> Head:
+    fields_given = {f.name: inputs.get(f"{role}_{f.name}", f.default) for f in fields(Head)}
+    weight = given(f"{role}_weight", inputs.get(f"{role}_weight"))
+    width = inputs[f"{role}_hidden"].shape[-1]
+    if weight.ndim != 2 or weight.shape[1] != width:
+        raise ValueError(
+            f"{role}_weight must be [V, {width}], as {role}_hidden is [..., {width}], got "
+            f"{list(weight.shape)}; give the weight of the head that these hidden states belong to"
+        )
+    bias = fields_given["bias"]
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{role}_bias must be [{len(weight)}], as {role}_weight is, got {list(bias.shape)}")
+    return Head(**fields_given | {"weight": weight})
+
+
+class _Products:
+    """The matrix products of counted hidden states [N, D] with a head."""
+
+    def __init__(self, hidden: Tensor, head: Head) -> None:
+        device, dtype = hidden.device.type, hidden.dtype
+        if torch.is_autocast_enabled(device) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device)
+        self.dtype, self.head = dtype, head
+        self.hidden, self.weight = hidden.detach().to(dtype), head.weight.detach().to(dtype)
+        self.bias = None if head.bias is None else head.bias.detach().to(dtype)
+
+    def buffer(self, n: int) -> Tensor:
+        """Room for the logits of `n` positions."""
+        return self.hidden.new_empty(n, len(self.weight))
+
+    def chunk(self, chunk: slice, buffer: Tensor) -> Tensor:
+        """h Wᵀ + b [n, V] of a chunk of positions, in `buffer`."""
+        hidden = self.hidden[chunk]
+        out = torch.mm(hidden, self.weight.t(), out=buffer[: len(hidden)])
+        return out if self.bias is None else out.add_(self.bias)
+
+
+@dataclass
+class _Work:
+    """What a fused loss needs beside the tensors that it is differentiated for."""
+
+    term: Term
+    student: _Products
+    teacher: _Products | None
+    labels: Tensor | None
+    denominator: float
+    chunk_tokens: int | None
+    with_stats: bool
+    with_gradient: bool
+    stats: Stats = field(default_factory=dict)
+
+    @property
+    def precise(self) -> torch.dtype:
+        """In which the arithmetic between the matrix products is done."""
+        return torch.promote_types(self.student.dtype, torch.float32)
+
+    def chunk_size(self) -> int:
+        """Positions of a chunk: a multiple of 64 as far as there are as many."""
+        n = len(self.student.hidden)
+        if self.chunk_tokens is not None:
+            return min(self.chunk_tokens, n)
+        sides = [side for side in (self.student, self.teacher) if side is not None]
+        bytes_a_token = sum(len(side.weight) * side.weight.element_size() for side in sides)
+        budget = _BUFFER_BYTES.get(self.student.hidden.device.type, _BUFFER_BYTES["cuda"])
+        return min(max(budget // bytes_a_token // 64 * 64, 64), n)
+
+    def to_gradient(self, products: Tensor, teacher_products: Tensor | None, labels: Tensor | None) -> Tensor:
+        """The summed loss of a chunk's logits, which are overwritten with the gradient for them."""
+        n, n_vocab = products.shape
+        size = max(_CACHED_ELEMENTS // n_vocab, 1) if products.device.type == "cpu" else n
+        total = torch.zeros((), dtype=self.precise, device=products.device)
+        for start in range(0, n, size):
+            block = slice(start, start + size)
+            logits = self.student.head.shaped(products[block].to(self.precise))
+            teacher_logits = None
+            if self.teacher is not None and teacher_products is not None:
+                precise = torch.promote_types(self.teacher.dtype, torch.float32)
+                teacher_logits = self.teacher.head.shaped(teacher_products[block].to(precise))
+            value, gradient, stats = self.term.value_and_gradient(
+                logits,
+                teacher_logits,
+                None if labels is None else labels[block],
+                with_gradient=self.with_gradient,
+                with_stats=self.with_stats,
+            )
+            total += value
+            if gradient is not None:
+                products[block] = self.student.head.unshaped(gradient, logits)
+            for name, x in stats.items():
+                self.stats[name] = self.stats[name] + x if name in self.stats else x
+        return total
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: _Work) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss, *gradients = _value_and_gradients(work, ctx.needs_input_grad[:3])
+        inputs = (hidden, weight, bias)
+        ctx.gradients = [
+            None if g is None or x is None else g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)
+        ]
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "a fused loss hands its gradients out once; to go backward a second time, call it again, or "
+                "the objective on logits"
+            )
+        gradients, ctx.gradients = ctx.gradients, None
+        factor = float(grad_outputs[0])
+        if factor != 1:
+            gradients = [None if g is None else g.mul_(factor) for g in gradients]
+        return *gradients, None
+
+
+def _value_and_gradients(work: _Work, wanted: Sequence[bool]) -> tuple[Tensor, *tuple[Tensor | None, ...]]:
+    """The loss, and its gradients for hidden states, weight and bias as far as they are wanted."""
+    student, teacher = work.student, work.teacher
+    n, scale, size = len(student.hidden), 1 / work.denominator, work.chunk_size()
+    grad_hidden, grad_weight, grad_bias = (
+        torch.zeros_like(x, dtype=dtype) if want and work.with_gradient and x is not None else None
+        for want, x, dtype in zip(
+            wanted,
+            (student.hidden, student.weight, student.bias),
+            (student.dtype, work.precise, work.precise),
+            strict=True,
+        )
+    )
+    buffer = student.buffer(size)
+    teacher_buffer = None if teacher is None else teacher.buffer(size)
+    total = torch.zeros((), dtype=work.precise, device=student.hidden.device)
+    for start in range(0, n, size):
+        chunk = slice(start, start + size)
+        products = student.chunk(chunk, buffer)
+        total += work.to_gradient(
+            products,
+            None if teacher is None or teacher_buffer is None else teacher.chunk(chunk, teacher_buffer),
+            None if work.labels is None else work.labels[chunk],
+        )
+        if grad_hidden is not None:
+            torch.mm(products, student.weight, out=grad_hidden[chunk]).mul_(scale)
+        if grad_weight is not None:
+            _add_product(grad_weight, products, student.hidden[chunk], scale)
+        if grad_bias is not None:
+            grad_bias.add_(products.sum(0, dtype=work.precise), alpha=scale)
+    return total * scale, grad_hidden, grad_weight, grad_bias
+
+
+def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, scale: float) -> None:
+    """total [V, D] += scale · gradient [n, V]ᵀ hidden [n, D], summed in the dtype of `total`."""
+    if total.dtype == gradient.dtype:
+        total.addmm_(gradient.t(), hidden, alpha=scale)
+        return
+    size = max(_CACHED_ELEMENTS * 4 // total.shape[1], 1)
+    for start in range(0, len(total), size):
+        rows = slice(start, start + size)
+        total[rows].add_(gradient[:, rows].t() @ hidden, alpha=scale)
