@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 
 def finite_number(name: str, value: float, remedy: str) -> float:
@@ -52,6 +51,10 @@ def log_mean_exp(x: Tensor, lam: float) -> Tensor:
     m = weight * torch.expm1(t)
     # log1p keeps the digits where the mean is near 1, log where it is near 0 (m near -1).
     return torch.where(m < -0.5, torch.log(rest + weight * torch.exp(t)), torch.log1p(m))
+
+
+_FAR = 80.0
+"""An exponent past which 1 and eˣ differ by all that float32 has, and at which eˣ does not overflow."""
 
 
 class Mixed(NamedTuple):
@@ -175,10 +178,10 @@ class AlphaMixture:
         With d = log y - log x, x the one of p and q that has the larger weight, 1-μ, and y the other,
 
             log r̃ = log x + u
-            u = log((1-μ) + μ e^(s d)) / s = (log(1-μ) + softplus(s d + log(μ/(1-μ)))) / s
+            u = log(1 + μ (e^(s d) - 1)) / s
 
-        Where r is close to x, log r - log x = u - log1p(Σ x (eᵘ - 1)) and r - x = x (eᵘ - 1 - Σ) / (1 + Σ)
-        keep the digits that subtracting the logarithms would lose.
+        Where r is close to x, v = log r - log x = u - log1p(Σ x (eᵘ - 1)) and r - x = x (eᵛ - 1) keep the
+        digits that subtracting the logarithms would lose.
 
         Args:
             log_p: [..., V], normalised log-probabilities of the teacher.
@@ -199,9 +202,8 @@ class AlphaMixture:
         if (beside == "p") == near_p and mu < 0.25:
             excess = torch.expm1(u)
             total = (x * excess).sum(-1, keepdim=True)
-            total.masked_fill_(total < -31 / 32, math.nan)
-            log_ratio = u.sub_(total.log1p())
-            difference = excess.sub_(total).mul_(x).div_(total.add_(1))
+            log_ratio = u.sub_(total.masked_fill_(total < -31 / 32, math.nan).log1p_())
+            difference = torch.expm1(log_ratio).mul_(x)
             mixed = Mixed(log_x + log_ratio, x + difference, log_ratio, difference, weight)
         else:
             log_r = u.add_(log_x)
@@ -218,13 +220,12 @@ def _from_the_larger(log_ratio: Tensor, s: float, mu: float, of_x: bool) -> tupl
     """u of `AlphaMixture.mixed`, and ∂log r̃ / ∂log x if `of_x`, else ∂log r̃ / ∂log y."""
     if s == 0:
         return log_ratio * mu, 1 - mu if of_x else mu
-    if abs(s) < 1 / 16:  # the other form would divide the rounding of log(1-μ) by s
-        excess = torch.expm1((s * log_ratio).clamp_(-80, 80)).mul_(mu)
-        weight = (1 - mu) / (1 + excess) if of_x else (excess + mu) / (1 + excess)
-        return excess.log1p_().div_(s), weight
-    log_odds = log_ratio.mul_(s).add_(math.log(mu) - math.log1p(-mu))
-    weight = torch.sigmoid(-log_odds if of_x else log_odds)
-    return softplus(log_odds, threshold=40).add_(math.log1p(-mu)).div_(s), weight
+    exponent = log_ratio.mul_(s)
+    excess = torch.expm1(exponent.clamp(max=_FAR)).mul_(mu)
+    total = 1 + excess
+    weight = total.reciprocal_().mul_(1 - mu) if of_x else (excess + mu).div_(total)
+    beyond = exponent.sub_(_FAR).clamp_(min=0)
+    return excess.log1p_().add_(beyond).div_(s), weight
 
 
 def _weights(log_p: Tensor, log_q: Tensor, alpha: float, lam: float) -> tuple[Tensor, Tensor]:

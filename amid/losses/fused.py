@@ -233,8 +233,10 @@ class _Products:
     def chunk(self, chunk: slice, buffer: Tensor) -> Tensor:
         """h Wᵀ + b [n, V] of a chunk of positions, in `buffer`."""
         hidden = self.hidden[chunk]
-        out = torch.mm(hidden, self.weight.t(), out=buffer[: len(hidden)])
-        return out if self.bias is None else out.add_(self.bias)
+        out = buffer[: len(hidden)]
+        if self.bias is None:
+            return torch.mm(hidden, self.weight.t(), out=out)
+        return torch.addmm(self.bias, hidden, self.weight.t(), out=out)
 
 
 @dataclass
@@ -322,7 +324,7 @@ class _Fused(torch.autograd.Function):
 def _value_and_gradients(work: _Work, wanted: Sequence[bool]) -> tuple[Tensor, *tuple[Tensor | None, ...]]:
     """The loss, and its gradients for hidden states, weight and bias as far as they are wanted."""
     student, teacher = work.student, work.teacher
-    n, scale, size = len(student.hidden), 1 / work.denominator, work.chunk_size()
+    n, scale, size = len(student.hidden), 1 / work.denominator, max(work.chunk_size(), 1)
     grad_hidden, grad_weight, grad_bias = (
         torch.zeros_like(x, dtype=dtype) if want and work.with_gradient and x is not None else None
         for want, x, dtype in zip(
