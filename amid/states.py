@@ -76,7 +76,7 @@ class StateFolder:
         self, folder: Path, counts: Sequence[int], order: Sequence[int], made_from: Mapping[str, Any]
     ) -> None:
         self.folder = folder
-        self.counts = [counts[row] for row in order]
+        self.counts = [counts[row] for row in order]  # in the order of writing
         self.order = order
         self.made_from = dict(made_from)
 
@@ -101,11 +101,15 @@ class StateFolder:
             done += shard.rows
         return States([load_file(self.folder / shard.file)["states"] for shard in shards], places)
 
-    def missing(self, width: int, dtype: torch.dtype) -> int:
-        """Bytes that are still to be written of states [positions, `width`]."""
-        shards = self._planned(width, dtype)
-        positions = sum(shard.positions for shard in shards if not self._whole(shard))
-        return positions * width * dtype.itemsize
+    def missing(self, width: int, dtype: torch.dtype) -> list[int]:
+        """The rows whose states [N, `width`] are still to be written."""
+        rows: list[int] = []
+        done = 0
+        for shard in self._planned(width, dtype):
+            if not self._whole(shard):
+                rows += self.order[done : done + shard.rows]
+            done += shard.rows
+        return rows
 
     def write(
         self, width: int, dtype: torch.dtype, states_of: Callable[[Sequence[int]], Iterator[Tensor]]

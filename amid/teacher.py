@@ -26,6 +26,8 @@ from amid.states import StateFolder, States, checksum, key_of, read_json, write_
 FORMAT = 1
 """Version of the cache's files and of how they are made; another one is another cache."""
 
+HEAD, MANIFEST = "head.safetensors", "teacher.json"
+
 MODES = ("live", "cached", "auto")
 
 
@@ -179,33 +181,33 @@ class TeacherCache:
             first = self.sets[0]
             probe = teacher.hidden(*_batch(first, [min(range(len(first)), key=first.lengths.__getitem__)], fabric))
         width, dtype = probe.shape[1], probe.dtype
-        needed = sum(part.missing(width, dtype) for part in self._parts)
-        free = shutil.disk_usage(self.folder.parent).free
-        positions = sum(part.positions for part in self._parts)
-        size = (
-            f"{positions:,} positions × {width} × {dtype.itemsize} bytes = "
-            f"{_gb(positions * width * dtype.itemsize)}"
-        )
-        if needed > share * free:
-            raise InputError(
-                f"the teacher's states take {size} in {self.folder.parent}, where {_gb(free)} are free; "
-                "free some, choose another data.cache_dir=, or use teacher=live"
-            )
-        announce(f"Writing the teacher's states: {size} in {self.folder} ({_gb(free)} free)")
-        self._write_head(head)
-        total = sum(len(tokens.ids) for tokens in self.sets)
-        progress = Progress("teacher's states", total)
+        positions, total = 0, 0
         for tokens, part in zip(self.sets, self._parts, strict=True):
+            rows, counted, lengths = part.missing(width, dtype), tokens.counted, tokens.lengths
+            positions += sum(counted[row] for row in rows)
+            total += sum(lengths[row] for row in rows)
+        size = positions * width * dtype.itemsize
+        told = f"{positions:,} positions × {width} × {dtype.itemsize} bytes = {_gb(size)}"
+        free = shutil.disk_usage(self.folder.parent).free
+        if size + head.weight.nbytes > share * free:
+            raise InputError(
+                f"the teacher's states to be written are {told}, and in {self.folder.parent} {_gb(free)} are "
+                "free; free some, choose another data.cache_dir=, or use teacher=live"
+            )
+        announce(f"Writing the teacher's states, {told}, in {self.folder} ({_gb(free)} free)")
+        self._write_head(head)
+        with Progress("teacher's states", total) as progress:
+            for tokens, part in zip(self.sets, self._parts, strict=True):
 
-            def states_of(rows: Sequence[int], tokens: Tokens = tokens) -> Iterator[Tensor]:
-                lengths = tokens.lengths
-                for batch in _budgeted(rows, lengths, tokens_per_forward):
-                    with fabric.autocast(), torch.inference_mode():
-                        states = teacher.hidden(*_batch(tokens, batch, fabric))
-                    progress.advance(sum(lengths[row] for row in batch))
-                    yield states
+                def states_of(rows: Sequence[int], tokens: Tokens = tokens) -> Iterator[Tensor]:
+                    lengths = tokens.lengths
+                    for batch in _budgeted(rows, lengths, tokens_per_forward):
+                        with fabric.autocast(), torch.inference_mode():
+                            states = teacher.hidden(*_batch(tokens, batch, fabric))
+                        progress.advance(sum(lengths[row] for row in batch))
+                        yield states
 
-            part.write(width, dtype, states_of)
+                part.write(width, dtype, states_of)
 
     def _write_head(self, head: Head) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -214,18 +216,15 @@ class TeacherCache:
             tensors["bias"] = head.bias.detach().cpu()
         digest = write_tensors(self.folder / HEAD, tensors)
         about = {"scale": head.scale, "softcap": head.softcap, "checksum": digest}
-        write_json(self.folder / "teacher.json", {"made_from": self.made_from, "head": about})
+        write_json(self.folder / MANIFEST, {"made_from": self.made_from, "head": about})
 
     def _head(self) -> Head | None:
-        manifest = read_json(self.folder / "teacher.json")
+        manifest = read_json(self.folder / MANIFEST)
         about = manifest.get("head", {})
         if manifest.get("made_from") != self.made_from or about["checksum"] != checksum(self.folder / HEAD):
             return None
         tensors = {name: tensor.clone() for name, tensor in load_file(self.folder / HEAD).items()}
         return Head(tensors["weight"], tensors.get("bias"), about["scale"], about["softcap"])
-
-
-HEAD = "head.safetensors"
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,20 @@ class Tokens(Dataset[tuple[Tensor, int, int]]):
         """Tokens of each sequence."""
         return torch.diff(self.ends, prepend=self.ends.new_zeros(1)).tolist()
 
+    @property
+    def counted(self) -> list[int]:
+        """Counted tokens of each sequence: response and EOS."""
+        starts = self.ends - torch.tensor(self.lengths)
+        return (self.ends - starts - self.prompts.clamp(min=1)).clamp(min=0).tolist()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all token ids and prompt lengths."""
+        digest = hashlib.sha256()
+        for tensor in (self.ids, self.ends, self.prompts):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
 
 class LikeLengthBatches(Sampler[list[int]]):
     """Batches of rows of like lengths: the same for the same seed and epoch, whatever ran before.
