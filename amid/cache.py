@@ -1,7 +1,5 @@
 """The entry point of `amid cache`."""
 
-import time
-
 import torch
 import transformers
 from hydra.utils import instantiate
@@ -9,7 +7,6 @@ from omegaconf import DictConfig
 
 from amid.data import InstructionData
 from amid.experiment import supply_teacher, with_prepared_models
-from amid.progress import announce
 from amid.train import as_dict
 
 
@@ -29,6 +26,4 @@ def run(cfg: DictConfig) -> None:
     tokenizer = instantiate(settings["model"]["tokenizer"])
     data: InstructionData = instantiate(settings["data"], tokenizer=tokenizer)
     with_prepared_models(settings, tokenizer)
-    started = time.perf_counter()
     supply_teacher(settings, tokenizer, data)
-    announce(f"The teacher's states are complete ({time.perf_counter() - started:.0f} s)")

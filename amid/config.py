@@ -53,7 +53,7 @@ def register_resolvers() -> None:
         ("minus", lambda a, b: a - b),
         ("run_name", _run_name),
         ("run_dir", lambda: HydraConfig.get().runtime.output_dir),
-        ("multirun", lambda: HydraConfig.get().mode == RunMode.MULTIRUN),
+        ("multirun", _multirun),
         ("sweep_name", lambda output_dir: Path(output_dir).name),
         ("wandb_offline", _without_wandb_account),
     ):
@@ -62,6 +62,10 @@ def register_resolvers() -> None:
 
 def _run_name() -> str:
     return run_name(HydraConfig.get().overrides.task)
+
+
+def _multirun() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def run_name(overrides: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ from amid.models import check_same_tokens, load_tokenizer, shared_vocabulary
 from amid.module import DistillationModule
 from amid.progress import announce, progress
 from amid.results import RunResult, load, save
-from amid.teacher import Teacher
+from amid.teacher import Teacher, TeacherSupply
 
 BEST = Path("checkpoints") / "best"
 """Where a finished run keeps its student, as `save_pretrained` writes it."""
@@ -86,11 +86,17 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     started = time.perf_counter()
     L.seed_everything(cfg["seed"], workers=True, verbose=False)
     student = instantiate(cfg["model"]["student"]).load(tokenizer)
+    timings["load"] += time.perf_counter() - started
+
+    started = time.perf_counter()
     teacher, shared_vocab = None, None
     if objective.needs_teacher:
         teacher = supply_teacher(cfg, tokenizer, data)
         shared_vocab = shared_vocabulary(teacher.vocabulary, student)
         L.seed_everything(cfg["seed"], workers=True, verbose=False)  # however the teacher was had
+    timings["teacher"] = time.perf_counter() - started
+
+    started = time.perf_counter()
     module = DistillationModule(
         student=student,
         teacher=teacher,
@@ -220,14 +226,16 @@ def supply_teacher(cfg: Config, tokenizer: PreTrainedTokenizerBase, data: Instru
         InputError: see `TeacherSupply.teacher`.
     """
     settings = cfg["trainer"]
-    precision = str(settings["precision"])
     devices = settings["devices"] if isinstance(settings["devices"], list) else 1
-    return instantiate(cfg["teacher"]).teacher(
+    supply: TeacherSupply = instantiate(cfg["teacher"])
+    return supply.teacher(
         instantiate(cfg["model"]["teacher"]),
         tokenizer,
         [data.train_tokens, data.valid_tokens],
-        fabric=L.Fabric(accelerator=settings["accelerator"], devices=devices, precision=precision),
-        precision=precision,
+        fabric=L.Fabric(
+            accelerator=settings["accelerator"], devices=devices, precision=settings["precision"]
+        ),
+        precision=str(settings["precision"]),
         passes=_passes(settings, len(data.train_dataloader())),
     )
 
@@ -235,8 +243,10 @@ def supply_teacher(cfg: Config, tokenizer: PreTrainedTokenizerBase, data: Instru
 def _passes(trainer: Config, steps_of_all: int) -> float:
     """How often a run goes over its training data, which are `steps_of_all` optimiser steps."""
     limit = trainer.get("limit_train_batches")
-    epoch = steps_of_all if limit is None else min(limit, 1) * steps_of_all if isinstance(limit, float) else min(limit, steps_of_all)
-    steps = [trainer["max_epochs"] * epoch, trainer["max_steps"]]
+    epoch = steps_of_all
+    if limit is not None:
+        epoch = int(limit * steps_of_all) if isinstance(limit, float) else min(limit, steps_of_all)
+    steps: list[int] = [trainer["max_epochs"] * epoch, trainer["max_steps"]]
     return min(n for n in steps if n >= 0) / steps_of_all
 
 

@@ -20,7 +20,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-
 from transformers.utils import CONFIG_NAME
 
 from amid.errors import InputError
@@ -232,13 +231,21 @@ def shared_vocabulary(teacher_rows: int, student: PreTrainedModel) -> int | None
 
 
 def output_rows(model: PreTrainedModel) -> int:
+    """For how many tokens the model gives logits."""
     head = model.get_output_embeddings()
     return int(head.weight.shape[0]) if head is not None else int(model.config.vocab_size)
 
 
 @dataclass(frozen=True)
 class Head:
-    """Logits from hidden states: softcap · tanh(scale · (hidden Wᵀ + bias) / softcap)."""
+    """What makes logits of hidden states: softcap · tanh(scale · (hidden Wᵀ + bias) / softcap).
+
+    Args:
+        weight: [V, D].
+        bias: [V], or None.
+        scale: 1 in most families.
+        softcap: None for no tanh.
+    """
 
     weight: Tensor
     bias: Tensor | None = None
@@ -246,45 +253,56 @@ class Head:
     softcap: float | None = None
 
     def to(self, device: torch.device) -> "Head":
+        """The same on `device`."""
         bias = None if self.bias is None else self.bias.to(device)
         return replace(self, weight=self.weight.to(device), bias=bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return nn.functional.linear(hidden, self.weight, self.bias) * self.scale
+        """Logits [N, V] of hidden states [N, D]."""
+        logits = nn.functional.linear(hidden, self.weight, self.bias) * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
 class CountedStates:
-    """Minimal."""
+    """The last hidden states [N, D] of a model at chosen positions only, and its head.
+
+    `head` is None where the head alone does not give the model's own logits, checked once on a few tokens.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self._body = model.base_model
-        output = model.get_output_embeddings()
-        self.head: Head | None = None
-        if output is not None:
-            self.head = Head(output.weight, output.bias)
-            if not self._head_gives_the_logits():
-                self.head = None
+        output: Any = model.get_output_embeddings()
+        self.head = None if output is None else self._checked(Head(output.weight, output.bias))
+        if self.head is None:
+            log.warning(
+                "%s: logits are taken at all positions, its head alone gives others", type(model).__name__
+            )
 
     @torch.no_grad()
-    def _head_gives_the_logits(self) -> bool:
+    def _checked(self, head: Head) -> Head | None:
         training = self.model.training
         self.model.eval()
         ids = torch.arange(2, 8, device=self.model.device).view(2, 3) % int(self.model.config.vocab_size)
         logits = self.model(input_ids=ids, use_cache=False).logits
-        ours = self.head.logits(self._body(input_ids=ids, use_cache=False).last_hidden_state)
+        ours = head.logits(self._body(input_ids=ids, use_cache=False).last_hidden_state)
         self.model.train(training)
-        return ours.shape == logits.shape and bool(
-            torch.allclose(ours.float(), logits.float(), rtol=1e-3, atol=1e-3)
-        )
+        same = ours.shape == logits.shape and torch.allclose(ours.float(), logits.float(), 1e-3, 1e-3)
+        return head if same else None
 
-    def hidden(self, input_ids, attention_mask, positions):
-        return self._body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state[positions]
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        """The states [N, D] where `positions` [rows, length] is true, row by row."""
+        output = self._body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        states: Tensor = output.last_hidden_state[positions]
+        return states
 
-    def logits(self, input_ids, attention_mask, positions):
+    def logits(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        """The model's logits [N, V] at the same positions."""
         if self.head is not None:
             return self.head.logits(self.hidden(input_ids, attention_mask, positions))
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[positions]
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        logits: Tensor = output.logits[positions]
+        return logits
 
 
 _WEIGHTS = (".json", ".safetensors", ".bin")
@@ -296,7 +314,7 @@ def _stamp(file: Path) -> tuple[int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _sha256(file: Path, size: int, mtime_ns: int, inode: int) -> str:
     """A hash of a file's bytes: read once in a process while its size and time of change stay the same."""
     with file.open("rb") as stream:

@@ -198,7 +198,11 @@ class DistillationModule(L.LightningModule):
         if self.objective.needs_teacher:
             assert self.teacher is not None
             head = self.teacher.head
-            theirs = self.teacher.logits(batch, positions) if head is None else head.logits(self.teacher.hidden(batch, positions))
+            theirs = (
+                self.teacher.logits(batch, positions)
+                if head is None
+                else head.logits(self.teacher.hidden(batch, positions))
+            )
             given["teacher_logits"] = theirs[:, : self._shared_vocab]
         if self.objective.needs_labels:
             given["labels"] = labels

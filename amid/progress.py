@@ -5,9 +5,9 @@ import time
 from typing import Any, ClassVar
 
 import lightning as L
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
-from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 
 def announce(message: str) -> None:
@@ -80,13 +80,22 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.perf_counter() - self._started
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.done / self.seconds
+
     def advance(self, tokens: int) -> None:
         """Counts further tokens as done."""
         before, self.done = self.done, self.done + tokens
         if self._bar is not None:
             self._bar.advance(self._task, tokens)
         elif before * 10 // self.total < self.done * 10 // self.total:
-            rate = self.done / (time.perf_counter() - self._started)
-            left = (self.total - self.done) / rate
+            left = (self.total - self.done) / self.rate
             share = 100 * self.done // self.total
-            announce(f"  {self.what} {share}%  {rate:,.0f} tokens/s  {left:.0f} s left")
+            announce(f"  {self.what} {share}%  {self.rate:,.0f} tokens/s  {left:.0f} s left")

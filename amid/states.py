@@ -32,6 +32,16 @@ class States:
     def __len__(self) -> int:
         return len(self.places)
 
+    @property
+    def positions(self) -> int:
+        """Positions of all rows."""
+        return sum(len(shard) for shard in self.shards)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all states."""
+        return sum(shard.nbytes for shard in self.shards)
+
     def __getitem__(self, rows: Tensor) -> Tensor:
         """The states [N, D] of `rows`, one row after the other."""
         return torch.cat([self.shards[s][start:stop] for s, start, stop in self.places[rows].tolist()])
@@ -80,11 +90,6 @@ class StateFolder:
         self.order = order
         self.made_from = dict(made_from)
 
-    @property
-    def positions(self) -> int:
-        """Positions of all rows."""
-        return sum(self.counts)
-
     def open(self) -> States | None:
         """The states, every shard verified and memory-mapped; None where one is to be written."""
         shards = self._shards(read_json(self.folder / MANIFEST))
@@ -122,7 +127,7 @@ class StateFolder:
         for part in self.folder.glob("*.part"):
             part.unlink()
         shards = self._planned(width, dtype)
-        about = {"made_from": self.made_from, "rows": len(self.order), "positions": self.positions}
+        about = {"made_from": self.made_from, "rows": len(self.order), "positions": sum(self.counts)}
         about |= {"width": width, "dtype": str(dtype).removeprefix("torch.")}
         done = 0
         for shard in shards:
@@ -213,7 +218,7 @@ def checksum(file: Path) -> str | None:
     return _checksum(file, stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _checksum(file: Path, size: int, mtime_ns: int, inode: int) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()

@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +48,7 @@ class LiveTeacher:
 
     def to(self, device: torch.device) -> None:
         """Moves the weights to `device`."""
-        self.model.to(device)  # type: ignore[arg-type]
+        self.model.to(device)
 
     @torch.no_grad()
     def hidden(self, batch: MicroBatch, positions: Tensor) -> Tensor:
@@ -74,6 +73,11 @@ class CachedTeacher:
         self.head = head
         self.vocabulary = len(head.weight)
         self._states = states
+
+    @property
+    def size(self) -> str:
+        """The positions and bytes of the states, in words."""
+        return f"{self._states.positions:,} positions, {_gb(self._states.nbytes)}"
 
     def to(self, device: torch.device) -> None:
         """Moves the head to `device`; the states stay on disk until they are asked for."""
@@ -174,12 +178,15 @@ class TeacherCache:
         head = teacher.head
         if head is None:
             raise InputError(
-                f"the head of {type(teacher.model).__name__} cannot be split off from its body; use teacher=live"
+                f"the head of {type(teacher.model).__name__} cannot be split off from its body; "
+                "use teacher=live"
             )
         teacher.to(fabric.device)
         with fabric.autocast(), torch.inference_mode():
             first = self.sets[0]
-            probe = teacher.hidden(*_batch(first, [min(range(len(first)), key=first.lengths.__getitem__)], fabric))
+            probe = teacher.hidden(
+                *_batch(first, [min(range(len(first)), key=first.lengths.__getitem__)], fabric)
+            )
         width, dtype = probe.shape[1], probe.dtype
         positions, total = 0, 0
         for tokens, part in zip(self.sets, self._parts, strict=True):
@@ -208,6 +215,7 @@ class TeacherCache:
                         yield states
 
                 part.write(width, dtype, states_of)
+        announce(f"Written in {progress.seconds:.0f} s, {progress.rate:,.0f} tokens/s")
 
     def _write_head(self, head: Head) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -220,8 +228,9 @@ class TeacherCache:
 
     def _head(self) -> Head | None:
         manifest = read_json(self.folder / MANIFEST)
-        about = manifest.get("head", {})
-        if manifest.get("made_from") != self.made_from or about["checksum"] != checksum(self.folder / HEAD):
+        about = manifest.get("head") or {}
+        digest = checksum(self.folder / HEAD)
+        if manifest.get("made_from") != self.made_from or digest is None or about.get("checksum") != digest:
             return None
         tensors = {name: tensor.clone() for name, tensor in load_file(self.folder / HEAD).items()}
         return Head(tensors["weight"], tensors.get("bias"), about["scale"], about["softcap"])
@@ -290,7 +299,7 @@ class TeacherSupply:
         cache = TeacherCache(Path(self.cache_dir), fingerprint, precision, sets)
         found = cache.open()
         if found is not None:
-            announce(f"The teacher's states are read from {cache.folder}")
+            announce(f"The teacher's states are complete in {cache.folder} ({found.size})")
             return found
         if self.mode == "auto" and not (self.multirun or passes >= 2):
             return LiveTeacher(source.load(tokenizer))
@@ -300,7 +309,9 @@ class TeacherSupply:
                 return found
             live = LiveTeacher(source.load(tokenizer))
             try:
-                cache.write(live, fabric, self.tokens_per_forward, share=1.0 if self.mode == "cached" else 0.5)
+                cache.write(
+                    live, fabric, self.tokens_per_forward, share=1.0 if self.mode == "cached" else 0.5
+                )
             except InputError as error:
                 if self.mode == "cached":
                     raise

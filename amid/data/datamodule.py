@@ -267,7 +267,8 @@ class InstructionData(L.LightningDataModule):
                 prompts = torch.tensor([n_prompt for _, n_prompt in encoded])
                 save_file({"ids": ids, "ends": lengths.cumsum(0), "prompts": prompts}, part)
                 os.replace(part, file)
-        return Tokens(**load_file(file))
+        stored = load_file(file)
+        return Tokens(stored["ids"], stored["ends"], stored["prompts"])
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
