@@ -21,6 +21,7 @@ amid: distil large language models into small ones with the α-mixture assistant
   amid train [KEY=VALUE ...]        train and score one student; -m runs every combination of KEY=A,B
   amid sweep NAME [KEY=VALUE ...]   run sweeps/NAME.yaml ({sweeps}), then report it
   amid evaluate run=FOLDER          score a run again, or any model: model.student.path=MODEL data=dolly
+  amid cache [KEY=VALUE ...]        write the teacher's states for model= and data=, which runs then read
   amid report FOLDER                table and figures of all finished runs below FOLDER
 
   amid train --help                 lists the choices and settings
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": lambda rest: _hydra("train", rest),
         "evaluate": lambda rest: _hydra("evaluate", rest),
+        "cache": lambda rest: _hydra("cache", rest),
         "sweep": _sweep,
         "report": _report,
     }

@@ -17,6 +17,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,7 +26,7 @@ from amid.errors import InputError
 LABELS = ("method", "model", "data", "divergence", "assistant")
 """The groups whose choices name a run in a table."""
 
-_PLACES = ("output_dir", "prepared_dir", "logger", "threads")
+_PLACES = ("output_dir", "prepared_dir", "logger", "threads", "teacher")
 """Root keys that say where and how fast a run goes, not what it computes."""
 
 _NO_EFFECT = {
@@ -52,6 +53,7 @@ def register_resolvers() -> None:
         ("minus", lambda a, b: a - b),
         ("run_name", _run_name),
         ("run_dir", lambda: HydraConfig.get().runtime.output_dir),
+        ("multirun", _multirun),
         ("sweep_name", lambda output_dir: Path(output_dir).name),
         ("wandb_offline", _without_wandb_account),
     ):
@@ -60,6 +62,10 @@ def register_resolvers() -> None:
 
 def _run_name() -> str:
     return run_name(HydraConfig.get().overrides.task)
+
+
+def _multirun() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def run_name(overrides: Sequence[str]) -> str:

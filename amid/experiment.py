@@ -29,7 +29,7 @@ from amid.models import check_same_tokens, load_tokenizer, shared_vocabulary
 from amid.module import DistillationModule
 from amid.progress import announce, progress
 from amid.results import RunResult, load, save
-from amid.teacher import LiveTeacher
+from amid.teacher import Teacher, TeacherSupply
 
 BEST = Path("checkpoints") / "best"
 """Where a finished run keeps its student, as `save_pretrained` writes it."""
@@ -86,13 +86,20 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     started = time.perf_counter()
     L.seed_everything(cfg["seed"], workers=True, verbose=False)
     student = instantiate(cfg["model"]["student"]).load(tokenizer)
+    timings["load"] += time.perf_counter() - started
+
+    started = time.perf_counter()
     teacher, shared_vocab = None, None
     if objective.needs_teacher:
-        teacher = instantiate(cfg["model"]["teacher"]).load(tokenizer)
-        shared_vocab = shared_vocabulary(teacher, student)
+        teacher = supply_teacher(cfg, tokenizer, data)
+        shared_vocab = shared_vocabulary(teacher.vocabulary, student)
+        L.seed_everything(cfg["seed"], workers=True, verbose=False)  # however the teacher was had
+    timings["teacher"] = time.perf_counter() - started
+
+    started = time.perf_counter()
     module = DistillationModule(
         student=student,
-        teacher=None if teacher is None else LiveTeacher(teacher),
+        teacher=teacher,
         objective=objective,
         optimizer=instantiate(cfg["optimizer"]),
         scheduler=instantiate(cfg["scheduler"]),
@@ -210,6 +217,37 @@ def _fine_tuned(cfg: Config, role: str) -> Path:
             run["logger"] = {"csv": csv | {"name": "", "version": ""}}
             run_experiment(run, directory, {"method": "sft", "role": role})
     return directory / BEST
+
+
+def supply_teacher(cfg: Config, tokenizer: PreTrainedTokenizerBase, data: InstructionData) -> Teacher:
+    """The teacher of `cfg`, prepared already, for the training and validation data: live, or from its cache.
+
+    Raises:
+        InputError: see `TeacherSupply.teacher`.
+    """
+    settings = cfg["trainer"]
+    devices = settings["devices"] if isinstance(settings["devices"], list) else 1
+    supply: TeacherSupply = instantiate(cfg["teacher"])
+    return supply.teacher(
+        instantiate(cfg["model"]["teacher"]),
+        tokenizer,
+        [data.train_tokens, data.valid_tokens],
+        fabric=L.Fabric(
+            accelerator=settings["accelerator"], devices=devices, precision=settings["precision"]
+        ),
+        precision=str(settings["precision"]),
+        passes=_passes(settings, len(data.train_dataloader())),
+    )
+
+
+def _passes(trainer: Config, steps_of_all: int) -> float:
+    """How often a run goes over its training data, which are `steps_of_all` optimiser steps."""
+    limit = trainer.get("limit_train_batches")
+    epoch = steps_of_all
+    if limit is not None:
+        epoch = int(limit * steps_of_all) if isinstance(limit, float) else min(limit, steps_of_all)
+    steps: list[int] = [trainer["max_epochs"] * epoch, trainer["max_steps"]]
+    return min(n for n in steps if n >= 0) / steps_of_all
 
 
 def _fit(

@@ -1,13 +1,16 @@
 """Teacher and student: where they come from, whether they fit together, and their logits where they count."""
 
+import functools
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -17,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import CONFIG_NAME
 
 from amid.errors import InputError
 
@@ -93,6 +97,31 @@ class ModelSource:
         model.generation_config = GenerationConfig()  # answers are drawn as the configuration says
         model.eval()
         return model
+
+    def fingerprint(self) -> dict[str, Any] | None:
+        """What decides the model's values, found without loading it; None for random weights.
+
+        `weights` is a hash of the files of a folder (configuration and weights) or of a GGUF file, or the
+        commit of a repository on the hub.
+
+        Raises:
+            InputError: if there is nothing at `path`.
+        """
+        if self.path is None:
+            return None
+        place = Path(self.path)
+        if place.exists():
+            files = [place] if place.is_file() else sorted(f for f in place.iterdir() if f.suffix in _WEIGHTS)
+            hashes = [f"{file.name} {_sha256(file, *_stamp(file))}" for file in files]
+            weights = hashlib.sha256("\n".join(hashes if place.is_dir() else hashes[:1]).encode()).hexdigest()
+        else:
+            _location(self.path)
+            try:
+                weights = Path(hf_hub_download(self.path, CONFIG_NAME)).parent.name
+            except (OSError, ValueError) as error:
+                raise _not_loadable("model", self.path, error) from error
+        layers = None if self.layers is None else list(self.layers)
+        return {"weights": weights, "layers": layers, "dtype": self.dtype}
 
     def _random(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         assert self.architecture is not None
@@ -192,59 +221,104 @@ def check_same_tokens(role: str, ours: PreTrainedTokenizerBase, theirs: PreTrain
         )
 
 
-def shared_vocabulary(teacher: PreTrainedModel, student: PreTrainedModel) -> int | None:
+def shared_vocabulary(teacher_rows: int, student: PreTrainedModel) -> int | None:
     """How many of its first tokens both models have logits for: None if they have equally many.
 
     Models of one family may pad their embeddings to different sizes; logits are then cut to the smaller.
     """
-    sizes = {_output_rows(model) for model in (teacher, student)}
+    sizes = {teacher_rows, output_rows(student)}
     return min(sizes) if len(sizes) > 1 else None
 
 
-def _output_rows(model: PreTrainedModel) -> int:
+def output_rows(model: PreTrainedModel) -> int:
+    """For how many tokens the model gives logits."""
     head = model.get_output_embeddings()
     return int(head.weight.shape[0]) if head is not None else int(model.config.vocab_size)
 
 
-class CountedLogits:
-    """The logits of a model at chosen positions only: [N, V].
+@dataclass(frozen=True)
+class Head:
+    """What makes logits of hidden states: softcap · tanh(scale · (hidden Wᵀ + bias) / softcap).
 
-    The head is applied to the hidden states of those positions, where that gives the model's own logits.
-    This is checked once, on a few tokens; for a model that does more between body and logits (soft-capping,
-    scaling), its own logits are taken at all positions, and chosen afterwards.
+    Args:
+        weight: [V, D].
+        bias: [V], or None.
+        scale: 1 in most families.
+        softcap: None for no tanh.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def to(self, device: torch.device) -> "Head":
+        """The same on `device`."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return replace(self, weight=self.weight.to(device), bias=bias)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [N, V] of hidden states [N, D]."""
+        logits = nn.functional.linear(hidden, self.weight, self.bias) * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+class CountedStates:
+    """The last hidden states [N, D] of a model at chosen positions only, and its head.
+
+    `head` is None where the head alone does not give the model's own logits, checked once on a few tokens.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self._body = model.base_model
-        self._head = model.get_output_embeddings()
-        self.head_apart = self._head is not None and self._head_gives_the_logits()
-        if not self.head_apart:
+        output: Any = model.get_output_embeddings()
+        self.head = None if output is None else self._checked(Head(output.weight, output.bias))
+        if self.head is None:
             log.warning(
                 "%s: logits are taken at all positions, its head alone gives others", type(model).__name__
             )
 
     @torch.no_grad()
-    def _head_gives_the_logits(self) -> bool:
+    def _checked(self, head: Head) -> Head | None:
         training = self.model.training
         self.model.eval()
         ids = torch.arange(2, 8, device=self.model.device).view(2, 3) % int(self.model.config.vocab_size)
         logits = self.model(input_ids=ids, use_cache=False).logits
-        ours = self._head(self._body(input_ids=ids, use_cache=False).last_hidden_state)
+        ours = head.logits(self._body(input_ids=ids, use_cache=False).last_hidden_state)
         self.model.train(training)
-        return ours.shape == logits.shape and bool(
-            torch.allclose(ours.float(), logits.float(), rtol=1e-3, atol=1e-3)
-        )
+        same = ours.shape == logits.shape and torch.allclose(ours.float(), logits.float(), 1e-3, 1e-3)
+        return head if same else None
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-        """Logits where `positions` [rows, length] is true, row by row."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-        if self.head_apart:
-            hidden = self._body(**inputs).last_hidden_state
-            logits: Tensor = self._head(hidden[positions])
-            return logits
-        logits = self.model(**inputs).logits[positions]
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        """The states [N, D] where `positions` [rows, length] is true, row by row."""
+        output = self._body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        states: Tensor = output.last_hidden_state[positions]
+        return states
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        """The model's logits [N, V] at the same positions."""
+        if self.head is not None:
+            return self.head.logits(self.hidden(input_ids, attention_mask, positions))
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        logits: Tensor = output.logits[positions]
         return logits
+
+
+_WEIGHTS = (".json", ".safetensors", ".bin")
+"""Kinds of files in a folder that decide a model's values."""
+
+
+def _stamp(file: Path) -> tuple[int, int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+@functools.cache
+def _sha256(file: Path, size: int, mtime_ns: int, inode: int) -> str:
+    """A hash of a file's bytes: read once in a process while its size and time of change stay the same."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _unpacked(path: str) -> dict[str, Any]:

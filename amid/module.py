@@ -18,8 +18,8 @@ from amid.generation import Sampling
 from amid.losses import CrossEntropy
 from amid.losses.objective import Loss
 from amid.metrics import rouge_l
-from amid.models import CountedLogits
-from amid.teacher import LiveTeacher
+from amid.models import CountedStates
+from amid.teacher import CachedTeacher, LiveTeacher
 
 
 class DistillationModule(L.LightningModule):
@@ -55,7 +55,7 @@ class DistillationModule(L.LightningModule):
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: LiveTeacher | None,
+        teacher: LiveTeacher | CachedTeacher | None,
         objective: Loss,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer, int], LRScheduler],
@@ -79,7 +79,7 @@ class DistillationModule(L.LightningModule):
         self._log_every_n_steps = log_every_n_steps
         self._shared_vocab = shared_vocab
         self._valid_prompts, self._valid_references = valid_prompts, valid_references
-        self._logits = CountedLogits(student)
+        self._logits = CountedStates(student)
         self._valid_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         self.best_rouge_l = -1.0
         self.response_tokens = 0
@@ -193,11 +193,17 @@ class DistillationModule(L.LightningModule):
         positions[:, :-1] = batch["labels"][:, 1:] != IGNORE
         inputs = (batch["input_ids"], batch["attention_mask"], positions)
         labels = batch["labels"][:, 1:][positions[:, :-1]]
-        logits = self._logits(*inputs)[:, : self._shared_vocab]
+        logits = self._logits.logits(*inputs)[:, : self._shared_vocab]
         given: dict[str, Any] = {"student_logits": logits}
         if self.objective.needs_teacher:
             assert self.teacher is not None
-            given["teacher_logits"] = self.teacher.logits(*inputs)[:, : self._shared_vocab]
+            head = self.teacher.head
+            theirs = (
+                self.teacher.logits(batch, positions)
+                if head is None
+                else head.logits(self.teacher.hidden(batch, positions))
+            )
+            given["teacher_logits"] = theirs[:, : self._shared_vocab]
         if self.objective.needs_labels:
             given["labels"] = labels
         stats: dict[str, Tensor] = {}

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 
 
 def announce(message: str) -> None:
@@ -50,3 +52,50 @@ class ProgressLines(Callback):
         rouge = f"  ROUGE-L {float(metrics['valid/rouge_l']):.1f}" if "valid/rouge_l" in metrics else ""
         loss = float(metrics["train/loss"])
         print(f"  step {step}/{total}  loss {loss:.3f}{rouge}  {left:.0f} s left", flush=True)
+
+
+class Progress:
+    """How far a computation over `total` tokens is: a bar on a terminal, about ten lines elsewhere.
+
+    Args:
+        what: is computed.
+        total: tokens of all of it.
+    """
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self._started = time.perf_counter()
+        self._bar: RichProgress | None = None
+        if sys.stdout.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+            self._bar = RichProgress(*columns, transient=True)
+            self._task = self._bar.add_task(what, total=total)
+
+    def __enter__(self) -> "Progress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.perf_counter() - self._started
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.done / self.seconds
+
+    def advance(self, tokens: int) -> None:
+        """Counts further tokens as done."""
+        before, self.done = self.done, self.done + tokens
+        if self._bar is not None:
+            self._bar.advance(self._task, tokens)
+        elif before * 10 // self.total < self.done * 10 // self.total:
+            left = (self.total - self.done) / self.rate
+            share = 100 * self.done // self.total
+            announce(f"  {self.what} {share}%  {self.rate:,.0f} tokens/s  {left:.0f} s left")

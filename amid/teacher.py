@@ -1,10 +1,33 @@
-"""The teacher's signal at the counted positions."""
+"""The teacher's signal at the counted positions: from its model, or from its states on disk."""
 
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
 import torch
+import transformers
+from filelock import FileLock, Timeout
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from amid.models import CountedLogits
+from amid.data.datamodule import MicroBatch, Tokens, collate
+from amid.data.prompts import IGNORE
+from amid.errors import InputError
+from amid.models import CountedStates, Head, ModelSource, output_rows
+from amid.progress import Progress, announce
+from amid.states import StateFolder, States, checksum, key_of, read_json, write_json, write_tensors
+
+FORMAT = 1
+"""Version of the cache's files and of how they are made; another one is another cache."""
+
+HEAD, MANIFEST = "head.safetensors", "teacher.json"
+
+MODES = ("live", "cached", "auto")
 
 
 class LiveTeacher:
@@ -15,13 +38,316 @@ class LiveTeacher:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.requires_grad_(False).eval()
-        self._logits = CountedLogits(self.model)
+        self._states = CountedStates(self.model)
+        self.vocabulary = output_rows(model)
+
+    @property
+    def head(self) -> Head | None:
+        """What makes logits [N, V] of hidden states; None where it cannot be split off the model."""
+        return self._states.head
 
     def to(self, device: torch.device) -> None:
         """Moves the weights to `device`."""
         self.model.to(device)
 
     @torch.no_grad()
-    def logits(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-        """Logits [N, V] where `positions` [rows, length] is true."""
-        return self._logits(input_ids, attention_mask, positions)
+    def hidden(self, batch: MicroBatch, positions: Tensor) -> Tensor:
+        """The last hidden states [N, D] where `positions` [rows, length] is true, row by row."""
+        return self._states.hidden(batch["input_ids"], batch["attention_mask"], positions)
+
+    @torch.no_grad()
+    def logits(self, batch: MicroBatch, positions: Tensor) -> Tensor:
+        """The model's own logits [N, V] at these positions."""
+        return self._states.logits(batch["input_ids"], batch["attention_mask"], positions)
+
+
+class CachedTeacher:
+    """The stored states of a teacher, and its head; no weights of its body.
+
+    Args:
+        head: of the teacher.
+        states: at the counted positions of each row, numbered as `MicroBatch` numbers them.
+    """
+
+    def __init__(self, head: Head, states: States) -> None:
+        self.head = head
+        self.vocabulary = len(head.weight)
+        self._states = states
+
+    @property
+    def size(self) -> str:
+        """The positions and bytes of the states, in words."""
+        return f"{self._states.positions:,} positions, {_gb(self._states.nbytes)}"
+
+    def to(self, device: torch.device) -> None:
+        """Moves the head to `device`; the states stay on disk until they are asked for."""
+        self.head = self.head.to(device)
+
+    def hidden(self, batch: MicroBatch, positions: Tensor) -> Tensor:
+        """The last hidden states [N, D] where `positions` [rows, length] is true, row by row.
+
+        `positions` are the batch's counted positions: no others are stored.
+        """
+        states = self._states[batch["rows"].cpu()]
+        if len(states) != int(positions.sum()):
+            raise RuntimeError(f"{len(states)} stored states for {int(positions.sum())} positions")
+        return states.to(positions.device)
+
+    def logits(self, batch: MicroBatch, positions: Tensor) -> Tensor:
+        """Logits [N, V] at the counted positions."""
+        return self.head.logits(self.hidden(batch, positions))
+
+
+Teacher = LiveTeacher | CachedTeacher
+
+
+class TeacherCache:
+    """A teacher's states over several sets of sequences, in `cache_dir/teacher-KEY`.
+
+    KEY is a hash of the teacher's weights and configuration, layers and dtype, of the precision that it is
+    run in, and of the version of transformers, whose models' code computes the states. The versions of torch
+    and the device are left out: they change the last digits only, as does the batch that a row stands in.
+    The states of a set stand in a folder named by a hash of its token ids and prompt lengths, which follow
+    from data, template, tokenizer and limits. They have the dtype that the teacher gives them in.
+
+    Args:
+        cache_dir: where the folder is made.
+        teacher: what decides the teacher's values (`ModelSource.fingerprint`).
+        precision: of Lightning, that the teacher is run in.
+        sets: the sequences; rows are numbered on from set to set.
+    """
+
+    def __init__(
+        self, cache_dir: Path, teacher: dict[str, Any], precision: str, sets: Sequence[Tokens]
+    ) -> None:
+        self.made_from = {
+            "format": FORMAT,
+            "teacher": teacher,
+            "precision": precision,
+            "transformers": transformers.__version__,
+        }
+        self.folder = cache_dir / f"teacher-{key_of(self.made_from)}"
+        self.sets = sets
+        self._parts = []
+        for tokens in sets:
+            made_from = {"teacher": self.made_from, "tokens": tokens.fingerprint}
+            order = sorted(range(len(tokens)), key=tokens.lengths.__getitem__)
+            folder = self.folder / f"tokens-{tokens.fingerprint[:16]}"
+            self._parts.append(StateFolder(folder, tokens.counted, order, made_from))
+
+    def open(self) -> CachedTeacher | None:
+        """The teacher from its cache, after all of it was verified; None where any is still to be written."""
+        head = self._head()
+        if head is None:
+            return None
+        parts = []
+        for part in self._parts:
+            states = part.open()
+            if states is None:
+                return None
+            parts.append(states)
+        return CachedTeacher(head, States.joined(parts))
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Waits until no other process writes this cache, and keeps others from it."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            announce(f"Waiting for another run that writes the teacher's states in {self.folder}")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def write(self, teacher: LiveTeacher, fabric: L.Fabric, tokens_per_forward: int, share: float) -> None:
+        """Writes what is not there yet, or not whole; needs `lock`.
+
+        Args:
+            teacher: whose states they are.
+            fabric: its device and precision.
+            tokens_per_forward: tokens, with padding, that go through the teacher at once.
+            share: of the free disk space, that may be taken at most.
+
+        Raises:
+            InputError: if the teacher's head cannot be split off, or the disk space is not there.
+        """
+        head = teacher.head
+        if head is None:
+            raise InputError(
+                f"the head of {type(teacher.model).__name__} cannot be split off from its body; "
+                "use teacher=live"
+            )
+        teacher.to(fabric.device)
+        with fabric.autocast(), torch.inference_mode():
+            first = self.sets[0]
+            probe = teacher.hidden(
+                *_batch(first, [min(range(len(first)), key=first.lengths.__getitem__)], fabric)
+            )
+        width, dtype = probe.shape[1], probe.dtype
+        positions, total = 0, 0
+        for tokens, part in zip(self.sets, self._parts, strict=True):
+            rows, counted, lengths = part.missing(width, dtype), tokens.counted, tokens.lengths
+            positions += sum(counted[row] for row in rows)
+            total += sum(lengths[row] for row in rows)
+        size = positions * width * dtype.itemsize
+        told = f"{positions:,} positions × {width} × {dtype.itemsize} bytes = {_gb(size)}"
+        free = shutil.disk_usage(self.folder.parent).free
+        if size + head.weight.nbytes > share * free:
+            raise InputError(
+                f"the teacher's states to be written are {told}, and in {self.folder.parent} {_gb(free)} are "
+                "free; free some, choose another data.cache_dir=, or use teacher=live"
+            )
+        announce(f"Writing the teacher's states, {told}, in {self.folder} ({_gb(free)} free)")
+        self._write_head(head)
+        with Progress("teacher's states", total) as progress:
+            for tokens, part in zip(self.sets, self._parts, strict=True):
+
+                def states_of(rows: Sequence[int], tokens: Tokens = tokens) -> Iterator[Tensor]:
+                    lengths = tokens.lengths
+                    for batch in _budgeted(rows, lengths, tokens_per_forward):
+                        with fabric.autocast(), torch.inference_mode():
+                            states = teacher.hidden(*_batch(tokens, batch, fabric))
+                        progress.advance(sum(lengths[row] for row in batch))
+                        yield states
+
+                part.write(width, dtype, states_of)
+        announce(f"Written in {progress.seconds:.0f} s, {progress.rate:,.0f} tokens/s")
+
+    def _write_head(self, head: Head) -> None:
+        self.folder.mkdir(exist_ok=True)
+        tensors = {"weight": head.weight.detach().cpu()}
+        if head.bias is not None:
+            tensors["bias"] = head.bias.detach().cpu()
+        digest = write_tensors(self.folder / HEAD, tensors)
+        about = {"scale": head.scale, "softcap": head.softcap, "checksum": digest}
+        write_json(self.folder / MANIFEST, {"made_from": self.made_from, "head": about})
+
+    def _head(self) -> Head | None:
+        manifest = read_json(self.folder / MANIFEST)
+        about = manifest.get("head") or {}
+        digest = checksum(self.folder / HEAD)
+        if manifest.get("made_from") != self.made_from or digest is None or about.get("checksum") != digest:
+            return None
+        tensors = {name: tensor.clone() for name, tensor in load_file(self.folder / HEAD).items()}
+        return Head(tensors["weight"], tensors.get("bias"), about["scale"], about["softcap"])
+
+
+@dataclass(frozen=True)
+class TeacherSupply:
+    """How a run gets its teacher's signal, which is the same either way, to rounding.
+
+    Args:
+        mode: `live` runs the teacher on every batch. `cached` writes its states once and reads them.
+            `auto` does so in a multirun and in a run that goes over its data twice or more, as long as they
+            take no more than half of the free disk space, and reads them wherever they are written already.
+        multirun: whether the run is one of several.
+        cache_dir: where the states are kept.
+        tokens_per_forward: tokens, with padding, that go through the teacher at once while they are written.
+
+    Raises:
+        InputError: for an unknown mode, or a number that is not positive.
+    """
+
+    mode: str = "live"
+    multirun: bool = False
+    cache_dir: str = "outputs/cache"
+    tokens_per_forward: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise InputError(f"teacher.mode={self.mode!r} is unknown; choose one of {', '.join(MODES)}")
+        if self.tokens_per_forward < 1:
+            raise InputError(f"teacher.tokens_per_forward={self.tokens_per_forward} must be at least 1")
+
+    def teacher(
+        self,
+        source: ModelSource,
+        tokenizer: PreTrainedTokenizerBase,
+        sets: Sequence[Tokens],
+        fabric: L.Fabric,
+        precision: str,
+        passes: float,
+    ) -> Teacher:
+        """The teacher, live or from its cache, which is written first where need be.
+
+        Args:
+            source: the teacher's weights; not loaded where its cache is whole.
+            tokenizer: of the data.
+            sets: the sequences that it is asked about.
+            fabric: device and precision that the cache is written with.
+            precision: its name.
+            passes: how often the run goes over the first of the sets.
+
+        Raises:
+            InputError: if the teacher cannot be loaded, or with `cached`, its states cannot be kept: random
+                weights, a head that cannot be split off, or too little disk space.
+        """
+        if self.mode == "live":
+            return LiveTeacher(source.load(tokenizer))
+        fingerprint = source.fingerprint()
+        if fingerprint is None:
+            if self.mode == "cached":
+                raise InputError(
+                    "teacher=cached: a teacher of random weights is another one in each run; "
+                    "use teacher=live, or model.teacher.path= or model.teacher.sft"
+                )
+            return LiveTeacher(source.load(tokenizer))
+        cache = TeacherCache(Path(self.cache_dir), fingerprint, precision, sets)
+        found = cache.open()
+        if found is not None:
+            announce(f"The teacher's states are complete in {cache.folder} ({found.size})")
+            return found
+        if self.mode == "auto" and not (self.multirun or passes >= 2):
+            return LiveTeacher(source.load(tokenizer))
+        with cache.lock():
+            found = cache.open()  # another run may have written it by now
+            if found is not None:
+                return found
+            live = LiveTeacher(source.load(tokenizer))
+            try:
+                cache.write(
+                    live, fabric, self.tokens_per_forward, share=1.0 if self.mode == "cached" else 0.5
+                )
+            except InputError as error:
+                if self.mode == "cached":
+                    raise
+                announce(f"The teacher runs live: {error}")
+                return live
+            found = cache.open()
+            if found is None:
+                raise OSError(f"the teacher's states in {cache.folder} changed while they were written")
+            return found
+
+
+def counted_positions(batch: MicroBatch) -> Tensor:
+    """Where [rows, length] a counted token, of a response or its EOS, is predicted."""
+    positions = torch.zeros_like(batch["labels"], dtype=torch.bool)
+    positions[:, :-1] = batch["labels"][:, 1:] != IGNORE
+    return positions
+
+
+def _batch(tokens: Tokens, rows: Sequence[int], fabric: L.Fabric) -> tuple[MicroBatch, Tensor]:
+    """The micro-batch of these rows, of ascending length, and its counted positions."""
+    (batch,) = collate([tokens[row] for row in rows], pad_token_id=0, micro_batch_size=None)
+    batch = {name: value.to(fabric.device) for name, value in batch.items()}
+    return batch, counted_positions(batch)
+
+
+def _budgeted(rows: Sequence[int], lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Batches of rows of ascending length, of at most `budget` tokens with padding, or of one row."""
+    batch: list[int] = []
+    for row in rows:
+        if batch and (len(batch) + 1) * lengths[row] > budget:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

@@ -37,6 +37,7 @@ def test_every_option_composes_and_its_parts_can_be_made(group, option):
         instantiate(cfg.trainer, logger=False),
         instantiate(cfg.checkpoint),
         instantiate(cfg.data.template),
+        instantiate(cfg.teacher),
     ]
     assert all(part is not None for part in made)
 
@@ -104,7 +105,7 @@ def test_the_hash_follows_what_a_run_computes_and_the_content_of_its_files(jsonl
     path = jsonl({"instruction": "a", "output": "b"})
     cfg = {"seed": 1, "data": {"train": str(path), "cache_dir": "a"}, "output_dir": "x"}
     key = config_hash(cfg)
-    assert key == config_hash(cfg | {"output_dir": "y", "threads": 2})
+    assert key == config_hash(cfg | {"output_dir": "y", "threads": 2, "teacher": {"mode": "live"}})
     assert key == config_hash(cfg | {"data": {"train": str(path), "cache_dir": "b"}})
     assert key != config_hash(cfg | {"seed": 2})
     path.write_text('{"instruction": "a", "output": "c"}\n')

@@ -9,11 +9,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from amid.data.builtin import tokenizer
 from amid.errors import InputError
 from amid.models import (
-    CountedLogits,
+    CountedStates,
     ModelSource,
     check_same_tokens,
     keep_layers,
     load_tokenizer,
+    output_rows,
     shared_vocabulary,
 )
 
@@ -47,14 +48,14 @@ def test_counted_logits_are_the_models_own(family):
     mask = torch.ones_like(ids)
     mask[0, 5:] = 0
     positions = torch.rand(3, 7) > 0.5
-    logits = CountedLogits(network)
+    states = CountedStates(network)
     torch.testing.assert_close(
-        logits(ids, mask, positions),
+        states.logits(ids, mask, positions),
         network(input_ids=ids, attention_mask=mask).logits[positions],
         rtol=1e-4,
         atol=1e-4,
     )
-    assert logits.head_apart == (family not in ("gemma2", "granite", "cohere"))
+    assert (states.head is not None) == (family not in ("gemma2", "granite", "cohere"))
 
 
 def test_kept_layers_are_those_of_the_original():
@@ -155,8 +156,8 @@ def test_settings_that_do_not_fit():
 def test_vocabularies():
     teacher, student = model("llama"), model("llama", vocab_size=1010)
     same = tokenizer()
-    assert shared_vocabulary(teacher, teacher) is None
-    assert shared_vocabulary(teacher, student) == 1000
+    assert shared_vocabulary(output_rows(teacher), teacher) is None
+    assert shared_vocabulary(output_rows(teacher), student) == 1000
     check_same_tokens("student", same, tokenizer())
     other = tokenizer()
     other.add_tokens(["<new>"])

@@ -5,7 +5,7 @@ import json
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -23,28 +23,47 @@ from amid.data.sources import Source, load_examples
 from amid.errors import InputError
 
 MicroBatch = dict[str, Tensor]
-"""`input_ids`, `attention_mask` and `labels`, [rows, longest] each, padded on the right."""
+"""`input_ids`, `attention_mask` and `labels`, [rows, longest] each, padded on the right, and `rows` [rows]:
+which sequence of the training set, or after those of the validation set, each row is."""
 
 
 @dataclass(frozen=True)
-class Tokens(Dataset[tuple[Tensor, int]]):
-    """Token ids of many sequences: `ids` [total], `ends` [n] of each, `prompts` [n] prompt lengths."""
+class Tokens(Dataset[tuple[Tensor, int, int]]):
+    """Token ids of many sequences: `ids` [total], `ends` [n] of each, `prompts` [n] prompt lengths.
+
+    An item is a sequence, the length of its prompt, and its number: `first` is that of the first one.
+    """
 
     ids: Tensor
     ends: Tensor
     prompts: Tensor
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         start = int(self.ends[index - 1]) if index > 0 else 0
-        return self.ids[start : int(self.ends[index])], int(self.prompts[index])
+        return self.ids[start : int(self.ends[index])], int(self.prompts[index]), self.first + index
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each sequence."""
         return torch.diff(self.ends, prepend=self.ends.new_zeros(1)).tolist()
+
+    @property
+    def counted(self) -> list[int]:
+        """Counted tokens of each sequence: response and EOS."""
+        starts = self.ends - torch.tensor(self.lengths)
+        return (self.ends - starts - self.prompts.clamp(min=1)).clamp(min=0).tolist()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all token ids and prompt lengths."""
+        digest = hashlib.sha256()
+        for tensor in (self.ids, self.ends, self.prompts):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 class LikeLengthBatches(Sampler[list[int]]):
@@ -92,7 +111,7 @@ class LikeLengthBatches(Sampler[list[int]]):
 
 
 def collate(
-    rows: Sequence[tuple[Tensor, int]], pad_token_id: int, micro_batch_size: int | None
+    rows: Sequence[tuple[Tensor, int, int]], pad_token_id: int, micro_batch_size: int | None
 ) -> list[MicroBatch]:
     """The micro-batches of one optimiser step, each padded to its own longest row.
 
@@ -104,16 +123,17 @@ def collate(
     return [_pad(rows[i : i + size], pad_token_id) for i in range(0, len(rows), size)]
 
 
-def _pad(rows: Sequence[tuple[Tensor, int]], pad_token_id: int) -> MicroBatch:
-    longest = max(len(ids) for ids, _ in rows)
+def _pad(rows: Sequence[tuple[Tensor, int, int]], pad_token_id: int) -> MicroBatch:
+    longest = max(len(ids) for ids, _, _ in rows)
     input_ids = torch.full((len(rows), longest), pad_token_id, dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
     labels = torch.full_like(input_ids, IGNORE)
-    for row, (ids, n_prompt) in enumerate(rows):
+    for row, (ids, n_prompt, _) in enumerate(rows):
         input_ids[row, : len(ids)] = ids
         attention_mask[row, : len(ids)] = 1
         labels[row, n_prompt : len(ids)] = ids[n_prompt:]
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    numbers = torch.tensor([number for _, _, number in rows])
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, "rows": numbers}
 
 
 class InstructionData(L.LightningDataModule):
@@ -194,18 +214,27 @@ class InstructionData(L.LightningDataModule):
         """The examples of each evaluation set."""
         return {name: load_examples(source, self._test_prompts) for name, source in self._test.items()}
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Batches of training data; an item is the list of micro-batches of one optimiser step."""
-        return self._loader(self.train_examples, self.batch_size, self.micro_batch_size, self.seed)
+    @cached_property
+    def train_tokens(self) -> Tokens:
+        """The training examples as token ids."""
+        return self._tokenise(self.train_examples)
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+    @cached_property
+    def valid_tokens(self) -> Tokens:
+        """The validation examples as token ids, numbered after the training examples."""
+        return replace(self._tokenise(self.valid_examples), first=len(self.train_examples))
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
+        """Batches of training data; an item is the list of micro-batches of one optimiser step."""
+        return self._loader(self.train_tokens, self.batch_size, self.micro_batch_size, self.seed)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
         """Batches of validation data, the shortest rows first."""
-        return self._loader(self.valid_examples, self.micro_batch_size or self.batch_size, None, None)
+        return self._loader(self.valid_tokens, self.micro_batch_size or self.batch_size, None, None)
 
     def _loader(
-        self, examples: list[Example], batch_size: int, micro_batch_size: int | None, seed: int | None
-    ) -> DataLoader[tuple[Tensor, int]]:
-        tokens = self._tokenise(examples)
+        self, tokens: Tokens, batch_size: int, micro_batch_size: int | None, seed: int | None
+    ) -> DataLoader[tuple[Tensor, int, int]]:
         pad = self.tokenizer.pad_token_id
         return DataLoader(
             tokens,
@@ -238,7 +267,8 @@ class InstructionData(L.LightningDataModule):
                 prompts = torch.tensor([n_prompt for _, n_prompt in encoded])
                 save_file({"ids": ids, "ends": lengths.cumsum(0), "prompts": prompts}, part)
                 os.replace(part, file)
-        return Tokens(**load_file(file))
+        stored = load_file(file)
+        return Tokens(stored["ids"], stored["ends"], stored["prompts"])
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -43,11 +43,12 @@ def test_batches_hold_rows_of_like_lengths():
 
 
 def test_labels_are_response_and_eos_only_and_padding_is_to_the_longest():
-    rows = [(torch.tensor([5, 6, 7, 8]), 2), (torch.tensor([5, 9]), 1)]
+    rows = [(torch.tensor([5, 6, 7, 8]), 2, 0), (torch.tensor([5, 9]), 1, 1)]
     (batch,) = collate(rows, pad_token_id=0, micro_batch_size=None)
     assert batch["input_ids"].tolist() == [[5, 9, 0, 0], [5, 6, 7, 8]]
     assert batch["labels"].tolist() == [[IGNORE, 9, IGNORE, IGNORE], [IGNORE, IGNORE, 7, 8]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert batch["rows"].tolist() == [1, 0]
     assert len(collate(rows, 0, micro_batch_size=1)) == 2
 
 

@@ -1,0 +1,29 @@
+"""The entry point of `amid cache`."""
+
+import torch
+import transformers
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from amid.data import InstructionData
+from amid.experiment import supply_teacher, with_prepared_models
+from amid.train import as_dict
+
+
+def run(cfg: DictConfig) -> None:
+    """Writes the states of `model.teacher` at the counted positions of the training and validation data.
+
+    The teacher is fine-tuned first where its pair says so. What is written already stays.
+
+    Raises:
+        InputError: if the teacher or the data cannot be used, or the disk cannot hold the states.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    settings = as_dict(cfg)
+    settings["model"].pop("student")
+    if settings["threads"] is not None:
+        torch.set_num_threads(settings["threads"])
+    tokenizer = instantiate(settings["model"]["tokenizer"])
+    data: InstructionData = instantiate(settings["data"], tokenizer=tokenizer)
+    with_prepared_models(settings, tokenizer)
+    supply_teacher(settings, tokenizer, data)
