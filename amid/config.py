@@ -31,6 +31,7 @@ _PLACES = ("output_dir", "prepared_dir", "logger", "threads", "teacher")
 
 _NO_EFFECT = {
     "data": ("cache_dir", "micro_batch_size"),
+    "objective": ("fused",),
     "trainer": ("log_every_n_steps",),
     "sft": ("micro_batch_size",),
 }

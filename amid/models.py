@@ -4,7 +4,7 @@ import functools
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import CONFIG_NAME
 
 from amid.errors import InputError
+from amid.losses import Head
 
 log = logging.getLogger(__name__)
 
@@ -236,54 +237,35 @@ def output_rows(model: PreTrainedModel) -> int:
     return int(head.weight.shape[0]) if head is not None else int(model.config.vocab_size)
 
 
-@dataclass(frozen=True)
-class Head:
-    """What makes logits of hidden states: softcap · tanh(scale · (hidden Wᵀ + bias) / softcap).
-
-    Args:
-        weight: [V, D].
-        bias: [V], or None.
-        scale: 1 in most families.
-        softcap: None for no tanh.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def to(self, device: torch.device) -> "Head":
-        """The same on `device`."""
-        bias = None if self.bias is None else self.bias.to(device)
-        return replace(self, weight=self.weight.to(device), bias=bias)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [N, V] of hidden states [N, D]."""
-        logits = nn.functional.linear(hidden, self.weight, self.bias) * self.scale
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
-
-
 class CountedStates:
     """The last hidden states [N, D] of a model at chosen positions only, and its head.
 
-    `head` is None where the head alone does not give the model's own logits, checked once on a few tokens.
+    `head`, with the scale and soft-capping that the configuration names, is checked once on a few tokens:
+    None where it does not give the model's own logits.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self._body = model.base_model
         output: Any = model.get_output_embeddings()
-        self.head = None if output is None else self._checked(Head(output.weight, output.bias))
+        self.head = None if output is None else self._checked(output)
         if self.head is None:
             log.warning(
                 "%s: logits are taken at all positions, its head alone gives others", type(model).__name__
             )
 
     @torch.no_grad()
-    def _checked(self, head: Head) -> Head | None:
+    def _checked(self, output: nn.Linear) -> Head | None:
+        config = self.model.config
+        head = Head(
+            output.weight,
+            output.bias,
+            scale=getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1),
+            softcap=getattr(config, "final_logit_softcapping", None),
+        )
         training = self.model.training
         self.model.eval()
-        ids = torch.arange(2, 8, device=self.model.device).view(2, 3) % int(self.model.config.vocab_size)
+        ids = torch.arange(2, 8, device=self.model.device).view(2, 3) % int(config.vocab_size)
         logits = self.model(input_ids=ids, use_cache=False).logits
         ours = head.logits(self._body(input_ids=ids, use_cache=False).last_hidden_state)
         self.model.train(training)

@@ -79,7 +79,7 @@ class DistillationModule(L.LightningModule):
         self._log_every_n_steps = log_every_n_steps
         self._shared_vocab = shared_vocab
         self._valid_prompts, self._valid_references = valid_prompts, valid_references
-        self._logits = CountedStates(student)
+        self._states = CountedStates(student)
         self._valid_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         self.best_rouge_l = -1.0
         self.response_tokens = 0
@@ -193,28 +193,33 @@ class DistillationModule(L.LightningModule):
         positions[:, :-1] = batch["labels"][:, 1:] != IGNORE
         inputs = (batch["input_ids"], batch["attention_mask"], positions)
         labels = batch["labels"][:, 1:][positions[:, :-1]]
-        logits = self._logits.logits(*inputs)[:, : self._shared_vocab]
-        given: dict[str, Any] = {"student_logits": logits}
-        if self.objective.needs_teacher:
-            assert self.teacher is not None
-            head = self.teacher.head
-            theirs = (
-                self.teacher.logits(batch, positions)
-                if head is None
-                else head.logits(self.teacher.hidden(batch, positions))
-            )
-            given["teacher_logits"] = theirs[:, : self._shared_vocab]
+        head, teacher = self._states.head, self.teacher if self.objective.needs_teacher else None
+        given: dict[str, Any] = {}
+        loss_of: Callable[..., Any]
+        cross_entropy_of: Callable[..., Any]
+        if self.objective.uses_fused and head is not None and (teacher is None or teacher.head is not None):
+            loss_of, cross_entropy_of = self.objective.fused, CrossEntropy().fused
+            student = head.cut(self._shared_vocab).inputs("student")
+            student["student_hidden"] = self._states.hidden(*inputs)
+            if teacher is not None and teacher.head is not None:
+                given = teacher.head.cut(self._shared_vocab).inputs("teacher")
+                given["teacher_hidden"] = teacher.hidden(batch, positions)
+        else:
+            loss_of, cross_entropy_of = self.objective, CrossEntropy()
+            student = {"student_logits": self._states.logits(*inputs)[:, : self._shared_vocab]}
+            if teacher is not None:
+                given = {"teacher_logits": teacher.logits(batch, positions)[:, : self._shared_vocab]}
         if self.objective.needs_labels:
             given["labels"] = labels
         stats: dict[str, Tensor] = {}
         if return_stats:
-            loss, stats = self.objective(**given, denominator=denominator, return_stats=True)
+            loss, stats = loss_of(**student, **given, denominator=denominator, return_stats=True)
         else:
-            loss = self.objective(**given, denominator=denominator)
+            loss = loss_of(**student, **given, denominator=denominator)
         if cross_entropy:
-            stats["cross_entropy"] = CrossEntropy()(
-                student_logits=logits.detach(), labels=labels, denominator=denominator
-            )
+            stats["cross_entropy"] = cross_entropy_of(
+                **student, labels=labels, denominator=denominator
+            ).detach()
         return loss, stats
 
     @property

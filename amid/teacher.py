@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from amid.data.datamodule import MicroBatch, Tokens, collate
 from amid.data.prompts import IGNORE
 from amid.errors import InputError
-from amid.models import CountedStates, Head, ModelSource, output_rows
+from amid.losses import Head
+from amid.models import CountedStates, ModelSource, output_rows
 from amid.progress import Progress, announce
 from amid.states import StateFolder, States, checksum, key_of, read_json, write_json, write_tensors
 

@@ -7,7 +7,7 @@ pass makes the gradients together with the value, and the backward pass hands th
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, Required, TypedDict, Unpack
 
 import torch
@@ -70,6 +70,18 @@ class Head:
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of `hidden` [..., D]."""
         return self.shaped(torch.nn.functional.linear(hidden, self.weight, self.bias))
+
+    def cut(self, n_vocab: int | None) -> "Head":
+        """The head of the first `n_vocab` tokens."""
+        return replace(
+            self, weight=self.weight[:n_vocab], bias=None if self.bias is None else self.bias[:n_vocab]
+        )
+
+    def to(self, device: torch.device) -> "Head":
+        """The same on `device`."""
+        return replace(
+            self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device)
+        )
 
     def inputs(self, role: str) -> dict[str, Any]:
         """The fields as arguments of a fused loss; `role` is "student" or "teacher"."""

@@ -31,6 +31,10 @@ class Loss(Protocol):
     """What `WeightedSum` and a training loop ask of an objective."""
 
     @property
+    def uses_fused(self) -> bool:
+        """Whether a training loop that has hidden states and heads is to call `fused`."""
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether `teacher_logits` must be given."""
 
@@ -56,10 +60,17 @@ class Loss(Protocol):
 
 
 class CrossEntropy:
-    """Cross-entropy on the data's labels, -log q(label): supervised fine-tuning."""
+    """Cross-entropy on the data's labels, -log q(label): supervised fine-tuning.
+
+    Args:
+        fused: whether training goes through `fused`, where the model's head can be split off.
+    """
 
     needs_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = True
+
+    def __init__(self, fused: bool = True) -> None:
+        self.uses_fused = fused
 
     def __repr__(self) -> str:
         return "CrossEntropy()"
@@ -176,6 +187,7 @@ class Objective:
         shared_vocab: n, to cut both sides' logits to their first n entries before the softmax, for
             models of one family whose embeddings are padded to different sizes. Whether the token maps
             agree on them is for the caller to check.
+        fused: whether training goes through `fused`, where the models' heads can be split off.
 
     Raises:
         ValueError: if `order` is not one of these, does not fit the assistant, or leaves no gradient:
@@ -192,7 +204,9 @@ class Objective:
         assistant: Callable[[Tensor, Tensor], Tensor] | None = None,
         order: str | None = None,
         shared_vocab: int | None = None,
+        fused: bool = True,
     ) -> None:
+        self.uses_fused = fused
         self.divergence = divergence
         self.assistant = assistant
         self.order = order if order is not None else "pq" if assistant is None else "pr"
@@ -463,12 +477,14 @@ class WeightedSum:
     Args:
         terms: pairs of a finite weight and an objective, at least one. Each objective is given only
             what it needs.
+        fused: whether training goes through `fused`, where the models' heads can be split off.
 
     Raises:
         ValueError: if there is no term or a weight is not a finite number.
     """
 
-    def __init__(self, terms: Sequence[tuple[float, Loss]]) -> None:
+    def __init__(self, terms: Sequence[tuple[float, Loss]], fused: bool = True) -> None:
+        self.uses_fused = fused
         if len(terms) == 0:
             raise ValueError("terms must hold at least one pair (weight, objective), got terms=[]; add one")
         remedy = "choose any real number, such as 1.0"
