@@ -6,6 +6,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from amid.data import InstructionData
+from amid.errors import InputError
 from amid.experiment import supply_teacher, with_prepared_models
 from amid.train import as_dict
 
@@ -16,10 +17,12 @@ def run(cfg: DictConfig) -> None:
     The teacher is fine-tuned first where its pair says so. What is written already stays.
 
     Raises:
-        InputError: if the teacher or the data cannot be used, or the disk cannot hold the states.
+        InputError: if `teacher` is not `cached`, teacher or data cannot be used, or the disk is too full.
     """
     transformers.utils.logging.disable_progress_bar()
     settings = as_dict(cfg)
+    if settings["teacher"]["mode"] != "cached":
+        raise InputError("amid cache writes the states that teacher=cached reads; leave out teacher=")
     settings["model"].pop("student")
     if settings["threads"] is not None:
         torch.set_num_threads(settings["threads"])

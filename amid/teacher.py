@@ -351,4 +351,4 @@ def _budgeted(rows: Sequence[int], lengths: Sequence[int], budget: int) -> Itera
 
 
 def _gb(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"

@@ -15,7 +15,9 @@ def test_there_are_commands():
     assert len(COMMANDS) > 8
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[1] in ("train", "sweep", "evaluate")])
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c.split()[1] in ("train", "sweep", "evaluate", "cache")]
+)
 def test_every_command_is_valid(command):
     import shlex
 
