@@ -6,8 +6,11 @@ from pathlib import Path
 import absl.logging
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("amid", deadline=None)  # the machine decides how long an example takes
+settings.load_profile("amid")
 
 # rouge_score's logger closes the stream it began with, pytest's own, when Hydra sets up logging anew.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__

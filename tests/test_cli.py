@@ -80,10 +80,13 @@ def test_the_same_seed_gives_the_same_run(quick, tmp_path):
     assert {"train/alpha", "train/lam", "valid/loss", "valid/rouge_l"} <= logged
 
 
-def test_accumulation_changes_nothing(quick, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "values"), [("data.micro_batch_size", ("null", "2")), ("objective.fused", ("true", "false"))]
+)
+def test_what_changes_speed_and_memory_only(quick, tmp_path, key, values):
     curves = []
-    for name, size in (("1x8", "null"), ("4x2", 2)):
-        arguments = [*quick, f"output_dir={tmp_path / name}", f"data.micro_batch_size={size}"]
+    for name in values:
+        arguments = [*quick, f"output_dir={tmp_path / name}", f"{key}={name}"]
         assert run("train", *arguments, "data.batch_size=8", "trainer.log_every_n_steps=1") == 0
         (directory,) = (tmp_path / name).iterdir()
         rows = [row for row in curve(directory) if row["train/loss"]]
