@@ -97,9 +97,10 @@ class Sampling:
         of the equal prompts and which of its samples it is. So an answer does not depend on `batch_size`,
         on the other prompts, on their order, or on how many samples are drawn; a larger `max_new_tokens`
         only lets it go on. This holds up to rounding: matrix products of other shapes round otherwise,
-        which can turn a token whose random number falls within that error of a border between two tokens
-        (about once in a million tokens in float32, more often in bfloat16). The same call on the same
-        machine gives the same answers always. Probabilities are rounded to multiples of 2^-30.
+        which can turn a token whose random number falls within that error of a border between two tokens,
+        and with it the rest of the answer (in the order of once in a million tokens in float32, more often
+        in bfloat16). The same call on the same machine gives the same answers as far as the model's own
+        arithmetic does. Probabilities are rounded to multiples of 2^-30.
 
         The global random state is neither used nor changed, and the model is left in the mode it was in. A
         model whose cache holds more than keys and values is run by `model.generate`, with a warning;

@@ -236,7 +236,8 @@ def test_samples_share_a_prefill_and_finished_rows_leave():
 def test_positions_stay_within_the_model():
     """Rows that have ended wait in the batch without running past the positions that the model has."""
     model = network("gpt2", eos_bias=4.0, n_positions=17 + 12)
-    assert drawn(model, samples=2, batch_size=7) == drawn(model, samples=2, batch_size=1)
+    prompts = prompts_of([17] * 80)
+    assert drawn(model, prompts, batch_size=16) == drawn(model, prompts, batch_size=5)
 
 
 @pytest.mark.parametrize("context", ["bfloat16", "autocast"])
