@@ -1,0 +1,288 @@
+import contextlib
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from amid.data.builtin import tokenizer
+from amid.errors import InputError
+from amid.generation import Sampling
+
+TOKENS = tokenizer()
+VOCAB = len(TOKENS)
+SMALL = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "initializer_range": 0.5,
+    "eos_token_id": TOKENS.eos_token_id,
+    "pad_token_id": TOKENS.pad_token_id,
+}
+MLP = {"intermediate_size": 32, "num_key_value_heads": 1}
+FAMILIES = {
+    "llama": MLP,
+    "gpt2": {},
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16, "init_std": 0.5},
+    "qwen2": MLP,
+    "qwen3": {**MLP, "head_dim": 8},
+    "mistral": {**MLP, "sliding_window": 5},
+    "gemma2": {**MLP, "head_dim": 8, "sliding_window": 5},
+    "gemma3_text": {**MLP, "head_dim": 8, "sliding_window": 5, "sliding_window_pattern": 2},
+    "bloom": {},
+}
+
+
+def network(family="llama", eos_bias=0.0, **fields):
+    """A model of random weights; `eos_bias` is added to the logit of EOS."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **{**SMALL, **FAMILIES.get(family, {}), **fields})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.generation_config = GenerationConfig()
+
+    def more_eos(module, inputs, logits):
+        logits[..., TOKENS.eos_token_id] += eos_bias
+        return logits
+
+    model.get_output_embeddings().register_forward_hook(more_eos)
+    return model
+
+
+def prompts_of(lengths, seed=0):
+    rng = random.Random(seed)
+    return [[rng.randrange(2, VOCAB) for _ in range(length)] for length in lengths]
+
+
+PROMPTS = prompts_of([3, 17, 1, 9, 12, 5, 8, 2, 11, 4, 7])
+
+
+def drawn(model, prompts=PROMPTS, seed=1, samples=None, **fields):
+    sampling = Sampling(**{"max_new_tokens": 12, "batch_size": 4, **fields})
+    return sampling.answers(model, TOKENS, prompts, seed, samples)
+
+
+def published(model, prompts, **fields):
+    """Greedy answers of transformers, one prompt at a time."""
+    rows = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=GenerationConfig(
+                max_new_tokens=12,
+                do_sample=False,
+                eos_token_id=TOKENS.eos_token_id,
+                pad_token_id=TOKENS.pad_token_id,
+                **fields,
+            ),
+        )
+        rows.append(output[0, len(prompt) :].tolist())
+    return rows
+
+
+def tokens_of(monkeypatch, model, prompts=PROMPTS, **fields):
+    """The token ids behind the answers."""
+    monkeypatch.setattr("amid.generation._answer", lambda ids, tokenizer: ids)
+    return [row[0] for row in drawn(model, prompts, **fields)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_answers_are_those_of_transformers(family, monkeypatch):
+    model = network(family, eos_bias=3.0)
+    ours = tokens_of(monkeypatch, model, temperature=0)
+    assert ours == published(model, PROMPTS)
+    lengths = {len(row) for row in ours}
+    assert 12 in lengths
+    assert min(lengths) < 12
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_do_not_depend_on_the_batch_size(family):
+    model = network(family, eos_bias=4.0)
+    alone = drawn(model, samples=3, batch_size=1)
+    assert len({answer.tokens for row in alone for answer in row}) > 3
+    for batch_size in (2, 3, 7, 100):
+        assert drawn(model, samples=3, batch_size=batch_size) == alone
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.integers(1, 20), min_size=1, max_size=9),
+    st.integers(1, 12),
+    st.integers(1, 4),
+    st.sampled_from(["llama", "gemma2"]),
+    st.randoms(use_true_random=False),
+)
+def test_an_answer_depends_on_its_prompt_only(lengths, batch_size, samples, family, rng):
+    model = MODELS[family]
+    prompts = prompts_of(lengths, seed=3)
+    whole = drawn(model, prompts, samples=samples, batch_size=batch_size)
+    order = rng.sample(range(len(prompts)), len(prompts))
+    some = order[: rng.randrange(1, len(prompts) + 1)]
+    again = drawn(model, [prompts[i] for i in some], samples=samples + 1)
+    assert [row[:samples] for row in again] == [whole[i] for i in some]
+
+
+MODELS = {family: network(family, eos_bias=4.0) for family in ("llama", "gemma2")}
+
+
+def test_seeds_samples_and_equal_prompts_have_their_own_random_numbers():
+    model = network()
+    first, second = drawn(model, [PROMPTS[0]] * 2, seed=1, samples=3)
+    other = drawn(model, [PROMPTS[0]], seed=2, samples=3)[0]
+    texts = [answer.text for answer in (*first, *second, *other)]
+    assert len(set(texts)) == len(texts)
+
+
+def test_more_new_tokens_continue_the_same_answers(monkeypatch):
+    model = network()
+    short = tokens_of(monkeypatch, model, max_new_tokens=5)
+    long = tokens_of(monkeypatch, model, max_new_tokens=12)
+    assert [row[:5] for row in long] == short
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.6}, {"temperature": 1.5, "top_k": 9, "top_p": 0.8}],
+)
+def test_sampled_tokens_follow_the_distribution_of_transformers(fields, monkeypatch):
+    """Chi-square of first tokens against the probabilities that transformers' own processors give."""
+    model = network(initializer_range=0.2)
+    ids = torch.tensor([PROMPTS[0]])
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        generation_config=GenerationConfig(
+            max_new_tokens=1,
+            do_sample=True,
+            return_dict_in_generate=True,
+            output_scores=True,
+            pad_token_id=TOKENS.pad_token_id,
+            **{"top_k": 0, **fields},
+        ),
+    )
+    probabilities = output.scores[0][0].softmax(-1).double()
+    draws = 20000
+    monkeypatch.setattr("amid.generation._answer", lambda ids, tokenizer: ids[0])
+    tokens = drawn(model, PROMPTS[:1], samples=draws, max_new_tokens=1, batch_size=1000, **fields)[0]
+    counts = torch.bincount(torch.tensor(tokens), minlength=VOCAB).double()
+    assert not counts[probabilities == 0].any()
+    order = probabilities.argsort(descending=True)
+    bins = (probabilities[order].cumsum(0) * 40).long().clamp(max=39)  # about 40 bins of equal probability
+    expected = torch.zeros(40).double().index_add(0, bins, probabilities[order]) * draws
+    observed = torch.zeros(40).double().index_add(0, bins, counts[order])
+    used = expected > 5
+    assert observed[~used].sum() <= 30
+    chi2 = float(((observed - expected)[used] ** 2 / expected[used]).sum())
+    degrees = int(used.sum()) - 1
+    assert degrees >= 3
+    assert abs(chi2 - degrees) < 4 * (2 * degrees) ** 0.5
+
+
+def test_the_second_token_follows_the_first(monkeypatch):
+    """The frequency of each pair of tokens is p(first) p(second | first): the cache is the right one."""
+    model = network(initializer_range=0.4)
+    monkeypatch.setattr("amid.generation._answer", lambda ids, tokenizer: tuple(ids))
+    pairs = drawn(model, PROMPTS[:1], samples=4000, max_new_tokens=2, batch_size=500, top_k=3)[0]
+    with torch.no_grad():
+        for first in {pair[0] for pair in pairs} - {TOKENS.eos_token_id}:
+            seconds = torch.tensor([pair[1] for pair in pairs if pair[0] == first])
+            logits = model(input_ids=torch.tensor([[*PROMPTS[0], first]])).logits[0, -1]
+            best = logits.topk(3)
+            shares = torch.stack([(seconds == token).double().mean() for token in best.indices])
+            assert float(shares.sum()) == 1
+            error = (shares - best.values.softmax(-1)).abs()
+            assert bool((error < 4 * (0.25 / len(seconds)) ** 0.5).all())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_no_ngram_occurs_twice(size, monkeypatch):
+    model = network(tie_word_embeddings=True, initializer_range=0.2)  # such models repeat themselves
+    loop = [[7, 8, 9] * 4, [5, 5], [3, 4, 3]]
+    ours = tokens_of(monkeypatch, model, loop, temperature=0, no_repeat_ngram_size=size)
+    assert ours == published(model, loop, no_repeat_ngram_size=size)
+    assert ours != published(model, loop)
+    sampled = tokens_of(monkeypatch, model, loop, no_repeat_ngram_size=size, temperature=0.3)
+    for prompt, row in zip(loop, sampled, strict=True):
+        whole = [*prompt, *row]
+        grams = [tuple(whole[i : i + size]) for i in range(len(whole) - size + 1)]
+        new = grams[max(len(prompt) - size + 1, 0) :]
+        assert len(set(new)) == len(new)
+        assert not set(new) & set(grams[: len(grams) - len(new)])
+
+
+def test_samples_share_a_prefill_and_finished_rows_leave():
+    model = network(eos_bias=4.0)
+    calls = []
+
+    def count(module, inputs, given):
+        calls.append(tuple(given["input_ids"].shape))
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    prompts = [prompt for prompt in PROMPTS if len(prompt) > 1]
+    answers = drawn(model, prompts, samples=4, batch_size=16)
+    assert sum(rows for rows, width in calls if width > 1) == len(prompts)
+    steps = sum(rows for rows, width in calls if width == 1)
+    needed = sum(answer.tokens - 1 for row in answers for answer in row)
+    longest = 12 * len(answers) * 4
+    assert needed <= steps < 0.5 * (needed + longest)
+    assert max(rows for rows, _ in calls) <= 16
+
+
+def test_positions_stay_within_the_model():
+    """Rows that have ended wait in the batch without running past the positions that the model has."""
+    model = network("gpt2", eos_bias=4.0, n_positions=17 + 12)
+    prompts = prompts_of([17] * 80)
+    assert drawn(model, prompts, batch_size=16) == drawn(model, prompts, batch_size=5)
+
+
+@pytest.mark.parametrize("context", ["bfloat16", "autocast"])
+def test_bfloat16(context):
+    model = network(eos_bias=4.0)
+    if context == "bfloat16":
+        model.to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16) if context == "autocast" else contextlib.nullcontext():
+        first, second = drawn(model, samples=2), drawn(model, samples=2)
+    assert first == second
+    assert first != drawn(model.float(), samples=2) or context == "bfloat16"
+
+
+def test_the_random_state_and_the_modes_are_left_as_they_were():
+    model = network().train()
+    model.model.norm.eval()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    answers = drawn(model)
+    torch.testing.assert_close(torch.rand(3), expected)
+    assert model.training
+    assert not model.model.norm.training
+    assert answers == drawn(model.eval())
+
+
+def test_other_caches_fall_back_to_transformers(caplog):
+    fields = {"conv_L_cache": 3, "layer_types": ["conv", "full_attention"], "num_key_value_heads": 2}
+    model = network("lfm2", intermediate_size=32, **fields)
+    answers = drawn(model, PROMPTS[:3], samples=2)
+    assert "its cache cannot be divided by rows" in caplog.text
+    assert [len(row) for row in answers] == [2, 2, 2]
+    state = torch.get_rng_state()
+    assert drawn(model, PROMPTS[:3], samples=2) == answers
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_broken_models_and_prompts_are_refused():
+    model = network()
+    model.lm_head.weight.data.fill_(float("nan"))
+    for temperature in (0.0, 1.0):
+        with pytest.raises(FloatingPointError, match="not finite"):
+            drawn(model, temperature=temperature)
+    with pytest.raises(InputError, match="prompt 1 has no token"):
+        drawn(network(), [[3], []])
+    with pytest.raises(InputError, match=r"generation\.top_k=-1 must be at least 0"):
+        Sampling(max_new_tokens=3, top_k=-1)
+    assert drawn(network(), []) == []
