@@ -1,13 +1,14 @@
 """How much answers resemble each other."""
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 from statistics import fmean
 from typing import Any, Literal
 
 from sacrebleu.metrics.bleu import BLEU, MAX_NGRAM_ORDER
-from sacrebleu.metrics.helpers import extract_all_word_ngrams
 
 Smoothing = Literal["none", "floor", "add-k", "exp"]
 """What sacrebleu does about n-gram orders without a match."""
@@ -54,34 +55,16 @@ def self_bleu(
             raise ValueError(f"{argument} must be one of {', '.join(known)}, got {value!r}")
 
     tokenizer = _tokenizer(tokenize)
-    counted = [extract_all_word_ngrams(tokenizer(text.rstrip()), 1, MAX_NGRAM_ORDER) for text in texts]
-    lengths = sorted(length for _, length in counted)
-    # The first two of each n-gram's counts in the texts, in descending order: equal where two texts tie.
-    largest: dict[tuple[str, ...], int] = {}
-    second: dict[tuple[str, ...], int] = {}
-    for ngrams, _ in counted:
-        for ngram, count in ngrams.items():
-            top = largest.get(ngram, 0)
-            if count > top:
-                largest[ngram], count = count, top
-            if count > second.get(ngram, 0):
-                second[ngram] = count
-
+    words = [tokenizer(text.rstrip()).split() for text in texts]
+    correct = [_shared_ngrams(words, order) for order in range(1, MAX_NGRAM_ORDER + 1)]
+    lengths = sorted(map(len, words))
     scores = []
-    for ngrams, length in counted:
-        correct, total = [0] * MAX_NGRAM_ORDER, [0] * MAX_NGRAM_ORDER
-        for ngram, count in ngrams.items():
-            among_others = largest[ngram]
-            if count == among_others:
-                among_others = second.get(ngram, 0)
-            order = len(ngram) - 1
-            total[order] += count
-            correct[order] += min(count, among_others)
+    for own, shared in zip(map(len, words), zip(*correct, strict=True), strict=True):
         bleu = BLEU.compute_bleu(
-            correct=correct,
-            total=total,
-            sys_len=length,
-            ref_len=_closest_other(length, lengths),
+            correct=list(shared),
+            total=[max(own - order, 0) for order in range(MAX_NGRAM_ORDER)],
+            sys_len=own,
+            ref_len=_closest_other(own, lengths),
             smooth_method=smooth_method,
             smooth_value=smooth_value,
             effective_order=True,
@@ -124,6 +107,36 @@ def self_bleu_per_prompt(
         except ValueError as error:
             raise ValueError(f"samples[{index}]: {error}") from None
     return fmean(scores)
+
+
+def _shared_ngrams(texts: Sequence[Sequence[str]], order: int) -> list[int]:
+    """Of each text, as a list of words: its n-grams of one order, each counted as often at most as in the
+    other text that holds it most often.
+
+    Nearly all n-grams occur once in a text, and then only whether another text holds them matters: the
+    loops in Python go over the repeated ones alone. N-grams are strings, since millions of tuples would
+    occupy the garbage collector.
+    """
+    ngrams = [list(map(" ".join, zip(*(words[i:] for i in range(order)), strict=False))) for words in texts]
+    seen: set[str] = set()
+    shared: set[str] = set()
+    repeated: list[dict[str, int]] = []
+    for every in ngrams:
+        own = set(every)
+        shared |= seen & own
+        seen |= own
+        again = Counter(every) if len(own) < len(every) else {}
+        repeated.append({ngram: n for ngram, n in again.items() if n > 1})
+    # The first two of each n-gram's counts in the texts, in descending order: equal where two texts tie.
+    top: dict[str, tuple[int, int]] = {}
+    for ngram, n in chain.from_iterable(again.items() for again in repeated):
+        first, second = top.get(ngram, (1, 1))
+        top[ngram] = (max(first, n), max(second, min(first, n)))
+    return [
+        sum(map(shared.__contains__, every))
+        - sum(n - min(n, top[ngram][n == top[ngram][0]]) for ngram, n in again.items() if ngram in shared)
+        for every, again in zip(ngrams, repeated, strict=True)
+    ]
 
 
 @cache
