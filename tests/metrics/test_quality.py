@@ -103,9 +103,12 @@ def test_a_script_without_a_main_guard_is_not_run_again_and_torch_not_loaded(tmp
     assert (done.stdout, done.stderr) == ("started\n[100.0, 0.0]\n", "")
 
 
-def test_a_process_that_fails_is_named(monkeypatch):
-    monkeypatch.setenv("PYTHONHOME", "/no/where")
-    with pytest.raises(RuntimeError, match=r"(?s)status 1: .*PYTHONHOME.*processes=1"):
+def test_a_process_that_fails_is_named(monkeypatch, tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho no library >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(RuntimeError, match=r"(?s)status 1: .*no library.*processes=1"):
         rouge_l(["a", "b"], [["a"], ["b"]], processes=2)
     with pytest.raises(ValueError, match="processes must be at least 1, got 0"):
         rouge_l(["a"], [["a"]], processes=0)
