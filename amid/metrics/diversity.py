@@ -110,33 +110,32 @@ def self_bleu_per_prompt(
 
 
 def _shared_ngrams(texts: Sequence[Sequence[str]], order: int) -> list[int]:
-    """Of each text, as lists of words: its n-grams of one order, each counted as often at most as in the
+    """Of each text, as a list of words: its n-grams of one order, each counted as often at most as in the
     other text that holds it most often.
 
-    Nearly all n-grams occur once in a text, and then only whether another text holds them matters. The
+    Nearly all n-grams occur once in a text, and then only whether another text holds them matters: the
     loops in Python go over the repeated ones alone. N-grams are strings, since millions of tuples would
     occupy the garbage collector.
     """
-    counts = [
-        Counter(map(" ".join, zip(*(words[i:] for i in range(order)), strict=False))) for words in texts
-    ]
-    holders = Counter(chain.from_iterable(counts))
-    shared = {ngram for ngram, n in holders.items() if n > 1}
-    repeated = [
-        [(ngram, n) for ngram, n in own.items() if n > 1 and ngram in shared]
-        if len(own) + order <= len(words)
-        else []
-        for own, words in zip(counts, texts, strict=True)
-    ]
+    ngrams = [list(map(" ".join, zip(*(words[i:] for i in range(order)), strict=False))) for words in texts]
+    seen: set[str] = set()
+    shared: set[str] = set()
+    repeated: list[dict[str, int]] = []
+    for every in ngrams:
+        own = set(every)
+        shared |= seen & own
+        seen |= own
+        again = Counter(every) if len(own) < len(every) else {}
+        repeated.append({ngram: n for ngram, n in again.items() if n > 1})
     # The first two of each n-gram's counts in the texts, in descending order: equal where two texts tie.
     top: dict[str, tuple[int, int]] = {}
-    for ngram, n in chain.from_iterable(repeated):
+    for ngram, n in chain.from_iterable(again.items() for again in repeated):
         first, second = top.get(ngram, (1, 1))
         top[ngram] = (max(first, n), max(second, min(first, n)))
     return [
-        sum(map(shared.__contains__, own))
-        + sum(min(n, top[ngram][n == top[ngram][0]]) - 1 for ngram, n in again)
-        for own, again in zip(counts, repeated, strict=True)
+        sum(map(shared.__contains__, every))
+        - sum(n - min(n, top[ngram][n == top[ngram][0]]) for ngram, n in again.items() if ngram in shared)
+        for every, again in zip(ngrams, repeated, strict=True)
     ]
 
 

@@ -1,9 +1,17 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from amid.metrics import exact_match, rouge_l
+from amid.metrics import exact_match, quality, rouge_l
+
+ROOT = Path(__file__).parents[2]
 
 WORDS = ["the", "cat", "sat", "sitting", "sits", "on", "mats", "a-1", "2.5", "Ünder", "naïve", "猫", ",", "!"]
 words = st.lists(st.sampled_from(WORDS), max_size=12)
@@ -59,6 +67,49 @@ def test_equal_to_rouge_score_on_real_answers(real_texts):
         references[0] = answers[:1]
         expected = [of_the_package(p, r) for p, r in zip(predictions, references, strict=True)]
         assert rouge_l(predictions, references) == expected
+
+
+def test_several_processes_score_as_one(real_texts):
+    predictions = [*real_texts[:30], "", "\ud800 lone surrogate", "猫 ünder"]
+    references = [[other, "a cat"] for other in real_texts[60 : 60 + len(predictions)]]
+    alone = rouge_l(predictions, references, processes=1)
+    assert rouge_l(predictions, references, processes=3) == alone
+    assert rouge_l(predictions[:2], references[:2], processes=3) == alone[:2]  # more than there is to do
+
+
+def test_processes_are_for_large_inputs(monkeypatch):
+    def no_other(*_, **__):
+        raise AssertionError("started a process")
+
+    monkeypatch.setattr(subprocess, "Popen", no_other)
+    rouge_l(["a b"] * 1000, [["a"]] * 1000)
+    rouge_l(["a"], [["a " * quality.CHARACTERS_OF_A_PROCESS]], processes=1)
+    monkeypatch.setattr(quality, "CHARACTERS_OF_A_PROCESS", 100)
+    monkeypatch.setattr(quality, "_cpus", lambda: 2)
+    with pytest.raises(AssertionError, match="started a process"):
+        rouge_l(["a b"] * 1000, [["a"]] * 1000)
+
+
+def test_a_script_without_a_main_guard_is_not_run_again_and_torch_not_loaded(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('started')\n"
+        "from amid.metrics import rouge_l\n"
+        "print(rouge_l(['a b', 'a'], [['a b'], ['b']], processes=2))\n"
+    )
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch is imported')")
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert (done.stdout, done.stderr) == ("started\n[100.0, 0.0]\n", "")
+
+
+def test_a_process_that_fails_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(RuntimeError, match=r"status 1: .*processes=1 does without"):
+        rouge_l(["a", "b"], [["a"], ["b"]], processes=2)
+    with pytest.raises(ValueError, match="processes must be at least 1, got 0"):
+        rouge_l(["a"], [["a"]], processes=0)
 
 
 def test_long_answers_cross_the_machine_word():
