@@ -30,10 +30,10 @@ _PLACES = ("output_dir", "prepared_dir", "logger", "threads", "teacher")
 """Root keys that say where and how fast a run goes, not what it computes."""
 
 _NO_EFFECT = {
-    "data": ("cache_dir", "micro_batch_size"),
+    "data": ("cache_dir", "micro_batch_size", "tokens_per_batch"),
     "objective": ("fused",),
     "trainer": ("log_every_n_steps",),
-    "sft": ("micro_batch_size",),
+    "sft": ("micro_batch_size", "tokens_per_batch"),
 }
 """Keys of further nodes of which the same is true."""
 

@@ -185,6 +185,7 @@ def _fine_tuned(cfg: Config, role: str) -> Path:
         **cfg["data"],
         "batch_size": sft["batch_size"],
         "micro_batch_size": sft["micro_batch_size"],
+        "tokens_per_batch": sft["tokens_per_batch"],
         "seed": sft["seed"],
         "valid_prompts": 16,
         "test": {},

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from amid.data.datamodule import MicroBatch
+from amid.data.datamodule import MicroBatch, padding_share
 from amid.data.prompts import IGNORE
 from amid.errors import InputError
 from amid.generation import Sampling
@@ -32,7 +32,8 @@ class DistillationModule(L.LightningModule):
 
     Logged each `log_every_n_steps`: `train/loss`, `train/gradient_norm` (before clipping), `train/lr`,
     means over the counted tokens of `train/entropy_p|q|r` (nats), `train/kl_pq` and
-    `train/gradient_weight`, and `train/alpha`, `train/lam`. Logged at each validation:
+    `train/gradient_weight`, `train/alpha`, `train/lam`, and `train/padding`, the share of padding among the
+    step's tokens (0..1). Logged at each validation:
     `valid/loss`, `valid/cross_entropy` (nats a token), `valid/rouge_l` and `valid/rouge_l_best` (0..100).
 
     Args:
@@ -132,6 +133,7 @@ class DistillationModule(L.LightningModule):
             for name in ("alpha", "lam"):
                 if hasattr(assistant, name):
                     rates[f"train/{name}"] = float(getattr(assistant, name))
+            rates["train/padding"] = padding_share(micro_batches)
             rates |= {"train/gradient_norm": norm, "train/lr": scheduler.get_last_lr()[0]}
             for name, rate in rates.items():
                 self.log(name, rate, sync_dist=self._several_devices)

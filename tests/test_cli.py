@@ -80,19 +80,22 @@ def test_the_same_seed_gives_the_same_run(quick, tmp_path):
     assert {"train/alpha", "train/lam", "valid/loss", "valid/rouge_l"} <= logged
 
 
-@pytest.mark.parametrize(
-    ("key", "values"), [("data.micro_batch_size", ("null", "2")), ("objective.fused", ("true", "false"))]
-)
-def test_what_changes_speed_and_memory_only(quick, tmp_path, key, values):
-    curves = []
-    for name in values:
-        arguments = [*quick, f"output_dir={tmp_path / name}", f"{key}={name}"]
+def test_what_changes_speed_and_memory_changes_nothing_else(quick, tmp_path):
+    curves, padding = [], []
+    settings = ["data.micro_batch_size=null", "data.micro_batch_size=2", "data.tokens_per_batch=60"]
+    for setting in (*settings, "objective.fused=false"):
+        name = setting.replace("=", "-")
+        arguments = [*quick, f"output_dir={tmp_path / name}", setting]
         assert run("train", *arguments, "data.batch_size=8", "trainer.log_every_n_steps=1") == 0
         (directory,) = (tmp_path / name).iterdir()
         rows = [row for row in curve(directory) if row["train/loss"]]
         curves.append([[float(row[f"train/{key}"]) for key in ("loss", "gradient_norm")] for row in rows])
+        padding.append([float(row["train/padding"]) for row in rows])
     assert len(curves[0]) == 4
-    torch.testing.assert_close(torch.tensor(curves[0]), torch.tensor(curves[1]), rtol=1e-4, atol=1e-6)
+    for other in curves[1:]:
+        torch.testing.assert_close(torch.tensor(curves[0]), torch.tensor(other), rtol=1e-4, atol=1e-6)
+    assert all(0 <= share < 1 for shares in padding for share in shares)
+    assert sum(padding[2]) < sum(padding[0])
 
 
 def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(quick, tmp_path, monkeypatch):
@@ -212,7 +215,7 @@ def test_the_student_trains_in_train_mode_and_the_teacher_never(quick, monkeypat
 def test_neither_sampling_nor_speed_makes_the_models_anew(quick, prepared):
     assert run("train", *quick) == 0
     before = prepared_names(prepared)
-    further = ["generation.seeds=[3]", "data.valid_prompts=2", "data.micro_batch_size=16", "threads=2"]
+    further = ["generation.seeds=[3]", "data.valid_prompts=2", "data.tokens_per_batch=99", "threads=2"]
     base = [o for o in quick if not o.startswith(("generation.seeds", "data.valid_prompts"))]
     assert run("train", *base, *further, "trainer.log_every_n_steps=1", "seed=5") == 0
     assert prepared_names(prepared) == before

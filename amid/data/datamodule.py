@@ -111,16 +111,36 @@ class LikeLengthBatches(Sampler[list[int]]):
 
 
 def collate(
-    rows: Sequence[tuple[Tensor, int, int]], pad_token_id: int, micro_batch_size: int | None
+    rows: Sequence[tuple[Tensor, int, int]],
+    pad_token_id: int,
+    micro_batch_size: int | None = None,
+    tokens_per_batch: int | None = None,
 ) -> list[MicroBatch]:
-    """The micro-batches of one optimiser step, each padded to its own longest row.
+    """The micro-batches of one optimiser step, the shortest rows first, each padded to its own longest row.
+
+    A micro-batch holds at most `micro_batch_size` rows and at most `tokens_per_batch` tokens, padding
+    included; a longer row makes one of its own.
 
     Labels are the token ids at response and EOS, `IGNORE` at prompt and padding (unshifted: the label
     at t is predicted from the tokens before t).
     """
-    rows = sorted(rows, key=lambda row: len(row[0]))
-    size = micro_batch_size or len(rows)
-    return [_pad(rows[i : i + size], pad_token_id) for i in range(0, len(rows), size)]
+    parts: list[list[tuple[Tensor, int, int]]] = []
+    for row in sorted(rows, key=lambda row: len(row[0])):
+        after = len(parts[-1]) + 1 if parts else 1
+        if (
+            not parts
+            or (micro_batch_size is not None and after > micro_batch_size)
+            or (tokens_per_batch is not None and after * len(row[0]) > tokens_per_batch)
+        ):
+            parts.append([])
+        parts[-1].append(row)
+    return [_pad(part, pad_token_id) for part in parts]
+
+
+def padding_share(micro_batches: Sequence[MicroBatch]) -> float:
+    """The share of padding among the tokens that go through the models, from 0 to 1."""
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
+    return 1 - tokens / sum(batch["attention_mask"].numel() for batch in micro_batches)
 
 
 def _pad(rows: Sequence[tuple[Tensor, int, int]], pad_token_id: int) -> MicroBatch:
@@ -151,6 +171,8 @@ class InstructionData(L.LightningDataModule):
         batch_size: rows of an optimiser step.
         micro_batch_size: rows that go through the models at once; null for all of the step. Changes
             memory and speed, not the gradient.
+        tokens_per_batch: the same limit in tokens, padding included, in place of `micro_batch_size`: a step
+            is cut into as few parts of like lengths as keep to it. A longer row goes alone.
         valid_rows: validation rows used for the validation loss; null for all.
         valid_prompts: how many of them are also answered by the student, for ROUGE-L.
         test_prompts: prompts used of each evaluation set; null for all.
@@ -158,8 +180,8 @@ class InstructionData(L.LightningDataModule):
         cache_dir: where tokenised data is kept, named by the hash of what made it.
 
     Raises:
-        InputError: for a source that cannot be used, a limit below what the template needs, or a
-            number that is not positive.
+        InputError: for a source that cannot be used, a limit below what the template needs, a number
+            that is not positive, or both of `micro_batch_size` and `tokens_per_batch`.
     """
 
     def __init__(
@@ -173,6 +195,7 @@ class InstructionData(L.LightningDataModule):
         max_length: int = 512,
         batch_size: int = 8,
         micro_batch_size: int | None = None,
+        tokens_per_batch: int | None = None,
         valid_rows: int | None = None,
         valid_prompts: int = 64,
         test_prompts: int | None = None,
@@ -183,16 +206,23 @@ class InstructionData(L.LightningDataModule):
         for name, value in (
             ("batch_size", batch_size),
             ("micro_batch_size", micro_batch_size),
+            ("tokens_per_batch", tokens_per_batch),
             ("valid_rows", valid_rows),
             ("valid_prompts", valid_prompts),
             ("test_prompts", test_prompts),
         ):
             if value is not None and value < 1:
                 raise InputError(f"data.{name}={value} must be at least 1")
+        if micro_batch_size is not None and tokens_per_batch is not None:
+            raise InputError(
+                f"data.micro_batch_size={micro_batch_size} and data.tokens_per_batch={tokens_per_batch} set "
+                "the same limit in two ways; make one of them null"
+            )
         self.tokenizer = tokenizer
         self.encoder = Encoder(tokenizer, template, max_prompt_length, max_length)
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
+        self.tokens_per_batch = tokens_per_batch
         self.valid_prompts = valid_prompts
         self.seed = seed
         self.cache_dir = Path(cache_dir)
@@ -226,14 +256,14 @@ class InstructionData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
         """Batches of training data; an item is the list of micro-batches of one optimiser step."""
-        return self._loader(self.train_tokens, self.batch_size, self.micro_batch_size, self.seed)
+        return self._loader(self.train_tokens, self.batch_size, self.seed)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
         """Batches of validation data, the shortest rows first."""
-        return self._loader(self.valid_tokens, self.micro_batch_size or self.batch_size, None, None)
+        return self._loader(self.valid_tokens, self.micro_batch_size or self.batch_size, None)
 
     def _loader(
-        self, tokens: Tokens, batch_size: int, micro_batch_size: int | None, seed: int | None
+        self, tokens: Tokens, batch_size: int, seed: int | None
     ) -> DataLoader[tuple[Tensor, int, int]]:
         pad = self.tokenizer.pad_token_id
         return DataLoader(
@@ -242,7 +272,8 @@ class InstructionData(L.LightningDataModule):
             collate_fn=partial(
                 collate,
                 pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
-                micro_batch_size=micro_batch_size,
+                micro_batch_size=self.micro_batch_size,
+                tokens_per_batch=self.tokens_per_batch,
             ),
         )
 

@@ -1,9 +1,13 @@
+import itertools
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from amid.data import Example, InstructionData
 from amid.data.builtin import TEMPLATE, TEMPLATE_WITH_INPUT, corpus, tokenizer
-from amid.data.datamodule import LikeLengthBatches, collate
+from amid.data.datamodule import LikeLengthBatches, collate, padding_share
 from amid.data.prompts import IGNORE, Template
 from amid.errors import InputError
 
@@ -52,6 +56,73 @@ def test_labels_are_response_and_eos_only_and_padding_is_to_the_longest():
     assert len(collate(rows, 0, micro_batch_size=1)) == 2
 
 
+ROWS = st.lists(st.integers(1, 30), min_size=1, max_size=20)
+
+
+def rows_of(lengths):
+    """Rows that tell each other apart: the first token is the row's number."""
+    return [(torch.tensor([100 + i, *range(1, n)]), min(1, n - 1)) for i, n in enumerate(lengths)]
+
+
+@given(ROWS, st.integers(1, 80))
+def test_a_step_is_cut_at_the_token_budget_and_holds_every_row_once(lengths, budget):
+    rows = rows_of(lengths)
+    parts = collate(rows, pad_token_id=0, tokens_per_batch=budget)
+    held = []
+    for part in parts:
+        n, longest = part["input_ids"].shape
+        assert n == 1 or n * longest <= budget
+        for ids, kept in zip(part["input_ids"], part["attention_mask"].bool(), strict=True):
+            held.append(ids[kept].tolist())
+    assert sorted(held) == sorted(ids.tolist() for ids, _ in rows)
+    # As few parts as there can be: no two neighbours would fit into one.
+    for first, second in itertools.pairwise(parts):
+        n, longest = len(first["input_ids"]) + 1, int(second["attention_mask"].sum(1).min())
+        assert n * longest > budget
+    assert len(collate(rows, 0)) == 1
+
+
+@given(ROWS, st.integers(1, 80))
+def test_the_budget_changes_neither_loss_nor_gradient(lengths, budget):
+    rows = rows_of(lengths)
+
+    def loss_and_gradient(**limit):
+        weights = torch.linspace(-1, 1, 200 * 7, dtype=torch.float64).reshape(200, 7).requires_grad_()
+        total = torch.zeros((), dtype=torch.float64)
+        for part in collate(rows, pad_token_id=0, **limit):
+            counted = part["labels"] != IGNORE
+            logits = weights[part["input_ids"]].cumsum(1)[:, :-1][counted[:, 1:]]
+            total = (
+                total
+                - (logits.log_softmax(-1).gather(1, part["labels"][:, 1:][counted[:, 1:]][:, None] % 7)).sum()
+            )
+        total.backward()
+        return total.detach(), weights.grad
+
+    torch.testing.assert_close(loss_and_gradient(tokens_per_batch=budget), loss_and_gradient())
+
+
+def test_padding_share():
+    rows = rows_of([2, 4, 10])
+    assert padding_share(collate(rows, 0)) == pytest.approx(1 - 16 / 30)
+    assert padding_share(collate(rows, 0, tokens_per_batch=8)) == pytest.approx(1 - 16 / 18)
+    assert padding_share(collate(rows, 0, micro_batch_size=1)) == 0
+
+
+def test_training_and_validation_keep_to_the_budget(tmp_path):
+    module = data(tmp_path, batch_size=16, tokens_per_batch=100)
+    for loader, n in ((module.train_dataloader(), 100), (module.val_dataloader(), 10)):
+        parts = [part["input_ids"] for step in loader for part in step]
+        assert sum(map(len, parts)) == n
+        assert max(part.numel() for part in parts) <= 100
+        assert any(len(part) > 1 for part in parts)
+
+
+def test_one_limit_only(tmp_path):
+    with pytest.raises(InputError, match=r"data.micro_batch_size=2 and data.tokens_per_batch=64 .* null"):
+        data(tmp_path, micro_batch_size=2, tokens_per_batch=64)
+
+
 def test_tokenised_once(tmp_path, monkeypatch):
     module = data(tmp_path)
     first = [batch[0]["input_ids"].tolist() for batch in module.train_dataloader()]
@@ -68,7 +139,9 @@ def test_pad_equal_to_eos_keeps_the_eos_label(tmp_path):
     assert (batch["labels"] == eos).sum() == len(batch["labels"])
 
 
-@pytest.mark.parametrize("name", ["batch_size", "micro_batch_size", "valid_prompts", "test_prompts"])
+@pytest.mark.parametrize(
+    "name", ["batch_size", "micro_batch_size", "tokens_per_batch", "valid_prompts", "test_prompts"]
+)
 def test_numbers_that_are_not_positive(tmp_path, name):
     with pytest.raises(InputError, match=f"data.{name}=0 must be at least 1"):
         data(tmp_path, **{name: 0})
