@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow bench lint format clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("amid needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -21,6 +21,10 @@ test: .venv/installed  ## the test suite
 
 test-slow: .venv/installed  ## the slower checks
 	$(BIN)/python -m pytest -m slow
+
+BENCH := loss step generation metrics sweep
+bench: .venv/installed  ## speed and memory, as ratios measured in turn: make bench DEVICE=cuda
+	for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py --device $(or $(DEVICE),cpu) || exit 1; done
 
 lint: .venv/installed  ## style, format and types
 	$(BIN)/ruff check .
