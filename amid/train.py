@@ -1,11 +1,11 @@
 """The entry point of a training run."""
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any, cast
 
 import transformers
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -28,7 +28,8 @@ def run(cfg: DictConfig) -> None:
     try:
         result = run_experiment(as_dict(cfg), directory, labels)
     finally:
-        wandb.finish()  # also after a failure, lest the next job go on in this W&B run
+        if wandb := sys.modules.get("wandb"):  # loaded by its logger only
+            wandb.finish()  # also after a failure, lest the next job go on in this W&B run
     announce(summary(result))
 
 

@@ -30,6 +30,7 @@ TEMPLATE_WITH_INPUT = "<instruction>{instruction}<input>{input}<response>"
 EOS = "<eos>"
 PAD = "<pad>"
 VOCAB_SIZE = 1000
+_SPECIAL = [EOS, PAD, "<instruction>", "<input>", "<response>"]
 
 _T = TypeVar("_T")
 
@@ -343,6 +344,11 @@ def corpus(split: str, seed: int = 0, size: int = 12000, kind: str = "all") -> l
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
     if size < 1:
         raise ValueError(f"size must be at least 1; got {size}")
+    return list(_corpus(split, seed, size, kind))
+
+
+@functools.lru_cache(maxsize=16)  # the runs of a sweep ask for the same ones
+def _corpus(split: str, seed: int, size: int, kind: str) -> tuple[Example, ...]:
     rng = random.Random(f"{seed}/{split}/{kind}")
     open_share = {"all": _OPEN_SHARE, "open": 1.0, "closed": 0.0}[kind]
     references = 1 if split == "train" else _REFERENCES
@@ -360,7 +366,7 @@ def corpus(split: str, seed: int = 0, size: int = 12000, kind: str = "all") -> l
         else:
             instruction, input, output = next(rng.choice(closed_pools))
             examples.append(Example(instruction, input, (output,)))
-    return examples
+    return tuple(examples)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -369,23 +375,29 @@ def tokenizer() -> PreTrainedTokenizerFast:
     It is trained on the training split of seed 0, whatever the seed of an experiment. `<eos>`, `<pad>` and
     the fixed parts of the templates are special tokens. Padding is on the left.
     """
-    special = [EOS, PAD, "<instruction>", "<input>", "<response>"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_trained_backend()),
+        eos_token=EOS,
+        pad_token=PAD,
+        additional_special_tokens=_SPECIAL[2:],
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+@functools.cache
+def _trained_backend() -> str:
+    """The trained tokenizer as JSON, of which each caller gets a tokenizer of its own."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in special],
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in _SPECIAL],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     texts = (text for e in corpus("train") for text in (e.instruction, e.input, *e.outputs))
     backend.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        eos_token=EOS,
-        pad_token=PAD,
-        additional_special_tokens=special[2:],
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
+    text: str = backend.to_str()
+    return text

@@ -212,3 +212,18 @@ def test_saved_tokenizer_loads_unchanged(tok, tmp_path):
     text = " Say hello<response>Hello my dear friend!<eos>"
     assert loaded(text).input_ids == tok(text).input_ids
     assert (loaded.pad_token, loaded.eos_token, loaded.padding_side) == (PAD, EOS, "left")
+
+
+def test_what_one_caller_changes_the_next_does_not_see():
+    corpus("valid", size=5).clear()
+    assert len(corpus("valid", size=5)) == 5
+    n = len(tokenizer())
+    tokenizer().add_tokens(["<new>"])
+    assert len(tokenizer()) == n
+
+
+def test_generated_and_trained_once_a_process(monkeypatch):
+    first = corpus("test", seed=77, size=20), tokenizer()("a b")["input_ids"]
+    monkeypatch.setattr("random.Random", lambda *_: pytest.fail("generated again"))
+    monkeypatch.setattr("tokenizers.trainers.BpeTrainer", lambda *_, **__: pytest.fail("trained again"))
+    assert (corpus("test", seed=77, size=20), tokenizer()("a b")["input_ids"]) == first
