@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 Stats = dict[str, Tensor]
 
-_BUFFER_BYTES = {"cpu": 96 * 2**20, "cuda": 256 * 2**20}
+_BUFFER_BYTES = {"cpu": 208 * 2**20, "cuda": 512 * 2**20}
 _CACHED_ELEMENTS = 2**18
 
 
