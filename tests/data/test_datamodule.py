@@ -61,7 +61,7 @@ ROWS = st.lists(st.integers(1, 30), min_size=1, max_size=20)
 
 def rows_of(lengths):
     """Rows that tell each other apart: the first token is the row's number."""
-    return [(torch.tensor([100 + i, *range(1, n)]), min(1, n - 1)) for i, n in enumerate(lengths)]
+    return [(torch.tensor([100 + i, *range(1, n)]), min(1, n - 1), i) for i, n in enumerate(lengths)]
 
 
 @given(ROWS, st.integers(1, 80))
@@ -72,9 +72,11 @@ def test_a_step_is_cut_at_the_token_budget_and_holds_every_row_once(lengths, bud
     for part in parts:
         n, longest = part["input_ids"].shape
         assert n == 1 or n * longest <= budget
-        for ids, kept in zip(part["input_ids"], part["attention_mask"].bool(), strict=True):
-            held.append(ids[kept].tolist())
-    assert sorted(held) == sorted(ids.tolist() for ids, _ in rows)
+        for ids, kept, row in zip(
+            part["input_ids"], part["attention_mask"].bool(), part["rows"].tolist(), strict=True
+        ):
+            held.append((row, ids[kept].tolist()))
+    assert sorted(held) == [(row, ids.tolist()) for ids, _, row in rows]
     # As few parts as there can be: no two neighbours would fit into one.
     for first, second in itertools.pairwise(parts):
         n, longest = len(first["input_ids"]) + 1, int(second["attention_mask"].sum(1).min())
