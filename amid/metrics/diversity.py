@@ -55,7 +55,7 @@ def self_bleu(
             raise ValueError(f"{argument} must be one of {', '.join(known)}, got {value!r}")
 
     tokenizer = _tokenizer(tokenize)
-    words = [tokenizer(text.rstrip()).split() for text in texts]
+    words = [tuple(tokenizer(text.rstrip()).split()) for text in texts]
     correct = [_shared_ngrams(words, order) for order in range(1, MAX_NGRAM_ORDER + 1)]
     lengths = sorted(map(len, words))
     scores = []
@@ -117,7 +117,7 @@ def _shared_ngrams(texts: Sequence[Sequence[str]], order: int) -> list[int]:
     loops in Python go over the repeated ones alone. N-grams are strings, since millions of tuples would
     occupy the garbage collector.
     """
-    ngrams = [list(map(" ".join, zip(*(words[i:] for i in range(order)), strict=False))) for words in texts]
+    ngrams = [tuple(map(" ".join, zip(*(words[i:] for i in range(order)), strict=False))) for words in texts]
     seen: set[str] = set()
     shared: set[str] = set()
     repeated: list[dict[str, int]] = []
