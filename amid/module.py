@@ -11,15 +11,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from amid.data.datamodule import MicroBatch, padding_share
-from amid.data.prompts import IGNORE
+from amid.data.datamodule import MicroBatch, counted_positions, padding_share
 from amid.errors import InputError
 from amid.generation import Sampling
-from amid.losses import CrossEntropy
-from amid.losses.objective import Loss
+from amid.losses import CrossEntropy, Loss
 from amid.metrics import rouge_l
 from amid.models import CountedStates
-from amid.teacher import CachedTeacher, LiveTeacher
+from amid.teacher import Teacher
 
 
 class DistillationModule(L.LightningModule):
@@ -56,7 +54,7 @@ class DistillationModule(L.LightningModule):
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: LiveTeacher | CachedTeacher | None,
+        teacher: Teacher | None,
         objective: Loss,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer, int], LRScheduler],
@@ -109,7 +107,7 @@ class DistillationModule(L.LightningModule):
         scheduler = self.lr_schedulers()
         assert not isinstance(optimizer, list)
         assert isinstance(scheduler, LRScheduler)
-        counted = sum(int((batch["labels"][:, 1:] != IGNORE).sum()) for batch in micro_batches)
+        counted = sum(int(counted_positions(batch).sum()) for batch in micro_batches)
         denominator = max(float(self._mean_over_devices(counted)), 1.0)
         logging = (self.trainer.global_step + 1) % self._log_every_n_steps == 0
         optimizer.zero_grad()
@@ -150,7 +148,7 @@ class DistillationModule(L.LightningModule):
             loss, stats = self._loss(batch, 1.0, return_stats=False, cross_entropy=True)
             self._valid_sums["loss"] += loss
             self._valid_sums["cross_entropy"] += stats["cross_entropy"]
-            self._valid_sums["tokens"] += (batch["labels"][:, 1:] != IGNORE).sum()
+            self._valid_sums["tokens"] += counted_positions(batch).sum()
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation losses, and ROUGE-L of the student's answers."""
@@ -191,8 +189,7 @@ class DistillationModule(L.LightningModule):
         self, batch: MicroBatch, denominator: float, return_stats: bool, cross_entropy: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective over the counted tokens of a micro-batch, divided by `denominator`, and sums."""
-        positions = torch.zeros_like(batch["labels"], dtype=torch.bool)
-        positions[:, :-1] = batch["labels"][:, 1:] != IGNORE
+        positions = counted_positions(batch)
         inputs = (batch["input_ids"], batch["attention_mask"], positions)
         labels = batch["labels"][:, 1:][positions[:, :-1]]
         head, teacher = self._states.head, self.teacher if self.objective.needs_teacher else None

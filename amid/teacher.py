@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from amid.data.datamodule import MicroBatch, Tokens, collate
-from amid.data.prompts import IGNORE
+from amid.data.datamodule import MicroBatch, Tokens, collate, counted_positions
 from amid.errors import InputError
 from amid.losses import Head
 from amid.models import CountedStates, ModelSource, output_rows
@@ -185,9 +184,9 @@ class TeacherCache:
         teacher.to(fabric.device)
         with fabric.autocast(), torch.inference_mode():
             first = self.sets[0]
-            probe = teacher.hidden(
-                *_batch(first, [min(range(len(first)), key=first.lengths.__getitem__)], fabric)
-            )
+            shortest = min(range(len(first)), key=first.lengths.__getitem__)
+            (batch,) = collate([first[shortest]], pad_token_id=0)
+            probe = _states(teacher, batch, fabric)
         width, dtype = probe.shape[1], probe.dtype
         positions, total = 0, 0
         for tokens, part in zip(self.sets, self._parts, strict=True):
@@ -208,11 +207,11 @@ class TeacherCache:
             for tokens, part in zip(self.sets, self._parts, strict=True):
 
                 def states_of(rows: Sequence[int], tokens: Tokens = tokens) -> Iterator[Tensor]:
-                    lengths = tokens.lengths
-                    for batch in _budgeted(rows, lengths, tokens_per_forward):
+                    chosen = [tokens[row] for row in rows]  # of ascending length, as `collate` keeps them
+                    for batch in collate(chosen, pad_token_id=0, tokens_per_batch=tokens_per_forward):
                         with fabric.autocast(), torch.inference_mode():
-                            states = teacher.hidden(*_batch(tokens, batch, fabric))
-                        progress.advance(sum(lengths[row] for row in batch))
+                            states = _states(teacher, batch, fabric)
+                        progress.advance(int(batch["attention_mask"].sum()))
                         yield states
 
                 part.write(width, dtype, states_of)
@@ -324,30 +323,10 @@ class TeacherSupply:
             return found
 
 
-def counted_positions(batch: MicroBatch) -> Tensor:
-    """Where [rows, length] a counted token, of a response or its EOS, is predicted."""
-    positions = torch.zeros_like(batch["labels"], dtype=torch.bool)
-    positions[:, :-1] = batch["labels"][:, 1:] != IGNORE
-    return positions
-
-
-def _batch(tokens: Tokens, rows: Sequence[int], fabric: L.Fabric) -> tuple[MicroBatch, Tensor]:
-    """The micro-batch of these rows, of ascending length, and its counted positions."""
-    (batch,) = collate([tokens[row] for row in rows], pad_token_id=0, micro_batch_size=None)
+def _states(teacher: LiveTeacher, batch: MicroBatch, fabric: L.Fabric) -> Tensor:
+    """The states at the counted positions of a batch."""
     batch = {name: value.to(fabric.device) for name, value in batch.items()}
-    return batch, counted_positions(batch)
-
-
-def _budgeted(rows: Sequence[int], lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Batches of rows of ascending length, of at most `budget` tokens with padding, or of one row."""
-    batch: list[int] = []
-    for row in rows:
-        if batch and (len(batch) + 1) * lengths[row] > budget:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
+    return teacher.hidden(batch, counted_positions(batch))
 
 
 def _gb(size: float) -> str:

@@ -137,6 +137,13 @@ def collate(
     return [_pad(part, pad_token_id) for part in parts]
 
 
+def counted_positions(batch: MicroBatch) -> Tensor:
+    """Where [rows, length] a counted token, of a response or its EOS, is predicted."""
+    positions = torch.zeros_like(batch["labels"], dtype=torch.bool)
+    positions[:, :-1] = batch["labels"][:, 1:] != IGNORE
+    return positions
+
+
 def padding_share(micro_batches: Sequence[MicroBatch]) -> float:
     """The share of padding among the tokens that go through the models, from 0 to 1."""
     tokens = sum(int(batch["attention_mask"].sum()) for batch in micro_batches)

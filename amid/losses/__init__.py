@@ -6,6 +6,7 @@ dimension is the vocabulary; an objective is a divergence between two of p (teac
 """
 
 from amid.losses.assistant import AlphaMixture
+from amid.losses.cross_entropy import CrossEntropy
 from amid.losses.divergence import (
     KL,
     AlphaBeta,
@@ -15,8 +16,9 @@ from amid.losses.divergence import (
     ReverseKL,
     TotalVariation,
 )
-from amid.losses.fused import FusedInputs, Head
-from amid.losses.objective import CrossEntropy, Loss, Objective, WeightedSum
+from amid.losses.fused import FusedInputs, Head, Loss
+from amid.losses.objective import Objective
+from amid.losses.weighted_sum import WeightedSum
 
 __all__ = [
     "KL",

@@ -33,6 +33,21 @@ def log_normalise(x: Tensor) -> Tensor:
     return x - torch.logsumexp(x, -1, keepdim=True)
 
 
+def softmaxes(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities, as exact as those of `log_normalise`, and probabilities: one exponential a logit."""
+    log_x = logits - logits.amax(-1, keepdim=True)
+    x = log_x.exp()
+    total = x.sum(-1, keepdim=True)
+    x.div_(total)
+    return log_x.sub_(total.log_()), x
+
+
+def entropy(log_x: Tensor) -> Tensor:
+    """The entropies in nats, summed over all positions."""
+    total: Tensor = torch.special.entr(log_x.exp()).sum()
+    return total
+
+
 def both_zero(log_a: Tensor, log_b: Tensor) -> Tensor:
     """Where neither distribution has the token: log a - log b is NaN there and must not be used."""
     return (log_a == -math.inf) & (log_b == -math.inf)

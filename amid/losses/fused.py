@@ -5,19 +5,24 @@ gradients of hidden states and head, two matrix products, before the next chunk 
 pass makes the gradients together with the value, and the backward pass hands them out.
 """
 
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol, Required, TypedDict, Unpack
+from typing import Any, Literal, Required, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from amid.losses.counted import check_denominator, check_leading_shape, given, select
+
 Stats = dict[str, Tensor]
 
 _BUFFER_BYTES = {"cpu": 208 * 2**20, "cuda": 512 * 2**20}
+"""What the logits of a chunk take at most, teacher and student together."""
+
 _CACHED_ELEMENTS = 2**18
+"""Logits that a CPU does the arithmetic on at once: few enough that what it writes stays in the cache."""
 
 
 class FusedInputs(TypedDict, total=False):
@@ -34,7 +39,7 @@ class FusedInputs(TypedDict, total=False):
     student_softcap: float | None
     """c; None for no tanh."""
     teacher_hidden: Tensor
-    """The same of the teacher, [..., D']; its dtype and width may differ. Needed unless no term needs it."""
+    """The same of the teacher, [..., D']; its dtype and width may differ. Unused where none is needed."""
     teacher_weight: Tensor
     teacher_bias: Tensor | None
     teacher_scale: float
@@ -89,7 +94,6 @@ class Head:
 
     def shaped(self, products: Tensor) -> Tensor:
         """Logits from h Wᵀ + b."""
-        """Logits from h Wᵀ + b."""
         logits = products if self.scale == 1 else products * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
@@ -100,17 +104,31 @@ class Head:
         return gradient if self.scale == 1 else gradient * self.scale
 
 
-class Term(Protocol):
-    """What a fused loss asks of an objective."""
+class Loss(ABC):
+    """A loss over the counted tokens, called on logits, or on hidden states and heads with `fused`.
+
+    Calls take their inputs by keyword and return a scalar, or with `return_stats=True` a scalar and a
+    dictionary of detached sums over the counted positions.
+    """
+
+    uses_fused: bool
+    """Whether a training loop that has hidden states and heads is to call `fused`."""
 
     @property
+    @abstractmethod
     def needs_teacher(self) -> bool:
-        """Whether `value_and_gradient` needs `teacher_logits`."""
+        """Whether `teacher_logits`, or the teacher's hidden states and head, must be given."""
 
     @property
+    @abstractmethod
     def needs_labels(self) -> bool:
-        """Whether `value_and_gradient` needs `labels`."""
+        """Whether `labels` must be given."""
 
+    @abstractmethod
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
+        """Loss, or loss and stats with `return_stats=True`, from logits."""
+
+    @abstractmethod
     def value_and_gradient(
         self,
         student_logits: Tensor,
@@ -121,22 +139,58 @@ class Term(Protocol):
     ) -> tuple[Tensor, Tensor | None, Stats]:
         """The sum over all positions [N], its gradient for `student_logits` [N, V], and sums to be logged.
 
-        Logits are float32 or better and must not be written to.
+        What `fused` is made of. Logits are float32 or better and must not be written to.
         """
 
+    @abstractmethod
+    def check(self) -> None:
+        """Raises a ValueError where the settings, which may have changed, do not fit together."""
 
-def fused_loss(term: Term, with_stats: bool, **inputs: Unpack[FusedInputs]) -> tuple[Tensor, Stats]:
-    """The term's mean over the counted positions, and its stats.
+    @overload
+    def fused(self, *, return_stats: Literal[False] = False, **inputs: Unpack[FusedInputs]) -> Tensor: ...
+    @overload
+    def fused(
+        self, *, return_stats: Literal[True], **inputs: Unpack[FusedInputs]
+    ) -> tuple[Tensor, Stats]: ...
+    def fused(
+        self, *, return_stats: bool = False, **inputs: Unpack[FusedInputs]
+    ) -> Tensor | tuple[Tensor, Stats]:
+        """The loss from hidden states and heads, its gradients made chunk by chunk of tokens.
 
-    Under autocast the matrix products are taken in its dtype, otherwise in that of the hidden states; the
-    arithmetic between them, and the sum of the chunks' gradients for weight and bias, in float32 (float64
-    where the products are).
+        Equal to
 
-    Raises:
-        TypeError: for an unknown input.
-        ValueError: if an input that a term needs is missing, shapes do not match, or `mask`, `denominator`
-            or `chunk_tokens` are out of range.
-    """
+            loss(student_logits=student_hidden @ student_weight.T + student_bias,
+                 teacher_logits=teacher_hidden @ teacher_weight.T + teacher_bias,
+                 labels=labels, mask=mask, denominator=denominator, return_stats=return_stats)
+
+        with what the loss needs of these, but no logits outlive their chunk of tokens. The gradients for
+        `student_hidden`, `student_weight` and `student_bias` are made at once, in closed form; what has no
+        closed form (a divergence or assistant of your own that is a plain function) and positions with
+        infinite logits are differentiated by autograd within the chunk. The loss can be differentiated
+        once, and not twice in a row (no `create_graph`).
+
+        Under autocast the matrix products are taken in its dtype, otherwise in that of the hidden states;
+        the arithmetic between them, and the sum of the chunks' gradients for weight and bias, in float32
+        (float64 where the products are).
+
+        Args:
+            return_stats: also return the sums that the call on logits returns.
+            inputs: see `FusedInputs`.
+
+        Returns:
+            A scalar, float32 or better: 0 with zero gradients if no position counts.
+
+        Raises:
+            TypeError: for an unknown input.
+            ValueError: as the call on logits; if a weight or bias does not fit the hidden states, or
+                `chunk_tokens` is below 1.
+        """
+        self.check()
+        loss, stats = _fused(self, return_stats, **inputs)
+        return (loss, stats) if return_stats else loss
+
+
+def _fused(objective: Loss, with_stats: bool, **inputs: Unpack[FusedInputs]) -> tuple[Tensor, Stats]:
     unknown = inputs.keys() - FusedInputs.__annotations__.keys()
     if unknown:
         known = ", ".join(FusedInputs.__annotations__)
@@ -148,11 +202,11 @@ def fused_loss(term: Term, with_stats: bool, **inputs: Unpack[FusedInputs]) -> t
     hidden = inputs["student_hidden"]
     leading = hidden.shape[:-1]
     teacher, labels = None, None
-    if term.needs_teacher:
+    if objective.needs_teacher:
         teacher_hidden = given("teacher_hidden", inputs.get("teacher_hidden"))
         check_leading_shape("teacher_hidden", teacher_hidden.shape[:-1], leading)
         teacher = _Products(select(mask, teacher_hidden.detach()), _head("teacher", inputs))
-    if term.needs_labels:
+    if objective.needs_labels:
         labels = given("labels", inputs.get("labels"))
         check_leading_shape("labels", labels.shape, leading)
         labels = select(mask, labels.unsqueeze(-1)).squeeze(-1)
@@ -160,7 +214,7 @@ def fused_loss(term: Term, with_stats: bool, **inputs: Unpack[FusedInputs]) -> t
     head = _head("student", inputs)
     wanted = [x is not None and x.requires_grad for x in (hidden, head.weight, head.bias)]
     work = _Work(
-        term=term,
+        objective=objective,
         student=_Products(hidden, head),
         teacher=teacher,
         labels=labels,
@@ -169,47 +223,8 @@ def fused_loss(term: Term, with_stats: bool, **inputs: Unpack[FusedInputs]) -> t
         with_stats=with_stats,
         with_gradient=torch.is_grad_enabled() and any(wanted),
     )
-    loss: Tensor = _Fused.apply(hidden, head.weight, head.bias, work)
+    loss: Tensor = _FusedFunction.apply(hidden, head.weight, head.bias, work)
     return loss, work.stats
-
-
-def given(name: str, value: Tensor | None) -> Tensor:
-    """`value`, or a ValueError where it is None."""
-    if value is None:
-        raise ValueError(f"{name}=None but the loss needs it; pass {name}")
-    return value
-
-
-def check_leading_shape(name: str, shape: torch.Size, leading: torch.Size) -> None:
-    """Raises a ValueError unless `shape` is the leading shape of what the student gives."""
-    if shape != leading:
-        raise ValueError(
-            f"{name} must have the leading shape of the student's, {tuple(leading)}, got {tuple(shape)}; "
-            f"align both on the same positions"
-        )
-
-
-def check_denominator(denominator: float | Tensor | None, n_counted: int) -> float:
-    """What the sum is divided by: the number of counted positions unless given."""
-    if denominator is None:
-        return float(max(n_counted, 1))
-    value = float(denominator)
-    if not 0 < value < math.inf:
-        raise ValueError(
-            f"denominator must be a positive number, got denominator={denominator!r}; give the counted "
-            f"tokens of the step, and 1 where there are none"
-        )
-    return value
-
-
-def select(mask: Tensor | None, x: Tensor) -> Tensor:
-    """The counted positions of `x` [..., n], as [N, n], taken out before any arithmetic."""
-    if mask is None:
-        return x.reshape(-1, x.shape[-1])
-    if mask.dtype != torch.bool:
-        raise ValueError(f"mask must be boolean, got dtype {mask.dtype}; pass mask.bool()")
-    check_leading_shape("mask", mask.shape, x.shape[:-1])
-    return x[mask]
 
 
 def _head(role: str, inputs: Mapping[str, Any]) -> Head:
@@ -255,7 +270,7 @@ class _Products:
 class _Work:
     """What a fused loss needs beside the tensors that it is differentiated for."""
 
-    term: Term
+    objective: Loss
     student: _Products
     teacher: _Products | None
     labels: Tensor | None
@@ -272,7 +287,7 @@ class _Work:
 
     def chunk_size(self) -> int:
         """Positions of a chunk: a multiple of 64 as far as there are as many."""
-        n = len(self.student.hidden)
+        n = max(len(self.student.hidden), 1)
         if self.chunk_tokens is not None:
             return min(self.chunk_tokens, n)
         sides = [side for side in (self.student, self.teacher) if side is not None]
@@ -292,7 +307,7 @@ class _Work:
             if self.teacher is not None and teacher_products is not None:
                 precise = torch.promote_types(self.teacher.dtype, torch.float32)
                 teacher_logits = self.teacher.head.shaped(teacher_products[block].to(precise))
-            value, gradient, stats = self.term.value_and_gradient(
+            value, gradient, stats = self.objective.value_and_gradient(
                 logits,
                 teacher_logits,
                 None if labels is None else labels[block],
@@ -307,7 +322,7 @@ class _Work:
         return total
 
 
-class _Fused(torch.autograd.Function):
+class _FusedFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: _Work) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
@@ -336,7 +351,7 @@ class _Fused(torch.autograd.Function):
 def _value_and_gradients(work: _Work, wanted: Sequence[bool]) -> tuple[Tensor, *tuple[Tensor | None, ...]]:
     """The loss, and its gradients for hidden states, weight and bias as far as they are wanted."""
     student, teacher = work.student, work.teacher
-    n, scale, size = len(student.hidden), 1 / work.denominator, max(work.chunk_size(), 1)
+    n, scale, size = len(student.hidden), 1 / work.denominator, work.chunk_size()
     grad_hidden, grad_weight, grad_bias = (
         torch.zeros_like(x, dtype=dtype) if want and work.with_gradient and x is not None else None
         for want, x, dtype in zip(

@@ -1,176 +1,24 @@
-"""Objectives: from logits to a scalar loss over the counted tokens.
+"""Distillation objectives: a divergence between two of teacher, student and assistant.
 
-An objective states what it needs in `needs_teacher` and `needs_labels`, takes its inputs by keyword
-and returns the mean over the counted tokens, or the sum divided by `denominator`. Positions that
-`mask` leaves out are dropped before any
-arithmetic: whatever they hold, they influence neither value nor gradient.
+Positions that `mask` leaves out are dropped before any arithmetic: whatever they hold, they influence
+neither value nor gradient.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, Protocol, Unpack, overload
+from collections.abc import Callable
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from amid.losses.assistant import AlphaMixture, finite_number, float32_or_better, log_normalise
+from amid.losses.assistant import AlphaMixture, entropy, float32_or_better, log_normalise, softmaxes
+from amid.losses.counted import check_leading_shape, given, mean, select
 from amid.losses.divergence import KL, Divergence, Pair
-from amid.losses.fused import (
-    FusedInputs,
-    Stats,
-    check_denominator,
-    check_leading_shape,
-    fused_loss,
-    given,
-    select,
-)
+from amid.losses.fused import Loss, Stats
 
 _ORDERS = ("pq", "qp", "pr", "rp", "qr", "rq")
 
 
-class Loss(Protocol):
-    """What `WeightedSum` and a training loop ask of an objective."""
-
-    @property
-    def uses_fused(self) -> bool:
-        """Whether a training loop that has hidden states and heads is to call `fused`."""
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether `teacher_logits` must be given."""
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether `labels` must be given."""
-
-    def __call__(self, *args: Any, **inputs: Any) -> Any:
-        """Loss, or loss and stats with `return_stats=True`."""
-
-    def fused(self, **inputs: Any) -> Any:
-        """The same from hidden states and heads."""
-
-    def value_and_gradient(
-        self,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None,
-        labels: Tensor | None,
-        with_gradient: bool,
-        with_stats: bool,
-    ) -> tuple[Tensor, Tensor | None, Stats]:
-        """What `fused` is made of: see `amid.losses.fused.Term`."""
-
-
-class CrossEntropy:
-    """Cross-entropy on the data's labels, -log q(label): supervised fine-tuning.
-
-    Args:
-        fused: whether training goes through `fused`, where the model's head can be split off.
-    """
-
-    needs_teacher: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = True
-
-    def __init__(self, fused: bool = True) -> None:
-        self.uses_fused = fused
-
-    def __repr__(self) -> str:
-        return "CrossEntropy()"
-
-    @overload
-    def __call__(
-        self,
-        *,
-        student_logits: Tensor,
-        labels: Tensor,
-        mask: Tensor | None = None,
-        denominator: float | Tensor | None = None,
-        return_stats: Literal[False] = False,
-    ) -> Tensor: ...
-    @overload
-    def __call__(
-        self,
-        *,
-        student_logits: Tensor,
-        labels: Tensor,
-        mask: Tensor | None = None,
-        denominator: float | Tensor | None = None,
-        return_stats: Literal[True],
-    ) -> tuple[Tensor, Stats]: ...
-    def __call__(
-        self,
-        *,
-        student_logits: Tensor,
-        labels: Tensor,
-        mask: Tensor | None = None,
-        denominator: float | Tensor | None = None,
-        return_stats: bool = False,
-    ) -> Tensor | tuple[Tensor, Stats]:
-        """Mean cross-entropy over the counted tokens.
-
-        Args:
-            student_logits: [..., V], any floating dtype; the softmax is taken in float32 or better.
-            labels: [...], integers: the token that the logits at the same position predict (already
-                shifted). What stands at positions that do not count, such as -100, is never read.
-            mask: [...], boolean, true where a position counts; None counts all.
-            denominator: divide the sum by this in place of the number of counted positions.
-            return_stats: also return detached sums over the counted positions: "entropy_q".
-
-        Returns:
-            A scalar: 0 with a zero gradient if no position counts.
-
-        Raises:
-            ValueError: if shapes do not match, `mask` is not boolean, a counted label is outside [0,
-                V), or `denominator` is not positive.
-        """
-        check_leading_shape("labels", labels.shape, student_logits.shape[:-1])
-        logits_q, counted = select(mask, student_logits), select(mask, labels.unsqueeze(-1))
-        _check_labels(counted, logits_q.shape[-1])
-        log_q = log_normalise(logits_q.to(torch.promote_types(logits_q.dtype, torch.float32)))
-        loss = _mean(-log_q.gather(-1, counted.long()).squeeze(-1), denominator)
-        if return_stats:
-            return loss, {"entropy_q": _entropy(log_q.detach())}
-        return loss
-
-    @overload
-    def fused(self, *, return_stats: Literal[False] = False, **inputs: Unpack[FusedInputs]) -> Tensor: ...
-    @overload
-    def fused(
-        self, *, return_stats: Literal[True], **inputs: Unpack[FusedInputs]
-    ) -> tuple[Tensor, Stats]: ...
-    def fused(
-        self, *, return_stats: bool = False, **inputs: Unpack[FusedInputs]
-    ) -> Tensor | tuple[Tensor, Stats]:
-        """The same from hidden states and head, see `Objective.fused`; `labels` are needed, no teacher is."""
-        loss, stats = fused_loss(self, return_stats, **inputs)
-        return (loss, stats) if return_stats else loss
-
-    def value_and_gradient(
-        self,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None,
-        labels: Tensor | None,
-        with_gradient: bool,
-        with_stats: bool,
-    ) -> tuple[Tensor, Tensor | None, Stats]:
-        """As `amid.losses.fused.Term` says: the gradient is q, less 1 at the label."""
-        index = given("labels", labels).unsqueeze(-1)
-        _check_labels(index, student_logits.shape[-1])
-        log_q, q = _softmax(student_logits)
-        value = -log_q.gather(-1, index.long()).sum()
-        stats = {"entropy_q": _entropy(log_q)} if with_stats else {}
-        if with_gradient:
-            q.scatter_add_(-1, index.long(), -torch.ones_like(index, dtype=q.dtype))
-        return value, q if with_gradient else None, stats
-
-
-def _check_labels(labels: Tensor, n_vocab: int) -> None:
-    if bool(((labels < 0) | (labels >= n_vocab)).any()):
-        raise ValueError(
-            f"labels at counted positions must lie in [0, {n_vocab}), got values from "
-            f"{int(labels.min())} to {int(labels.max())}; set mask to False where none applies"
-        )
-
-
-class Objective:
+class Objective(Loss):
     """A divergence between two of teacher, student and assistant, averaged over the counted tokens.
 
     With the order "pr" it is AMiD's objective D(p ‖ r) (arXiv 2510.15982); without an assistant, the
@@ -195,8 +43,8 @@ class Objective:
             The call raises the same where `assistant` was changed since.
     """
 
-    needs_teacher: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
+    needs_teacher = True
+    needs_labels = False
 
     def __init__(
         self,
@@ -211,7 +59,7 @@ class Objective:
         self.assistant = assistant
         self.order = order if order is not None else "pq" if assistant is None else "pr"
         self.shared_vocab = shared_vocab
-        self._check()
+        self.check()
 
     def __repr__(self) -> str:
         return (
@@ -270,11 +118,11 @@ class Objective:
                 not boolean, `denominator` is not positive, or the assistant's settings leave no
                 gradient (see the class).
         """
-        self._check()
+        self.check()
         check_leading_shape("teacher_logits", teacher_logits.shape[:-1], student_logits.shape[:-1])
         student_logits, teacher_logits = self._cut(student_logits, teacher_logits.detach())
         per_token, log_probs = self._by_autograd(select(mask, student_logits), select(mask, teacher_logits))
-        loss = _mean(per_token, denominator)
+        loss = mean(per_token, denominator)
         if return_stats:
             return loss, self._stats({name: x.detach() for name, x in log_probs.items()})
         return loss
@@ -288,44 +136,6 @@ class Objective:
             log_probs["r"] = self.assistant(log_p, log_q)
         return self.divergence(log_probs[self.order[0]], log_probs[self.order[1]]), log_probs
 
-    @overload
-    def fused(self, *, return_stats: Literal[False] = False, **inputs: Unpack[FusedInputs]) -> Tensor: ...
-    @overload
-    def fused(
-        self, *, return_stats: Literal[True], **inputs: Unpack[FusedInputs]
-    ) -> tuple[Tensor, Stats]: ...
-    def fused(
-        self, *, return_stats: bool = False, **inputs: Unpack[FusedInputs]
-    ) -> Tensor | tuple[Tensor, Stats]:
-        """The loss from hidden states and heads, its gradients made chunk by chunk of tokens.
-
-        Equal to
-
-            objective(student_logits=student_hidden @ student_weight.T + student_bias,
-                      teacher_logits=teacher_hidden @ teacher_weight.T + teacher_bias,
-                      mask=mask, denominator=denominator, return_stats=return_stats)
-
-        but no logits outlive their chunk of tokens. The gradients for `student_hidden`, `student_weight` and
-        `student_bias` are made at once, in closed form; what has no closed form (a divergence or assistant
-        of your own that is a plain function) and positions with infinite logits are differentiated by
-        autograd within the chunk. The loss can be differentiated once, and not twice in a row (no
-        `create_graph`).
-
-        Args:
-            return_stats: also return the sums that `__call__` returns.
-            inputs: see `amid.losses.FusedInputs`.
-
-        Returns:
-            A scalar, float32 or better: 0 with zero gradients if no position counts.
-
-        Raises:
-            TypeError: for an unknown input.
-            ValueError: as `__call__`, and if a weight or bias does not fit the hidden states.
-        """
-        self._check()
-        loss, stats = fused_loss(self, return_stats, **inputs)
-        return (loss, stats) if return_stats else loss
-
     def value_and_gradient(
         self,
         student_logits: Tensor,
@@ -334,7 +144,7 @@ class Objective:
         with_gradient: bool,
         with_stats: bool,
     ) -> tuple[Tensor, Tensor | None, Stats]:
-        """As `amid.losses.fused.Term` says.
+        """As `Loss` says.
 
         With g_a, g_b the partials of D and w the assistant's gradient weight,
 
@@ -373,8 +183,8 @@ class Objective:
                 return None
             if assistant.lam in (0, 1):
                 order = order.replace("r", "p" if assistant.lam == 1 else "q")
-        log_p, p = _softmax(logits_p)
-        log_q, q = _softmax(logits_q)
+        log_p, p = softmaxes(logits_p)
+        log_q, q = softmaxes(logits_q)
         logs, probs = {"p": log_p, "q": log_q}, {"p": p, "q": q}
         weight: Tensor | float = 0.0
         if "r" in order:
@@ -408,7 +218,7 @@ class Objective:
         return total, gradient, self._stats(logs) if with_stats else {}
 
     def _stats(self, log_probs: dict[str, Tensor]) -> Stats:
-        stats = {f"entropy_{name}": _entropy(log_probs[name]) for name in sorted(log_probs)}
+        stats = {f"entropy_{name}": entropy(log_probs[name]) for name in sorted(log_probs)}
         log_p, log_q = log_probs["p"], log_probs["q"]
         if isinstance(self.assistant, AlphaMixture):
             stats["gradient_weight"] = (log_q.exp() * self.assistant.gradient_weight(log_p, log_q)).sum()
@@ -431,7 +241,8 @@ class Objective:
             )
         return student_logits[..., :n], teacher_logits[..., :n]
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """As `Loss` says: the order, what it needs, and that there is a gradient."""
         order, assistant = self.order, self.assistant
         if order not in _ORDERS:
             raise ValueError(
@@ -469,164 +280,3 @@ class Objective:
                 f"shared_vocab must be a positive integer or None, got shared_vocab={n!r}; "
                 f"give the number of tokens that both models share"
             )
-
-
-class WeightedSum:
-    """Σ weight · objective, an objective too; for example distillation plus a language-model loss.
-
-    Args:
-        terms: pairs of a finite weight and an objective, at least one. Each objective is given only
-            what it needs.
-        fused: whether training goes through `fused`, where the models' heads can be split off.
-
-    Raises:
-        ValueError: if there is no term or a weight is not a finite number.
-    """
-
-    def __init__(self, terms: Sequence[tuple[float, Loss]], fused: bool = True) -> None:
-        self.uses_fused = fused
-        if len(terms) == 0:
-            raise ValueError("terms must hold at least one pair (weight, objective), got terms=[]; add one")
-        remedy = "choose any real number, such as 1.0"
-        self.terms = [
-            (finite_number(f"weight {i}", weight, remedy), term) for i, (weight, term) in enumerate(terms)
-        ]
-
-    def __repr__(self) -> str:
-        return f"WeightedSum({self.terms!r})"
-
-    @overload
-    def fused(self, *, return_stats: Literal[False] = False, **inputs: Unpack[FusedInputs]) -> Tensor: ...
-    @overload
-    def fused(
-        self, *, return_stats: Literal[True], **inputs: Unpack[FusedInputs]
-    ) -> tuple[Tensor, Stats]: ...
-    def fused(
-        self, *, return_stats: bool = False, **inputs: Unpack[FusedInputs]
-    ) -> Tensor | tuple[Tensor, Stats]:
-        """The same from hidden states and heads, see `Objective.fused`; the terms share the products."""
-        loss, stats = fused_loss(self, return_stats, **inputs)
-        return (loss, stats) if return_stats else loss
-
-    def value_and_gradient(
-        self,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None,
-        labels: Tensor | None,
-        with_gradient: bool,
-        with_stats: bool,
-    ) -> tuple[Tensor, Tensor | None, Stats]:
-        """As `amid.losses.fused.Term` says: the terms' values and gradients, weighted and summed."""
-        total = student_logits.new_zeros(())
-        gradient = torch.zeros_like(student_logits) if with_gradient else None
-        stats: Stats = {}
-        for weight, term in self.terms:
-            value, of_term, term_stats = term.value_and_gradient(
-                student_logits,
-                teacher_logits if term.needs_teacher else None,
-                labels if term.needs_labels else None,
-                with_gradient,
-                with_stats,
-            )
-            total += weight * value
-            if gradient is not None and of_term is not None:
-                gradient.add_(of_term, alpha=weight)
-            stats = term_stats | stats
-        return total, gradient, stats
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether some term needs `teacher_logits`."""
-        return any(term.needs_teacher for _, term in self.terms)
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether some term needs `labels`."""
-        return any(term.needs_labels for _, term in self.terms)
-
-    @overload
-    def __call__(
-        self,
-        *,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None = None,
-        labels: Tensor | None = None,
-        mask: Tensor | None = None,
-        denominator: float | Tensor | None = None,
-        return_stats: Literal[False] = False,
-    ) -> Tensor: ...
-    @overload
-    def __call__(
-        self,
-        *,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None = None,
-        labels: Tensor | None = None,
-        mask: Tensor | None = None,
-        denominator: float | Tensor | None = None,
-        return_stats: Literal[True],
-    ) -> tuple[Tensor, Stats]: ...
-    def __call__(
-        self,
-        *,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None = None,
-        labels: Tensor | None = None,
-        mask: Tensor | None = None,
-        denominator: float | Tensor | None = None,
-        return_stats: bool = False,
-    ) -> Tensor | tuple[Tensor, Stats]:
-        """Weighted sum of the terms' losses.
-
-        Args:
-            student_logits: [..., V], as in each term.
-            teacher_logits: [..., V]; may be None if no term needs it.
-            labels: [...], integers; may be None if no term needs it.
-            mask: [...], boolean, true where a position counts; None counts all.
-            denominator: divide the sums by this in place of the number of counted positions.
-            return_stats: also return the terms' stats, merged; where several give one of the same
-                name, the first.
-
-        Returns:
-            A scalar.
-
-        Raises:
-            ValueError: if an input that a term needs is missing, or a term refuses its inputs.
-        """
-        values: list[Tensor] = []
-        stats: Stats = {}
-        for weight, term in self.terms:
-            inputs: dict[str, Any] = {
-                "student_logits": student_logits,
-                "mask": mask,
-                "denominator": denominator,
-            }
-            if term.needs_teacher:
-                inputs["teacher_logits"] = given("teacher_logits", teacher_logits)
-            if term.needs_labels:
-                inputs["labels"] = given("labels", labels)
-            value = term(**inputs, return_stats=return_stats)
-            if return_stats:
-                value, term_stats = value
-                stats = term_stats | stats
-            values.append(weight * value)
-        loss = torch.stack(values).sum()
-        return (loss, stats) if return_stats else loss
-
-
-def _mean(per_token: Tensor, denominator: float | Tensor | None) -> Tensor:
-    return per_token.sum() / check_denominator(denominator, per_token.numel())
-
-
-def _entropy(log_x: Tensor) -> Tensor:
-    entropy: Tensor = torch.special.entr(log_x.exp()).sum()
-    return entropy
-
-
-def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and probabilities."""
-    log_x = logits - logits.amax(-1, keepdim=True)
-    x = log_x.exp()
-    total = x.sum(-1, keepdim=True)
-    x.div_(total)
-    return log_x.sub_(total.log_()), x

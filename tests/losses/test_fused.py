@@ -18,12 +18,12 @@ from amid.losses import (
     Divergence,
     Head,
     JensenShannon,
+    Loss,
     Objective,
     ReverseKL,
     TotalVariation,
     WeightedSum,
 )
-from amid.losses.objective import Loss
 
 DIVERGENCES: list[Divergence] = [
     KL(),
@@ -368,6 +368,14 @@ def test_no_gradient_where_none_is_asked_for_and_none_twice() -> None:
     value.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="hands its gradients out once"):
         value.backward()
+
+
+def test_a_setting_changed_in_between_is_refused_in_a_sum_too() -> None:
+    assistant = AlphaMixture(-5, 0.1)
+    loss = WeightedSum([(1.0, Objective(KL(), assistant))])
+    assistant.lam = 1
+    with pytest.raises(ValueError, match="lam=1 has no gradient"):
+        loss.fused(**inputs())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,50 @@
+"""The counted positions of a loss: what may stand there, and the mean over them."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def given(name: str, value: Tensor | None) -> Tensor:
+    """`value`, or a ValueError where it is None."""
+    if value is None:
+        raise ValueError(f"{name}=None but the loss needs it; pass {name}")
+    return value
+
+
+def check_leading_shape(name: str, shape: torch.Size, leading: torch.Size) -> None:
+    """Raises a ValueError unless `shape` is the leading shape of what the student gives."""
+    if shape != leading:
+        raise ValueError(
+            f"{name} must have the leading shape of the student's, {tuple(leading)}, got {tuple(shape)}; "
+            f"align both on the same positions"
+        )
+
+
+def check_denominator(denominator: float | Tensor | None, n_counted: int) -> float:
+    """What the sum is divided by: the number of counted positions unless given."""
+    if denominator is None:
+        return float(max(n_counted, 1))
+    value = float(denominator)
+    if not 0 < value < math.inf:
+        raise ValueError(
+            f"denominator must be a positive number, got denominator={denominator!r}; give the counted "
+            f"tokens of the step, and 1 where there are none"
+        )
+    return value
+
+
+def select(mask: Tensor | None, x: Tensor) -> Tensor:
+    """The counted positions of `x` [..., n], as [N, n], taken out before any arithmetic."""
+    if mask is None:
+        return x.reshape(-1, x.shape[-1])
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be boolean, got dtype {mask.dtype}; pass mask.bool()")
+    check_leading_shape("mask", mask.shape, x.shape[:-1])
+    return x[mask]
+
+
+def mean(per_token: Tensor, denominator: float | Tensor | None) -> Tensor:
+    """The sum over the counted positions [N], divided by `denominator`."""
+    return per_token.sum() / check_denominator(denominator, per_token.numel())

@@ -1,0 +1,111 @@
+"""Cross-entropy on the data's labels."""
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from amid.losses.assistant import entropy, log_normalise, softmaxes
+from amid.losses.counted import check_leading_shape, given, mean, select
+from amid.losses.fused import Loss, Stats
+
+
+class CrossEntropy(Loss):
+    """Cross-entropy on the data's labels, -log q(label): supervised fine-tuning.
+
+    Args:
+        fused: whether training goes through `fused`, where the model's head can be split off.
+    """
+
+    needs_teacher = False
+    needs_labels = True
+
+    def __init__(self, fused: bool = True) -> None:
+        self.uses_fused = fused
+
+    def __repr__(self) -> str:
+        return "CrossEntropy()"
+
+    @overload
+    def __call__(
+        self,
+        *,
+        student_logits: Tensor,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+        return_stats: Literal[False] = False,
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        student_logits: Tensor,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+        return_stats: Literal[True],
+    ) -> tuple[Tensor, Stats]: ...
+    def __call__(
+        self,
+        *,
+        student_logits: Tensor,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+        return_stats: bool = False,
+    ) -> Tensor | tuple[Tensor, Stats]:
+        """Mean cross-entropy over the counted tokens.
+
+        Args:
+            student_logits: [..., V], any floating dtype; the softmax is taken in float32 or better.
+            labels: [...], integers: the token that the logits at the same position predict (already
+                shifted). What stands at positions that do not count, such as -100, is never read.
+            mask: [...], boolean, true where a position counts; None counts all.
+            denominator: divide the sum by this in place of the number of counted positions.
+            return_stats: also return detached sums over the counted positions: "entropy_q".
+
+        Returns:
+            A scalar: 0 with a zero gradient if no position counts.
+
+        Raises:
+            ValueError: if shapes do not match, `mask` is not boolean, a counted label is outside [0,
+                V), or `denominator` is not positive.
+        """
+        check_leading_shape("labels", labels.shape, student_logits.shape[:-1])
+        logits_q, counted = select(mask, student_logits), select(mask, labels.unsqueeze(-1))
+        _check_labels(counted, logits_q.shape[-1])
+        log_q = log_normalise(logits_q.to(torch.promote_types(logits_q.dtype, torch.float32)))
+        loss = mean(-log_q.gather(-1, counted.long()).squeeze(-1), denominator)
+        if return_stats:
+            return loss, {"entropy_q": entropy(log_q.detach())}
+        return loss
+
+    def check(self) -> None:
+        """As `Loss` says; there are no settings."""
+
+    def value_and_gradient(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
+        labels: Tensor | None,
+        with_gradient: bool,
+        with_stats: bool,
+    ) -> tuple[Tensor, Tensor | None, Stats]:
+        """As `Loss` says: the gradient is q, less 1 at the label."""
+        index = given("labels", labels).unsqueeze(-1)
+        _check_labels(index, student_logits.shape[-1])
+        log_q, q = softmaxes(student_logits)
+        value = -log_q.gather(-1, index.long()).sum()
+        stats = {"entropy_q": entropy(log_q)} if with_stats else {}
+        if with_gradient:
+            q.scatter_add_(-1, index.long(), -torch.ones_like(index, dtype=q.dtype))
+        return value, q if with_gradient else None, stats
+
+
+def _check_labels(labels: Tensor, n_vocab: int) -> None:
+    if bool(((labels < 0) | (labels >= n_vocab)).any()):
+        raise ValueError(
+            f"labels at counted positions must lie in [0, {n_vocab}), got values from "
+            f"{int(labels.min())} to {int(labels.max())}; set mask to False where none applies"
+        )

@@ -1,0 +1,146 @@
+"""Sums of losses."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from amid.losses.assistant import finite_number
+from amid.losses.counted import given
+from amid.losses.fused import Loss, Stats
+
+
+class WeightedSum(Loss):
+    """Σ weight · objective, an objective too; for example distillation plus a language-model loss.
+
+    Args:
+        terms: pairs of a finite weight and an objective, at least one. Each objective is given only
+            what it needs.
+        fused: whether training goes through `fused`, where the models' heads can be split off.
+
+    Raises:
+        ValueError: if there is no term or a weight is not a finite number.
+    """
+
+    def __init__(self, terms: Sequence[tuple[float, Loss]], fused: bool = True) -> None:
+        self.uses_fused = fused
+        if len(terms) == 0:
+            raise ValueError("terms must hold at least one pair (weight, objective), got terms=[]; add one")
+        remedy = "choose any real number, such as 1.0"
+        self.terms = [
+            (finite_number(f"weight {i}", weight, remedy), term) for i, (weight, term) in enumerate(terms)
+        ]
+
+    def __repr__(self) -> str:
+        return f"WeightedSum({self.terms!r})"
+
+    def check(self) -> None:
+        """As `Loss` says, for every term."""
+        for _, term in self.terms:
+            term.check()
+
+    def value_and_gradient(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
+        labels: Tensor | None,
+        with_gradient: bool,
+        with_stats: bool,
+    ) -> tuple[Tensor, Tensor | None, Stats]:
+        """As `Loss` says: the terms' values and gradients, weighted and summed."""
+        total = student_logits.new_zeros(())
+        gradient = torch.zeros_like(student_logits) if with_gradient else None
+        stats: Stats = {}
+        for weight, term in self.terms:
+            value, of_term, term_stats = term.value_and_gradient(
+                student_logits,
+                teacher_logits if term.needs_teacher else None,
+                labels if term.needs_labels else None,
+                with_gradient,
+                with_stats,
+            )
+            total += weight * value
+            if gradient is not None and of_term is not None:
+                gradient.add_(of_term, alpha=weight)
+            stats = term_stats | stats
+        return total, gradient, stats
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether some term needs `teacher_logits`."""
+        return any(term.needs_teacher for _, term in self.terms)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether some term needs `labels`."""
+        return any(term.needs_labels for _, term in self.terms)
+
+    @overload
+    def __call__(
+        self,
+        *,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None = None,
+        labels: Tensor | None = None,
+        mask: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+        return_stats: Literal[False] = False,
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None = None,
+        labels: Tensor | None = None,
+        mask: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+        return_stats: Literal[True],
+    ) -> tuple[Tensor, Stats]: ...
+    def __call__(
+        self,
+        *,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None = None,
+        labels: Tensor | None = None,
+        mask: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+        return_stats: bool = False,
+    ) -> Tensor | tuple[Tensor, Stats]:
+        """Weighted sum of the terms' losses.
+
+        Args:
+            student_logits: [..., V], as in each term.
+            teacher_logits: [..., V]; may be None if no term needs it.
+            labels: [...], integers; may be None if no term needs it.
+            mask: [...], boolean, true where a position counts; None counts all.
+            denominator: divide the sums by this in place of the number of counted positions.
+            return_stats: also return the terms' stats, merged; where several give one of the same
+                name, the first.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: if an input that a term needs is missing, or a term refuses its inputs.
+        """
+        values: list[Tensor] = []
+        stats: Stats = {}
+        for weight, term in self.terms:
+            inputs: dict[str, Any] = {
+                "student_logits": student_logits,
+                "mask": mask,
+                "denominator": denominator,
+            }
+            if term.needs_teacher:
+                inputs["teacher_logits"] = given("teacher_logits", teacher_logits)
+            if term.needs_labels:
+                inputs["labels"] = given("labels", labels)
+            value = term(**inputs, return_stats=return_stats)
+            if return_stats:
+                value, term_stats = value
+                stats = term_stats | stats
+            values.append(weight * value)
+        loss = torch.stack(values).sum()
+        return (loss, stats) if return_stats else loss
