@@ -31,7 +31,7 @@ _PLACES = ("output_dir", "prepared_dir", "logger", "threads", "teacher")
 
 _NO_EFFECT = {
     "data": ("cache_dir", "micro_batch_size", "tokens_per_batch"),
-    "objective": ("fused",),
+    "objective": ("fused", "compiled"),
     "trainer": ("log_every_n_steps",),
     "sft": ("micro_batch_size", "tokens_per_batch"),
 }

@@ -1,6 +1,6 @@
 """Time and memory of the fused loss, beside the published computation and the bare matrix products.
 
-    python benchmarks/loss.py --device cpu
+    python benchmarks/loss.py --device cpu [--compiled]
     python benchmarks/loss.py --device cuda --dtype bfloat16 --vocab 151936 --tokens 8192
 
 All are measured in turn in one process, several rounds; shown are medians of their ratios. The published
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048, help="positions, of which half count")
     parser.add_argument("--widths", type=int, nargs=2, default=(1600, 768), help="of teacher and student")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compiled", action="store_true", help="the fused loss through torch.compile")
     parser.add_argument("--skip-published", action="store_true", help="leave out what needs most memory")
     args = parser.parse_args()
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
@@ -58,7 +59,7 @@ def main() -> None:
     head = f"{'loss':<10}{'products':>10}{'fused':>9}{'ratio':>8}{'published':>11}{'faster':>8}{'memory':>18}"
     print(head + f"{'liger':>9}{'faster':>8}")
     for name, (divergence, assistant) in cases.items():
-        objective = Objective(divergence, assistant)
+        objective = Objective(divergence, assistant, compiled=args.compiled)
         runs: dict[str, Callable[[], object]] = {
             "products": lambda: bare_products(inputs),
             "fused": lambda objective=objective: backward(objective.fused, inputs),
@@ -69,6 +70,7 @@ def main() -> None:
         if name == "JSD" and (liger := liger_jsd()) is not None:
             runs["liger"] = lambda: liger(inputs)
         bare_products(inputs)
+        backward(objective.fused, inputs)
         clear(inputs)
         seconds: dict[str, list[float]] = {run: [] for run in runs}
         memory: dict[str, int] = {}

@@ -187,34 +187,59 @@ class AlphaMixture:
             return torch.ones_like(log_q).masked_fill(both_zero(log_p, log_q), 0)
         return _weights(log_p, log_q, self.alpha, self.lam)[1]
 
-    def mixed(self, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor, beside: str) -> Mixed:
-        """The assistant of finite log-probabilities in few passes, for 0 < λ < 1: no autograd, no branches.
-
-        With d = log y - log x, x the one of p and q that has the larger weight, 1-μ, and y the other,
-
-            log r̃ = log x + u
-            u = log(1 + μ (e^(s d) - 1)) / s
-
-        Where r is close to x, v = log r - log x = u - log1p(Σ x (eᵘ - 1)) and r - x = x (eᵛ - 1) keep the
-        digits that subtracting the logarithms would lose.
+    def mixing(self, beside: str) -> "Mixing":
+        """How `Mixing.mixed` is to mix, with its numbers, for 0 < λ < 1.
 
         Args:
-            log_p: [..., V], normalised log-probabilities of the teacher.
-            log_q: [..., V], the same of the student.
-            p: [..., V], exp(log_p).
-            q: [..., V], exp(log_q).
-            beside: "p" or "q": what `log_ratio` and `difference` compare r with.
+            beside: "p" or "q": what its `log_ratio` and `difference` compare r with.
+        """
+        near_p = self.lam > 0.5
+        mu = 1 - self.lam if near_p else self.lam
+        return Mixing(
+            near_p=near_p,
+            beside_p=beside == "p",
+            close=(beside == "p") == near_p and mu < 0.25,
+            geometric=self.alpha == 1,
+            detach_student=self.detach_student,
+            s=(1 - self.alpha) / 2,
+            mu=mu,
+        )
+
+
+class Mixing(NamedTuple):
+    """The arithmetic of an `AlphaMixture` in few passes: no autograd, no branches but on its own flags.
+
+    With d = log y - log x, x the one of p and q that has the larger weight, 1-μ, and y the other,
+
+        log r̃ = log x + u
+        u = log(1 + μ (e^(s d) - 1)) / s
+
+    Where r is close to x, v = log r - log x = u - log1p(Σ x (eᵘ - 1)) and r - x = x (eᵛ - 1) keep the
+    digits that subtracting the logarithms would lose.
+    """
+
+    near_p: bool
+    """Whether x is p."""
+    beside_p: bool
+    """Whether r is compared with p."""
+    close: bool
+    """Whether r is compared with x, and close to it."""
+    geometric: bool
+    """s = 0"""
+    detach_student: bool
+    s: float
+    mu: float
+
+    def mixed(self, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Mixed:
+        """The assistant of finite log-probabilities [..., V], p = exp(log_p) and q = exp(log_q).
 
         Returns:
             What it is made of. NaN in all of a position where these forms have no precision: where the
             supports (nearly) part, or a log-probability is -inf.
         """
-        near_p = self.lam > 0.5
-        log_x, x, log_y = (log_p, p, log_q) if near_p else (log_q, q, log_p)
-        mu = 1 - self.lam if near_p else self.lam
-        log_ratio = log_y - log_x
-        u, weight = _from_the_larger(log_ratio, (1 - self.alpha) / 2, mu, of_x=not near_p)
-        if (beside == "p") == near_p and mu < 0.25:
+        log_x, x, log_y = (log_p, p, log_q) if self.near_p else (log_q, q, log_p)
+        u, weight = self._from_x(log_y - log_x)
+        if self.close:
             excess = torch.expm1(u)
             total = (x * excess).sum(-1, keepdim=True)
             log_ratio = u.sub_(total.masked_fill_(total < -31 / 32, math.nan).log1p_())
@@ -226,21 +251,21 @@ class AlphaMixture:
             total = r.sum(-1, keepdim=True)
             r.div_(total)
             log_r.sub_(total.log_())
-            log_other, other = (log_p, p) if beside == "p" else (log_q, q)
+            log_other, other = (log_p, p) if self.beside_p else (log_q, q)
             mixed = Mixed(log_r, r, log_r - log_other, r - other, weight)
         return mixed._replace(gradient_weight=0.0) if self.detach_student else mixed
 
-
-def _from_the_larger(log_ratio: Tensor, s: float, mu: float, of_x: bool) -> tuple[Tensor, Tensor | float]:
-    """u of `AlphaMixture.mixed`, and ∂log r̃ / ∂log x if `of_x`, else ∂log r̃ / ∂log y."""
-    if s == 0:
-        return log_ratio * mu, 1 - mu if of_x else mu
-    exponent = log_ratio.mul_(s)
-    excess = torch.expm1(exponent.clamp(max=_FAR)).mul_(mu)
-    total = 1 + excess
-    weight = total.reciprocal_().mul_(1 - mu) if of_x else (excess + mu).div_(total)
-    beyond = exponent.sub_(_FAR).clamp_(min=0)
-    return excess.log1p_().add_(beyond).div_(s), weight
+    def _from_x(self, log_ratio: Tensor) -> tuple[Tensor, Tensor | float]:
+        """u, and ∂log r̃ / ∂log q."""
+        s, mu = self.s, self.mu
+        if self.geometric:
+            return log_ratio * mu, mu if self.near_p else 1 - mu
+        exponent = log_ratio.mul_(s)
+        excess = torch.expm1(exponent.clamp(max=_FAR)).mul_(mu)
+        total = 1 + excess
+        weight = (excess + mu).div_(total) if self.near_p else total.reciprocal_().mul_(1 - mu)
+        beyond = exponent.sub_(_FAR).clamp_(min=0)
+        return excess.log1p_().add_(beyond).div_(s), weight
 
 
 def _weights(log_p: Tensor, log_q: Tensor, alpha: float, lam: float) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,9 @@ _BUFFER_BYTES = {"cpu": 208 * 2**20, "cuda": 512 * 2**20}
 _CACHED_ELEMENTS = 2**18
 """Logits that a CPU does the arithmetic on at once: few enough that what it writes stays in the cache."""
 
+_COMPILED_ELEMENTS = 2**19
+"""The same where the arithmetic is compiled, which writes less and has more to do for a call."""
+
 
 class FusedInputs(TypedDict, total=False):
     """What a fused loss takes, by keyword. Logits are c tanh(scale (h Wᵀ + b) / c), see `Head`."""
@@ -113,6 +116,9 @@ class Loss(ABC):
 
     uses_fused: bool
     """Whether a training loop that has hidden states and heads is to call `fused`."""
+
+    compiled: bool = False
+    """Whether the arithmetic of `fused` goes through torch.compile."""
 
     @property
     @abstractmethod
@@ -298,7 +304,9 @@ class _Work:
     def to_gradient(self, products: Tensor, teacher_products: Tensor | None, labels: Tensor | None) -> Tensor:
         """The summed loss of a chunk's logits, which are overwritten with the gradient for them."""
         n, n_vocab = products.shape
-        size = max(_CACHED_ELEMENTS // n_vocab, 1) if products.device.type == "cpu" else n
+        size = n
+        if products.device.type == "cpu":
+            size = max((_COMPILED_ELEMENTS if self.objective.compiled else _CACHED_ELEMENTS) // n_vocab, 1)
         total = torch.zeros((), dtype=self.precise, device=products.device)
         for start in range(0, n, size):
             block = slice(start, start + size)

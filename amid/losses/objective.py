@@ -4,18 +4,24 @@ Positions that `mask` leaves out are dropped before any arithmetic: whatever the
 neither value nor gradient.
 """
 
+import types
 from collections.abc import Callable
-from typing import Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
 
-from amid.losses.assistant import AlphaMixture, entropy, float32_or_better, log_normalise, softmaxes
+from amid.losses.assistant import AlphaMixture, Mixing, entropy, float32_or_better, log_normalise, softmaxes
 from amid.losses.counted import check_leading_shape, given, mean, select
 from amid.losses.divergence import KL, Divergence, Pair
 from amid.losses.fused import Loss, Stats
 
+T = TypeVar("T")
 _ORDERS = ("pq", "qp", "pr", "rp", "qr", "rq")
+
+_SMALL_LAM = 0.05
+"""λ below which q and r lie so close together that a gradient of D(q, r), of second order in λ, is made in
+float64: its parts, of first order, cancel."""
 
 
 class Objective(Loss):
@@ -36,6 +42,9 @@ class Objective(Loss):
             models of one family whose embeddings are padded to different sizes. Whether the token maps
             agree on them is for the caller to check.
         fused: whether training goes through `fused`, where the models' heads can be split off.
+        compiled: whether the arithmetic between the matrix products of `fused` goes through torch.compile,
+            which saves passes over the logits. It costs seconds once, and needs a C++ compiler (Triton on a
+            GPU). Only closed forms have it: the built-in divergences, without or with an `AlphaMixture`.
 
     Raises:
         ValueError: if `order` is not one of these, does not fit the assistant, or leaves no gradient:
@@ -53,8 +62,11 @@ class Objective(Loss):
         order: str | None = None,
         shared_vocab: int | None = None,
         fused: bool = True,
+        compiled: bool = False,
     ) -> None:
         self.uses_fused = fused
+        self.compiled = compiled
+        self._arithmetic = _compiled(self._block) if compiled else self._block
         self.divergence = divergence
         self.assistant = assistant
         self.order = order if order is not None else "pq" if assistant is None else "pr"
@@ -183,24 +195,52 @@ class Objective(Loss):
                 return None
             if assistant.lam in (0, 1):
                 order = order.replace("r", "p" if assistant.lam == 1 else "q")
+            elif "q" in order and assistant.lam < _SMALL_LAM and logits_q.device.type != "mps":
+                logits_q, logits_p = logits_q.double(), logits_p.double()
+        mixing = None
+        if "r" in order:
+            assert isinstance(assistant, AlphaMixture)
+            mixing = assistant.mixing(beside=order.replace("r", ""))
+        try:
+            total, gradient, finite, logs = self._arithmetic(
+                logits_q, logits_p, order, mixing, with_gradient, with_stats
+            )
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise RuntimeError(
+                f"compiled=True: torch.compile failed ({str(error).strip().splitlines()[0]}); it needs a C++ "
+                "compiler such as g++ (on a GPU: Triton), without one choose compiled=False"
+            ) from error
+        if not bool(finite):
+            return None
+        return total, gradient, self._stats(logs) if with_stats else {}
+
+    def _block(
+        self,
+        logits_q: Tensor,
+        logits_p: Tensor,
+        order: str,
+        mixing: Mixing | None,
+        with_gradient: bool,
+        with_logs: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor, dict[str, Tensor]]:
+        """The sum, its gradient, whether all of it is finite, and the logarithms of p, q and r."""
         log_p, p = softmaxes(logits_p)
         log_q, q = softmaxes(logits_q)
         logs, probs = {"p": log_p, "q": log_q}, {"p": p, "q": q}
         weight: Tensor | float = 0.0
-        if "r" in order:
-            assert isinstance(assistant, AlphaMixture)
-            beside = order.replace("r", "")
-            logs["r"], probs["r"], log_ratio, difference, weight = assistant.mixed(log_p, log_q, p, q, beside)
+        if mixing is not None:
+            logs["r"], probs["r"], log_ratio, difference, weight = mixing.mixed(log_p, log_q, p, q)
             if order[1] == "r":
                 log_ratio, difference = log_ratio.neg_(), difference.neg_()
         else:
             log_ratio, difference = logs[order[0]] - logs[order[1]], probs[order[0]] - probs[order[1]]
         a, b = order[0], order[1]
-        value, *partials = divergence.value_and_partials(
+        assert isinstance(self.divergence, Divergence)
+        value, *partials = self.divergence.value_and_partials(
             Pair(logs[a], logs[b], probs[a], probs[b], log_ratio, difference)
         )
         total = value.sum()
-        gradient = None
+        finite, gradient = torch.isfinite(total), None
         if with_gradient:
             by_name = dict(zip(order, partials, strict=True))
             gradient = by_name.get("q")
@@ -211,11 +251,8 @@ class Objective(Loss):
             assert gradient is not None
             drift = gradient.sum(-1, keepdim=True)
             gradient = torch.addcmul(gradient, q, drift, value=-1)
-            if not bool(torch.isfinite(drift).all()):
-                return None
-        if not bool(torch.isfinite(total)):
-            return None
-        return total, gradient, self._stats(logs) if with_stats else {}
+            finite = finite & torch.isfinite(drift).all()
+        return total, gradient, finite, logs if with_logs else {}
 
     def _stats(self, log_probs: dict[str, Tensor]) -> Stats:
         stats = {f"entropy_{name}": entropy(log_probs[name]) for name in sorted(log_probs)}
@@ -280,3 +317,11 @@ class Objective(Loss):
                 f"shared_vocab must be a positive integer or None, got shared_vocab={n!r}; "
                 f"give the number of tokens that both models share"
             )
+
+
+def _compiled(method: Callable[..., T]) -> Callable[..., T]:
+    """The method through torch.compile, as code of its own: what is kept for one code object is limited."""
+    function: Any = method.__func__  # type: ignore[attr-defined]
+    own = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    compiled: Callable[..., T] = torch.compile(types.MethodType(own, method.__self__), dynamic=True)  # type: ignore[attr-defined]
+    return compiled

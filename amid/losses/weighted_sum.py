@@ -31,6 +31,7 @@ class WeightedSum(Loss):
         self.terms = [
             (finite_number(f"weight {i}", weight, remedy), term) for i, (weight, term) in enumerate(terms)
         ]
+        self.compiled = all(term.compiled for _, term in self.terms)
 
     def __repr__(self) -> str:
         return f"WeightedSum({self.terms!r})"
