@@ -135,7 +135,7 @@ class DistillationModule(L.LightningModule):
             rates |= {"train/gradient_norm": norm, "train/lr": scheduler.get_last_lr()[0]}
             for name, rate in rates.items():
                 self.log(name, rate, sync_dist=self._several_devices)
-        self.log("train/loss", loss, prog_bar=True, sync_dist=self._several_devices)
+            self.log("train/loss", loss, prog_bar=True, sync_dist=self._several_devices)
         scheduler.step()
 
     def on_validation_start(self) -> None:

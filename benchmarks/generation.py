@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
 
+from amid.allocator import keep_freed_memory
 from amid.data.builtin import tokenizer
 from amid.generation import Sampling
 
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    keep_freed_memory()
     line = "{:<14}{:>9}{:>8}{:>11}{:>13}{:>10}{:>8}"
     print(line.format("model", "prompts", "samples", "tok/answer", "generate t/s", "ours t/s", "ratio"))
     for shape in shapes(args.device):

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from amid.allocator import keep_freed_memory
 from amid.losses import KL, AlphaBeta, AlphaMixture, JensenShannon, Objective
 
 Inputs = dict[str, Tensor]
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="the fused loss through torch.compile")
     parser.add_argument("--skip-published", action="store_true", help="leave out what needs most memory")
     args = parser.parse_args()
+    keep_freed_memory()
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     torch.manual_seed(0)
     inputs = make_inputs(args.tokens, args.vocab, *args.widths, device=device, dtype=dtype)

@@ -23,6 +23,7 @@ from loss import PUBLISHED, device_name
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from amid.allocator import keep_freed_memory
 from amid.losses import AlphaBeta, AlphaMixture, Objective
 from amid.models import CountedStates
 
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    keep_freed_memory()
     device = torch.device(args.device)
     torch.manual_seed(0)
     teacher, student = (

@@ -75,14 +75,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=3, help="times each sweep is run (default 3)")
-    parser.add_argument("--steps", type=int, default=400, help="steps of the runs by teacher (default 400)")
-    parser.add_argument("--sft-steps", type=int, default=50, help="of teacher and student (default 50)")
     parser.add_argument("overrides", nargs="*", help="further KEY=VALUE of all runs")
     arguments = parser.parse_args()
     common = [
         "divergence=kl",
         f"trainer.accelerator={arguments.device}",
-        *(f"model.{role}.sft.trainer.max_steps={arguments.sft_steps}" for role in ("teacher", "student")),
         *arguments.overrides,
     ]
     console = Console(width=120)
@@ -117,15 +114,14 @@ def main() -> None:
             for repeat in range(arguments.repeats):
                 for teacher in whole:
                     name = f"{teacher}-{repeat}"
-                    steps = ["trainer.max_epochs=-1", f"trainer.max_steps={arguments.steps}"]
                     alphas = f"assistant.alpha={ALPHAS}"
-                    whole[teacher].append(sweep([*common, *steps, f"teacher={teacher}", alphas], name))
+                    whole[teacher].append(sweep([*common, f"teacher={teacher}", alphas], name))
                     train[teacher].append(sum(run.timings["train"] for run in results.load_all(name)))
             rows = []
             for what, by in (("the whole sweep, s", whole), ("its training, s", train)):
                 live, cached = (statistics.median(by[teacher]) for teacher in ("live", "cached"))
                 rows.append([what, f"{live:.1f}", f"{cached:.1f}", f"{live / cached:.2f}"])
-            title = f"The sweep α = {ALPHAS} of {arguments.steps} steps; medians of {arguments.repeats}"
+            title = f"The sweep α = {ALPHAS}; medians of {arguments.repeats}"
             console.print(table(title, ["", "teacher=live", "teacher=cached", "ratio"], rows))
         finally:
             os.chdir(before)

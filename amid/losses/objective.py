@@ -202,7 +202,7 @@ class Objective(Loss):
             assert isinstance(assistant, AlphaMixture)
             mixing = assistant.mixing(beside=order.replace("r", ""))
         try:
-            total, gradient, finite, logs = self._arithmetic(
+            total, gradient, finite, stats = self._arithmetic(
                 logits_q, logits_p, order, mixing, with_gradient, with_stats
             )
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -212,7 +212,10 @@ class Objective(Loss):
             ) from error
         if not bool(finite):
             return None
-        return total, gradient, self._stats(logs) if with_stats else {}
+        if with_stats and isinstance(assistant, AlphaMixture) and mixing is None:
+            stats["entropy_r"] = stats["entropy_p" if assistant.lam == 1 else "entropy_q"]
+            stats["gradient_weight"] = total.new_tensor(len(logits_q) * (1 - assistant.lam))
+        return total, gradient, stats
 
     def _block(
         self,
@@ -221,9 +224,9 @@ class Objective(Loss):
         order: str,
         mixing: Mixing | None,
         with_gradient: bool,
-        with_logs: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor, dict[str, Tensor]]:
-        """The sum, its gradient, whether all of it is finite, and the logarithms of p, q and r."""
+        with_stats: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Stats]:
+        """The sum, its gradient, whether all of it is finite, and sums to be logged."""
         log_p, p = softmaxes(logits_p)
         log_q, q = softmaxes(logits_q)
         logs, probs = {"p": log_p, "q": log_q}, {"p": p, "q": q}
@@ -252,7 +255,13 @@ class Objective(Loss):
             drift = gradient.sum(-1, keepdim=True)
             gradient = torch.addcmul(gradient, q, drift, value=-1)
             finite = finite & torch.isfinite(drift).all()
-        return total, gradient, finite, logs if with_logs else {}
+        stats: Stats = {}
+        if with_stats:
+            stats = {f"entropy_{name}": -(probs[name] * logs[name]).sum() for name in logs}
+            stats["kl_pq"] = (p * (log_p - log_q)).sum()
+            if mixing is not None:
+                stats["gradient_weight"] = (q * weight).sum()
+        return total, gradient, finite, stats
 
     def _stats(self, log_probs: dict[str, Tensor]) -> Stats:
         stats = {f"entropy_{name}": entropy(log_probs[name]) for name in sorted(log_probs)}
