@@ -240,6 +240,9 @@ def output_rows(model: PreTrainedModel) -> int:
 class CountedStates:
     """The last hidden states [N, D] of a model at chosen positions only, and its head.
 
+    Rows are padded on the right, where causal attention does not look: without a mask, attention takes its
+    fastest way, and what counts stays the same.
+
     `head`, with the scale and soft-capping that the configuration names, is checked once on a few tokens:
     None where it does not give the model's own logits.
     """
@@ -272,17 +275,17 @@ class CountedStates:
         same = ours.shape == logits.shape and torch.allclose(ours.float(), logits.float(), 1e-3, 1e-3)
         return head if same else None
 
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+    def hidden(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """The states [N, D] where `positions` [rows, length] is true, row by row."""
-        output = self._body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        output = self._body(input_ids=input_ids, use_cache=False)
         states: Tensor = output.last_hidden_state[positions]
         return states
 
-    def logits(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+    def logits(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """The model's logits [N, V] at the same positions."""
         if self.head is not None:
-            return self.head.logits(self.hidden(input_ids, attention_mask, positions))
-        output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            return self.head.logits(self.hidden(input_ids, positions))
+        output = self.model(input_ids=input_ids, use_cache=False)
         logits: Tensor = output.logits[positions]
         return logits
 

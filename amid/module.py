@@ -101,8 +101,8 @@ class DistillationModule(L.LightningModule):
         """Puts the student into train mode: models come in eval mode."""
         self.student.train()
 
-    def training_step(self, micro_batches: list[MicroBatch], batch_idx: int) -> None:
-        """One optimiser step over all its micro-batches."""
+    def training_step(self, micro_batches: list[MicroBatch], batch_idx: int) -> Tensor:
+        """One optimiser step over all its micro-batches; returns its loss."""
         optimizer = self.optimizers()
         scheduler = self.lr_schedulers()
         assert not isinstance(optimizer, list)
@@ -137,6 +137,7 @@ class DistillationModule(L.LightningModule):
                 self.log(name, rate, sync_dist=self._several_devices)
             self.log("train/loss", loss, prog_bar=True, sync_dist=self._several_devices)
         scheduler.step()
+        return loss
 
     def on_validation_start(self) -> None:
         """Empties the sums over the validation set."""
@@ -190,7 +191,7 @@ class DistillationModule(L.LightningModule):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective over the counted tokens of a micro-batch, divided by `denominator`, and sums."""
         positions = counted_positions(batch)
-        inputs = (batch["input_ids"], batch["attention_mask"], positions)
+        inputs = (batch["input_ids"], positions)
         labels = batch["labels"][:, 1:][positions[:, :-1]]
         head, teacher = self._states.head, self.teacher if self.objective.needs_teacher else None
         given: dict[str, Any] = {}

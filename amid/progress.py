@@ -50,7 +50,7 @@ class ProgressLines(Callback):
         metrics = trainer.callback_metrics
         left = (time.perf_counter() - self._started) / (step - self._first) * (total - step)
         rouge = f"  ROUGE-L {float(metrics['valid/rouge_l']):.1f}" if "valid/rouge_l" in metrics else ""
-        loss = float(metrics["train/loss"])
+        loss = float(outputs["loss"])
         print(f"  step {step}/{total}  loss {loss:.3f}{rouge}  {left:.0f} s left", flush=True)
 
 

@@ -13,6 +13,7 @@ import transformers
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.data.datamodule import MicroBatch, Tokens, collate, counted_positions
@@ -22,10 +23,14 @@ from amid.models import CountedStates, ModelSource, output_rows
 from amid.progress import Progress, announce
 from amid.states import StateFolder, States, checksum, key_of, read_json, write_json, write_tensors
 
-FORMAT = 1
+FORMAT = 2
 """Version of the cache's files and of how they are made; another one is another cache."""
 
 HEAD, MANIFEST = "head.safetensors", "teacher.json"
+
+ATTENTION_BLOCK = 16
+"""Rows go through the teacher at lengths that are multiples of this one, in which attention on a CPU adds up:
+what a row gives is then the same to the last bit in float32, beside whatever other rows it stands."""
 
 MODES = ("live", "cached", "auto")
 
@@ -53,12 +58,14 @@ class LiveTeacher:
     @torch.no_grad()
     def hidden(self, batch: MicroBatch, positions: Tensor) -> Tensor:
         """The last hidden states [N, D] where `positions` [rows, length] is true, row by row."""
-        return self._states.hidden(batch["input_ids"], batch["attention_mask"], positions)
+        longer = -batch["input_ids"].shape[1] % ATTENTION_BLOCK
+        input_ids = pad(batch["input_ids"], (0, longer))
+        return self._states.hidden(input_ids, pad(positions, (0, longer)))
 
     @torch.no_grad()
     def logits(self, batch: MicroBatch, positions: Tensor) -> Tensor:
         """The model's own logits [N, V] at these positions."""
-        return self._states.logits(batch["input_ids"], batch["attention_mask"], positions)
+        return self._states.logits(batch["input_ids"], positions)
 
 
 class CachedTeacher:
@@ -106,7 +113,7 @@ class TeacherCache:
 
     KEY is a hash of the teacher's weights and configuration, layers and dtype, of the precision that it is
     run in, and of the version of transformers, whose models' code computes the states. The versions of torch
-    and the device are left out: they change the last digits only, as does the batch that a row stands in.
+    and the device are left out: they change the last digits only.
     The states of a set stand in a folder named by a hash of its token ids and prompt lengths, which follow
     from data, template, tokenizer and limits. They have the dtype that the teacher gives them in.
 
@@ -255,7 +262,7 @@ class TeacherSupply:
     mode: str = "live"
     multirun: bool = False
     cache_dir: str = "outputs/cache"
-    tokens_per_forward: int = 8192
+    tokens_per_forward: int = 2048
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

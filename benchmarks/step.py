@@ -83,7 +83,7 @@ def main() -> None:
         assert states.head is not None
         assert teacher_states.head is not None
         return objective.fused(
-            student_hidden=states.hidden(*batches[i]),
+            student_hidden=states.hidden(batches[i][0], batches[i][2]),
             teacher_hidden=kept[i] if cached else keep(teacher_states, batches[i], device),
             **states.head.inputs("student"),
             **teacher_states.head.inputs("teacher"),
@@ -141,7 +141,7 @@ def like_lengths(rows: int, seed: int, device: torch.device) -> Batch:
 def keep(states: CountedStates, batch: Batch, device: torch.device) -> Tensor:
     """The teacher's states at the counted positions."""
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-        return states.hidden(*batch)
+        return states.hidden(batch[0], batch[2])
 
 
 def pad(x: Tensor, length: int) -> Tensor:

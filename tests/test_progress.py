@@ -9,11 +9,11 @@ def test_lines_where_the_output_is_no_terminal(capsys):
     trainer = SimpleNamespace(
         global_step=0,
         estimated_stepping_batches=20,
-        callback_metrics={"train/loss": 1.25, "valid/rouge_l": 30.0},
+        callback_metrics={"valid/rouge_l": 30.0},
     )
     lines.on_train_start(trainer, None)
     for trainer.global_step in range(1, 21):
-        lines.on_train_batch_end(trainer, None, None, None, 0)
+        lines.on_train_batch_end(trainer, None, {"loss": 1.25}, None, 0)
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 10
     assert out[-1].startswith("  step 20/20  loss 1.250  ROUGE-L 30.0")

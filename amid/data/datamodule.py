@@ -14,6 +14,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
@@ -151,16 +152,17 @@ def padding_share(micro_batches: Sequence[MicroBatch]) -> float:
 
 
 def _pad(rows: Sequence[tuple[Tensor, int, int]], pad_token_id: int) -> MicroBatch:
-    longest = max(len(ids) for ids, _, _ in rows)
-    input_ids = torch.full((len(rows), longest), pad_token_id, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, IGNORE)
-    for row, (ids, n_prompt, _) in enumerate(rows):
-        input_ids[row, : len(ids)] = ids
-        attention_mask[row, : len(ids)] = 1
-        labels[row, n_prompt : len(ids)] = ids[n_prompt:]
-    numbers = torch.tensor([number for _, _, number in rows])
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, "rows": numbers}
+    sequences, prompts, numbers = zip(*rows, strict=True)
+    lengths = torch.tensor([len(ids) for ids in sequences]).unsqueeze(1)
+    input_ids = pad_sequence(list(sequences), batch_first=True, padding_value=pad_token_id).long()
+    place = torch.arange(input_ids.shape[1])
+    response = (place >= torch.tensor(prompts).unsqueeze(1)) & (place < lengths)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": (place < lengths).long(),
+        "labels": input_ids.masked_fill(~response, IGNORE),
+        "rows": torch.tensor(numbers),
+    }
 
 
 class InstructionData(L.LightningDataModule):
