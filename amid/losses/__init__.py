@@ -5,7 +5,10 @@ dimension is the vocabulary; an objective is a divergence between two of p (teac
 (assistant), reduced over the counted tokens.
 """
 
+from amid.losses.adaptive_kl import AdaptiveKL
+from amid.losses.alphanet import AlphaNet
 from amid.losses.assistant import AlphaMixture
+from amid.losses.bidirectional_kl import BidirectionalKL
 from amid.losses.cross_entropy import CrossEntropy
 from amid.losses.divergence import (
     KL,
@@ -22,9 +25,12 @@ from amid.losses.weighted_sum import WeightedSum
 
 __all__ = [
     "KL",
+    "AdaptiveKL",
     "AlphaBeta",
     "AlphaDivergence",
     "AlphaMixture",
+    "AlphaNet",
+    "BidirectionalKL",
     "CrossEntropy",
     "Divergence",
     "FusedInputs",
