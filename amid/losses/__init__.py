@@ -10,6 +10,7 @@ from amid.losses.alphanet import AlphaNet
 from amid.losses.assistant import AlphaMixture
 from amid.losses.bidirectional_kl import BidirectionalKL
 from amid.losses.cross_entropy import CrossEntropy
+from amid.losses.distillation import Distillation
 from amid.losses.divergence import (
     KL,
     AlphaBeta,
@@ -32,6 +33,7 @@ __all__ = [
     "AlphaNet",
     "BidirectionalKL",
     "CrossEntropy",
+    "Distillation",
     "Divergence",
     "FusedInputs",
     "Head",

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from amid.losses.assistant import entropy, log_normalise, softmaxes
+from amid.losses.assistant import log_normalise, softmaxes
 from amid.losses.distillation import Distillation, through_softmax
-from amid.losses.divergence import KL, Divergence, Pair
+from amid.losses.divergence import Divergence, Pair
 from amid.losses.fused import Stats
 
 
@@ -50,11 +50,10 @@ class WeightedDivergences(Distillation):
         values = torch.stack([divergence(log_p, log_q) for divergence in self._divergences.values()])
         log_b = log_q.detach() if self.constant_weights else log_q
         p, q = log_p.exp(), log_b.exp()
-        weights = self.weights(Pair(log_p, log_b, p, q, log_p - log_b, p - q), values.detach())
+        pair = Pair(log_p, log_b, p, q, log_p - log_b, p - q)
+        weights = self.weights(pair, values.detach())
         per_token = _weighted(weights, values).sum(0)
-        if not with_stats:
-            return per_token, {}
-        return per_token, self._stats(log_p, log_q.detach(), weights.detach(), values.detach())
+        return per_token, self._stats(pair, weights, values) if with_stats else {}
 
     def _in_closed_form(
         self, logits_q: Tensor, logits_p: Tensor, with_gradient: bool, with_stats: bool
@@ -78,14 +77,14 @@ class WeightedDivergences(Distillation):
             finite = finite & finite_gradient
         if not bool(finite):
             return None
-        return total, gradient, self._stats(log_p, log_q, weights, values) if with_stats else {}
+        return total, gradient, self._stats(pair, weights, values) if with_stats else {}
 
-    def _stats(self, log_p: Tensor, log_q: Tensor, weights: Tensor, values: Tensor) -> Stats:
-        stats = {"entropy_p": entropy(log_p), "entropy_q": entropy(log_q)}
-        stats["kl_pq"] = KL()(log_p, log_q).sum()
+    def _stats(self, pair: Pair, weights: Tensor, values: Tensor) -> Stats:
+        stats = {f"entropy_{name}": torch.special.entr(x).sum() for name, x in (("p", pair.a), ("q", pair.b))}
+        stats["kl_pq"] = (pair.a * pair.log_ratio).masked_fill(pair.a == 0, 0).sum()
         for name, weight, value in zip(self._divergences, weights, values, strict=True):
             stats[f"weight_{name}"], stats[f"divergence_{name}"] = weight.sum(), value.sum()
-        return stats
+        return {name: x.detach() for name, x in stats.items()}
 
 
 def _weighted(weights: Tensor, values: Tensor) -> Tensor:
