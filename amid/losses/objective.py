@@ -165,8 +165,8 @@ class Objective(Distillation):
             finite = finite & finite_gradient
         stats: Stats = {}
         if with_stats:
-            stats = {f"entropy_{name}": -(probs[name] * logs[name]).sum() for name in logs}
-            stats["kl_pq"] = (p * (log_p - log_q)).sum()
+            stats = {f"entropy_{name}": torch.special.entr(probs[name]).sum() for name in logs}
+            stats["kl_pq"] = (p * (log_p - log_q)).masked_fill(p == 0, 0).sum()
             if mixing is not None:
                 stats["gradient_weight"] = (q * weight).sum()
         return total, gradient, finite, stats
