@@ -22,6 +22,7 @@ from amid.losses.divergence import (
 )
 from amid.losses.fused import FusedInputs, Head, Loss
 from amid.losses.objective import Objective
+from amid.losses.policy_gradient import MiniLLM, long_term_loss, mixed_log_probs, rewards_to_go
 from amid.losses.weighted_sum import WeightedSum
 
 __all__ = [
@@ -39,8 +40,12 @@ __all__ = [
     "Head",
     "JensenShannon",
     "Loss",
+    "MiniLLM",
     "Objective",
     "ReverseKL",
     "TotalVariation",
     "WeightedSum",
+    "long_term_loss",
+    "mixed_log_probs",
+    "rewards_to_go",
 ]
