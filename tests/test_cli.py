@@ -109,7 +109,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(quick, tmp_pa
     def killed(self, batches, index):
         if self.trainer.global_step == 3:
             raise KeyboardInterrupt
-        step(self, batches, index)
+        return step(self, batches, index)
 
     monkeypatch.setattr(DistillationModule, "training_step", killed)
     assert run("train", *quick, f"output_dir={tmp_path / 'cut'}") == 130
@@ -168,7 +168,7 @@ def test_the_schedule_of_taid_moves_lam_alike_however_a_step_is_cut_and_goes_on_
     def killed(self, batches, index):
         if self.trainer.global_step == 3:
             raise KeyboardInterrupt
-        step(self, batches, index)
+        return step(self, batches, index)
 
     monkeypatch.setattr(DistillationModule, "training_step", killed)
     assert run("train", *taid, cuts[0], f"output_dir={tmp_path / 'cut'}") == 130
@@ -269,7 +269,7 @@ def test_the_student_trains_in_train_mode_and_the_teacher_never(quick, monkeypat
     def watched(self, batches, index):
         if self.teacher is not None:
             seen.append((self.student.training, self.teacher.model.training))
-        step(self, batches, index)
+        return step(self, batches, index)
 
     monkeypatch.setattr(DistillationModule, "training_step", watched)
     assert run("train", *quick) == 0
