@@ -160,7 +160,9 @@ def _sweep(arguments: list[str]) -> None:
     given = {override.split("=")[0]: override for override in overrides}
     grid = [f"{key}={value}" for key, value in file.hydra.sweeper.params.items() if key not in given]
     everywhere = [
-        o for key, o in given.items() if not re.match(r"(assistant|divergence|objective|method)\b", key)
+        o
+        for key, o in given.items()
+        if not re.match(r"(assistant|divergence|objective|method|schedule)\b", key)
     ]
     jobs = [grid + overrides] + [
         [*line.split(), *everywhere] for line in OmegaConf.select(file, "baselines", default=[])

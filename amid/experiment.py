@@ -29,6 +29,7 @@ from amid.models import check_same_tokens, load_tokenizer, shared_vocabulary
 from amid.module import DistillationModule
 from amid.progress import announce, progress
 from amid.results import RunResult, load, save
+from amid.schedule import Schedule
 from amid.teacher import Teacher, TeacherSupply
 
 BEST = Path("checkpoints") / "best"
@@ -62,6 +63,9 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         announce(f"{directory} is finished already")
         return finished
     _check_trainer(cfg["trainer"])
+    schedule: Schedule | None = instantiate(cfg.get("schedule"))
+    if schedule is not None:
+        schedule.begin(objective)
     assistant = getattr(objective, "assistant", None)
     labels = {
         **labels,
@@ -110,6 +114,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         sampling=sampling,
         log_every_n_steps=cfg["trainer"]["log_every_n_steps"],
         shared_vocab=shared_vocab,
+        schedule=schedule,
     )
     timings["load"] += time.perf_counter() - started
 

@@ -17,6 +17,7 @@ from amid.generation import Sampling
 from amid.losses import CrossEntropy, Loss
 from amid.metrics import rouge_l
 from amid.models import CountedStates
+from amid.schedule import Schedule
 from amid.teacher import Teacher
 
 
@@ -47,6 +48,8 @@ class DistillationModule(L.LightningModule):
         sampling: how they are answered: one sample each, with the first of its seeds.
         log_every_n_steps: steps between two records of the training.
         shared_vocab: both models' logits are cut to their first so many entries; None if they are alike.
+        schedule: moves settings of the objective's assistant after each optimiser step, in training and
+            validation; None leaves them.
     """
 
     KEPT: ClassVar = ("best_rouge_l", "response_tokens", "before", "validation")
@@ -65,6 +68,7 @@ class DistillationModule(L.LightningModule):
         sampling: Sampling,
         log_every_n_steps: int,
         shared_vocab: int | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
         super().__init__()
         if clip_norm is not None and clip_norm <= 0:
@@ -77,6 +81,9 @@ class DistillationModule(L.LightningModule):
         self._tokenizer, self._sampling = tokenizer, sampling
         self._log_every_n_steps = log_every_n_steps
         self._shared_vocab = shared_vocab
+        self._schedule = schedule
+        if schedule is not None:
+            schedule.begin(objective)
         self._valid_prompts, self._valid_references = valid_prompts, valid_references
         self._states = CountedStates(student)
         self._valid_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
@@ -90,7 +97,8 @@ class DistillationModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimiser over the student's trainable weights, and its schedule."""
         optimizer = self._optimizer([p for p in self.student.parameters() if p.requires_grad])
-        return [optimizer], [self._scheduler(optimizer, int(self.trainer.estimated_stepping_batches))]
+        self._steps = int(self.trainer.estimated_stepping_batches)
+        return [optimizer], [self._scheduler(optimizer, self._steps)]
 
     def setup(self, stage: str) -> None:
         """Brings the teacher to the student's device."""
@@ -109,12 +117,14 @@ class DistillationModule(L.LightningModule):
         assert isinstance(scheduler, LRScheduler)
         counted = sum(int(counted_positions(batch).sum()) for batch in micro_batches)
         denominator = max(float(self._mean_over_devices(counted)), 1.0)
-        logging = (self.trainer.global_step + 1) % self._log_every_n_steps == 0
+        step = self.trainer.global_step
+        logging = (step + 1) % self._log_every_n_steps == 0
+        needed = () if self._schedule is None else self._schedule.needs
         optimizer.zero_grad()
         loss = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         for batch in micro_batches:
-            part, stats = self._loss(batch, denominator, return_stats=logging)
+            part, stats = self._loss(batch, denominator, return_stats=logging or bool(needed))
             self.manual_backward(part)
             loss += part.detach()
             for name, value in stats.items():
@@ -137,6 +147,11 @@ class DistillationModule(L.LightningModule):
                 self.log(name, rate, sync_dist=self._several_devices)
             self.log("train/loss", loss, prog_bar=True, sync_dist=self._several_devices)
         scheduler.step()
+        if self._schedule is not None:
+            means = {"loss": loss} | {name: sums[name] / denominator for name in needed}
+            over_devices = {name: float(self._mean_over_devices(x)) for name, x in means.items()}
+            self._schedule.update(step, self._steps, over_devices)
+            self._schedule.apply(self.objective)
         return loss
 
     def on_validation_start(self) -> None:
@@ -180,11 +195,16 @@ class DistillationModule(L.LightningModule):
         """Keeps what a resumed run goes on from."""
         for name in self.KEPT:
             checkpoint[name] = getattr(self, name)
+        if self._schedule is not None:
+            checkpoint["schedule"] = self._schedule.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on from it."""
         for name in self.KEPT:
             setattr(self, name, checkpoint[name])
+        if self._schedule is not None:
+            self._schedule.load_state_dict(checkpoint["schedule"])
+            self._schedule.apply(self.objective)
 
     def _loss(
         self, batch: MicroBatch, denominator: float, return_stats: bool, cross_entropy: bool = False

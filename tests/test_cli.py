@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import shutil
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from amid import results
 from amid.cli import main
+from amid.config import CONF
 
 
 def run(*arguments):
@@ -124,6 +126,66 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(quick, tmp_pa
     assert results.load(cut).scores == results.load(whole).scores
 
 
+def test_every_method_trains(quick, tmp_path):
+    methods = sorted(file.stem for file in (CONF / "method").glob("*.yaml"))
+    assert {"taid", "akl", "bdkd", "tvd", "jsd", "alphanet", "gkd", "amid", "sft"} <= set(methods)
+    few = {
+        "trainer.max_epochs": 1,
+        "generation.seeds": "[1]",
+        "generation.samples": 1,
+        "data.test_prompts": 1,
+    }
+    few |= {"data.valid_prompts": 1, "generation.max_new_tokens": 2}
+    base = [o for o in quick if o.split("=")[0] not in few] + [f"{key}={value}" for key, value in few.items()]
+    assert run("train", "-m", *base, f"method={','.join(methods)}") == 0
+    found = {result.labels["method"]: result for result in results.load_all(tmp_path / "runs")}
+    assert sorted(found) == methods
+    for result in found.values():
+        assert result.training["steps"] == 2
+        assert math.isfinite(result.training["valid_loss"])
+        assert result.training["valid_loss"] != result.training["valid_loss_before"]
+
+
+def test_the_schedule_of_taid_moves_lam_alike_however_a_step_is_cut_and_goes_on_after_a_kill(
+    quick, tmp_path, monkeypatch
+):
+    from amid.module import DistillationModule
+
+    taid = [*quick, "method=taid", "schedule.rate=0.5", "data.batch_size=8", "trainer.log_every_n_steps=1"]
+    cuts = ("data.micro_batch_size=null", "data.micro_batch_size=2", "objective.fused=false")
+    for cut in cuts:
+        assert run("train", *taid, cut, f"output_dir={tmp_path / cut}") == 0
+    courses = [courses_of(tmp_path / cut) for cut in cuts]
+    lams = [lam for lam, _ in courses[0]]
+    assert len(lams) == 4
+    assert lams[0] == lams[1] == pytest.approx(0.4)
+    assert lams[1] < lams[2] < lams[3] < 1
+    for other in courses[1:]:
+        torch.testing.assert_close(torch.tensor(courses[0]), torch.tensor(other), rtol=1e-4, atol=1e-6)
+
+    step = DistillationModule.training_step
+
+    def killed(self, batches, index):
+        if self.trainer.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, batches, index)
+
+    monkeypatch.setattr(DistillationModule, "training_step", killed)
+    assert run("train", *taid, cuts[0], f"output_dir={tmp_path / 'cut'}") == 130
+    monkeypatch.setattr(DistillationModule, "training_step", step)
+    assert run("train", *taid, cuts[0], f"output_dir={tmp_path / 'cut'}") == 0
+    assert courses_of(tmp_path / "cut") == courses[0][2:]
+    (whole,), (cut,) = (results.load_all(tmp_path / name) for name in (cuts[0], "cut"))
+    assert cut.scores == whole.scores
+    assert cut.training["valid_loss"] == whole.training["valid_loss"]
+
+
+def courses_of(folder):
+    (directory,) = folder.iterdir()
+    rows = [row for row in curve(directory) if row["train/loss"]]
+    return [(float(row["train/lam"]), float(row["train/loss"])) for row in rows]
+
+
 def test_a_sweep_runs_grid_and_baselines_skips_the_finished_and_reports(quick, tmp_path, capsys):
     sweep = ["sweep", "alpha", *quick, "assistant.alpha=-1,1", "divergence=kl"]
     assert run(*sweep) == 0
@@ -155,6 +217,8 @@ def test_wandb_offline(quick, tmp_path, capfd, monkeypatch):
         (["assistant.lam=1"], "no gradient"),
         (["assistant.alpha=nan"], "alpha must be a finite number"),
         (["method=kd", "objective.order=pr"], "names the assistant r"),
+        (["method=kd", "schedule=taid"], "schedule TAID moves lam of an assistant"),
+        (["schedule=taid"], "schedule TAID ends where the objective cannot: order='pr' with lam=1"),
         (["divergence=foo"], "no option of 'divergence'"),
         (["data=jsonl"], "data.train has no value"),
         (["data.max_length=8"], "data.max_length=8"),

@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 
 from amid.config import CONF, SWEEPS, check_overrides, config_hash, register_resolvers, run_name
 from amid.errors import InputError
-from amid.losses import AlphaBeta, CrossEntropy, JensenShannon
+from amid.losses import KL, AlphaBeta, CrossEntropy, JensenShannon, ReverseKL
 
 register_resolvers()
 OPTIONS = [
@@ -40,6 +40,7 @@ def test_every_option_composes_and_its_parts_can_be_made(group, option):
         instantiate(cfg.teacher),
     ]
     assert all(part is not None for part in made)
+    assert (instantiate(cfg.schedule) is None) == (cfg.schedule is None)
 
 
 def test_published_settings():
@@ -60,6 +61,24 @@ def test_methods_are_points_of_one_space():
     assert gkd.order == "pq"
     srkl = instantiate(composed("method=distillm_srkl").objective)
     assert (srkl.order, srkl.assistant.alpha, srkl.assistant.lam) == ("qr", -1.0, 0.9)
+    taid = instantiate(composed("method=taid").objective)
+    assert (taid.order, taid.assistant.alpha, taid.assistant.detach_student) == ("rq", 1.0, True)
+    ends = [
+        instantiate(composed("method=gkd", f"divergence={name}").objective) for name in ("kl", "reverse_kl")
+    ]
+    assert [(end.divergence, end.order) for end in ends] == [(KL(), "pq"), (ReverseKL(), "pq")]
+    akl = instantiate(composed("method=akl", "objective.swapped=true").objective)
+    assert (akl.head_mass, akl.swapped) == (0.5, True)
+    assert instantiate(composed("method=bdkd").objective).weight == 2
+    alphanet = instantiate(composed("method=alphanet", "objective.maximum=token").objective)
+    assert (alphanet.a, alphanet.b, alphanet.maximum) == (0.2, 0.8, "token")
+
+
+def test_taid_begins_at_the_lam_of_the_assistant():
+    schedule = instantiate(composed("method=taid").schedule)
+    assert (schedule.start, schedule.end, schedule.rate, schedule.momentum) == (0.4, 1, 5e-4, 0.99)
+    assert instantiate(composed("method=taid", "assistant.lam=0.2").schedule).start == 0.2
+    assert composed("method=kd").schedule is None
 
 
 def test_the_command_line_comes_after_a_preset():

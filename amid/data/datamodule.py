@@ -96,10 +96,12 @@ class LikeLengthBatches(Sampler[list[int]]):
         return -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
+        # Made at the first batch: a resumed run chooses its epoch after it has called this.
         rows = list(range(len(self.lengths)))
         if self.seed is None:
             rows.sort(key=self.lengths.__getitem__)
-            return (rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size))
+            yield from (rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size))
+            return
         rng = random.Random(f"{self.seed}-{self.epoch}")
         rng.shuffle(rows)
         batches: list[list[int]] = []
@@ -108,7 +110,7 @@ class LikeLengthBatches(Sampler[list[int]]):
             pool = sorted(rows[start : start + pool_rows], key=self.lengths.__getitem__)
             batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
         rng.shuffle(batches)
-        return iter(batches)
+        yield from batches
 
 
 def collate(

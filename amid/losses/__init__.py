@@ -5,8 +5,12 @@ dimension is the vocabulary; an objective is a divergence between two of p (teac
 (assistant), reduced over the counted tokens.
 """
 
+from amid.losses.adaptive_kl import AdaptiveKL
+from amid.losses.alphanet import AlphaNet
 from amid.losses.assistant import AlphaMixture
+from amid.losses.bidirectional_kl import BidirectionalKL
 from amid.losses.cross_entropy import CrossEntropy
+from amid.losses.distillation import Distillation
 from amid.losses.divergence import (
     KL,
     AlphaBeta,
@@ -18,21 +22,30 @@ from amid.losses.divergence import (
 )
 from amid.losses.fused import FusedInputs, Head, Loss
 from amid.losses.objective import Objective
+from amid.losses.policy_gradient import MiniLLM, long_term_loss, mixed_log_probs, rewards_to_go
 from amid.losses.weighted_sum import WeightedSum
 
 __all__ = [
     "KL",
+    "AdaptiveKL",
     "AlphaBeta",
     "AlphaDivergence",
     "AlphaMixture",
+    "AlphaNet",
+    "BidirectionalKL",
     "CrossEntropy",
+    "Distillation",
     "Divergence",
     "FusedInputs",
     "Head",
     "JensenShannon",
     "Loss",
+    "MiniLLM",
     "Objective",
     "ReverseKL",
     "TotalVariation",
     "WeightedSum",
+    "long_term_loss",
+    "mixed_log_probs",
+    "rewards_to_go",
 ]

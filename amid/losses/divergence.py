@@ -286,7 +286,9 @@ class JensenShannon(Divergence):
     beta: float = 0.5
 
     def __post_init__(self) -> None:
-        remedy = "choose 0 < beta < 1; GKD's ends 0 and 1 are KL() and ReverseKL()"
+        remedy = (
+            "choose 0 < beta < 1; GKD's ends 0 and 1 are KL() and ReverseKL(), divergence=kl and reverse_kl"
+        )
         if not 0 < finite_number("beta", self.beta, remedy) < 1:
             raise ValueError(f"beta must lie strictly between 0 and 1, got beta={self.beta!r}; {remedy}")
 

@@ -152,6 +152,13 @@ class Loss(ABC):
     def check(self) -> None:
         """Raises a ValueError where the settings, which may have changed, do not fit together."""
 
+    def on_batch(self, inputs: FusedInputs) -> "Loss":
+        """The loss whose sum over positions this is, for these inputs of `fused`.
+
+        The same, unless something must be known of all positions before the first can be summed.
+        """
+        return self
+
     @overload
     def fused(self, *, return_stats: Literal[False] = False, **inputs: Unpack[FusedInputs]) -> Tensor: ...
     @overload
@@ -192,7 +199,7 @@ class Loss(ABC):
                 `chunk_tokens` is below 1.
         """
         self.check()
-        loss, stats = _fused(self, return_stats, **inputs)
+        loss, stats = _fused(self.on_batch(inputs), return_stats, **inputs)
         return (loss, stats) if return_stats else loss
 
 

@@ -1,20 +1,16 @@
-"""Distillation objectives: a divergence between two of teacher, student and assistant.
-
-Positions that `mask` leaves out are dropped before any arithmetic: whatever they hold, they influence
-neither value nor gradient.
-"""
+"""Distillation objectives: a divergence between two of teacher, student and assistant."""
 
 import types
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from amid.losses.assistant import AlphaMixture, Mixing, entropy, float32_or_better, log_normalise, softmaxes
-from amid.losses.counted import check_leading_shape, given, mean, select
+from amid.losses.assistant import AlphaMixture, Mixing, entropy, log_normalise, softmaxes
+from amid.losses.distillation import Distillation, through_softmax
 from amid.losses.divergence import KL, Divergence, Pair
-from amid.losses.fused import Loss, Stats
+from amid.losses.fused import Stats
 
 T = TypeVar("T")
 _ORDERS = ("pq", "qp", "pr", "rp", "qr", "rq")
@@ -24,12 +20,15 @@ _SMALL_LAM = 0.05
 float64: its parts, of first order, cancel."""
 
 
-class Objective(Loss):
+class Objective(Distillation):
     """A divergence between two of teacher, student and assistant, averaged over the counted tokens.
 
     With the order "pr" it is AMiD's objective D(p ‖ r) (arXiv 2510.15982); without an assistant, the
     knowledge distillation loss D(p ‖ q). The gradient reaches the student through q and, unless the
     assistant detaches it, through r; never the teacher.
+
+    Of further sums, `return_stats=True` gives "entropy_r" with an assistant; with an `AlphaMixture`
+    "gradient_weight", the student's mean Σ_v q_v w_v of its `gradient_weight` w at each position.
 
     Args:
         divergence: D, from two [..., V] tensors of log-probabilities to a [...] tensor: one of this
@@ -38,10 +37,8 @@ class Objective(Loss):
             or None.
         order: first and second argument of D: two different letters of p (teacher), q (student) and r
             (assistant). None means "pr" with an assistant and "pq" without.
-        shared_vocab: n, to cut both sides' logits to their first n entries before the softmax, for
-            models of one family whose embeddings are padded to different sizes. Whether the token maps
-            agree on them is for the caller to check.
-        fused: whether training goes through `fused`, where the models' heads can be split off.
+        shared_vocab: see `Distillation`.
+        fused: see `Distillation`.
         compiled: whether the arithmetic between the matrix products of `fused` goes through torch.compile,
             which saves passes over the logits. It costs seconds once, and needs a C++ compiler (Triton on a
             GPU). Only closed forms have it: the built-in divergences, without or with an `AlphaMixture`.
@@ -52,9 +49,6 @@ class Objective(Loss):
             The call raises the same where `assistant` was changed since.
     """
 
-    needs_teacher = True
-    needs_labels = False
-
     def __init__(
         self,
         divergence: Callable[[Tensor, Tensor], Tensor],
@@ -64,13 +58,12 @@ class Objective(Loss):
         fused: bool = True,
         compiled: bool = False,
     ) -> None:
-        self.uses_fused = fused
+        super().__init__(shared_vocab, fused)
         self.compiled = compiled
         self._arithmetic = _compiled(self._block) if compiled else self._block
         self.divergence = divergence
         self.assistant = assistant
         self.order = order if order is not None else "pq" if assistant is None else "pr"
-        self.shared_vocab = shared_vocab
         self.check()
 
     def __repr__(self) -> str:
@@ -79,111 +72,20 @@ class Objective(Loss):
             f"shared_vocab={self.shared_vocab!r})"
         )
 
-    @overload
-    def __call__(
-        self,
-        *,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        mask: Tensor | None = None,
-        denominator: float | Tensor | None = None,
-        return_stats: Literal[False] = False,
-    ) -> Tensor: ...
-    @overload
-    def __call__(
-        self,
-        *,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        mask: Tensor | None = None,
-        denominator: float | Tensor | None = None,
-        return_stats: Literal[True],
-    ) -> tuple[Tensor, Stats]: ...
-    def __call__(
-        self,
-        *,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        mask: Tensor | None = None,
-        denominator: float | Tensor | None = None,
-        return_stats: bool = False,
-    ) -> Tensor | tuple[Tensor, Stats]:
-        """Mean divergence over the counted tokens.
-
-        Args:
-            student_logits: [..., V], any floating dtype; the softmax is taken in float32 or better.
-            teacher_logits: [..., V], the same; no gradient reaches it.
-            mask: [...], boolean, true where a position counts; None counts all.
-            denominator: divide the sum by this in place of the number of counted positions: the counted
-                tokens of the whole optimiser step, so that accumulation and data parallelism leave the
-                loss as it is.
-            return_stats: also return detached sums over the counted positions, for averages over any
-                number of batches: "entropy_p", "entropy_q" and "kl_pq" (KL(p ‖ q)); with an assistant
-                "entropy_r"; with an `AlphaMixture` "gradient_weight", the student's mean Σ_v q_v w_v of
-                its `gradient_weight` w at each position.
-
-        Returns:
-            A scalar, float32 or better: 0 with a zero gradient if no position counts.
-
-        Raises:
-            ValueError: if shapes do not match, vocabularies differ without `shared_vocab`, `mask` is
-                not boolean, `denominator` is not positive, or the assistant's settings leave no
-                gradient (see the class).
-        """
-        self.check()
-        check_leading_shape("teacher_logits", teacher_logits.shape[:-1], student_logits.shape[:-1])
-        student_logits, teacher_logits = self._cut(student_logits, teacher_logits.detach())
-        per_token, log_probs = self._by_autograd(select(mask, student_logits), select(mask, teacher_logits))
-        loss = mean(per_token, denominator)
-        if return_stats:
-            return loss, self._stats({name: x.detach() for name, x in log_probs.items()})
-        return loss
-
-    def _by_autograd(self, logits_q: Tensor, logits_p: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The divergence at each position [N], and the logarithms of p, q and r."""
-        logits_q, logits_p = float32_or_better(logits_q, logits_p)
+    def _by_autograd(self, logits_q: Tensor, logits_p: Tensor, with_stats: bool) -> tuple[Tensor, Stats]:
+        """As in `Distillation`."""
         log_q, log_p = log_normalise(logits_q), log_normalise(logits_p)
         log_probs = {"p": log_p, "q": log_q}
         if self.assistant is not None:
             log_probs["r"] = self.assistant(log_p, log_q)
-        return self.divergence(log_probs[self.order[0]], log_probs[self.order[1]]), log_probs
-
-    def value_and_gradient(
-        self,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None,
-        labels: Tensor | None,
-        with_gradient: bool,
-        with_stats: bool,
-    ) -> tuple[Tensor, Tensor | None, Stats]:
-        """As `Loss` says.
-
-        With g_a, g_b the partials of D and w the assistant's gradient weight,
-
-            h = g_q + w (g_r - r Σ g_r)        ∂L/∂z = h - q Σ h
-
-        where g_q and g_r are those of the arguments that are q and r, and 0 where neither is.
-        """
-        logits_q, logits_p = self._cut(student_logits, given("teacher_logits", teacher_logits))
-        logits_q, logits_p = float32_or_better(logits_q, logits_p)
-        result = self._in_closed_form(logits_q, logits_p, with_gradient, with_stats)
-        if result is None:
-            with torch.set_grad_enabled(with_gradient):
-                logits_q = logits_q.detach().requires_grad_(with_gradient)
-                per_token, log_probs = self._by_autograd(logits_q, logits_p)
-                gradient = torch.autograd.grad(per_token.sum(), logits_q)[0] if with_gradient else None
-            stats = {name: x.detach() for name, x in log_probs.items()}
-            result = per_token.detach().sum(), gradient, self._stats(stats) if with_stats else {}
-        value, gradient, stats = result
-        rest = student_logits.shape[-1] - logits_q.shape[-1]
-        if gradient is not None and rest:
-            gradient = torch.nn.functional.pad(gradient, (0, rest))
-        return value, gradient, stats
+        per_token = self.divergence(log_probs[self.order[0]], log_probs[self.order[1]])
+        stats = self._stats({name: x.detach() for name, x in log_probs.items()}) if with_stats else {}
+        return per_token, stats
 
     def _in_closed_form(
         self, logits_q: Tensor, logits_p: Tensor, with_gradient: bool, with_stats: bool
     ) -> tuple[Tensor, Tensor | None, Stats] | None:
-        """None where there is no closed form, or it has no precision."""
+        """As in `Distillation`."""
         divergence, assistant, order = self.divergence, self.assistant, self.order
         if not isinstance(divergence, Divergence) or type(divergence).__call__ is not Divergence.__call__:
             return None
@@ -226,7 +128,14 @@ class Objective(Loss):
         with_gradient: bool,
         with_stats: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor, Stats]:
-        """The sum, its gradient, whether all of it is finite, and sums to be logged."""
+        """The sum, its gradient, whether all of it is finite, and sums to be logged.
+
+        With g_a, g_b the partials of D and w the assistant's gradient weight,
+
+            h = g_q + w (g_r - r Σ g_r)        ∂L/∂z = h - q Σ h
+
+        where g_q and g_r are those of the arguments that are q and r, and 0 where neither is.
+        """
         log_p, p = softmaxes(logits_p)
         log_q, q = softmaxes(logits_q)
         logs, probs = {"p": log_p, "q": log_q}, {"p": p, "q": q}
@@ -252,13 +161,12 @@ class Objective(Loss):
                 through_r = (through_r - probs["r"] * through_r.sum(-1, keepdim=True)) * weight
                 gradient = through_r if gradient is None else through_r.add_(gradient)
             assert gradient is not None
-            drift = gradient.sum(-1, keepdim=True)
-            gradient = torch.addcmul(gradient, q, drift, value=-1)
-            finite = finite & torch.isfinite(drift).all()
+            gradient, finite_gradient = through_softmax(gradient, q)
+            finite = finite & finite_gradient
         stats: Stats = {}
         if with_stats:
-            stats = {f"entropy_{name}": -(probs[name] * logs[name]).sum() for name in logs}
-            stats["kl_pq"] = (p * (log_p - log_q)).sum()
+            stats = {f"entropy_{name}": torch.special.entr(probs[name]).sum() for name in logs}
+            stats["kl_pq"] = (p * (log_p - log_q)).masked_fill(p == 0, 0).sum()
             if mixing is not None:
                 stats["gradient_weight"] = (q * weight).sum()
         return total, gradient, finite, stats
@@ -271,24 +179,9 @@ class Objective(Loss):
         stats["kl_pq"] = KL()(log_p, log_q).sum()
         return stats
 
-    def _cut(self, student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
-        n_student, n_teacher, n = student_logits.shape[-1], teacher_logits.shape[-1], self.shared_vocab
-        if n is None:
-            if n_student != n_teacher:
-                raise ValueError(
-                    f"student_logits have {n_student} tokens and teacher_logits {n_teacher}; if their first "
-                    f"tokens are the same, set shared_vocab to how many (at most {min(n_student, n_teacher)})"
-                )
-            return student_logits, teacher_logits
-        if n > min(n_student, n_teacher):
-            raise ValueError(
-                f"shared_vocab={n} exceeds the logits (student {n_student}, teacher {n_teacher}); "
-                f"choose at most {min(n_student, n_teacher)}"
-            )
-        return student_logits[..., :n], teacher_logits[..., :n]
-
     def check(self) -> None:
         """As `Loss` says: the order, what it needs, and that there is a gradient."""
+        super().check()
         order, assistant = self.order, self.assistant
         if order not in _ORDERS:
             raise ValueError(
@@ -320,12 +213,6 @@ class Objective(Loss):
                     f"order={order!r} with lam=0 has no gradient: r = q whatever the student is; "
                     f"choose lam > 0, or order pr or rp"
                 )
-        n = self.shared_vocab
-        if n is not None and (not isinstance(n, int) or n < 1):
-            raise ValueError(
-                f"shared_vocab must be a positive integer or None, got shared_vocab={n!r}; "
-                f"give the number of tokens that both models share"
-            )
 
 
 def _compiled(method: Callable[..., T]) -> Callable[..., T]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from amid.losses.assistant import finite_number
 from amid.losses.counted import given
-from amid.losses.fused import Loss, Stats
+from amid.losses.fused import FusedInputs, Loss, Stats
 
 
 class WeightedSum(Loss):
@@ -40,6 +40,10 @@ class WeightedSum(Loss):
         """As `Loss` says, for every term."""
         for _, term in self.terms:
             term.check()
+
+    def on_batch(self, inputs: FusedInputs) -> Loss:
+        """As `Loss` says, for every term."""
+        return WeightedSum([(weight, term.on_batch(inputs)) for weight, term in self.terms])
 
     def value_and_gradient(
         self,

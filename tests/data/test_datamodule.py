@@ -153,3 +153,12 @@ def test_examples_of_the_sets(tmp_path):
     module = data(tmp_path, test_prompts=3)
     assert isinstance(module.valid_examples[0], Example)
     assert len(module.test_examples["open"]) == 3
+
+
+def test_an_order_begun_before_its_epoch_is_chosen_is_that_of_the_epoch():
+    """As when a run goes on: the loader is begun first, then told its epoch."""
+    sampler = LikeLengthBatches(list(range(40)), 4, seed=3)
+    first = list(sampler)
+    resumed = iter(sampler)
+    sampler.set_epoch(1)
+    assert list(resumed) == list(sampler) != first

@@ -235,6 +235,21 @@ def test_infinite_logits(divergence: Divergence, order: str, alpha: float) -> No
     check_equal((got[0], got[1][:2]), (true[0], true[1][:2]), 2e-5)
 
 
+@pytest.mark.parametrize("assistant", [None, AlphaMixture(-5, 0.1)], ids=repr)
+@pytest.mark.parametrize("divergence", [AlphaBeta(), JensenShannon(), TotalVariation()], ids=repr)
+def test_stats_where_the_teacher_alone_forbids_a_token(
+    divergence: Divergence, assistant: AlphaMixture | None
+) -> None:
+    values = inputs()
+    values["teacher_bias"][3] = -math.inf
+    loss = Objective(divergence, assistant)
+    _, stats = loss.fused(**values, return_stats=True)
+    _, expected = loss(**logits_of(values), return_stats=True)
+    for name, value in expected.items():
+        assert math.isfinite(value)
+        assert math.isclose(stats[name], value, rel_tol=1e-5)
+
+
 def test_infinite_divergence_and_disjoint_supports_are_as_on_logits() -> None:
     values = inputs()
     values["student_bias"][3] = -math.inf

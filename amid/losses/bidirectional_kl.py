@@ -1,0 +1,71 @@
+"""Both directions of KL, the one that counts more chosen by the entropies (BDKD, arXiv 2212.12965)."""
+
+import torch
+from torch import Tensor
+
+from amid.losses.assistant import finite_number
+from amid.losses.divergence import KL, Divergence, Pair, ReverseKL
+from amid.losses.weighted_divergences import WeightedDivergences
+
+
+class _TeacherCrossEntropy(Divergence):
+    """-Σ a log b, which is KL(a ‖ b) + H(a); not 0 where a = b."""
+
+    def terms(self, log_a: Tensor, log_b: Tensor) -> Tensor:
+        """Those of KL(a ‖ b) and of the entropy."""
+        entropy: Tensor = torch.special.entr(log_a.exp())
+        return KL().terms(log_a, log_b) + entropy
+
+    def partials(self, log_a: Tensor, log_b: Tensor) -> tuple[Tensor, Tensor]:
+        """-a log b, and that of KL(a ‖ b)."""
+        a, (_, partial_b) = log_a.exp(), KL().partials(log_a, log_b)
+        return (-a * log_b).masked_fill(a == 0, 0), partial_b
+
+    def value_and_partials(self, pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
+        """As in `Divergence`."""
+        kl, _, partial_b = KL().value_and_partials(pair)
+        partial_a = -pair.a * pair.log_b
+        return kl + torch.special.entr(pair.a).sum(-1), partial_a, partial_b
+
+
+class BidirectionalKL(WeightedDivergences):
+    """Balanced divergences (BD-KD, arXiv 2212.12965).
+
+        w_p CE(p, q) + w_q KL(q ‖ p),    CE(p, q) = -Σ p log q
+
+    at each position. Where H(p) > H(q), that is the student is the surer one, w_p = `weight` and w_q = 1;
+    where H(q) > H(p) the other way round; both are 1 where the entropies are equal. No gradient passes
+    through the weights. The entropies are taken in float32 or better: in float16 those of the published
+    code are NaN, which sets all weights to 1.
+
+    The cross-entropy is larger than KL(p ‖ q) by the teacher's entropy, which has no gradient: the loss is
+    w_p H(p) where p = q.
+
+    Of further sums, `return_stats=True` gives "weight_cross_entropy" (w_p), "weight_reverse_kl" (w_q),
+    "divergence_cross_entropy" and "divergence_reverse_kl".
+
+    Args:
+        weight: of the direction that counts more, at least 1; published: 2, in ABKD's script 3.
+        shared_vocab: see `Distillation`.
+        fused: see `Distillation`.
+
+    Raises:
+        ValueError: if `weight` is below 1.
+    """
+
+    def __init__(self, weight: float = 2.0, shared_vocab: int | None = None, fused: bool = True) -> None:
+        remedy = "choose a number of at least 1, such as 2"
+        if finite_number("weight", weight, remedy) < 1:
+            raise ValueError(f"weight must be at least 1, got weight={weight!r}; {remedy}")
+        self.weight = float(weight)
+        divergences = {"cross_entropy": _TeacherCrossEntropy(), "reverse_kl": ReverseKL()}
+        super().__init__(divergences, shared_vocab, fused)
+
+    def __repr__(self) -> str:
+        return f"BidirectionalKL(weight={self.weight}, shared_vocab={self.shared_vocab!r})"
+
+    def weights(self, pair: Pair, values: Tensor) -> Tensor:
+        """As in `WeightedDivergences`: w_p and w_q."""
+        entropy_p, entropy_q = (torch.special.entr(x).sum(-1) for x in (pair.a, pair.b))
+        more = torch.stack([entropy_p > entropy_q, entropy_q > entropy_p])
+        return torch.where(more, self.weight, 1.0).to(values.dtype)

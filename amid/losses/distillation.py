@@ -1,0 +1,159 @@
+"""Losses between teacher and student, position by position.
+
+Positions that `mask` leaves out are dropped before any arithmetic: whatever they hold, they influence
+neither value nor gradient.
+"""
+
+from abc import abstractmethod
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from amid.losses.assistant import float32_or_better
+from amid.losses.counted import check_leading_shape, given, mean, select
+from amid.losses.fused import Loss, Stats
+
+
+class Distillation(Loss):
+    """A function of teacher p and student q at each position, averaged over the counted tokens.
+
+    Args:
+        shared_vocab: n, to cut both sides' logits to their first n entries before the softmax, for
+            models of one family whose embeddings are padded to different sizes. Whether the token maps
+            agree on them is for the caller to check.
+        fused: whether training goes through `fused`, where the models' heads can be split off.
+    """
+
+    needs_teacher = True
+    needs_labels = False
+
+    def __init__(self, shared_vocab: int | None, fused: bool) -> None:
+        self.shared_vocab = shared_vocab
+        self.uses_fused = fused
+
+    @overload
+    def __call__(
+        self,
+        *,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        mask: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+        return_stats: Literal[False] = False,
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        mask: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+        return_stats: Literal[True],
+    ) -> tuple[Tensor, Stats]: ...
+    def __call__(
+        self,
+        *,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        mask: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+        return_stats: bool = False,
+    ) -> Tensor | tuple[Tensor, Stats]:
+        """Mean over the counted tokens.
+
+        Args:
+            student_logits: [..., V], any floating dtype; the softmax is taken in float32 or better.
+            teacher_logits: [..., V], the same; no gradient reaches it.
+            mask: [...], boolean, true where a position counts; None counts all.
+            denominator: divide the sum by this in place of the number of counted positions: the counted
+                tokens of the whole optimiser step, so that accumulation and data parallelism leave the
+                loss as it is.
+            return_stats: also return detached sums over the counted positions, for averages over any
+                number of batches: "entropy_p", "entropy_q", "kl_pq" (KL(p ‖ q)) and those that the class
+                names.
+
+        Returns:
+            A scalar, float32 or better: 0 with a zero gradient if no position counts.
+
+        Raises:
+            ValueError: if shapes do not match, vocabularies differ without `shared_vocab`, `mask` is
+                not boolean, `denominator` is not positive, or settings changed since do not fit (see the
+                class).
+        """
+        self.check()
+        check_leading_shape("teacher_logits", teacher_logits.shape[:-1], student_logits.shape[:-1])
+        logits_q, logits_p = self._cut(student_logits, teacher_logits.detach())
+        logits_q, logits_p = float32_or_better(select(mask, logits_q), select(mask, logits_p))
+        per_token, stats = self._by_autograd(logits_q, logits_p, return_stats)
+        loss = mean(per_token, denominator)
+        return (loss, stats) if return_stats else loss
+
+    @abstractmethod
+    def _by_autograd(self, logits_q: Tensor, logits_p: Tensor, with_stats: bool) -> tuple[Tensor, Stats]:
+        """The loss at each position [N], differentiable, and sums to be logged, of logits [N, V]."""
+
+    @abstractmethod
+    def _in_closed_form(
+        self, logits_q: Tensor, logits_p: Tensor, with_gradient: bool, with_stats: bool
+    ) -> tuple[Tensor, Tensor | None, Stats] | None:
+        """The sum over all positions, its gradient for `logits_q` [N, V], and sums to be logged.
+
+        None where there is no closed form, or it has no precision.
+        """
+
+    def value_and_gradient(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
+        labels: Tensor | None,
+        with_gradient: bool,
+        with_stats: bool,
+    ) -> tuple[Tensor, Tensor | None, Stats]:
+        """As `Loss` says: in closed form, and by autograd where there is none or it has no precision."""
+        logits_q, logits_p = self._cut(student_logits, given("teacher_logits", teacher_logits))
+        logits_q, logits_p = float32_or_better(logits_q, logits_p)
+        result = self._in_closed_form(logits_q, logits_p, with_gradient, with_stats)
+        if result is None:
+            with torch.set_grad_enabled(with_gradient):
+                logits_q = logits_q.detach().requires_grad_(with_gradient)
+                per_token, stats = self._by_autograd(logits_q, logits_p, with_stats)
+                gradient = torch.autograd.grad(per_token.sum(), logits_q)[0] if with_gradient else None
+            result = per_token.detach().sum(), gradient, stats
+        value, gradient, stats = result
+        rest = student_logits.shape[-1] - logits_q.shape[-1]
+        if gradient is not None and rest:
+            gradient = torch.nn.functional.pad(gradient, (0, rest))
+        return value, gradient, stats
+
+    def check(self) -> None:
+        """As `Loss` says: that the shared vocabulary is a number of tokens."""
+        n = self.shared_vocab
+        if n is not None and (not isinstance(n, int) or n < 1):
+            raise ValueError(
+                f"shared_vocab must be a positive integer or None, got shared_vocab={n!r}; "
+                f"give the number of tokens that both models share"
+            )
+
+    def _cut(self, student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+        n_student, n_teacher, n = student_logits.shape[-1], teacher_logits.shape[-1], self.shared_vocab
+        if n is None:
+            if n_student != n_teacher:
+                raise ValueError(
+                    f"student_logits have {n_student} tokens and teacher_logits {n_teacher}; if their first "
+                    f"tokens are the same, set shared_vocab to how many (at most {min(n_student, n_teacher)})"
+                )
+            return student_logits, teacher_logits
+        if n > min(n_student, n_teacher):
+            raise ValueError(
+                f"shared_vocab={n} exceeds the logits (student {n_student}, teacher {n_teacher}); "
+                f"choose at most {min(n_student, n_teacher)}"
+            )
+        return student_logits[..., :n], teacher_logits[..., :n]
+
+
+def through_softmax(partials: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient for the logits of q from that for log q, both [N, V], and whether it is finite."""
+    drift = partials.sum(-1, keepdim=True)
+    return torch.addcmul(partials, q, drift, value=-1), torch.isfinite(drift).all()

@@ -1,0 +1,210 @@
+r"""MiniLLM's loss on sampled text: the reverse KL of whole sequences (arXiv 2306.08543).
+
+With r_t = log(p_t/q_t) at the sampled tokens y_t, p_t = p(y_t | s_t) and s_t what stands before, the
+gradient of the sequences' KL(q ‖ p) = -E Σ_t r_t over y ~ q falls into two parts,
+
+    single step     Σ_t ∇ KL(q(· | s_t) ‖ p(· | s_t)),    exact over the vocabulary
+    long term      -Σ_t R_t ∇ log q_t,                     R_t = Σ_{t'>t} r_t'
+
+both in expectation over y ~ q. The single step is `Objective(KL(), order="qp")`; the rest is here. With
+MiniLLM's third part, cross-entropy on plain text, `CrossEntropy` on a batch of its own is to be added.
+
+Tensors are [B, T]: rows are sequences, positions those of the sampled tokens; `mask` is true where a token
+was sampled.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from amid.losses.assistant import finite_number, log_normalise
+from amid.losses.counted import check_denominator, check_leading_shape
+from amid.losses.divergence import KL
+from amid.losses.fused import Stats
+from amid.losses.objective import Objective
+
+
+def mixed_log_probs(log_p: Tensor, log_q: Tensor, teacher_share: float = 0.2) -> Tensor:
+    """log q̃ = log(a p + (1-a) q) of teacher-mixed sampling, MiniLLM's guard against text that only fools p.
+
+    Args:
+        log_p: [...], log-probabilities of the teacher: of a vocabulary to sample from, or of what was.
+        log_q: [...], the same of the student.
+        teacher_share: a, 0 ≤ a < 1; published: 0.2.
+
+    Returns:
+        [...]; log_q itself where a = 0.
+
+    Raises:
+        ValueError: if `teacher_share` lies outside [0, 1).
+    """
+    remedy = "choose 0 <= teacher_share < 1, such as 0.2"
+    if not 0 <= finite_number("teacher_share", teacher_share, remedy) < 1:
+        raise ValueError(f"teacher_share must lie in [0, 1), got teacher_share={teacher_share!r}; {remedy}")
+    if teacher_share == 0:
+        return log_q
+    return torch.logaddexp(log_p + math.log(teacher_share), log_q + math.log1p(-teacher_share))
+
+
+def rewards_to_go(log_p: Tensor, log_q: Tensor, mask: Tensor, normalise: bool = True) -> Tensor:
+    """R_t = Σ_{t'>t} log(p_t'/q_t'), or their mean: what the tokens after t earn. A constant.
+
+    Args:
+        log_p: [B, T], the teacher's log-probabilities of the sampled tokens.
+        log_q: [B, T], the student's.
+        mask: [B, T], boolean; what stands elsewhere is never read.
+        normalise: divide by the number of tokens after t, MiniLLM's length normalisation. Without it
+            short answers are preferred, as their sums are smaller.
+
+    Returns:
+        [B, T], float32 or better: 0 at the last token of a row, and where `mask` is False.
+
+    Raises:
+        ValueError: if shapes do not match or `mask` is not boolean.
+    """
+    _check("log_p", log_p, mask)
+    _check("log_q", log_q, mask)
+    rewards = torch.where(mask, _precise(log_p) - _precise(log_q), 0).detach()
+    total = _after(rewards)
+    if normalise:
+        total = total / _after(mask.to(total.dtype)).clamp(min=1)
+    return total.masked_fill(~mask, 0)
+
+
+def long_term_loss(
+    *,
+    log_q: Tensor,
+    log_sampling: Tensor,
+    to_go: Tensor,
+    mask: Tensor,
+    denominator: float | Tensor | None = None,
+    clip: float | None = 0.2,
+) -> tuple[Tensor, Stats]:
+    """The long-term part of MiniLLM's loss, with importance weights and PPO's clipping.
+
+        Σ_t max(-ρ_t R_t, -clip(ρ_t, 1-ε, 1+ε) R_t) / denominator,    ρ_t = q(y_t | s_t) / q̃(y_t | s_t)
+
+    ρ_t is MiniLLM's approximation of the weight of the whole sequence up to t, Π_{t'≤t} q_t'/q̃_t', whose
+    variance would be large. Where q̃ = q the gradient is -Σ_t R_t ∇ log q_t.
+
+    Args:
+        log_q: [B, T], the student's log-probabilities of the sampled tokens, to be differentiated.
+        log_sampling: [B, T], log q̃ of them: of the student as it was and, with teacher-mixed sampling, of
+            `mixed_log_probs`.
+        to_go: [B, T], R of `rewards_to_go`.
+        mask: [B, T], boolean; what stands elsewhere is never read.
+        denominator: divide the sum by this in place of the number of sampled tokens.
+        clip: ε > 0; None does not clip. Published: 0.2.
+
+    Returns:
+        A scalar, 0 if there is no sampled token, and detached sums over the tokens: "importance" (ρ) and
+        "clipped" (1 where clipping leaves no gradient).
+
+    Raises:
+        ValueError: if shapes do not match, `mask` is not boolean, or `denominator` or `clip` is not
+            positive.
+    """
+    for name, x in (("log_q", log_q), ("log_sampling", log_sampling), ("to_go", to_go)):
+        _check(name, x, mask)
+    remedy = "choose a number above 0 such as 0.2, or None"
+    if clip is not None and finite_number("clip", clip, remedy) <= 0:
+        raise ValueError(f"clip must be above 0, got clip={clip!r}; {remedy}")
+    log_q, log_sampling, to_go = (_precise(x[mask]) for x in (log_q, log_sampling, to_go))
+    ratio = (log_q - log_sampling.detach()).exp()
+    loss = -ratio * to_go.detach()
+    clipped = torch.zeros_like(loss, dtype=torch.bool)
+    if clip is not None:
+        bounded = -ratio.clamp(1 - clip, 1 + clip) * to_go.detach()
+        clipped = bounded > loss
+        loss = torch.maximum(loss, bounded)
+    stats = {"importance": ratio.detach().sum(), "clipped": clipped.sum()}
+    return loss.sum() / check_denominator(denominator, loss.numel()), stats
+
+
+class MiniLLM:
+    """MiniLLM's loss on sampled text: the single step and the long term, of the same tokens.
+
+    Args:
+        normalise: see `rewards_to_go`.
+        clip: see `long_term_loss`.
+    """
+
+    def __init__(self, normalise: bool = True, clip: float | None = 0.2) -> None:
+        self.normalise, self.clip = normalise, clip
+        self.single_step = Objective(KL(), order="qp")
+
+    def __repr__(self) -> str:
+        return f"MiniLLM(normalise={self.normalise}, clip={self.clip})"
+
+    def __call__(
+        self,
+        *,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        tokens: Tensor,
+        mask: Tensor,
+        log_sampling: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+    ) -> tuple[Tensor, Stats]:
+        """The loss, a mean over the sampled tokens.
+
+        Args:
+            student_logits: [B, T, V], those that predict the sampled tokens.
+            teacher_logits: [B, T, V], the same; no gradient reaches it.
+            tokens: [B, T], integers, the sampled tokens; what stands where `mask` is False is never read.
+            mask: [B, T], boolean.
+            log_sampling: [B, T], see `long_term_loss`; None where the student itself, as it is now, was
+                sampled from.
+            denominator: divide the sums by this in place of the number of sampled tokens.
+
+        Returns:
+            A scalar, and detached sums over the tokens: those of `Objective` and `long_term_loss`,
+            "single_step" (KL(q ‖ p)) and "to_go" (R).
+
+        Raises:
+            ValueError: as `Objective` and `long_term_loss`.
+        """
+        single, stats = self.single_step(
+            student_logits=student_logits,
+            teacher_logits=teacher_logits,
+            mask=mask,
+            denominator=denominator,
+            return_stats=True,
+        )
+        check_leading_shape("tokens", tokens.shape, mask.shape)
+        index = tokens.masked_fill(~mask, 0).long().unsqueeze(-1)
+        log_q, log_p = (
+            log_normalise(_precise(logits)).gather(-1, index).squeeze(-1)
+            for logits in (student_logits.masked_fill(~mask.unsqueeze(-1), 0), teacher_logits.detach())
+        )
+        to_go = rewards_to_go(log_p, log_q, mask, self.normalise)
+        long, of_long = long_term_loss(
+            log_q=log_q,
+            log_sampling=log_q.detach() if log_sampling is None else log_sampling,
+            to_go=to_go,
+            mask=mask,
+            denominator=denominator,
+            clip=self.clip,
+        )
+        stats |= of_long
+        stats["single_step"] = single.detach() * check_denominator(denominator, int(mask.sum()))
+        stats["to_go"] = to_go.sum()
+        return single + long, stats
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _after(x: Tensor) -> Tensor:
+    """Sums over the later positions of a row, [B, T]."""
+    later = torch.nn.functional.pad(x[..., 1:], (0, 1))
+    return later.flip(-1).cumsum(-1).flip(-1)
+
+
+def _check(name: str, x: Tensor, mask: Tensor) -> None:
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be boolean, got dtype {mask.dtype}; pass mask.bool()")
+    if x.shape != mask.shape:
+        raise ValueError(f"{name} must have the shape of mask, {tuple(mask.shape)}, got {tuple(x.shape)}")

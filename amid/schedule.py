@@ -1,0 +1,151 @@
+"""Rules that move settings of the assistant during training."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from amid.errors import InputError
+from amid.losses import Loss
+
+Values = dict[str, float]
+
+
+class Schedule(ABC):
+    """A rule that sets attributes of an objective's assistant, such as `lam`, before each optimiser step."""
+
+    needs: ClassVar[Sequence[str]] = ()
+    """The sums of `return_stats=True` whose means `update` is given."""
+
+    @property
+    @abstractmethod
+    def values(self) -> Values:
+        """The attributes of the assistant and what they are at the next step."""
+
+    @property
+    @abstractmethod
+    def ends(self) -> Sequence[Values]:
+        """The extreme values, which an objective must allow before training begins."""
+
+    @abstractmethod
+    def update(self, step: int, steps: int, means: Mapping[str, float]) -> None:
+        """Moves on, after an optimiser step.
+
+        Args:
+            step: how many came before it, from 0.
+            steps: of the whole training.
+            means: over all counted tokens of the step, alike on all devices: "loss" and what it `needs`.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, float | None]:
+        """What a resumed run goes on from."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, float | None]) -> None:
+        """Goes on from it."""
+
+    def apply(self, objective: Loss) -> None:
+        """Sets the assistant of `objective` to `values`."""
+        for name, value in self.values.items():
+            setattr(objective.assistant, name, value)  # type: ignore[attr-defined]
+
+    def begin(self, objective: Loss) -> None:
+        """Sets the assistant of `objective` to the first values.
+
+        Raises:
+            InputError: if it has no such assistant, or refuses the values at either end.
+        """
+        name, assistant = type(self).__name__, getattr(objective, "assistant", None)
+        for attribute in self.values:
+            if not hasattr(assistant, attribute):
+                raise InputError(
+                    f"schedule {name} moves {attribute} of an assistant, but {objective!r} has none; "
+                    "choose schedule=none, or assistant=alpha_mixture and an order with r"
+                )
+        try:
+            for values in self.ends:
+                for attribute, value in values.items():
+                    setattr(assistant, attribute, value)
+                objective.check()
+        except ValueError as error:
+            raise InputError(f"schedule {name} ends where the objective cannot: {error}") from error
+        self.apply(objective)
+
+
+class TAID(Schedule):
+    """TAID's rule for λ (arXiv 2501.16937): faster than linear, and the more so the faster L falls.
+
+        Δ = (L_before - L) / (L_before + 1e-15)
+        m ← momentum m + (1 - momentum) Δ
+        λ ← min(end, max(start + (end - start) step/steps, λ + rate sigmoid(m) (1 - λ)))
+
+    after each optimiser step but the first, which only gives L; m begins at 0. L is the mean loss plus the
+    mean entropy of the assistant: with TAID's objective KL(r ‖ q) the cross-entropy -Σ r log q.
+
+    The validation loss is that of the current λ: those of different epochs are not of one objective.
+
+    Args:
+        start: λ at the first step, 0 ≤ start ≤ end; published: 0.2 to 0.4.
+        end: the largest λ, at most 1.
+        rate: the step size, at least 0 (the paper's α).
+        momentum: the share of m that is kept, 0 ≤ momentum < 1 (the paper's β).
+
+    Raises:
+        InputError: if one of them is out of range.
+    """
+
+    needs = ("entropy_r",)
+
+    def __init__(
+        self, start: float = 0.4, end: float = 1.0, rate: float = 5e-4, momentum: float = 0.99
+    ) -> None:
+        if not 0 <= start <= end <= 1:
+            raise InputError(
+                f"schedule.start={start} and schedule.end={end} must be 0 <= start <= end <= 1; "
+                "the published values are 0.4 and 1"
+            )
+        if not 0 <= rate < math.inf:
+            raise InputError(f"schedule.rate={rate} must be a number of at least 0, such as 5e-4")
+        if not 0 <= momentum < 1:
+            raise InputError(f"schedule.momentum={momentum} must lie in [0, 1), such as 0.99")
+        self.start, self.end, self.rate, self.momentum = float(start), float(end), rate, momentum
+        self._lam = self.start
+        self._trend = 0.0
+        self._loss: float | None = None
+
+    @property
+    def values(self) -> Values:
+        """λ."""
+        return {"lam": self._lam}
+
+    @property
+    def ends(self) -> Sequence[Values]:
+        """λ at `start` and at `end`."""
+        return [{"lam": self.start}, {"lam": self.end}]
+
+    def update(self, step: int, steps: int, means: Mapping[str, float]) -> None:
+        """As `Schedule` says; the rule stands at the class."""
+        before, self._loss = self._loss, means["loss"] + means["entropy_r"]
+        if before is None:
+            return
+        change = (before - self._loss) / (before + 1e-15)
+        self._trend = self.momentum * self._trend + (1 - self.momentum) * change
+        linear = self.start + (self.end - self.start) * step / steps
+        faster = self._lam + self.rate * _sigmoid(self._trend) * (1 - self._lam)
+        self._lam = min(self.end, max(linear, faster))
+
+    def state_dict(self) -> dict[str, float | None]:
+        """λ, m and L."""
+        return {"lam": self._lam, "trend": self._trend, "loss": self._loss}
+
+    def load_state_dict(self, state: Mapping[str, float | None]) -> None:
+        """Goes on from them."""
+        lam, trend = state["lam"], state["trend"]
+        assert lam is not None
+        assert trend is not None
+        self._lam, self._trend, self._loss = lam, trend, state["loss"]
+
+
+def _sigmoid(x: float) -> float:
+    return 0.5 * (1 + math.tanh(x / 2))

@@ -1,0 +1,192 @@
+"""MiniLLM's loss against all sequences of a tiny language, enumerated."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from amid.losses import KL, AlphaMixture, MiniLLM, Objective, long_term_loss, mixed_log_probs, rewards_to_go
+
+V, T, END = 3, 3, 2
+
+
+class Table:
+    """A language model over V tokens: one row of logits for each prefix of up to T - 1 tokens."""
+
+    def __init__(self, seed: int) -> None:
+        prefixes = [p for n in range(T) for p in itertools.product(range(V), repeat=n)]
+        self.rows = {prefix: row for row, prefix in enumerate(prefixes)}
+        generator = torch.Generator().manual_seed(seed)
+        self.weights = torch.randn(len(prefixes), V, generator=generator, dtype=torch.float64)
+
+    def logits(self, sequence: tuple[int, ...]) -> Tensor:
+        """[T, V]; the rows past the end of the sequence are those of some prefix and do not count."""
+        prefixes = [sequence[:t] if t <= len(sequence) else () for t in range(T)]
+        return self.weights[[self.rows[prefix] for prefix in prefixes]]
+
+
+def sequences(with_end: bool) -> list[tuple[int, ...]]:
+    """All of T tokens, or those that END ends earlier too."""
+    every = itertools.product(range(V), repeat=T)
+    if not with_end:
+        return list(every)
+    return sorted({s[: s.index(END) + 1] if END in s else s for s in every})
+
+
+def batch(which: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+    tokens = torch.tensor([[*s, *[-100] * (T - len(s))] for s in which])
+    return tokens, tokens >= 0
+
+
+def log_probs_of(table: Table, which: list[tuple[int, ...]]) -> Tensor:
+    """[B, T], at the sampled tokens; 0 past the end."""
+    tokens, mask = batch(which)
+    logits = torch.stack([table.logits(s) for s in which])
+    chosen = logits.log_softmax(-1).gather(-1, tokens.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return torch.where(mask, chosen, 0)
+
+
+@pytest.mark.parametrize("with_end", [False, True])
+def test_the_expected_gradient_is_that_of_the_reverse_kl_of_sequences(with_end: bool) -> None:
+    student, teacher = Table(0), Table(1)
+    student.weights.requires_grad_()
+    which = sequences(with_end)
+    log_q, log_p = (log_probs_of(table, which).sum(-1) for table in (student, teacher))
+    assert math.isclose(log_q.detach().exp().sum(), 1)
+    reverse_kl = (log_q.exp() * (log_q - log_p)).sum()
+    (expected,) = torch.autograd.grad(reverse_kl, student.weights)
+
+    loss, total = MiniLLM(normalise=False, clip=None), torch.zeros(())
+    for sequence, probability in zip(which, log_q.detach().exp(), strict=True):
+        tokens, mask = batch([sequence])
+        value, _ = loss(
+            student_logits=student.logits(sequence).unsqueeze(0),
+            teacher_logits=teacher.logits(sequence).unsqueeze(0),
+            tokens=tokens,
+            mask=mask,
+            denominator=1,
+        )
+        total = total + probability * value
+    (gradient,) = torch.autograd.grad(total, student.weights)
+    torch.testing.assert_close(gradient, expected)
+    assert expected.norm() > 0.1
+
+
+def test_importance_weights_are_exact_where_only_the_weighted_token_was_mixed() -> None:
+    """The first token from a p + (1-a) q, the second from q: the weight of the first is all of the weight."""
+    student, teacher = Table(2), Table(3)
+    student.weights.requires_grad_()
+    which = list(itertools.product(range(V), repeat=2))
+    mask = torch.tensor([[True, True, False]] * len(which))
+    log_q, log_p = log_probs_of(student, which), log_probs_of(teacher, which)
+    mixed = torch.where(torch.arange(T) == 0, mixed_log_probs(log_p, log_q, 0.3), log_q).detach()
+    to_go = rewards_to_go(log_p, log_q, mask)
+
+    def expected_gradient(log_sampling: Tensor) -> Tensor:
+        parts = []
+        for i in range(len(which)):
+            row = {"log_q": log_q[i], "log_sampling": log_sampling[i], "to_go": to_go[i], "mask": mask[i]}
+            parts.append(long_term_loss(**row, denominator=1, clip=None)[0])
+        total = (log_sampling.sum(-1).exp() * torch.stack(parts)).sum()
+        return torch.autograd.grad(total, student.weights, retain_graph=True)[0]
+
+    on_policy = expected_gradient(log_q.detach())
+    torch.testing.assert_close(expected_gradient(mixed), on_policy)
+    assert on_policy.norm() > 0.01
+
+
+def test_rewards_to_go_are_means_over_what_comes_after() -> None:
+    log_p = torch.tensor([[0.0, -1.0, -2.0, -4.0], [0.0, -3.0, math.nan, math.inf]])
+    log_q = torch.tensor([[-1.0, -1.5, -1.0, -2.0], [-9.0, -1.0, math.nan, 0.0]])
+    mask = torch.tensor([[True, True, True, True], [True, True, False, False]])
+    sums = rewards_to_go(log_p, log_q, mask, normalise=False)
+    assert sums.tolist() == [[0.5 - 1 - 2, -1 - 2, -2, 0], [-2, 0, 0, 0]]
+    means = rewards_to_go(log_p, log_q, mask)
+    torch.testing.assert_close(means, torch.tensor([[-2.5 / 3, -1.5, -2, 0], [-2.0, 0, 0, 0]]))
+    assert not rewards_to_go(log_p, log_q.requires_grad_(), mask).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("ratio", "to_go", "value", "slope"),
+    [
+        (1.0, 2.0, -2.0, -2.0),
+        (1.5, 2.0, -2.4, 0.0),  # a good token that is likelier by more than ε already
+        (0.5, 2.0, -1.0, -1.0),
+        (1.5, -2.0, 3.0, 3.0),
+        (0.5, -2.0, 1.6, 0.0),  # a bad one that is less likely by more than ε already
+    ],
+)
+def test_clipping(ratio: float, to_go: float, value: float, slope: float) -> None:
+    log_q = torch.tensor([[math.log(ratio)]], requires_grad=True)
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    loss, stats = long_term_loss(
+        log_q=log_q, log_sampling=torch.zeros(1, 1), to_go=torch.tensor([[to_go]]), mask=mask
+    )
+    (gradient,) = torch.autograd.grad(loss, log_q)
+    assert loss.item() == pytest.approx(value)
+    assert gradient.item() == pytest.approx(slope)
+    assert stats["clipped"] == (slope == 0)
+    assert stats["importance"] == pytest.approx(ratio)
+
+
+def test_mixed_log_probs_are_the_arithmetic_assistant() -> None:
+    log_p, log_q = torch.randn(2, 5, 9, dtype=torch.float64).log_softmax(-1)
+    torch.testing.assert_close(mixed_log_probs(log_p, log_q, 0.2), AlphaMixture(-1, 0.2)(log_p, log_q))
+    assert torch.equal(mixed_log_probs(log_p, log_q, 0.0), log_q)
+    for bad in (1, -0.1, math.nan):
+        with pytest.raises(ValueError, match="teacher_share"):
+            mixed_log_probs(log_p, log_q, bad)
+
+
+def test_parts_and_stats_of_the_whole_loss() -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 4, 6, 7, dtype=torch.float64)
+    tokens = torch.randint(0, 7, (4, 6))
+    mask = torch.arange(6) < torch.tensor([[6], [3], [1], [0]])
+    given = {"student_logits": student, "teacher_logits": teacher}
+    value, stats = MiniLLM()(**given, tokens=tokens, mask=mask)
+    single = Objective(KL(), order="qp")(**given, mask=mask)
+    # On policy every ratio is 1: the long-term value is that of the rewards.
+    torch.testing.assert_close(value, single - stats["to_go"] / 10)
+    torch.testing.assert_close(stats["single_step"], single * 10)
+    assert (stats["importance"], stats["clipped"]) == (10, 0)
+
+    student[~mask], teacher[~mask], tokens[~mask] = math.nan, math.inf, -100
+    leaf = student.clone().requires_grad_()
+    again, _ = MiniLLM()(student_logits=leaf, teacher_logits=teacher, tokens=tokens, mask=mask)
+    (gradient,) = torch.autograd.grad(again, leaf)
+    assert torch.equal(again.detach(), value)
+    assert gradient[~mask].abs().max() == 0
+    assert gradient.isfinite().all()
+    none, _ = MiniLLM()(**given, tokens=tokens, mask=torch.zeros_like(mask))
+    assert none == 0
+
+    halves = [
+        MiniLLM()(
+            student_logits=student[part],
+            teacher_logits=teacher[part],
+            tokens=tokens[part],
+            mask=mask[part],
+            denominator=10,
+        )[0]
+        for part in (slice(0, 1), slice(1, 4))
+    ]
+    torch.testing.assert_close(halves[0] + halves[1], value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"clip": 0}, "clip must be above 0, got clip=0"),
+        ({"mask": torch.ones(1, 2)}, "mask must be boolean"),
+        ({"to_go": torch.zeros(1, 3)}, "to_go must have the shape of mask"),
+        ({"denominator": 0}, "denominator must be a positive number"),
+    ],
+)
+def test_wrong_inputs_are_named(wrong: dict[str, object], message: str) -> None:
+    zeros = torch.zeros(1, 2)
+    given = {"log_q": zeros, "log_sampling": zeros, "to_go": zeros, "mask": torch.ones(1, 2).bool()}
+    with pytest.raises(ValueError, match=message):
+        long_term_loss(**given | wrong)  # type: ignore[arg-type]
