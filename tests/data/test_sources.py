@@ -1,6 +1,6 @@
 import pytest
 
-from amid.data.sources import load_examples, read_jsonl
+from amid.data.sources import load_examples, read_examples
 from amid.errors import InputError
 
 ROW = {"instruction": "Say hi.", "input": "", "output": "Hi."}
@@ -8,7 +8,7 @@ ROW = {"instruction": "Say hi.", "input": "", "output": "Hi."}
 
 def test_reads_one_output_or_several_and_leaves_out_empty_ones(jsonl):
     path = jsonl(ROW, {"instruction": "x", "output": ["a", "", "b"]}, {"instruction": "y", "output": ""})
-    examples = read_jsonl(path)
+    examples = read_examples(path)
     assert [example.outputs for example in examples] == [("Hi.",), ("a", "b")]
 
 
@@ -25,7 +25,7 @@ def test_reads_one_output_or_several_and_leaves_out_empty_ones(jsonl):
 )
 def test_names_file_line_and_field_of_a_mistake(jsonl, lines, message):
     with pytest.raises(InputError, match=message):
-        read_jsonl(jsonl(*lines))
+        read_examples(jsonl(*lines))
 
 
 def test_slices(jsonl):
@@ -49,4 +49,4 @@ def test_a_file_that_is_not_there_and_a_hub_name_that_is_not_whole():
     [("dolly/train", 11435), ("dolly/valid", 500), ("selfinst/valid", 242), ("vicuna/valid", 80)],
 )
 def test_real_sets(shared, file, rows):
-    assert len(read_jsonl(shared / "data" / f"{file}.jsonl")) == rows
+    assert len(read_examples(shared / "data" / f"{file}.jsonl")) == rows
