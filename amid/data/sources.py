@@ -119,7 +119,9 @@ def _csv_rows(path: Path) -> Rows:
                     raise InputError(f"{place}: not as many values as the first line has names; repair it")
                 yield place, row
         except csv.Error as error:
-            raise InputError(f"{path}:{reader.line_num}: not valid CSV ({error}); repair it") from error
+            raise InputError(
+                f"data file {path} is not valid CSV near line {reader.line_num} ({error}); repair it"
+            ) from error
 
 
 def _parquet_rows(path: Path) -> Rows:
