@@ -107,7 +107,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(quick, tmp_pa
     def killed(self, batches, index):
         if self.trainer.global_step == 3:
             raise KeyboardInterrupt
-        step(self, batches, index)
+        return step(self, batches, index)
 
     monkeypatch.setattr(DistillationModule, "training_step", killed)
     assert run("train", *quick, f"output_dir={tmp_path / 'cut'}") == 130
@@ -205,7 +205,7 @@ def test_the_student_trains_in_train_mode_and_the_teacher_never(quick, monkeypat
     def watched(self, batches, index):
         if self.teacher is not None:
             seen.append((self.student.training, self.teacher.model.training))
-        step(self, batches, index)
+        return step(self, batches, index)
 
     monkeypatch.setattr(DistillationModule, "training_step", watched)
     assert run("train", *quick) == 0
