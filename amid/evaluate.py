@@ -60,6 +60,7 @@ def run(cfg: DictConfig) -> None:
         data.test_examples,
         data.encoder,
         instantiate(settings["generation"]),
+        data.metrics,
         directory / "generations",
         fabric.autocast,
     )

@@ -24,10 +24,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from amid.config import config_hash
 from amid.data import InstructionData
 from amid.errors import InputError
-from amid.evaluation import evaluate_sets
+from amid.evaluation import check_metrics, evaluate_sets
 from amid.models import check_same_tokens, load_tokenizer, shared_vocabulary
 from amid.module import DistillationModule
-from amid.progress import announce, progress
+from amid.progress import LOSSES, announce, progress
 from amid.results import RunResult, load, save
 from amid.schedule import Schedule
 from amid.teacher import Teacher, TeacherSupply
@@ -81,6 +81,8 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     sampling = instantiate(cfg["generation"])
     evaluation_sets = data.test_examples
     valid = data.valid_examples[: data.valid_prompts]
+    check_metrics(data.metrics, {"data.valid": valid} | evaluation_sets)
+    _check_monitor(cfg["checkpoint"]["monitor"], data.valid_metric)
     timings = {"load": time.perf_counter() - started}
 
     started = time.perf_counter()
@@ -111,6 +113,8 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         tokenizer=tokenizer,
         valid_prompts=[data.encoder.prompt(example) for example in valid],
         valid_references=[list(example.outputs) for example in valid],
+        valid_metric=data.valid_metric,
+        metrics=data.metrics,
         sampling=sampling,
         log_every_n_steps=cfg["trainer"]["log_every_n_steps"],
         shared_vocab=shared_vocab,
@@ -132,6 +136,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         evaluation_sets,
         data.encoder,
         sampling,
+        data.metrics,
         directory / "generations",
         trainer.precision_plugin.forward_context,
     )
@@ -186,6 +191,7 @@ def with_prepared_models(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> Non
 def _fine_tuned(cfg: Config, role: str) -> Path:
     source = dict(cfg["model"][role])
     sft = source.pop("sft")
+    metrics = cfg["data"].get("metrics") or {}
     data = {
         **cfg["data"],
         "batch_size": sft["batch_size"],
@@ -193,6 +199,9 @@ def _fine_tuned(cfg: Config, role: str) -> Path:
         "tokens_per_batch": sft["tokens_per_batch"],
         "seed": sft["seed"],
         "valid_prompts": 16,
+        "metrics": {
+            name: metric for name, metric in metrics.items() if name == cfg["data"].get("valid_metric")
+        },
         "test": {},
         "test_prompts": None,
     }
@@ -347,6 +356,15 @@ def _check_trainer(trainer: Config) -> None:
         )
     if trainer["max_epochs"] == -1 and trainer["max_steps"] == -1:
         raise InputError("trainer.max_epochs=-1 and trainer.max_steps=-1 never end; set one of them")
+
+
+def _check_monitor(monitor: str, valid_metric: str | None) -> None:
+    known = [*LOSSES, *([f"valid/{valid_metric}"] if valid_metric else [])]
+    if monitor not in known:
+        raise InputError(
+            f"checkpoint.monitor={monitor} is not measured (data.valid_metric={valid_metric}); "
+            f"use one of {', '.join(known)}"
+        )
 
 
 def _write_config(cfg: Config, directory: Path, key: str) -> None:

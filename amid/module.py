@@ -1,7 +1,7 @@
 """The training loop of distillation, on Lightning."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import lightning as L
@@ -15,7 +15,7 @@ from amid.data.datamodule import MicroBatch, counted_positions, padding_share
 from amid.errors import InputError
 from amid.generation import Sampling
 from amid.losses import CrossEntropy, Loss
-from amid.metrics import rouge_l
+from amid.metrics import Metric, set_score
 from amid.models import CountedStates
 from amid.schedule import Schedule
 from amid.teacher import Teacher
@@ -33,7 +33,8 @@ class DistillationModule(L.LightningModule):
     means over the counted tokens of `train/entropy_p|q|r` (nats), `train/kl_pq` and
     `train/gradient_weight`, `train/alpha`, `train/lam`, and `train/padding`, the share of padding among the
     step's tokens (0..1). Logged at each validation:
-    `valid/loss`, `valid/cross_entropy` (nats a token), `valid/rouge_l` and `valid/rouge_l_best` (0..100).
+    `valid/loss`, `valid/cross_entropy` (nats a token), and `valid/METRIC` and `valid/METRIC_best` of
+    `valid_metric`, such as `valid/rouge_l` (0..100).
 
     Args:
         student: the model to train.
@@ -45,6 +46,8 @@ class DistillationModule(L.LightningModule):
         tokenizer: of both models.
         valid_prompts: token ids of the prompts answered at each validation.
         valid_references: acceptable answers to each.
+        valid_metric: which of `metrics` scores the answers; None for no answers at validations.
+        metrics: by name, what scores answers against references.
         sampling: how they are answered: one sample each, with the first of its seeds.
         log_every_n_steps: steps between two records of the training.
         shared_vocab: both models' logits are cut to their first so many entries; None if they are alike.
@@ -52,7 +55,7 @@ class DistillationModule(L.LightningModule):
             validation; None leaves them.
     """
 
-    KEPT: ClassVar = ("best_rouge_l", "response_tokens", "before", "validation")
+    KEPT: ClassVar = ("best_score", "response_tokens", "before", "validation")
 
     def __init__(
         self,
@@ -65,6 +68,8 @@ class DistillationModule(L.LightningModule):
         tokenizer: PreTrainedTokenizerBase,
         valid_prompts: Sequence[Sequence[int]],
         valid_references: Sequence[Sequence[str]],
+        valid_metric: str | None,
+        metrics: Mapping[str, Metric],
         sampling: Sampling,
         log_every_n_steps: int,
         shared_vocab: int | None = None,
@@ -85,9 +90,10 @@ class DistillationModule(L.LightningModule):
         if schedule is not None:
             schedule.begin(objective)
         self._valid_prompts, self._valid_references = valid_prompts, valid_references
+        self.valid_metric, self._metrics = valid_metric, metrics
         self._states = CountedStates(student)
         self._valid_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        self.best_rouge_l = -1.0
+        self.best_score = float("-inf")
         self.response_tokens = 0
         self.response_tokens_here = 0
         self.before: dict[str, float] = {}
@@ -167,29 +173,33 @@ class DistillationModule(L.LightningModule):
             self._valid_sums["tokens"] += counted_positions(batch).sum()
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the validation losses, and ROUGE-L of the student's answers."""
+        """Logs the validation losses, and the score of the student's answers."""
         sums = {name: float(self._mean_over_devices(value)) for name, value in self._valid_sums.items()}
         if not sums.get("tokens"):
             raise InputError("the validation data hold no token of a response; choose other data.valid")
+        self.validated_step = self.trainer.global_step
+        self.validation = {
+            "valid_loss": sums["loss"] / sums["tokens"],
+            "valid_cross_entropy": sums["cross_entropy"] / sums["tokens"],
+        }
+        self.log("valid/loss", self.validation["valid_loss"])
+        self.log("valid/cross_entropy", self.validation["valid_cross_entropy"])
+        if self.valid_metric is not None:
+            score = self._score(self._metrics[self.valid_metric])
+            self.best_score = max(self.best_score, score)
+            self.log(f"valid/{self.valid_metric}", score, prog_bar=True)
+            self.log(f"valid/{self.valid_metric}_best", self.best_score)
+            self.validation[f"valid_{self.valid_metric}"] = score
+        if not self.before:
+            self.before = {f"{name}_before": value for name, value in self.validation.items()}
+
+    def _score(self, metric: Metric) -> float:
+        """The score of the student's answers to the validation prompts."""
         with self.trainer.precision_plugin.forward_context():
             answers = self._sampling.answers(
                 self.student, self._tokenizer, self._valid_prompts, self._sampling.seeds[0], samples=1
             )
-        scores = rouge_l([answer[0].text for answer in answers], self._valid_references)
-        score = sum(scores) / len(scores)
-        self.best_rouge_l = max(self.best_rouge_l, score)
-        self.validated_step = self.trainer.global_step
-        self.log("valid/loss", sums["loss"] / sums["tokens"])
-        self.log("valid/cross_entropy", sums["cross_entropy"] / sums["tokens"])
-        self.log("valid/rouge_l", score, prog_bar=True)
-        self.log("valid/rouge_l_best", self.best_rouge_l)
-        self.validation = {
-            "valid_loss": sums["loss"] / sums["tokens"],
-            "valid_cross_entropy": sums["cross_entropy"] / sums["tokens"],
-            "valid_rouge_l": score,
-        }
-        if not self.before:
-            self.before = {f"{name}_before": value for name, value in self.validation.items()}
+        return set_score(metric, [answer[0].text for answer in answers], self._valid_references).value
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what a resumed run goes on from."""

@@ -2,12 +2,18 @@
 
 import sys
 import time
-from typing import Any, ClassVar
+from collections.abc import Iterable
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+from amid.results import METRICS
+
+LOSSES = ("valid/loss", "valid/cross_entropy")
+"""What is logged at each validation and is no score of answers."""
 
 
 def announce(message: str) -> None:
@@ -16,25 +22,24 @@ def announce(message: str) -> None:
 
 
 def progress() -> Callback:
-    """A progress bar with loss, ROUGE-L so far and time left; lines where the output is no terminal."""
+    """A progress bar with loss, validation score and time left; lines where the output is no terminal."""
     return ProgressBar(leave=False) if sys.stdout.isatty() else ProgressLines()
 
 
 class ProgressBar(RichProgressBar):
-    """A bar with step, time left, loss and ROUGE-L so far."""
-
-    NAMES: ClassVar = {"train/loss": "loss", "valid/rouge_l": "ROUGE-L"}
+    """A bar with step, time left, loss and the last validation score, such as ROUGE-L."""
 
     def get_metrics(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         """The figures behind the bar, by short names."""
         metrics = super().get_metrics(trainer, pl_module)
-        return {name: metrics[key] for key, name in self.NAMES.items() if key in metrics}
+        shown = {"loss": metrics["train/loss"]} if "train/loss" in metrics else {}
+        return shown | {name: metrics[key] for key, name in _validation_scores(metrics).items()}
 
 
 class ProgressLines(Callback):
-    """Prints step, loss, ROUGE-L so far and time left about ten times in a run."""
+    """Prints step, loss, the last validation score and time left about ten times in a run."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
@@ -49,9 +54,21 @@ class ProgressLines(Callback):
             return
         metrics = trainer.callback_metrics
         left = (time.perf_counter() - self._started) / (step - self._first) * (total - step)
-        rouge = f"  ROUGE-L {float(metrics['valid/rouge_l']):.1f}" if "valid/rouge_l" in metrics else ""
+        scores = "".join(
+            f"  {name} {float(metrics[key]):.1f}" for key, name in _validation_scores(metrics).items()
+        )
         loss = float(outputs["loss"])
-        print(f"  step {step}/{total}  loss {loss:.3f}{rouge}  {left:.0f} s left", flush=True)
+        print(f"  step {step}/{total}  loss {loss:.3f}{scores}  {left:.0f} s left", flush=True)
+
+
+def _validation_scores(metrics: Iterable[str]) -> dict[str, str]:
+    """Of what was logged, the keys of the scores of validation answers, and how they are written."""
+    names = {
+        key: key.removeprefix("valid/")
+        for key in metrics
+        if key.startswith("valid/") and key not in LOSSES and not key.endswith("_best")
+    }
+    return {key: METRICS.get(name, name) for key, name in names.items()}
 
 
 class Progress:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,9 +18,34 @@ SCHEMA = 1
 SKIPPED_FOLDERS = frozenset({"report", "prepared"})
 """Folders that `load_all` does not enter: they hold what was made from runs, or for them."""
 
+METRICS = {
+    "rouge_l": "ROUGE-L",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "exact_answer": "Exact answer",
+    "exact_match": "Exact match",
+    "self_bleu": "Self-BLEU",
+    "corpus_self_bleu": "Self-BLEU",
+}
+"""How metrics are written; others as they are called."""
+
+OF_ANSWERS = ("eos_share", "length", "corpus_self_bleu", "self_bleu")
+"""The scores of answers by themselves, which every run has; all others are against references."""
+
 Label = str | int | float | bool | None
 
 T = TypeVar("T")
+
+
+def quality_metrics(scores: Iterable[Mapping[str, "Score"]]) -> list[str]:
+    """The metrics in `scores` that say how good answers are, higher is better, the main one first.
+
+    Exact match is one of them only where there is no other.
+    """
+    metrics = dict.fromkeys(name for by in scores for name in by if name not in OF_ANSWERS)
+    return [name for name in metrics if name != "exact_match"] or list(metrics)
 
 
 @dataclass(frozen=True)
@@ -32,9 +57,11 @@ class Score:
     """Sample standard deviation (divided by n - 1); None where there is one value only."""
     values: list[float]
     """One per seed, in the order of the seeds."""
+    signature: str | None = None
+    """How the metric was computed, where its name alone does not tell."""
 
     @classmethod
-    def over_seeds(cls, values: Sequence[float]) -> "Score":
+    def over_seeds(cls, values: Sequence[float], signature: str | None = None) -> "Score":
         """Mean and sample standard deviation of one value per seed; NaN where a value is NaN.
 
         Raises:
@@ -45,10 +72,10 @@ class Score:
         numbers = [float(value) for value in values]
         mean = sum(numbers) / len(numbers)
         if len(numbers) == 1:
-            return cls(mean, None, numbers)
+            return cls(mean, None, numbers, signature)
         deviations = [number - mean for number in numbers]
         variance = sum(deviation * deviation for deviation in deviations) / (len(numbers) - 1)
-        return cls(mean, math.sqrt(variance), numbers)
+        return cls(mean, math.sqrt(variance), numbers, signature)
 
 
 @dataclass(frozen=True)
@@ -182,6 +209,7 @@ def _encode(result: RunResult) -> dict[str, Any]:
                     "mean": _to_json(float(score.mean)),
                     "std": None if score.std is None else _to_json(float(score.std)),
                     "values": [_to_json(float(value)) for value in score.values],
+                    **({} if score.signature is None else {"signature": score.signature}),
                 }
                 for metric, score in metrics.items()
             }
@@ -247,6 +275,7 @@ def _score(record: Any) -> Score:
         mean=_number(record["mean"]),
         std=None if std is None else _number(std),
         values=[_number(value) for value in record["values"]],
+        signature=None if record.get("signature") is None else _string(record["signature"]),
     )
 
 

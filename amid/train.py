@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from amid.config import LABELS, further_settings
 from amid.experiment import run_experiment
 from amid.progress import announce
-from amid.results import RunResult
+from amid.results import METRICS, RunResult, quality_metrics
 
 
 def run(cfg: DictConfig) -> None:
@@ -43,8 +43,13 @@ def as_dict(cfg: DictConfig) -> dict[str, Any]:
 def summary(result: RunResult) -> str:
     """One line with the scores of a run."""
     sets = [
-        f"{name} ROUGE-L {by['rouge_l'].mean:.1f}"
-        + (f" Self-BLEU {by['self_bleu'].mean:.1f}" if "self_bleu" in by else "")
+        " ".join(
+            [name]
+            + [
+                f"{METRICS.get(metric, metric)} {by[metric].mean:.1f}"
+                for metric in [*quality_metrics([by]), *(["self_bleu"] if "self_bleu" in by else [])]
+            ]
+        )
         for name, by in result.scores.items()
     ]
     return "  " + "   ".join([*sets, f"({sum(result.timings.values()):.0f} s)"])

@@ -19,6 +19,16 @@ def test_lines_where_the_output_is_no_terminal(capsys):
     assert out[-1].startswith("  step 20/20  loss 1.250  ROUGE-L 30.0")
 
 
+def test_the_score_is_that_of_the_task(capsys):
+    trainer = SimpleNamespace(global_step=0, estimated_stepping_batches=1)
+    trainer.callback_metrics = {"valid/loss": 1.0, "valid/bleu": 20.0, "valid/bleu_best": 25.0}
+    lines = ProgressLines()
+    lines.on_train_start(trainer, None)
+    trainer.global_step = 1
+    lines.on_train_batch_end(trainer, None, {"loss": 1.25}, None, 0)
+    assert capsys.readouterr().out.startswith("  step 1/1  loss 1.250  BLEU 20.0  ")
+
+
 def test_the_bar_shows_loss_and_rouge_by_short_names(monkeypatch):
     monkeypatch.setattr(
         "lightning.pytorch.callbacks.RichProgressBar.get_metrics",

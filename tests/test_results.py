@@ -61,6 +61,15 @@ class TestRoundTrip:
         assert load(tmp_path / "new" / "run" / RESULT_FILE) == RUN
         assert load(str(tmp_path / "new" / "run")) == RUN
 
+    def test_a_signature_stays_and_only_where_there_is_one(self, tmp_path):
+        scores = {"wmt": {"bleu": Score.over_seeds([1.0, 2.0], "tok:13a"), "chrf": Score.over_seeds([3.0])}}
+        run = dataclasses.replace(RUN, scores=scores)
+        file = save(run, tmp_path)
+        assert load(file) == run
+        written = json.loads(file.read_text(encoding="utf-8"))["scores"]["wmt"]
+        assert written["bleu"]["signature"] == "tok:13a"
+        assert set(written["chrf"]) == {"mean", "std", "values"}
+
     @given(
         numbers=st.lists(st.floats(), min_size=1, max_size=3),
         labels=st.dictionaries(

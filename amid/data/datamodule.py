@@ -4,10 +4,11 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -20,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amid.data.examples import Example
 from amid.data.prompts import IGNORE, Encoder, Template
-from amid.data.sources import Source, load_examples
+from amid.data.sources import Fields, Source, load_examples
 from amid.errors import InputError
 
 MicroBatch = dict[str, Tensor]
@@ -172,11 +173,16 @@ class InstructionData(L.LightningDataModule):
 
     Args:
         tokenizer: of the teacher and the student.
-        train: examples to train on: a JSON Lines path, `hf://datasets/OWNER/NAME/FILE`, or the examples;
-            null where nothing is trained.
+        train: examples to train on: the path of a JSON Lines, CSV or Parquet file, on disk or on the hub as
+            `hf://datasets/OWNER/NAME/FILE`, or the examples; null where nothing is trained.
         valid: examples to choose the checkpoint on.
         test: evaluation sets by name.
         template: the prompt around an example.
+        metrics: by name, what scores answers to `test` against their references (`amid.metrics.Metric`).
+        valid_metric: the main one of them, which also scores the answers to validation prompts; null for no
+            such answers.
+        fields: how the rows of files call `instruction`, `input` and `output` (`amid.data.sources.Fields`);
+            null for just so.
         max_prompt_length: tokens of a prompt at most; a longer one loses the end of its input.
         max_length: tokens of prompt, response and EOS at most.
         batch_size: rows of an optimiser step.
@@ -185,14 +191,15 @@ class InstructionData(L.LightningDataModule):
         tokens_per_batch: the same limit in tokens, padding included, in place of `micro_batch_size`: a step
             is cut into as few parts of like lengths as keep to it. A longer row goes alone.
         valid_rows: validation rows used for the validation loss; null for all.
-        valid_prompts: how many of them are also answered by the student, for ROUGE-L.
+        valid_prompts: how many of them are also answered by the student, for `valid_metric`.
         test_prompts: prompts used of each evaluation set; null for all.
         seed: fixes the order of the batches.
         cache_dir: where tokenised data is kept, named by the hash of what made it.
 
     Raises:
         InputError: for a source that cannot be used, a limit below what the template needs, a number
-            that is not positive, or both of `micro_batch_size` and `tokens_per_batch`.
+            that is not positive, a `valid_metric` that is none of `metrics`, or both of
+            `micro_batch_size` and `tokens_per_batch`.
     """
 
     def __init__(
@@ -202,6 +209,9 @@ class InstructionData(L.LightningDataModule):
         valid: Source | None,
         test: Mapping[str, Source],
         template: Template,
+        metrics: Mapping[str, Callable[..., Any]] | None = None,
+        valid_metric: str | None = None,
+        fields: Fields | None = None,
         max_prompt_length: int = 256,
         max_length: int = 512,
         batch_size: int = 8,
@@ -229,6 +239,14 @@ class InstructionData(L.LightningDataModule):
                 f"data.micro_batch_size={micro_batch_size} and data.tokens_per_batch={tokens_per_batch} set "
                 "the same limit in two ways; make one of them null"
             )
+        self.metrics = dict(metrics or {})
+        if valid_metric is not None and valid_metric not in self.metrics:
+            raise InputError(
+                f"data.valid_metric={valid_metric} is none of data.metrics "
+                f"({', '.join(self.metrics) or 'which are none'}); choose one of them"
+            )
+        self.valid_metric = valid_metric
+        self.metrics = {n: self.metrics[n] for n in sorted(self.metrics, key=lambda n: n != valid_metric)}
         self.tokenizer = tokenizer
         self.encoder = Encoder(tokenizer, template, max_prompt_length, max_length)
         self.batch_size = batch_size
@@ -237,23 +255,26 @@ class InstructionData(L.LightningDataModule):
         self.valid_prompts = valid_prompts
         self.seed = seed
         self.cache_dir = Path(cache_dir)
-        self._train, self._valid, self._test = train, valid, test
+        self._train, self._valid, self._test, self._fields = train, valid, test, fields
         self._valid_rows, self._test_prompts = valid_rows, test_prompts
 
     @cached_property
     def train_examples(self) -> list[Example]:
         """The training examples."""
-        return load_examples(self._train)
+        return load_examples(self._train, fields=self._fields)
 
     @cached_property
     def valid_examples(self) -> list[Example]:
         """The validation examples."""
-        return load_examples(self._valid, self._valid_rows)
+        return load_examples(self._valid, self._valid_rows, self._fields)
 
     @cached_property
     def test_examples(self) -> dict[str, list[Example]]:
         """The examples of each evaluation set."""
-        return {name: load_examples(source, self._test_prompts) for name, source in self._test.items()}
+        return {
+            name: load_examples(source, self._test_prompts, self._fields)
+            for name, source in self._test.items()
+        }
 
     @cached_property
     def train_tokens(self) -> Tokens:

@@ -1,8 +1,9 @@
-"""Where examples come from: JSON Lines files on disk or on the Hugging Face hub, or any list of examples."""
+"""Where examples come from: files on disk or on the Hugging Face hub, or any list of examples."""
 
+import csv
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,26 @@ from amid.errors import InputError
 HUB_PREFIX = "hf://datasets/"
 
 Source = str | Sequence[Example]
-"""The path of a JSON Lines file, `hf://datasets/OWNER/NAME/FILE`, or the examples themselves.
+"""The path of a file that `read_examples` reads, `hf://datasets/OWNER/NAME/FILE`, or the examples themselves.
 
 A slice of rows may follow the path: `FILE[1000:]`, `FILE[:60]`.
 """
 
+Fields = Mapping[str, str]
+"""Where a row has what an example needs: `instruction`, `input` (may be left out) and `output`, each the name
+of a field, dotted for one inside another: `translation.de`."""
 
-def load_examples(source: Source | None, limit: int | None = None) -> list[Example]:
+FIELDS: Fields = {"instruction": "instruction", "input": "input", "output": "output"}
+
+
+def load_examples(
+    source: Source | None, limit: int | None = None, fields: Fields | None = None
+) -> list[Example]:
     """The examples of `source`, the first `limit` of them.
 
     Raises:
         InputError: if the file is not there, cannot be downloaded or holds no usable example (see
-            `read_jsonl`), or `limit` is not positive.
+            `read_examples`), or `limit` is not positive.
     """
     if limit is not None and limit < 1:
         raise InputError(f"data limit must be at least 1, got {limit}; use null for all examples")
@@ -33,7 +42,7 @@ def load_examples(source: Source | None, limit: int | None = None) -> list[Examp
         match = re.fullmatch(r"(.*?)(?:\[(\d*):(\d*)\])?", source, flags=re.DOTALL)
         assert match is not None
         path, start, stop = match.groups()
-        examples = read_jsonl(_download(path) if path.startswith(HUB_PREFIX) else Path(path))
+        examples = read_examples(_download(path) if path.startswith(HUB_PREFIX) else Path(path), fields)
         examples = examples[int(start or 0) : int(stop) if stop else None]
         if not examples:
             raise InputError(f"data source {source!r} is a slice without rows; widen it")
@@ -42,55 +51,119 @@ def load_examples(source: Source | None, limit: int | None = None) -> list[Examp
     return examples[:limit]
 
 
-def read_jsonl(path: Path) -> list[Example]:
-    """Reads `{"instruction": str, "input": str (may be missing), "output": str | [str, ...]}` rows.
+def read_examples(path: Path, fields: Fields | None = None) -> list[Example]:
+    """Reads rows of a JSON Lines file, or by their suffix of a CSV (`.csv`) or Parquet file (`.parquet`).
 
-    Rows whose outputs are all empty are left out; blank lines are skipped.
+    A row has `instruction`, `input` (may be missing or empty) and `output`, strings all, called so or as
+    `fields` says; `output` may be a list of acceptable strings. Rows whose outputs are all empty are left
+    out; blank lines are skipped.
 
     Raises:
-        InputError: naming file and line, for a line that is not a JSON object, a missing or mistyped
-            field; naming the file, where it does not exist, is empty, or has no output that is not empty.
+        InputError: for `fields` without `instruction` or `output`, or with another name; naming file and line
+            (or row), for a line that cannot be read, a missing or mistyped field; naming the file, where it
+            does not exist, is empty, or has no output that is not empty.
     """
+    fields = FIELDS if fields is None else fields
+    if not {"instruction", "output"} <= fields.keys() <= FIELDS.keys():
+        raise InputError(
+            f"data.fields names {', '.join(fields) or 'nothing'}; "
+            "it needs 'instruction' and 'output', and may have 'input'"
+        )
+    readers = {".csv": _csv_rows, ".parquet": _parquet_rows}
+    reader = readers.get(path.suffix.lower(), _jsonl_rows)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        examples = [_example(row, place, fields) for place, row in reader(path)]
     except OSError as error:
         raise InputError(
-            f"data file {path} cannot be read ({error.strerror}); give the path of a JSON Lines file"
+            f"data file {path} cannot be read ({error.strerror or error}); "
+            "give the path of a JSON Lines, CSV or Parquet file"
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"data file {path} is not UTF-8 ({error}); convert it to UTF-8") from error
-    rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not rows:
-        raise InputError(f"data file {path} is empty; give a file with one JSON object a line")
-    examples = [_parse(line, f"{path}:{number}") for number, line in rows]
+    if not examples:
+        raise InputError(f"data file {path} is empty; give a file with one example a row")
     usable = [example for example in examples if example.outputs]
     if not usable:
         raise InputError(
-            f"data file {path}: all {len(rows)} rows have an empty 'output'; "
+            f"data file {path}: all {len(examples)} rows have an empty {fields['output']!r}; "
             "give a file with at least one response"
         )
     return usable
 
 
-def _parse(line: str, place: str) -> Example:
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place}: not valid JSON ({error}); repair or remove the line") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{place}: a {type(row).__name__}, not a JSON object; give one object a line")
-    for field in ("instruction", "output"):
-        if field not in row:
+Rows = Iterator[tuple[str, Mapping[str, Any]]]
+"""Where each row stands, for messages, and the row."""
+
+
+def _jsonl_rows(path: Path) -> Rows:
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            row: Any = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{place}: not valid JSON ({error}); repair or remove the line") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{place}: a {type(row).__name__}, not a JSON object; give one object a line")
+        yield place, row
+
+
+def _csv_rows(path: Path) -> Rows:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                place = f"{path}:{reader.line_num}"
+                if None in row or None in row.values():
+                    raise InputError(f"{place}: not as many values as the first line has names; repair it")
+                yield place, row
+        except csv.Error as error:
             raise InputError(
-                f"{place}: field '{field}' is missing (the row has {', '.join(row) or 'none'}); "
-                "each row needs 'instruction' and 'output', and may have 'input'"
-            )
-    outputs = row["output"] if isinstance(row["output"], list) else [row["output"]]
-    strings = {"instruction": row["instruction"], "input": row.get("input") or ""}
-    for field, value in [*strings.items(), *(("output", output) for output in outputs)]:
+                f"data file {path} is not valid CSV near line {reader.line_num} ({error}); repair it"
+            ) from error
+
+
+def _parquet_rows(path: Path) -> Rows:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path} row {number}", row
+    except pyarrow.ArrowException as error:
+        raise InputError(f"data file {path} is not a whole Parquet file ({error}); repair it") from error
+
+
+def _example(row: Mapping[str, Any], place: str, fields: Fields) -> Example:
+    output = _value(row, fields["output"], place)
+    outputs = output if isinstance(output, list) else [output]
+    values: dict[str, Any] = {"instruction": _value(row, fields["instruction"], place), "input": ""}
+    if "input" in fields:
+        values["input"] = _value(row, fields["input"], place, optional=True) or ""
+    for name, value in [*values.items(), *(("output", output) for output in outputs)]:
         if not isinstance(value, str):
-            raise InputError(f"{place}: field '{field}' is {value!r}, not a string; make it one")
-    return Example(**strings, outputs=tuple(output for output in outputs if output.strip()))
+            raise InputError(f"{place}: field {fields[name]!r} is {value!r}, not a string; make it one")
+    return Example(**values, outputs=tuple(output for output in outputs if output.strip()))
+
+
+def _value(row: Mapping[str, Any], name: str, place: str, optional: bool = False) -> Any:
+    """The field of a row; one inside another by its dotted name."""
+    value: Any = row
+    for part in [name] if name in row else name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            if optional:
+                return None
+            raise InputError(
+                f"{place}: field {name!r} is missing (the row has {', '.join(row) or 'none'}); "
+                "each row needs an instruction and an output; data.fields says how they are called"
+            )
+        value = value[part]
+    return value
 
 
 def _download(url: str) -> Path:
@@ -100,11 +173,11 @@ def _download(url: str) -> Path:
     owner, _, rest = url.removeprefix(HUB_PREFIX).partition("/")
     name, _, file = rest.partition("/")
     if not (owner and name and file):
-        raise InputError(f"data source {url!r} is incomplete; write {HUB_PREFIX}OWNER/NAME/FILE.jsonl")
+        raise InputError(f"data source {url!r} is incomplete; write {HUB_PREFIX}OWNER/NAME/FILE")
     try:
         return Path(hf_hub_download(f"{owner}/{name}", file, repo_type="dataset"))
     except (RepositoryNotFoundError, EntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise InputError(
             f"data source {url!r} is neither in the hub's cache nor can it be downloaded "
-            f"({type(error).__name__}); check the name and the network, or give the path of a JSON Lines file"
+            f"({type(error).__name__}); check the name and the network, or give the path of a file"
         ) from error

@@ -1,10 +1,27 @@
 """Scores of generated text: text in, numbers out.
 
-Quality against references: `rouge_l`, `exact_match`. Diversity among answers, lower is more diverse:
-`self_bleu`, `self_bleu_per_prompt`. All scores are on a scale of 0 to 100.
+Quality against references, higher is better, a `Metric` each: `rouge_l`, `rouge_n`, `exact_match`,
+`exact_answer` for each answer; `bleu`, `chrf` for a whole set. Diversity among answers, lower is more
+diverse: `self_bleu`, `self_bleu_per_prompt`. All scores are on a scale of 0 to 100.
 """
 
+from amid.metrics.answers import exact_answer, final_number
 from amid.metrics.diversity import self_bleu, self_bleu_per_prompt
-from amid.metrics.quality import exact_match, rouge_l
+from amid.metrics.quality import exact_match, rouge_l, rouge_n
+from amid.metrics.scores import Metric, SetScore, set_score
+from amid.metrics.translation import bleu, chrf
 
-__all__ = ["exact_match", "rouge_l", "self_bleu", "self_bleu_per_prompt"]
+__all__ = [
+    "Metric",
+    "SetScore",
+    "bleu",
+    "chrf",
+    "exact_answer",
+    "exact_match",
+    "final_number",
+    "rouge_l",
+    "rouge_n",
+    "self_bleu",
+    "self_bleu_per_prompt",
+    "set_score",
+]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache, lru_cache
@@ -45,7 +46,7 @@ def rouge_l(
 
     Reference: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries".
     """
-    _check_pairs(predictions, references)
+    check_pairs(predictions, references)
     if processes is None:
         processes = min(_characters(predictions, references) // CHARACTERS_OF_A_PROCESS, _cpus()) or 1
     if processes < 1:
@@ -68,6 +69,44 @@ def _rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) ->
     return scores
 
 
+def rouge_n(predictions: Sequence[str], references: Sequence[Sequence[str]], *, n: int) -> list[float]:
+    """ROUGE-n of each prediction, best over references: F1 × 100 of the n-grams of words in common.
+
+    An n-gram counts as often as it occurs in both. Words, and so the values, are those of
+    `rouge_score.RougeScorer([f"rouge{n}"], use_stemmer=True)`, see `rouge_l`.
+
+    Args:
+        predictions: one answer for each prompt.
+        references: the acceptable answers of each prompt, at least one.
+        n: words of an n-gram, such as 1 or 2.
+
+    Returns:
+        One score per prediction, from 0 (no n-gram in common) to 100 (the same ones).
+
+    Raises:
+        ValueError: if the lengths differ, a prediction has no reference or one string in place of a list, or
+            `n` is below 1.
+    """
+    check_pairs(predictions, references)
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    tokenizer = _Words()
+
+    def ngrams(text: str) -> Counter[tuple[str, ...]]:
+        words = tokenizer(text)
+        return Counter(zip(*(words[i:] for i in range(n)), strict=False))
+
+    def f1(target: Counter[tuple[str, ...]], own: Counter[tuple[str, ...]]) -> float:
+        common = (target & own).total()
+        value: float = fmeasure(common / max(own.total(), 1), common / max(target.total(), 1))
+        return value
+
+    return [
+        100 * max(f1(ngrams(answer), ngrams(prediction)) for answer in answers)
+        for prediction, answers in zip(predictions, references, strict=True)
+    ]
+
+
 def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """Whether each prediction equals one of its references, surrounding white space aside: 100 if so, else 0.
 
@@ -80,14 +119,19 @@ def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]])
     Raises:
         ValueError: as `rouge_l`.
     """
-    _check_pairs(predictions, references)
+    check_pairs(predictions, references)
     return [
         100.0 if prediction.strip() in {answer.strip() for answer in answers} else 0.0
         for prediction, answers in zip(predictions, references, strict=True)
     ]
 
 
-def _check_pairs(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+def check_pairs(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    """Refuses predictions and references that do not belong together.
+
+    Raises:
+        ValueError: if the lengths differ, or a prediction has no reference or one string in place of a list.
+    """
     if isinstance(predictions, str):
         raise ValueError(
             f"predictions must be a list of strings, got the string {predictions!r}; put it in a list"

@@ -13,7 +13,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
-from amid.reporting.table import AVERAGE, ROUGE_L, SYMBOLS, Row, Table
+from amid.reporting.table import AVERAGE, SYMBOLS, Row, Table, title
 
 DPI = 200
 STYLE = {
@@ -60,17 +60,18 @@ def draw_figures(table: Table, directory: Path) -> list[Figure]:
     alpha.png and lambda.png where α or λ varies within one setting; plane.png where a row has both scores;
     divergence.png where both α and the divergence vary.
     """
+    quality = title(table.quality)
     with matplotlib.rc_context(STYLE):
         drawings: list[tuple[str, Canvas | None, str]] = [
             (
                 "alpha.png",
                 _draw_lines(table, "alpha"),
-                "ROUGE-L and Self-BLEU against α. Error bars: standard deviation; dashed: baselines.",
+                f"{quality} and Self-BLEU against α. Error bars: standard deviation; dashed: baselines.",
             ),
             (
                 "lambda.png",
                 _draw_lines(table, "lam"),
-                "ROUGE-L and Self-BLEU against λ, the weight of the teacher in the mixture. "
+                f"{quality} and Self-BLEU against λ, the weight of the teacher in the mixture. "
                 "Error bars: standard deviation; dashed: baselines.",
             ),
             (
@@ -79,7 +80,7 @@ def draw_figures(table: Table, directory: Path) -> list[Figure]:
                 "Quality against diversity: up is better, left is more diverse. "
                 "Error bars: standard deviation; grey: baselines.",
             ),
-            ("divergence.png", _draw_heat_map(table), "ROUGE-L of each divergence and α; bold: the best."),
+            ("divergence.png", _draw_heat_map(table), f"{quality} of each divergence and α; bold: the best."),
         ]
         figures = []
         for file, canvas, caption in drawings:
@@ -105,7 +106,7 @@ def _draw_lines(table: Table, label: str) -> Canvas | None:
     width, height = 2 * (left + panel_width + room), bottom + panel_height + top
     figure = Canvas(figsize=(width, height))
     any_failed = False
-    for panel, metric in enumerate((ROUGE_L, table.diversity)):
+    for panel, metric in enumerate((table.quality, table.diversity)):
         axes = figure.add_axes(
             (left / width + panel / 2, bottom / height, panel_width / width, panel_height / height)
         )
@@ -135,7 +136,7 @@ def _draw_lines(table: Table, label: str) -> Canvas | None:
 
 
 def _draw_plane(table: Table) -> Canvas | None:
-    """Self-BLEU to the right, ROUGE-L upwards, one point for each row."""
+    """Self-BLEU to the right, the main score upwards, one point for each row."""
     rows = [row for row in table.rows if _scored(table, row)]
     if not rows:
         return None
@@ -154,7 +155,7 @@ def _draw_plane(table: Table) -> Canvas | None:
 
     def draw(row: Row, colour: Any, marker: str, size: float) -> None:
         x, x_error = _mean_and_std(table, row, table.diversity)
-        y, y_error = _mean_and_std(table, row, ROUGE_L)
+        y, y_error = _mean_and_std(table, row, table.quality)
         axes.errorbar(x, y, y_error, x_error, color=colour, elinewidth=1, alpha=0.45, zorder=2)
         axes.plot(x, y, marker, color=colour, markersize=size, markeredgecolor="white", zorder=3)
 
@@ -162,7 +163,7 @@ def _draw_plane(table: Table) -> Canvas | None:
     for row, name in zip(grid, _names(table, grid, coloured_by), strict=True):
         series.setdefault(name, []).append(row)
     for index, members in enumerate(series.values()):
-        path = [[_mean(table, row, metric) for row in members] for metric in (table.diversity, ROUGE_L)]
+        path = [[_mean(table, row, metric) for row in members] for metric in (table.diversity, table.quality)]
         axes.plot(*path, color="#bbbbbb", linewidth=1, zorder=1)
         for row in members:
             draw(row, shades.get(_number(row, coloured_by), COLOURS[0]), MARKERS[index % len(MARKERS)], 8)
@@ -170,7 +171,7 @@ def _draw_plane(table: Table) -> Canvas | None:
     for index, row in enumerate(baselines.values()):
         draw(row, GREY, BASELINE_MARKERS[index % len(BASELINE_MARKERS)], 10)
     axes.set_xlabel(_axis_title(table, table.diversity) + "  (← more diverse)")
-    axes.set_ylabel(_axis_title(table, ROUGE_L))
+    axes.set_ylabel(_axis_title(table, table.quality))
     axes.margins(0.1)
 
     if len(series) > 1 or (series and not coloured_by):
@@ -189,12 +190,13 @@ def _draw_plane(table: Table) -> Canvas | None:
         bar.ax.set_title(SYMBOLS[coloured_by], fontsize=11)
         bar.outline.set_visible(False)
     points = [
-        (*_mean_and_std(table, row, table.diversity), *_mean_and_std(table, row, ROUGE_L)) for row in rows
+        (*_mean_and_std(table, row, table.diversity), *_mean_and_std(table, row, table.quality))
+        for row in rows
     ]
     _place_labels(
         axes,
         [
-            (_mean(table, row, table.diversity), _mean(table, row, ROUGE_L), name)
+            (_mean(table, row, table.diversity), _mean(table, row, table.quality), name)
             for name, row in baselines.items()
         ],
         [(x - dx, y - dy, x + dx, y + dy) for x, dx, y, dy in points],
@@ -203,10 +205,10 @@ def _draw_plane(table: Table) -> Canvas | None:
 
 
 def _draw_heat_map(table: Table) -> Canvas | None:
-    """ROUGE-L in cells, one row for each divergence and one column for each α."""
+    """The main score in cells, one row for each divergence and one column for each α."""
     lines = _series(table, "alpha")
     cells = {(name, _number(row, "alpha")): row for name, rows in lines.items() for row in rows}
-    means = {cell: _mean(table, row, ROUGE_L) for cell, row in cells.items()}
+    means = {cell: _mean(table, row, table.quality) for cell, row in cells.items()}
     finite = [mean for mean in means.values() if not math.isnan(mean)]
     if len({row.divergence for row in cells.values()}) < 2 or not finite:
         return None
@@ -222,7 +224,7 @@ def _draw_heat_map(table: Table) -> Canvas | None:
         aspect="auto",
     )
     for (name, alpha), mean in means.items():
-        failed = _failed(table, cells[name, alpha], ROUGE_L)
+        failed = _failed(table, cells[name, alpha], table.quality)
         text = "failed" if failed else "–" if math.isnan(mean) else f"{mean:.1f}"
         dark = not math.isnan(mean) and sum(image.cmap(image.norm(mean))[:3]) < 1.5
         axes.text(
@@ -244,7 +246,7 @@ def _draw_heat_map(table: Table) -> Canvas | None:
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("α")
-    axes.set_title(_axis_title(table, ROUGE_L), fontsize=10)
+    axes.set_title(_axis_title(table, table.quality), fontsize=10)
     return figure
 
 
@@ -296,7 +298,7 @@ def _mean(table: Table, row: Row, metric: str) -> float:
 
 def _scored(table: Table, row: Row) -> bool:
     """Whether the row has a number for both scores."""
-    return not any(math.isnan(_mean(table, row, metric)) for metric in (ROUGE_L, table.diversity))
+    return not any(math.isnan(_mean(table, row, metric)) for metric in (table.quality, table.diversity))
 
 
 def _failed(table: Table, row: Row, metric: str) -> bool:
@@ -310,11 +312,12 @@ def _number(row: Row, label: str | None) -> float:
 
 
 def _axis_title(table: Table, metric: str) -> str:
-    where = table.overall
+    where = table.overall(metric)
     if where == AVERAGE:
-        names = ", ".join(table.datasets)
-        where = f"mean of {names if len(names) <= 16 else f'{len(table.datasets)} sets'}"
-    return f"{'ROUGE-L' if metric == ROUGE_L else 'Self-BLEU'} ({where})"
+        sets = table.sets(metric)
+        names = ", ".join(sets)
+        where = f"mean of {names if len(names) <= 16 else f'{len(sets)} sets'}"
+    return f"{title(metric)} ({where})"
 
 
 def _minus(number: float) -> str:

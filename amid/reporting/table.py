@@ -14,9 +14,8 @@ from rich.markup import escape
 from rich.table import Table as TerminalTable
 
 from amid.errors import InputError
-from amid.results import Label, RunResult, Score
+from amid.results import METRICS, Label, RunResult, Score, quality_metrics
 
-ROUGE_L = "rouge_l"
 SELF_BLEU = "self_bleu"
 CORPUS_SELF_BLEU = "corpus_self_bleu"
 
@@ -151,8 +150,9 @@ class Table:
     """Rows of an experiment, and how to write them.
 
     Baselines come first, then the grid by divergence, α and λ. A score is the mean ± the sample standard
-    deviation; the best of a column (ROUGE-L highest, Self-BLEU lowest) is bold, with all that equal it in the
-    digits shown. A score that is NaN is written as `failed`, one that was not taken as `–`.
+    deviation; the best of a column (Self-BLEU the lowest, others the highest) is bold, with all that equal it
+    in the digits shown; the second, where one row is the best of three or more, is italic, with all that
+    equal it. A score that is NaN is written as `failed`, one that was not taken as `–`.
     """
 
     rows: list[Row]
@@ -163,9 +163,30 @@ class Table:
         return _unique(name for row in self.rows for run in row.runs for name in run.scores)
 
     @cached_property
-    def overall(self) -> str:
-        """What stands for all sets in one number: the only set, or their average."""
-        return self.datasets[0] if len(self.datasets) == 1 else AVERAGE
+    def metrics(self) -> list[str]:
+        """The metrics in the columns: those of quality, the main one first, then `diversity`."""
+        return [*self._quality, self.diversity]
+
+    @cached_property
+    def quality(self) -> str:
+        """The main metric of quality; `diversity` where there is none."""
+        return self.metrics[0]
+
+    @cached_property
+    def _quality(self) -> list[str]:
+        return quality_metrics(by for row in self.rows for run in row.runs for by in run.scores.values())
+
+    def sets(self, metric: str) -> list[str]:
+        """The evaluation sets that some run has scored with `metric`; all where none has."""
+        scored = {
+            name for row in self.rows for run in row.runs for name, by in run.scores.items() if metric in by
+        }
+        return [name for name in self.datasets if name in scored] or self.datasets
+
+    def overall(self, metric: str) -> str:
+        """What stands for all sets of `metric` in one number: the only set, or their average."""
+        sets = self.sets(metric)
+        return sets[0] if len(sets) == 1 else AVERAGE
 
     @cached_property
     def diversity(self) -> str:
@@ -192,7 +213,7 @@ class Table:
 
     def score(self, row: Row, metric: str, dataset: str | None = None) -> Score | None:
         """A row's score on one set, by default on all (`overall`)."""
-        return row.score(dataset or self.overall, metric, self.datasets)
+        return row.score(dataset or self.overall(metric), metric, self.sets(metric))
 
     def name(self, row: Row, without: Sequence[str] = ()) -> str:
         """The row in words, such as `AMiD αβ(p, r) α=-5 λ=0.1`: what varies, but for the labels `without`."""
@@ -217,10 +238,18 @@ class Table:
             if 1 in counts:
                 spread += ", where n = 1 over the sampling seeds of that run"
         among = "the answers to one prompt" if self.diversity == SELF_BLEU else "all answers to a set"
+        quality = ", ".join(
+            title(name) + (" (F1 × 100)" if name.startswith("rouge") else "") for name in self._quality
+        )
         sentences = [
-            "ROUGE-L: F1 × 100, higher is better.",
+            *([f"{quality}: 0 to 100, higher is better."] if quality else []),
             f"Self-BLEU: 0 to 100, among {among}, lower is more diverse.",
-            f"Numbers: {spread}. Bold: best of the column at the digits shown.",
+            f"Numbers: {spread}. Bold: best of the column at the digits shown; italic: the second.",
+            *(
+                f"{title(metric)}: {' or '.join(signatures)}."
+                for metric in self._quality
+                if (signatures := self._signatures(metric))
+            ),
         ]
         common = [
             f"{SYMBOLS.get(label, label).lower()} {text}"
@@ -244,7 +273,7 @@ class Table:
 
     def to_markdown(self, digits: int = 2) -> str:
         """The table in Markdown, without its caption."""
-        heads, cells = self._cells(digits, self._columns(), "**{}**".format)
+        heads, cells = self._cells(digits, self._columns(), ("**{}**".format, "*{}*".format))
         lines = [[f"{top} {below}".strip() for top, below in heads], *cells]
         widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(heads))]
         n_labels = len(self._label_columns)
@@ -263,9 +292,10 @@ class Table:
         columns = [
             (dataset, metric)
             for dataset, metric in self._columns()
-            if metric == ROUGE_L or dataset == AVERAGE or len(self.datasets) <= 2
+            if metric != self.diversity or dataset == AVERAGE or len(self.datasets) <= 2
         ]
-        heads, cells = self._cells(digits, columns, "[bold green]{}[/]".format, "±")
+        marks = ("[bold green]{}[/]".format, "[italic]{}[/]".format)
+        heads, cells = self._cells(digits, columns, marks, "±")
         table = TerminalTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         n_labels = len(self._label_columns)
         for index, (top, below) in enumerate(heads):
@@ -288,9 +318,8 @@ class Table:
         metrics = _unique(
             m for row in self.rows for run in row.runs for by in run.scores.values() for m in by
         )
-        columns = [
-            (d, m) for d in [*self.datasets, *([AVERAGE] if self.overall == AVERAGE else [])] for m in metrics
-        ]
+        averages = [AVERAGE] if len(self.datasets) > 1 else []
+        columns = [(d, m) for d in [*self.datasets, *averages] for m in metrics]
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         score_heads = [
@@ -315,8 +344,15 @@ class Table:
         return file.getvalue()
 
     def _columns(self) -> list[tuple[str, str]]:
-        sets = [*self.datasets, *([AVERAGE] if self.overall == AVERAGE else [])]
-        return [(dataset, metric) for metric in (ROUGE_L, self.diversity) for dataset in sets]
+        return [
+            (dataset, metric)
+            for metric in self.metrics
+            for dataset in [*self.sets(metric), *([AVERAGE] if self.overall(metric) == AVERAGE else [])]
+        ]
+
+    def _signatures(self, metric: str) -> list[str]:
+        scores = [by.get(metric) for row in self.rows for run in row.runs for by in run.scores.values()]
+        return _unique(score.signature for score in scores if score is not None and score.signature)
 
     @cached_property
     def _label_columns(self) -> list[tuple[str, Callable[[Row], str]]]:
@@ -331,26 +367,39 @@ class Table:
         return columns
 
     def _cells(
-        self, digits: int, columns: list[tuple[str, str]], bold: Callable[[str], str], plus_minus: str = " ± "
+        self,
+        digits: int,
+        columns: list[tuple[str, str]],
+        marks: tuple[Callable[[str], str], Callable[[str], str]],
+        plus_minus: str = " ± ",
     ) -> tuple[list[tuple[str, str]], list[list[str]]]:
-        """Two-line heads and the cells below them, the best in bold."""
-        titles = {ROUGE_L: "ROUGE-L ↑", self.diversity: "Self-BLEU ↓"}
+        """Two-line heads and the cells below them, with marks for the best and the second."""
         heads = [(title, "") for title, _ in self._label_columns]
         cells = [[text(row) for _, text in self._label_columns] for row in self.rows]
         for dataset, metric in columns:
-            heads.append((titles[metric], dataset))
+            lower = metric == self.diversity
+            heads.append((f"{title(metric)} {'↓' if lower else '↑'}", dataset))
             scores = [self.score(row, metric, dataset) for row in self.rows]
             shown = [
                 round(score.mean, digits)
                 for row, score in zip(self.rows, scores, strict=True)
                 if score is not None and math.isfinite(score.mean) and row.labels.get("method") != "teacher"
             ]
-            best = (max if metric == ROUGE_L else min)(shown, default=None)
+            shown.sort(reverse=not lower)
+            mark = {shown[0]: marks[0]} if shown else {}
+            if len(shown) > 2:
+                mark.setdefault(shown[1], marks[1])
             for row, line, score in zip(self.rows, cells, scores, strict=True):
                 text = _score_text(score, digits, plus_minus)
-                is_best = score is not None and best is not None and round(score.mean, digits) == best
-                line.append(bold(text) if is_best and row.labels.get("method") != "teacher" else text)
+                competes = score is not None and row.labels.get("method") != "teacher"
+                marked = mark.get(round(score.mean, digits)) if score is not None and competes else None
+                line.append(marked(text) if marked else text)
         return heads, cells
+
+
+def title(metric: str) -> str:
+    """How a metric is written."""
+    return METRICS.get(metric, metric)
 
 
 def markdown_line(cells: Iterable[object]) -> str:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from amid.metrics import exact_match, quality, rouge_l
+from amid.metrics import exact_match, quality, rouge_l, rouge_n
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,9 +17,9 @@ words = st.lists(st.sampled_from(WORDS), max_size=12)
 texts = words.map(" ".join) | st.text(max_size=30)
 
 
-def of_the_package(prediction: str, references: list[str]) -> float:
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    return 100 * float(scorer.score_multi(references, prediction)["rougeL"].fmeasure)
+def of_the_package(prediction: str, references: list[str], rouge: str = "rougeL") -> float:
+    scorer = RougeScorer([rouge], use_stemmer=True)
+    return 100 * float(scorer.score_multi(references, prediction)[rouge].fmeasure)
 
 
 def test_a_case_by_hand():
@@ -56,6 +56,23 @@ def test_text_without_words_scores_0(empty):
 def test_equal_to_rouge_score(pairs):
     predictions, references = [p for p, _ in pairs], [r for _, r in pairs]
     assert rouge_l(predictions, references) == [of_the_package(p, r) for p, r in pairs]
+
+
+@given(
+    st.lists(st.tuples(texts, st.lists(texts, min_size=1, max_size=3)), max_size=4),
+    st.sampled_from([1, 2, 3]),
+)
+def test_n_grams_equal_to_rouge_score(pairs, n):
+    predictions, references = [p for p, _ in pairs], [r for _, r in pairs]
+    assert rouge_n(predictions, references, n=n) == [of_the_package(p, r, f"rouge{n}") for p, r in pairs]
+
+
+def test_n_grams_by_hand():
+    # Of the bigrams "a b", "b a", "a b" and "a b", "b c" one is in common: 1/3 and 1/2.
+    assert rouge_n(["a b a b"], [["a b c"]], n=2) == pytest.approx([100 * 2 / 5])
+    assert rouge_n(["b a", ""], [["a b"], ["a"]], n=1) == [100.0, 0.0]
+    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+        rouge_n(["a"], [["a"]], n=0)
 
 
 def test_equal_to_rouge_score_on_real_answers(real_texts):

@@ -147,6 +147,54 @@ class TestColumns:
         assert "the sampling seeds of one training run" in build_table([make_run()]).caption
         assert "over 2 training seeds" in build_table([make_run(seed=1), make_run(seed=2)]).caption
 
+    def test_every_metric_that_was_taken(self, make_run):
+        def scored(alpha, **values):
+            run = make_run(alpha=alpha)
+            by = run.scores.pop("dolly")
+            own = {name: Score.over_seeds([value], f"of {name}") for name, value in values.items()}
+            run.scores["wmt"] = own | {"self_bleu": by["self_bleu"], "length": by["length"]}
+            return run
+
+        table = build_table([scored(-5.0, bleu=30.0, chrf=50.0, mine=1.0), scored(1.0, bleu=31.0, chrf=49.0)])
+        assert table.quality == "bleu"
+        assert markdown(table) == [
+            {
+                "α": "-5",
+                "BLEU ↑ wmt": "30.00",
+                "chrF ↑ wmt": "**50.00**",
+                "mine ↑ wmt": "**1.00**",
+                "Self-BLEU ↓ wmt": "**40.00**",
+            },
+            {
+                "α": "1",
+                "BLEU ↑ wmt": "**31.00**",
+                "chrF ↑ wmt": "49.00",
+                "mine ↑ wmt": "–",
+                "Self-BLEU ↓ wmt": "**40.00**",
+            },
+        ]
+        assert "BLEU, chrF, mine: 0 to 100, higher is better." in table.caption
+        assert "BLEU: of bleu. chrF: of chrf." in table.caption
+
+    def test_sets_of_unlike_metrics(self, make_run):
+        run = make_run(sets=("a", "b", "c"))
+        run.scores["c"]["bleu"] = run.scores["c"].pop("rouge_l")
+        (line,) = markdown(build_table([run]))
+        assert [head for head in line if "Self" not in head][1:] == [
+            "ROUGE-L ↑ a",
+            "ROUGE-L ↑ b",
+            "ROUGE-L ↑ Avg",
+            "BLEU ↑ c",
+        ]
+        assert line["ROUGE-L ↑ Avg"] == "**50.00**"
+
+    def test_exact_match_where_there_is_nothing_else(self, make_run):
+        run = make_run()
+        run.scores["dolly"]["exact_match"] = Score.over_seeds([1.0])
+        assert "Exact match ↑ dolly" not in markdown(build_table([run]))[0]
+        del run.scores["dolly"]["rouge_l"]
+        assert "Exact match ↑ dolly" in markdown(build_table([run]))[0]
+
     def test_self_bleu_over_a_whole_set_where_there_is_no_other(self, make_run):
         run = make_run()
         run.scores["dolly"]["corpus_self_bleu"] = run.scores["dolly"].pop("self_bleu")
@@ -170,6 +218,15 @@ class TestCells:
         values = {-5.0: 50.004, -1.0: 50.0, 1.0: 49.99}
         table = build_table([make_run((value,), alpha=alpha) for alpha, value in values.items()])
         assert self.column(table, "ROUGE-L ↑ dolly") == ["**50.00**", "**50.00**", "49.99"]
+
+    def test_the_second_of_three(self, make_run):
+        values = {-5.0: (50.0, 30.0), -3.0: (52.0, 20.0), -1.0: (51.0, 10.0), 1.0: (51.004, 20.0)}
+        runs = [make_run((q,), (d,), alpha=alpha) for alpha, (q, d) in values.items()]
+        table = build_table(runs)
+        assert self.column(table, "ROUGE-L ↑ dolly") == ["50.00", "**52.00**", "*51.00*", "*51.00*"]
+        assert self.column(table, "Self-BLEU ↓ dolly") == ["30.00", "*20.00*", "**10.00**", "*20.00*"]
+        two = build_table(runs[:2])
+        assert self.column(two, "ROUGE-L ↑ dolly") == ["50.00", "**52.00**"]
 
     def test_failed_is_never_the_best(self, make_run):
         table = build_table(

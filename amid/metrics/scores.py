@@ -1,0 +1,30 @@
+"""What a metric is, and its value for a whole set."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SetScore:
+    """A score of a whole set that is no mean over its answers."""
+
+    value: float
+    signature: str | None = None
+    """How it was computed, where the value alone does not tell, such as sacrebleu's signature."""
+
+
+Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], Sequence[float] | SetScore]
+"""From answers, and the acceptable answers to the prompt of each, to one score for each answer or one for
+all; 0 to 100, higher is better."""
+
+
+def set_score(metric: Metric, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> SetScore:
+    """The score of a whole set: the metric's own, or the mean over the answers.
+
+    Raises:
+        ValueError: if there are no predictions, or the metric refuses them.
+    """
+    if not predictions:
+        raise ValueError("predictions is empty; a score over a set needs at least one")
+    scores = metric(predictions, references)
+    return scores if isinstance(scores, SetScore) else SetScore(sum(scores) / len(scores))
