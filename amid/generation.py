@@ -93,6 +93,24 @@ class Sampling:
     ) -> list[list[Answer]]:
         """`samples` answers (by default those of the settings) to each prompt, in the prompts' order.
 
+        They are those of `token_ids`, as text.
+        """
+        drawn = self.token_ids(model, tokenizer, prompts, seed, samples)
+        return [[_answer(ids, tokenizer) for ids in row] for row in drawn]
+
+    def token_ids(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Sequence[int]],
+        seed: int,
+        samples: int | None = None,
+        vocabulary: int | None = None,
+    ) -> list[list[list[int]]]:
+        """The token ids of `samples` answers to each prompt: EOS is the last, unless the answer was cut.
+
+        Tokens from `vocabulary` on are never drawn: rows of a padded embedding, which stand for no token.
+
         Each answer has its own random numbers, one a token, made from the seed, the prompt's tokens, which
         of the equal prompts and which of its samples it is. So an answer does not depend on `batch_size`,
         on the other prompts, on their order, or on how many samples are drawn; a larger `max_new_tokens`
@@ -119,11 +137,11 @@ class Sampling:
         decode = self._decode if _holds_keys_and_values(model) else self._generate
         try:
             with torch.inference_mode():
-                drawn = decode(model, tokenizer, prompts, seed, samples or self.samples)
+                drawn = decode(model, tokenizer, prompts, seed, samples or self.samples, vocabulary)
         finally:
             for module, training in modes.items():
                 module.training = training
-        return [[_answer(ids, tokenizer) for ids in row] for row in drawn]
+        return [[_cut(ids, tokenizer.eos_token_id) for ids in row] for row in drawn]
 
     def _decode(
         self,
@@ -132,6 +150,7 @@ class Sampling:
         prompts: Sequence[Sequence[int]],
         seed: int,
         samples: int,
+        vocabulary: int | None,
     ) -> list[list[list[int]]]:
         """The tokens of each answer: places of finished ones are given to the next prompts, short ones first.
 
@@ -158,7 +177,7 @@ class Sampling:
                 new = [waiting.popleft() for _ in range(begin)]
                 batch.join([row.prompt for row in new])
                 rows += new
-            for row, token in zip(rows, self._draw(batch.logits, rows), strict=True):
+            for row, token in zip(rows, self._draw(batch.logits[:, :vocabulary], rows), strict=True):
                 if not row.done:
                     row.add(token, tokenizer.eos_token_id)
             live = [i for i, row in enumerate(rows) if not row.done]
@@ -206,6 +225,7 @@ class Sampling:
         prompts: Sequence[Sequence[int]],
         seed: int,
         samples: int,
+        vocabulary: int | None,
     ) -> list[list[list[int]]]:
         """The tokens of each answer, by transformers, in fixed batches of prompts of similar length."""
         log.warning(
@@ -213,6 +233,7 @@ class Sampling:
             "samples depend on generation.batch_size too",
             type(model).__name__,
         )
+        rows = int(model.config.vocab_size)
         config = GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             do_sample=self.temperature > 0,
@@ -220,6 +241,7 @@ class Sampling:
             no_repeat_ngram_size=self.no_repeat_ngram_size,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
+            suppress_tokens=list(range(vocabulary or rows, rows)) or None,
             **(
                 {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
                 if self.temperature
@@ -422,8 +444,11 @@ def _inverse_cdf(scores: Tensor, bits: Tensor) -> Tensor:
     return torch.searchsorted(sums, bits[:, None] * sums[:, -1:] >> 32, right=True).squeeze(-1)
 
 
+def _cut(ids: list[int], eos: int | None) -> list[int]:
+    """`ids` up to the first EOS; all of them where there is none."""
+    return ids[: ids.index(eos) + 1] if eos is not None and eos in ids else ids
+
+
 def _answer(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
-    ended = tokenizer.eos_token_id in ids
-    length = ids.index(tokenizer.eos_token_id) + 1 if ended else len(ids)
-    text = str(tokenizer.decode(ids[:length], skip_special_tokens=True))
-    return Answer(text.strip(), length, ended)
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    return Answer(text.strip(), len(ids), tokenizer.eos_token_id in ids)

@@ -286,3 +286,23 @@ def test_broken_models_and_prompts_are_refused():
     with pytest.raises(InputError, match=r"generation\.top_k=-1 must be at least 0"):
         Sampling(max_new_tokens=3, top_k=-1)
     assert drawn(network(), []) == []
+
+
+def test_token_ids_are_those_of_the_answers_and_end_with_eos_unless_cut():
+    model = network(eos_bias=4.0)
+    sampling = Sampling(max_new_tokens=12, batch_size=4)
+    for row, (answer,) in zip(sampling.token_ids(model, TOKENS, PROMPTS, seed=1), drawn(model), strict=True):
+        (ids,) = row
+        assert len(ids) == answer.tokens
+        assert [i for i, token in enumerate(ids) if token == TOKENS.eos_token_id] == (
+            [len(ids) - 1] if answer.ended else []
+        )
+        assert TOKENS.decode(ids, skip_special_tokens=True).strip() == answer.text
+
+
+@pytest.mark.parametrize("family", ["llama", "lfm2"])
+def test_tokens_beyond_the_vocabulary_are_never_drawn(family, caplog):
+    other = {"conv_L_cache": 3, "layer_types": ["conv", "full_attention"], "num_key_value_heads": 2}
+    model = network(family, **({"intermediate_size": 32, **other} if family == "lfm2" else {}))
+    rows = Sampling(max_new_tokens=12).token_ids(model, TOKENS, PROMPTS, seed=1, vocabulary=50)
+    assert max(max(ids) for row in rows for ids in row) < 50
