@@ -1,6 +1,7 @@
 """Whose text is trained on: the data's responses, the teacher's, or the student's own."""
 
 import hashlib
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -241,7 +242,7 @@ class AdaptiveText(Text):
         max_new_tokens: tokens of an answer at most; one that is cut there has no EOS.
         threshold: φ at first, in [0, 1].
         increase: of φ, in [0, 1].
-        tolerance: nats a token, at least 0.
+        tolerance: nats a token; below 0, as much better it must be.
         capacity: rows of the buffer; when it is full the oldest leave.
         temperature: 0 for greedy decoding.
         top_p: in (0, 1]; 1 keeps all tokens.
@@ -271,8 +272,8 @@ class AdaptiveText(Text):
         for name, value in (("threshold", threshold), ("increase", increase)):
             if not 0 <= value <= 1:
                 raise InputError(f"text.{name}={value} must be in [0, 1]")
-        if not tolerance >= 0:
-            raise InputError(f"text.tolerance={tolerance} must be at least 0")
+        if not math.isfinite(tolerance):
+            raise InputError(f"text.tolerance={tolerance} must be a finite number of nats, such as 0.1")
         if capacity < 1:
             raise InputError(f"text.capacity={capacity} must be at least 1")
         self.sampling = _sampling(max_new_tokens, temperature, top_p, top_k, batch_size)
