@@ -417,7 +417,7 @@ def _sampling(max_new_tokens: int, temperature: float, top_p: float, top_k: int,
 
 def _answered(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[Row]:
     return [
-        (torch.tensor([*prompt, *ids]), len(prompt), NO_ROW)
+        (torch.tensor([*prompt, *ids], dtype=torch.int32), len(prompt), NO_ROW)
         for prompt, ids in zip(prompts, answers, strict=True)
     ]
 

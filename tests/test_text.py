@@ -726,24 +726,16 @@ def test_micro_batches_change_neither_the_coin_nor_the_text(quick, tmp_path):
     torch.testing.assert_close(torch.tensor(curves[0]), torch.tensor(curves[1]), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "killed_at"),
-    [
-        (["text.threshold=0.8", "text.capacity=20", "text.tolerance=-9"], 5),
-        (["text=mixed"], 3),
-    ],
-    ids=["adaptive", "mixed"],
-)
-def test_a_resumed_run_ends_as_a_whole_one(quick, tmp_path, jsonl, monkeypatch, overrides, killed_at):
+def test_a_resumed_run_ends_as_a_whole_one(quick, tmp_path, jsonl, monkeypatch):
     base = [o for o in quick if not o.startswith("trainer.max_epochs")]
     given = [*base, "method=distillm_skl", "trainer.max_epochs=4", "checkpoint=loss", "data.batch_size=8"]
     plain = jsonl({"text": "Name a brave dog. " * 40})
-    given += ["optimizer.lr=0.02", f"data.plain_text={plain}", *overrides]
+    given += ["text.threshold=0.8", "text.capacity=20", "text.tolerance=-9", f"data.plain_text={plain}"]
     assert trained(*given, f"output_dir={tmp_path / 'whole'}") == 0
     step = DistillationModule.training_step
 
     def killed(self, batches, index):
-        if self.trainer.global_step == killed_at:
+        if self.trainer.global_step == 5:
             raise KeyboardInterrupt
         return step(self, batches, index)
 
@@ -757,10 +749,9 @@ def test_a_resumed_run_ends_as_a_whole_one(quick, tmp_path, jsonl, monkeypatch, 
     assert weights[0] == weights[1]
     steps, resumed = ([row for row in curve(path) if "train/loss" in row] for path in (whole, cut))
     assert len(steps) == 8
-    assert resumed == [row for row in steps if row["step"] >= killed_at // 2 * 2]
+    assert resumed == [row for row in steps if row["step"] >= 4]
     assert {row["train/student_text"] for row in steps} == {0.0, 1.0}
-    if "text=mixed" not in overrides:
-        assert len({row["train/text_threshold"] for row in steps}) > 1
+    assert len({row["train/text_threshold"] for row in steps}) > 1
 
 
 @pytest.mark.parametrize(
