@@ -6,10 +6,12 @@ import random
 import shutil
 
 import lightning as L
+import pyarrow
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
@@ -90,6 +92,8 @@ def fitted(data, which, student, teacher=None, objective=None, steps=1, lr=0.1, 
         tokenizer=data.tokenizer,
         valid_prompts=[[5, 6]],
         valid_references=[["a"]],
+        valid_metric=None,
+        metrics={},
         sampling=Sampling(max_new_tokens=2),
         log_every_n_steps=1,
         micro_batches=data.micro_batches,
@@ -661,6 +665,8 @@ def test_sources_of_plain_text(jsonl, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             load_documents(str(jsonl(content)))
+    parquet.write_table(pyarrow.table({"text": ["a", "b"], "id": [1, 2]}), tmp_path / "text.parquet")
+    assert load_documents(f"{tmp_path / 'text.parquet'}[1:]") == ["b"]
     with pytest.raises(InputError, match=r"none\.txt cannot be read"):
         load_documents(str(tmp_path / "none.txt"))
     with pytest.raises(InputError, match="holds no text"):
