@@ -7,14 +7,15 @@ from omegaconf import DictConfig
 
 from amid.data import InstructionData
 from amid.errors import InputError
-from amid.experiment import supply_teacher, with_prepared_models
+from amid.experiment import supply_teacher, supply_text, with_prepared_models
 from amid.train import as_dict
 
 
 def run(cfg: DictConfig) -> None:
     """Writes the states of `model.teacher` at the counted positions of the training and validation data.
 
-    The teacher is fine-tuned first where its pair says so. What is written already stays.
+    The teacher is fine-tuned first where its pair says so. With text=teacher its answers are written first,
+    and the states are those of its answers. What is written already stays.
 
     Raises:
         InputError: if `teacher` is not `cached`, teacher or data cannot be used, or the disk is too full.
@@ -29,4 +30,5 @@ def run(cfg: DictConfig) -> None:
     tokenizer = instantiate(settings["model"]["tokenizer"])
     data: InstructionData = instantiate(settings["data"], tokenizer=tokenizer)
     with_prepared_models(settings, tokenizer)
-    supply_teacher(settings, tokenizer, data)
+    supply_text(settings, instantiate(settings["text"]), tokenizer, data)
+    supply_teacher(settings, tokenizer, data, with_student_text=False)

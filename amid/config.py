@@ -33,6 +33,7 @@ _NO_EFFECT = {
     "data": ("cache_dir", "micro_batch_size", "tokens_per_batch"),
     "objective": ("fused", "compiled"),
     "trainer": ("log_every_n_steps",),
+    "text": ("batch_size",),
     "sft": ("micro_batch_size", "tokens_per_batch"),
 }
 """Keys of further nodes of which the same is true."""
@@ -120,7 +121,12 @@ def _effective(node: Any, name: str = "") -> Any:
 def _local_paths(cfg: Mapping[str, Any]) -> Iterator[str]:
     """The data files and local models that `cfg` names."""
     data, model = cfg.get("data") or {}, cfg.get("model") or {}
-    sources = [data.get("train"), data.get("valid"), *(data.get("test") or {}).values()]
+    sources = [
+        data.get("train"),
+        data.get("valid"),
+        data.get("plain_text"),
+        *(data.get("test") or {}).values(),
+    ]
     sources += [(model.get(role) or {}).get("path") for role in ("teacher", "student", "tokenizer")]
     for source in sources:
         if isinstance(source, str):

@@ -31,6 +31,7 @@ from amid.progress import LOSSES, announce, progress
 from amid.results import RunResult, load, save
 from amid.schedule import Schedule
 from amid.teacher import Teacher, TeacherSupply
+from amid.text import TeacherText, Text, on_student_text
 
 BEST = Path("checkpoints") / "best"
 """Where a finished run keeps its student, as `save_pretrained` writes it."""
@@ -55,7 +56,13 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         torch.set_num_threads(cfg["threads"])
     cfg = copy.deepcopy(cfg)
     objective = instantiate(cfg["objective"])
-    if not objective.needs_teacher:
+    text: Text = instantiate(cfg["text"])
+    if text.from_student and on_student_text(objective) is None:
+        raise InputError(
+            f"objective={objective!r} needs labels, and the student's own text gives none; use text=data or "
+            "text=teacher, or an objective with a teacher"
+        )
+    if not (objective.needs_teacher or text.from_teacher):
         cfg["model"].pop("teacher", None)
     key = config_hash(cfg)
     finished = _finished(directory, key)
@@ -83,10 +90,12 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     valid = data.valid_examples[: data.valid_prompts]
     check_metrics(data.metrics, {"data.valid": valid} | evaluation_sets)
     _check_monitor(cfg["checkpoint"]["monitor"], data.valid_metric)
+    plain_text = None if data.plain_tokens is None else data.plain_batch
     timings = {"load": time.perf_counter() - started}
 
     started = time.perf_counter()
     with_prepared_models(cfg, tokenizer)
+    supply_text(cfg, text, tokenizer, data)
     timings["prepare"] = time.perf_counter() - started
 
     started = time.perf_counter()
@@ -97,7 +106,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     started = time.perf_counter()
     teacher, shared_vocab = None, None
     if objective.needs_teacher:
-        teacher = supply_teacher(cfg, tokenizer, data)
+        teacher = supply_teacher(cfg, tokenizer, data, with_student_text=text.from_student)
         shared_vocab = shared_vocabulary(teacher.vocabulary, student)
         L.seed_everything(cfg["seed"], workers=True, verbose=False)  # however the teacher was had
     timings["teacher"] = time.perf_counter() - started
@@ -117,6 +126,10 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         metrics=data.metrics,
         sampling=sampling,
         log_every_n_steps=cfg["trainer"]["log_every_n_steps"],
+        micro_batches=data.micro_batches,
+        text=text,
+        plain_text=plain_text,
+        plain_text_weight=data.plain_text_weight,
         shared_vocab=shared_vocab,
         schedule=schedule,
     )
@@ -204,11 +217,14 @@ def _fine_tuned(cfg: Config, role: str) -> Path:
         },
         "test": {},
         "test_prompts": None,
+        "plain_text": None,
+        "plain_text_weight": 1.0,
     }
     run = {
         "model": {"tokenizer": cfg["model"]["tokenizer"], "student": source | {"dtype": "float32"}},
         "data": data,
         "objective": {"_target_": "amid.losses.CrossEntropy"},
+        "text": {"_target_": "amid.text.DataText"},
         "generation": {
             "_target_": "amid.generation.Sampling",
             "max_new_tokens": data["max_length"] - data["max_prompt_length"],
@@ -234,25 +250,53 @@ def _fine_tuned(cfg: Config, role: str) -> Path:
     return directory / BEST
 
 
-def supply_teacher(cfg: Config, tokenizer: PreTrainedTokenizerBase, data: InstructionData) -> Teacher:
+def supply_text(cfg: Config, text: Text, tokenizer: PreTrainedTokenizerBase, data: InstructionData) -> None:
+    """Puts the answers of the teacher of `cfg`, prepared already, in the training set where `text` says so.
+
+    Raises:
+        InputError: see `TeacherText.training_set`.
+    """
+    if isinstance(text, TeacherText):
+        answered = text.training_set(
+            data.train_tokens,
+            instantiate(cfg["model"]["teacher"]),
+            tokenizer,
+            _one_device(cfg),
+            str(cfg["trainer"]["precision"]),
+            data.cache_dir,
+        )
+        data.train_on(answered)
+
+
+def supply_teacher(
+    cfg: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    data: InstructionData,
+    with_student_text: bool,
+) -> Teacher:
     """The teacher of `cfg`, prepared already, for the training and validation data: live, or from its cache.
 
     Raises:
         InputError: see `TeacherSupply.teacher`.
     """
     settings = cfg["trainer"]
-    devices = settings["devices"] if isinstance(settings["devices"], list) else 1
     supply: TeacherSupply = instantiate(cfg["teacher"])
     return supply.teacher(
         instantiate(cfg["model"]["teacher"]),
         tokenizer,
         [data.train_tokens, data.valid_tokens],
-        fabric=L.Fabric(
-            accelerator=settings["accelerator"], devices=devices, precision=settings["precision"]
-        ),
+        fabric=_one_device(cfg),
         precision=str(settings["precision"]),
         passes=_passes(settings, len(data.train_dataloader())),
+        with_student_text=with_student_text,
     )
+
+
+def _one_device(cfg: Config) -> L.Fabric:
+    """Where the teacher runs before the training."""
+    settings = cfg["trainer"]
+    devices = settings["devices"] if isinstance(settings["devices"], list) else 1
+    return L.Fabric(accelerator=settings["accelerator"], devices=devices, precision=settings["precision"])
 
 
 def _passes(trainer: Config, steps_of_all: int) -> float:

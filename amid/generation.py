@@ -1,10 +1,11 @@
 """Answers of a model to prompts: batched decoding, whose samples depend on the seed and the prompt only."""
 
+import contextlib
 import hashlib
 import inspect
 import logging
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,18 @@ class Answer:
     text: str
     tokens: int
     ended: bool
+
+
+@dataclass(frozen=True)
+class MixedAnswer:
+    """An answer drawn from a mixture of teacher and student: its token ids, EOS included where it ended, and
+    the log-probabilities of these tokens under the mixture q̃, the teacher p and the student q, [tokens] each.
+    """
+
+    tokens: list[int]
+    log_mixed: Tensor
+    log_teacher: Tensor
+    log_student: Tensor
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,24 @@ class Sampling:
     ) -> list[list[Answer]]:
         """`samples` answers (by default those of the settings) to each prompt, in the prompts' order.
 
+        They are those of `token_ids`, as text.
+        """
+        drawn = self.token_ids(model, tokenizer, prompts, seed, samples)
+        return [[_answer(ids, tokenizer) for ids in row] for row in drawn]
+
+    def token_ids(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Sequence[int]],
+        seed: int,
+        samples: int | None = None,
+        vocabulary: int | None = None,
+    ) -> list[list[list[int]]]:
+        """The token ids of `samples` answers to each prompt: EOS is the last, unless the answer was cut.
+
+        Tokens from `vocabulary` on are never drawn: rows of a padded embedding, which stand for no token.
+
         Each answer has its own random numbers, one a token, made from the seed, the prompt's tokens, which
         of the equal prompts and which of its samples it is. So an answer does not depend on `batch_size`,
         on the other prompts, on their order, or on how many samples are drawn; a larger `max_new_tokens`
@@ -110,30 +141,62 @@ class Sampling:
             InputError: if a prompt is empty.
             FloatingPointError: if the model gives a row of logits none of which can be drawn, such as NaN.
         """
-        if not all(prompts):
-            raise InputError(
-                f"prompt {[len(p) for p in prompts].index(0)} has no token; give it at least one"
-            )
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
-        decode = self._decode if _holds_keys_and_values(model) else self._generate
-        try:
-            with torch.inference_mode():
-                drawn = decode(model, tokenizer, prompts, seed, samples or self.samples)
-        finally:
-            for module, training in modes.items():
-                module.training = training
-        return [[_answer(ids, tokenizer) for ids in row] for row in drawn]
+        _check_prompts(prompts)
+        with _as_is(model):
+            if _holds_keys_and_values(model):
+                batch, n = _Batch(model, vocabulary), samples or self.samples
+                rows = self._decode(batch, tokenizer, prompts, seed, n)
+                return [[row.tokens for row in of_prompt] for of_prompt in rows]
+            drawn = self._generate(model, tokenizer, prompts, seed, samples or self.samples, vocabulary)
+        return [[_cut(ids, tokenizer.eos_token_id) for ids in row] for row in drawn]
+
+    def mixed(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Sequence[int]],
+        seed: int,
+        teacher_share: float = 0.2,
+    ) -> list[MixedAnswer]:
+        """An answer to each prompt, each token drawn from q̃ = a p + (1-a) q, a = `teacher_share`.
+
+        MiniLLM's teacher-mixed sampling (arXiv 2306.08543). Both models see what was drawn so far; tokens
+        beyond the tokenizer's have no probability in either. The random numbers are those of `token_ids`.
+
+        Raises:
+            InputError: if `teacher_share` is not in [0, 1], a setting changes the models' distributions
+                (temperature, top_p, top_k, no_repeat_ngram_size), a model's cache holds more than keys and
+                values, or a prompt is empty.
+            FloatingPointError: if a model gives a row of logits none of which can be drawn, such as NaN.
+        """
+        _check_prompts(prompts)
+        if not 0 <= teacher_share <= 1:
+            raise InputError(f"teacher_share={teacher_share} must be in [0, 1]; published: 0.2")
+        for name, plain in (("temperature", 1), ("top_p", 1), ("top_k", 0), ("no_repeat_ngram_size", 0)):
+            if getattr(self, name) != plain:
+                raise InputError(
+                    f"generation.{name}={getattr(self, name)} must be {plain} where models are mixed"
+                )
+        for model in (student, teacher):
+            if not _holds_keys_and_values(model):
+                raise InputError(
+                    f"{type(model).__name__} cannot be mixed: its cache cannot be divided by rows"
+                )
+        with _as_is(student), _as_is(teacher):
+            batch = _MixedBatch(student, teacher, teacher_share, len(tokenizer))
+            rows = self._decode(batch, tokenizer, prompts, seed, samples=1)
+        return [MixedAnswer(row.tokens, *torch.tensor(row.notes).T.unbind()) for (row,) in rows]
 
     def _decode(
         self,
-        model: PreTrainedModel,
+        batch: "_Batch | _MixedBatch",
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Sequence[int]],
         seed: int,
         samples: int,
-    ) -> list[list[list[int]]]:
-        """The tokens of each answer: places of finished ones are given to the next prompts, short ones first.
+    ) -> list[list["_Row"]]:
+        """The answers: places of finished ones in the batch are given to the next prompts, short ones first.
 
         The samples of a prompt begin together, if the batch has so many places, and share one prefill.
         Places are freed and given anew a quarter of the batch at a time, since both copy the cache.
@@ -149,7 +212,6 @@ class Sampling:
             seen[key] += 1
         waiting = deque(row for i in order for row in answers[i])
         together = min(samples, self.batch_size)
-        batch = _Batch(model)
         rows: list[_Row] = []
         while waiting or rows:
             free = self.batch_size - len(rows)
@@ -158,16 +220,18 @@ class Sampling:
                 new = [waiting.popleft() for _ in range(begin)]
                 batch.join([row.prompt for row in new])
                 rows += new
-            for row, token in zip(rows, self._draw(batch.logits, rows), strict=True):
+            tokens = self._draw(batch.logits, rows)
+            for row, token, note in zip(rows, tokens, batch.notes(tokens), strict=True):
                 if not row.done:
                     row.add(token, tokenizer.eos_token_id)
+                    row.notes.append(note)
             live = [i for i, row in enumerate(rows) if not row.done]
             if 4 * len(live) <= 3 * len(rows):
                 batch.keep(live)
                 rows = [rows[i] for i in live]
             if rows:
                 batch.step([None if row.done else row.tokens[-1] for row in rows])
-        return [[row.tokens for row in of_prompt] for of_prompt in answers]
+        return answers
 
     def _draw(self, logits: Tensor, rows: Sequence["_Row"]) -> list[int]:
         """The next token of each row, from `logits` [rows, V]."""
@@ -206,6 +270,7 @@ class Sampling:
         prompts: Sequence[Sequence[int]],
         seed: int,
         samples: int,
+        vocabulary: int | None,
     ) -> list[list[list[int]]]:
         """The tokens of each answer, by transformers, in fixed batches of prompts of similar length."""
         log.warning(
@@ -213,6 +278,7 @@ class Sampling:
             "samples depend on generation.batch_size too",
             type(model).__name__,
         )
+        rows = int(model.config.vocab_size)
         config = GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             do_sample=self.temperature > 0,
@@ -220,6 +286,7 @@ class Sampling:
             no_repeat_ngram_size=self.no_repeat_ngram_size,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
+            suppress_tokens=list(range(vocabulary or rows, rows)) or None,
             **(
                 {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
                 if self.temperature
@@ -257,6 +324,7 @@ class _Row:
     def __init__(self, prompt: tuple[int, ...], stream: str, max_new_tokens: int, ngram: int) -> None:
         self.prompt = prompt
         self.tokens: list[int] = []
+        self.notes: list[tuple[float, ...]] = []
         self.done = False
         self._limit, self._ngram = max_new_tokens, ngram
         self._random = hashlib.shake_128(stream.encode()).digest(4 * max_new_tokens)
@@ -293,13 +361,19 @@ class _Row:
 
 
 class _Batch:
-    """Rows that a model decodes together: one cache for all, padded on the left to the longest row."""
+    """Rows that a model decodes together: one cache for all, padded on the left to the longest row.
+
+    Args:
+        model: in eval mode.
+        vocabulary: the logits are cut to the first so many; None for all.
+    """
 
     logits: Tensor
     """Of the next token of each row: [rows, V]."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, vocabulary: int | None = None) -> None:
         self._model: Any = model
+        self._vocabulary = vocabulary
         self._accepted = inspect.signature(model.forward).parameters
         self._empty()
 
@@ -365,8 +439,72 @@ class _Batch:
             "logits_to_keep": 1,
         }
         known = {name: value for name, value in inputs.items() if name in self._accepted}
-        logits: Tensor = self._model(input_ids=ids, **known).logits[:, -1]
+        logits: Tensor = self._model(input_ids=ids, **known).logits[:, -1, : self._vocabulary]
         return logits
+
+    def notes(self, tokens: Sequence[int]) -> list[tuple[float, ...]]:
+        """What is kept of the next token of each row besides the token: nothing."""
+        return [()] * len(tokens)
+
+
+class _MixedBatch:
+    """Rows that two models decode together by the mixture of their distributions."""
+
+    logits: Tensor
+    """The logarithm of the mixture over the next token of each row: [rows, V]."""
+
+    def __init__(
+        self, student: PreTrainedModel, teacher: PreTrainedModel, teacher_share: float, vocabulary: int
+    ) -> None:
+        self._batches = (_Batch(teacher, vocabulary), _Batch(student, vocabulary))
+        self._shares = torch.tensor([teacher_share, 1 - teacher_share]).log().tolist()
+        self._parts: list[Tensor] = []
+
+    def join(self, prompts: Sequence[tuple[int, ...]]) -> None:
+        """As `_Batch` does."""
+        for batch in self._batches:
+            batch.join(prompts)
+        self._mix()
+
+    def step(self, tokens: Sequence[int | None]) -> None:
+        """As `_Batch` does."""
+        for batch in self._batches:
+            batch.step(tokens)
+        self._mix()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """As `_Batch` does."""
+        for batch in self._batches:
+            batch.keep(rows)
+
+    def notes(self, tokens: Sequence[int]) -> list[tuple[float, ...]]:
+        """The log-probabilities of the next token of each row under mixture, teacher and student."""
+        index = torch.tensor(tokens, device=self.logits.device).clamp(min=0).unsqueeze(1)
+        columns = [part.gather(1, index) for part in (self.logits, *self._parts)]
+        return [tuple(row) for row in torch.cat(columns, dim=1).tolist()]
+
+    def _mix(self) -> None:
+        self._parts = [batch.logits.float().log_softmax(-1) for batch in self._batches]
+        log_p, log_q = (part + share for part, share in zip(self._parts, self._shares, strict=True))
+        self.logits = torch.logaddexp(log_p, log_q)
+
+
+@contextlib.contextmanager
+def _as_is(model: PreTrainedModel) -> Iterator[None]:
+    """Runs a model in eval mode and without gradients, and leaves it in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _check_prompts(prompts: Sequence[Sequence[int]]) -> None:
+    if not all(prompts):
+        raise InputError(f"prompt {[len(p) for p in prompts].index(0)} has no token; give it at least one")
 
 
 def _holds_keys_and_values(model: PreTrainedModel) -> bool:
@@ -422,8 +560,11 @@ def _inverse_cdf(scores: Tensor, bits: Tensor) -> Tensor:
     return torch.searchsorted(sums, bits[:, None] * sums[:, -1:] >> 32, right=True).squeeze(-1)
 
 
+def _cut(ids: list[int], eos: int | None) -> list[int]:
+    """`ids` up to the first EOS; all of them where there is none."""
+    return ids[: ids.index(eos) + 1] if eos is not None and eos in ids else ids
+
+
 def _answer(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
-    ended = tokenizer.eos_token_id in ids
-    length = ids.index(tokenizer.eos_token_id) + 1 if ended else len(ids)
-    text = str(tokenizer.decode(ids[:length], skip_special_tokens=True))
-    return Answer(text.strip(), length, ended)
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    return Answer(text.strip(), len(ids), tokenizer.eos_token_id in ids)

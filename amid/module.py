@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from amid.data.datamodule import MicroBatch, counted_positions, padding_share
+from amid.data.datamodule import MicroBatch, Row, counted_positions, padding_share
 from amid.errors import InputError
 from amid.generation import Sampling
 from amid.losses import CrossEntropy, Loss
@@ -19,6 +19,7 @@ from amid.metrics import Metric, set_score
 from amid.models import CountedStates
 from amid.schedule import Schedule
 from amid.teacher import Teacher
+from amid.text import Text, on_student_text, prompts_of
 
 
 class DistillationModule(L.LightningModule):
@@ -32,9 +33,11 @@ class DistillationModule(L.LightningModule):
     Logged each `log_every_n_steps`: `train/loss`, `train/gradient_norm` (before clipping), `train/lr`,
     means over the counted tokens of `train/entropy_p|q|r` (nats), `train/kl_pq` and
     `train/gradient_weight`, `train/alpha`, `train/lam`, and `train/padding`, the share of padding among the
-    step's tokens (0..1). Logged at each validation:
-    `valid/loss`, `valid/cross_entropy` (nats a token), and `valid/METRIC` and `valid/METRIC_best` of
-    `valid_metric`, such as `valid/rouge_l` (0..100).
+    step's tokens (0..1). Since the last record: `train/student_text`, the share of rows that the student
+    wrote (0..1), `train/student_text_tokens`, their mean length with EOS, and `train/text_threshold`.
+    `train/plain_text_loss` is that on plain text; `train/loss` has it with its weight. Logged at each
+    validation: `valid/loss`, `valid/cross_entropy` (nats a token), and `valid/METRIC` and `valid/METRIC_best`
+    of `valid_metric`, such as `valid/rouge_l` (0..100).
 
     Args:
         student: the model to train.
@@ -50,12 +53,21 @@ class DistillationModule(L.LightningModule):
         metrics: by name, what scores answers against references.
         sampling: how they are answered: one sample each, with the first of its seeds.
         log_every_n_steps: steps between two records of the training.
+        micro_batches: cuts the rows of an optimiser step into micro-batches.
+        text: whose responses are trained on; on the student's, only with an objective of which
+            `on_student_text` leaves something.
+        plain_text: the batch of plain text with a given number, on which a cross-entropy is taken at each
+            step, the mean over its own counted tokens; None for none.
+        plain_text_weight: of that loss.
         shared_vocab: both models' logits are cut to their first so many entries; None if they are alike.
         schedule: moves settings of the objective's assistant after each optimiser step, in training and
             validation; None leaves them.
+
+    Raises:
+        InputError: if `clip_norm` is not above 0.
     """
 
-    KEPT: ClassVar = ("best_score", "response_tokens", "before", "validation")
+    KEPT: ClassVar = ("best_score", "response_tokens", "before", "validation", "text_counts")
 
     def __init__(
         self,
@@ -72,6 +84,10 @@ class DistillationModule(L.LightningModule):
         metrics: Mapping[str, Metric],
         sampling: Sampling,
         log_every_n_steps: int,
+        micro_batches: Callable[[Sequence[Row]], list[MicroBatch]],
+        text: Text,
+        plain_text: Callable[[int], list[MicroBatch]] | None = None,
+        plain_text_weight: float = 1.0,
         shared_vocab: int | None = None,
         schedule: Schedule | None = None,
     ) -> None:
@@ -82,6 +98,9 @@ class DistillationModule(L.LightningModule):
         self.student = student
         self.teacher = teacher
         self.objective = objective
+        self._micro_batches, self._text = micro_batches, text
+        self._on_student_text = on_student_text(objective)
+        self._plain_text, self._plain_text_weight = plain_text, plain_text_weight
         self._optimizer, self._scheduler, self._clip_norm = optimizer, scheduler, clip_norm
         self._tokenizer, self._sampling = tokenizer, sampling
         self._log_every_n_steps = log_every_n_steps
@@ -96,6 +115,7 @@ class DistillationModule(L.LightningModule):
         self.best_score = float("-inf")
         self.response_tokens = 0
         self.response_tokens_here = 0
+        self.text_counts = {"rows": 0, "student_rows": 0, "student_tokens": 0}
         self.before: dict[str, float] = {}
         self.validation: dict[str, float] = {}
         self.validated_step = -1
@@ -121,6 +141,11 @@ class DistillationModule(L.LightningModule):
         scheduler = self.lr_schedulers()
         assert not isinstance(optimizer, list)
         assert isinstance(scheduler, LRScheduler)
+        objective = self.objective
+        student_text = self._student_text(micro_batches) if self._text.from_student else None
+        if student_text is not None:
+            assert self._on_student_text is not None
+            micro_batches, objective = student_text, self._on_student_text
         counted = sum(int(counted_positions(batch).sum()) for batch in micro_batches)
         denominator = max(float(self._mean_over_devices(counted)), 1.0)
         step = self.trainer.global_step
@@ -130,11 +155,13 @@ class DistillationModule(L.LightningModule):
         loss = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         for batch in micro_batches:
-            part, stats = self._loss(batch, denominator, return_stats=logging or bool(needed))
+            part, stats = self._loss(objective, batch, denominator, return_stats=logging or bool(needed))
             self.manual_backward(part)
             loss += part.detach()
             for name, value in stats.items():
                 sums[name] += value
+        plain_text_loss = self._plain_text_backward() if self._plain_text is not None else None
+        total = loss if plain_text_loss is None else loss + self._plain_text_weight * plain_text_loss
         norm = nn.utils.clip_grad_norm_(
             self.student.parameters(), float("inf") if self._clip_norm is None else self._clip_norm
         )
@@ -148,17 +175,68 @@ class DistillationModule(L.LightningModule):
                 if hasattr(assistant, name):
                     rates[f"train/{name}"] = float(getattr(assistant, name))
             rates["train/padding"] = padding_share(micro_batches)
+            if plain_text_loss is not None:
+                rates["train/plain_text_loss"] = plain_text_loss
+            if self._text.from_student:
+                rates |= self._text_rates()
             rates |= {"train/gradient_norm": norm, "train/lr": scheduler.get_last_lr()[0]}
             for name, rate in rates.items():
                 self.log(name, rate, sync_dist=self._several_devices)
-            self.log("train/loss", loss, prog_bar=True, sync_dist=self._several_devices)
+            self.log("train/loss", total, prog_bar=True, sync_dist=self._several_devices)
         scheduler.step()
         if self._schedule is not None:
             means = {"loss": loss} | {name: sums[name] / denominator for name in needed}
             over_devices = {name: float(self._mean_over_devices(x)) for name, x in means.items()}
             self._schedule.update(step, self._steps, over_devices)
             self._schedule.apply(self.objective)
-        return loss
+        return total
+
+    def _student_text(self, of_data: list[MicroBatch]) -> list[MicroBatch] | None:
+        """What this step is taken on in place of the data; None for the data."""
+        rows = self._text.rows(prompts_of(of_data), self.trainer.global_step, self._steps, self._answer)
+        self.text_counts["rows"] += (
+            sum(len(batch["rows"]) for batch in of_data) if rows is None else len(rows)
+        )
+        if rows is None:
+            return None
+        self.text_counts["student_rows"] += len(rows)
+        self.text_counts["student_tokens"] += sum(len(ids) - n_prompt for ids, n_prompt, _ in rows)
+        parts = self._micro_batches(rows)
+        return [{name: value.to(self.device) for name, value in batch.items()} for batch in parts]
+
+    def _answer(self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
+        """The student's answers, as `Answerer` says."""
+        vocabulary = len(self._tokenizer)
+        drawn = sampling.token_ids(self.student, self._tokenizer, prompts, seed, vocabulary=vocabulary)
+        torch.clear_autocast_cache()  # it holds weights cast without a gradient
+        return [ids for (ids,) in drawn]
+
+    def _text_rates(self) -> dict[str, float]:
+        """What is logged of the text since the last time."""
+        counts = self.text_counts
+        rates = {"train/student_text": counts["student_rows"] / counts["rows"]}
+        if counts["student_rows"]:
+            rates["train/student_text_tokens"] = counts["student_tokens"] / counts["student_rows"]
+        if self._text.threshold is not None:
+            rates["train/text_threshold"] = self._text.threshold
+        self.text_counts = dict.fromkeys(counts, 0)
+        return rates
+
+    def _plain_text_backward(self) -> Tensor:
+        """Adds the gradient of the loss on plain text, and returns it without its weight."""
+        assert self._plain_text is not None
+        number = self.trainer.global_step * self.trainer.world_size + self.trainer.global_rank
+        batches = self._plain_text(number)
+        counted = sum(int(counted_positions(batch).sum()) for batch in batches)
+        denominator = max(float(self._mean_over_devices(counted)), 1.0)
+        objective = CrossEntropy(fused=self.objective.uses_fused)
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            batch = {name: value.to(self.device) for name, value in batch.items()}
+            loss, _ = self._loss(objective, batch, denominator, return_stats=False)
+            self.manual_backward(self._plain_text_weight * loss)
+            total += loss.detach()
+        return total
 
     def on_validation_start(self) -> None:
         """Empties the sums over the validation set."""
@@ -167,7 +245,7 @@ class DistillationModule(L.LightningModule):
     def validation_step(self, micro_batches: list[MicroBatch], batch_idx: int) -> None:
         """Adds a batch to the sums over the validation set."""
         for batch in micro_batches:
-            loss, stats = self._loss(batch, 1.0, return_stats=False, cross_entropy=True)
+            loss, stats = self._loss(self.objective, batch, 1.0, return_stats=False, cross_entropy=True)
             self._valid_sums["loss"] += loss
             self._valid_sums["cross_entropy"] += stats["cross_entropy"]
             self._valid_sums["tokens"] += counted_positions(batch).sum()
@@ -184,6 +262,7 @@ class DistillationModule(L.LightningModule):
         }
         self.log("valid/loss", self.validation["valid_loss"])
         self.log("valid/cross_entropy", self.validation["valid_cross_entropy"])
+        self._text.validated(self.validation["valid_cross_entropy"])
         if self.valid_metric is not None:
             score = self._score(self._metrics[self.valid_metric])
             self.best_score = max(self.best_score, score)
@@ -207,6 +286,7 @@ class DistillationModule(L.LightningModule):
             checkpoint[name] = getattr(self, name)
         if self._schedule is not None:
             checkpoint["schedule"] = self._schedule.state_dict()
+        checkpoint["text"] = self._text.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on from it."""
@@ -215,31 +295,37 @@ class DistillationModule(L.LightningModule):
         if self._schedule is not None:
             self._schedule.load_state_dict(checkpoint["schedule"])
             self._schedule.apply(self.objective)
+        self._text.load_state(checkpoint["text"])
 
     def _loss(
-        self, batch: MicroBatch, denominator: float, return_stats: bool, cross_entropy: bool = False
+        self,
+        objective: Loss,
+        batch: MicroBatch,
+        denominator: float,
+        return_stats: bool,
+        cross_entropy: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective over the counted tokens of a micro-batch, divided by `denominator`, and sums."""
+        """An objective over the counted tokens of a micro-batch, divided by `denominator`, and sums."""
         positions = counted_positions(batch)
         inputs = (batch["input_ids"], positions)
         labels = batch["labels"][:, 1:][positions[:, :-1]]
-        head, teacher = self._states.head, self.teacher if self.objective.needs_teacher else None
+        head, teacher = self._states.head, self.teacher if objective.needs_teacher else None
         given: dict[str, Any] = {}
         loss_of: Callable[..., Any]
         cross_entropy_of: Callable[..., Any]
-        if self.objective.uses_fused and head is not None and (teacher is None or teacher.head is not None):
-            loss_of, cross_entropy_of = self.objective.fused, CrossEntropy().fused
+        if objective.uses_fused and head is not None and (teacher is None or teacher.head is not None):
+            loss_of, cross_entropy_of = objective.fused, CrossEntropy().fused
             student = head.cut(self._shared_vocab).inputs("student")
             student["student_hidden"] = self._states.hidden(*inputs)
             if teacher is not None and teacher.head is not None:
                 given = teacher.head.cut(self._shared_vocab).inputs("teacher")
                 given["teacher_hidden"] = teacher.hidden(batch, positions)
         else:
-            loss_of, cross_entropy_of = self.objective, CrossEntropy()
+            loss_of, cross_entropy_of = objective, CrossEntropy()
             student = {"student_logits": self._states.logits(*inputs)[:, : self._shared_vocab]}
             if teacher is not None:
                 given = {"teacher_logits": teacher.logits(batch, positions)[:, : self._shared_vocab]}
-        if self.objective.needs_labels:
+        if objective.needs_labels:
             given["labels"] = labels
         stats: dict[str, Tensor] = {}
         if return_stats:

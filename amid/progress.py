@@ -77,10 +77,11 @@ class Progress:
     Args:
         what: is computed.
         total: tokens of all of it.
+        unit: what is counted, where it is something else than tokens.
     """
 
-    def __init__(self, what: str, total: int) -> None:
-        self.what, self.total, self.done = what, total, 0
+    def __init__(self, what: str, total: int, unit: str = "tokens") -> None:
+        self.what, self.total, self.unit, self.done = what, total, unit, 0
         self._started = time.perf_counter()
         self._bar: RichProgress | None = None
         if sys.stdout.isatty():
@@ -104,15 +105,15 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Tokens a second."""
+        """Tokens, or whatever is counted, a second."""
         return self.done / self.seconds
 
     def advance(self, tokens: int) -> None:
-        """Counts further tokens as done."""
+        """Counts as many further ones as done."""
         before, self.done = self.done, self.done + tokens
         if self._bar is not None:
             self._bar.advance(self._task, tokens)
         elif before * 10 // self.total < self.done * 10 // self.total:
             left = (self.total - self.done) / self.rate
             share = 100 * self.done // self.total
-            announce(f"  {self.what} {share}%  {self.rate:,.0f} tokens/s  {left:.0f} s left")
+            announce(f"  {self.what} {share}%  {self.rate:,.0f} {self.unit}/s  {left:.0f} s left")

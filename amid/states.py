@@ -1,5 +1,6 @@
 """Hidden states on disk: written once in shards, verified, read through memory maps."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 import xxhash
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -178,6 +180,22 @@ class StateFolder:
 
     def _whole(self, shard: Shard) -> bool:
         return shard.checksum is not None and shard.checksum == checksum(self.folder / shard.file)
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path, what: str) -> Iterator[None]:
+    """Waits until no other process writes `what` in `folder`, and keeps others from it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        announce(f"Waiting for another run that writes {what} in {folder}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> str:

@@ -1,8 +1,8 @@
 """The teacher's signal at the counted positions: from its model, or from its states on disk."""
 
-import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,26 @@ from typing import Any
 import lightning as L
 import torch
 import transformers
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from amid.data.datamodule import MicroBatch, Tokens, collate, counted_positions
+from amid.data.datamodule import NO_ROW, MicroBatch, Tokens, collate, counted_positions
 from amid.errors import InputError
 from amid.losses import Head
 from amid.models import CountedStates, ModelSource, output_rows
 from amid.progress import Progress, announce
-from amid.states import StateFolder, States, checksum, key_of, read_json, write_json, write_tensors
+from amid.states import (
+    StateFolder,
+    States,
+    checksum,
+    key_of,
+    only_writer,
+    read_json,
+    write_json,
+    write_tensors,
+)
 
 FORMAT = 2
 """Version of the cache's files and of how they are made; another one is another cache."""
@@ -105,7 +113,39 @@ class CachedTeacher:
         return self.head.logits(self.hidden(batch, positions))
 
 
-Teacher = LiveTeacher | CachedTeacher
+class PartlyCachedTeacher:
+    """The stored states of the rows that are stored, and the model for all others."""
+
+    def __init__(self, live: LiveTeacher, cached: CachedTeacher) -> None:
+        self.live, self.cached = live, cached
+        self.vocabulary = cached.vocabulary
+
+    @property
+    def head(self) -> Head:
+        """That of both."""
+        return self.cached.head
+
+    def to(self, device: torch.device) -> None:
+        """Moves weights and head to `device`."""
+        self.live.to(device)
+        self.cached.to(device)
+
+    def hidden(self, batch: MicroBatch, positions: Tensor) -> Tensor:
+        """The last hidden states [N, D] where `positions` [rows, length] is true, row by row.
+
+        Positions of stored rows are those of the counted tokens.
+        """
+        return self._of(batch).hidden(batch, positions)
+
+    def logits(self, batch: MicroBatch, positions: Tensor) -> Tensor:
+        """Logits [N, V] at these positions."""
+        return self._of(batch).logits(batch, positions)
+
+    def _of(self, batch: MicroBatch) -> LiveTeacher | CachedTeacher:
+        return self.live if bool((batch["rows"] == NO_ROW).any()) else self.cached
+
+
+Teacher = LiveTeacher | CachedTeacher | PartlyCachedTeacher
 
 
 class TeacherCache:
@@ -155,20 +195,9 @@ class TeacherCache:
             parts.append(states)
         return CachedTeacher(head, States.joined(parts))
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Waits until no other process writes this cache, and keeps others from it."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder.with_suffix(".lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            announce(f"Waiting for another run that writes the teacher's states in {self.folder}")
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+        return only_writer(self.folder, "the teacher's states")
 
     def write(self, teacher: LiveTeacher, fabric: L.Fabric, tokens_per_forward: int, share: float) -> None:
         """Writes what is not there yet, or not whole; needs `lock`.
@@ -250,7 +279,9 @@ class TeacherSupply:
     Args:
         mode: `live` runs the teacher on every batch. `cached` writes its states once and reads them.
             `auto` does so in a multirun and in a run that goes over its data twice or more, as long as they
-            take no more than half of the free disk space, and reads them wherever they are written already.
+            take no more than half of the free disk space, and reads them wherever they are written already;
+            it is `live` where the student's own text is trained on, which has no states on disk. `cached`
+            runs the teacher on that text then, and reads the states of the data.
         multirun: whether the run is one of several.
         cache_dir: where the states are kept.
         tokens_per_forward: tokens, with padding, that go through the teacher at once while they are written.
@@ -278,6 +309,7 @@ class TeacherSupply:
         fabric: L.Fabric,
         precision: str,
         passes: float,
+        with_student_text: bool = False,
     ) -> Teacher:
         """The teacher, live or from its cache, which is written first where need be.
 
@@ -288,12 +320,17 @@ class TeacherSupply:
             fabric: device and precision that the cache is written with.
             precision: its name.
             passes: how often the run goes over the first of the sets.
+            with_student_text: whether it is asked about rows besides those of the sets.
 
         Raises:
             InputError: if the teacher cannot be loaded, or with `cached`, its states cannot be kept: random
                 weights, a head that cannot be split off, or too little disk space.
         """
-        if self.mode == "live":
+        if with_student_text and self.mode == "cached":
+            stored = self.teacher(source, tokenizer, sets, fabric, precision, passes)
+            assert isinstance(stored, CachedTeacher)
+            return PartlyCachedTeacher(LiveTeacher(source.load(tokenizer)), stored)
+        if with_student_text or self.mode == "live":
             return LiveTeacher(source.load(tokenizer))
         fingerprint = source.fingerprint()
         if fingerprint is None:

@@ -286,3 +286,85 @@ def test_broken_models_and_prompts_are_refused():
     with pytest.raises(InputError, match=r"generation\.top_k=-1 must be at least 0"):
         Sampling(max_new_tokens=3, top_k=-1)
     assert drawn(network(), []) == []
+
+
+def test_token_ids_are_those_of_the_answers_and_end_with_eos_unless_cut():
+    model = network(eos_bias=4.0)
+    sampling = Sampling(max_new_tokens=12, batch_size=4)
+    for row, (answer,) in zip(sampling.token_ids(model, TOKENS, PROMPTS, seed=1), drawn(model), strict=True):
+        (ids,) = row
+        assert len(ids) == answer.tokens
+        assert [i for i, token in enumerate(ids) if token == TOKENS.eos_token_id] == (
+            [len(ids) - 1] if answer.ended else []
+        )
+        assert TOKENS.decode(ids, skip_special_tokens=True).strip() == answer.text
+
+
+@pytest.mark.parametrize("family", ["llama", "lfm2"])
+def test_tokens_beyond_the_vocabulary_are_never_drawn(family, caplog):
+    other = {"conv_L_cache": 3, "layer_types": ["conv", "full_attention"], "num_key_value_heads": 2}
+    model = network(family, **({"intermediate_size": 32, **other} if family == "lfm2" else {}))
+    rows = Sampling(max_new_tokens=12).token_ids(model, TOKENS, PROMPTS, seed=1, vocabulary=50)
+    assert max(max(ids) for row in rows for ids in row) < 50
+
+
+def mixed(student, teacher, prompts=PROMPTS, seed=1, teacher_share=0.2, **fields):
+    sampling = Sampling(**{"max_new_tokens": 8, "batch_size": 4, **fields})
+    return sampling.mixed(student, teacher, TOKENS, prompts, seed, teacher_share)
+
+
+def test_mixed_answers_have_the_probabilities_of_both_models_and_of_their_mixture():
+    student, teacher = network(eos_bias=3.0).train(), network("gpt2", vocab_size=VOCAB + 24)
+    answers = mixed(student, teacher)
+    assert student.training
+    assert {answer.tokens[-1] == TOKENS.eos_token_id for answer in answers} == {True, False}
+    student.eval()
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        ids = torch.tensor([[*prompt, *answer.tokens]])
+        new = torch.tensor(answer.tokens)
+        log_p, log_q = (
+            model(input_ids=ids)
+            .logits[0, len(prompt) - 1 : -1, :VOCAB]
+            .log_softmax(-1)
+            .gather(1, new[:, None])[:, 0]
+            for model in (teacher, student)
+        )
+        torch.testing.assert_close(answer.log_teacher, log_p.detach(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(answer.log_student, log_q.detach(), rtol=1e-4, atol=1e-4)
+        mixture = (0.2 * log_p.exp() + 0.8 * log_q.exp()).log().detach()
+        torch.testing.assert_close(answer.log_mixed, mixture, rtol=1e-4, atol=1e-4)
+    for batch_size in (1, 3, 20):
+        again = mixed(student, teacher, batch_size=batch_size)
+        assert [answer.tokens for answer in again] == [answer.tokens for answer in answers]
+
+
+def test_a_mixture_of_one_model_is_that_model():
+    student, teacher = network(eos_bias=3.0), network("gpt2")
+    for share, model in ((0.0, student), (1.0, teacher)):
+        alone = Sampling(max_new_tokens=8).token_ids(model, TOKENS, PROMPTS, seed=1)
+        answers = mixed(student, teacher, teacher_share=share)
+        assert [[answer.tokens] for answer in answers] == alone
+        other = answers[0].log_student if share == 0 else answers[0].log_teacher
+        torch.testing.assert_close(answers[0].log_mixed, other)
+
+
+def test_first_tokens_follow_the_mixture():
+    student, teacher = network(initializer_range=1.0), network("gpt2", initializer_range=1.0)
+    prompt, draws = PROMPTS[0], 4000
+    answers = mixed(student, teacher, [prompt] * draws, teacher_share=0.5, max_new_tokens=1, batch_size=500)
+    with torch.no_grad():
+        p, q = (
+            model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1) for model in (teacher, student)
+        )
+    r = (p + q) / 2
+    counts = torch.bincount(torch.tensor([answer.tokens[0] for answer in answers]), minlength=VOCAB)
+    likely = r.topk(5).indices
+    assert bool(((counts[likely] / draws - r[likely]).abs() < 4 * (r[likely] / draws) ** 0.5).all())
+
+
+def test_what_cannot_be_mixed_is_refused():
+    model = network()
+    with pytest.raises(InputError, match=r"teacher_share=1\.2 must be in \[0, 1\]"):
+        mixed(model, model, teacher_share=1.2)
+    with pytest.raises(InputError, match=r"generation\.top_k=3 must be 0 where models are mixed"):
+        mixed(model, model, top_k=3)

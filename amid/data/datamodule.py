@@ -1,12 +1,13 @@
 """Batches of instruction data in an order fixed by the seed, tokenised once."""
 
+import functools
 import hashlib
 import json
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,24 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from amid.data.examples import Example
+from amid.data.plain_text import packed
 from amid.data.prompts import IGNORE, Encoder, Template
-from amid.data.sources import Fields, Source, load_examples
+from amid.data.sources import Fields, Source, TextSource, load_documents, load_examples
 from amid.errors import InputError
 
 MicroBatch = dict[str, Tensor]
 """`input_ids`, `attention_mask` and `labels`, [rows, longest] each, padded on the right, and `rows` [rows]:
-which sequence of the training set, or after those of the validation set, each row is."""
+which sequence of the training set, or after those of the validation set, each row is, or `NO_ROW`."""
+
+Row = tuple[Tensor, int, int]
+"""A sequence: its token ids, the length of its prompt, and its number."""
+
+NO_ROW = -1
+"""The number of a sequence that is in neither set."""
 
 
 @dataclass(frozen=True)
-class Tokens(Dataset[tuple[Tensor, int, int]]):
+class Tokens(Dataset[Row]):
     """Token ids of many sequences: `ids` [total], `ends` [n] of each, `prompts` [n] prompt lengths.
 
     An item is a sequence, the length of its prompt, and its number: `first` is that of the first one.
@@ -41,10 +49,32 @@ class Tokens(Dataset[tuple[Tensor, int, int]]):
     prompts: Tensor
     first: int = 0
 
+    @classmethod
+    def of(cls, sequences: Iterable[tuple[Sequence[int], int]]) -> "Tokens":
+        """Of token ids and the length of the prompt at their beginning."""
+        encoded = list(sequences)
+        ids = torch.tensor([i for row, _ in encoded for i in row], dtype=torch.int32)
+        lengths = torch.tensor([len(row) for row, _ in encoded], dtype=torch.int64)
+        prompts = torch.tensor([n_prompt for _, n_prompt in encoded], dtype=torch.int64)
+        return cls(ids, lengths.cumsum(0), prompts)
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "Tokens":
+        """Of `tensors` of other ones."""
+        return cls(tensors["ids"], tensors["ends"], tensors["prompts"])
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What makes the same sequences again, in plain tensors; `first` aside."""
+        return {"ids": self.ids, "ends": self.ends, "prompts": self.prompts}
+
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+    def __iter__(self) -> Iterator[Row]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Row:
         start = int(self.ends[index - 1]) if index > 0 else 0
         return self.ids[start : int(self.ends[index])], int(self.prompts[index]), self.first + index
 
@@ -115,7 +145,7 @@ class LikeLengthBatches(Sampler[list[int]]):
 
 
 def collate(
-    rows: Sequence[tuple[Tensor, int, int]],
+    rows: Sequence[Row],
     pad_token_id: int,
     micro_batch_size: int | None = None,
     tokens_per_batch: int | None = None,
@@ -128,7 +158,7 @@ def collate(
     Labels are the token ids at response and EOS, `IGNORE` at prompt and padding (unshifted: the label
     at t is predicted from the tokens before t).
     """
-    parts: list[list[tuple[Tensor, int, int]]] = []
+    parts: list[list[Row]] = []
     for row in sorted(rows, key=lambda row: len(row[0])):
         after = len(parts[-1]) + 1 if parts else 1
         if (
@@ -154,7 +184,7 @@ def padding_share(micro_batches: Sequence[MicroBatch]) -> float:
     return 1 - tokens / sum(batch["attention_mask"].numel() for batch in micro_batches)
 
 
-def _pad(rows: Sequence[tuple[Tensor, int, int]], pad_token_id: int) -> MicroBatch:
+def _pad(rows: Sequence[Row], pad_token_id: int) -> MicroBatch:
     sequences, prompts, numbers = zip(*rows, strict=True)
     lengths = torch.tensor([len(ids) for ids in sequences]).unsqueeze(1)
     input_ids = pad_sequence(list(sequences), batch_first=True, padding_value=pad_token_id).long()
@@ -193,6 +223,9 @@ class InstructionData(L.LightningDataModule):
         valid_rows: validation rows used for the validation loss; null for all.
         valid_prompts: how many of them are also answered by the student, for `valid_metric`.
         test_prompts: prompts used of each evaluation set; null for all.
+        plain_text: text for a language-model loss besides: a path or `hf://datasets/OWNER/NAME/FILE` as above
+            whose rows have a `text`, the path of a text file (`.txt`), or the documents; null for none.
+        plain_text_weight: of that loss, above 0.
         seed: fixes the order of the batches.
         cache_dir: where tokenised data is kept, named by the hash of what made it.
 
@@ -220,6 +253,8 @@ class InstructionData(L.LightningDataModule):
         valid_rows: int | None = None,
         valid_prompts: int = 64,
         test_prompts: int | None = None,
+        plain_text: TextSource | None = None,
+        plain_text_weight: float = 1.0,
         seed: int = 0,
         cache_dir: str = "outputs/cache",
     ) -> None:
@@ -234,6 +269,10 @@ class InstructionData(L.LightningDataModule):
         ):
             if value is not None and value < 1:
                 raise InputError(f"data.{name}={value} must be at least 1")
+        if not plain_text_weight > 0:
+            raise InputError(
+                f"data.plain_text_weight={plain_text_weight} must be above 0; data.plain_text=null for none"
+            )
         if micro_batch_size is not None and tokens_per_batch is not None:
             raise InputError(
                 f"data.micro_batch_size={micro_batch_size} and data.tokens_per_batch={tokens_per_batch} set "
@@ -256,6 +295,7 @@ class InstructionData(L.LightningDataModule):
         self.seed = seed
         self.cache_dir = Path(cache_dir)
         self._train, self._valid, self._test, self._fields = train, valid, test, fields
+        self._plain_text, self.plain_text_weight = plain_text, plain_text_weight
         self._valid_rows, self._test_prompts = valid_rows, test_prompts
 
     @cached_property
@@ -286,28 +326,57 @@ class InstructionData(L.LightningDataModule):
         """The validation examples as token ids, numbered after the training examples."""
         return replace(self._tokenise(self.valid_examples), first=len(self.train_examples))
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
+    def train_on(self, tokens: Tokens) -> None:
+        """Puts other responses in the place of the training set's: as many rows."""
+        assert len(tokens) == len(self.train_examples), (len(tokens), len(self.train_examples))
+        self.train_tokens = tokens
+
+    def train_dataloader(self) -> DataLoader[Row]:
         """Batches of training data; an item is the list of micro-batches of one optimiser step."""
         return self._loader(self.train_tokens, self.batch_size, self.seed)
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
+    def val_dataloader(self) -> DataLoader[Row]:
         """Batches of validation data, the shortest rows first."""
         return self._loader(self.valid_tokens, self.micro_batch_size or self.batch_size, None)
 
-    def _loader(
-        self, tokens: Tokens, batch_size: int, seed: int | None
-    ) -> DataLoader[tuple[Tensor, int, int]]:
+    def micro_batches(self, rows: Sequence[Row]) -> list[MicroBatch]:
+        """The micro-batches of an optimiser step over `rows`, within the limits of the settings."""
         pad = self.tokenizer.pad_token_id
-        return DataLoader(
-            tokens,
-            batch_sampler=LikeLengthBatches(tokens.lengths, batch_size, seed),
-            collate_fn=partial(
-                collate,
-                pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
-                micro_batch_size=self.micro_batch_size,
-                tokens_per_batch=self.tokens_per_batch,
-            ),
+        return collate(
+            rows,
+            pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
+            micro_batch_size=self.micro_batch_size,
+            tokens_per_batch=self.tokens_per_batch,
         )
+
+    @cached_property
+    def plain_tokens(self) -> Tokens | None:
+        """The plain text in pieces of `max_length` tokens, all of them counted; None where there is none."""
+        if self._plain_text is None:
+            return None
+        documents, length = load_documents(self._plain_text), self.encoder.max_length
+        made_from = ["plain text", documents, length, tokenizer_fingerprint(self.tokenizer)]
+        return self._kept(
+            made_from, lambda: Tokens.of((ids, 0) for ids in packed(documents, self.tokenizer, length))
+        )
+
+    def plain_batch(self, number: int) -> list[MicroBatch]:
+        """The `number`th batch of plain text, of endlessly many: `batch_size` pieces, in micro-batches.
+
+        They go through all pieces again and again, each time in another order, which follows from the seed.
+        """
+        tokens = self.plain_tokens
+        assert tokens is not None
+        rows = []
+        for place in range(number * self.batch_size, (number + 1) * self.batch_size):
+            turn, index = divmod(place, len(tokens))
+            ids, n_prompt, _ = tokens[_order(len(tokens), f"{self.seed}-plain-{turn}")[index]]
+            rows.append((ids, n_prompt, NO_ROW))
+        return self.micro_batches(rows)
+
+    def _loader(self, tokens: Tokens, batch_size: int, seed: int | None) -> DataLoader[Row]:
+        batches = LikeLengthBatches(tokens.lengths, batch_size, seed)
+        return DataLoader(tokens, batch_sampler=batches, collate_fn=self.micro_batches)
 
     def _tokenise(self, examples: list[Example]) -> Tokens:
         """Token ids of `examples`, from the cache where they stand in it."""
@@ -318,20 +387,25 @@ class InstructionData(L.LightningDataModule):
             [encoder.max_prompt_length, encoder.max_length],
             tokenizer_fingerprint(self.tokenizer),
         ]
+        return self._kept(made_from, lambda: Tokens.of(encoder.example(example) for example in examples))
+
+    def _kept(self, made_from: list[object], make: Callable[[], Tokens]) -> Tokens:
+        """What `make` gives, from the cache where it stands in it."""
         key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
         file = self.cache_dir / f"tokens-{key}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             if not file.exists():
-                encoded = [encoder.example(example) for example in examples]
-                ids = torch.tensor([i for row, _ in encoded for i in row], dtype=torch.int32)
-                lengths = torch.tensor([len(row) for row, _ in encoded])
                 part = file.with_suffix(".part")
-                prompts = torch.tensor([n_prompt for _, n_prompt in encoded])
-                save_file({"ids": ids, "ends": lengths.cumsum(0), "prompts": prompts}, part)
+                save_file(make().tensors, part)
                 os.replace(part, file)
-        stored = load_file(file)
-        return Tokens(stored["ids"], stored["ends"], stored["prompts"])
+        return Tokens.of_tensors(load_file(file))
+
+
+@functools.lru_cache(maxsize=2)  # a batch may reach from one turn into the next
+def _order(n: int, key: str) -> list[int]:
+    """The numbers below `n`, in an order that follows from `key`."""
+    return random.Random(key).sample(range(n), n)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,11 +1,11 @@
-"""Where examples come from: files on disk or on the Hugging Face hub, or any list of examples."""
+"""Where data come from: files on disk or on the Hugging Face hub, or lists of examples and documents."""
 
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from amid.data.examples import Example
 from amid.errors import InputError
@@ -17,6 +17,12 @@ Source = str | Sequence[Example]
 
 A slice of rows may follow the path: `FILE[1000:]`, `FILE[:60]`.
 """
+
+TextSource = str | Sequence[str]
+"""Plain text: a file as above whose rows have a `text`, a text file (`.txt`), which is one document, or the
+documents themselves. A slice of documents may follow a path."""
+
+_T = TypeVar("_T")
 
 Fields = Mapping[str, str]
 """Where a row has what an example needs: `instruction`, `input` (may be left out) and `output`, each the name
@@ -39,16 +45,44 @@ def load_examples(
     if source is None:
         raise InputError("data.train and data.valid must not be null for a training run; give a path")
     if isinstance(source, str):
-        match = re.fullmatch(r"(.*?)(?:\[(\d*):(\d*)\])?", source, flags=re.DOTALL)
-        assert match is not None
-        path, start, stop = match.groups()
-        examples = read_examples(_download(path) if path.startswith(HUB_PREFIX) else Path(path), fields)
-        examples = examples[int(start or 0) : int(stop) if stop else None]
-        if not examples:
-            raise InputError(f"data source {source!r} is a slice without rows; widen it")
+        path, rows = _located(source)
+        examples = _sliced(read_examples(path, fields), rows, source)
     else:
         examples = list(source)
     return examples[:limit]
+
+
+def load_documents(source: TextSource) -> list[str]:
+    """The documents of `source`, of which at least one is not empty.
+
+    Raises:
+        InputError: if the file is not there, cannot be downloaded or read, or holds no text, or a row of it
+            has no string `text`.
+    """
+    if isinstance(source, str):
+        path, rows = _located(source)
+        found = _read(path, _text_rows if path.suffix.lower() == ".txt" else None)
+        documents = _sliced([_text(row, place) for place, row in found], rows, source)
+    else:
+        documents = list(source)
+    if not any(document.strip() for document in documents):
+        raise InputError(f"data.plain_text={source!r} holds no text; give another file, or null for none")
+    return documents
+
+
+def _located(source: str) -> tuple[Path, slice]:
+    """The file that `source` names, downloaded if need be, and the rows of it."""
+    match = re.fullmatch(r"(.*?)(?:\[(\d*):(\d*)\])?", source, flags=re.DOTALL)
+    assert match is not None
+    path, start, stop = match.groups()
+    rows = slice(int(start or 0), int(stop) if stop else None)
+    return _download(path) if path.startswith(HUB_PREFIX) else Path(path), rows
+
+
+def _sliced(items: list[_T], rows: slice, source: str) -> list[_T]:
+    if not items[rows]:
+        raise InputError(f"data source {source!r} is a slice without rows; widen it")
+    return items[rows]
 
 
 def read_examples(path: Path, fields: Fields | None = None) -> list[Example]:
@@ -69,19 +103,7 @@ def read_examples(path: Path, fields: Fields | None = None) -> list[Example]:
             f"data.fields names {', '.join(fields) or 'nothing'}; "
             "it needs 'instruction' and 'output', and may have 'input'"
         )
-    readers = {".csv": _csv_rows, ".parquet": _parquet_rows}
-    reader = readers.get(path.suffix.lower(), _jsonl_rows)
-    try:
-        examples = [_example(row, place, fields) for place, row in reader(path)]
-    except OSError as error:
-        raise InputError(
-            f"data file {path} cannot be read ({error.strerror or error}); "
-            "give the path of a JSON Lines, CSV or Parquet file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"data file {path} is not UTF-8 ({error}); convert it to UTF-8") from error
-    if not examples:
-        raise InputError(f"data file {path} is empty; give a file with one example a row")
+    examples = [_example(row, place, fields) for place, row in _read(path)]
     usable = [example for example in examples if example.outputs]
     if not usable:
         raise InputError(
@@ -93,6 +115,29 @@ def read_examples(path: Path, fields: Fields | None = None) -> list[Example]:
 
 Rows = Iterator[tuple[str, Mapping[str, Any]]]
 """Where each row stands, for messages, and the row."""
+
+
+def _read(path: Path, reader: Callable[[Path], Rows] | None = None) -> Rows:
+    """The rows of a file, at least one, by `reader` or the one of its suffix."""
+    readers = {".csv": _csv_rows, ".parquet": _parquet_rows}
+    empty = True
+    try:
+        for place, row in (reader or readers.get(path.suffix.lower(), _jsonl_rows))(path):
+            empty = False
+            yield place, row
+    except OSError as error:
+        raise InputError(
+            f"data file {path} cannot be read ({error.strerror or error}); "
+            "give the path of a JSON Lines, CSV or Parquet file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"data file {path} is not UTF-8 ({error}); convert it to UTF-8") from error
+    if empty:
+        raise InputError(f"data file {path} is empty; give a file with one example a row")
+
+
+def _text_rows(path: Path) -> Rows:
+    yield str(path), {"text": path.read_text(encoding="utf-8")}
 
 
 def _jsonl_rows(path: Path) -> Rows:
@@ -137,6 +182,13 @@ def _parquet_rows(path: Path) -> Rows:
                     yield f"{path} row {number}", row
     except pyarrow.ArrowException as error:
         raise InputError(f"data file {path} is not a whole Parquet file ({error}); repair it") from error
+
+
+def _text(row: Mapping[str, Any], place: str) -> str:
+    text = row.get("text")
+    if not isinstance(text, str):
+        raise InputError(f"{place}: field 'text' is {text!r}, not a string; plain text needs one in each row")
+    return text
 
 
 def _example(row: Mapping[str, Any], place: str, fields: Fields) -> Example:

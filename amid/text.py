@@ -1,0 +1,445 @@
+"""Whose text is trained on: the data's responses, the teacher's, or the student's own."""
+
+import hashlib
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning as L
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import distributed
+from transformers import PreTrainedTokenizerBase
+
+from amid.data.datamodule import NO_ROW, MicroBatch, Row, Tokens
+from amid.data.prompts import IGNORE
+from amid.errors import InputError
+from amid.generation import Sampling
+from amid.losses import Loss, WeightedSum
+from amid.models import ModelSource
+from amid.progress import Progress, announce
+from amid.states import MANIFEST, checksum, key_of, only_writer, read_json, write_json, write_tensors
+
+FORMAT = 1
+"""Version of the teacher's text on disk and of how it is made; another one is another folder."""
+
+PART_ROWS = 1024
+"""Prompts that are answered between two files."""
+
+
+class Answerer(Protocol):
+    """The student, as it is at a step."""
+
+    def __call__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
+        """The token ids of its answer to each prompt, EOS included where it ended."""
+
+
+class Text:
+    """Whose responses follow the prompts of the data. A run asks it at each optimiser step."""
+
+    from_teacher = False
+    """Whether the teacher answers the training prompts before the training."""
+    from_student = False
+    """Whether steps may be taken on text of the student."""
+    threshold: float | None = None
+    """The probability of such a step, where it moves."""
+
+    def rows(
+        self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer
+    ) -> list[Row] | None:
+        """What is trained on in place of the data's rows; None for these.
+
+        The choice depends on the settings and the step, and on nothing that differs between devices.
+
+        Args:
+            prompts: token ids of the prompts of the data's rows.
+            step: optimiser steps taken so far.
+            steps: optimiser steps of the run.
+            answer: the student.
+        """
+        return None
+
+    def validated(self, cross_entropy: float) -> None:
+        """Takes note of a validation: its cross-entropy in nats a token, first of all before the training."""
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run goes on from: numbers and tensors."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from it."""
+
+
+class DataText(Text):
+    """The data's own responses."""
+
+
+class TeacherText(Text):
+    """The teacher's answers to the training prompts, one to each: sequence-level distillation.
+
+    Kim & Rush (arXiv 1606.07947) train on the teacher's mode, which greedy decoding stands for here.
+
+    Args:
+        max_new_tokens: tokens of an answer at most; one that is cut there has no EOS.
+        temperature: 0 for greedy decoding.
+        top_p: in (0, 1]; 1 keeps all tokens.
+        top_k: 0 keeps all tokens.
+        batch_size: answers drawn at once, at most. Changes memory and speed, not the text.
+        seed: of the random numbers, where the temperature is above 0.
+
+    Raises:
+        InputError: for a value outside its range.
+    """
+
+    from_teacher = True
+
+    def __init__(
+        self,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        self.sampling = _sampling(max_new_tokens, temperature, top_p, top_k, batch_size)
+        self.seed = seed
+
+    def training_set(
+        self,
+        tokens: Tokens,
+        source: ModelSource,
+        tokenizer: PreTrainedTokenizerBase,
+        fabric: L.Fabric,
+        precision: str,
+        cache_dir: Path,
+    ) -> Tokens:
+        """The prompts of `tokens`, in their order, with the teacher's answers.
+
+        They are written once, in `cache_dir/text-KEY`, and read by every later run. KEY is a hash of the
+        teacher's weights, layers and dtype, of the precision and the version of transformers, of the prompts,
+        and of the settings that change an answer. A killed writer goes on from its last file; of several runs
+        at once one writes, and the others wait.
+
+        Args:
+            tokens: the training set.
+            source: the teacher's weights; not loaded where its text is whole.
+            tokenizer: of the data.
+            fabric: device and precision that the answers are drawn with.
+            precision: its name.
+            cache_dir: where the folder is made.
+
+        Raises:
+            InputError: if the teacher cannot be loaded, or has random weights.
+        """
+        teacher = source.fingerprint()
+        if teacher is None:
+            raise InputError(
+                "text=teacher: a teacher of random weights is another one in each run; give "
+                "model.teacher.path= or model.teacher.sft, or use text=data"
+            )
+        prompts = [ids[:n_prompt].tolist() for ids, n_prompt, _ in tokens]
+        settings = ("max_new_tokens", "temperature", "top_p", "top_k")
+        made_from = {
+            "format": FORMAT,
+            "teacher": teacher,
+            "precision": precision,
+            "transformers": transformers.__version__,
+            "prompts": hashlib.sha256(str(prompts).encode()).hexdigest(),
+            "tokens": [tokenizer.eos_token_id, len(tokenizer)],
+            "sampling": {name: getattr(self.sampling, name) for name in settings},
+            "seed": self.seed if self.sampling.temperature else None,
+        }
+        folder = AnswerFolder(cache_dir / f"text-{key_of(made_from)}", prompts, made_from)
+        found = folder.open()
+        if found is not None:
+            announce(f"The teacher's text is complete in {folder.folder} ({len(found):,} answers)")
+            return found
+        with only_writer(folder.folder, "the teacher's text"):
+            found = folder.open()  # another run may have written it by now
+            if found is not None:
+                return found
+            announce(f"Writing the teacher's answers to {len(prompts):,} prompts in {folder.folder}")
+            model: Any = source.load(tokenizer).to(fabric.device)  # type: ignore[arg-type]
+
+            def answer(some: Sequence[Sequence[int]], part: int) -> list[list[int]]:
+                with fabric.autocast():
+                    drawn = self.sampling.token_ids(
+                        model, tokenizer, some, _seed(self.seed, part), vocabulary=len(tokenizer)
+                    )
+                return [ids for (ids,) in drawn]
+
+            folder.write(answer)
+            found = folder.open()
+            if found is None:
+                raise OSError(f"the teacher's text in {folder.folder} changed while it was written")
+            return found
+
+
+class StudentText(Text):
+    """The student's own answers, as it is at each step: in all steps, or in each with a probability.
+
+    A share of 1 is on-policy distillation: ImitKD (arXiv 2009.07253), GKD with λ = 1 (2306.13649); 0.5 is
+    GKD's default.
+
+    Args:
+        max_new_tokens: tokens of an answer at most; one that is cut there has no EOS.
+        share: the probability, in (0, 1], that a step is taken on the student's text and not on the data's.
+        temperature: 0 for greedy decoding.
+        top_p: in (0, 1]; 1 keeps all tokens.
+        top_k: 0 keeps all tokens.
+        batch_size: answers drawn at once, at most.
+        seed: of the random numbers, together with the step.
+
+    Raises:
+        InputError: for a value outside its range.
+    """
+
+    from_student = True
+
+    def __init__(
+        self,
+        max_new_tokens: int,
+        share: float = 1.0,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        if not 0 < share <= 1:
+            raise InputError(f"text.share={share} must be in (0, 1]; for none, use text=data")
+        self.share, self.seed = share, seed
+        self.sampling = _sampling(max_new_tokens, temperature, top_p, top_k, batch_size)
+
+    def rows(
+        self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer
+    ) -> list[Row] | None:
+        """As `Text` says."""
+        if _uniform(self.seed, step) >= self.share:
+            return None
+        return _answered(prompts, answer(self.sampling, prompts, _seed(self.seed, step)))
+
+
+class AdaptiveText(Text):
+    """DistiLLM's choice between data, the student's text, and a replay of it (arXiv 2402.03898).
+
+    With a threshold φ, a buffer of the student's latest answers, and a number u in [0, 1) drawn at each step:
+
+        u < φ (1 - step/steps), or u < φ while the buffer is not full:   the student answers; kept
+        u < φ otherwise:                                                 rows drawn from the buffer
+        u ≥ φ:                                                           the data
+
+    φ rises by `increase`, at most to 1, at each validation whose cross-entropy on the data is not below that
+    of the reference + `tolerance`; then that validation becomes the reference. The first reference is the
+    validation before the training.
+
+    Args:
+        max_new_tokens: tokens of an answer at most; one that is cut there has no EOS.
+        threshold: φ at first, in [0, 1].
+        increase: of φ, in [0, 1].
+        tolerance: nats a token; below 0, as much better it must be.
+        capacity: rows of the buffer; when it is full the oldest leave.
+        temperature: 0 for greedy decoding.
+        top_p: in (0, 1]; 1 keeps all tokens.
+        top_k: 0 keeps all tokens.
+        batch_size: answers drawn at once, at most.
+        seed: of the random numbers, together with the step.
+
+    Raises:
+        InputError: for a value outside its range.
+    """
+
+    from_student = True
+
+    def __init__(
+        self,
+        max_new_tokens: int,
+        threshold: float = 0.0,
+        increase: float = 0.1,
+        tolerance: float = 0.1,
+        capacity: int = 1000,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("threshold", threshold), ("increase", increase)):
+            if not 0 <= value <= 1:
+                raise InputError(f"text.{name}={value} must be in [0, 1]")
+        if not math.isfinite(tolerance):
+            raise InputError(f"text.tolerance={tolerance} must be a finite number of nats, such as 0.1")
+        if capacity < 1:
+            raise InputError(f"text.capacity={capacity} must be at least 1")
+        self.sampling = _sampling(max_new_tokens, temperature, top_p, top_k, batch_size)
+        self.threshold: float = threshold
+        self.increase, self.tolerance, self.seed = increase, tolerance, seed
+        self.reference: float | None = None
+        self.buffer: deque[Row] = deque(maxlen=capacity)
+
+    def rows(
+        self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer
+    ) -> list[Row] | None:
+        """As `Text` says."""
+        u = _uniform(self.seed, step)
+        if u >= self.threshold:
+            return None
+        if u < self.threshold * (1 - step / steps) or len(self.buffer) < (self.buffer.maxlen or 0):
+            rows = _answered(prompts, answer(self.sampling, prompts, _seed(self.seed, step)))
+            self.buffer.extend(_of_all_devices(rows))
+            return rows
+        rank = distributed.get_rank() if _several_devices() else 0
+        rng = random.Random(f"{self.seed} replay {step} {rank}")
+        return rng.sample(list(self.buffer), min(len(prompts), len(self.buffer)))
+
+    def validated(self, cross_entropy: float) -> None:
+        """As `Text` says."""
+        if self.reference is None:
+            self.reference = cross_entropy
+        elif cross_entropy >= self.reference + self.tolerance:
+            self.reference = cross_entropy
+            self.threshold = min(self.threshold + self.increase, 1.0)
+
+    def state(self) -> dict[str, Any]:
+        """As `Text` says."""
+        kept = Tokens.of((ids.tolist(), n_prompt) for ids, n_prompt, _ in self.buffer)
+        return {"threshold": self.threshold, "reference": self.reference, **kept.tensors}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """As `Text` says."""
+        self.threshold, self.reference = state["threshold"], state["reference"]
+        kept = Tokens.of_tensors(state)
+        self.buffer.clear()
+        self.buffer.extend(
+            (ids, n_prompt, NO_ROW) for ids, n_prompt, _ in (kept[i] for i in range(len(kept)))
+        )
+
+
+class AnswerFolder:
+    """A folder with one answer to each of many prompts.
+
+    `manifest.json` says what they were made from, and has a checksum for each file. A file holds prompts and
+    answers of `PART_ROWS` rows, the shortest prompts first. Every file appears whole or not at all; one that
+    is missing, cut or changed is made anew alone. Writing needs a lock around it.
+
+    Args:
+        folder: made where it does not exist.
+        prompts: token ids of the prompts.
+        made_from: what the answers follow from, as JSON has it; answers made from anything else are not used.
+    """
+
+    def __init__(self, folder: Path, prompts: Sequence[list[int]], made_from: Mapping[str, Any]) -> None:
+        self.folder, self.prompts, self.made_from = folder, prompts, dict(made_from)
+        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+        self._parts = [order[start : start + PART_ROWS] for start in range(0, len(order), PART_ROWS)]
+
+    def open(self) -> Tokens | None:
+        """Prompts and answers in the prompts' order; None where some are still to be written."""
+        checksums = self._checksums()
+        if not all(self._whole(part, checksums) for part in range(len(self._parts))):
+            return None
+        rows: list[tuple[list[int], int]] = [([], 0)] * len(self.prompts)
+        for part, places in enumerate(self._parts):
+            tokens = Tokens.of_tensors(load_file(self.folder / self._file(part)))
+            for place, (ids, n_prompt, _) in zip(places, tokens, strict=True):
+                rows[place] = (ids.tolist(), n_prompt)
+        return Tokens.of(rows)
+
+    def write(self, answer: Callable[[Sequence[Sequence[int]], int], list[list[int]]]) -> None:
+        """Writes the files that are not there or not whole.
+
+        `answer(prompts, part)` gives the answers of a file's prompts, and its number.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob("*.part"):
+            left.unlink()
+        checksums = self._checksums()
+        with Progress("teacher's text", len(self.prompts), unit="answers") as progress:
+            for part, places in enumerate(self._parts):
+                if not self._whole(part, checksums):
+                    prompts = [self.prompts[place] for place in places]
+                    answers = answer(prompts, part)
+                    rows = [([*p, *ids], len(p)) for p, ids in zip(prompts, answers, strict=True)]
+                    file = self._file(part)
+                    checksums[file] = write_tensors(self.folder / file, Tokens.of(rows).tensors)
+                    content = {"made_from": self.made_from, "checksums": checksums}
+                    write_json(self.folder / MANIFEST, content)
+                progress.advance(len(places))
+
+    def _checksums(self) -> dict[str, str]:
+        manifest = read_json(self.folder / MANIFEST)
+        return dict(manifest["checksums"]) if manifest.get("made_from") == self.made_from else {}
+
+    def _file(self, part: int) -> str:
+        return f"answers-{part:05d}.safetensors"
+
+    def _whole(self, part: int, checksums: Mapping[str, str]) -> bool:
+        file = self._file(part)
+        return file in checksums and checksums[file] == checksum(self.folder / file)
+
+
+def prompts_of(micro_batches: Iterable[MicroBatch]) -> list[list[int]]:
+    """The token ids of the prompts of all rows."""
+    return [
+        ids[(mask == 1) & (labels == IGNORE)].tolist()
+        for batch in micro_batches
+        for ids, mask, labels in zip(
+            batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
+        )
+    ]
+
+
+def on_student_text(objective: Loss) -> Loss | None:
+    """What of an objective is taken on the student's own text, whose tokens are no labels; None for nothing.
+
+    A sum loses its terms that need labels, such as a cross-entropy.
+    """
+    if isinstance(objective, WeightedSum):
+        parts = [(weight, on_student_text(term)) for weight, term in objective.terms]
+        terms = [(weight, part) for weight, part in parts if part is not None]
+        return WeightedSum(terms, fused=objective.uses_fused) if terms else None
+    return None if objective.needs_labels else objective
+
+
+def _sampling(max_new_tokens: int, temperature: float, top_p: float, top_k: int, batch_size: int) -> Sampling:
+    try:
+        return Sampling(
+            max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, batch_size=batch_size
+        )
+    except InputError as error:
+        raise InputError(str(error).replace("generation.", "text.")) from error
+
+
+def _answered(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[Row]:
+    return [
+        (torch.tensor([*prompt, *ids], dtype=torch.int32), len(prompt), NO_ROW)
+        for prompt, ids in zip(prompts, answers, strict=True)
+    ]
+
+
+def _uniform(seed: int, step: int) -> float:
+    """The number in [0, 1) that decides about a step: the same on every device."""
+    return random.Random(f"{seed} coin {step}").random()
+
+
+def _seed(seed: int, step: int) -> int:
+    """A seed for what is drawn at a step."""
+    return random.Random(f"{seed} text {step}").getrandbits(48)
+
+
+def _several_devices() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _of_all_devices(rows: list[Row]) -> list[Row]:
+    """The rows of each device, one after the other, so that every device keeps the same buffer."""
+    if not _several_devices():
+        return rows
+    gathered: list[list[Row]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(gathered, rows)
+    return [row for part in gathered for row in part]
