@@ -170,17 +170,16 @@ def _csv_rows(path: Path) -> Rows:
 
 
 def _parquet_rows(path: Path) -> Rows:
-    import pyarrow
-    from pyarrow import parquet
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+    from pyarrow import ArrowException
 
+    path.open("rb").close()
     try:
-        with parquet.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path} row {number}", row
-    except pyarrow.ArrowException as error:
+        rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        for number, row in enumerate(rows, 1):
+            yield f"{path} row {number}", row
+    except (ArrowException, DatasetGenerationError) as error:
         raise InputError(f"data file {path} is not a whole Parquet file ({error}); repair it") from error
 
 
