@@ -35,7 +35,12 @@ def test_every_row_once_an_epoch_in_an_order_of_seed_and_epoch():
     assert first == list(LikeLengthBatches(lengths, 8, seed=1))
     assert first != list(LikeLengthBatches(lengths, 8, seed=2))
     batches.set_epoch(1)
-    assert first != list(batches)
+    second = list(batches)
+    assert first != second
+    batches.set_epoch(0)
+    begun = iter(batches)
+    batches.set_epoch(1)  # as a resumed run does
+    assert list(begun) == second
 
 
 def test_batches_hold_rows_of_like_lengths():
