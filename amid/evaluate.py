@@ -55,6 +55,7 @@ def run(cfg: DictConfig) -> None:
     source: ModelSource = instantiate(settings["model"]["student"])
     tokenizer = load_tokenizer(source.path) if source.path else instantiate(settings["model"]["tokenizer"])
     data = instantiate(settings["data"], tokenizer=tokenizer)
+    tokenizer = data.tokenizer
     if not data.test_examples:
         raise InputError("data.test names no evaluation set; add one: +data.test.mine=my/test.jsonl")
     trainer = settings["trainer"]

@@ -79,6 +79,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     started = time.perf_counter()
     tokenizer = instantiate(cfg["model"]["tokenizer"])
     data: InstructionData = instantiate(cfg["data"], tokenizer=tokenizer)
+    tokenizer = data.tokenizer
     sampling = instantiate(cfg["generation"])
     evaluation_sets = data.test_examples
     valid = data.valid_examples[: data.valid_prompts]
