@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -95,8 +96,6 @@ class ModelSource:
                 have.
         """
         model = self._random(tokenizer) if self.path is None else self._stored()
-        if self.layers is not None:
-            keep_layers(model, self.layers)
         rows = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
         if rows < len(tokenizer):
             raise InputError(
@@ -105,10 +104,7 @@ class ModelSource:
             )
         model.generation_config = GenerationConfig()  # answers are drawn as the configuration says
         model.eval()
-        adapters = self._adapters()
-        if adapters is not None:
-            adapters.add_to(model)
-        return model
+        return self._shaped(model)
 
     def fingerprint(self) -> dict[str, Any] | None:
         """What decides the model's values, found without loading it; None for random weights.
@@ -135,6 +131,50 @@ class ModelSource:
         layers = None if self.layers is None else list(self.layers)
         return {"weights": weights, "layers": layers, "dtype": self.dtype}
 
+    def config(self, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+        """The configuration of the stored model, or of the architecture of random weights.
+
+        Raises:
+            InputError: if there is nothing at `path`, or the architecture is not usable.
+        """
+        if self.path is not None:
+            try:
+                stored: PretrainedConfig = AutoConfig.from_pretrained(**_location(self.path))
+            except (OSError, ValueError) as error:
+                raise _not_loadable("model", self.path, error) from error
+            return stored
+        assert self.architecture is not None
+        given = {
+            "vocab_size": len(tokenizer),
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+        } | dict(self.architecture)
+        try:
+            return AutoConfig.for_model(**given)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"model architecture={dict(self.architecture)} is not usable: {error}"
+            ) from error
+
+    def skeleton(self, config: PretrainedConfig) -> PreTrainedModel:
+        """The model of a configuration with its layers and adapters, on the meta device: all but the values.
+
+        Raises:
+            InputError: if `layers` or `lora` names a layer it does not have.
+        """
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype])
+            return self._shaped(model)
+
+    def _shaped(self, model: PreTrainedModel) -> PreTrainedModel:
+        if self.layers is not None:
+            keep_layers(model, self.layers)
+        adapters = self._adapters()
+        if adapters is not None:
+            adapters.add_to(model)
+        return model
+
     def _adapters(self) -> LoRA | None:
         if self.lora is None:
             return None
@@ -147,19 +187,7 @@ class ModelSource:
         return LoRA(**self.lora)
 
     def _random(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        assert self.architecture is not None
-        given = {
-            "vocab_size": len(tokenizer),
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": tokenizer.bos_token_id,
-        } | dict(self.architecture)
-        try:
-            config = AutoConfig.for_model(**given)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"model architecture={dict(self.architecture)} is not usable: {error}"
-            ) from error
+        config = self.config(tokenizer)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype])
         return model
 
