@@ -44,7 +44,7 @@ def run(cfg: DictConfig) -> None:
     else:
         labels = {name: hydra.runtime.choices.get(name) for name in ("model", "data")} | {"method": None}
         cfg.model.student.sft = None
-        cfg.model.student.lora = None
+        OmegaConf.update(cfg, "model.student.lora", None, force_add=True)
         if cfg.model.student.path is not None:
             cfg.model.student.architecture = None
     labels["settings"] = further_settings(overrides)

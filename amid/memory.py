@@ -17,7 +17,7 @@ _ACTIVATIONS = 1.5
 and the pieces of activation functions come on top, inputs that layers share count once."""
 
 _WORKING_COPIES, _WORKING_COPIES_WITHOUT_TEACHER = 18, 3
-"""Float32 arrays as large as a chunk's logits that an α-mixture's divergence and cross-entropy hold at once."""
+"""Float32 arrays as large as a chunk's logits that an α-mixture and cross-entropy hold at once."""
 
 
 @dataclass(frozen=True)
