@@ -86,7 +86,7 @@ def test_counted_logits_and_their_gradients_are_the_models_own(family, settings)
     mask = torch.ones_like(IDS)
     trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
     gradients = []
-    for logits in (states.logits(IDS, mask, positions), network(IDS, attention_mask=mask).logits[positions]):
+    for logits in (states.logits(IDS, positions), network(IDS, attention_mask=mask).logits[positions]):
         loss = F.cross_entropy(logits, torch.arange(len(logits)))
         gradients.append((loss, *torch.autograd.grad(loss, list(trained.values()))))
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
@@ -183,7 +183,7 @@ def test_an_interrupted_run_goes_on_from_its_adapters(lora_run, tmp_path, monkey
     def killed(self, batches, index):
         if self.trainer.global_step == 3:
             raise KeyboardInterrupt
-        step(self, batches, index)
+        return step(self, batches, index)
 
     monkeypatch.setattr(DistillationModule, "training_step", killed)
     assert run("train", *lora_run, f"output_dir={tmp_path / 'cut'}") == 130
