@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from amid.cli import main
 from amid.config import CONF, register_resolvers
-from amid.data import ChatTemplate, Example, InstructionData
+from amid.data import Example, InstructionData, Template
 from amid.data.builtin import tokenizer
 from amid.data.datamodule import counted_positions
 from amid.experiment import run_experiment
@@ -177,7 +177,16 @@ def test_fused_loss_and_cached_teacher_are_the_models_own(families, lora, miniat
     )
     tok = AutoTokenizer.from_pretrained(student_path)
     rows = [Example(f"say {i}", "", (f"word {i}, word",)) for i in range(3)]
-    data = InstructionData(tok, rows, rows, {}, ChatTemplate(), 100, 120, cache_dir=str(tmp_path))
+    data = InstructionData(
+        tok,
+        rows,
+        rows,
+        {},
+        Template("{instruction}", "{input}{instruction}", chat={}),
+        100,
+        120,
+        cache_dir=str(tmp_path),
+    )
     sets = [data.train_tokens, data.valid_tokens]
     fabric = L.Fabric(accelerator="cpu", devices=1)
     supply = TeacherSupply("cached", cache_dir=str(tmp_path))

@@ -1,7 +1,7 @@
 """From an example to token ids: the template around it, the limits on its length, the counted tokens."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,15 +16,23 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Template:
-    """The prompt of an example, as format strings.
+    """The prompt of an example: format strings, and the chat template around them where there is one.
 
     Args:
         without_input: with the field `{instruction}`, for examples whose input is empty.
         with_input: with the fields `{instruction}` and `{input}`.
+        chat: variables of the tokenizer's own chat template (for example `{enable_thinking: false}`; it
+            ignores those that it does not know), in which the formatted text is the user's message. A
+            response then ends with the token that ends a turn, whatever the tokenizer's EOS is. null for
+            the text as it stands.
+
+    Raises:
+        InputError: for a format string without its fields, or with others.
     """
 
     without_input: str
     with_input: str
+    chat: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, text, fields in (
@@ -43,86 +51,56 @@ class Template:
                 ) from error
 
     def render(self, tokenizer: PreTrainedTokenizerBase, instruction: str, input: str) -> str:
-        """The prompt's text."""
-        if input:
-            return self.with_input.format(instruction=instruction, input=input)
-        return self.without_input.format(instruction=instruction)
-
-    def end(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The token that ends a response: EOS.
-
-        Raises:
-            InputError: if the tokenizer has none.
-        """
-        if tokenizer.eos_token is None:
-            raise InputError("tokenizer has no EOS token, so no response could end; choose another tokenizer")
-        return str(tokenizer.eos_token)
-
-    def made_from(self, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-        """All that the prompt follows from beside the example."""
-        return [self.without_input, self.with_input]
-
-
-@dataclass(frozen=True)
-class ChatTemplate(Template):
-    """The tokenizer's own chat template, around a user's message and the beginning of the answer.
-
-    The response ends with the token that ends a turn in that template, whatever the tokenizer's EOS is.
-
-    Args:
-        without_input: the message for examples whose input is empty, with the field `{instruction}`.
-        with_input: the message otherwise, with the fields `{instruction}` and `{input}`.
-        settings: variables of the chat template (for example `{enable_thinking: false}`); it ignores those
-            that it does not know.
-    """
-
-    without_input: str = "{instruction}"
-    with_input: str = "{instruction}\n\n{input}"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def render(self, tokenizer: PreTrainedTokenizerBase, instruction: str, input: str) -> str:
         """The prompt's text, BOS included where the chat template writes it.
 
         Raises:
-            InputError: if the tokenizer has no chat template.
+            InputError: if a chat template is wanted and the tokenizer has none.
         """
-        message = super().render(tokenizer, instruction, input)
-        return self._text(tokenizer, {"role": "user", "content": message}, answer=None)
+        text = (self.with_input if input else self.without_input).format(instruction=instruction, input=input)
+        return text if self.chat is None else self._conversation(tokenizer, text, answer=None)
 
     def end(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The token that ends a turn.
+        """The token that ends a response: EOS, or in a chat template the end of a turn.
 
         Raises:
-            InputError: if the tokenizer has no chat template, or turns end with no special token.
+            InputError: if there is no such token, or a chat template is wanted and the tokenizer has none.
         """
+        if self.chat is None:
+            if tokenizer.eos_token is None:
+                raise InputError(
+                    "tokenizer has no EOS token, so no response could end; choose another tokenizer"
+                )
+            return str(tokenizer.eos_token)
         mark = "response"
-        text = self._text(tokenizer, {"role": "user", "content": "x"}, answer=mark)
+        text = self._conversation(tokenizer, "x", answer=mark)
         after = text[text.rindex(mark) + len(mark) :].lstrip()
         special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
         ends = [token for token in special if after.startswith(token)]
         if not ends:
             raise InputError(
                 f"the tokenizer's chat template ends a turn with {after!r}, which is no special token, so "
-                "nothing could stop an answer; use another data/template=, such as alpaca"
+                "nothing could stop an answer; use data.template.chat=null"
             )
         return max(ends, key=len)
 
     def made_from(self, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-        """All that the prompt follows from beside the example."""
-        return [*super().made_from(tokenizer), dict(self.settings), tokenizer.chat_template]
+        """All that the prompt follows from beside the example and the tokens."""
+        chat = None if self.chat is None else [dict(self.chat), tokenizer.chat_template]
+        return [self.without_input, self.with_input, chat]
 
-    def _text(self, tokenizer: PreTrainedTokenizerBase, user: dict[str, str], answer: str | None) -> str:
+    def _conversation(self, tokenizer: PreTrainedTokenizerBase, message: str, answer: str | None) -> str:
         if tokenizer.chat_template is None:
             raise InputError(
-                "data/template=chat needs the tokenizer of a chat model, and this one has no chat template; "
-                "use data/template=alpaca, or a model that was tuned to follow instructions"
+                "data.template.chat needs the tokenizer of a chat model, and this one has no chat template; "
+                "use data.template.chat=null, or a model that was tuned to follow instructions"
             )
-        turns = [user] if answer is None else [user, {"role": "assistant", "content": answer}]
-        return str(
-            tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=answer is None, **self.settings
-            )
+        turns = [{"role": "user", "content": message}]
+        if answer is not None:
+            turns.append({"role": "assistant", "content": answer})
+        text = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=answer is None, **(self.chat or {})
         )
+        return str(text)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ import copy
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from amid.data import ChatTemplate, Example, InstructionData, Template
+from amid.data import Example, InstructionData, Template
 from amid.data.builtin import tokenizer
 from amid.data.prompts import IGNORE, Encoder
 from amid.errors import InputError
@@ -89,6 +89,10 @@ PROMPTS = {
 }
 
 
+def chat_of(variables):
+    return Template("{instruction}", "{instruction}\n\n{input}", chat=variables)
+
+
 def chat_tokenizer(template):
     """A tokenizer that also adds a BOS of its own to whatever it is given."""
     tok = tokenizer()
@@ -105,7 +109,7 @@ def chat_tokenizer(template):
 @pytest.mark.parametrize("template", TURNS, ids=["chatml", "gemma", "llama2"])
 def test_the_tokenizers_own_chat_template(template):
     tok = chat_tokenizer(template)
-    enc = Encoder(tok, ChatTemplate(), 200, 300)
+    enc = Encoder(tok, chat_of({}), 200, 300)
     ids, n_prompt = enc.example(Example("sort", "b a", ("a b",)))
     assert tok.decode(ids[:n_prompt]) == PROMPTS[template]
     assert ids.count(tok.bos_token_id) == (template != CHATML)
@@ -116,7 +120,7 @@ def test_the_tokenizers_own_chat_template(template):
 @pytest.mark.parametrize("template", TURNS, ids=["chatml", "gemma", "llama2"])
 def test_a_long_message_is_cut_inside_the_chat_template(template):
     tok = chat_tokenizer(template)
-    enc = Encoder(tok, ChatTemplate(), 100, 120)
+    enc = Encoder(tok, chat_of({}), 100, 120)
     before, after = PROMPTS[template].split("b a")
     ids = enc.prompt(Example("sort", "lose " * 200, ("x",)))
     assert 96 < len(ids) <= 100
@@ -127,7 +131,7 @@ def test_a_long_message_is_cut_inside_the_chat_template(template):
 def test_the_end_of_a_turn_is_counted_and_ends_an_answer(tmp_path):
     tok = chat_tokenizer(GEMMA)
     rows = [Example(f"say {i}", "", (f"word {i}",)) for i in range(4)]
-    data = InstructionData(tok, rows, rows, {}, ChatTemplate(), 100, 120, cache_dir=str(tmp_path))
+    data = InstructionData(tok, rows, rows, {}, chat_of({}), 100, 120, cache_dir=str(tmp_path))
     (batch,) = next(iter(data.train_dataloader()))
     for row, length in zip(batch["labels"], batch["attention_mask"].sum(1), strict=True):
         counted = row[row != IGNORE].tolist()
@@ -139,19 +143,17 @@ def test_the_end_of_a_turn_is_counted_and_ends_an_answer(tmp_path):
 
 def test_settings_of_a_chat_template():
     tok = chat_tokenizer(CHATML)
-    text = ChatTemplate(settings={"enable_thinking": False, "other": 1}).render(tok, "hi", "")
+    text = chat_of({"enable_thinking": False, "other": 1}).render(tok, "hi", "")
     assert text.endswith("<|im_start|>assistant\n<think></think>")
     other = copy.deepcopy(tok)
     other.chat_template = GEMMA
-    made = [ChatTemplate().made_from(t) for t in (tok, tok, other)]
+    made = [chat_of({}).made_from(t) for t in (tok, tok, other)]
     assert made[0] == made[1] != made[2]
-    assert ChatTemplate(settings={"enable_thinking": False}).made_from(tok) != made[0]
+    assert chat_of({"enable_thinking": False}).made_from(tok) != made[0]
 
 
 def test_no_chat_template_and_one_whose_turns_do_not_end():
-    with pytest.raises(InputError, match="no chat template; use data/template=alpaca"):
-        Encoder(tokenizer(), ChatTemplate(), 64, 96)
+    with pytest.raises(InputError, match=r"no chat template; use data\.template\.chat=null"):
+        Encoder(tokenizer(), chat_of({}), 64, 96)
     with pytest.raises(InputError, match="ends a turn with '###', which is no special token"):
-        Encoder(
-            chat_tokenizer("{% for m in messages %}{{ m.content }}###{% endfor %}"), ChatTemplate(), 64, 96
-        )
+        Encoder(chat_tokenizer("{% for m in messages %}{{ m.content }}###{% endfor %}"), chat_of({}), 64, 96)
