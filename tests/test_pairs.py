@@ -15,8 +15,7 @@ from amid.data.builtin import tokenizer
 from amid.data.datamodule import counted_positions
 from amid.experiment import run_experiment
 from amid.losses import AlphaBeta, AlphaMixture, Objective
-from amid.models import ModelSource, shared_vocabulary
-from amid.module import DistillationModule
+from amid.models import CountedStates, ModelSource, shared_vocabulary
 from amid.teacher import LiveTeacher, TeacherSupply
 from amid.train import as_dict
 
@@ -183,8 +182,8 @@ def test_fused_loss_and_cached_teacher_are_the_models_own(families, lora, miniat
         rows,
         {},
         Template("{instruction}", "{input}{instruction}", chat={}),
-        100,
-        120,
+        max_prompt_length=100,
+        max_length=120,
         cache_dir=str(tmp_path),
     )
     sets = [data.train_tokens, data.valid_tokens]
@@ -210,11 +209,11 @@ def test_fused_loss_and_cached_teacher_are_the_models_own(families, lora, miniat
     trained = [weight for weight in student.parameters() if weight.requires_grad]
     expected = reference, *torch.autograd.grad(reference, trained, allow_unused=True)
     for teacher in (cached, LiveTeacher(live)):
-        module = DistillationModule(
-            student, teacher, objective, None, None, None, tok, [], [], None, 1, n_vocab
-        )
-        assert teacher.head is not None
-        loss, _ = module._loss(batch, float(positions.sum()), return_stats=False)
+        states = CountedStates(student)
+        inputs = states.head.cut(n_vocab).inputs("student") | teacher.head.cut(n_vocab).inputs("teacher")
+        inputs["student_hidden"] = states.hidden(batch["input_ids"], positions)
+        inputs["teacher_hidden"] = teacher.hidden(batch, positions)
+        loss = objective.fused(**inputs)
         actual = loss, *torch.autograd.grad(loss, trained, allow_unused=True)
         for mine, theirs in zip(actual, expected, strict=True):
             if theirs is None:

@@ -131,7 +131,9 @@ def test_a_long_message_is_cut_inside_the_chat_template(template):
 def test_the_end_of_a_turn_is_counted_and_ends_an_answer(tmp_path):
     tok = chat_tokenizer(GEMMA)
     rows = [Example(f"say {i}", "", (f"word {i}",)) for i in range(4)]
-    data = InstructionData(tok, rows, rows, {}, chat_of({}), 100, 120, cache_dir=str(tmp_path))
+    data = InstructionData(
+        tok, rows, rows, {}, chat_of({}), max_prompt_length=100, max_length=120, cache_dir=str(tmp_path)
+    )
     (batch,) = next(iter(data.train_dataloader()))
     for row, length in zip(batch["labels"], batch["attention_mask"].sum(1), strict=True):
         counted = row[row != IGNORE].tolist()
