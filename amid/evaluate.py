@@ -34,11 +34,17 @@ def run(cfg: DictConfig) -> None:
     labels: dict[str, Label]
     if cfg.run is not None:
         labels = dict(load(cfg.run).labels)
-        _take_from(cfg, OmegaConf.select(OmegaConf.load(Path(cfg.run) / "config.yaml"), "config"), overrides)
-        cfg.model.student = {"_target_": "amid.models.ModelSource", "path": str(Path(cfg.run) / BEST)}
+        saved = OmegaConf.select(OmegaConf.load(Path(cfg.run) / "config.yaml"), "config")
+        _take_from(cfg, saved, overrides)
+        cfg.model.student = {
+            "_target_": "amid.models.ModelSource",
+            "path": str(Path(cfg.run) / BEST),
+            "dtype": saved.model.student.get("dtype", "float32"),
+        }
     else:
         labels = {name: hydra.runtime.choices.get(name) for name in ("model", "data")} | {"method": None}
         cfg.model.student.sft = None
+        OmegaConf.update(cfg, "model.student.lora", None, force_add=True)
         if cfg.model.student.path is not None:
             cfg.model.student.architecture = None
     labels["settings"] = further_settings(overrides)
@@ -49,6 +55,7 @@ def run(cfg: DictConfig) -> None:
     source: ModelSource = instantiate(settings["model"]["student"])
     tokenizer = load_tokenizer(source.path) if source.path else instantiate(settings["model"]["tokenizer"])
     data = instantiate(settings["data"], tokenizer=tokenizer)
+    tokenizer = data.tokenizer
     if not data.test_examples:
         raise InputError("data.test names no evaluation set; add one: +data.test.mine=my/test.jsonl")
     trainer = settings["trainer"]

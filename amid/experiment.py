@@ -25,6 +25,7 @@ from amid.config import config_hash
 from amid.data import InstructionData
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
+from amid.lora import merge
 from amid.models import check_same_tokens, load_tokenizer, shared_vocabulary
 from amid.module import DistillationModule
 from amid.progress import LOSSES, announce, progress
@@ -85,6 +86,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     started = time.perf_counter()
     tokenizer = instantiate(cfg["model"]["tokenizer"])
     data: InstructionData = instantiate(cfg["data"], tokenizer=tokenizer)
+    tokenizer = data.tokenizer
     sampling = instantiate(cfg["generation"])
     evaluation_sets = data.test_examples
     valid = data.valid_examples[: data.valid_prompts]
@@ -139,6 +141,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     started = time.perf_counter()
     trainer, training = _fit(cfg, module, data, directory, labels)
     timings["train"] = time.perf_counter() - started
+    merge(student)
     _export(student, tokenizer, directory / BEST)
 
     started = time.perf_counter()
@@ -187,24 +190,35 @@ def with_prepared_models(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> Non
     What is not there yet is made, once, by an ordinary supervised run in `prepared_dir`, in a folder named
     by the hash of its configuration; other processes wait for it.
 
+    A student that is trained with adapters is so both times: in its fine-tuning, after which they are merged,
+    and in the run, with new ones.
+
     Raises:
-        InputError: if a model cannot be found, or its tokenizer is not `tokenizer`.
+        InputError: if a model cannot be found, its tokenizer is not `tokenizer`, or the teacher has adapters
+            that nothing trains.
     """
     models = {role: cfg["model"][role] for role in ("teacher", "student") if cfg["model"].get(role)}
+    if "teacher" in models and models["teacher"].get("lora") is not None and not models["teacher"].get("sft"):
+        raise InputError(
+            "model.teacher.lora is for the teacher's fine-tuning, and model.teacher.sft=null has none; "
+            "set model.teacher.lora=null too"
+        )
     for role, source in models.items():
         if source.get("path") is not None:
             check_same_tokens(role, tokenizer, load_tokenizer(source["path"]))
     for role, source in models.items():
         if source.get("sft"):
             best = _fine_tuned(cfg, role)
-            dtype = source.get("dtype", "float32")
-            cfg["model"][role] = {"_target_": source["_target_"], "path": str(best), "dtype": dtype}
+            kept = ("_target_", "dtype", *(("lora",) if role == "student" else ()))
+            cfg["model"][role] = {key: source[key] for key in kept if key in source} | {"path": str(best)}
 
 
 def _fine_tuned(cfg: Config, role: str) -> Path:
     source = dict(cfg["model"][role])
     sft = source.pop("sft")
     metrics = cfg["data"].get("metrics") or {}
+    if source.get("lora") is None:
+        source["dtype"] = "float32"
     data = {
         **cfg["data"],
         "batch_size": sft["batch_size"],
@@ -221,7 +235,7 @@ def _fine_tuned(cfg: Config, role: str) -> Path:
         "plain_text_weight": 1.0,
     }
     run = {
-        "model": {"tokenizer": cfg["model"]["tokenizer"], "student": source | {"dtype": "float32"}},
+        "model": {"tokenizer": cfg["model"]["tokenizer"], "student": source},
         "data": data,
         "objective": {"_target_": "amid.losses.CrossEntropy"},
         "text": {"_target_": "amid.text.DataText"},

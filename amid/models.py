@@ -4,7 +4,7 @@ import functools
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import CONFIG_NAME
 
 from amid.errors import InputError
+from amid.lora import LoRA, plain_head
 from amid.losses import Head
 
 log = logging.getLogger(__name__)
@@ -60,9 +62,13 @@ class ModelSource:
         sft: how the model is fine-tuned on the data before its use, as a partial configuration of a
             `method=sft` run (for example `{trainer: {max_steps: 800}, optimizer: {lr: 5e-3}}`); null to
             use it as it is.
+        lora: arguments of `amid.lora.LoRA` (for example `{r: 16, alpha: 64}`), to train adapters in float32
+            in place of the weights, also in `sft`; after either they are merged into the weights, rounded
+            to `dtype`. null to train all weights.
 
     Raises:
-        InputError: if not exactly one of `path` and `architecture` is given, or `dtype` is unknown.
+        InputError: if not exactly one of `path` and `architecture` is given, `dtype` is unknown, or `lora`
+            holds what is no argument of `LoRA`.
     """
 
     path: str | None = None
@@ -70,6 +76,7 @@ class ModelSource:
     layers: Sequence[int] | None = None
     dtype: str = "float32"
     sft: Mapping[str, Any] | None = None
+    lora: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.architecture is None):
@@ -78,17 +85,17 @@ class ModelSource:
             )
         if self.dtype not in DTYPES:
             raise InputError(f"model dtype={self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+        self._adapters()
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         """The model, in eval mode; random weights follow torch's global seed.
 
         Raises:
             InputError: if it cannot be loaded, its weights are those of another architecture, its
-                vocabulary is smaller than the tokenizer's, or `layers` names a layer it does not have.
+                vocabulary is smaller than the tokenizer's, or `layers` or `lora` names a layer it does not
+                have.
         """
         model = self._random(tokenizer) if self.path is None else self._stored()
-        if self.layers is not None:
-            keep_layers(model, self.layers)
         rows = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
         if rows < len(tokenizer):
             raise InputError(
@@ -97,7 +104,7 @@ class ModelSource:
             )
         model.generation_config = GenerationConfig()  # answers are drawn as the configuration says
         model.eval()
-        return model
+        return self._shaped(model)
 
     def fingerprint(self) -> dict[str, Any] | None:
         """What decides the model's values, found without loading it; None for random weights.
@@ -124,20 +131,63 @@ class ModelSource:
         layers = None if self.layers is None else list(self.layers)
         return {"weights": weights, "layers": layers, "dtype": self.dtype}
 
-    def _random(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    def config(self, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+        """The configuration of the stored model, or of the architecture of random weights.
+
+        Raises:
+            InputError: if there is nothing at `path`, or the architecture is not usable.
+        """
+        if self.path is not None:
+            try:
+                stored: PretrainedConfig = AutoConfig.from_pretrained(**_location(self.path))
+            except (OSError, ValueError) as error:
+                raise _not_loadable("model", self.path, error) from error
+            return stored
         assert self.architecture is not None
-        fields = {
+        given = {
             "vocab_size": len(tokenizer),
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
             "bos_token_id": tokenizer.bos_token_id,
         } | dict(self.architecture)
         try:
-            config = AutoConfig.for_model(**fields)
+            return AutoConfig.for_model(**given)
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"model architecture={dict(self.architecture)} is not usable: {error}"
             ) from error
+
+    def skeleton(self, config: PretrainedConfig) -> PreTrainedModel:
+        """The model of a configuration with its layers and adapters, on the meta device: all but the values.
+
+        Raises:
+            InputError: if `layers` or `lora` names a layer it does not have.
+        """
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype])
+            return self._shaped(model)
+
+    def _shaped(self, model: PreTrainedModel) -> PreTrainedModel:
+        if self.layers is not None:
+            keep_layers(model, self.layers)
+        adapters = self._adapters()
+        if adapters is not None:
+            adapters.add_to(model)
+        return model
+
+    def _adapters(self) -> LoRA | None:
+        if self.lora is None:
+            return None
+        unknown = self.lora.keys() - {field.name for field in fields(LoRA)}
+        if unknown:
+            known = ", ".join(field.name for field in fields(LoRA))
+            raise InputError(
+                f"model lora={dict(self.lora)} has no setting {min(unknown)!r}; choose from {known}"
+            )
+        return LoRA(**self.lora)
+
+    def _random(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        config = self.config(tokenizer)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype])
         return model
 
@@ -250,11 +300,12 @@ class CountedStates:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self._body = model.base_model
-        output: Any = model.get_output_embeddings()
+        output = plain_head(model)
         self.head = None if output is None else self._checked(output)
         if self.head is None:
             log.warning(
-                "%s: logits are taken at all positions, its head alone gives others", type(model).__name__
+                "%s: logits are taken at all positions, its head's weight alone gives others",
+                type(model).__name__,
             )
 
     @torch.no_grad()

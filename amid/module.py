@@ -281,7 +281,9 @@ class DistillationModule(L.LightningModule):
         return set_score(metric, [answer[0].text for answer in answers], self._valid_references).value
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps what a resumed run goes on from."""
+        """Keeps what a resumed run goes on from: no frozen weights, which are where they came from."""
+        frozen = self._frozen()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
         for name in self.KEPT:
             checkpoint[name] = getattr(self, name)
         if self._schedule is not None:
@@ -296,6 +298,21 @@ class DistillationModule(L.LightningModule):
             self._schedule.load_state_dict(checkpoint["schedule"])
             self._schedule.apply(self.objective)
         self._text.load_state(checkpoint["text"])
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Takes weights over; frozen ones may be missing and stay."""
+        found = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = sorted(set(found.missing_keys) - self._frozen())
+        if strict and (missing or found.unexpected_keys):
+            raise RuntimeError(f"checkpoint: {missing} missing, {found.unexpected_keys} unexpected")
+        return found
+
+    def _frozen(self) -> set[str]:
+        return {
+            name for name, weight in self.named_parameters(remove_duplicate=False) if not weight.requires_grad
+        }
 
     def _loss(
         self,

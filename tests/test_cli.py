@@ -124,6 +124,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(quick, tmp_pa
     assert results.load(tmp_path / "torn" / cut.name).scores == results.load(whole).scores
     assert run("train", *quick, f"output_dir={tmp_path / 'cut'}") == 0
     assert results.load(cut).scores == results.load(whole).scores
+    assert results.load(cut).training["valid_loss"] == results.load(whole).training["valid_loss"]
 
 
 def test_every_method_trains(quick, tmp_path):

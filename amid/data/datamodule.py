@@ -1,5 +1,6 @@
 """Batches of instruction data in an order fixed by the seed, tokenised once."""
 
+import copy
 import functools
 import hashlib
 import json
@@ -229,6 +230,9 @@ class InstructionData(L.LightningDataModule):
         seed: fixes the order of the batches.
         cache_dir: where tokenised data is kept, named by the hash of what made it.
 
+    Its own `tokenizer`, which answers are drawn and models saved with, has as EOS the token that ends a
+    response in the template.
+
     Raises:
         InputError: for a source that cannot be used, a limit below what the template needs, a number
             that is not positive, a `valid_metric` that is none of `metrics`, or both of
@@ -286,8 +290,8 @@ class InstructionData(L.LightningDataModule):
             )
         self.valid_metric = valid_metric
         self.metrics = {n: self.metrics[n] for n in sorted(self.metrics, key=lambda n: n != valid_metric)}
-        self.tokenizer = tokenizer
         self.encoder = Encoder(tokenizer, template, max_prompt_length, max_length)
+        self.tokenizer = _with_eos(tokenizer, template.end(tokenizer))
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
         self.tokens_per_batch = tokens_per_batch
@@ -383,7 +387,7 @@ class InstructionData(L.LightningDataModule):
         encoder = self.encoder
         made_from = [
             [(e.instruction, e.input, e.outputs[0]) for e in examples],
-            [encoder.template.without_input, encoder.template.with_input],
+            encoder.template.made_from(self.tokenizer),
             [encoder.max_prompt_length, encoder.max_length],
             tokenizer_fingerprint(self.tokenizer),
         ]
@@ -406,6 +410,15 @@ class InstructionData(L.LightningDataModule):
 def _order(n: int, key: str) -> list[int]:
     """The numbers below `n`, in an order that follows from `key`."""
     return random.Random(key).sample(range(n), n)
+
+
+def _with_eos(tokenizer: PreTrainedTokenizerBase, eos: str) -> PreTrainedTokenizerBase:
+    """`tokenizer` with this EOS token; a copy where it has another."""
+    if tokenizer.eos_token == eos:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.eos_token = eos
+    return tokenizer
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,7 +1,9 @@
 """From an example to token ids: the template around it, the limits on its length, the counted tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,15 +16,23 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Template:
-    """The prompt of an example, as format strings.
+    """The prompt of an example: format strings, and the chat template around them where there is one.
 
     Args:
         without_input: with the field `{instruction}`, for examples whose input is empty.
         with_input: with the fields `{instruction}` and `{input}`.
+        chat: variables of the tokenizer's own chat template (for example `{enable_thinking: false}`; it
+            ignores those that it does not know), in which the formatted text is the user's message. A
+            response then ends with the token that ends a turn, whatever the tokenizer's EOS is. null for
+            the text as it stands.
+
+    Raises:
+        InputError: for a format string without its fields, or with others.
     """
 
     without_input: str
     with_input: str
+    chat: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, text, fields in (
@@ -40,11 +50,57 @@ class Template:
                     "write a literal brace twice"
                 ) from error
 
-    def render(self, instruction: str, input: str) -> str:
-        """The prompt's text."""
-        if input:
-            return self.with_input.format(instruction=instruction, input=input)
-        return self.without_input.format(instruction=instruction)
+    def render(self, tokenizer: PreTrainedTokenizerBase, instruction: str, input: str) -> str:
+        """The prompt's text, BOS included where the chat template writes it.
+
+        Raises:
+            InputError: if a chat template is wanted and the tokenizer has none.
+        """
+        text = (self.with_input if input else self.without_input).format(instruction=instruction, input=input)
+        return text if self.chat is None else self._conversation(tokenizer, text, answer=None)
+
+    def end(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The token that ends a response: EOS, or in a chat template the end of a turn.
+
+        Raises:
+            InputError: if there is no such token, or a chat template is wanted and the tokenizer has none.
+        """
+        if self.chat is None:
+            if tokenizer.eos_token is None:
+                raise InputError(
+                    "tokenizer has no EOS token, so no response could end; choose another tokenizer"
+                )
+            return str(tokenizer.eos_token)
+        mark = "response"
+        text = self._conversation(tokenizer, "x", answer=mark)
+        after = text[text.rindex(mark) + len(mark) :].lstrip()
+        special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+        ends = [token for token in special if after.startswith(token)]
+        if not ends:
+            raise InputError(
+                f"the tokenizer's chat template ends a turn with {after!r}, which is no special token, so "
+                "nothing could stop an answer; use data.template.chat=null"
+            )
+        return max(ends, key=len)
+
+    def made_from(self, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+        """All that the prompt follows from beside the example and the tokens."""
+        chat = None if self.chat is None else [dict(self.chat), tokenizer.chat_template]
+        return [self.without_input, self.with_input, chat]
+
+    def _conversation(self, tokenizer: PreTrainedTokenizerBase, message: str, answer: str | None) -> str:
+        if tokenizer.chat_template is None:
+            raise InputError(
+                "data.template.chat needs the tokenizer of a chat model, and this one has no chat template; "
+                "use data.template.chat=null, or a model that was tuned to follow instructions"
+            )
+        turns = [{"role": "user", "content": message}]
+        if answer is not None:
+            turns.append({"role": "assistant", "content": answer})
+        text = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=answer is None, **(self.chat or {})
+        )
+        return str(text)
 
 
 @dataclass(frozen=True)
@@ -52,15 +108,15 @@ class Encoder:
     """Turns examples into token ids, within the limits on length.
 
     Args:
-        tokenizer: with an EOS token.
-        template: the prompt around an example.
+        tokenizer: of the models.
+        template: the prompt around an example; it says too what ends a response.
         max_prompt_length: tokens of a prompt at most. A longer one loses the end of its input, and where
             that is not enough the end of its instruction; the template stays whole.
         max_length: tokens of prompt, response and EOS at most. A longer response is cut, and then has
             no EOS.
 
     Raises:
-        InputError: if the template alone does not fit the limits, or the tokenizer has no EOS token.
+        InputError: if the template alone does not fit the limits, or nothing can end a response.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -69,9 +125,8 @@ class Encoder:
     max_length: int
 
     def __post_init__(self) -> None:
-        if self.tokenizer.eos_token_id is None:
-            raise InputError("tokenizer has no EOS token, so no response could end; choose another tokenizer")
-        longest = max(len(self._ids(self.template.render("", input))) for input in ("", " "))
+        self.template.end(self.tokenizer)
+        longest = max(len(self._prompt("", input)) for input in ("", " "))
         if self.max_prompt_length < longest + 1:
             raise InputError(
                 f"data.max_prompt_length={self.max_prompt_length} is below what the template itself needs; "
@@ -87,23 +142,30 @@ class Encoder:
     def prompt(self, example: Example) -> list[int]:
         """The prompt's token ids, at most `max_prompt_length`."""
         instruction, input = example.instruction, example.input
-        ids = self._ids(self.template.render(instruction, input))
+        ids = self._prompt(instruction, input)
         if len(ids) <= self.max_prompt_length:
             return ids
         if input:
-            ids = self._longest(input, lambda text: self._ids(self.template.render(instruction, text)))
+            ids = self._longest(input, lambda text: self._prompt(instruction, text))
             if len(ids) <= self.max_prompt_length:
                 return ids
-        return self._longest(instruction, lambda text: self._ids(self.template.render(text, "")))
+        return self._longest(instruction, lambda text: self._prompt(text, ""))
 
     def response(self, text: str, room: int) -> list[int]:
-        """The response's token ids with EOS, cut to `room` tokens."""
-        return [*self._ids(text), int(self.tokenizer.eos_token_id)][:room]
+        """The response's token ids with the one that ends it, cut to `room` tokens."""
+        return [*self._ids(text), self._end][:room]
 
     def example(self, example: Example) -> tuple[list[int], int]:
         """Token ids of prompt, response (the first output) and EOS, and the length of the prompt."""
         prompt = self.prompt(example)
         return prompt + self.response(example.outputs[0], self.max_length - len(prompt)), len(prompt)
+
+    @cached_property
+    def _end(self) -> int:
+        return int(self.tokenizer.convert_tokens_to_ids(self.template.end(self.tokenizer)))  # type: ignore[arg-type]
+
+    def _prompt(self, instruction: str, input: str) -> list[int]:
+        return self._ids(self.template.render(self.tokenizer, instruction, input))
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,8 +1,11 @@
-import pytest
+import copy
 
-from amid.data import Example, Template
+import pytest
+from tokenizers.processors import TemplateProcessing
+
+from amid.data import Example, InstructionData, Template
 from amid.data.builtin import tokenizer
-from amid.data.prompts import Encoder
+from amid.data.prompts import IGNORE, Encoder
 from amid.errors import InputError
 
 TEMPLATE = Template("Do: {instruction}\nAnswer:", "Do: {instruction}\nWith: {input}\nAnswer:")
@@ -59,3 +62,100 @@ def test_limits_below_the_template():
 def test_a_template_with_a_wrong_field(text):
     with pytest.raises(InputError, match=r"template.without_input"):
         Template(text, "{instruction} {input}")
+
+
+CHATML = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is false %}<think></think>{% endif %}{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}"
+    "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+TURNS = {CHATML: "<|im_end|>", GEMMA: "<end_of_turn>", LLAMA2: "<eos>"}
+PROMPTS = {
+    CHATML: "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\nsort\n\nb a<|im_end|>\n"
+    "<|im_start|>assistant\n",
+    GEMMA: "<bos><start_of_turn>user\nsort\n\nb a<end_of_turn>\n<start_of_turn>model\n",
+    LLAMA2: "<bos>[INST] sort\n\nb a [/INST]",
+}
+
+
+def chat_of(variables):
+    return Template("{instruction}", "{instruction}\n\n{input}", chat=variables)
+
+
+def chat_tokenizer(template):
+    """A tokenizer that also adds a BOS of its own to whatever it is given."""
+    tok = tokenizer()
+    turns = ["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"]
+    tok.add_special_tokens({"bos_token": "<bos>", "additional_special_tokens": turns})
+    tok.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tok.bos_token_id)]
+    )
+    assert tok("a")["input_ids"][0] == tok.bos_token_id
+    tok.chat_template = template
+    return tok
+
+
+@pytest.mark.parametrize("template", TURNS, ids=["chatml", "gemma", "llama2"])
+def test_the_tokenizers_own_chat_template(template):
+    tok = chat_tokenizer(template)
+    enc = Encoder(tok, chat_of({}), 200, 300)
+    ids, n_prompt = enc.example(Example("sort", "b a", ("a b",)))
+    assert tok.decode(ids[:n_prompt]) == PROMPTS[template]
+    assert ids.count(tok.bos_token_id) == (template != CHATML)
+    assert tok.decode(ids[n_prompt:-1]) == "a b"
+    assert tok.decode(ids[-1:]) == TURNS[template]
+
+
+@pytest.mark.parametrize("template", TURNS, ids=["chatml", "gemma", "llama2"])
+def test_a_long_message_is_cut_inside_the_chat_template(template):
+    tok = chat_tokenizer(template)
+    enc = Encoder(tok, chat_of({}), 100, 120)
+    before, after = PROMPTS[template].split("b a")
+    ids = enc.prompt(Example("sort", "lose " * 200, ("x",)))
+    assert 96 < len(ids) <= 100
+    assert tok.decode(ids).startswith(before + "lose lose")
+    assert tok.decode(ids).endswith(after)
+
+
+def test_the_end_of_a_turn_is_counted_and_ends_an_answer(tmp_path):
+    tok = chat_tokenizer(GEMMA)
+    rows = [Example(f"say {i}", "", (f"word {i}",)) for i in range(4)]
+    data = InstructionData(
+        tok, rows, rows, {}, chat_of({}), max_prompt_length=100, max_length=120, cache_dir=str(tmp_path)
+    )
+    (batch,) = next(iter(data.train_dataloader()))
+    for row, length in zip(batch["labels"], batch["attention_mask"].sum(1), strict=True):
+        counted = row[row != IGNORE].tolist()
+        assert tok.decode(counted).startswith("word ")
+        assert tok.decode(counted[-1:]) == "<end_of_turn>" == data.tokenizer.eos_token
+        assert row[length - 1] == data.tokenizer.eos_token_id
+    assert tok.eos_token == "<eos>"
+
+
+def test_settings_of_a_chat_template():
+    tok = chat_tokenizer(CHATML)
+    text = chat_of({"enable_thinking": False, "other": 1}).render(tok, "hi", "")
+    assert text.endswith("<|im_start|>assistant\n<think></think>")
+    other = copy.deepcopy(tok)
+    other.chat_template = GEMMA
+    made = [chat_of({}).made_from(t) for t in (tok, tok, other)]
+    assert made[0] == made[1] != made[2]
+    assert chat_of({"enable_thinking": False}).made_from(tok) != made[0]
+
+
+def test_no_chat_template_and_one_whose_turns_do_not_end():
+    with pytest.raises(InputError, match=r"no chat template; use data\.template\.chat=null"):
+        Encoder(tokenizer(), chat_of({}), 64, 96)
+    with pytest.raises(InputError, match="ends a turn with '###', which is no special token"):
+        Encoder(chat_tokenizer("{% for m in messages %}{{ m.content }}###{% endfor %}"), chat_of({}), 64, 96)
