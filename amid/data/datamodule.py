@@ -393,7 +393,7 @@ class InstructionData(L.LightningDataModule):
         ]
         return self._kept(made_from, lambda: Tokens.of(encoder.example(example) for example in examples))
 
-    def _kept(self, made_from: list[object], make: Callable[[], Tokens]) -> Tokens:
+    def _kept(self, made_from: Sequence[object], make: Callable[[], Tokens]) -> Tokens:
         """What `make` gives, from the cache where it stands in it."""
         key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
         file = self.cache_dir / f"tokens-{key}.safetensors"
