@@ -207,7 +207,7 @@ class InstructionData(L.LightningDataModule):
         train: examples to train on: the path of a JSON Lines, CSV or Parquet file, on disk or on the hub as
             `hf://datasets/OWNER/NAME/FILE`, or the examples; null where nothing is trained.
         valid: examples to choose the checkpoint on.
-        test: evaluation sets by name.
+        test: evaluation sets by name; one that is null is left out.
         template: the prompt around an example.
         metrics: by name, what scores answers to `test` against their references (`amid.metrics.Metric`).
         valid_metric: the main one of them, which also scores the answers to validation prompts; null for no
@@ -244,7 +244,7 @@ class InstructionData(L.LightningDataModule):
         tokenizer: PreTrainedTokenizerBase,
         train: Source | None,
         valid: Source | None,
-        test: Mapping[str, Source],
+        test: Mapping[str, Source | None],
         template: Template,
         metrics: Mapping[str, Callable[..., Any]] | None = None,
         valid_metric: str | None = None,
@@ -318,6 +318,7 @@ class InstructionData(L.LightningDataModule):
         return {
             name: load_examples(source, self._test_prompts, self._fields)
             for name, source in self._test.items()
+            if source is not None
         }
 
     @cached_property
