@@ -29,6 +29,7 @@ def run(cfg: DictConfig) -> None:
         torch.set_num_threads(settings["threads"])
     tokenizer = instantiate(settings["model"]["tokenizer"])
     data: InstructionData = instantiate(settings["data"], tokenizer=tokenizer)
+    tokenizer = data.tokenizer
     with_prepared_models(settings, tokenizer)
     supply_text(settings, instantiate(settings["text"]), tokenizer, data)
     supply_teacher(settings, tokenizer, data, with_student_text=False)

@@ -360,9 +360,10 @@ class InstructionData(L.LightningDataModule):
         if self._plain_text is None:
             return None
         documents, length = load_documents(self._plain_text), self.encoder.max_length
-        made_from = ["plain text", documents, length, tokenizer_fingerprint(self.tokenizer)]
+        tokenizer = self.encoder.tokenizer  # with its own EOS: a document is no turn of a conversation
+        made_from = ["plain text", documents, length, tokenizer_fingerprint(tokenizer)]
         return self._kept(
-            made_from, lambda: Tokens.of((ids, 0) for ids in packed(documents, self.tokenizer, length))
+            made_from, lambda: Tokens.of((ids, 0) for ids in packed(documents, tokenizer, length))
         )
 
     def plain_batch(self, number: int) -> list[MicroBatch]:

@@ -159,3 +159,14 @@ def test_no_chat_template_and_one_whose_turns_do_not_end():
         Encoder(tokenizer(), chat_of({}), 64, 96)
     with pytest.raises(InputError, match="ends a turn with '###', which is no special token"):
         Encoder(chat_tokenizer("{% for m in messages %}{{ m.content }}###{% endfor %}"), chat_of({}), 64, 96)
+
+
+def test_plain_text_keeps_the_eos_of_the_tokenizer(tmp_path, jsonl):
+    tok = chat_tokenizer(GEMMA)
+    documents = jsonl({"text": "some words"}, {"text": "other words"})
+    data = InstructionData(
+        tok, None, None, {}, chat_of({}), plain_text=str(documents), max_length=300, cache_dir=str(tmp_path)
+    )
+    assert data.tokenizer.eos_token == "<end_of_turn>"
+    assert set(data.plain_tokens.ids.tolist()) >= {tok.eos_token_id}
+    assert data.tokenizer.eos_token_id not in data.plain_tokens.ids.tolist()
