@@ -16,8 +16,11 @@ _ACTIVATIONS = 1.5
 """What is kept for the backward pass, over the sizes of the linear layers' inputs and outputs: norms, masks,
 and the pieces of activation functions come on top, inputs that layers share count once."""
 
+_BLOCK_LOGITS = 2**26
+"""Logits of a chunk that the fused loss does its arithmetic on at once on a GPU."""
+
 _WORKING_COPIES, _WORKING_COPIES_WITHOUT_TEACHER = 18, 3
-"""Float32 arrays as large as a chunk's logits that an α-mixture and cross-entropy hold at once."""
+"""Float32 arrays as large as a block's logits that an α-mixture and cross-entropy hold at once."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def training_memory(
     width = sum(sum(layer.weight.shape) for layer in layers)
     vocabularies = [output_rows(model) for model in (student, teacher) if model is not None]
     positions = min(tokens, _LOGITS_BYTES // (sum(vocabularies) * product_bytes))
-    copies = _WORKING_COPIES_WITHOUT_TEACHER if teacher is None else _WORKING_COPIES
+    working = _WORKING_COPIES_WITHOUT_TEACHER if teacher is None else _WORKING_COPIES
     head_gradient = 4 * head.weight.numel() if any(head.weight is weight for weight in trained) else 0
     return TrainingMemory(
         teacher=0 if teacher is None else _bytes(teacher.parameters()),
@@ -76,7 +79,9 @@ def training_memory(
         gradients=_bytes(trained),
         optimizer=2 * _bytes(trained),
         activations=int(_ACTIVATIONS * tokens * width * product_bytes),
-        loss=positions * (sum(vocabularies) * product_bytes + copies * 4 * max(vocabularies)) + head_gradient,
+        loss=positions * sum(vocabularies) * product_bytes
+        + 4 * working * min(positions * max(vocabularies), _BLOCK_LOGITS)
+        + head_gradient,
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 torch.set_num_threads(1)
 settings.register_profile("amid", deadline=None)  # the machine decides how long an example takes
 settings.load_profile("amid")

@@ -133,7 +133,7 @@ def test_a_prompt_that_is_cut_keeps_its_last_line(hub, task):
         Example(long, long, ("x",)),
     ):
         prompt = tok.decode(data.encoder.prompt(example))
-        whole = template.render(example.instruction, example.input)
+        whole = template.render(tok, example.instruction, example.input)
         assert len(data.encoder.prompt(example)) <= 150
         assert prompt.endswith("\n" + whole.rstrip("\n").rsplit("\n", 1)[1] + "\n")
         assert prompt[:10] == whole[:10] or task == "gsm8k"

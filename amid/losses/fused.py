@@ -21,11 +21,12 @@ Stats = dict[str, Tensor]
 _BUFFER_BYTES = {"cpu": 208 * 2**20, "cuda": 512 * 2**20}
 """What the logits of a chunk take at most, teacher and student together."""
 
-_CACHED_ELEMENTS = 2**18
-"""Logits that a CPU does the arithmetic on at once: few enough that what it writes stays in the cache."""
+_BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
+"""Logits that the arithmetic is done on at once: on a CPU few enough that what it writes stays in the cache,
+elsewhere enough to keep the device busy, while some 18 arrays as large are held."""
 
-_COMPILED_ELEMENTS = 2**19
-"""The same where the arithmetic is compiled, which writes less and has more to do for a call."""
+_COMPILED_ELEMENTS = {"cpu": 2**19, "cuda": 2**28}
+"""The same where the arithmetic is compiled, which holds fewer arrays and has more to do for a call."""
 
 
 class FusedInputs(TypedDict, total=False):
@@ -298,6 +299,12 @@ class _Work:
         """In which the arithmetic between the matrix products is done."""
         return torch.promote_types(self.student.dtype, torch.float32)
 
+    @property
+    def block_elements(self) -> int:
+        """Logits that the arithmetic is done on at once."""
+        elements = _COMPILED_ELEMENTS if self.objective.compiled else _BLOCK_ELEMENTS
+        return elements.get(self.student.hidden.device.type, elements["cuda"])
+
     def chunk_size(self) -> int:
         """Positions of a chunk: a multiple of 64 as far as there are as many."""
         n = max(len(self.student.hidden), 1)
@@ -311,9 +318,7 @@ class _Work:
     def to_gradient(self, products: Tensor, teacher_products: Tensor | None, labels: Tensor | None) -> Tensor:
         """The summed loss of a chunk's logits, which are overwritten with the gradient for them."""
         n, n_vocab = products.shape
-        size = n
-        if products.device.type == "cpu":
-            size = max((_COMPILED_ELEMENTS if self.objective.compiled else _CACHED_ELEMENTS) // n_vocab, 1)
+        size = max(self.block_elements // n_vocab, 1)
         total = torch.zeros((), dtype=self.precise, device=products.device)
         for start in range(0, n, size):
             block = slice(start, start + size)
@@ -401,7 +406,7 @@ def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, scale: float) 
     if total.dtype == gradient.dtype:
         total.addmm_(gradient.t(), hidden, alpha=scale)
         return
-    size = max(_CACHED_ELEMENTS * 4 // total.shape[1], 1)
+    size = max(_BLOCK_ELEMENTS.get(total.device.type, _BLOCK_ELEMENTS["cuda"]) * 4 // total.shape[1], 1)
     for start in range(0, len(total), size):
         rows = slice(start, start + size)
         total[rows].add_(gradient[:, rows].t() @ hidden, alpha=scale)
