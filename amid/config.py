@@ -26,6 +26,9 @@ from amid.errors import InputError
 LABELS = ("method", "model", "data", "divergence", "assistant")
 """The groups whose choices name a run in a table."""
 
+KEYS_OF_SWEEPS = ("baselines", "scales")
+"""Root keys of a sweep file that are no part of a run's configuration."""
+
 _PLACES = ("output_dir", "prepared_dir", "logger", "threads", "teacher")
 """Root keys that say where and how fast a run goes, not what it computes."""
 
