@@ -218,6 +218,10 @@ class Table:
         """A row's score on one set, by default on all (`overall`)."""
         return row.score(dataset or self.overall(metric), metric, self.sets(metric))
 
+    def score_text(self, row: Row, metric: str, digits: int = 1) -> str:
+        """A row's score over all sets, as the table writes it."""
+        return _score_text(row, self.score(row, metric), digits, " ± ")
+
     def name(self, row: Row, without: Sequence[str] = ()) -> str:
         """The row in words, such as `AMiD αβ(p, r) α=-5 λ=0.1`: what varies, but for the labels `without`."""
         words = []
