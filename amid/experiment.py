@@ -212,7 +212,8 @@ def with_prepared_models(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> Non
             cfg["model"][role] = {key: source[key] for key in kept if key in source} | {"path": str(best)}
 
 
-def _fine_tuned(cfg: Config, role: str) -> Path:
+def fine_tuning(cfg: Config, role: str) -> tuple[Config, Path]:
+    """The supervised run that prepares a model of `cfg`, and the folder that it is kept in."""
     source = dict(cfg["model"][role])
     sft = source.pop("sft")
     metrics = cfg["data"].get("metrics") or {}
@@ -247,11 +248,15 @@ def _fine_tuned(cfg: Config, role: str) -> Path:
         "threads": cfg["threads"],
         **{key: sft[key] for key in ("optimizer", "scheduler", "trainer", "checkpoint", "clip_norm", "seed")},
     }
-    directory = Path(cfg["prepared_dir"]) / f"{role}-{config_hash(run)}"
+    return run, Path(cfg["prepared_dir"]) / f"{role}-{config_hash(run)}"
+
+
+def _fine_tuned(cfg: Config, role: str) -> Path:
+    run, directory = fine_tuning(cfg, role)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(directory.with_suffix(".lock")):
         if not (directory / "result.json").exists():
-            trainer = sft["trainer"]
+            trainer = run["trainer"]
             steps = trainer.get("max_steps", -1)
             length = f"{steps} steps" if steps > 0 else f"{trainer['max_epochs']} epochs"
             announce(
@@ -299,6 +304,7 @@ def supply_teacher(
         InputError: see `TeacherSupply.teacher`.
     """
     settings = cfg["trainer"]
+    steps_of_all = len(data.train_dataloader())
     supply: TeacherSupply = instantiate(cfg["teacher"])
     return supply.teacher(
         instantiate(cfg["model"]["teacher"]),
@@ -306,7 +312,7 @@ def supply_teacher(
         [data.train_tokens, data.valid_tokens],
         fabric=_one_device(cfg),
         precision=str(settings["precision"]),
-        passes=_passes(settings, len(data.train_dataloader())),
+        passes=steps_of(settings, steps_of_all) / steps_of_all,
         with_student_text=with_student_text,
     )
 
@@ -318,14 +324,14 @@ def _one_device(cfg: Config) -> L.Fabric:
     return L.Fabric(accelerator=settings["accelerator"], devices=devices, precision=settings["precision"])
 
 
-def _passes(trainer: Config, steps_of_all: int) -> float:
-    """How often a run goes over its training data, which are `steps_of_all` optimiser steps."""
+def steps_of(trainer: Config, steps_of_all: int) -> int:
+    """The optimiser steps of a run whose training data are `steps_of_all`."""
     limit = trainer.get("limit_train_batches")
     epoch = steps_of_all
     if limit is not None:
         epoch = int(limit * steps_of_all) if isinstance(limit, float) else min(limit, steps_of_all)
     steps: list[int] = [trainer["max_epochs"] * epoch, trainer["max_steps"]]
-    return min(n for n in steps if n >= 0) / steps_of_all
+    return min(n for n in steps if n >= 0)
 
 
 def _fit(

@@ -209,6 +209,7 @@ class DistillationModule(L.LightningModule):
             over_devices = {name: float(self._mean_over_devices(x)) for name, x in means.items()}
             self._schedule.update(step, self._steps, over_devices)
             self._schedule.apply(self.objective)
+        self.seconds_of_steps.append(time.perf_counter() - started)
         return total
 
     def _student_text(self, of_data: list[MicroBatch]) -> list[MicroBatch] | None:
@@ -257,8 +258,6 @@ class DistillationModule(L.LightningModule):
             self.manual_backward(self._plain_text_weight * loss)
             total += loss.detach()
         return total
-        self.seconds_of_steps.append(time.perf_counter() - started)
-        return loss
 
     def on_validation_start(self) -> None:
         """Empties the sums over the validation set."""
