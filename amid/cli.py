@@ -20,7 +20,8 @@ USAGE = """\
 amid: distil large language models into small ones with the α-mixture assistant.
 
   amid train [KEY=VALUE ...]        train and score one student; -m runs every combination of KEY=A,B
-  amid sweep NAME [KEY=VALUE ...]   run sweeps/NAME.yaml ({sweeps}), then report it
+  amid sweep NAME [KEY=VALUE ...]   run sweeps/NAME.yaml, then report it; --dry-run only lists and estimates:
+                                    {sweeps}
   amid evaluate run=FOLDER          score a run again, or any model: model.student.path=MODEL data=dolly
   amid cache [KEY=VALUE ...]        write the teacher's states for model= and data=, which runs then read
   amid report FOLDER                table and figures of all finished runs below FOLDER
@@ -30,6 +31,7 @@ amid: distil large language models into small ones with the α-mixture assistant
 
 Examples
   amid sweep alpha
+  amid sweep main scale=full --dry-run
   amid train model=tiny data=builtin divergence=kl assistant.alpha=-1 assistant.lam=0.1
   amid train -m assistant.alpha=-5,-1,1 seed=1,2,3 output_dir=outputs/mine
   amid train data=jsonl data.train=my/train.jsonl data.valid=my/valid.jsonl
@@ -138,48 +140,45 @@ def _launch(name: str, arguments: Sequence[str]) -> None:
 
 def _sweep(arguments: list[str]) -> None:
     """Runs the grid of a sweep file, then its baselines, then reports; finished runs are skipped."""
-    from omegaconf import OmegaConf
+    from amid.config import check_overrides
+    from amid.sweep import SMALL, names, read_sweep, title
 
-    from amid.config import SWEEPS, check_overrides
-
-    names = sorted(file.stem for file in SWEEPS.glob("*.yaml"))
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("amid sweep NAME [KEY=VALUE ...]\n")
-        for name in names:
-            first = (SWEEPS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
-            print(f"  {name:<12} {first.lstrip('# ')}")
-        print("\nKEY=VALUE goes to every run; KEY=A,B runs each. Started again, it skips what is finished.")
+        print("amid sweep NAME [scale=small|full] [--dry-run] [KEY=VALUE ...]\n")
+        for name in names():
+            print(f"  {name:<12} {title(name)}")
+        print(
+            "\nscale=small, the default, is for a machine without a GPU; scale=full is the published size."
+            "\n--dry-run lists the runs, with an estimate of time, memory and disk, and starts nothing."
+            "\nKEY=VALUE goes to every run; KEY=A,B runs each. Started again, it skips what is finished."
+        )
         return
-    name, overrides = arguments[0], [_quoted(a) for a in arguments[1:]]
-    for word in overrides:
-        if word.startswith("-") or "=" not in word:
-            raise InputError(f"{word!r} is not KEY=VALUE; see amid sweep --help")
-    if name not in names:
-        raise InputError(f"sweep {name!r} is not in {SWEEPS}; choose one of {', '.join(names)}")
-    file = OmegaConf.load(SWEEPS / f"{name}.yaml")
-    given = {override.split("=")[0]: override for override in overrides}
-    grid = [f"{key}={value}" for key, value in file.hydra.sweeper.params.items() if key not in given]
-    everywhere = [
-        o
-        for key, o in given.items()
-        if not re.match(r"(assistant|divergence|objective|method|schedule)\b", key)
-    ]
-    jobs = [grid + overrides] + [
-        [*line.split(), *everywhere] for line in OmegaConf.select(file, "baselines", default=[])
-    ]
-    for job in jobs:
+    name, words = arguments[0], arguments[1:]
+    dry_run = "--dry-run" in words
+    overrides, scale = [], SMALL
+    for word in words:
+        if word.startswith("scale="):
+            scale = word.removeprefix("scale=")
+        elif word != "--dry-run":
+            if word.startswith("-") or "=" not in word:
+                raise InputError(f"{word!r} is neither KEY=VALUE nor --dry-run; see amid sweep --help")
+            overrides.append(_quoted(word))
+    sweep = read_sweep(name, overrides, scale)
+    for job in sweep.jobs[:1] if dry_run else sweep.jobs:
         check_overrides("train", job)
+    if dry_run:
+        from amid.estimate import show_plan
+
+        show_plan(sweep)
+        return
     failures: list[str] = []
-    for job in jobs:
+    for line in sweep.launch_arguments():
         try:
-            _launch(
-                "train",
-                ["--config-dir", str(SWEEPS), "--config-name", name, "-m", "hydra.sweeper.params=null", *job],
-            )
+            _launch("train", line)
         except InputError as error:
             failures.append(str(error))
             print(f"amid: {error}", file=sys.stderr)
-    _report([given["output_dir"].split("=", 1)[1] if "output_dir" in given else str(file.output_dir)])
+    _report([str(sweep.output_dir)])
     if failures:
         raise InputError(f"some runs failed (above); to try them again: amid sweep {shlex.join(arguments)}")
 

@@ -26,6 +26,12 @@ from amid.errors import InputError
 LABELS = ("method", "model", "data", "divergence", "assistant")
 """The groups whose choices name a run in a table."""
 
+KEYS_OF_SWEEPS = ("baselines", "scales")
+"""Root keys of a sweep file that are no part of a run's configuration."""
+
+LONGEST_NAME = 100
+"""Characters of a run's folder name; a longer one is cut, and ends in a hash."""
+
 _PLACES = ("output_dir", "prepared_dir", "logger", "threads", "teacher")
 """Root keys that say where and how fast a run goes, not what it computes."""
 
@@ -78,8 +84,8 @@ def run_name(overrides: Sequence[str]) -> str:
         if not _is_place(override)
     ]
     name = re.sub(r"[^\w.=,+-]+", "_", ",".join(sorted(parts)), flags=re.ASCII) or "default"
-    if len(name) > 100:
-        name = f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    if len(name) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME - 10]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return name
 
 

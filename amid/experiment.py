@@ -21,15 +21,16 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from amid.allocator import forget_peak_memory, peak_memory
 from amid.config import config_hash
 from amid.data import InstructionData
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
 from amid.lora import merge
 from amid.models import check_same_tokens, load_tokenizer, shared_vocabulary
-from amid.module import DistillationModule
+from amid.module import DistillationModule, Diverged
 from amid.progress import LOSSES, announce, progress
-from amid.results import RunResult, load, save
+from amid.results import RunResult, Score, load, save
 from amid.schedule import Schedule
 from amid.teacher import Teacher, TeacherSupply
 from amid.text import TeacherText, Text, on_student_text
@@ -43,7 +44,8 @@ Config = dict[str, Any]
 def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> RunResult:
     """Trains and scores one student, unless `directory` already holds the result of this configuration.
 
-    An unfinished run of the same configuration goes on from its last epoch.
+    An unfinished run of the same configuration goes on from its last epoch. One that diverges ends there: its
+    result says at which step, and has no scores.
 
     Args:
         cfg: a resolved configuration of conf/train.yaml.
@@ -139,24 +141,31 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
 
     _write_config(cfg, directory, key)
     started = time.perf_counter()
-    trainer, training = _fit(cfg, module, data, directory, labels)
-    timings["train"] = time.perf_counter() - started
-    merge(student)
-    _export(student, tokenizer, directory / BEST)
-
-    started = time.perf_counter()
-    module.to(trainer.strategy.root_device)
-    scores = evaluate_sets(
-        student,
-        tokenizer,
-        evaluation_sets,
-        data.encoder,
-        sampling,
-        data.metrics,
-        directory / "generations",
-        trainer.precision_plugin.forward_context,
-    )
-    timings["evaluate"] = time.perf_counter() - started
+    scores: dict[str, dict[str, Score]] = {name: {} for name in evaluation_sets}
+    try:
+        trainer, training = _fit(cfg, module, data, directory, labels)
+        timings["train"] = time.perf_counter() - started
+    except Diverged as error:
+        announce(f"{directory} diverged at {error}; it ends here")
+        timings["train"] = time.perf_counter() - started
+        training = {**module.before, **_figures(module), "diverged_step": float(error.step)}
+    else:
+        merge(student)
+        _export(student, tokenizer, directory / BEST)
+        started = time.perf_counter()
+        module.to(trainer.strategy.root_device)
+        scores = evaluate_sets(
+            student,
+            tokenizer,
+            evaluation_sets,
+            data.encoder,
+            sampling,
+            data.metrics,
+            directory / "generations",
+            trainer.precision_plugin.forward_context,
+        )
+        timings["evaluate"] = time.perf_counter() - started
+        _log_scores(trainer, scores)
 
     result = RunResult(
         name=directory.name,
@@ -168,16 +177,6 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         timings=timings,
         versions=versions(),
     )
-    for logger in trainer.loggers:
-        logger.log_metrics(
-            {
-                f"test/{name}/{metric}": score.mean
-                for name, by in scores.items()
-                for metric, score in by.items()
-            }
-        )
-        logger.save()
-        logger.finalize("success")
     save(result, directory)
     for checkpoint in (directory / "checkpoints").glob("*.ckpt"):
         checkpoint.unlink()
@@ -213,7 +212,8 @@ def with_prepared_models(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> Non
             cfg["model"][role] = {key: source[key] for key in kept if key in source} | {"path": str(best)}
 
 
-def _fine_tuned(cfg: Config, role: str) -> Path:
+def fine_tuning(cfg: Config, role: str) -> tuple[Config, Path]:
+    """The supervised run that prepares a model of `cfg`, and the folder that it is kept in."""
     source = dict(cfg["model"][role])
     sft = source.pop("sft")
     metrics = cfg["data"].get("metrics") or {}
@@ -248,11 +248,15 @@ def _fine_tuned(cfg: Config, role: str) -> Path:
         "threads": cfg["threads"],
         **{key: sft[key] for key in ("optimizer", "scheduler", "trainer", "checkpoint", "clip_norm", "seed")},
     }
-    directory = Path(cfg["prepared_dir"]) / f"{role}-{config_hash(run)}"
+    return run, Path(cfg["prepared_dir"]) / f"{role}-{config_hash(run)}"
+
+
+def _fine_tuned(cfg: Config, role: str) -> Path:
+    run, directory = fine_tuning(cfg, role)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(directory.with_suffix(".lock")):
         if not (directory / "result.json").exists():
-            trainer = sft["trainer"]
+            trainer = run["trainer"]
             steps = trainer.get("max_steps", -1)
             length = f"{steps} steps" if steps > 0 else f"{trainer['max_epochs']} epochs"
             announce(
@@ -261,6 +265,12 @@ def _fine_tuned(cfg: Config, role: str) -> Path:
             csv = {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(directory)}
             run["logger"] = {"csv": csv | {"name": "", "version": ""}}
             run_experiment(run, directory, {"method": "sft", "role": role})
+        step = load(directory).diverged_step
+    if step is not None:
+        raise InputError(
+            f"the {role}'s fine-tuning in {directory} diverged at step {step}; "
+            f"lower model.{role}.sft.optimizer.lr"
+        )
     return directory / BEST
 
 
@@ -294,6 +304,7 @@ def supply_teacher(
         InputError: see `TeacherSupply.teacher`.
     """
     settings = cfg["trainer"]
+    steps_of_all = len(data.train_dataloader())
     supply: TeacherSupply = instantiate(cfg["teacher"])
     return supply.teacher(
         instantiate(cfg["model"]["teacher"]),
@@ -301,7 +312,7 @@ def supply_teacher(
         [data.train_tokens, data.valid_tokens],
         fabric=_one_device(cfg),
         precision=str(settings["precision"]),
-        passes=_passes(settings, len(data.train_dataloader())),
+        passes=steps_of(settings, steps_of_all) / steps_of_all,
         with_student_text=with_student_text,
     )
 
@@ -313,14 +324,14 @@ def _one_device(cfg: Config) -> L.Fabric:
     return L.Fabric(accelerator=settings["accelerator"], devices=devices, precision=settings["precision"])
 
 
-def _passes(trainer: Config, steps_of_all: int) -> float:
-    """How often a run goes over its training data, which are `steps_of_all` optimiser steps."""
+def steps_of(trainer: Config, steps_of_all: int) -> int:
+    """The optimiser steps of a run whose training data are `steps_of_all`."""
     limit = trainer.get("limit_train_batches")
     epoch = steps_of_all
     if limit is not None:
         epoch = int(limit * steps_of_all) if isinstance(limit, float) else min(limit, steps_of_all)
     steps: list[int] = [trainer["max_epochs"] * epoch, trainer["max_steps"]]
-    return min(n for n in steps if n >= 0) / steps_of_all
+    return min(n for n in steps if n >= 0)
 
 
 def _fit(
@@ -354,9 +365,11 @@ def _fit(
             announce(f"{directory} goes on from its last epoch")
         else:
             trainer.validate(module, datamodule=data, verbose=False)
+        _forget_peak_memory(trainer)
         started = time.perf_counter()
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         seconds = time.perf_counter() - started
+        figures = _figures(module) | {"peak_memory": _peak_memory(trainer)}
         best = checkpoint.best_model_path
         if module.validated_step != trainer.global_step:
             now = trainer.validate(module, datamodule=data, verbose=False)[0][checkpoint.monitor]
@@ -374,11 +387,40 @@ def _fit(
     training = {
         **module.before,
         **kept["validation"],
-        "steps": float(trainer.global_step),
-        "response_tokens": float(module.response_tokens),
+        **figures,
         "response_tokens_per_second": module.response_tokens_here / seconds,
     }
     return trainer, training
+
+
+def _figures(module: DistillationModule) -> dict[str, float]:
+    """What the training so far consisted of, and the time of its steps in this process."""
+    figures = {"steps": float(module.global_step), "response_tokens": float(module.response_tokens)}
+    seconds = module.seconds_of_steps[1:] or module.seconds_of_steps
+    return figures | ({"step_seconds": sum(seconds) / len(seconds)} if seconds else {})
+
+
+def _forget_peak_memory(trainer: L.Trainer) -> None:
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        forget_peak_memory()
+
+
+def _peak_memory(trainer: L.Trainer) -> float:
+    device = trainer.strategy.root_device
+    return float(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory())
+
+
+def _log_scores(trainer: L.Trainer, scores: Mapping[str, Mapping[str, Score]]) -> None:
+    means = {
+        f"test/{name}/{metric}": score.mean for name, by in scores.items() for metric, score in by.items()
+    }
+    for logger in trainer.loggers:
+        logger.log_metrics(means)
+        logger.save()
+        logger.finalize("success")
 
 
 def _whole_checkpoint(path: Path) -> Path | None:

@@ -1,5 +1,7 @@
 """The training loop of distillation, on Lightning."""
 
+import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -22,13 +24,22 @@ from amid.teacher import Teacher
 from amid.text import Text, on_student_text, prompts_of
 
 
+class Diverged(Exception):
+    """The loss or the gradient of an optimiser step, counted from 1, is not finite."""
+
+    def __init__(self, step: int, loss: float, gradient_norm: float) -> None:
+        super().__init__(f"step {step}: loss {loss:g}, gradient norm {gradient_norm:g}")
+        self.step = step
+
+
 class DistillationModule(L.LightningModule):
     """Trains a student on an objective between it, a frozen teacher and the data.
 
     One item of the data loader is one optimiser step, given as a list of micro-batches. The loss is the sum
     over the counted tokens of all of them (of all devices) divided by their number, so that the way a step
     is cut into micro-batches changes memory and speed only. The student is in train mode, with whatever
-    dropout its own configuration says; the teacher always in eval mode.
+    dropout its own configuration says; the teacher always in eval mode. A step whose loss or gradient is not
+    finite leaves the student as it is, and raises `Diverged`.
 
     Logged each `log_every_n_steps`: `train/loss`, `train/gradient_norm` (before clipping), `train/lr`,
     means over the counted tokens of `train/entropy_p|q|r` (nats), `train/kl_pq` and
@@ -116,6 +127,7 @@ class DistillationModule(L.LightningModule):
         self.response_tokens = 0
         self.response_tokens_here = 0
         self.text_counts = {"rows": 0, "student_rows": 0, "student_tokens": 0}
+        self.seconds_of_steps: list[float] = []
         self.before: dict[str, float] = {}
         self.validation: dict[str, float] = {}
         self.validated_step = -1
@@ -136,7 +148,12 @@ class DistillationModule(L.LightningModule):
         self.student.train()
 
     def training_step(self, micro_batches: list[MicroBatch], batch_idx: int) -> Tensor:
-        """One optimiser step over all its micro-batches; returns its loss."""
+        """One optimiser step over all its micro-batches; returns its loss.
+
+        Raises:
+            Diverged: if its loss or gradient is not finite.
+        """
+        started = time.perf_counter()
         optimizer = self.optimizers()
         scheduler = self.lr_schedulers()
         assert not isinstance(optimizer, list)
@@ -165,6 +182,9 @@ class DistillationModule(L.LightningModule):
         norm = nn.utils.clip_grad_norm_(
             self.student.parameters(), float("inf") if self._clip_norm is None else self._clip_norm
         )
+        values = (float(self._mean_over_devices(total)), float(norm))
+        if not all(map(math.isfinite, values)):
+            raise Diverged(step + 1, *values)
         optimizer.step()
         self.response_tokens += counted
         self.response_tokens_here += counted
@@ -189,6 +209,7 @@ class DistillationModule(L.LightningModule):
             over_devices = {name: float(self._mean_over_devices(x)) for name, x in means.items()}
             self._schedule.update(step, self._steps, over_devices)
             self._schedule.apply(self.objective)
+        self.seconds_of_steps.append(time.perf_counter() - started)
         return total
 
     def _student_text(self, of_data: list[MicroBatch]) -> list[MicroBatch] | None:

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from amid.reporting import build_table, write_report
+from amid.reporting import build_table, claims_in_words, sections, write_report
 from amid.results import load_all
 
 WIDTH_OF_FILES = 200
@@ -10,7 +10,7 @@ WIDTH_OF_FILES = 200
 
 
 def run(directory: str) -> None:
-    """Writes the report of the runs below `directory`, prints its table and where it is.
+    """Writes the report of the runs below `directory`, prints its tables, the claims and where it is.
 
     Raises:
         InputError: if there is no finished run, or the record of one is damaged.
@@ -22,4 +22,12 @@ def run(directory: str) -> None:
     table = build_table(load_all(directory))
     console.print(table.to_terminal())
     console.print(table.caption, markup=False)
+    for section in sections(table):
+        console.print(f"\n{section.title}", markup=False)
+        console.print(section.to_terminal())
+        console.print(section.note, markup=False)
+    if found := claims_in_words(table):
+        console.print("\nWhat the paper claims", markup=False)
+        for line in found:
+            console.print(line, markup=False)
     console.print(f"Report: {page}", soft_wrap=True, markup=False)

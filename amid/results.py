@@ -94,13 +94,28 @@ class RunResult:
     seed: int
     """Of the training."""
     scores: dict[str, dict[str, Score]]
-    """Of each evaluation set, by metric (`rouge_l`, `self_bleu`, ...), over the sampling seeds."""
+    """Of each evaluation set, by metric (`rouge_l`, `self_bleu`, ...), over the sampling seeds.
+
+    A diverged run has none: nothing stands below the names of its sets.
+    """
     training: dict[str, float]
-    """Figures about the training, such as `steps` and `valid_loss`."""
+    """Figures about the training.
+
+    Such as `steps`, `valid_loss`, `valid_rouge_l` and the same before the first step (`valid_loss_before`),
+    `response_tokens_per_second` (of the whole training), `step_seconds` (mean of the optimiser steps, without
+    the first), `peak_memory` (bytes: of the GPU, or of the process where there is none); of a diverged run
+    `diverged_step`.
+    """
     timings: dict[str, float]
     """Seconds of each part of the run."""
     versions: dict[str, str]
     """Of the packages that the numbers depend on."""
+
+    @property
+    def diverged_step(self) -> int | None:
+        """The optimiser step, counted from 1, whose loss or gradient was not finite, which ended the run."""
+        step = self.training.get("diverged_step")
+        return None if step is None else int(step)
 
 
 def save(result: RunResult, directory: str | Path) -> Path:

@@ -9,7 +9,7 @@ import transformers
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from amid.config import LABELS, further_settings
+from amid.config import KEYS_OF_SWEEPS, LABELS, further_settings
 from amid.experiment import run_experiment
 from amid.progress import announce
 from amid.results import METRICS, RunResult, quality_metrics
@@ -36,12 +36,16 @@ def run(cfg: DictConfig) -> None:
 def as_dict(cfg: DictConfig) -> dict[str, Any]:
     """`cfg` with everything resolved, without the keys that only a sweep reads."""
     with open_dict(cfg):
-        cfg.pop("baselines", None)
+        for key in KEYS_OF_SWEEPS:
+            cfg.pop(key, None)
     return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
 
 
 def summary(result: RunResult) -> str:
-    """One line with the scores of a run."""
+    """One line with the scores of a run, or the step at which it diverged."""
+    seconds = f"({sum(result.timings.values()):.0f} s)"
+    if result.diverged_step is not None:
+        return f"  diverged at step {result.diverged_step}   {seconds}"
     sets = [
         " ".join(
             [name]
@@ -52,4 +56,4 @@ def summary(result: RunResult) -> str:
         )
         for name, by in result.scores.items()
     ]
-    return "  " + "   ".join([*sets, f"({sum(result.timings.values()):.0f} s)"])
+    return "  " + "   ".join([*sets, seconds])

@@ -352,3 +352,27 @@ def test_values_out_of_range(quick, capsys, override, message):
     key = override.split("=")[0]
     assert run("train", *(o for o in quick if not o.startswith(key)), override) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_ends_at_once_and_is_not_run_again(quick, tmp_path, capsys):
+    arguments = ["sweep", "alpha", *quick, "assistant.alpha=-1", "optimizer.lr=inf"]
+    assert run(*arguments) == 0
+    out = capsys.readouterr().out
+    assert out.count("diverged at step 2: loss nan") == 3
+    directory = tmp_path / "runs" / next(p.name for p in (tmp_path / "runs").iterdir() if "alpha" in p.name)
+    result = results.load(directory)
+    assert (result.diverged_step, result.training["steps"]) == (2, 1)
+    assert result.scores == {"open": {}, "closed": {}}
+    assert result.training["valid_rouge_l_before"] >= 0
+    assert not (directory / "checkpoints" / "best").exists()
+    assert not list(directory.glob("checkpoints/*.ckpt"))
+    assert "diverged" in (tmp_path / "runs" / "report" / "table.md").read_text()
+    assert run(*arguments) == 0
+    assert capsys.readouterr().out.count("is finished already") == 3
+
+
+def test_a_preparation_that_diverges_is_an_error_each_time(quick, tmp_path, capsys):
+    arguments = [*quick, f"prepared_dir={tmp_path / 'bad'}", "model.teacher.sft.optimizer.lr=inf"]
+    for _ in range(2):
+        assert run("train", *arguments) == 1
+        assert "diverged at step 2; lower model.teacher.sft.optimizer.lr" in capsys.readouterr().err

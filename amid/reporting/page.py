@@ -5,7 +5,10 @@ import tempfile
 from pathlib import Path
 
 from amid.errors import InputError
+from amid.reporting.claims import NOTE, claims
 from amid.reporting.figures import Figure, draw_figures
+from amid.reporting.published import against_published, other_pairs
+from amid.reporting.sections import Section, cost, pivots
 from amid.reporting.table import Table, build_table, markdown_line
 from amid.results import RESULT_FILE, load_all
 
@@ -15,8 +18,8 @@ REPORT = "report"
 def write_report(directory: str | Path) -> Path:
     """Writes `directory`/report/ from every finished run below `directory`.
 
-    report.md (table, figures, runs), table.md, table.csv and a PNG file for each figure. All is made in a
-    hidden folder first, so that a report that fails leaves the last one as it was.
+    report.md (tables, the paper's claims, figures, runs), table.md, table.csv and a PNG file for each figure.
+    All is made in a hidden folder first, so that a report that fails leaves the last one as it was.
 
     Returns:
         The path of report.md.
@@ -47,8 +50,22 @@ def write_report(directory: str | Path) -> Path:
     return report / "report.md"
 
 
+def sections(table: Table) -> list[Section]:
+    """The further tables that the rows of `table` allow."""
+    return [*pivots(table), *filter(None, (cost(table), against_published(table)))]
+
+
+def claims_in_words(table: Table) -> list[str]:
+    """A line for each of the paper's claims that `table` bears on, and one on what they rest on."""
+    found = [str(claim) for claim in claims(table)]
+    return [*found, " ".join(filter(None, (NOTE, other_pairs(table))))] if found else []
+
+
 def _page(title: str, table: Table, figures: list[Figure]) -> str:
     parts = [f"# {title}", "## Scores", table.to_markdown().rstrip(), table.caption]
+    parts += [section.to_markdown() for section in sections(table)]
+    if found := claims_in_words(table):
+        parts += ["## What the paper claims", "\n".join(f"- {line}" for line in found[:-1]), found[-1]]
     if figures:
         parts.append("## Figures")
         parts += [f"![{figure.caption}]({figure.file})\n\n{figure.caption}" for figure in figures]

@@ -97,13 +97,15 @@ class Row:
         return DIVERGENCES.get(str(name), str(name)) + arguments
 
     def score(self, dataset: str, metric: str, datasets: Sequence[str] = ()) -> Score | None:
-        """The row's score, or None where a run has none.
+        """The row's score, or None where a run has none; a diverged run's is NaN.
 
         Of several training seeds, the values are the runs' means; of one, those of its sampling seeds. With
         `AVERAGE` as the set, the mean over `datasets`, all of which must have been scored.
         """
 
         def of_run(run: RunResult) -> Score | None:
+            if run.diverged_step is not None:
+                return Score(math.nan, None, [math.nan])
             if dataset == AVERAGE:
                 return _mean_over_sets([run.scores.get(name, {}).get(metric) for name in datasets])
             return run.scores.get(dataset, {}).get(metric)
@@ -152,7 +154,8 @@ class Table:
     Baselines come first, then the grid by divergence, α and λ. A score is the mean ± the sample standard
     deviation; the best of a column (Self-BLEU the lowest, others the highest) is bold, with all that equal it
     in the digits shown; the second, where one row is the best of three or more, is italic, with all that
-    equal it. A score that is NaN is written as `failed`, one that was not taken as `–`.
+    equal it. The scores of a run that diverged are written as `diverged`, another that is NaN as `failed`,
+    one that was not taken as `–`.
     """
 
     rows: list[Row]
@@ -214,6 +217,10 @@ class Table:
     def score(self, row: Row, metric: str, dataset: str | None = None) -> Score | None:
         """A row's score on one set, by default on all (`overall`)."""
         return row.score(dataset or self.overall(metric), metric, self.sets(metric))
+
+    def score_text(self, row: Row, metric: str, digits: int = 1) -> str:
+        """A row's score over all sets, as the table writes it."""
+        return _score_text(row, self.score(row, metric), digits, " ± ")
 
     def name(self, row: Row, without: Sequence[str] = ()) -> str:
         """The row in words, such as `AMiD αβ(p, r) α=-5 λ=0.1`: what varies, but for the labels `without`."""
@@ -390,7 +397,7 @@ class Table:
             if len(shown) > 2:
                 mark.setdefault(shown[1], marks[1])
             for row, line, score in zip(self.rows, cells, scores, strict=True):
-                text = _score_text(score, digits, plus_minus)
+                text = _score_text(row, score, digits, plus_minus)
                 competes = score is not None and row.labels.get("method") != "teacher"
                 marked = mark.get(round(score.mean, digits)) if score is not None and competes else None
                 line.append(marked(text) if marked else text)
@@ -457,12 +464,13 @@ def _label_text(row: Row, label: str) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _score_text(score: Score | None, digits: int, plus_minus: str) -> str:
+def _score_text(row: Row, score: Score | None, digits: int, plus_minus: str) -> str:
     if score is None:
         return MISSING
     if math.isnan(score.mean):
+        word = "diverged" if any(run.diverged_step is not None for run in row.runs) else "failed"
         failed = sum(map(math.isnan, score.values))
-        return "failed" if failed in (0, len(score.values)) else f"failed {failed}/{len(score.values)}"
+        return word if failed in (0, len(score.values)) else f"{word} {failed}/{len(score.values)}"
     text = f"{score.mean:.{digits}f}"
     return text if score.std is None else f"{text}{plus_minus}{score.std:.{digits}f}"
 

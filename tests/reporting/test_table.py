@@ -310,3 +310,17 @@ class TestCsv:
     def test_a_comma_in_a_label(self, make_run):
         (line,) = csv.DictReader(io.StringIO(build_table([make_run(data='a,"b"\n')]).to_csv()))
         assert line["data"] == 'a,"b"\n'
+
+
+class TestDivergedRuns:
+    def test_they_are_told_from_scores_and_counted(self, make_run):
+        def diverged(**labels):
+            run = make_run(**labels)
+            return dataclasses.replace(run, scores={"dolly": {}}, training={"diverged_step": 7.0})
+
+        runs = [make_run(seed=1, alpha=-5.0), diverged(seed=2, alpha=-5.0), diverged(alpha=1.0), make_run()]
+        assert runs[2].diverged_step == 7
+        table = build_table([*runs, make_run(alpha=0.0)])
+        assert table.datasets == ["dolly"]
+        assert {line["ROUGE-L ↑ dolly"] for line in markdown(table)} >= {"diverged 1/2", "diverged"}
+        assert "diverged" in terminal(table)

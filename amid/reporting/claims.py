@@ -1,0 +1,252 @@
+"""What the paper claims, held against the results of an experiment."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from amid.reporting.sections import number, outcome
+from amid.reporting.table import METHODS, Row, Table, title
+from amid.results import Label, Score
+
+Verdict = Literal["holds", "does not hold", "cannot be told"]
+
+LAMBDAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""The paper's grid over λ."""
+
+PUBLISHED: dict[str, Label] = {"divergence": "alpha_beta", "order": "pr", "alpha": -5.0, "lam": 0.1}
+"""The setting of AMiD that the paper compares with other methods."""
+
+NOTE = (
+    "Differences: mean ± standard error over the training seeds that two settings share. A direction holds, "
+    "or does not, where the mean is more than twice that; one seed tells nothing."
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim, and what the results say of it."""
+
+    text: str
+    verdict: Verdict
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.text}: {self.verdict} ({self.why})"
+
+
+def claims(table: Table) -> list[Claim]:
+    """The paper's claims that the settings in `table` bear on, each with what the results say.
+
+    Against α: quality and Self-BLEU fall from -5 to 1, a free α is at least as good as -1 and 1. Against λ at
+    α = -5: 0.1 is the best, and none fails. Over divergences: αβ has the smallest spread over α, reverse KL
+    with α = 1 fails. Over methods: AMiD is above every baseline.
+    """
+    return [*_methods(table), *_alpha(table), *_lambda(table), *_divergence(table)]
+
+
+def judge(
+    better: Mapping[int, float], worse: Mapping[int, float], at_least: bool = False
+) -> tuple[Verdict, str]:
+    """Whether the first numbers are above the second, both by training seed, and by how much.
+
+    With `at_least`, a mean difference that is not negative is enough.
+    """
+    common = sorted(better.keys() & worse.keys())
+    if not common:
+        return "cannot be told", "missing runs: no seed has both"
+    differences = Score.over_seeds([better[seed] - worse[seed] for seed in common])
+    mean = differences.mean
+    if differences.std is None:
+        return "cannot be told", f"one seed only: {mean:+.2f}"
+    error = differences.std / math.sqrt(len(common))
+    why = f"{mean:+.2f} ± {error:.2f} over {len(common)} seeds"
+    if mean > 2 * error or (at_least and mean >= 0):
+        return "holds", why
+    return ("does not hold", why) if mean < -2 * error else ("cannot be told", f"{why}: within the spread")
+
+
+def _methods(table: Table) -> Iterator[Claim]:
+    for group in _groups(table.rows, ("model", "data")):
+        ours = [row for row in group if _is(row, {"method": "amid"} | PUBLISHED)]
+        baselines = [row for row in group if row.baseline and row.labels.get("method") in _BASELINES]
+        if not ours or not baselines:
+            continue
+        means = {id(row): _mean(table, row) for row in baselines}
+        best = max(baselines, key=lambda row: means[id(row)])
+        verdict, why = judge(_values(table, ours[0]), _values(table, best))
+        names = ", ".join(dict.fromkeys(row.method for row in baselines))
+        where = _where(table, group)
+        yield Claim(f"AMiD is above every baseline, {names}{where}", verdict, f"to {best.method} {why}")
+
+
+def _alpha(table: Table) -> Iterator[Claim]:
+    quality = title(table.quality)
+    for rows in _series(table, "alpha"):
+        by_alpha = {number(row, "alpha"): row for row in rows}
+        where = f" with {_setting(table, rows[0], 'alpha')}"
+        falls = {table.quality: f"{quality} falls", table.diversity: "Self-BLEU falls"}
+        for metric, text in falls.items():
+            text = f"{text} from α = -5 to 1{where}"
+            missing = [f"α = {alpha:g}" for alpha in (-5.0, 1.0) if alpha not in by_alpha]
+            if missing:
+                yield Claim(text, "cannot be told", f"missing runs: {', '.join(missing)}")
+            else:
+                low, high = by_alpha[-5.0], by_alpha[1.0]
+                verdict, why = judge(_values(table, low, metric), _values(table, high, metric))
+                ends = f"{_mean(table, low, metric):.1f} to {_mean(table, high, metric):.1f}"
+                yield Claim(text, verdict, f"{ends}; {why}")
+        fixed = [by_alpha[alpha] for alpha in (-1.0, 1.0) if alpha in by_alpha]
+        free = [row for alpha, row in by_alpha.items() if alpha not in (-1.0, 1.0)]
+        if fixed and free:
+            text = f"A free α is at least as good as α = -1 and α = 1{where}"
+            if len(fixed) < 2:
+                missing_alpha = next(alpha for alpha in (-1.0, 1.0) if alpha not in by_alpha)
+                yield Claim(text, "cannot be told", f"missing runs: α = {missing_alpha:g}")
+                continue
+            chosen = max(free, key=lambda row: _validation(table, row))
+            best = max(fixed, key=lambda row: _mean(table, row))
+            verdict, why = judge(_values(table, chosen), _values(table, best), at_least=True)
+            alphas = [f"{number(row, 'alpha'):g}" for row in (chosen, best)]
+            yield Claim(
+                text, verdict, f"α = {alphas[0]}, chosen on the validation set, to α = {alphas[1]}: {why}"
+            )
+
+
+def _lambda(table: Table) -> Iterator[Claim]:
+    for rows in _series(table, "lam"):
+        if number(rows[0], "alpha") != -5.0:
+            continue
+        by_lam = {number(row, "lam"): row for row in rows}
+        where = f" with {_setting(table, rows[0], 'lam')}"
+        texts = (f"λ = 0.1 is the best at α = -5{where}", f"No λ fails at α = -5{where}")
+        missing = [f"λ = {lam:g}" for lam in LAMBDAS if lam not in by_lam]
+        failed = [row for row in rows if _failures(table, row)]
+        if missing:
+            yield Claim(texts[0], "cannot be told", f"missing runs: {', '.join(missing)}")
+        else:
+            best = max((row for lam, row in by_lam.items() if lam != 0.1), key=lambda row: _mean(table, row))
+            verdict, why = judge(_values(table, by_lam[0.1]), _values(table, best))
+            yield Claim(texts[0], verdict, f"to λ = {number(best, 'lam'):g}: {why}")
+        if failed:
+            names = ", ".join(
+                f"{_failures(table, row)} of {len(row.runs)} with λ = {number(row, 'lam'):g}"
+                for row in failed
+            )
+            yield Claim(texts[1], "does not hold", names)
+        elif missing or min(len(row.runs) for row in rows) < 2:
+            why = f"missing runs: {', '.join(missing)}" if missing else "one seed only: none failed"
+            yield Claim(texts[1], "cannot be told", why)
+        else:
+            yield Claim(texts[1], "holds", f"none of {sum(len(row.runs) for row in rows)} runs")
+
+
+def _divergence(table: Table) -> Iterator[Claim]:
+    lines = _series(table, "alpha")
+    for group in _groups([rows[0] for rows in lines], ("model", "data", "order")):
+        members = [rows for rows in lines if any(rows[0] is first for first in group)]
+        names = [rows[0].labels.get("divergence") for rows in members]
+        if len(set(names)) < 2:
+            continue
+        where = _where(table, group)
+        text = f"αβ has the smallest spread over α{where}"
+        if "alpha_beta" not in names:
+            yield Claim(text, "cannot be told", "missing runs: αβ")
+        else:
+            shared = set.intersection(*({number(row, "alpha") for row in rows} for rows in members))
+            spreads = [_spreads(table, [r for r in rows if number(r, "alpha") in shared]) for rows in members]
+            ours = names.index("alpha_beta")
+            others = [i for i in range(len(members)) if i != ours]
+            if len(shared) < 2 or not all(spreads):
+                yield Claim(text, "cannot be told", "missing runs: two α that every divergence has")
+            else:
+                least = min(others, key=lambda i: sum(spreads[i].values()) / len(spreads[i]))
+                verdict, why = judge(spreads[least], spreads[ours])
+                yield Claim(
+                    text, verdict, f"the spread of {members[least][0].divergence} less its own: {why}"
+                )
+    for rows in lines:
+        if _is(rows[0], {"divergence": "reverse_kl", "order": "pr"}):
+            yield _corner(table, rows)
+
+
+def _corner(table: Table, rows: Sequence[Row]) -> Claim:
+    """Of the rows of reverse KL over α."""
+    text = f"Reverse KL, KL(r ‖ p), fails with α = 1{_where(table, rows)}"
+    corner = next((row for row in rows if number(row, "alpha") == 1.0), None)
+    if corner is None:
+        return Claim(text, "cannot be told", "missing runs: α = 1")
+    failed, runs = _failures(table, corner), len(corner.runs)
+    score = f"{title(table.quality)} {table.score_text(corner, table.quality)}"
+    why = f"{failed} of {runs} runs failed, {score}"
+    if runs == 1:
+        return Claim(text, "cannot be told", f"one seed only: {why}")
+    verdict: Verdict = "holds" if failed == runs else "cannot be told" if failed else "does not hold"
+    return Claim(text, verdict, why)
+
+
+_BASELINES = METHODS.keys() - {"teacher", "amid"}
+
+
+def _series(table: Table, label: str) -> list[list[Row]]:
+    """AMiD's rows that differ in the number `label` alone, at least two; against α those of λ = 0.1, if it
+    varies."""
+    grid = [row for row in table.rows if not row.baseline and number(row, label) is not None]
+    if label == "alpha" and len({number(row, "lam") for row in grid}) > 1:
+        grid = [row for row in grid if number(row, "lam") == 0.1]
+    others = sorted({name for row in grid for name in row.labels} - {label})
+    return [rows for rows in _groups(grid, others) if len({number(row, label) for row in rows}) > 1]
+
+
+def _groups(rows: Sequence[Row], labels: Sequence[str]) -> list[list[Row]]:
+    groups: dict[tuple[Label, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.labels.get(label) for label in labels), []).append(row)
+    return list(groups.values())
+
+
+def _is(row: Row, labels: Mapping[str, Label]) -> bool:
+    return all(row.labels.get(name) == value for name, value in labels.items())
+
+
+def _values(table: Table, row: Row, metric: str | None = None) -> dict[int, float]:
+    """The score over all sets by training seed, of the runs that have one."""
+    one_each = (Row(row.labels, (run,), row.baseline) for run in row.runs)
+    scores = ((each.runs[0].seed, table.score(each, metric or table.quality)) for each in one_each)
+    return {seed: s.mean for seed, s in scores if s is not None and math.isfinite(s.mean)}
+
+
+def _mean(table: Table, row: Row, metric: str | None = None) -> float:
+    """Of those; -inf for none."""
+    values = _values(table, row, metric).values()
+    return sum(values) / len(values) if values else -math.inf
+
+
+def _validation(table: Table, row: Row) -> float:
+    name = f"valid_{table.quality}"
+    values = [run.training[name] for run in row.runs if name in run.training]
+    return sum(values) / len(values) if values else -math.inf
+
+
+def _spreads(table: Table, rows: Sequence[Row]) -> dict[int, float]:
+    """By training seed, the difference between the best and the worst of `rows`, where all were run; a run
+    that diverged counts as 0."""
+    diverged = [{run.seed: 0.0 for run in row.runs if run.diverged_step is not None} for row in rows]
+    by_row = [_values(table, row) | zeros for row, zeros in zip(rows, diverged, strict=True)]
+    seeds = set.intersection(*(set(values) for values in by_row)) if by_row else set()
+    return {seed: max(v[seed] for v in by_row) - min(v[seed] for v in by_row) for seed in sorted(seeds)}
+
+
+def _failures(table: Table, row: Row) -> int:
+    return sum(outcome(run, table.quality) != "trained" for run in row.runs)
+
+
+def _setting(table: Table, row: Row, without: str) -> str:
+    rest = table.name(row, without=["method", "divergence", "alpha", "lam", without])
+    return f"{row.divergence} {rest}".strip()
+
+
+def _where(table: Table, rows: Sequence[Row]) -> str:
+    """Which pair and data, where there are several in the table."""
+    names = [str(rows[0].labels.get(label)) for label in ("model", "data") if label in table.varying]
+    return f" ({', '.join(names)})" if names else ""

@@ -1,0 +1,171 @@
+"""Further tables of a report: pivots over α, λ and divergences, what failed, and what the assistant costs."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table as TerminalTable
+
+from amid.reporting.table import AVERAGE, MISSING, SYMBOLS, Row, Table, markdown_line, title
+from amid.results import RunResult, Score
+
+NEAR_ZERO = 1.0
+"""A score (0 to 100) below this is that of a collapsed student."""
+
+COLLAPSE_SHARE = 0.5
+"""A student whose validation score is below this share of the score that it began with has collapsed."""
+
+Outcome = Literal["diverged", "collapsed", "trained"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled table of text, and a note on it; the first column is a name, the others are numbers."""
+
+    title: str
+    heads: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    note: str
+
+    def to_markdown(self) -> str:
+        """Title, table and note in Markdown."""
+        rule = ["---", *("---:" for _ in self.heads[1:])]
+        table = "\n".join(markdown_line(line) for line in (self.heads, rule, *self.lines))
+        return f"## {self.title}\n\n{table}\n\n{self.note}"
+
+    def to_terminal(self) -> TerminalTable:
+        """The table for the terminal, without title and note."""
+        table = TerminalTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for index, head in enumerate(self.heads):
+            table.add_column(escape(head), justify="right" if index else "left", no_wrap=index > 0)
+        for line in self.lines:
+            table.add_row(*map(escape, line))
+        return table
+
+
+def outcome(run: RunResult, quality: str) -> Outcome:
+    """How a run ended: it diverged, collapsed (`NEAR_ZERO`, `COLLAPSE_SHARE`), or neither.
+
+    Args:
+        run: with or without scores.
+        quality: the metric that tells, such as `rouge_l`.
+    """
+    if run.diverged_step is not None:
+        return "diverged"
+    means = [by[quality].mean for by in run.scores.values() if quality in by]
+    before = run.training.get(f"valid_{quality}_before", math.nan)
+    after = run.training.get(f"valid_{quality}", math.nan)
+    near_zero = bool(means) and not sum(means) / len(means) >= NEAR_ZERO
+    return "collapsed" if near_zero or after < COLLAPSE_SHARE * before else "trained"
+
+
+def pivots(table: Table) -> list[Section]:
+    """The main score over two axes, where two of divergence, α and λ vary, and which runs failed."""
+    grid = [row for row in table.rows if not row.baseline]
+    values = {label: sorted({number(row, label) for row in grid} - {None}) for label in ("alpha", "lam")}  # type: ignore[type-var]
+    across = "alpha" if len(values["alpha"]) > 1 else "lam"
+    columns = values[across]
+    names = list(dict.fromkeys(_line(table, row, across) for row in grid))
+    if len(columns) < 2 or len(names) < 2:
+        return []
+    cells = {(_line(table, row, across), number(row, across)): row for row in grid}
+    heads = [f"{SYMBOLS[across]} =", *(f"{column:g}" for column in columns)]
+
+    def section(name: str, text: Callable[[Row], str], note: str) -> Section:
+        rows = [[cells.get((line, column)) for column in columns] for line in names]
+        lines = [
+            [line, *(MISSING if row is None else text(row) for row in across_row)]
+            for line, across_row in zip(names, rows, strict=True)
+        ]
+        return Section(name, heads, lines, note)
+
+    quality = title(table.quality)
+    over = "the set" if table.overall(table.quality) != AVERAGE else "all sets"
+    made = [
+        section(
+            f"{quality} over divergence, α and λ",
+            lambda row: table.score_text(row, table.quality),
+            f"{quality} over {over}, as in the table above.",
+        )
+    ]
+    if all(len(found) > 1 for found in values.values()) or any(_failed(table, row) for row in grid):
+        made.append(
+            section(
+                "Runs that failed",
+                lambda row: f"{_failed(table, row)}/{len(row.runs)}",
+                f"Runs that diverged (a loss or gradient that is not finite) or collapsed ({quality} below "
+                f"{NEAR_ZERO:g}, or on the validation prompts below {COLLAPSE_SHARE:.0%} of what the student "
+                "began with), of all.",
+            )
+        )
+    return made
+
+
+def cost(table: Table) -> Section | None:
+    """What the assistant costs: step time and memory against the same divergence between p and q directly.
+
+    None where no row with an assistant has a row of its divergence without one.
+    """
+    lines: list[list[str]] = []
+    for direct in table.rows:
+        if direct.labels.get("alpha") is not None or direct.labels.get("order") != "pq":
+            continue
+        same = ("divergence", "model", "data")
+        rows = [
+            row
+            for row in table.rows
+            if not row.baseline and all(row.labels.get(name) == direct.labels.get(name) for name in same)
+        ]
+        if rows and _figure(direct, "step_seconds"):
+            lines += [_cost_line(table, row, direct) for row in (direct, *rows)]
+    if not lines:
+        return None
+    heads = ["Setting", "Step (ms)", "× direct", "Tokens/s", "Memory (GB)", "× direct"]
+    heads.append(f"{title(table.quality)} gained")
+    note = (
+        "Step: mean of the optimiser steps without the first, of each run. Tokens/s: of responses, over the "
+        "whole training. Memory: at most, of the GPU, or of the process where there is none. × direct: "
+        "against the same divergence without the assistant, the first of its lines."
+    )
+    return Section("What the assistant costs", heads, lines, note)
+
+
+_FIGURES = (("step_seconds", 1e3, 1), ("response_tokens_per_second", 1.0, 0), ("peak_memory", 1e-9, 2))
+"""Figures of the training, what they are multiplied with for the table, and their digits."""
+
+
+def _cost_line(table: Table, row: Row, direct: Row) -> list[str]:
+    cells = [f"{row.method} {table.name(row, without=['method'])}".strip()]
+    for name, scale, digits in _FIGURES:
+        ours, theirs = _figure(row, name), _figure(direct, name)
+        cells.append(MISSING if ours is None else f"{scale * ours.mean:,.{digits}f}")
+        if name != "response_tokens_per_second":
+            known = ours is not None and theirs is not None
+            cells.append(f"{ours.mean / theirs.mean:.2f}" if known else MISSING)  # type: ignore[union-attr]
+    gains = [table.score(each, table.quality) for each in (row, direct)]
+    gain = math.nan if None in gains else gains[0].mean - gains[1].mean  # type: ignore[union-attr]
+    return [*cells, f"{gain:+.2f}" if math.isfinite(gain) else MISSING]
+
+
+def _figure(row: Row, name: str) -> Score | None:
+    """A figure of the training, over the runs that have it."""
+    found = [run.training[name] for run in row.runs if run.training.get(name)]
+    return Score.over_seeds(found) if found else None
+
+
+def number(row: Row, label: str) -> float | None:
+    """A label that is a number; None where it is not."""
+    value = row.labels.get(label)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _line(table: Table, row: Row, across: str) -> str:
+    rest = table.name(row, without=["method", "divergence", across])
+    return f"{row.divergence} {rest}".strip()
+
+
+def _failed(table: Table, row: Row) -> int:
+    return sum(outcome(run, table.quality) != "trained" for run in row.runs)

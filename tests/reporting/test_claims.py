@@ -1,0 +1,255 @@
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amid.reporting import build_table, claims
+from amid.reporting.claims import LAMBDAS, judge
+from amid.reporting.published import against_published, other_pairs, published
+from amid.reporting.sections import cost, outcome, pivots
+from amid.results import Score
+
+
+def verdicts(runs):
+    """The verdict on each claim, by the first words of its text."""
+    return {claim.text: claim.verdict for claim in claims(build_table(runs))}
+
+
+def verdict(runs, words):
+    (found,) = [verdict for text, verdict in verdicts(runs).items() if words in text]
+    return found
+
+
+def with_training(run, **figures):
+    return dataclasses.replace(run, training=run.training | figures)
+
+
+def diverged(run):
+    return dataclasses.replace(run, scores={name: {} for name in run.scores}, training={"diverged_step": 3.0})
+
+
+@pytest.fixture
+def over_alpha(make_run):
+    """Runs over α with three seeds, whose scores are given by α."""
+
+    def runs(quality, self_bleu=lambda alpha: 40.0, alphas=(-5.0, -1.0, 1.0), seeds=(1, 2, 3), **labels):
+        return [
+            make_run((quality(a) + 0.1 * seed,), (self_bleu(a) + 0.1 * seed,), seed, alpha=a, **labels)
+            for a in alphas
+            for seed in seeds
+        ]
+
+    return runs
+
+
+class TestJudge:
+    seeds = st.dictionaries(st.integers(1, 5), st.floats(0, 100), min_size=1)
+
+    @given(seeds, seeds)
+    def test_a_direction_and_its_opposite_never_both_hold(self, a, b):
+        one, other = judge(a, b)[0], judge(b, a)[0]
+        opposite = {"holds": "does not hold", "does not hold": "holds", "cannot be told": "cannot be told"}
+        assert other == opposite[one]
+
+    @given(seeds, st.floats(0.01, 50))
+    def test_a_constant_difference_of_several_seeds_holds(self, a, difference):
+        found = judge({seed: value + difference for seed, value in a.items()}, a)[0]
+        assert found == ("holds" if len(a) > 1 else "cannot be told")
+
+    def test_differences_within_their_spread_tell_nothing(self):
+        assert judge({1: 10.0, 2: 12.0}, {1: 11.0, 2: 10.5})[0] == "cannot be told"
+        assert judge({1: 10.0, 2: 12.0}, {1: 11.0, 2: 10.5}, at_least=True)[0] == "holds"
+
+    def test_seeds_that_differ_are_not_compared(self):
+        unlike = judge({1: 10.0, 2: 11.0}, {3: 1.0, 4: 1.0})
+        assert unlike == ("cannot be told", "missing runs: no seed has both")
+
+
+class TestAlpha:
+    def test_both_directions(self, over_alpha):
+        falling = verdicts(over_alpha(lambda a: 50 - a, lambda a: 40 - a))
+        rising = verdicts(over_alpha(lambda a: 50 + a, lambda a: 40 + a))
+        texts = [text for text in falling if "falls from α = -5 to 1" in text]
+        assert len(texts) == 2
+        assert {falling[text] for text in texts} == {"holds"}
+        assert {rising[text] for text in texts} == {"does not hold"}
+
+    def test_one_seed_or_missing_ends_cannot_be_told(self, over_alpha):
+        for runs in (
+            over_alpha(lambda a: -a, seeds=(1,)),
+            over_alpha(lambda a: -a, alphas=(-5.0, -1.0, 0.0)),
+        ):
+            assert verdict(runs, "ROUGE-L falls") == "cannot be told"
+        (claim,) = [
+            c
+            for c in claims(build_table(over_alpha(lambda a: -a, alphas=(-5.0, 0.0))))
+            if "ROUGE-L falls" in c.text
+        ]
+        assert claim.why == "missing runs: α = 1"
+
+    def test_diverged_runs_are_no_scores(self, over_alpha):
+        runs = [diverged(r) if r.labels["alpha"] == 1 else r for r in over_alpha(lambda a: 50 - a)]
+        assert verdict(runs, "ROUGE-L falls") == "cannot be told"
+
+    def test_the_free_alpha_is_chosen_on_the_validation_set(self, over_alpha):
+        scores = {-5.0: 60.0, -3.0: 40.0, -1.0: 50.0, 1.0: 45.0}
+        for chosen, expected in ((-5.0, "holds"), (-3.0, "does not hold")):
+            runs = [
+                with_training(r, valid_rouge_l=float(r.labels["alpha"] == chosen))
+                for r in over_alpha(scores.get, alphas=tuple(scores))
+            ]
+            assert verdict(runs, "A free α") == expected
+        assert verdict(over_alpha(scores.get, alphas=(-5.0, 1.0)), "A free α") == "cannot be told"
+
+
+class TestLambda:
+    @pytest.fixture
+    def over_lam(self, make_run):
+        return lambda quality, lams=LAMBDAS, seeds=(1, 2): [
+            make_run((quality(lam) + 0.1 * seed,), seed=seed, lam=lam) for lam in lams for seed in seeds
+        ]
+
+    def test_both_directions(self, over_lam):
+        assert verdict(over_lam(lambda lam: 50 - lam), "λ = 0.1 is the best") == "holds"
+        assert verdict(over_lam(lambda lam: 50 + lam), "λ = 0.1 is the best") == "does not hold"
+        assert verdict(over_lam(lambda lam: 50 - lam), "No λ fails") == "holds"
+        assert verdict(over_lam(lambda lam: 0.0 if lam == 0.9 else 50), "No λ fails") == "does not hold"
+
+    def test_a_part_of_the_grid_or_one_seed_cannot_be_told(self, over_lam):
+        for runs in (over_lam(lambda lam: 50 - lam, (0.1, 0.9)), over_lam(lambda lam: 50 - lam, seeds=(1,))):
+            assert set(verdicts(runs).values()) == {"cannot be told"}
+
+    def test_a_run_that_fails_tells_with_a_part_of_the_grid(self, over_lam):
+        runs = over_lam(lambda lam: 50 - lam, (0.1, 0.9), seeds=(1,))
+        assert verdict([runs[0], diverged(runs[1])], "No λ fails") == "does not hold"
+
+
+class TestDivergence:
+    def runs(self, over_alpha, spreads):
+        return [
+            run
+            for divergence, spread in spreads.items()
+            for run in over_alpha(lambda a, s=spread: 50 - s * a, divergence=divergence)
+        ]
+
+    def test_the_smallest_spread(self, over_alpha):
+        runs = self.runs(over_alpha, {"kl": 2, "reverse_kl": 3, "alpha_beta": 1})
+        assert verdict(runs, "αβ has the smallest") == "holds"
+        runs = self.runs(over_alpha, {"kl": 0.5, "reverse_kl": 3, "alpha_beta": 1})
+        assert verdict(runs, "αβ has the smallest") == "does not hold"
+        runs = self.runs(over_alpha, {"kl": 0.5, "reverse_kl": 3})
+        assert verdict(runs, "αβ has the smallest") == "cannot be told"
+
+    def test_the_corner_of_reverse_kl(self, over_alpha):
+        def corner(quality, seeds=(1, 2)):
+            return over_alpha(lambda a: quality if a == 1 else 50, divergence="reverse_kl", seeds=seeds)
+
+        words = "Reverse KL, KL(r ‖ p), fails"
+        assert verdict(corner(0.1), words) == "holds"
+        assert verdict(corner(45), words) == "does not hold"
+        assert verdict(corner(0.1, (1,)), words) == "cannot be told"
+        lost = [diverged(run) if run.labels["alpha"] == 1 else run for run in corner(45)]
+        assert verdict(lost, words) == "holds"
+        assert verdict([*lost[:-1], corner(45)[-1]], words) == "cannot be told"
+
+
+class TestMethods:
+    def test_every_baseline_of_the_same_pair(self, make_run):
+        def runs(ours, model="tiny"):
+            return [
+                make_run((score + 0.1 * seed,), seed=seed, model=model, **labels)
+                for seed in (1, 2)
+                for score, labels in ((ours, {}), (40, {"method": "sft"}), (50, {"method": "kd"}))
+            ]
+
+        assert verdict(runs(55), "AMiD is above every baseline, SFT, KD") == "holds"
+        assert verdict(runs(45), "AMiD is above every baseline") == "does not hold"
+        both = verdicts([*runs(55, "a"), *runs(45, "b")])
+        assert [v for text, v in both.items() if "(a)" in text] == ["holds"]
+        assert [v for text, v in both.items() if "(b)" in text] == ["does not hold"]
+
+    def test_another_setting_of_amid_is_not_the_paper_s(self, make_run):
+        assert not verdicts([make_run(lam=0.5), make_run(method="kd")])
+
+
+class TestPublished:
+    def test_each_figure_says_where_it_is_from(self):
+        assert all(figures.source and figures.second_hand is True for figures in published())
+        (amid,) = [figures for figures in published() if figures.labels["method"] == "amid"]
+        assert amid.values["Avg"] == 23.40
+        for figures in published():
+            sets = [value for name, value in figures.values.items() if name != "Avg"]
+            assert not sets or abs(sum(sets) / len(sets) - figures.values["Avg"]) < 0.011
+
+    def test_only_runs_of_the_same_pair_data_and_setting(self, make_run):
+        sets = ("dolly", "selfinst", "vicuna", "sni", "unni")
+        theirs = {"model": "gpt2_xl_to_gpt2", "data": "dolly"}
+        runs = [
+            make_run((26.0,), sets=sets, **theirs),
+            make_run((26.0,), sets=sets, **theirs, lam=0.5),
+            make_run((21.0,), sets=sets[:1], **theirs, method="abkd", alpha=None, lam=None, order="pq"),
+        ]
+        table = build_table(runs)
+        section = against_published(table)
+        assert len(section.lines) == 2
+        cells = {
+            line[0].split()[0]: dict(zip(section.heads[1:], line[1:], strict=True)) for line in section.lines
+        }
+        assert cells["AMiD"]["dolly"] == "26.00 / 26.44† (-0.44)"
+        assert cells["AMiD"]["Avg"] == "26.00 / 23.40† (+2.60)"
+        assert cells["ABKD"]["dolly"] == "21.00 / 25.49† (-4.49)"
+        assert cells["ABKD"]["vicuna"] == "– / 17.36†"
+        assert other_pairs(table) is None
+
+    def test_no_figure_belongs_to_another_pair(self, make_run):
+        table = build_table([make_run()])
+        assert against_published(table) is None
+        assert "gpt2_xl_to_gpt2 on dolly" in other_pairs(table)
+
+
+class TestSections:
+    def test_outcomes(self, make_run):
+        assert outcome(make_run(), "rouge_l") == "trained"
+        assert outcome(make_run((0.5,)), "rouge_l") == "collapsed"
+        assert outcome(diverged(make_run()), "rouge_l") == "diverged"
+        fallen = with_training(make_run(), valid_rouge_l_before=40.0, valid_rouge_l=19.0)
+        assert outcome(fallen, "rouge_l") == "collapsed"
+        assert outcome(with_training(fallen, valid_rouge_l=21.0), "rouge_l") == "trained"
+
+    def test_divergences_over_alpha(self, sweep):
+        (section,) = pivots(build_table(sweep))
+        assert section.heads == ["α =", "-5", "-1", "1"]
+        assert [line[0] for line in section.lines] == ["KL(p, r)", "RKL(p, r)", "αβ(p, r)"]
+        assert section.lines[0][1].startswith("55.7 ± ")
+
+    def test_a_map_of_alpha_and_lambda_counts_failures(self, make_run):
+        runs = [make_run(alpha=a, lam=lam, seed=s) for a in (-5.0, 1.0) for lam in (0.1, 0.9) for s in (1, 2)]
+        scores, failures = pivots(build_table([diverged(runs[-1]), *runs[:-1], make_run(method="sft")]))
+        assert [line[0] for line in scores.lines] == ["αβ(p, r) λ=0.1", "αβ(p, r) λ=0.9"]
+        assert failures.lines == [["αβ(p, r) λ=0.1", "0/2", "0/2"], ["αβ(p, r) λ=0.9", "0/2", "1/2"]]
+        assert "| αβ(p, r) λ=0.9 | 0/2 | 1/2 |" in failures.to_markdown()
+
+    def test_one_axis_is_no_map(self, make_run):
+        assert not pivots(build_table([make_run(alpha=a) for a in (-5.0, 1.0)]))
+
+    def test_the_cost_is_against_the_same_divergence(self, make_run):
+        def timed(seconds, **labels):
+            return with_training(make_run(**labels), step_seconds=seconds, peak_memory=2e9 * seconds)
+
+        direct = timed(1.0, rouge_l=(40.0,), method="kd")
+        runs = [direct, timed(1.5, rouge_l=(42.0,), divergence="kl"), timed(9.0)]
+        section = cost(build_table(runs))
+        assert [line[1:] for line in section.lines] == [
+            ["1,000.0", "1.00", "–", "2.00", "1.00", "+0.00"],
+            ["1,500.0", "1.50", "–", "3.00", "1.50", "+2.00"],
+        ]
+        assert cost(build_table(runs[1:])) is None
+
+
+def test_a_table_without_the_axes_of_a_claim_has_none(make_run):
+    assert not claims(build_table([make_run()]))
+    nan = dataclasses.replace(
+        make_run(), scores={"dolly": {"rouge_l": Score(float("nan"), None, [float("nan")])}}
+    )
+    assert not claims(build_table([nan]))

@@ -1,0 +1,173 @@
+import itertools
+
+import pytest
+from hydra.utils import instantiate
+
+from amid.cli import main
+from amid.data import InstructionData
+from amid.data.builtin import corpus, tokenizer
+from amid.estimate import RATES, Estimator
+from amid.models import ModelSource
+from amid.results import RunResult, save
+from amid.sweep import names, read_sweep
+from amid.train import as_dict
+
+SCALES = ("small", "full")
+
+
+def composed_axes(name, scale, *labels):
+    """The values of some settings over the runs of a sweep, as sets of strings."""
+    runs = [dict(o.split("=", 1) for o in run.overrides) for run in read_sweep(name, [], scale).runs()]
+    return [{run[label] for run in runs if label in run} for label in labels]
+
+
+@pytest.mark.parametrize(("name", "scale"), list(itertools.product(names(), SCALES)))
+def test_every_run_has_a_folder_of_its_own_and_the_small_scale_is_the_default(name, scale):
+    sweep = read_sweep(name, [], scale)
+    runs = sweep.runs()
+    assert len({run.directory for run in runs}) == len(runs)
+    assert {run.directory.parent for run in runs} == {sweep.output_dir}
+    assert str(sweep.output_dir) == f"outputs/{name}" + ("-full" if scale == "full" else "")
+    assert read_sweep(name, []).output_dir == read_sweep(name, [], "small").output_dir
+
+
+def test_the_grids_are_those_of_the_paper():
+    alphas, lams = {"-5", "-3", "-1", "0", "0.5", "1"}, {"0.1", "0.3", "0.5", "0.7", "0.9"}
+    for scale in SCALES:
+        assert composed_axes("alpha", scale, "assistant.alpha") == [alphas]
+        assert composed_axes("lambda", scale, "assistant.lam", "assistant.alpha") == [lams, {"-5"}]
+        divergences, found = composed_axes("divergence", scale, "divergence", "assistant.alpha")
+        assert divergences == {"kl", "reverse_kl", "alpha_beta"}
+        assert {"-5", "-1", "1"} <= found
+        (methods,) = composed_axes("main", scale, "method")
+        assert {"amid", "sft", "kd", "gkd", "taid", "distillm_skl", "distillm_srkl", "abkd"} <= methods
+        (alphas_of_assistants,) = composed_axes("assistants", scale, "assistant.alpha")
+        assert {"-1", "1"} < alphas_of_assistants
+        both = composed_axes("stability", scale, "assistant.alpha", "assistant.lam")
+        assert min(map(len, both)) > 1
+        axes = composed_axes("overhead", scale, "divergence", "method")
+        assert axes == [{"kl", "alpha_beta"}, {"kd", "abkd"}]
+    assert composed_axes("stability", "full", "assistant.alpha", "assistant.lam") == [alphas, lams]
+    assert composed_axes("divergence", "full", "assistant.alpha", "objective.order") == [alphas, {"pr"}]
+    assert composed_axes("tasks", "full", "data") == [{"opus100", "samsum", "gsm8k"}]
+    models, data, seeds = composed_axes("main", "full", "model", "data", "seed")
+    assert {"gpt2_xl_to_gpt2", "gpt2_xl_to_gpt2_large", "opt_2.7b_to_1.3b", "openllama2_7b_to_3b"} <= models
+    assert (data, len(seeds)) == ({"dolly"}, 5)
+
+
+def test_what_is_given_comes_last_and_the_grid_stays_off_the_baselines():
+    given = ["assistant.alpha=2", "seed=1,2", "output_dir=out", "text=student"]
+    sweep = read_sweep("divergence", given, "full")
+    grid = [dict(o.split("=", 1) for o in run.overrides) for run in sweep.runs()]
+    assert str(sweep.output_dir) == "out"
+    assert {run["seed"] for run in grid} == {"1", "2"}
+    amid = [run for run in grid if "method" not in run]
+    assert {run["assistant.alpha"] for run in amid} == {"2"}
+    assert {run["text"] for run in amid} == {"student"}
+    baselines = [run for run in grid if "method" in run]
+    assert {run["method"] for run in baselines} == {"sft", "kd"}
+    assert not any({"assistant.alpha", "text", "objective.order"} & run.keys() for run in baselines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope"], "choose one of alpha"),
+        (["alpha", "scale=huge"], "choose one of small, full"),
+        (["alpha", "assistant.alhpa=1"], "did you mean 'assistant.alpha'"),
+        (["alpha", "--dryrun"], "neither KEY=VALUE nor --dry-run"),
+    ],
+)
+def test_mistakes(arguments, message, capsys):
+    assert main(["sweep", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """The working folder is an empty one, and nothing answers."""
+    monkeypatch.chdir(tmp_path)
+
+    def unreachable():
+        raise OSError("no network")
+
+    monkeypatch.setattr("amid.estimate.get_session", unreachable)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "scale"), list(itertools.product(names(), SCALES)))
+def test_a_dry_run_composes_every_run_and_starts_nothing(name, scale, offline, capsys):
+    of_full = {"main": ["model=gpt2_xl_to_gpt2"], "tasks": ["data=samsum"]}
+    narrow = ["seed=1", *(of_full.get(name, []) if scale == "full" else [])]
+    assert main(["sweep", name, f"scale={scale}", "--dry-run", *narrow]) == 0
+    out = capsys.readouterr().out
+    n = len(read_sweep(name, narrow, scale).runs())
+    assert f"{n} runs" in out
+    assert f"In all: {n} to do" in out
+    assert "Nothing was started." in out
+    assert not list(offline.iterdir())
+    if scale == "full":
+        assert "Not known: " in out
+        assert "the hub does not answer" in out
+    else:
+        assert "unknown of time" not in out
+
+
+def test_the_estimate_is_that_of_hand(offline, capsys):
+    _, cfg = next(read_sweep("alpha", ["trainer.limit_train_batches=10", "trainer.max_epochs=3"]).configs())
+    cfg.logger = {}
+    cost = Estimator().run(as_dict(cfg))
+    assert cost.steps == 30
+    template = instantiate(cfg.data.template)
+    data = InstructionData(tokenizer(), corpus("train"), None, {}, template, cache_dir=str(offline))
+    assert cost.tokens == pytest.approx(30 * 32 * sum(data.train_tokens.lengths) / 12000, rel=0.03)
+    student = ModelSource(architecture=cfg.model.student.architecture).load(tokenizer())
+    weights = sum(w.numel() for w in student.parameters())
+    assert cost.disk == 4 * weights
+    training = 6 * weights * cost.tokens
+    assert training < cost.operations < 6 * training
+
+
+def test_finished_runs_give_the_times(offline, capsys):
+    sweep = read_sweep("alpha", [])
+    first = sweep.runs()[0]
+    timings = {"train": 3000.0, "evaluate": 600.0, "prepare": 1e6}
+    save(RunResult(first.directory.name, {}, "", 1, {}, {}, timings, {}), first.directory)
+    assert main(["sweep", "alpha", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "In all: 1 done, 7 to do" in out
+    rows = {line.split()[0]: line for line in out.splitlines() if line.startswith((" alpha=", " method="))}
+    assert " done " in rows["alpha=-5"]
+    assert "60 min" in rows["alpha=-5"]
+    assert "60 min" in rows["alpha=1"]
+    assert "7 h of time" in out
+    assert RATES["cpu"] < RATES["cuda"]
+
+
+def test_what_a_run_would_refuse_is_said(offline, capsys):
+    assert main(["sweep", "lambda", "--dry-run", "assistant.lam=0.1,1"]) == 0
+    out = capsys.readouterr().out
+    assert "1 refused" in out
+    assert "lam=1 has no gradient" in out
+
+
+def test_a_data_file_and_a_model_folder_need_no_hub(offline, jsonl, capsys):
+    path = jsonl(*({"instruction": f"say {i}", "output": "word " * 5} for i in range(40)))
+    given = [f"data.train={path}", f"data.valid={path}", f"+data.test.mine={path}", "data/template=builtin"]
+    given += ["data.max_length=40", "data.max_prompt_length=16", "data=jsonl"]
+    given += ["trainer.limit_train_batches=null"]
+    assert main(["sweep", "alpha", "--dry-run", "assistant.alpha=1", *given]) == 0
+    out = capsys.readouterr().out
+    assert "Not known" not in out
+    (line,) = [line for line in out.splitlines() if line.strip().startswith("alpha=1")]
+    assert " 4 " in line  # 40 rows in steps of 32, twice
+
+
+def test_a_configuration_composed_with_others_is_its_own():
+    sweep = read_sweep("stability", ["assistant.alpha=-5,1", "assistant.lam=0.1,0.9", "seed=1,2"])
+    for run, cfg in sweep.configs():
+        given = dict(override.split("=", 1) for override in run.overrides)
+        assert cfg.seed == int(given["seed"])
+        if "method" not in given:
+            expected = tuple(float(given[f"assistant.{name}"]) for name in ("alpha", "lam"))
+            assert (cfg.assistant.alpha, cfg.assistant.lam) == expected
