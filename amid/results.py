@@ -183,7 +183,7 @@ def load(path: str | Path) -> RunResult:
 
 
 def load_all(directory: str | Path) -> list[RunResult]:
-    """Every record with scores below `directory`, sorted by path.
+    """Every record with scores, or of a run that diverged, below `directory`, sorted by path.
 
     Folders named report or prepared and hidden ones are left out.
 

@@ -52,6 +52,8 @@ def test_train_leaves_a_whole_run_that_is_not_run_again(quick, tmp_path, capsys)
         result.scores["open"]
     )
     assert result.training["steps"] == 4
+    assert 0 < result.training["step_seconds"] < result.timings["train"]
+    assert 1e7 < result.training["peak_memory"] < 1e11
     assert (directory / "checkpoints" / "best" / "model.safetensors").exists()
     assert not list(directory.glob("checkpoints/*.ckpt"))
     lines = (directory / "generations" / "open-1.jsonl").read_text().splitlines()
