@@ -168,9 +168,10 @@ class Estimator:
 
     def _answers(self, cfg: Config) -> float | None:
         """Answers that the evaluation draws."""
-        generation, tests = cfg["generation"], cfg["data"]["test"]
+        generation = cfg["generation"]
+        tests = [name for name, source in cfg["data"]["test"].items() if source is not None]
         each = generation.get("samples", 1) * len(generation["seeds"])
-        return _product(each, _sum(*(self._rows(cfg, "test", name) for name in tests)))
+        return _product(each, _sum(0, *(self._rows(cfg, "test", name) for name in tests)))
 
     def _rows(self, cfg: Config, split: str, name: str | None = None) -> int | None:
         data = cfg["data"]

@@ -1,9 +1,10 @@
-import itertools
 
 import pytest
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from amid.cli import main
+from amid.config import SWEEPS
 from amid.data import InstructionData
 from amid.data.builtin import corpus, tokenizer
 from amid.estimate import RATES, Estimator
@@ -13,6 +14,9 @@ from amid.sweep import names, read_sweep
 from amid.train import as_dict
 
 SCALES = ("small", "full")
+SWEEPS_AT_SCALES = [
+    (name, scale) for name in names() for scale in OmegaConf.load(SWEEPS / f"{name}.yaml").scales
+]
 
 
 def composed_axes(name, scale, *labels):
@@ -21,7 +25,7 @@ def composed_axes(name, scale, *labels):
     return [{run[label] for run in runs if label in run} for label in labels]
 
 
-@pytest.mark.parametrize(("name", "scale"), list(itertools.product(names(), SCALES)))
+@pytest.mark.parametrize(("name", "scale"), SWEEPS_AT_SCALES)
 def test_every_run_has_a_folder_of_its_own_and_the_small_scale_is_the_default(name, scale):
     sweep = read_sweep(name, [], scale)
     runs = sweep.runs()
@@ -95,7 +99,7 @@ def offline(monkeypatch, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(("name", "scale"), list(itertools.product(names(), SCALES)))
+@pytest.mark.parametrize(("name", "scale"), SWEEPS_AT_SCALES)
 def test_a_dry_run_composes_every_run_and_starts_nothing(name, scale, offline, capsys):
     of_full = {"main": ["model=gpt2_xl_to_gpt2"], "tasks": ["data=samsum"]}
     narrow = ["seed=1", *(of_full.get(name, []) if scale == "full" else [])]
