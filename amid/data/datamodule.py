@@ -36,8 +36,8 @@ Row = tuple[Tensor, int, int]
 """A sequence: its token ids, the length of its prompt, and its number."""
 
 SampledRow = tuple[Tensor, int, int, Tensor]
-"""A sequence whose response was sampled: besides, what `amid.losses.MiniLLM` takes as `sampling` of each token
-of the response, [response, 2]."""
+"""A sequence whose response was sampled: besides, of each token of the response, what
+`amid.losses.MiniLLM` takes as `sampling`, [response, 2]."""
 
 NO_ROW = -1
 """The number of a sequence that is in neither set."""
