@@ -65,6 +65,11 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
             f"objective={objective!r} needs labels, and the student's own text gives none; use text=data or "
             "text=teacher, or an objective with a teacher"
         )
+    if objective.uses_sampling and not text.sampled:
+        raise InputError(
+            f"objective={objective!r} needs text with the probabilities that it was sampled with; use "
+            "text=rollouts"
+        )
     if not (objective.needs_teacher or text.from_teacher):
         cfg["model"].pop("teacher", None)
     key = config_hash(cfg)
@@ -275,7 +280,7 @@ def _fine_tuned(cfg: Config, role: str) -> Path:
 
 
 def supply_text(cfg: Config, text: Text, tokenizer: PreTrainedTokenizerBase, data: InstructionData) -> None:
-    """Puts the answers of the teacher of `cfg`, prepared already, in the training set where `text` says so.
+    """Gives `text` the training set, with the answers of the teacher of `cfg` in it where `text` says so.
 
     Raises:
         InputError: see `TeacherText.training_set`.
@@ -290,6 +295,7 @@ def supply_text(cfg: Config, text: Text, tokenizer: PreTrainedTokenizerBase, dat
             data.cache_dir,
         )
         data.train_on(answered)
+    text.begin(data.train_tokens)
 
 
 def supply_teacher(

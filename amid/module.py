@@ -4,6 +4,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import lightning as L
@@ -13,14 +14,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from amid.data.datamodule import MicroBatch, Row, counted_positions, padding_share
+from amid.data.datamodule import MicroBatch, Row, SampledRow, counted_positions, padding_share
 from amid.errors import InputError
-from amid.generation import Sampling
+from amid.generation import MixedAnswer, Sampling
 from amid.losses import CrossEntropy, Loss
 from amid.metrics import Metric, set_score
 from amid.models import CountedStates
 from amid.schedule import Schedule
-from amid.teacher import Teacher
+from amid.teacher import CachedTeacher, Teacher
 from amid.text import Text, on_student_text, prompts_of
 
 
@@ -46,9 +47,10 @@ class DistillationModule(L.LightningModule):
     `train/gradient_weight`, `train/alpha`, `train/lam`, and `train/padding`, the share of padding among the
     step's tokens (0..1). Since the last record: `train/student_text`, the share of rows that the student
     wrote (0..1), `train/student_text_tokens`, their mean length with EOS, and `train/text_threshold`.
-    `train/plain_text_loss` is that on plain text; `train/loss` has it with its weight. Logged at each
-    validation: `valid/loss`, `valid/cross_entropy` (nats a token), and `valid/METRIC` and `valid/METRIC_best`
-    of `valid_metric`, such as `valid/rouge_l` (0..100).
+    With `MiniLLM`, means over the counted tokens of `train/single_step` (KL(q ‖ p), nats), `train/to_go`,
+    `train/importance` and `train/clipped` (0..1). `train/plain_text_loss` is that on plain text; `train/loss`
+    has it with its weight. Logged at each validation: `valid/loss`, `valid/cross_entropy` (nats a token), and
+    `valid/METRIC` and `valid/METRIC_best` of `valid_metric`, such as `valid/rouge_l` (0..100).
 
     Args:
         student: the model to train.
@@ -95,7 +97,7 @@ class DistillationModule(L.LightningModule):
         metrics: Mapping[str, Metric],
         sampling: Sampling,
         log_every_n_steps: int,
-        micro_batches: Callable[[Sequence[Row]], list[MicroBatch]],
+        micro_batches: Callable[[Sequence[Row | SampledRow]], list[MicroBatch]],
         text: Text,
         plain_text: Callable[[int], list[MicroBatch]] | None = None,
         plain_text_weight: float = 1.0,
@@ -214,23 +216,17 @@ class DistillationModule(L.LightningModule):
 
     def _student_text(self, of_data: list[MicroBatch]) -> list[MicroBatch] | None:
         """What this step is taken on in place of the data; None for the data."""
-        rows = self._text.rows(prompts_of(of_data), self.trainer.global_step, self._steps, self._answer)
+        answer = _Answerer(self.student, self.teacher, self._tokenizer)
+        rows = self._text.rows(prompts_of(of_data), self.trainer.global_step, self._steps, answer)
         self.text_counts["rows"] += (
             sum(len(batch["rows"]) for batch in of_data) if rows is None else len(rows)
         )
         if rows is None:
             return None
         self.text_counts["student_rows"] += len(rows)
-        self.text_counts["student_tokens"] += sum(len(ids) - n_prompt for ids, n_prompt, _ in rows)
+        self.text_counts["student_tokens"] += sum(len(ids) - n_prompt for ids, n_prompt, *_ in rows)
         parts = self._micro_batches(rows)
         return [{name: value.to(self.device) for name, value in batch.items()} for batch in parts]
-
-    def _answer(self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
-        """The student's answers, as `Answerer` says."""
-        vocabulary = len(self._tokenizer)
-        drawn = sampling.token_ids(self.student, self._tokenizer, prompts, seed, vocabulary=vocabulary)
-        torch.clear_autocast_cache()  # it holds weights cast without a gradient
-        return [ids for (ids,) in drawn]
 
     def _text_rates(self) -> dict[str, float]:
         """What is logged of the text since the last time."""
@@ -363,7 +359,10 @@ class DistillationModule(L.LightningModule):
             student = {"student_logits": self._states.logits(*inputs)[:, : self._shared_vocab]}
             if teacher is not None:
                 given = {"teacher_logits": teacher.logits(batch, positions)[:, : self._shared_vocab]}
-        if objective.needs_labels:
+        sampled = objective.uses_sampling and "sampling" in batch
+        if sampled:
+            given["sampling"] = batch["sampling"][:, 1:][positions[:, :-1]]
+        if objective.needs_labels or sampled:
             given["labels"] = labels
         stats: dict[str, Tensor] = {}
         if return_stats:
@@ -385,3 +384,27 @@ class DistillationModule(L.LightningModule):
         mean = self.trainer.strategy.reduce(total, reduce_op="mean")
         assert isinstance(mean, Tensor)
         return mean
+
+
+@dataclass(frozen=True)
+class _Answerer:
+    """As in `amid.text`."""
+
+    student: PreTrainedModel
+    teacher: Teacher | None
+    tokenizer: PreTrainedTokenizerBase
+
+    def __call__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
+        vocabulary = len(self.tokenizer)
+        drawn = sampling.token_ids(self.student, self.tokenizer, prompts, seed, vocabulary=vocabulary)
+        torch.clear_autocast_cache()  # it holds weights cast without a gradient
+        return [ids for (ids,) in drawn]
+
+    def mixed(
+        self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int, teacher_share: float
+    ) -> list[MixedAnswer]:
+        assert self.teacher is not None
+        assert not isinstance(self.teacher, CachedTeacher)  # see TeacherSupply
+        drawn = sampling.mixed(self.student, self.teacher.model, self.tokenizer, prompts, seed, teacher_share)
+        torch.clear_autocast_cache()
+        return drawn

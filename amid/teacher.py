@@ -118,6 +118,7 @@ class PartlyCachedTeacher:
 
     def __init__(self, live: LiveTeacher, cached: CachedTeacher) -> None:
         self.live, self.cached = live, cached
+        self.model = live.model
         self.vocabulary = cached.vocabulary
 
     @property

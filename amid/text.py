@@ -1,4 +1,4 @@
-"""Whose text is trained on: the data's responses, the teacher's, or the student's own."""
+"""Whose text is trained on: the data's responses, the teacher's, the student's own, or one of both."""
 
 import hashlib
 import math
@@ -6,20 +6,20 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import lightning as L
 import torch
 import transformers
 from safetensors.torch import load_file
-from torch import distributed
+from torch import Tensor, distributed
 from transformers import PreTrainedTokenizerBase
 
-from amid.data.datamodule import NO_ROW, MicroBatch, Row, Tokens
+from amid.data.datamodule import NO_ROW, MicroBatch, Row, SampledRow, Tokens, endless
 from amid.data.prompts import IGNORE
 from amid.errors import InputError
-from amid.generation import Sampling
-from amid.losses import Loss, WeightedSum
+from amid.generation import MixedAnswer, Sampling
+from amid.losses import Loss, WeightedSum, rewards_to_go
 from amid.models import ModelSource
 from amid.progress import Progress, announce
 from amid.states import MANIFEST, checksum, key_of, only_writer, read_json, write_json, write_tensors
@@ -31,11 +31,19 @@ PART_ROWS = 1024
 """Prompts that are answered between two files."""
 
 
+AnyRow = TypeVar("AnyRow", Row, SampledRow)
+
+
 class Answerer(Protocol):
-    """The student, as it is at a step."""
+    """The student, as it is at a step, and its teacher."""
 
     def __call__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
         """The token ids of its answer to each prompt, EOS included where it ended."""
+
+    def mixed(
+        self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int, teacher_share: float
+    ) -> list[MixedAnswer]:
+        """An answer of it and its teacher to each prompt, as `Sampling.mixed` says."""
 
 
 class Text:
@@ -45,12 +53,17 @@ class Text:
     """Whether the teacher answers the training prompts before the training."""
     from_student = False
     """Whether steps may be taken on text of the student."""
+    sampled = False
+    """Whether rows come with what is known of their sampling, in every step."""
     threshold: float | None = None
     """The probability of such a step, where it moves."""
 
+    def begin(self, tokens: Tokens) -> None:
+        """Takes note of the training set, before the first step."""
+
     def rows(
         self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer
-    ) -> list[Row] | None:
+    ) -> Sequence[Row | SampledRow] | None:
         """What is trained on in place of the data's rows; None for these.
 
         The choice depends on the settings and the step, and on nothing that differs between devices.
@@ -293,7 +306,7 @@ class AdaptiveText(Text):
             rows = _answered(prompts, answer(self.sampling, prompts, _seed(self.seed, step)))
             self.buffer.extend(_of_all_devices(rows))
             return rows
-        rank = distributed.get_rank() if _several_devices() else 0
+        _, rank = _devices()
         rng = random.Random(f"{self.seed} replay {step} {rank}")
         return rng.sample(list(self.buffer), min(len(prompts), len(self.buffer)))
 
@@ -318,6 +331,105 @@ class AdaptiveText(Text):
         self.buffer.extend(
             (ids, n_prompt, NO_ROW) for ids, n_prompt, _ in (kept[i] for i in range(len(kept)))
         )
+
+
+class RolloutText(Text):
+    """MiniLLM's samples of student and teacher (arXiv 2306.08543), each used for several optimiser steps.
+
+    A sample answers `batches` times `rows_per_step` prompts of the training set on each device, taken in an
+    order of its own, each token drawn from q̃ = a p + (1-a) q with the student as it then is. It is gone
+    through `epochs` times, in another order each time, a batch a step. The log q̃ and the rewards-to-go that
+    come with the rows stay those of the sampling.
+
+    Args:
+        max_new_tokens: tokens of an answer at most; one that is cut there has no EOS.
+        rows_per_step: rows of an optimiser step, on each device.
+        batches: of these in a sample.
+        epochs: how often a sample is gone through; 1 with one batch is a new sample in each step.
+        teacher_share: a, 0 ≤ a < 1.
+        normalise: see `amid.losses.rewards_to_go`.
+        batch_size: answers drawn at once, at most.
+        seed: of the random numbers, together with the number of the sample.
+
+    Raises:
+        InputError: for a value outside its range.
+    """
+
+    from_student = True
+    sampled = True
+
+    def __init__(
+        self,
+        max_new_tokens: int,
+        rows_per_step: int,
+        batches: int = 4,
+        epochs: int = 4,
+        teacher_share: float = 0.2,
+        normalise: bool = True,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("rows_per_step", rows_per_step), ("batches", batches), ("epochs", epochs)):
+            if value < 1:
+                raise InputError(f"text.{name}={value} must be at least 1")
+        if not 0 <= teacher_share < 1:
+            raise InputError(f"text.teacher_share={teacher_share} must be in [0, 1); published: 0.2")
+        self.sampling = _sampling(max_new_tokens, 1.0, 1.0, 0, batch_size)
+        self.rows_per_step, self.batches, self.epochs = rows_per_step, batches, epochs
+        self.teacher_share, self.normalise, self.seed = teacher_share, normalise, seed
+        self.sample: list[SampledRow] = []
+        self._tokens = Tokens.of([])
+
+    def begin(self, tokens: Tokens) -> None:
+        """As `Text` says: the prompts are those of `tokens`."""
+        self._tokens = tokens
+
+    def rows(
+        self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer
+    ) -> Sequence[Row | SampledRow] | None:
+        """As `Text` says; the prompts are those of the sample."""
+        number, place = divmod(step, self.batches * self.epochs)
+        if place == 0:
+            self.sample = self._sample(number, answer)
+        epoch, batch = divmod(place, self.batches)
+        order = list(range(len(self.sample)))
+        random.Random(f"{self.seed} rollout {number} {epoch}").shuffle(order)
+        devices, rank = _devices()
+        n = self.rows_per_step * devices
+        return [self.sample[i] for i in order[batch * n : (batch + 1) * n][rank::devices]]
+
+    def _sample(self, number: int, answer: Answerer) -> list[SampledRow]:
+        """That of all devices, each of which answers its part of the prompts."""
+        devices, rank = _devices()
+        n = self.batches * self.rows_per_step * devices
+        places = range(number * n, (number + 1) * n)[rank::devices]
+        chosen = endless(places, len(self._tokens), f"{self.seed} prompts")
+        prompts = [ids[:n_prompt].tolist() for ids, n_prompt, _ in map(self._tokens.__getitem__, chosen)]
+        answers = answer.mixed(self.sampling, prompts, _seed(self.seed, number), self.teacher_share)
+        return _of_all_devices(
+            [
+                (*row, self._of_sampling(drawn))
+                for row, drawn in zip(
+                    _answered(prompts, [drawn.tokens for drawn in answers]), answers, strict=True
+                )
+            ]
+        )
+
+    def _of_sampling(self, drawn: MixedAnswer) -> Tensor:
+        """log q̃ and R of each token, [tokens, 2]."""
+        log_p, log_q = drawn.log_teacher.unsqueeze(0), drawn.log_student.unsqueeze(0)
+        to_go = rewards_to_go(log_p, log_q, torch.ones_like(log_q, dtype=torch.bool), self.normalise)
+        return torch.stack([drawn.log_mixed, to_go.squeeze(0)], dim=-1)
+
+    def state(self) -> dict[str, Any]:
+        """As `Text` says: the sample."""
+        kept = Tokens.of((ids.tolist(), n_prompt) for ids, n_prompt, _, _ in self.sample)
+        return {"sampling": [sampling for _, _, _, sampling in self.sample], **kept.tensors}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """As `Text` says."""
+        rows = zip(Tokens.of_tensors(state), state["sampling"], strict=True)
+        self.sample = [(ids, n_prompt, NO_ROW, sampling) for (ids, n_prompt, _), sampling in rows]
 
 
 class AnswerFolder:
@@ -432,14 +544,18 @@ def _seed(seed: int, step: int) -> int:
     return random.Random(f"{seed} text {step}").getrandbits(48)
 
 
-def _several_devices() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+def _devices() -> tuple[int, int]:
+    """How many there are, and which of them this is."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 1, 0
+    return distributed.get_world_size(), distributed.get_rank()
 
 
-def _of_all_devices(rows: list[Row]) -> list[Row]:
-    """The rows of each device, one after the other, so that every device keeps the same buffer."""
-    if not _several_devices():
+def _of_all_devices(rows: list[AnyRow]) -> list[AnyRow]:
+    """The rows of each device, one after the other, so that every device keeps the same ones."""
+    devices, _ = _devices()
+    if devices == 1:
         return rows
-    gathered: list[list[Row]] = [[] for _ in range(distributed.get_world_size())]
+    gathered: list[list[AnyRow]] = [[] for _ in range(devices)]
     distributed.all_gather_object(gathered, rows)
     return [row for part in gathered for row in part]

@@ -74,6 +74,12 @@ def test_methods_are_points_of_one_space():
     assert instantiate(composed("method=bdkd").objective).weight == 2
     alphanet = instantiate(composed("method=alphanet", "objective.maximum=token").objective)
     assert (alphanet.a, alphanet.b, alphanet.maximum) == (0.2, 0.8, "token")
+    minillm = composed("method=minillm", "data.batch_size=64")
+    assert instantiate(minillm.objective).clip == 0.2
+    rollouts = instantiate(minillm.text)
+    assert (rollouts.rows_per_step * rollouts.batches, rollouts.epochs) == (256, 4)
+    assert (rollouts.teacher_share, rollouts.normalise, rollouts.sampling.temperature) == (0.2, True, 1.0)
+    assert (minillm.data.plain_text, minillm.data.plain_text_weight) == ("responses", 1.0)
 
 
 def test_taid_begins_at_the_lam_of_the_assistant():

@@ -29,13 +29,21 @@ from amid.errors import InputError
 
 MicroBatch = dict[str, Tensor]
 """`input_ids`, `attention_mask` and `labels`, [rows, longest] each, padded on the right, and `rows` [rows]:
-which sequence of the training set, or after those of the validation set, each row is, or `NO_ROW`."""
+which sequence of the training set, or after those of the validation set, each row is, or `NO_ROW`. Of sampled
+rows also `sampling` [rows, longest, 2], see `SampledRow`."""
 
 Row = tuple[Tensor, int, int]
 """A sequence: its token ids, the length of its prompt, and its number."""
 
+SampledRow = tuple[Tensor, int, int, Tensor]
+"""A sequence whose response was sampled: besides, of each token of the response, what
+`amid.losses.MiniLLM` takes as `sampling`, [response, 2]."""
+
 NO_ROW = -1
 """The number of a sequence that is in neither set."""
+
+RESPONSES = "responses"
+"""In the place of plain text: the training data's own responses."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,7 @@ class LikeLengthBatches(Sampler[list[int]]):
 
 
 def collate(
-    rows: Sequence[Row],
+    rows: Sequence[Row | SampledRow],
     pad_token_id: int,
     micro_batch_size: int | None = None,
     tokens_per_batch: int | None = None,
@@ -157,9 +165,9 @@ def collate(
     included; a longer row makes one of its own.
 
     Labels are the token ids at response and EOS, `IGNORE` at prompt and padding (unshifted: the label
-    at t is predicted from the tokens before t).
+    at t is predicted from the tokens before t). `sampling` stands where the labels do, 0 elsewhere.
     """
-    parts: list[list[Row]] = []
+    parts: list[list[Row | SampledRow]] = []
     for row in sorted(rows, key=lambda row: len(row[0])):
         after = len(parts[-1]) + 1 if parts else 1
         if (
@@ -185,18 +193,22 @@ def padding_share(micro_batches: Sequence[MicroBatch]) -> float:
     return 1 - tokens / sum(batch["attention_mask"].numel() for batch in micro_batches)
 
 
-def _pad(rows: Sequence[Row], pad_token_id: int) -> MicroBatch:
-    sequences, prompts, numbers = zip(*rows, strict=True)
+def _pad(rows: Sequence[Row | SampledRow], pad_token_id: int) -> MicroBatch:
+    sequences, prompts, numbers, *sampled = zip(*rows, strict=True)
     lengths = torch.tensor([len(ids) for ids in sequences]).unsqueeze(1)
     input_ids = pad_sequence(list(sequences), batch_first=True, padding_value=pad_token_id).long()
     place = torch.arange(input_ids.shape[1])
     response = (place >= torch.tensor(prompts).unsqueeze(1)) & (place < lengths)
-    return {
+    batch = {
         "input_ids": input_ids,
         "attention_mask": (place < lengths).long(),
         "labels": input_ids.masked_fill(~response, IGNORE),
         "rows": torch.tensor(numbers),
     }
+    if sampled:
+        batch["sampling"] = torch.zeros(*input_ids.shape, 2)
+        batch["sampling"][response] = torch.cat(sampled[0])
+    return batch
 
 
 class InstructionData(L.LightningDataModule):
@@ -225,7 +237,8 @@ class InstructionData(L.LightningDataModule):
         valid_prompts: how many of them are also answered by the student, for `valid_metric`.
         test_prompts: prompts used of each evaluation set; null for all.
         plain_text: text for a language-model loss besides: a path or `hf://datasets/OWNER/NAME/FILE` as above
-            whose rows have a `text`, the path of a text file (`.txt`), or the documents; null for none.
+            whose rows have a `text`, the path of a text file (`.txt`), or the documents; `responses` for the
+            training data's own responses, after their prompts; null for none.
         plain_text_weight: of that loss, above 0.
         seed: fixes the order of the batches.
         cache_dir: where tokenised data is kept, named by the hash of what made it.
@@ -344,7 +357,7 @@ class InstructionData(L.LightningDataModule):
         """Batches of validation data, the shortest rows first."""
         return self._loader(self.valid_tokens, self.micro_batch_size or self.batch_size, None)
 
-    def micro_batches(self, rows: Sequence[Row]) -> list[MicroBatch]:
+    def micro_batches(self, rows: Sequence[Row | SampledRow]) -> list[MicroBatch]:
         """The micro-batches of an optimiser step over `rows`, within the limits of the settings."""
         pad = self.tokenizer.pad_token_id
         return collate(
@@ -356,9 +369,14 @@ class InstructionData(L.LightningDataModule):
 
     @cached_property
     def plain_tokens(self) -> Tokens | None:
-        """The plain text in pieces of `max_length` tokens, all of them counted; None where there is none."""
+        """The plain text in pieces of `max_length` tokens, all of them counted; None where there is none.
+
+        The training set where `plain_text` says so.
+        """
         if self._plain_text is None:
             return None
+        if self._plain_text == RESPONSES:
+            return self.train_tokens
         documents, length = load_documents(self._plain_text), self.encoder.max_length
         tokenizer = self.encoder.tokenizer  # with its own EOS: a document is no turn of a conversation
         made_from = ["plain text", documents, length, tokenizer_fingerprint(tokenizer)]
@@ -373,12 +391,9 @@ class InstructionData(L.LightningDataModule):
         """
         tokens = self.plain_tokens
         assert tokens is not None
-        rows = []
-        for place in range(number * self.batch_size, (number + 1) * self.batch_size):
-            turn, index = divmod(place, len(tokens))
-            ids, n_prompt, _ = tokens[_order(len(tokens), f"{self.seed}-plain-{turn}")[index]]
-            rows.append((ids, n_prompt, NO_ROW))
-        return self.micro_batches(rows)
+        places = range(number * self.batch_size, (number + 1) * self.batch_size)
+        chosen = [tokens[index] for index in endless(places, len(tokens), f"{self.seed}-plain")]
+        return self.micro_batches([(ids, n_prompt, NO_ROW) for ids, n_prompt, _ in chosen])
 
     def _loader(self, tokens: Tokens, batch_size: int, seed: int | None) -> DataLoader[Row]:
         batches = LikeLengthBatches(tokens.lengths, batch_size, seed)
@@ -406,6 +421,15 @@ class InstructionData(L.LightningDataModule):
                 save_file(make().tensors, part)
                 os.replace(part, file)
         return Tokens.of_tensors(load_file(file))
+
+
+def endless(places: Iterable[int], n: int, key: str) -> list[int]:
+    """The numbers at `places` of the endless sequence of those below `n`, turn after turn.
+
+    Each turn has every number once, in an order of its own, which follows from `key`.
+    """
+    turns = [divmod(place, n) for place in places]
+    return [_order(n, f"{key}-{turn}")[index] for turn, index in turns]
 
 
 @functools.lru_cache(maxsize=2)  # a batch may reach from one turn into the next

@@ -48,3 +48,12 @@ def select(mask: Tensor | None, x: Tensor) -> Tensor:
 def mean(per_token: Tensor, denominator: float | Tensor | None) -> Tensor:
     """The sum over the counted positions [N], divided by `denominator`."""
     return per_token.sum() / check_denominator(denominator, per_token.numel())
+
+
+def check_labels(labels: Tensor, n_vocab: int) -> None:
+    """Raises a ValueError unless all counted labels are tokens."""
+    if bool(((labels < 0) | (labels >= n_vocab)).any()):
+        raise ValueError(
+            f"labels at counted positions must lie in [0, {n_vocab}), got values from "
+            f"{int(labels.min())} to {int(labels.max())}; set mask to False where none applies"
+        )

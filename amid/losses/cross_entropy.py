@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from amid.losses.assistant import entropy, log_normalise, softmaxes
-from amid.losses.counted import check_leading_shape, given, mean, select
+from amid.losses.counted import check_labels, check_leading_shape, given, mean, select
 from amid.losses.fused import Loss, Stats
 
 
@@ -74,7 +74,7 @@ class CrossEntropy(Loss):
         """
         check_leading_shape("labels", labels.shape, student_logits.shape[:-1])
         logits_q, counted = select(mask, student_logits), select(mask, labels.unsqueeze(-1))
-        _check_labels(counted, logits_q.shape[-1])
+        check_labels(counted, logits_q.shape[-1])
         log_q = log_normalise(logits_q.to(torch.promote_types(logits_q.dtype, torch.float32)))
         loss = mean(-log_q.gather(-1, counted.long()).squeeze(-1), denominator)
         if return_stats:
@@ -91,21 +91,14 @@ class CrossEntropy(Loss):
         labels: Tensor | None,
         with_gradient: bool,
         with_stats: bool,
+        sampling: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Stats]:
         """As `Loss` says: the gradient is q, less 1 at the label."""
         index = given("labels", labels).unsqueeze(-1)
-        _check_labels(index, student_logits.shape[-1])
+        check_labels(index, student_logits.shape[-1])
         log_q, q = softmaxes(student_logits)
         value = -log_q.gather(-1, index.long()).sum()
         stats = {"entropy_q": entropy(log_q)} if with_stats else {}
         if with_gradient:
             q.scatter_add_(-1, index.long(), -torch.ones_like(index, dtype=q.dtype))
         return value, q if with_gradient else None, stats
-
-
-def _check_labels(labels: Tensor, n_vocab: int) -> None:
-    if bool(((labels < 0) | (labels >= n_vocab)).any()):
-        raise ValueError(
-            f"labels at counted positions must lie in [0, {n_vocab}), got values from "
-            f"{int(labels.min())} to {int(labels.max())}; set mask to False where none applies"
-        )

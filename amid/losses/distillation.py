@@ -110,6 +110,7 @@ class Distillation(Loss):
         labels: Tensor | None,
         with_gradient: bool,
         with_stats: bool,
+        sampling: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Stats]:
         """As `Loss` says: in closed form, and by autograd where there is none or it has no precision."""
         logits_q, logits_p = self._cut(student_logits, given("teacher_logits", teacher_logits))

@@ -49,7 +49,10 @@ class FusedInputs(TypedDict, total=False):
     teacher_scale: float
     teacher_softcap: float | None
     labels: Tensor
-    """[...], integers: the token predicted at each position; needed by `CrossEntropy`."""
+    """[...], integers: the token predicted at each position; needed by `CrossEntropy`, and by `MiniLLM` with
+    `sampling`."""
+    sampling: Tensor | None
+    """[..., 2], what is known of the tokens' sampling; see `MiniLLM`."""
     mask: Tensor | None
     """[...], boolean, true where a position counts; None counts all."""
     denominator: float | Tensor | None
@@ -131,6 +134,11 @@ class Loss(ABC):
     def needs_labels(self) -> bool:
         """Whether `labels` must be given."""
 
+    @property
+    def uses_sampling(self) -> bool:
+        """Whether `labels` and `sampling` are used where the text was sampled; see `MiniLLM`."""
+        return False
+
     @abstractmethod
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """Loss, or loss and stats with `return_stats=True`, from logits."""
@@ -143,6 +151,7 @@ class Loss(ABC):
         labels: Tensor | None,
         with_gradient: bool,
         with_stats: bool,
+        sampling: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Stats]:
         """The sum over all positions [N], its gradient for `student_logits` [N, V], and sums to be logged.
 
@@ -175,7 +184,8 @@ class Loss(ABC):
 
             loss(student_logits=student_hidden @ student_weight.T + student_bias,
                  teacher_logits=teacher_hidden @ teacher_weight.T + teacher_bias,
-                 labels=labels, mask=mask, denominator=denominator, return_stats=return_stats)
+                 labels=labels, sampling=sampling, mask=mask, denominator=denominator,
+                 return_stats=return_stats)
 
         with what the loss needs of these, but no logits outlive their chunk of tokens. The gradients for
         `student_hidden`, `student_weight` and `student_bias` are made at once, in closed form; what has no
@@ -215,12 +225,16 @@ def _fused(objective: Loss, with_stats: bool, **inputs: Unpack[FusedInputs]) -> 
     mask = inputs.get("mask")
     hidden = inputs["student_hidden"]
     leading = hidden.shape[:-1]
-    teacher, labels = None, None
+    teacher, labels, sampling = None, None, None
     if objective.needs_teacher:
         teacher_hidden = given("teacher_hidden", inputs.get("teacher_hidden"))
         check_leading_shape("teacher_hidden", teacher_hidden.shape[:-1], leading)
         teacher = _Products(select(mask, teacher_hidden.detach()), _head("teacher", inputs))
-    if objective.needs_labels:
+    if objective.uses_sampling and inputs.get("sampling") is not None:
+        sampling = given("sampling", inputs.get("sampling"))
+        check_leading_shape("sampling", sampling.shape[:-1], leading)
+        sampling = select(mask, sampling)
+    if objective.needs_labels or sampling is not None:
         labels = given("labels", inputs.get("labels"))
         check_leading_shape("labels", labels.shape, leading)
         labels = select(mask, labels.unsqueeze(-1)).squeeze(-1)
@@ -232,6 +246,7 @@ def _fused(objective: Loss, with_stats: bool, **inputs: Unpack[FusedInputs]) -> 
         student=_Products(hidden, head),
         teacher=teacher,
         labels=labels,
+        sampling=sampling,
         denominator=check_denominator(inputs.get("denominator"), len(hidden)),
         chunk_tokens=chunk_tokens,
         with_stats=with_stats,
@@ -288,6 +303,7 @@ class _Work:
     student: _Products
     teacher: _Products | None
     labels: Tensor | None
+    sampling: Tensor | None
     denominator: float
     chunk_tokens: int | None
     with_stats: bool
@@ -315,8 +331,10 @@ class _Work:
         budget = _BUFFER_BYTES.get(self.student.hidden.device.type, _BUFFER_BYTES["cuda"])
         return min(max(budget // bytes_a_token // 64 * 64, 64), n)
 
-    def to_gradient(self, products: Tensor, teacher_products: Tensor | None, labels: Tensor | None) -> Tensor:
+    def to_gradient(self, products: Tensor, teacher_products: Tensor | None, chunk: slice) -> Tensor:
         """The summed loss of a chunk's logits, which are overwritten with the gradient for them."""
+        labels = None if self.labels is None else self.labels[chunk]
+        sampling = None if self.sampling is None else self.sampling[chunk]
         n, n_vocab = products.shape
         size = max(self.block_elements // n_vocab, 1)
         total = torch.zeros((), dtype=self.precise, device=products.device)
@@ -333,6 +351,7 @@ class _Work:
                 None if labels is None else labels[block],
                 with_gradient=self.with_gradient,
                 with_stats=self.with_stats,
+                sampling=None if sampling is None else sampling[block],
             )
             total += value
             if gradient is not None:
@@ -390,7 +409,7 @@ def _value_and_gradients(work: _Work, wanted: Sequence[bool]) -> tuple[Tensor, *
         total += work.to_gradient(
             products,
             None if teacher is None or teacher_buffer is None else teacher.chunk(chunk, teacher_buffer),
-            None if work.labels is None else work.labels[chunk],
+            chunk,
         )
         if grad_hidden is not None:
             torch.mm(products, student.weight, out=grad_hidden[chunk]).mul_(scale)

@@ -6,22 +6,26 @@ gradient of the sequences' KL(q ‖ p) = -E Σ_t r_t over y ~ q falls into two p
     single step     Σ_t ∇ KL(q(· | s_t) ‖ p(· | s_t)),    exact over the vocabulary
     long term      -Σ_t R_t ∇ log q_t,                     R_t = Σ_{t'>t} r_t'
 
-both in expectation over y ~ q. The single step is `Objective(KL(), order="qp")`; the rest is here. With
-MiniLLM's third part, cross-entropy on plain text, `CrossEntropy` on a batch of its own is to be added.
+both in expectation over y ~ q. The single step is `Objective(KL(), order="qp")`. MiniLLM's third part,
+cross-entropy on plain text, is `CrossEntropy` on a batch of its own.
 
-Tensors are [B, T]: rows are sequences, positions those of the sampled tokens; `mask` is true where a token
-was sampled.
+R and the probabilities that the tokens were drawn with are constants of the sample. With them the loss is a
+sum over positions like any other, so that `MiniLLM` has a fused form too.
+
+Where tensors are [B, T], rows are sequences, positions those of the sampled tokens, and `mask` is true where
+a token was sampled.
 """
 
 import math
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from amid.losses.assistant import finite_number, log_normalise
-from amid.losses.counted import check_denominator, check_leading_shape
+from amid.losses.assistant import finite_number, log_normalise, softmaxes
+from amid.losses.counted import check_denominator, check_labels, check_leading_shape, given, select
 from amid.losses.divergence import KL
-from amid.losses.fused import Stats
+from amid.losses.fused import Loss, Stats
 from amid.losses.objective import Objective
 
 
@@ -107,9 +111,7 @@ def long_term_loss(
     """
     for name, x in (("log_q", log_q), ("log_sampling", log_sampling), ("to_go", to_go)):
         _check(name, x, mask)
-    remedy = "choose a number above 0 such as 0.2, or None"
-    if clip is not None and finite_number("clip", clip, remedy) <= 0:
-        raise ValueError(f"clip must be above 0, got clip={clip!r}; {remedy}")
+    _check_clip(clip)
     log_q, log_sampling, to_go = (_precise(x[mask]) for x in (log_q, log_sampling, to_go))
     ratio = (log_q - log_sampling.detach()).exp()
     loss = -ratio * to_go.detach()
@@ -122,75 +124,160 @@ def long_term_loss(
     return loss.sum() / check_denominator(denominator, loss.numel()), stats
 
 
-class MiniLLM:
+class MiniLLM(Loss):
     """MiniLLM's loss on sampled text: the single step and the long term, of the same tokens.
 
+    Both are made anew at each step of those that are taken on the same sample; what is known of its
+    sampling stays. Without `sampling`, on text that was not sampled, the loss is the single step alone.
+
+    Of further sums, `return_stats=True` gives "single_step" (KL(q ‖ p)), and with `sampling` "to_go" (R) and
+    those of `long_term_loss`.
+
     Args:
-        normalise: see `rewards_to_go`.
         clip: see `long_term_loss`.
+        fused: whether training goes through `fused`, where the models' heads can be split off.
+
+    Raises:
+        ValueError: if `clip` is not a number above 0, or None.
     """
 
-    def __init__(self, normalise: bool = True, clip: float | None = 0.2) -> None:
-        self.normalise, self.clip = normalise, clip
+    needs_teacher = True
+    needs_labels = False
+    uses_sampling = True
+
+    def __init__(self, clip: float | None = 0.2, fused: bool = True) -> None:
+        self.clip = clip
+        self.uses_fused = fused
         self.single_step = Objective(KL(), order="qp")
+        self.check()
 
     def __repr__(self) -> str:
-        return f"MiniLLM(normalise={self.normalise}, clip={self.clip})"
+        return f"MiniLLM(clip={self.clip})"
 
+    @overload
     def __call__(
         self,
         *,
         student_logits: Tensor,
         teacher_logits: Tensor,
-        tokens: Tensor,
-        mask: Tensor,
-        log_sampling: Tensor | None = None,
+        labels: Tensor | None = None,
+        sampling: Tensor | None = None,
+        mask: Tensor | None = None,
         denominator: float | Tensor | None = None,
-    ) -> tuple[Tensor, Stats]:
-        """The loss, a mean over the sampled tokens.
+        return_stats: Literal[False] = False,
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        labels: Tensor | None = None,
+        sampling: Tensor | None = None,
+        mask: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+        return_stats: Literal[True],
+    ) -> tuple[Tensor, Stats]: ...
+    def __call__(
+        self,
+        *,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        labels: Tensor | None = None,
+        sampling: Tensor | None = None,
+        mask: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+        return_stats: bool = False,
+    ) -> Tensor | tuple[Tensor, Stats]:
+        """Mean over the counted tokens.
 
         Args:
-            student_logits: [B, T, V], those that predict the sampled tokens.
-            teacher_logits: [B, T, V], the same; no gradient reaches it.
-            tokens: [B, T], integers, the sampled tokens; what stands where `mask` is False is never read.
-            mask: [B, T], boolean.
-            log_sampling: [B, T], see `long_term_loss`; None where the student itself, as it is now, was
-                sampled from.
-            denominator: divide the sums by this in place of the number of sampled tokens.
+            student_logits: [..., V], those that predict the sampled tokens.
+            teacher_logits: [..., V], the same; no gradient reaches it.
+            labels: [...], integers, the sampled tokens; needed with `sampling`. What stands at positions that
+                do not count is never read.
+            sampling: [..., 2], of each sampled token: log q̃, the logarithm of the probability that it was
+                drawn with (see `mixed_log_probs`), and R of `rewards_to_go`. No gradient reaches it.
+            mask: [...], boolean, true where a token was sampled; None counts all.
+            denominator: divide the sums by this in place of the number of counted positions.
+            return_stats: also return detached sums over the counted positions.
 
         Returns:
-            A scalar, and detached sums over the tokens: those of `Objective` and `long_term_loss`,
-            "single_step" (KL(q ‖ p)) and "to_go" (R).
+            A scalar, float32 or better: 0 with a zero gradient if no position counts.
 
         Raises:
-            ValueError: as `Objective` and `long_term_loss`.
+            ValueError: as `Objective`, `CrossEntropy` and `long_term_loss`.
         """
-        single, stats = self.single_step(
+        self.check()
+        loss, stats = self.single_step(
             student_logits=student_logits,
             teacher_logits=teacher_logits,
             mask=mask,
             denominator=denominator,
             return_stats=True,
         )
-        check_leading_shape("tokens", tokens.shape, mask.shape)
-        index = tokens.masked_fill(~mask, 0).long().unsqueeze(-1)
-        log_q, log_p = (
-            log_normalise(_precise(logits)).gather(-1, index).squeeze(-1)
-            for logits in (student_logits.masked_fill(~mask.unsqueeze(-1), 0), teacher_logits.detach())
+        logits = select(mask, student_logits)
+        stats["single_step"] = loss.detach() * check_denominator(denominator, len(logits))
+        if sampling is not None:
+            labels = given("labels", labels)
+            check_leading_shape("labels", labels.shape, student_logits.shape[:-1])
+            check_leading_shape("sampling", sampling.shape[:-1], student_logits.shape[:-1])
+            index = select(mask, labels.unsqueeze(-1))
+            check_labels(index, logits.shape[-1])
+            log_q = log_normalise(_precise(logits)).gather(-1, index.long()).squeeze(-1)
+            long, of_long = self._long_term(log_q, select(mask, sampling), denominator)
+            loss = loss + long
+            stats |= of_long
+        return (loss, stats) if return_stats else loss
+
+    def value_and_gradient(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
+        labels: Tensor | None,
+        with_gradient: bool,
+        with_stats: bool,
+        sampling: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, Stats]:
+        """As `Loss` says: unless clipped, the long term's is -ρ R, less q of it at every token."""
+        value, gradient, stats = self.single_step.value_and_gradient(
+            student_logits, teacher_logits, None, with_gradient, with_stats
         )
-        to_go = rewards_to_go(log_p, log_q, mask, self.normalise)
-        long, of_long = long_term_loss(
+        stats["single_step"] = value
+        if sampling is not None:
+            index = given("labels", labels).unsqueeze(-1)
+            check_labels(index, student_logits.shape[-1])
+            log_q, q = softmaxes(student_logits)
+            chosen = log_q.gather(-1, index.long())
+            with torch.set_grad_enabled(with_gradient):
+                chosen = chosen.requires_grad_(with_gradient)
+                long, of_long = self._long_term(chosen.squeeze(-1), sampling, 1)
+                if gradient is not None:
+                    (slope,) = torch.autograd.grad(long, chosen)
+                    gradient = torch.addcmul(gradient, q, slope.to(q.dtype), value=-1)
+                    gradient.scatter_add_(-1, index.long(), slope.to(q.dtype))
+            value = value + long.detach()
+            stats |= of_long
+        return value, gradient, stats if with_stats else {}
+
+    def check(self) -> None:
+        """As `Loss` says: that `clip` is in its range."""
+        _check_clip(self.clip)
+
+    def _long_term(
+        self, log_q: Tensor, sampling: Tensor, denominator: float | Tensor | None
+    ) -> tuple[Tensor, Stats]:
+        """`long_term_loss` of the sampled tokens [N], with the sum of R."""
+        log_sampling, to_go = sampling.detach().unbind(-1)
+        loss, stats = long_term_loss(
             log_q=log_q,
-            log_sampling=log_q.detach() if log_sampling is None else log_sampling,
+            log_sampling=log_sampling,
             to_go=to_go,
-            mask=mask,
+            mask=torch.ones_like(log_q, dtype=torch.bool),
             denominator=denominator,
             clip=self.clip,
         )
-        stats |= of_long
-        stats["single_step"] = single.detach() * check_denominator(denominator, int(mask.sum()))
-        stats["to_go"] = to_go.sum()
-        return single + long, stats
+        return loss, stats | {"to_go": to_go.sum()}
 
 
 def _precise(x: Tensor) -> Tensor:
@@ -201,6 +288,12 @@ def _after(x: Tensor) -> Tensor:
     """Sums over the later positions of a row, [B, T]."""
     later = torch.nn.functional.pad(x[..., 1:], (0, 1))
     return later.flip(-1).cumsum(-1).flip(-1)
+
+
+def _check_clip(clip: float | None) -> None:
+    remedy = "choose a number above 0 such as 0.2, or None"
+    if clip is not None and finite_number("clip", clip, remedy) <= 0:
+        raise ValueError(f"clip must be above 0, got clip={clip!r}; {remedy}")
 
 
 def _check(name: str, x: Tensor, mask: Tensor) -> None:

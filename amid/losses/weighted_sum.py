@@ -52,6 +52,7 @@ class WeightedSum(Loss):
         labels: Tensor | None,
         with_gradient: bool,
         with_stats: bool,
+        sampling: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Stats]:
         """As `Loss` says: the terms' values and gradients, weighted and summed."""
         total = student_logits.new_zeros(())
@@ -61,9 +62,10 @@ class WeightedSum(Loss):
             value, of_term, term_stats = term.value_and_gradient(
                 student_logits,
                 teacher_logits if term.needs_teacher else None,
-                labels if term.needs_labels else None,
+                labels if term.needs_labels or term.uses_sampling else None,
                 with_gradient,
                 with_stats,
+                sampling if term.uses_sampling else None,
             )
             total += weight * value
             if gradient is not None and of_term is not None:
@@ -81,6 +83,11 @@ class WeightedSum(Loss):
         """Whether some term needs `labels`."""
         return any(term.needs_labels for _, term in self.terms)
 
+    @property
+    def uses_sampling(self) -> bool:
+        """Whether some term uses `sampling`."""
+        return any(term.uses_sampling for _, term in self.terms)
+
     @overload
     def __call__(
         self,
@@ -88,6 +95,7 @@ class WeightedSum(Loss):
         student_logits: Tensor,
         teacher_logits: Tensor | None = None,
         labels: Tensor | None = None,
+        sampling: Tensor | None = None,
         mask: Tensor | None = None,
         denominator: float | Tensor | None = None,
         return_stats: Literal[False] = False,
@@ -99,6 +107,7 @@ class WeightedSum(Loss):
         student_logits: Tensor,
         teacher_logits: Tensor | None = None,
         labels: Tensor | None = None,
+        sampling: Tensor | None = None,
         mask: Tensor | None = None,
         denominator: float | Tensor | None = None,
         return_stats: Literal[True],
@@ -109,6 +118,7 @@ class WeightedSum(Loss):
         student_logits: Tensor,
         teacher_logits: Tensor | None = None,
         labels: Tensor | None = None,
+        sampling: Tensor | None = None,
         mask: Tensor | None = None,
         denominator: float | Tensor | None = None,
         return_stats: bool = False,
@@ -119,6 +129,7 @@ class WeightedSum(Loss):
             student_logits: [..., V], as in each term.
             teacher_logits: [..., V]; may be None if no term needs it.
             labels: [...], integers; may be None if no term needs it.
+            sampling: [..., 2], see `MiniLLM`; or None.
             mask: [...], boolean, true where a position counts; None counts all.
             denominator: divide the sums by this in place of the number of counted positions.
             return_stats: also return the terms' stats, merged; where several give one of the same
@@ -140,7 +151,10 @@ class WeightedSum(Loss):
             }
             if term.needs_teacher:
                 inputs["teacher_logits"] = given("teacher_logits", teacher_logits)
-            if term.needs_labels:
+            sampled = term.uses_sampling and sampling is not None
+            if sampled:
+                inputs["sampling"] = sampling
+            if term.needs_labels or sampled:
                 inputs["labels"] = given("labels", labels)
             value = term(**inputs, return_stats=return_stats)
             if return_stats:

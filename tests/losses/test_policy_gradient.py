@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from amid.losses import KL, AlphaMixture, MiniLLM, Objective, long_term_loss, mixed_log_probs, rewards_to_go
+from amid.losses import (
+    KL,
+    AlphaMixture,
+    MiniLLM,
+    Objective,
+    WeightedSum,
+    long_term_loss,
+    mixed_log_probs,
+    rewards_to_go,
+)
 
 V, T, END = 3, 3, 2
 
@@ -58,13 +67,15 @@ def test_the_expected_gradient_is_that_of_the_reverse_kl_of_sequences(with_end: 
     reverse_kl = (log_q.exp() * (log_q - log_p)).sum()
     (expected,) = torch.autograd.grad(reverse_kl, student.weights)
 
-    loss, total = MiniLLM(normalise=False, clip=None), torch.zeros(())
+    loss, total = MiniLLM(clip=None), torch.zeros(())
     for sequence, probability in zip(which, log_q.detach().exp(), strict=True):
         tokens, mask = batch([sequence])
-        value, _ = loss(
+        of_tokens = [log_probs_of(table, [sequence]).detach() for table in (teacher, student)]
+        value = loss(
             student_logits=student.logits(sequence).unsqueeze(0),
             teacher_logits=teacher.logits(sequence).unsqueeze(0),
-            tokens=tokens,
+            labels=tokens,
+            sampling=torch.stack([of_tokens[1], rewards_to_go(*of_tokens, mask, normalise=False)], -1),
             mask=mask,
             denominator=1,
         )
@@ -140,40 +151,117 @@ def test_mixed_log_probs_are_the_arithmetic_assistant() -> None:
             mixed_log_probs(log_p, log_q, bad)
 
 
-def test_parts_and_stats_of_the_whole_loss() -> None:
+def sample(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """Logits [4, 6, 7] of student and teacher, and tokens that were drawn some steps ago."""
     torch.manual_seed(0)
-    student, teacher = torch.randn(2, 4, 6, 7, dtype=torch.float64)
-    tokens = torch.randint(0, 7, (4, 6))
+    student, teacher = torch.randn(2, 4, 6, 7, dtype=dtype)
+    labels = torch.randint(0, 7, (4, 6))
     mask = torch.arange(6) < torch.tensor([[6], [3], [1], [0]])
-    given = {"student_logits": student, "teacher_logits": teacher}
-    value, stats = MiniLLM()(**given, tokens=tokens, mask=mask)
-    single = Objective(KL(), order="qp")(**given, mask=mask)
-    # On policy every ratio is 1: the long-term value is that of the rewards.
-    torch.testing.assert_close(value, single - stats["to_go"] / 10)
-    torch.testing.assert_close(stats["single_step"], single * 10)
-    assert (stats["importance"], stats["clipped"]) == (10, 0)
+    log_q, log_p = (
+        logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1) for logits in (student, teacher)
+    )
+    log_sampling = mixed_log_probs(log_p, log_q) + 0.3 * torch.randn(4, 6, dtype=dtype)
+    sampling = torch.stack([log_sampling, rewards_to_go(log_p, log_q, mask)], -1)
+    return {
+        "student_logits": student,
+        "teacher_logits": teacher,
+        "labels": labels,
+        "sampling": sampling,
+        "mask": mask,
+    }
 
-    student[~mask], teacher[~mask], tokens[~mask] = math.nan, math.inf, -100
-    leaf = student.clone().requires_grad_()
-    again, _ = MiniLLM()(student_logits=leaf, teacher_logits=teacher, tokens=tokens, mask=mask)
+
+def test_parts_and_stats_of_the_whole_loss() -> None:
+    given = sample()
+    mask, sampling = given["mask"], given["sampling"]
+    value, stats = MiniLLM()(**given, return_stats=True)
+    logits = {name: given[name] for name in ("student_logits", "teacher_logits", "mask")}
+    single = Objective(KL(), order="qp")(**logits)
+    index = given["labels"].unsqueeze(-1)
+    long, of_long = long_term_loss(
+        log_q=given["student_logits"].log_softmax(-1).gather(-1, index).squeeze(-1),
+        log_sampling=sampling[..., 0],
+        to_go=sampling[..., 1],
+        mask=mask,
+    )
+    torch.testing.assert_close(value, single + long)
+    torch.testing.assert_close(stats["single_step"], single * 10)
+    torch.testing.assert_close(stats["to_go"], sampling[..., 1].sum())
+    torch.testing.assert_close({name: stats[name] for name in of_long}, of_long)
+    assert 0 < stats["clipped"] < 10
+    assert MiniLLM()(**logits) == single, "of text that nobody sampled"
+    none = MiniLLM()(**given | {"mask": torch.zeros_like(mask)})
+    assert none == 0
+
+    halves = [
+        MiniLLM()(**{name: x[part] for name, x in given.items()}, denominator=10)
+        for part in (slice(0, 1), slice(1, 4))
+    ]
+    torch.testing.assert_close(halves[0] + halves[1], value)
+
+    for name, what in (("student_logits", math.nan), ("teacher_logits", math.inf), ("sampling", math.nan)):
+        given[name][~mask] = what
+    given["labels"][~mask] = -100
+    leaf = given["student_logits"].clone().requires_grad_()
+    again = MiniLLM()(**given | {"student_logits": leaf})
     (gradient,) = torch.autograd.grad(again, leaf)
     assert torch.equal(again.detach(), value)
     assert gradient[~mask].abs().max() == 0
     assert gradient.isfinite().all()
-    none, _ = MiniLLM()(**given, tokens=tokens, mask=torch.zeros_like(mask))
-    assert none == 0
 
-    halves = [
-        MiniLLM()(
-            student_logits=student[part],
-            teacher_logits=teacher[part],
-            tokens=tokens[part],
-            mask=mask[part],
-            denominator=10,
-        )[0]
-        for part in (slice(0, 1), slice(1, 4))
-    ]
-    torch.testing.assert_close(halves[0] + halves[1], value)
+
+@pytest.mark.parametrize("clip", [None, 0.2, 1e-3])
+@pytest.mark.parametrize("sampled", [True, False])
+def test_the_fused_form_has_the_value_the_gradients_and_the_sums(clip: float | None, sampled: bool) -> None:
+    given = sample(torch.float32)
+    if not sampled:
+        del given["labels"], given["sampling"]
+    n_vocab, width = 7, 5
+    hidden, weight = torch.randn(4, 6, width), torch.randn(n_vocab, width)
+    teacher = {"teacher_hidden": torch.randn(4, 6, 3), "teacher_weight": torch.randn(n_vocab, 3)}
+    rest = {name: x for name, x in given.items() if "logits" not in name} | {"denominator": 7.0}
+    term = MiniLLM(clip=clip)
+    for loss in (term, WeightedSum([(0.5, term), (2.0, Objective(KL()))])):
+        leaves = [x.clone().requires_grad_() for x in (hidden, weight)]
+        value, stats = loss.fused(
+            student_hidden=leaves[0],
+            student_weight=leaves[1],
+            **teacher,
+            **rest,
+            chunk_tokens=3,
+            return_stats=True,
+        )
+        value.backward()
+        true = [x.double().requires_grad_() for x in (hidden, weight)]
+        expected, sums = loss(
+            student_logits=true[0] @ true[1].T,
+            teacher_logits=(teacher["teacher_hidden"] @ teacher["teacher_weight"].T).double(),
+            **rest,
+            return_stats=True,
+        )
+        expected.backward()
+        assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+        for mine, theirs in zip(leaves, true, strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad.float(), rtol=1e-4, atol=1e-5)
+        assert stats.keys() == sums.keys()
+        for name, x in sums.items():
+            torch.testing.assert_close(stats[name].double(), x.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"labels": None}, "labels=None but the loss needs it"),
+        ({"labels": torch.full((4, 6), 7)}, r"labels at counted positions must lie in \[0, 7\)"),
+        ({"sampling": torch.zeros(4, 5, 2)}, "sampling must have the leading shape"),
+        ({"labels": torch.zeros(4, 5)}, "labels must have the leading shape"),
+    ],
+)
+def test_wrong_inputs_of_the_whole_loss_are_named(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MiniLLM()(**sample() | wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="clip must be above 0, got clip=-1"):
+        MiniLLM(clip=-1)
 
 
 @pytest.mark.parametrize(
