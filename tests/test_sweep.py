@@ -1,4 +1,3 @@
-
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
