@@ -127,7 +127,8 @@ def test_an_answer_depends_on_its_prompt_only(lengths, batch_size, samples, fami
     assert [row[:samples] for row in again] == [whole[i] for i in some]
 
 
-MODELS = {family: network(family, eos_bias=4.0) for family in ("llama", "gemma2")}
+# In float32 the last digits, which the batch changes, decide about a token once in some hundred thousand.
+MODELS = {family: network(family, eos_bias=4.0).double() for family in ("llama", "gemma2")}
 
 
 def test_seeds_samples_and_equal_prompts_have_their_own_random_numbers():
