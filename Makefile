@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench lint format clean
+.PHONY: demo test coverage test-slow bench lint format clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("amid needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -17,6 +17,9 @@ demo: .venv/installed  ## the default α sweep on the built-in pair and data, it
 	$(BIN)/amid sweep alpha divergence=kl
 
 test: .venv/installed  ## the test suite
+	$(BIN)/python -m pytest -m "not slow"
+
+coverage: .venv/installed  ## the test suite, and which lines of amid/ it runs
 	$(BIN)/python -m pytest -m "not slow" --cov=amid --cov-report=term
 
 test-slow: .venv/installed  ## the slower checks
