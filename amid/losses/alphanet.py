@@ -59,6 +59,11 @@ class AlphaNet(WeightedDivergences):
             f"AlphaNet(a={self.a}, b={self.b}, maximum={self.maximum!r}, shared_vocab={self.shared_vocab!r})"
         )
 
+    @property
+    def additive(self) -> bool:
+        """Whether each token has a choice of its own."""
+        return self.maximum == "token"
+
     def weights(self, pair: Pair, values: Tensor) -> Tensor:
         """As in `WeightedDivergences`: 1 for the larger, 0 for the other."""
         if self.maximum == "token":

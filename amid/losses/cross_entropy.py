@@ -1,7 +1,5 @@
 """Cross-entropy on the data's labels."""
 
-from typing import Literal, overload
-
 import torch
 from torch import Tensor
 
@@ -12,6 +10,8 @@ from amid.losses.fused import Loss, Stats
 
 class CrossEntropy(Loss):
     """Cross-entropy on the data's labels, -log q(label): supervised fine-tuning.
+
+    `return_stats=True` gives "entropy_q".
 
     Args:
         fused: whether training goes through `fused`, where the model's head can be split off.
@@ -26,60 +26,22 @@ class CrossEntropy(Loss):
     def __repr__(self) -> str:
         return "CrossEntropy()"
 
-    @overload
-    def __call__(
+    def on_logits(
         self,
+        with_stats: bool,
         *,
         student_logits: Tensor,
         labels: Tensor,
         mask: Tensor | None = None,
         denominator: float | Tensor | None = None,
-        return_stats: Literal[False] = False,
-    ) -> Tensor: ...
-    @overload
-    def __call__(
-        self,
-        *,
-        student_logits: Tensor,
-        labels: Tensor,
-        mask: Tensor | None = None,
-        denominator: float | Tensor | None = None,
-        return_stats: Literal[True],
-    ) -> tuple[Tensor, Stats]: ...
-    def __call__(
-        self,
-        *,
-        student_logits: Tensor,
-        labels: Tensor,
-        mask: Tensor | None = None,
-        denominator: float | Tensor | None = None,
-        return_stats: bool = False,
-    ) -> Tensor | tuple[Tensor, Stats]:
-        """Mean cross-entropy over the counted tokens.
-
-        Args:
-            student_logits: [..., V], any floating dtype; the softmax is taken in float32 or better.
-            labels: [...], integers: the token that the logits at the same position predict (already
-                shifted). What stands at positions that do not count, such as -100, is never read.
-            mask: [...], boolean, true where a position counts; None counts all.
-            denominator: divide the sum by this in place of the number of counted positions.
-            return_stats: also return detached sums over the counted positions: "entropy_q".
-
-        Returns:
-            A scalar: 0 with a zero gradient if no position counts.
-
-        Raises:
-            ValueError: if shapes do not match, `mask` is not boolean, a counted label is outside [0,
-                V), or `denominator` is not positive.
-        """
+    ) -> tuple[Tensor, Stats]:
+        """As `Loss` says."""
         check_leading_shape("labels", labels.shape, student_logits.shape[:-1])
         logits_q, counted = select(mask, student_logits), select(mask, labels.unsqueeze(-1))
         check_labels(counted, logits_q.shape[-1])
         log_q = log_normalise(logits_q.to(torch.promote_types(logits_q.dtype, torch.float32)))
         loss = mean(-log_q.gather(-1, counted.long()).squeeze(-1), denominator)
-        if return_stats:
-            return loss, {"entropy_q": entropy(log_q.detach())}
-        return loss
+        return loss, {"entropy_q": entropy(log_q.detach())} if with_stats else {}
 
     def check(self) -> None:
         """As `Loss` says; there are no settings."""

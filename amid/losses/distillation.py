@@ -5,7 +5,6 @@ neither value nor gradient.
 """
 
 from abc import abstractmethod
-from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -18,10 +17,12 @@ from amid.losses.fused import Loss, Stats
 class Distillation(Loss):
     """A function of teacher p and student q at each position, averaged over the counted tokens.
 
+    `return_stats=True` gives "entropy_p", "entropy_q", "kl_pq" (KL(p ‖ q)) and what the class names.
+
     Args:
         shared_vocab: n, to cut both sides' logits to their first n entries before the softmax, for
             models of one family whose embeddings are padded to different sizes. Whether the token maps
-            agree on them is for the caller to check.
+            agree on them is for the caller to check. Without it, sizes that differ are an error.
         fused: whether training goes through `fused`, where the models' heads can be split off.
     """
 
@@ -32,63 +33,21 @@ class Distillation(Loss):
         self.shared_vocab = shared_vocab
         self.uses_fused = fused
 
-    @overload
-    def __call__(
+    def on_logits(
         self,
+        with_stats: bool,
         *,
         student_logits: Tensor,
         teacher_logits: Tensor,
         mask: Tensor | None = None,
         denominator: float | Tensor | None = None,
-        return_stats: Literal[False] = False,
-    ) -> Tensor: ...
-    @overload
-    def __call__(
-        self,
-        *,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        mask: Tensor | None = None,
-        denominator: float | Tensor | None = None,
-        return_stats: Literal[True],
-    ) -> tuple[Tensor, Stats]: ...
-    def __call__(
-        self,
-        *,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        mask: Tensor | None = None,
-        denominator: float | Tensor | None = None,
-        return_stats: bool = False,
-    ) -> Tensor | tuple[Tensor, Stats]:
-        """Mean over the counted tokens.
-
-        Args:
-            student_logits: [..., V], any floating dtype; the softmax is taken in float32 or better.
-            teacher_logits: [..., V], the same; no gradient reaches it.
-            mask: [...], boolean, true where a position counts; None counts all.
-            denominator: divide the sum by this in place of the number of counted positions: the counted
-                tokens of the whole optimiser step, so that accumulation and data parallelism leave the
-                loss as it is.
-            return_stats: also return detached sums over the counted positions, for averages over any
-                number of batches: "entropy_p", "entropy_q", "kl_pq" (KL(p ‖ q)) and those that the class
-                names.
-
-        Returns:
-            A scalar, float32 or better: 0 with a zero gradient if no position counts.
-
-        Raises:
-            ValueError: if shapes do not match, vocabularies differ without `shared_vocab`, `mask` is
-                not boolean, `denominator` is not positive, or settings changed since do not fit (see the
-                class).
-        """
-        self.check()
+    ) -> tuple[Tensor, Stats]:
+        """As `Loss` says."""
         check_leading_shape("teacher_logits", teacher_logits.shape[:-1], student_logits.shape[:-1])
         logits_q, logits_p = self._cut(student_logits, teacher_logits.detach())
         logits_q, logits_p = float32_or_better(select(mask, logits_q), select(mask, logits_p))
-        per_token, stats = self._by_autograd(logits_q, logits_p, return_stats)
-        loss = mean(per_token, denominator)
-        return (loss, stats) if return_stats else loss
+        per_token, stats = self._by_autograd(logits_q, logits_p, with_stats)
+        return mean(per_token, denominator), stats
 
     @abstractmethod
     def _by_autograd(self, logits_q: Tensor, logits_p: Tensor, with_stats: bool) -> tuple[Tensor, Stats]:

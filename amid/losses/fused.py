@@ -29,6 +29,25 @@ _COMPILED_ELEMENTS = {"cpu": 2**19, "cuda": 2**28}
 """The same where the arithmetic is compiled, which holds fewer arrays and has more to do for a call."""
 
 
+class LogitInputs(TypedDict, total=False):
+    """What a loss takes on logits, by keyword."""
+
+    student_logits: Required[Tensor]
+    """[..., V], any floating dtype; the softmax is taken in float32 or better."""
+    teacher_logits: Tensor
+    """[..., V], the same; no gradient reaches it."""
+    labels: Tensor
+    """[...], integers: the token that the logits at the same position predict (already shifted). What stands
+    at positions that do not count, such as -100, is never read."""
+    sampling: Tensor
+    """[..., 2], of each token of sampled text: see `MiniLLM`."""
+    mask: Tensor | None
+    """[...], boolean, true where a position counts; None counts all."""
+    denominator: float | Tensor | None
+    """Divide the sum by this in place of the number of counted positions: the counted tokens of the whole
+    optimiser step, so that accumulation and data parallelism leave the loss as it is."""
+
+
 class FusedInputs(TypedDict, total=False):
     """What a fused loss takes, by keyword. Logits are c tanh(scale (h Wᵀ + b) / c), see `Head`."""
 
@@ -125,6 +144,11 @@ class Loss(ABC):
     """Whether the arithmetic of `fused` goes through torch.compile."""
 
     @property
+    def additive(self) -> bool:
+        """Whether the loss of a batch, but for its denominator, is the sum of those of its parts."""
+        return True
+
+    @property
     @abstractmethod
     def needs_teacher(self) -> bool:
         """Whether `teacher_logits`, or the teacher's hidden states and head, must be given."""
@@ -139,9 +163,37 @@ class Loss(ABC):
         """Whether `labels` and `sampling` are used where the text was sampled; see `MiniLLM`."""
         return False
 
+    @overload
+    def __call__(self, *, return_stats: Literal[False] = False, **inputs: Unpack[LogitInputs]) -> Tensor: ...
+    @overload
+    def __call__(
+        self, *, return_stats: Literal[True], **inputs: Unpack[LogitInputs]
+    ) -> tuple[Tensor, Stats]: ...
+    def __call__(
+        self, *, return_stats: bool = False, **inputs: Unpack[LogitInputs]
+    ) -> Tensor | tuple[Tensor, Stats]:
+        """Mean over the counted tokens.
+
+        Args:
+            return_stats: also return detached sums over the counted positions, for averages over any number
+                of batches: those that the class names.
+            inputs: see `LogitInputs`; which of them a loss takes, and which it needs, its `on_logits` says.
+
+        Returns:
+            A scalar, float32 or better: 0 with a zero gradient if no position counts.
+
+        Raises:
+            TypeError: for an input that the loss does not take, or a missing one.
+            ValueError: if shapes do not match, `mask` is not boolean, a counted label is outside [0, V),
+                `denominator` is not positive, or settings changed since do not fit (see the class).
+        """
+        self.check()
+        loss, stats = self.on_logits(return_stats, **inputs)
+        return (loss, stats) if return_stats else loss
+
     @abstractmethod
-    def __call__(self, *args: Any, **inputs: Any) -> Any:
-        """Loss, or loss and stats with `return_stats=True`, from logits."""
+    def on_logits(self, with_stats: bool, *args: Any, **inputs: Any) -> tuple[Tensor, Stats]:
+        """What a call on logits returns, the stats empty unless they are asked for."""
 
     @abstractmethod
     def value_and_gradient(

@@ -2,7 +2,6 @@
 
 import types
 from collections.abc import Callable
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +11,6 @@ from amid.losses.distillation import Distillation, through_softmax
 from amid.losses.divergence import KL, Divergence, Pair
 from amid.losses.fused import Stats
 
-T = TypeVar("T")
 _ORDERS = ("pq", "qp", "pr", "rp", "qr", "rq")
 
 _SMALL_LAM = 0.05
@@ -60,7 +58,10 @@ class Objective(Distillation):
     ) -> None:
         super().__init__(shared_vocab, fused)
         self.compiled = compiled
-        self._arithmetic = _compiled(self._block) if compiled else self._block
+        self._arithmetic = self._block
+        if compiled:  # as code of its own: what is kept compiled for one code object is limited
+            own = types.FunctionType(Objective._block.__code__.replace(), globals(), "_block")
+            self._arithmetic = torch.compile(types.MethodType(own, self), dynamic=True)
         self.divergence = divergence
         self.assistant = assistant
         self.order = order if order is not None else "pq" if assistant is None else "pr"
@@ -213,11 +214,3 @@ class Objective(Distillation):
                     f"order={order!r} with lam=0 has no gradient: r = q whatever the student is; "
                     f"choose lam > 0, or order pr or rp"
                 )
-
-
-def _compiled(method: Callable[..., T]) -> Callable[..., T]:
-    """The method through torch.compile, as code of its own: what is kept for one code object is limited."""
-    function: Any = method.__func__  # type: ignore[attr-defined]
-    own = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-    compiled: Callable[..., T] = torch.compile(types.MethodType(own, method.__self__), dynamic=True)  # type: ignore[attr-defined]
-    return compiled

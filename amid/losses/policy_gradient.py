@@ -17,7 +17,6 @@ a token was sampled.
 """
 
 import math
-from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -127,6 +126,9 @@ def long_term_loss(
 class MiniLLM(Loss):
     """MiniLLM's loss on sampled text: the single step and the long term, of the same tokens.
 
+    `sampling` [..., 2] has of each sampled token log q̃, the logarithm of the probability that it was drawn
+    with (see `mixed_log_probs`), and R of `rewards_to_go`; no gradient reaches it.
+
     Both are made anew at each step of those that are taken on the same sample; what is known of its
     sampling stays. Without `sampling`, on text that was not sampled, the loss is the single step alone.
 
@@ -154,9 +156,9 @@ class MiniLLM(Loss):
     def __repr__(self) -> str:
         return f"MiniLLM(clip={self.clip})"
 
-    @overload
-    def __call__(
+    def on_logits(
         self,
+        with_stats: bool,
         *,
         student_logits: Tensor,
         teacher_logits: Tensor,
@@ -164,57 +166,14 @@ class MiniLLM(Loss):
         sampling: Tensor | None = None,
         mask: Tensor | None = None,
         denominator: float | Tensor | None = None,
-        return_stats: Literal[False] = False,
-    ) -> Tensor: ...
-    @overload
-    def __call__(
-        self,
-        *,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        labels: Tensor | None = None,
-        sampling: Tensor | None = None,
-        mask: Tensor | None = None,
-        denominator: float | Tensor | None = None,
-        return_stats: Literal[True],
-    ) -> tuple[Tensor, Stats]: ...
-    def __call__(
-        self,
-        *,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        labels: Tensor | None = None,
-        sampling: Tensor | None = None,
-        mask: Tensor | None = None,
-        denominator: float | Tensor | None = None,
-        return_stats: bool = False,
-    ) -> Tensor | tuple[Tensor, Stats]:
-        """Mean over the counted tokens.
-
-        Args:
-            student_logits: [..., V], those that predict the sampled tokens.
-            teacher_logits: [..., V], the same; no gradient reaches it.
-            labels: [...], integers, the sampled tokens; needed with `sampling`. What stands at positions that
-                do not count is never read.
-            sampling: [..., 2], of each sampled token: log q̃, the logarithm of the probability that it was
-                drawn with (see `mixed_log_probs`), and R of `rewards_to_go`. No gradient reaches it.
-            mask: [...], boolean, true where a token was sampled; None counts all.
-            denominator: divide the sums by this in place of the number of counted positions.
-            return_stats: also return detached sums over the counted positions.
-
-        Returns:
-            A scalar, float32 or better: 0 with a zero gradient if no position counts.
-
-        Raises:
-            ValueError: as `Objective`, `CrossEntropy` and `long_term_loss`.
-        """
-        self.check()
-        loss, stats = self.single_step(
+    ) -> tuple[Tensor, Stats]:
+        """As `Loss` says: `labels` are the sampled tokens, needed with `sampling`."""
+        loss, stats = self.single_step.on_logits(
+            with_stats,
             student_logits=student_logits,
             teacher_logits=teacher_logits,
             mask=mask,
             denominator=denominator,
-            return_stats=True,
         )
         logits = select(mask, student_logits)
         stats["single_step"] = loss.detach() * check_denominator(denominator, len(logits))
@@ -228,7 +187,7 @@ class MiniLLM(Loss):
             long, of_long = self._long_term(log_q, select(mask, sampling), denominator)
             loss = loss + long
             stats |= of_long
-        return (loss, stats) if return_stats else loss
+        return loss, stats if with_stats else {}
 
     def value_and_gradient(
         self,

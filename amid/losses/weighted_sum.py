@@ -1,7 +1,7 @@
 """Sums of losses."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from amid.losses.fused import FusedInputs, Loss, Stats
 
 class WeightedSum(Loss):
     """Σ weight · objective, an objective too; for example distillation plus a language-model loss.
+
+    `return_stats=True` gives the terms' sums, merged; where several give one of the same name, the first.
 
     Args:
         terms: pairs of a finite weight and an objective, at least one. Each objective is given only
@@ -74,6 +76,11 @@ class WeightedSum(Loss):
         return total, gradient, stats
 
     @property
+    def additive(self) -> bool:
+        """Whether all terms are."""
+        return all(term.additive for _, term in self.terms)
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether some term needs `teacher_logits`."""
         return any(term.needs_teacher for _, term in self.terms)
@@ -88,9 +95,9 @@ class WeightedSum(Loss):
         """Whether some term uses `sampling`."""
         return any(term.uses_sampling for _, term in self.terms)
 
-    @overload
-    def __call__(
+    def on_logits(
         self,
+        with_stats: bool,
         *,
         student_logits: Tensor,
         teacher_logits: Tensor | None = None,
@@ -98,50 +105,9 @@ class WeightedSum(Loss):
         sampling: Tensor | None = None,
         mask: Tensor | None = None,
         denominator: float | Tensor | None = None,
-        return_stats: Literal[False] = False,
-    ) -> Tensor: ...
-    @overload
-    def __call__(
-        self,
-        *,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None = None,
-        labels: Tensor | None = None,
-        sampling: Tensor | None = None,
-        mask: Tensor | None = None,
-        denominator: float | Tensor | None = None,
-        return_stats: Literal[True],
-    ) -> tuple[Tensor, Stats]: ...
-    def __call__(
-        self,
-        *,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None = None,
-        labels: Tensor | None = None,
-        sampling: Tensor | None = None,
-        mask: Tensor | None = None,
-        denominator: float | Tensor | None = None,
-        return_stats: bool = False,
-    ) -> Tensor | tuple[Tensor, Stats]:
-        """Weighted sum of the terms' losses.
-
-        Args:
-            student_logits: [..., V], as in each term.
-            teacher_logits: [..., V]; may be None if no term needs it.
-            labels: [...], integers; may be None if no term needs it.
-            sampling: [..., 2], see `MiniLLM`; or None.
-            mask: [...], boolean, true where a position counts; None counts all.
-            denominator: divide the sums by this in place of the number of counted positions.
-            return_stats: also return the terms' stats, merged; where several give one of the same
-                name, the first.
-
-        Returns:
-            A scalar.
-
-        Raises:
-            ValueError: if an input that a term needs is missing, or a term refuses its inputs.
-        """
-        values: list[Tensor] = []
+    ) -> tuple[Tensor, Stats]:
+        """As `Loss` says, with what some term needs."""
+        losses: list[Tensor] = []
         stats: Stats = {}
         for weight, term in self.terms:
             inputs: dict[str, Any] = {
@@ -156,10 +122,7 @@ class WeightedSum(Loss):
                 inputs["sampling"] = sampling
             if term.needs_labels or sampled:
                 inputs["labels"] = given("labels", labels)
-            value = term(**inputs, return_stats=return_stats)
-            if return_stats:
-                value, term_stats = value
-                stats = term_stats | stats
-            values.append(weight * value)
-        loss = torch.stack(values).sum()
-        return (loss, stats) if return_stats else loss
+            loss, term_stats = term.on_logits(with_stats, **inputs)
+            stats = term_stats | stats
+            losses.append(weight * loss)
+        return torch.stack(losses).sum(), stats
