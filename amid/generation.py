@@ -1,19 +1,15 @@
 """Answers of a model to prompts: batched decoding, whose samples depend on the seed and the prompt only."""
 
 import contextlib
-import hashlib
-import inspect
 import logging
-from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,8 +17,8 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from amid.decoding import Batch, MixedBatch, Row, holds_keys_and_values, left_padded, padding_mask
 from amid.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -143,8 +139,8 @@ class Sampling:
         """
         _check_prompts(prompts)
         with _as_is(model):
-            if _holds_keys_and_values(model):
-                batch, n = _Batch(model, vocabulary), samples or self.samples
+            if holds_keys_and_values(model):
+                batch, n = Batch(model, vocabulary), samples or self.samples
                 rows = self._decode(batch, tokenizer, prompts, seed, n)
                 return [[row.tokens for row in of_prompt] for of_prompt in rows]
             drawn = self._generate(model, tokenizer, prompts, seed, samples or self.samples, vocabulary)
@@ -179,23 +175,23 @@ class Sampling:
                     f"generation.{name}={getattr(self, name)} must be {plain} where models are mixed"
                 )
         for model in (student, teacher):
-            if not _holds_keys_and_values(model):
+            if not holds_keys_and_values(model):
                 raise InputError(
                     f"{type(model).__name__} cannot be mixed: its cache cannot be divided by rows"
                 )
         with _as_is(student), _as_is(teacher):
-            batch = _MixedBatch(student, teacher, teacher_share, len(tokenizer))
+            batch = MixedBatch(student, teacher, teacher_share, len(tokenizer))
             rows = self._decode(batch, tokenizer, prompts, seed, samples=1)
         return [MixedAnswer(row.tokens, *torch.tensor(row.notes).T.unbind()) for (row,) in rows]
 
     def _decode(
         self,
-        batch: "_Batch | _MixedBatch",
+        batch: Batch | MixedBatch,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Sequence[int]],
         seed: int,
         samples: int,
-    ) -> list[list["_Row"]]:
+    ) -> list[list[Row]]:
         """The answers: places of finished ones in the batch are given to the next prompts, short ones first.
 
         The samples of a prompt begin together, if the batch has so many places, and share one prefill.
@@ -203,16 +199,16 @@ class Sampling:
         """
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         seen: Counter[tuple[int, ...]] = Counter()
-        answers: list[list[_Row]] = [[] for _ in prompts]
+        answers: list[list[Row]] = [[] for _ in prompts]
         for i, prompt in enumerate(prompts):
             key = tuple(prompt)
             for sample in range(samples):
                 stream = f"{seed} {seen[key]} {sample} {' '.join(map(str, key))}"
-                answers[i].append(_Row(key, stream, self.max_new_tokens, self.no_repeat_ngram_size))
+                answers[i].append(Row(key, stream, self.max_new_tokens, self.no_repeat_ngram_size))
             seen[key] += 1
         waiting = deque(row for i in order for row in answers[i])
         together = min(samples, self.batch_size)
-        rows: list[_Row] = []
+        rows: list[Row] = []
         while waiting or rows:
             free = self.batch_size - len(rows)
             begin = min(free // together * together, len(waiting))
@@ -233,7 +229,7 @@ class Sampling:
                 batch.step([None if row.done else row.tokens[-1] for row in rows])
         return answers
 
-    def _draw(self, logits: Tensor, rows: Sequence["_Row"]) -> list[int]:
+    def _draw(self, logits: Tensor, rows: Sequence[Row]) -> list[int]:
         """The next token of each row, from `logits` [rows, V]."""
         scores = logits.float()
         banned = [(i, t) for i, row in enumerate(rows) for t in row.banned() if t < scores.shape[-1]]
@@ -301,192 +297,12 @@ class Sampling:
             torch.manual_seed(seed)
             for start in range(0, len(order), at_once):
                 chosen = order[start : start + at_once]
-                ids, lengths = _left_padded(
-                    [prompts[i] for i in chosen], tokenizer.pad_token_id, model.device
-                )
-                mask = _mask(lengths, ids.shape[1]).long()
+                ids, lengths = left_padded([prompts[i] for i in chosen], tokenizer.pad_token_id, model.device)
+                mask = padding_mask(lengths, ids.shape[1]).long()
                 output = generate(input_ids=ids, attention_mask=mask, generation_config=config)
                 for row, new in enumerate(output[:, ids.shape[1] :].tolist()):
                     answers[chosen[row // samples]].append(new)
         return answers
-
-
-class _Row:
-    """An answer while it is decoded.
-
-    Args:
-        prompt: its token ids.
-        stream: names its random numbers.
-        max_new_tokens: tokens of the answer at most.
-        ngram: size of the n-grams that may not occur twice, or 0.
-    """
-
-    def __init__(self, prompt: tuple[int, ...], stream: str, max_new_tokens: int, ngram: int) -> None:
-        self.prompt = prompt
-        self.tokens: list[int] = []
-        self.notes: list[tuple[float, ...]] = []
-        self.done = False
-        self._limit, self._ngram = max_new_tokens, ngram
-        self._random = hashlib.shake_128(stream.encode()).digest(4 * max_new_tokens)
-        self._followers: dict[tuple[int, ...], set[int]] = defaultdict(set)
-        self._recent: deque[int] = deque(maxlen=max(ngram, 1))
-        if ngram:
-            self._note(prompt)
-
-    def add(self, token: int, eos: int | None) -> None:
-        """Appends a token."""
-        self.tokens.append(token)
-        self.done = token == eos or len(self.tokens) == self._limit
-        if self._ngram:
-            self._note([token])
-
-    def bits(self) -> int:
-        """The 32 random bits of the next token."""
-        at = 4 * len(self.tokens)
-        return int.from_bytes(self._random[at : at + 4], "little")
-
-    def banned(self) -> Iterable[int]:
-        """The tokens that would complete an n-gram which occurred before."""
-        if not self._ngram or self.done:
-            return ()
-        recent = tuple(self._recent)
-        return self._followers.get(recent[len(recent) - self._ngram + 1 :], ())
-
-    def _note(self, tokens: Iterable[int]) -> None:
-        for token in tokens:
-            self._recent.append(token)
-            if len(self._recent) == self._ngram:
-                *context, last = self._recent
-                self._followers[tuple(context)].add(last)
-
-
-class _Batch:
-    """Rows that a model decodes together: one cache for all, padded on the left to the longest row.
-
-    Args:
-        model: in eval mode.
-        vocabulary: the logits are cut to the first so many; None for all.
-    """
-
-    logits: Tensor
-    """Of the next token of each row: [rows, V]."""
-
-    def __init__(self, model: PreTrainedModel, vocabulary: int | None = None) -> None:
-        self._model: Any = model
-        self._vocabulary = vocabulary
-        self._accepted = inspect.signature(model.forward).parameters
-        self._empty()
-
-    def _empty(self) -> None:
-        self._cache: DynamicCache | None = None
-        self._lengths: list[int] = []
-        self._width = 0
-
-    def join(self, prompts: Sequence[tuple[int, ...]]) -> None:
-        """Adds a row for each prompt; equal prompts are run once."""
-        unique = list(dict.fromkeys(prompts))
-        ids, lengths = _left_padded(unique, 0, self._model.device)
-        cache = DynamicCache(config=self._model.config)
-        logits = self._forward(ids, lengths, ids.shape[1], cache)
-        if len(unique) < len(prompts):
-            place = {prompt: i for i, prompt in enumerate(unique)}
-            copies = torch.tensor([place[prompt] for prompt in prompts], device=logits.device)
-            cache.batch_select_indices(copies)
-            logits = logits[copies]
-        width = max(self._width, ids.shape[1])
-        if self._cache is None:
-            self._cache, self.logits = cache, logits
-        else:
-            for layer, other in zip(self._cache.layers, cache.layers, strict=True):
-                _join_layers(layer, other, width)
-            self.logits = torch.cat([self.logits, logits])
-        self._width = width
-        self._lengths += [len(prompt) for prompt in prompts]
-
-    def step(self, tokens: Sequence[int | None]) -> None:
-        """Appends a token to each row; None to a row whose logits are of no more interest."""
-        self._lengths = [
-            1 if token is None else length + 1 for token, length in zip(tokens, self._lengths, strict=True)
-        ]
-        self._width += 1
-        device = self._model.device
-        ids = torch.tensor([[token or 0] for token in tokens], device=device)
-        assert self._cache is not None
-        self.logits = self._forward(ids, torch.tensor(self._lengths, device=device), self._width, self._cache)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drops all rows but these, and the positions that are padding in all that stay."""
-        if not rows:
-            self._empty()
-            return
-        assert self._cache is not None
-        index = torch.tensor(rows, device=self.logits.device)
-        self.logits = self.logits[index]
-        self._lengths = [self._lengths[i] for i in rows]
-        self._width = max(self._lengths)
-        self._cache.batch_select_indices(index)
-        for layer in self._cache.layers:
-            _trim(layer, self._width)
-
-    def _forward(self, ids: Tensor, lengths: Tensor, width: int, cache: DynamicCache) -> Tensor:
-        """Runs `ids`, the last columns of rows `width` wide, and returns the last logits."""
-        positions = torch.arange(width - ids.shape[1], width, device=ids.device) - (width - lengths[:, None])
-        inputs = {
-            "attention_mask": _mask(lengths, width).long(),
-            "position_ids": positions.clamp(min=0),
-            "past_key_values": cache,
-            "use_cache": True,
-            "logits_to_keep": 1,
-        }
-        known = {name: value for name, value in inputs.items() if name in self._accepted}
-        logits: Tensor = self._model(input_ids=ids, **known).logits[:, -1, : self._vocabulary]
-        return logits
-
-    def notes(self, tokens: Sequence[int]) -> list[tuple[float, ...]]:
-        """What is kept of the next token of each row besides the token: nothing."""
-        return [()] * len(tokens)
-
-
-class _MixedBatch:
-    """Rows that two models decode together by the mixture of their distributions."""
-
-    logits: Tensor
-    """The logarithm of the mixture over the next token of each row: [rows, V]."""
-
-    def __init__(
-        self, student: PreTrainedModel, teacher: PreTrainedModel, teacher_share: float, vocabulary: int
-    ) -> None:
-        self._batches = (_Batch(teacher, vocabulary), _Batch(student, vocabulary))
-        self._shares = torch.tensor([teacher_share, 1 - teacher_share]).log().tolist()
-        self._parts: list[Tensor] = []
-
-    def join(self, prompts: Sequence[tuple[int, ...]]) -> None:
-        """As `_Batch` does."""
-        for batch in self._batches:
-            batch.join(prompts)
-        self._mix()
-
-    def step(self, tokens: Sequence[int | None]) -> None:
-        """As `_Batch` does."""
-        for batch in self._batches:
-            batch.step(tokens)
-        self._mix()
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """As `_Batch` does."""
-        for batch in self._batches:
-            batch.keep(rows)
-
-    def notes(self, tokens: Sequence[int]) -> list[tuple[float, ...]]:
-        """The log-probabilities of the next token of each row under mixture, teacher and student."""
-        index = torch.tensor(tokens, device=self.logits.device).clamp(min=0).unsqueeze(1)
-        columns = [part.gather(1, index) for part in (self.logits, *self._parts)]
-        return [tuple(row) for row in torch.cat(columns, dim=1).tolist()]
-
-    def _mix(self) -> None:
-        self._parts = [batch.logits.float().log_softmax(-1) for batch in self._batches]
-        log_p, log_q = (part + share for part, share in zip(self._parts, self._shares, strict=True))
-        self.logits = torch.logaddexp(log_p, log_q)
 
 
 @contextlib.contextmanager
@@ -505,49 +321,6 @@ def _as_is(model: PreTrainedModel) -> Iterator[None]:
 def _check_prompts(prompts: Sequence[Sequence[int]]) -> None:
     if not all(prompts):
         raise InputError(f"prompt {[len(p) for p in prompts].index(0)} has no token; give it at least one")
-
-
-def _holds_keys_and_values(model: PreTrainedModel) -> bool:
-    """Whether the model's cache is keys and values only, so that rows can be taken out and put in."""
-    layers = DynamicCache(config=model.config).layers
-    return (
-        "past_key_values" in inspect.signature(model.forward).parameters
-        and bool(layers)
-        and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-    )
-
-
-def _trim(layer: Any, width: int) -> None:
-    """Keeps the last `width` positions of a layer's cache."""
-    layer.keys, layer.values = layer.keys[:, :, -width:], layer.values[:, :, -width:]
-    if isinstance(layer, DynamicSlidingWindowLayer):
-        layer.cumulative_length = width
-
-
-def _join_layers(layer: Any, other: Any, width: int) -> None:
-    """Adds the rows of `other` to `layer`, both padded on the left to `width` positions.
-
-    A sliding layer holds the last positions only, as many as its window needs.
-    """
-    held = max(layer.keys.shape[-2], other.keys.shape[-2])
-    for name in ("keys", "values"):
-        parts = (getattr(layer, name), getattr(other, name))
-        padded = [F.pad(part, (0, 0, held - part.shape[-2], 0)) for part in parts]
-        setattr(layer, name, torch.cat(padded))
-    if isinstance(layer, DynamicSlidingWindowLayer):
-        layer.cumulative_length = width
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids [rows, longest], and lengths [rows]."""
-    lengths = [len(prompt) for prompt in prompts]
-    ids = [[pad] * (max(lengths) - len(prompt)) + list(prompt) for prompt in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(lengths, device=device)
-
-
-def _mask(lengths: Tensor, width: int) -> Tensor:
-    """True on the last `lengths` of `width` positions: [rows, width]."""
-    return torch.arange(width, device=lengths.device) >= width - lengths[:, None]
 
 
 def _inverse_cdf(scores: Tensor, bits: Tensor) -> Tensor:

@@ -632,7 +632,7 @@ def test_what_is_known_of_the_sampling_stands_beside_the_tokens(tmp_path):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(text, "PART_ROWS", 16)
+    monkeypatch.setattr("amid.answers.PART_ROWS", 16)
 
 
 @pytest.fixture
