@@ -5,6 +5,8 @@ import resource
 import sys
 from pathlib import Path
 
+import torch
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20
 
@@ -21,8 +23,11 @@ def keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def forget_peak_memory() -> None:
-    """Lets `peak_memory` count from now on, freed memory that is kept left out; only on Linux."""
+def forget_peak_memory(device: torch.device) -> None:
+    """Lets `peak_memory` count from now on, freed memory that is kept left out; of a CPU only on Linux."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -32,8 +37,10 @@ def forget_peak_memory() -> None:
         return
 
 
-def peak_memory() -> int:
-    """Bytes of main memory that this process took at most, since `forget_peak_memory` where that works."""
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process took at most, of a GPU or else of main memory, since `forget_peak_memory`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     try:
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])

@@ -1,9 +1,10 @@
 """What a training run needs of a GPU's memory, from the models' shapes alone."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -85,5 +86,5 @@ def training_memory(
     )
 
 
-def _bytes(weights: object) -> int:
-    return sum(weight.nbytes for weight in weights)  # type: ignore[attr-defined]
+def _bytes(weights: Iterable[Tensor]) -> int:
+    return sum(weight.nbytes for weight in weights)

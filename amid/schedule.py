@@ -47,8 +47,9 @@ class Schedule(ABC):
 
     def apply(self, objective: Loss) -> None:
         """Sets the assistant of `objective` to `values`."""
+        assistant = getattr(objective, "assistant", None)
         for name, value in self.values.items():
-            setattr(objective.assistant, name, value)  # type: ignore[attr-defined]
+            setattr(assistant, name, value)
 
     def begin(self, objective: Loss) -> None:
         """Sets the assistant of `objective` to the first values.

@@ -5,13 +5,15 @@ import torch
 
 from amid.allocator import forget_peak_memory, peak_memory
 
+CPU = torch.device("cpu")
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak cannot be forgotten elsewhere")
 def test_the_peak_is_that_since_it_was_forgotten():
-    forget_peak_memory()
-    start = peak_memory()
+    forget_peak_memory(CPU)
+    start = peak_memory(CPU)
     torch.ones(100 * 2**18).sum()  # 100 MiB
-    high = peak_memory()
+    high = peak_memory(CPU)
     assert high - start > 90 * 2**20
-    forget_peak_memory()
-    assert peak_memory() < high - 50 * 2**20
+    forget_peak_memory(CPU)
+    assert peak_memory(CPU) < high - 50 * 2**20
