@@ -92,7 +92,7 @@ class Estimator:
         live_teacher: float | None = 0.0
         if objective.needs_teacher:
             teacher = self._skeleton(cfg, "teacher")
-            if not self._cached(cfg) or text.from_student:
+            if not self._cached(cfg) or text.from_student:  # the student's text is in no cache
                 live_teacher = _map(teacher, lambda model: 2 * _weights(model))
         train, valid = self._rows(cfg, "train"), self._rows(cfg, "valid")
         row, _ = self._lengths(cfg)
@@ -111,7 +111,7 @@ class Estimator:
             int(steps) if steps is not None else None,
             tokens,
             operations,
-            self._memory(cfg, student, teacher, objective.needs_teacher),
+            self._memory(cfg, student, teacher, objective.needs_teacher, body=live_teacher != 0),
             *_disk(student),
         )
 
@@ -146,7 +146,9 @@ class Estimator:
     def _cached(cfg: Config) -> bool:
         """Whether the teacher's states will be read from disk, as they are in a sweep by default."""
         stored = cfg["model"]["teacher"].get("sft") or cfg["model"]["teacher"].get("path")
-        return cfg["teacher"].get("mode", "live") != "live" and bool(stored)
+        unseen = instantiate(cfg["text"]).from_student
+        modes = ("cached",) if unseen else ("cached", "auto")
+        return cfg["teacher"].get("mode", "live") in modes and bool(stored)
 
     def _memory(
         self,
@@ -154,14 +156,16 @@ class Estimator:
         student: PreTrainedModel | None,
         teacher: PreTrainedModel | None,
         needs_teacher: bool,
+        body: bool,
     ) -> float | None:
+        """Of training, with the teacher's `body`, or its head alone."""
         if student is None or (needs_teacher and teacher is None):
             return None
         data = cfg["data"]
         rows = data["micro_batch_size"] or data["batch_size"]
         tokens = data["tokens_per_batch"] or rows * data["max_length"]
         memory = training_memory(student, teacher, tokens, str(cfg["trainer"]["precision"]))
-        if teacher is not None and self._cached(cfg):
+        if teacher is not None and not body:
             head: Any = teacher.get_output_embeddings()
             memory = replace(memory, teacher=head.weight.nbytes)
         return memory.total
@@ -378,7 +382,7 @@ def _hub_as_far_as_it_can_be_reached() -> Iterator[None]:
     before, verbosity = constants.HF_HUB_OFFLINE, transformers_logging.get_verbosity()
     try:
         get_session().head(constants.ENDPOINT, timeout=3)
-    except Exception:
+    except Exception:  # whatever the HTTP client of this version of the hub raises
         constants.HF_HUB_OFFLINE = True
     transformers_logging.set_verbosity_error()
     try:

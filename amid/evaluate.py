@@ -33,7 +33,12 @@ def run(cfg: DictConfig) -> None:
     overrides = list(hydra.overrides.task)
     labels: dict[str, Label]
     if cfg.run is not None:
-        labels = dict(load(cfg.run).labels)
+        result = load(cfg.run)
+        if result.diverged_step is not None and not (Path(cfg.run) / BEST).exists():
+            raise InputError(
+                f"run={cfg.run} diverged at step {result.diverged_step}: it has no student to score"
+            )
+        labels = dict(result.labels)
         saved = OmegaConf.select(OmegaConf.load(Path(cfg.run) / "config.yaml"), "config")
         _take_from(cfg, saved, overrides)
         cfg.model.student = {

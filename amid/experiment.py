@@ -70,6 +70,12 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
             f"objective={objective!r} needs text with the probabilities that it was sampled with; use "
             "text=rollouts"
         )
+    for limit in ("micro_batch_size", "tokens_per_batch"):
+        if not objective.additive and cfg["data"][limit] is not None:
+            raise InputError(
+                f"data.{limit}={cfg['data'][limit]} cuts a step into parts, but {objective!r} is no sum of "
+                f"parts; use data.{limit}=null, or objective.maximum=token"
+            )
     if not (objective.needs_teacher or text.from_teacher):
         cfg["model"].pop("teacher", None)
     key = config_hash(cfg)
@@ -159,16 +165,20 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         _export(student, tokenizer, directory / BEST)
         started = time.perf_counter()
         module.to(trainer.strategy.root_device)
-        scores = evaluate_sets(
-            student,
-            tokenizer,
-            evaluation_sets,
-            data.encoder,
-            sampling,
-            data.metrics,
-            directory / "generations",
-            trainer.precision_plugin.forward_context,
-        )
+        try:
+            scores = evaluate_sets(
+                student,
+                tokenizer,
+                evaluation_sets,
+                data.encoder,
+                sampling,
+                data.metrics,
+                directory / "generations",
+                trainer.precision_plugin.forward_context,
+            )
+        except FloatingPointError as error:
+            announce(f"{directory} diverged: {error}; it ends here")
+            training["diverged_step"] = training["steps"]
         timings["evaluate"] = time.perf_counter() - started
         _log_scores(trainer, scores)
 
@@ -371,11 +381,11 @@ def _fit(
             announce(f"{directory} goes on from its last epoch")
         else:
             trainer.validate(module, datamodule=data, verbose=False)
-        _forget_peak_memory(trainer)
+        forget_peak_memory(trainer.strategy.root_device)
         started = time.perf_counter()
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         seconds = time.perf_counter() - started
-        figures = _figures(module) | {"peak_memory": _peak_memory(trainer)}
+        figures = _figures(module) | {"peak_memory": float(peak_memory(trainer.strategy.root_device))}
         best = checkpoint.best_model_path
         if module.validated_step != trainer.global_step:
             now = trainer.validate(module, datamodule=data, verbose=False)[0][checkpoint.monitor]
@@ -404,19 +414,6 @@ def _figures(module: DistillationModule) -> dict[str, float]:
     figures = {"steps": float(module.global_step), "response_tokens": float(module.response_tokens)}
     seconds = module.seconds_of_steps[1:] or module.seconds_of_steps
     return figures | ({"step_seconds": sum(seconds) / len(seconds)} if seconds else {})
-
-
-def _forget_peak_memory(trainer: L.Trainer) -> None:
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        forget_peak_memory()
-
-
-def _peak_memory(trainer: L.Trainer) -> float:
-    device = trainer.strategy.root_device
-    return float(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory())
 
 
 def _log_scores(trainer: L.Trainer, scores: Mapping[str, Mapping[str, Score]]) -> None:
@@ -455,6 +452,12 @@ def _finished(directory: Path, key: str) -> RunResult | None:
 
 
 def _check_trainer(trainer: Config) -> None:
+    devices = trainer["devices"]
+    if devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1):
+        raise InputError(
+            f"trainer.devices={devices}: a run is trained on one device; use trainer.devices=1 (or [2] for "
+            "the third), and run several side by side"
+        )
     if str(trainer["precision"]).startswith("16"):
         raise InputError(
             f"trainer.precision={trainer['precision']} would clip gradients before they are unscaled; "

@@ -1,9 +1,10 @@
 """The training loop of distillation, on Lightning."""
 
+import contextlib
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,10 +27,10 @@ from amid.text import Text, on_student_text, prompts_of
 
 
 class Diverged(Exception):
-    """The loss or the gradient of an optimiser step, counted from 1, is not finite."""
+    """At an optimiser step, counted from 1, the student's loss, gradient or logits are not finite."""
 
-    def __init__(self, step: int, loss: float, gradient_norm: float) -> None:
-        super().__init__(f"step {step}: loss {loss:g}, gradient norm {gradient_norm:g}")
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"step {step}: {what}")
         self.step = step
 
 
@@ -153,7 +154,7 @@ class DistillationModule(L.LightningModule):
         """One optimiser step over all its micro-batches; returns its loss.
 
         Raises:
-            Diverged: if its loss or gradient is not finite.
+            Diverged: if its loss or gradient, or the student's logits where it answers, are not finite.
         """
         started = time.perf_counter()
         optimizer = self.optimizers()
@@ -186,7 +187,7 @@ class DistillationModule(L.LightningModule):
         )
         values = (float(self._mean_over_devices(total)), float(norm))
         if not all(map(math.isfinite, values)):
-            raise Diverged(step + 1, *values)
+            raise Diverged(step + 1, "loss {:g}, gradient norm {:g}".format(*values))
         optimizer.step()
         self.response_tokens += counted
         self.response_tokens_here += counted
@@ -217,7 +218,8 @@ class DistillationModule(L.LightningModule):
     def _student_text(self, of_data: list[MicroBatch]) -> list[MicroBatch] | None:
         """What this step is taken on in place of the data; None for the data."""
         answer = _Answerer(self.student, self.teacher, self._tokenizer)
-        rows = self._text.rows(prompts_of(of_data), self.trainer.global_step, self._steps, answer)
+        with self._answering():
+            rows = self._text.rows(prompts_of(of_data), self.trainer.global_step, self._steps, answer)
         self.text_counts["rows"] += (
             sum(len(batch["rows"]) for batch in of_data) if rows is None else len(rows)
         )
@@ -227,6 +229,17 @@ class DistillationModule(L.LightningModule):
         self.text_counts["student_tokens"] += sum(len(ids) - n_prompt for ids, n_prompt, *_ in rows)
         parts = self._micro_batches(rows)
         return [{name: value.to(self.device) for name, value in batch.items()} for batch in parts]
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Raises `Diverged` where a student that was trained has no finite logits to answer with."""
+        step = self.trainer.global_step
+        try:
+            yield
+        except FloatingPointError as error:
+            if step == 0:
+                raise
+            raise Diverged(step, str(error)) from error
 
     def _text_rates(self) -> dict[str, float]:
         """What is logged of the text since the last time."""
@@ -291,7 +304,7 @@ class DistillationModule(L.LightningModule):
 
     def _score(self, metric: Metric) -> float:
         """The score of the student's answers to the validation prompts."""
-        with self.trainer.precision_plugin.forward_context():
+        with self._answering(), self.trainer.precision_plugin.forward_context():
             answers = self._sampling.answers(
                 self.student, self._tokenizer, self._valid_prompts, self._sampling.seeds[0], samples=1
             )

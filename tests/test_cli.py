@@ -344,6 +344,7 @@ def test_runs_of_different_settings_are_different_rows(quick, tmp_path):
     ("override", "message"),
     [
         ("trainer.precision=16-mixed", "use bf16-mixed"),
+        ("trainer.devices=2", "a run is trained on one device"),
         ("clip_norm=-1", "clip_norm=-1 must be above 0"),
         ("trainer.max_epochs=-1", "never end"),
         ("generation.samples=0", "generation.samples=0 must be at least 1"),
@@ -371,6 +372,39 @@ def test_a_run_that_diverges_ends_at_once_and_is_not_run_again(quick, tmp_path, 
     assert "diverged" in (tmp_path / "runs" / "report" / "table.md").read_text()
     assert run(*arguments) == 0
     assert capsys.readouterr().out.count("is finished already") == 3
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["text=student"],  # the second step's answers
+        ["data.valid_prompts=null", "checkpoint=loss", "trainer.max_steps=1"],  # the final answers
+        ["trainer.max_steps=1"],  # the validation's
+    ],
+)
+def test_a_student_that_can_answer_no_more_has_diverged(quick, tmp_path, overrides):
+    keys = {override.split("=")[0] for override in overrides}
+    base = [o for o in quick if o.split("=")[0] not in keys]
+    assert run("train", *base, "optimizer.lr=inf", *overrides) == 0
+    (directory,) = (tmp_path / "runs").iterdir()
+    result = results.load(directory)
+    assert result.diverged_step == 1
+    assert result.scores == {"open": {}, "closed": {}}
+
+
+def test_a_diverged_run_has_no_student_to_score(quick, tmp_path, capsys):
+    assert run("train", *quick, "optimizer.lr=inf") == 0
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert run("evaluate", f"run={directory}", f"output_dir={tmp_path / 'scores'}") == 1
+    assert "diverged at step 2: it has no student to score" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", ["data.micro_batch_size=2", "data.tokens_per_batch=64"])
+def test_a_loss_that_is_no_sum_of_parts_takes_no_micro_batches(quick, capsys, limit):
+    key = limit.split("=")[0]
+    base = [o for o in quick if not o.startswith(key)]
+    assert run("train", *base, "method=alphanet", "objective.maximum=batch", limit) == 1
+    assert "is no sum of parts" in capsys.readouterr().err
 
 
 def test_a_preparation_that_diverges_is_an_error_each_time(quick, tmp_path, capsys):

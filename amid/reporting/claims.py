@@ -74,7 +74,7 @@ def _methods(table: Table) -> Iterator[Claim]:
             continue
         means = {id(row): _mean(table, row) for row in baselines}
         best = max(baselines, key=lambda row: means[id(row)])
-        verdict, why = judge(_values(table, ours[0]), _values(table, best))
+        verdict, why = _compared(table, ours[0], best)
         names = ", ".join(dict.fromkeys(row.method for row in baselines))
         where = _where(table, group)
         yield Claim(f"AMiD is above every baseline, {names}{where}", verdict, f"to {best.method} {why}")
@@ -93,7 +93,7 @@ def _alpha(table: Table) -> Iterator[Claim]:
                 yield Claim(text, "cannot be told", f"missing runs: {', '.join(missing)}")
             else:
                 low, high = by_alpha[-5.0], by_alpha[1.0]
-                verdict, why = judge(_values(table, low, metric), _values(table, high, metric))
+                verdict, why = _compared(table, low, high, metric)
                 ends = f"{_mean(table, low, metric):.1f} to {_mean(table, high, metric):.1f}"
                 yield Claim(text, verdict, f"{ends}; {why}")
         fixed = [by_alpha[alpha] for alpha in (-1.0, 1.0) if alpha in by_alpha]
@@ -106,7 +106,7 @@ def _alpha(table: Table) -> Iterator[Claim]:
                 continue
             chosen = max(free, key=lambda row: _validation(table, row))
             best = max(fixed, key=lambda row: _mean(table, row))
-            verdict, why = judge(_values(table, chosen), _values(table, best), at_least=True)
+            verdict, why = _compared(table, chosen, best, at_least=True)
             alphas = [f"{number(row, 'alpha'):g}" for row in (chosen, best)]
             yield Claim(
                 text, verdict, f"α = {alphas[0]}, chosen on the validation set, to α = {alphas[1]}: {why}"
@@ -126,7 +126,7 @@ def _lambda(table: Table) -> Iterator[Claim]:
             yield Claim(texts[0], "cannot be told", f"missing runs: {', '.join(missing)}")
         else:
             best = max((row for lam, row in by_lam.items() if lam != 0.1), key=lambda row: _mean(table, row))
-            verdict, why = judge(_values(table, by_lam[0.1]), _values(table, best))
+            verdict, why = _compared(table, by_lam[0.1], best)
             yield Claim(texts[0], verdict, f"to λ = {number(best, 'lam'):g}: {why}")
         if failed:
             names = ", ".join(
@@ -214,6 +214,18 @@ def _values(table: Table, row: Row, metric: str | None = None) -> dict[int, floa
     one_each = (Row(row.labels, (run,), row.baseline) for run in row.runs)
     scores = ((each.runs[0].seed, table.score(each, metric or table.quality)) for each in one_each)
     return {seed: s.mean for seed, s in scores if s is not None and math.isfinite(s.mean)}
+
+
+def _compared(
+    table: Table, better: Row, worse: Row, metric: str | None = None, at_least: bool = False
+) -> tuple[Verdict, str]:
+    """`judge` of two rows; nothing can be told by the seeds that are left where some diverged."""
+    verdict, why = judge(_values(table, better, metric), _values(table, worse, metric), at_least)
+    runs = (*better.runs, *worse.runs)
+    diverged = sum(run.diverged_step is not None for run in runs)
+    if not diverged:
+        return verdict, why
+    return "cannot be told", f"{diverged} of {len(runs)} runs diverged; of the others {why}"
 
 
 def _mean(table: Table, row: Row, metric: str | None = None) -> float:

@@ -65,7 +65,10 @@ def outcome(run: RunResult, quality: str) -> Outcome:
 def pivots(table: Table) -> list[Section]:
     """The main score over two axes, where two of divergence, α and λ vary, and which runs failed."""
     grid = [row for row in table.rows if not row.baseline]
-    values = {label: sorted({number(row, label) for row in grid} - {None}) for label in ("alpha", "lam")}  # type: ignore[type-var]
+    values = {
+        label: sorted({value for row in grid if (value := number(row, label)) is not None})
+        for label in ("alpha", "lam")
+    }
     across = "alpha" if len(values["alpha"]) > 1 else "lam"
     columns = values[across]
     names = list(dict.fromkeys(_line(table, row, across) for row in grid))
@@ -143,10 +146,9 @@ def _cost_line(table: Table, row: Row, direct: Row) -> list[str]:
         ours, theirs = _figure(row, name), _figure(direct, name)
         cells.append(MISSING if ours is None else f"{scale * ours.mean:,.{digits}f}")
         if name != "response_tokens_per_second":
-            known = ours is not None and theirs is not None
-            cells.append(f"{ours.mean / theirs.mean:.2f}" if known else MISSING)  # type: ignore[union-attr]
-    gains = [table.score(each, table.quality) for each in (row, direct)]
-    gain = math.nan if None in gains else gains[0].mean - gains[1].mean  # type: ignore[union-attr]
+            cells.append(f"{ours.mean / theirs.mean:.2f}" if ours and theirs else MISSING)
+    mine, other = table.score(row, table.quality), table.score(direct, table.quality)
+    gain = mine.mean - other.mean if mine and other else math.nan
     return [*cells, f"{gain:+.2f}" if math.isfinite(gain) else MISSING]
 
 

@@ -247,6 +247,16 @@ class TestSections:
         assert cost(build_table(runs[1:])) is None
 
 
+def test_nothing_is_told_by_the_seeds_that_did_not_diverge(over_alpha):
+    runs = over_alpha(lambda alpha: 40 - alpha, divergence="kl")
+    claim = next(c for c in claims(build_table(runs)) if "α = -5" in c.text)
+    assert claim.verdict == "holds"
+    failed = [diverged(runs[-1]), *runs[:-1]]
+    claim = next(c for c in claims(build_table(failed)) if "α = -5" in c.text)
+    assert claim.verdict == "cannot be told"
+    assert "1 of 6 runs diverged" in claim.why
+
+
 def test_a_table_without_the_axes_of_a_claim_has_none(make_run):
     assert not claims(build_table([make_run()]))
     nan = dataclasses.replace(
