@@ -24,6 +24,7 @@ amid: distil large language models into small ones with the α-mixture assistant
                                     {sweeps}
   amid evaluate run=FOLDER          score a run again, or any model: model.student.path=MODEL data=dolly
   amid cache [KEY=VALUE ...]        write the teacher's states for model= and data=, which runs then read
+  amid score FILE|RUN ...           score files of answers, of any system, and say whether they differ
   amid report FOLDER                table and figures of all finished runs below FOLDER
 
   amid train --help                 lists the choices and settings
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluate": lambda rest: _hydra("evaluate", rest),
         "cache": lambda rest: _hydra("cache", rest),
         "sweep": _sweep,
+        "score": _score,
         "report": _report,
     }
     again = f"amid {shlex.join(arguments)}"
@@ -189,6 +191,12 @@ def _report(arguments: list[str]) -> None:
     from amid.report import run
 
     run(arguments[0])
+
+
+def _score(arguments: list[str]) -> None:
+    from amid.score import run
+
+    run(arguments)
 
 
 def _is_mistake(error: BaseException) -> bool:

@@ -68,14 +68,18 @@ class Batch:
     Args:
         model: in eval mode.
         vocabulary: the logits are cut to the first so many; None for all.
+        log_probs: whether `notes` are of the tokens' log-probabilities, or of nothing.
     """
 
     logits: Tensor
     """Of the next token of each row: [rows, V]."""
 
-    def __init__(self, model: PreTrainedModel, vocabulary: int | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, vocabulary: int | None = None, log_probs: bool = False
+    ) -> None:
         self._model: Any = model
         self._vocabulary = vocabulary
+        self._log_probs = log_probs
         self._accepted = inspect.signature(model.forward).parameters
         self._empty()
 
@@ -145,8 +149,13 @@ class Batch:
         return logits
 
     def notes(self, tokens: Sequence[int]) -> list[tuple[float, ...]]:
-        """What is kept of the next token of each row besides the token: nothing."""
-        return [()] * len(tokens)
+        """What is kept of the next token of each row besides the token."""
+        if not self._log_probs:
+            return [()] * len(tokens)
+        index = torch.tensor(tokens, device=self.logits.device).clamp(min=0).unsqueeze(1)
+        logits = self.logits.float()
+        log_probs = logits.gather(1, index).squeeze(1) - logits.logsumexp(-1)
+        return [(value,) for value in log_probs.tolist()]
 
 
 class MixedBatch:

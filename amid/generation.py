@@ -20,17 +20,9 @@ from transformers import (
 
 from amid.decoding import Batch, MixedBatch, Row, holds_keys_and_values, left_padded, padding_mask
 from amid.errors import InputError
+from amid.scoring import Answer
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A generated answer: its text, its tokens (EOS included), and whether it ended with EOS."""
-
-    text: str
-    tokens: int
-    ended: bool
 
 
 @dataclass(frozen=True)
@@ -104,8 +96,17 @@ class Sampling:
 
         They are those of `token_ids`, as text.
         """
-        drawn = self.token_ids(model, tokenizer, prompts, seed, samples)
-        return [[_answer(ids, tokenizer) for ids in row] for row in drawn]
+        if not holds_keys_and_values(model):
+            drawn = self.token_ids(model, tokenizer, prompts, seed, samples)
+            return [[_answer(ids, tokenizer, None) for ids in row] for row in drawn]
+        _check_prompts(prompts)
+        with _as_is(model):
+            batch = Batch(model, log_probs=True)
+            rows = self._decode(batch, tokenizer, prompts, seed, samples or self.samples)
+        return [
+            [_answer(row.tokens, tokenizer, [note[0] for note in row.notes]) for row in of_prompt]
+            for of_prompt in rows
+        ]
 
     def token_ids(
         self,
@@ -338,6 +339,6 @@ def _cut(ids: list[int], eos: int | None) -> list[int]:
     return ids[: ids.index(eos) + 1] if eos is not None and eos in ids else ids
 
 
-def _answer(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
+def _answer(ids: list[int], tokenizer: PreTrainedTokenizerBase, log_probs: list[float] | None) -> Answer:
     text = str(tokenizer.decode(ids, skip_special_tokens=True))
-    return Answer(text.strip(), len(ids), tokenizer.eos_token_id in ids)
+    return Answer(text.strip(), len(ids), tokenizer.eos_token_id in ids, log_probs)

@@ -50,8 +50,10 @@ class DistillationModule(L.LightningModule):
     wrote (0..1), `train/student_text_tokens`, their mean length with EOS, and `train/text_threshold`.
     With `MiniLLM`, means over the counted tokens of `train/single_step` (KL(q ‖ p), nats), `train/to_go`,
     `train/importance` and `train/clipped` (0..1). `train/plain_text_loss` is that on plain text; `train/loss`
-    has it with its weight. Logged at each validation: `valid/loss`, `valid/cross_entropy` (nats a token), and
-    `valid/METRIC` and `valid/METRIC_best` of `valid_metric`, such as `valid/rouge_l` (0..100).
+    has it with its weight. Logged at each validation: `valid/loss`, `valid/cross_entropy` (nats a token),
+    `valid/perplexity`, its exponential; with a teacher `valid/kl_pq` (nats a token) and `valid/same_top`, the
+    share of tokens whose likeliest token is the teacher's (0..1), also logged in training; `valid/METRIC` and
+    `valid/METRIC_best` of `valid_metric`, such as `valid/rouge_l` (0..100).
 
     Args:
         student: the model to train.
@@ -275,10 +277,13 @@ class DistillationModule(L.LightningModule):
     def validation_step(self, micro_batches: list[MicroBatch], batch_idx: int) -> None:
         """Adds a batch to the sums over the validation set."""
         for batch in micro_batches:
-            loss, stats = self._loss(self.objective, batch, 1.0, return_stats=False, cross_entropy=True)
+            with_stats = self.objective.needs_teacher
+            loss, stats = self._loss(self.objective, batch, 1.0, with_stats, cross_entropy=True)
             self._valid_sums["loss"] += loss
-            self._valid_sums["cross_entropy"] += stats["cross_entropy"]
             self._valid_sums["tokens"] += counted_positions(batch).sum()
+            for name in ("cross_entropy", "kl_pq", "same_top"):
+                if name in stats:
+                    self._valid_sums[name] += stats[name]
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation losses, and the score of the student's answers."""
@@ -286,12 +291,12 @@ class DistillationModule(L.LightningModule):
         if not sums.get("tokens"):
             raise InputError("the validation data hold no token of a response; choose other data.valid")
         self.validated_step = self.trainer.global_step
-        self.validation = {
-            "valid_loss": sums["loss"] / sums["tokens"],
-            "valid_cross_entropy": sums["cross_entropy"] / sums["tokens"],
-        }
-        self.log("valid/loss", self.validation["valid_loss"])
-        self.log("valid/cross_entropy", self.validation["valid_cross_entropy"])
+        tokens = sums.pop("tokens")
+        self.validation = {f"valid_{name}": value / tokens for name, value in sums.items()}
+        perplexity = torch.tensor(self.validation["valid_cross_entropy"]).exp()
+        self.validation["valid_perplexity"] = float(perplexity)
+        for name, value in self.validation.items():
+            self.log(name.replace("_", "/", 1), value)
         self._text.validated(self.validation["valid_cross_entropy"])
         if self.valid_metric is not None:
             score = self._score(self._metrics[self.valid_metric])

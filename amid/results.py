@@ -31,8 +31,17 @@ METRICS = {
 }
 """How metrics are written; others as they are called."""
 
-OF_ANSWERS = ("eos_share", "length", "corpus_self_bleu", "self_bleu")
-"""The scores of answers by themselves, which every run has; all others are against references."""
+OF_ANSWERS = (
+    "eos_share",
+    "length",
+    "log_prob",
+    "repetition",
+    "overlong",
+    "distinct_2",
+    "corpus_self_bleu",
+    "self_bleu",
+)
+"""What is told of the answers besides their quality, of every run."""
 
 Label = str | int | float | bool | None
 

@@ -17,7 +17,8 @@ from amid.losses.fused import Loss, Stats
 class Distillation(Loss):
     """A function of teacher p and student q at each position, averaged over the counted tokens.
 
-    `return_stats=True` gives "entropy_p", "entropy_q", "kl_pq" (KL(p ‖ q)) and what the class names.
+    `return_stats=True` gives "entropy_p", "entropy_q", "kl_pq" (KL(p ‖ q)), "same_top" (at how many
+    positions p and q have the same likeliest token) and what the class names.
 
     Args:
         shared_vocab: n, to cut both sides' logits to their first n entries before the softmax, for
@@ -46,8 +47,9 @@ class Distillation(Loss):
         check_leading_shape("teacher_logits", teacher_logits.shape[:-1], student_logits.shape[:-1])
         logits_q, logits_p = self._cut(student_logits, teacher_logits.detach())
         logits_q, logits_p = float32_or_better(select(mask, logits_q), select(mask, logits_p))
+        same_top = _same_top(logits_q, logits_p) if with_stats else {}
         per_token, stats = self._by_autograd(logits_q, logits_p, with_stats)
-        return mean(per_token, denominator), stats
+        return mean(per_token, denominator), same_top | stats
 
     @abstractmethod
     def _by_autograd(self, logits_q: Tensor, logits_p: Tensor, with_stats: bool) -> tuple[Tensor, Stats]:
@@ -74,6 +76,7 @@ class Distillation(Loss):
         """As `Loss` says: in closed form, and by autograd where there is none or it has no precision."""
         logits_q, logits_p = self._cut(student_logits, given("teacher_logits", teacher_logits))
         logits_q, logits_p = float32_or_better(logits_q, logits_p)
+        same_top = _same_top(logits_q, logits_p) if with_stats else {}
         result = self._in_closed_form(logits_q, logits_p, with_gradient, with_stats)
         if result is None:
             with torch.set_grad_enabled(with_gradient):
@@ -85,7 +88,7 @@ class Distillation(Loss):
         rest = student_logits.shape[-1] - logits_q.shape[-1]
         if gradient is not None and rest:
             gradient = torch.nn.functional.pad(gradient, (0, rest))
-        return value, gradient, stats
+        return value, gradient, same_top | stats
 
     def check(self) -> None:
         """As `Loss` says: that the shared vocabulary is a number of tokens."""
@@ -111,6 +114,10 @@ class Distillation(Loss):
                 f"choose at most {min(n_student, n_teacher)}"
             )
         return student_logits[..., :n], teacher_logits[..., :n]
+
+
+def _same_top(logits_q: Tensor, logits_p: Tensor) -> Stats:
+    return {"same_top": (logits_q.detach().argmax(-1) == logits_p.argmax(-1)).to(logits_q.dtype).sum()}
 
 
 def through_softmax(partials: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:

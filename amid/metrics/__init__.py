@@ -2,23 +2,30 @@
 
 Quality against references, higher is better, a `Metric` each: `rouge_l`, `rouge_n`, `exact_match`,
 `exact_answer` for each answer; `bleu`, `chrf` for a whole set. Diversity among answers, lower is more
-diverse: `self_bleu`, `self_bleu_per_prompt`. All scores are on a scale of 0 to 100.
+diverse: `self_bleu`, `self_bleu_per_prompt`; higher: `distinct_n`. What goes wrong in answers: `repetition`,
+`overlong`. All scores are on a scale of 0 to 100. `paired_bootstrap` says whether two sets of scores differ.
 """
 
 from amid.metrics.answers import exact_answer, final_number
-from amid.metrics.diversity import self_bleu, self_bleu_per_prompt
+from amid.metrics.comparison import Comparison, paired_bootstrap
+from amid.metrics.diversity import distinct_n, overlong, repetition, self_bleu, self_bleu_per_prompt
 from amid.metrics.quality import exact_match, rouge_l, rouge_n
 from amid.metrics.scores import Metric, SetScore, set_score
 from amid.metrics.translation import bleu, chrf
 
 __all__ = [
+    "Comparison",
     "Metric",
     "SetScore",
     "bleu",
     "chrf",
+    "distinct_n",
     "exact_answer",
     "exact_match",
     "final_number",
+    "overlong",
+    "paired_bootstrap",
+    "repetition",
     "rouge_l",
     "rouge_n",
     "self_bleu",

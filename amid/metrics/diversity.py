@@ -1,14 +1,17 @@
-"""How much answers resemble each other."""
+"""How much answers resemble each other and themselves."""
 
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from itertools import chain
+from math import nan
 from statistics import fmean
 from typing import Any, Literal
 
 from sacrebleu.metrics.bleu import BLEU, MAX_NGRAM_ORDER
+
+from amid.metrics.quality import check_pairs
 
 Smoothing = Literal["none", "floor", "add-k", "exp"]
 """What sacrebleu does about n-gram orders without a match."""
@@ -107,6 +110,90 @@ def self_bleu_per_prompt(
         except ValueError as error:
             raise ValueError(f"samples[{index}]: {error}") from None
     return fmean(scores)
+
+
+def distinct_n(texts: Sequence[str], *, n: int, tokenize: str = "13a") -> float:
+    """Which share of the n-grams of all texts are different ones, × 100: distinct-n.
+
+        100 · different n-grams of the texts / n-grams of the texts
+
+    It falls with the number and the length of texts, so compare equally many of like length.
+
+    Args:
+        texts: at least one.
+        n: words of an n-gram, at least 1.
+        tokenize: as in `self_bleu`.
+
+    Returns:
+        From near 0 (one n-gram again and again) to 100 (none twice). Higher is more diverse. NaN where no
+        text has n words.
+
+    Raises:
+        ValueError: for no texts, a single string, n below 1, or an unknown `tokenize`.
+
+    Reference: Li et al. 2016, "A Diversity-Promoting Objective Function for Neural Conversation Models".
+    """
+    counts = sum((Counter(ngrams) for ngrams in _ngrams("distinct_n", texts, n, tokenize)), Counter[str]())
+    return 100 * len(counts) / counts.total() if counts else nan
+
+
+def repetition(texts: Sequence[str], *, n: int = 4, tokenize: str = "13a") -> list[float]:
+    """Which share of each text's n-grams stood in it before, × 100: rep-n.
+
+        100 · (1 - different n-grams of the text / n-grams of the text)
+
+    Args:
+        texts: at least one.
+        n: words of an n-gram, at least 1.
+        tokenize: as in `self_bleu`.
+
+    Returns:
+        One value per text, from 0 (no n-gram twice, or too short for one) to near 100. Lower is better.
+
+    Raises:
+        ValueError: as `distinct_n`.
+
+    Reference: Welleck et al. 2020, "Neural Text Generation With Unlikelihood Training" (seq-rep-n).
+    """
+    rows = _ngrams("repetition", texts, n, tokenize)
+    return [100 * (1 - len(set(ngrams)) / len(ngrams)) if ngrams else 0.0 for ngrams in rows]
+
+
+def overlong(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], *, times: float = 2.0
+) -> list[float]:
+    """Whether each prediction has over `times` as many words as its longest reference: 100 if so, else 0.
+
+    Words are what stands between white space.
+
+    Args:
+        predictions: one answer for each prompt.
+        references: the acceptable answers of each prompt, at least one.
+        times: at least 1.
+
+    Raises:
+        ValueError: if the lengths differ, a prediction has no reference or one string in place of a list, or
+            `times` is below 1.
+    """
+    check_pairs(predictions, references)
+    if not times >= 1:
+        raise ValueError(f"times must be at least 1, got {times}")
+    return [
+        100.0 * (len(prediction.split()) > times * max(len(answer.split()) for answer in answers))
+        for prediction, answers in zip(predictions, references, strict=True)
+    ]
+
+
+def _ngrams(caller: str, texts: Sequence[str], n: int, tokenize: str) -> list[list[str]]:
+    if isinstance(texts, str) or not texts:
+        raise ValueError(f"{caller} needs a list of at least one text, got {texts!r}")
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    if tokenize not in BLEU.TOKENIZERS:
+        raise ValueError(f"tokenize must be one of {', '.join(BLEU.TOKENIZERS)}, got {tokenize!r}")
+    tokenizer = _tokenizer(tokenize)
+    rows = [tokenizer(text.rstrip()).split() for text in texts]
+    return [[" ".join(words[i : i + n]) for i in range(len(words) - n + 1)] for words in rows]
 
 
 def _shared_ngrams(texts: Sequence[Sequence[str]], order: int) -> list[int]:

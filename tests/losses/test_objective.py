@@ -303,13 +303,14 @@ def test_stats() -> None:
         "entropy_r": -(log_r.exp() * log_r).sum(),
         "gradient_weight": (log_q.exp() * w).sum(),
         "kl_pq": reference.kl(log_p, log_q).sum(),
+        "same_top": (log_p.argmax(-1) == log_q.argmax(-1)).to(log_q.dtype).sum(),
     }
     assert set(stats) == set(expected)
     for key, value in expected.items():
         torch.testing.assert_close(stats[key], value)
         assert not stats[key].requires_grad
     _, without = Objective(KL())(student_logits=student, teacher_logits=teacher, return_stats=True)
-    assert set(without) == {"entropy_p", "entropy_q", "kl_pq"}
+    assert set(without) == {"entropy_p", "entropy_q", "kl_pq", "same_top"}
     student = student.detach()
     student[..., 0] = teacher[..., 0] = -math.inf
     _, stats = objective(student_logits=student, teacher_logits=teacher, return_stats=True)
@@ -333,7 +334,7 @@ def test_users_own_divergence_and_assistant() -> None:
     _, stats = Objective(squared, arithmetic)(
         student_logits=student, teacher_logits=teacher, return_stats=True
     )
-    assert set(stats) == {"entropy_p", "entropy_q", "entropy_r", "kl_pq"}
+    assert set(stats) == {"entropy_p", "entropy_q", "entropy_r", "kl_pq", "same_top"}
 
 
 def test_order_defaults() -> None:

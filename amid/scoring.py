@@ -1,0 +1,219 @@
+"""Answers to the prompts of a set, in memory and as files, and what they are worth. No torch."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from amid.data.examples import Example
+from amid.errors import InputError
+from amid.metrics import (
+    Metric,
+    SetScore,
+    distinct_n,
+    overlong,
+    repetition,
+    self_bleu,
+    self_bleu_per_prompt,
+    set_score,
+)
+from amid.results import Score
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated answer: its text, its tokens (EOS included), and whether it ended with EOS.
+
+    `tokens` and `ended` are None where that is not known, as of another system's answers. `log_probs` are
+    those of the tokens by the model's own distribution, whatever changed it for the drawing; None where they
+    are not known.
+    """
+
+    text: str
+    tokens: int | None = None
+    ended: bool | None = None
+    log_probs: list[float] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A prompt and the answers to it that were drawn with one seed."""
+
+    example: Example
+    answers: list[Answer]
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """What else its line in a file has."""
+
+
+def score_answers(
+    references: Sequence[Sequence[str]],
+    by_seed: Sequence[Sequence[Sequence[Answer]]],
+    metrics: Mapping[str, Metric],
+) -> dict[str, Score]:
+    """The scores of several answers to each prompt, drawn with several seeds.
+
+    Args:
+        references: acceptable answers to each prompt.
+        by_seed: seed, prompt, sample -> answer.
+        metrics: by name, what scores the answers against the references.
+
+    Returns:
+        Each of `metrics`, over all answers of a seed. As means over them: eos_share (0..100), length (tokens)
+        and log_prob (nats a token), left out where an answer does not tell; repetition and overlong (0..100,
+        see `amid.metrics`). distinct_2 (0..100) over all answers of a seed. corpus_self_bleu (0..100):
+        Self-BLEU over all answers of a seed. self_bleu (0..100): Self-BLEU over the answers to one prompt,
+        mean over the prompts; with one sample a seed, over the answers of all seeds (and then a single value,
+        without a deviation); left out where there is only one answer.
+    """
+    values: dict[str, list[float]] = {}
+    signatures: dict[str, str | None] = {}
+
+    def add(name: str, value: float) -> None:
+        values.setdefault(name, []).append(value)
+
+    for answers in by_seed:
+        flat = [answer for row in answers for answer in row]
+        texts = [answer.text for answer in flat]
+        targets = [refs for refs, row in zip(references, answers, strict=True) for _ in row]
+        for name, metric in metrics.items():
+            score = set_score(metric, texts, targets)
+            add(name, score.value)
+            signatures[name] = score.signature
+        for name, told in _TOLD.items():
+            if (mean := _mean_if_known(map(told, flat))) is not None:
+                add(name, mean)
+        add("repetition", _mean(repetition(texts)))
+        add("overlong", _mean(overlong(texts, targets)))
+        add("distinct_2", distinct_n(texts, n=2))
+        if len(texts) > 1:
+            add("corpus_self_bleu", self_bleu(texts))
+        if len(answers[0]) > 1:
+            add("self_bleu", self_bleu_per_prompt([[a.text for a in row] for row in answers]))
+    if "self_bleu" not in values and len(by_seed) > 1:
+        together = [[a.text for row in rows for a in row] for rows in zip(*by_seed, strict=True)]
+        add("self_bleu", self_bleu_per_prompt(together))
+    return {name: Score.over_seeds(per_seed, signatures.get(name)) for name, per_seed in values.items()}
+
+
+_TOLD: dict[str, Callable[[Answer], float | None]] = {
+    "eos_share": lambda answer: None if answer.ended is None else 100.0 * answer.ended,
+    "length": lambda answer: answer.tokens,
+    "log_prob": lambda answer: _mean(answer.log_probs) if answer.log_probs else None,
+}
+
+
+def per_prompt(metric: Metric, by_seed: Sequence[Sequence[Answered]]) -> list[float]:
+    """The mean score of all answers to each prompt.
+
+    Raises:
+        ValueError: for a metric of whole sets.
+    """
+    rows = list(zip(*by_seed, strict=True))
+    texts = [a.text for row in rows for answered in row for a in answered.answers]
+    targets = [list(x.example.outputs) for row in rows for x in row for _ in x.answers]
+    scores = metric(texts, targets)
+    if isinstance(scores, SetScore):
+        raise ValueError("a score of a whole set has no value for a prompt")
+    waiting = iter(scores)
+    return [_mean([next(waiting) for answered in row for _ in answered.answers]) for row in rows]
+
+
+def write_answers(file: Path, answered: Iterable[Answered], seed: int) -> None:
+    """Writes a file of answers, whole or not at all.
+
+    One prompt a line: `instruction`, `input`, `references`, `seed` and `answers`, each with `text`, `tokens`,
+    `ended` and `log_probs`.
+    """
+    part = file.with_suffix(".part")
+    with part.open("w", encoding="utf-8") as out:
+        for one in answered:
+            line = {
+                "instruction": one.example.instruction,
+                "input": one.example.input,
+                "references": list(one.example.outputs),
+                "seed": seed,
+                "answers": [
+                    {
+                        "text": answer.text,
+                        "tokens": answer.tokens,
+                        "ended": answer.ended,
+                        "log_probs": answer.log_probs and [round(value, 4) for value in answer.log_probs],
+                    }
+                    for answer in one.answers
+                ],
+            }
+            out.write(json.dumps(line, ensure_ascii=False) + "\n")
+    os.replace(part, file)
+
+
+def read_answers(file: str | Path) -> list[Answered]:
+    """Reads a file of `write_answers`, or of another system.
+
+    JSON Lines, each with `references` (a string or a list of them; also called `reference` or `output`) and
+    `answers` (strings, or objects with a `text`; a single string may be called `answer` or `prediction`).
+
+    Raises:
+        InputError: naming file and line, for what is missing or no JSON.
+    """
+    file = Path(file)
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read ({error}); give a file of answers, JSON Lines") from error
+    answered = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                answered.append(_of_line(json.loads(line)))
+            except ValueError as error:
+                raise InputError(f"{file}:{number}: {error}") from error
+    if not answered:
+        raise InputError(f"{file} is empty; give a file with an answer a line")
+    return answered
+
+
+def _of_line(record: Any) -> Answered:
+    if not isinstance(record, dict):
+        raise ValueError(f"no JSON object but {str(record)[:40]!r}")
+    references = _first(record, ("references", "reference", "output"))
+    references = [references] if isinstance(references, str) else references
+    answers = _first(record, ("answers", "answer", "prediction"))
+    answers = [answers] if isinstance(answers, str) else answers
+    if not references or not all(isinstance(each, str) for each in references):
+        raise ValueError("references must be a string or a list of them, at least one")
+    if not isinstance(answers, list) or not answers:
+        raise ValueError("answers must be a string or a list, at least one")
+    known = {"instruction", "input", "references", "reference", "output", "answers", "answer", "prediction"}
+    return Answered(
+        Example(str(record.get("instruction", "")), str(record.get("input", "")), tuple(references)),
+        [_of_record(answer) for answer in answers],
+        {name: value for name, value in record.items() if name not in known},
+    )
+
+
+def _first(record: Mapping[str, Any], names: Sequence[str]) -> Any:
+    for name in names:
+        if name in record:
+            return record[name]
+    raise ValueError(f"no {' or '.join(names)}; it has {', '.join(record) or 'nothing'}")
+
+
+def _of_record(answer: Any) -> Answer:
+    if isinstance(answer, str):
+        return Answer(answer)
+    if not isinstance(answer, dict) or not isinstance(answer.get("text"), str):
+        raise ValueError(f"an answer must be a string or an object with a text, got {str(answer)[:40]!r}")
+    return Answer(answer["text"], answer.get("tokens"), answer.get("ended"), answer.get("log_probs"))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _mean_if_known(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    numbers = [float(value) for value in known if value is not None]
+    return _mean(numbers) if numbers and len(numbers) == len(known) else None

@@ -1,0 +1,163 @@
+import csv
+import json
+import math
+
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.bleu import BLEU
+
+from amid.cli import main
+from amid.data.examples import Example
+from amid.errors import InputError
+from amid.metrics import rouge_l
+from amid.scoring import Answer, Answered, per_prompt, read_answers, score_answers, write_answers
+
+REFERENCES = [["the cat sat on the mat"], ["a dog barked", "the dog barked loudly"], ["yes"]]
+
+
+def answered(*texts, **known):
+    return [
+        Answered(Example(f"say {i}", "", tuple(outputs)), [Answer(text, **known)])
+        for i, (outputs, text) in enumerate(zip(REFERENCES, texts, strict=True))
+    ]
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    rows = answered("the cat", "a dog – barked", "", tokens=3, ended=True, log_probs=[-0.5, -1.25])
+    write_answers(tmp_path / "open-10.jsonl", rows, seed=10)
+    read = read_answers(tmp_path / "open-10.jsonl")
+    assert [row.answers for row in read] == [row.answers for row in rows]
+    assert [row.example for row in read] == [row.example for row in rows]
+    assert read[0].answers[0].log_probs == [-0.5, -1.25]
+    assert read[0].fields == {"seed": 10}
+    assert [path.name for path in tmp_path.iterdir()] == ["open-10.jsonl"]
+
+
+def test_the_scores_are_those_of_each_metric():
+    texts = ["the cat sat on the cat sat on the cat sat on the mat", "a dog barked", "no"]
+    rows = [[row.answers for row in answered(*texts, tokens=4, ended=True, log_probs=[-1.0, -2.0])]]
+    scores = score_answers(REFERENCES, rows, {"rouge_l": rouge_l})
+    assert scores["length"].mean == 4
+    assert scores["eos_share"].mean == 100
+    assert scores["log_prob"].mean == -1.5
+    assert scores["overlong"].mean == pytest.approx(100 / 3)
+    assert scores["repetition"].mean == pytest.approx(100 * (1 - 5 / 11) / 3)
+    assert scores["rouge_l"].mean == pytest.approx(sum(rouge_l(texts, REFERENCES)) / 3)
+
+
+def test_what_is_not_known_of_the_answers_is_left_out():
+    rows = [[row.answers for row in answered("a", "b", "c")]]
+    scores = score_answers(REFERENCES, rows, {})
+    assert not {"length", "eos_share", "log_prob"} & scores.keys()
+    assert scores["corpus_self_bleu"].mean == 0
+
+
+def test_a_prompt_has_the_mean_over_all_its_answers():
+    one, other = answered("the cat sat on the mat", "a dog barked", "yes"), answered("", "", "")
+    assert per_prompt(rouge_l, [one]) == [100, 100, 100]
+    assert per_prompt(rouge_l, [one, other]) == [50, 50, 50]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{broken", "answers.jsonl:1: "),
+        ("[1]", "no JSON object"),
+        ('{"references": ["a"]}', "no answers or answer or prediction"),
+        ('{"answers": ["a"]}', "no references or reference or output"),
+        ('{"references": [], "answers": ["a"]}', "references must be"),
+        ('{"references": ["a"], "answers": [1]}', "an answer must be"),
+        ("", "is empty"),
+    ],
+)
+def test_a_damaged_file_is_an_error_that_says_where(tmp_path, line, message):
+    (tmp_path / "answers.jsonl").write_text(line + "\n")
+    with pytest.raises(InputError, match=r"answers.jsonl") as raised:
+        read_answers(tmp_path / "answers.jsonl")
+    assert message in str(raised.value)
+
+
+def foreign(tmp_path, name, texts, **fields):
+    path = tmp_path / f"{name}.jsonl"
+    lines = [
+        {"output": outputs, "prediction": text} | {key: value[i] for key, value in fields.items()}
+        for i, (outputs, text) in enumerate(zip(REFERENCES, texts, strict=True))
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+class TestCommand:
+    def test_other_systems_answers_are_scored_and_compared(self, tmp_path, capsys):
+        good = foreign(tmp_path, "good", ["the cat sat on the mat", "a dog barked", "yes"])
+        bad = foreign(tmp_path, "bad", ["x", "y", "z"])
+        assert main(["score", str(good), str(bad)]) == 0
+        out = capsys.readouterr().out
+        rows = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
+        assert rows["bad"][1] == "0.00"
+        (difference,) = [line for line in out.splitlines() if "+100.00 to" in line]
+        assert difference.split() == ["good", "bad", "+100.00", "+100.00", "to", "+100.00", "0.0000", "*"]
+
+    def test_by_a_field_and_by_length(self, tmp_path, capsys):
+        kinds = ["short", "long", "short"]
+        path = foreign(tmp_path, "one", ["the cat sat on the mat", "", "yes"], kind=kinds)
+        assert main(["score", str(path), "--by", "kind", "--csv", str(tmp_path / "all.csv")]) == 0
+        with (tmp_path / "all.csv").open() as file:
+            rows = {row["prompts"]: row for row in csv.DictReader(file)}
+        assert {name: float(row["rouge_l_mean"]) for name, row in rows.items()} == {
+            "all": pytest.approx(200 / 3),
+            "kind=long": 0,
+            "kind=short": 100,
+        }
+        assert main(["score", str(path), "--by", "length"]) == 0
+        assert "6-6 words" in capsys.readouterr().out
+        assert main(["score", str(path), "--by", "colour"]) == 1
+        assert "choose of length, kind" in capsys.readouterr().err
+
+    def test_systems_that_answered_other_prompts_are_not_compared(self, tmp_path, capsys):
+        one = foreign(tmp_path, "one", ["a", "b", "c"])
+        other = tmp_path / "other.jsonl"
+        other.write_text(json.dumps({"output": "another", "prediction": "a"}) + "\n")
+        assert main(["score", str(one), str(other)]) == 1
+        assert "they differ at prompt 1" in capsys.readouterr().err
+
+    def test_a_folder_without_answers(self, tmp_path, capsys):
+        assert main(["score", str(tmp_path)]) == 1
+        assert "holds no generations/SET-SEED.jsonl" in capsys.readouterr().err
+
+    def test_a_run_is_scored_as_it_scored_itself(self, small_run, tmp_path):
+        assert main(["train", *small_run, "seed=1"]) == 0
+        (run,) = (tmp_path / "runs").iterdir()
+        assert main(["score", str(run), "--csv", str(tmp_path / "all.csv")]) == 0
+        result = json.loads((run / "result.json").read_text())["scores"]
+        with (tmp_path / "all.csv").open() as file:
+            rows = {row["set"]: row for row in csv.DictReader(file)}
+        assert rows.keys() == result.keys()
+        for name, row in rows.items():
+            for metric, score in result[name].items():
+                assert float(row[f"{metric}_mean"]) == pytest.approx(score["mean"], abs=1e-4), metric
+        assert {"log_prob", "repetition", "overlong", "distinct_2"} <= result["open"].keys()
+
+
+def test_real_sets_are_scored_as_by_rouge_score_and_sacrebleu(shared):
+    """Word for word copies, other prompts' references, empty and non-English answers."""
+    for name in ("dolly", "selfinst", "vicuna"):
+        lines = (shared / "data" / name / "valid.jsonl").read_text(encoding="utf-8").splitlines()[:80]
+        outputs = [json.loads(line)["output"] for line in lines]
+        references = [[out] if isinstance(out, str) else out for out in outputs]
+        copies = [refs[0] for refs in references]
+        others = [*copies[1:], copies[0]]
+        mixed = [("", "Das weiß ich nicht.", "我不知道", text)[i % 4] for i, text in enumerate(others)]
+        scorer = RougeScorer(["rougeL"], use_stemmer=True)
+        for texts in (copies, others, mixed):
+            ours = score_answers(references, [[[Answer(text)] for text in texts]], {"rouge_l": rouge_l})
+            theirs = [
+                max(100 * scorer.score(ref, text)["rougeL"].fmeasure for ref in refs)
+                for refs, text in zip(references, texts, strict=True)
+            ]
+            assert ours["rouge_l"].mean == pytest.approx(sum(theirs) / len(theirs), abs=1e-9)
+            bleu = BLEU(effective_order=True)
+            few = texts[:20]
+            each = [bleu.sentence_score(text, few[:i] + few[i + 1 :]).score for i, text in enumerate(few)]
+            found = score_answers(references[:20], [[[Answer(text)] for text in few]], {})
+            assert found["corpus_self_bleu"].mean == pytest.approx(math.fsum(each) / len(each), abs=1e-9)
