@@ -1,3 +1,4 @@
+import itertools
 import math
 import subprocess
 import sys
@@ -8,9 +9,11 @@ import pytest
 import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
+from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from amid.metrics import self_bleu, self_bleu_per_prompt
+from amid.metrics import distinct_n, overlong, repetition, self_bleu, self_bleu_per_prompt
 
+BLEU13A = Tokenizer13a()
 SMOOTHINGS = [
     ("none", None),
     ("floor", None),
@@ -145,3 +148,41 @@ def test_time_grows_with_the_words_and_not_with_their_square():
 def test_metrics_do_without_torch():
     code = "import sys, amid.metrics, amid.results, amid.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class TestDistinctAndRepeated:
+    def test_by_hand(self):
+        # Bigrams: a b, b a, a b; a b.
+        assert distinct_n(["a b a b", "a b"], n=2) == 50
+        assert repetition(["a b a b", "a b"], n=2) == [pytest.approx(100 / 3), 0]
+        assert overlong(["a b c", "a b"], [["a"], ["a", "x"]]) == [100, 0]
+
+    @given(groups)
+    def test_distinct_is_the_share_of_a_set(self, texts):
+        tokens = [BLEU13A(text).split() for text in texts]
+        bigrams = [pair for words in tokens for pair in itertools.pairwise(words)]
+        found = distinct_n(texts, n=2)
+        if bigrams:
+            assert found == pytest.approx(100 * len(set(bigrams)) / len(bigrams))
+        else:
+            assert math.isnan(found)
+
+    @given(words)
+    def test_a_text_without_repetition_said_twice_has_some(self, text):
+        once, twice = repetition([text, f"{text} {text}"], n=1)
+        assert once <= twice or not text
+        assert twice >= 50 or not text.strip()
+
+    @pytest.mark.parametrize(
+        ("call", "message"),
+        [
+            (lambda: distinct_n([], n=2), "at least one text"),
+            (lambda: distinct_n("text", n=2), "at least one text"),
+            (lambda: distinct_n(["a"], n=0), "n must be at least 1"),
+            (lambda: repetition(["a"], tokenize="x"), "tokenize must be one of"),
+            (lambda: overlong(["a"], [["a"]], times=0.5), "times must be at least 1"),
+        ],
+    )
+    def test_what_is_refused(self, call, message):
+        with pytest.raises(ValueError, match=message):
+            call()
