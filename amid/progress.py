@@ -13,7 +13,10 @@ from rich.progress import Progress as RichProgress
 from amid.results import METRICS
 
 LOSSES = ("valid/loss", "valid/cross_entropy")
-"""What is logged at each validation and is no score of answers."""
+"""What is logged at each validation, and can choose the checkpoint, besides the score of answers."""
+
+FURTHER = ("valid/perplexity", "valid/kl_pq", "valid/same_top")
+"""What is logged besides, and not shown while a run goes on."""
 
 
 def announce(message: str) -> None:
@@ -66,7 +69,7 @@ def _validation_scores(metrics: Iterable[str]) -> dict[str, str]:
     names = {
         key: key.removeprefix("valid/")
         for key in metrics
-        if key.startswith("valid/") and key not in LOSSES and not key.endswith("_best")
+        if key.startswith("valid/") and key not in (*LOSSES, *FURTHER) and not key.endswith("_best")
     }
     return {key: METRICS.get(name, name) for key, name in names.items()}
 
