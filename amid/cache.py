@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from amid.data import InstructionData
 from amid.errors import InputError
 from amid.experiment import supply_teacher, supply_text, with_prepared_models
+from amid.precision import announce_slow_bfloat16
 from amid.train import as_dict
 
 
@@ -27,6 +28,7 @@ def run(cfg: DictConfig) -> None:
     settings["model"].pop("student")
     if settings["threads"] is not None:
         torch.set_num_threads(settings["threads"])
+    announce_slow_bfloat16(settings)
     tokenizer = instantiate(settings["model"]["tokenizer"])
     data: InstructionData = instantiate(settings["data"], tokenizer=tokenizer)
     tokenizer = data.tokenizer

@@ -15,6 +15,7 @@ from amid.errors import InputError
 from amid.evaluation import evaluate_sets
 from amid.experiment import BEST, versions
 from amid.models import ModelSource, load_tokenizer
+from amid.precision import announce_slow_bfloat16
 from amid.progress import announce
 from amid.results import Label, RunResult, load, save
 from amid.train import as_dict, summary
@@ -56,6 +57,7 @@ def run(cfg: DictConfig) -> None:
     settings = as_dict(cfg)
     if settings["threads"] is not None:
         torch.set_num_threads(settings["threads"])
+    announce_slow_bfloat16(settings | {"model": {"student": settings["model"]["student"]}})
     L.seed_everything(settings["seed"], verbose=False)
     source: ModelSource = instantiate(settings["model"]["student"])
     tokenizer = load_tokenizer(source.path) if source.path else instantiate(settings["model"]["tokenizer"])

@@ -29,6 +29,7 @@ from amid.evaluation import check_metrics, evaluate_sets
 from amid.lora import merge
 from amid.models import check_same_tokens, load_tokenizer, shared_vocabulary
 from amid.module import DistillationModule, Diverged
+from amid.precision import announce_slow_bfloat16
 from amid.progress import LOSSES, announce, progress
 from amid.results import RunResult, Score, load, save
 from amid.schedule import Schedule
@@ -84,6 +85,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         announce(f"{directory} is finished already")
         return finished
     _check_trainer(cfg["trainer"])
+    announce_slow_bfloat16(cfg)
     schedule: Schedule | None = instantiate(cfg.get("schedule"))
     if schedule is not None:
         schedule.begin(objective)

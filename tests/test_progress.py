@@ -21,7 +21,12 @@ def test_lines_where_the_output_is_no_terminal(capsys):
 
 def test_the_score_is_that_of_the_task(capsys):
     trainer = SimpleNamespace(global_step=0, estimated_stepping_batches=1)
-    trainer.callback_metrics = {"valid/loss": 1.0, "valid/kl_pq": 0.1, "valid/bleu": 20.0, "valid/bleu_best": 25.0}
+    trainer.callback_metrics = {
+        "valid/loss": 1.0,
+        "valid/kl_pq": 0.1,
+        "valid/bleu": 20.0,
+        "valid/bleu_best": 25.0,
+    }
     lines = ProgressLines()
     lines.on_train_start(trainer, None)
     trainer.global_step = 1
