@@ -553,6 +553,7 @@ def _score_text(row: Row, score: Score | None, digits: int, plus_minus: str) -> 
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
+    "[": "{[}",  # after the end of a line it would be an argument
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "α": r"$\alpha$",
@@ -569,7 +570,7 @@ _LATEX = {
 def _latex(text: str) -> str:
     """Plain text as LaTeX writes it; a minus sign before a digit is one."""
     escaped = "".join(_LATEX.get(character, character) for character in text)
-    return re.sub(r"(?<![\w.)-])-(\d[\d.]*)", r"$-\1$", escaped)
+    return re.sub(r"(?<![\w.)\]-])-(\d[\d.]*)", r"$-\1$", escaped)
 
 
 def _latex_score(text: str) -> str:

@@ -321,12 +321,6 @@ class TestBrowser:
         assert browser("document.querySelectorAll('figure:not([hidden])').length") == 0
 
 
-def test_every_script_and_style_is_in_the_package():
-    """What a wheel would take: hatch packs every file below amid/ that git does not ignore."""
-    names = {file.name for file in (Path(interactive.__file__).parent / "assets").iterdir()}
-    assert names == {"page.html", "page.css", "page.js"}
-
-
 def test_the_table_of_a_page_is_that_of_the_report(experiment):
     write(experiment)
     data = data_of((experiment / "report" / "report.html").read_text(encoding="utf-8"))
