@@ -17,6 +17,10 @@ _PLACES = ("output_dir", "prepared_dir", "logger", "threads", "data.cache_dir", 
 """Keys of a configuration that say where a run writes."""
 
 
+ABSENT = "(absent)"
+"""Stands for the value of a key that a configuration does not have."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A prompt of an evaluation set, with its references."""
@@ -147,20 +151,31 @@ def configuration(folder: Path) -> dict[str, Any]:
 
 
 def differences(configurations: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What all configurations have in common, and of each what it has besides.
+    """The common part of all configurations, and of each how it differs from that.
 
-    Configurations that are empty are passed over.
+    The common part is what more than half of them have. Of a key that one lacks the difference is `ABSENT`,
+    unless it has another value in place of the whole branch, such as `assistant: null`. Configurations that
+    are empty are passed over.
     """
     known = [configuration for configuration in configurations if configuration]
-    if not known:
-        return {}, [{} for _ in configurations]
+    values: dict[str, list[Any]] = {}
+    for configuration in known:
+        for key, value in configuration.items():
+            values.setdefault(key, []).append(value)
     common = {
         key: value
-        for key, value in known[0].items()
-        if all(key in other and other[key] == value for other in known[1:])
+        for key, found in values.items()
+        if 2 * found.count(value := max(found, key=found.count)) > len(known)
     }
-    rest = [{key: value for key, value in of_run.items() if key not in common} for of_run in configurations]
-    return common, rest
+
+    def own(configuration: Mapping[str, Any]) -> dict[str, Any]:
+        if not configuration:
+            return {}
+        differing = {k: v for k, v in configuration.items() if k not in common or common[k] != v}
+        lacking = (k for k in common if k not in configuration and not _in_place(k, configuration))
+        return differing | dict.fromkeys(lacking, ABSENT)
+
+    return common, [own(configuration) for configuration in configurations]
 
 
 def thinned(curve: Mapping[int, float], points: int) -> list[tuple[int, float]]:
@@ -177,6 +192,11 @@ def _flat(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, node
+
+
+def _in_place(key: str, configuration: Mapping[str, Any]) -> bool:
+    parts = key.split(".")
+    return any(".".join(parts[:end]) in configuration for end in range(1, len(parts)))
 
 
 def _said_shorter(key: str, value: Any, flat: Mapping[str, Any]) -> bool:

@@ -25,6 +25,8 @@ class Published:
     labels: Mapping[str, Label]
     """What a row must have for the figures to belong to it."""
     values: Mapping[str, float]
+    sets: frozenset[str]
+    """What the average is over."""
 
     def belongs_to(self, row: Row) -> bool:
         """Whether a row is the same method, pair and data, with the same settings."""
@@ -42,6 +44,7 @@ def published() -> tuple[Published, ...]:
             labels={"model": table["model"], "data": table["data"], "method": entry["method"]}
             | entry.get("where", {}),
             values=entry["values"],
+            sets=frozenset(name for e in table["figures"] for name in e["values"]) - {AVERAGE},
         )
         for table in yaml.safe_load(FILE.read_text(encoding="utf-8"))
         for entry in table["figures"]
@@ -89,8 +92,7 @@ def published_score(table: Table, row: Row, metric: str, name: str) -> tuple[flo
 
 
 def _same_sets(table: Table, figures: Published, name: str) -> bool:
-    sets = [name for name in figures.values if name != AVERAGE]
-    return name != AVERAGE or not sets or set(sets) == set(table.sets(figures.metric))
+    return name != AVERAGE or figures.sets == set(table.sets(figures.metric))
 
 
 def _cell(table: Table, row: Row, figures: Published, name: str) -> str:

@@ -123,6 +123,9 @@ class TestConfigurations:
         common, own = differences(found)
         assert common == {"seed": 3, "objective.order": None}
         assert own == [{"assistant.alpha": -5}, {"assistant.alpha": 1}, {}]
+        common, own = differences([*found[:2], found[0]])
+        assert common == {"seed": 3, "assistant.alpha": -5, "objective.order": None}
+        assert own == [{}, {"assistant.alpha": 1}, {}]
 
     def test_a_copy_that_differs_stays(self, tmp_path):
         (tmp_path / "config.yaml").write_text("config: {seed: 1, data: {seed: 2}}")
@@ -130,6 +133,10 @@ class TestConfigurations:
 
     def test_a_key_that_one_lacks_differs(self):
         assert differences([{"a": 1, "b": 2}, {"a": 1}]) == ({"a": 1}, [{"b": 2}, {}])
+        whole = {"a.x": 1, "a.y": 2, "b.z": 3}
+        common, own = differences([whole, whole, {"a": None}])
+        assert common == whole
+        assert own == [{}, {}, {"a": None, "b.z": "(absent)"}]
         assert differences([{}, {}]) == ({}, [{}, {}])
 
     @pytest.mark.parametrize("text", ["hash: h", "config: [", "3"])

@@ -628,11 +628,12 @@
       const diverged = run.diverged !== null;
       const i = run.row;
       const d = curve.map(([step, v], n) => `${n ? "L" : "M"}${sx(step).toFixed(1)} ${sy(v).toFixed(1)}`).join("");
-      root.append(svg("path", { class: "line", d, stroke: colour(i), "stroke-dasharray": dash(i), "data-row": i, ...(diverged ? { stroke: "var(--bad)", "stroke-dasharray": "1 4" } : {}) }));
       if (!diverged && !curve.length) continue;
       const end = diverged
         ? [sx(run.diverged), curve.length ? sy(curve.at(-1)[1]) : inner.bottom - 8]
         : [sx(curve.at(-1)[0]), sy(curve.at(-1)[1])];
+      const ink = diverged ? { stroke: "var(--bad)", "stroke-dasharray": "1 4" } : { stroke: colour(i), "stroke-dasharray": dash(i) };
+      if (curve.length) root.append(svg("path", { class: "line", d: `${d}L${end.join(" ")}`, ...ink, "data-row": i }));
       const text = diverged
         ? `${runName(run)}\ndiverged at step ${run.diverged}`
         : `${runName(run)}\n${training.key}: ${short(curve.at(-1)[1])} at step ${curve.at(-1)[0]}`;
@@ -823,11 +824,11 @@
         el("td", { class: "number" }, run.seed),
         el("td", { class: run.outcome === "trained" ? null : "failed" }, run.diverged === null ? run.outcome : `diverged at step ${run.diverged}`),
         el("td", { class: "number" }, duration(run.seconds)),
-        el("td", {}, Object.entries(run.config).map(([key, value]) => el("code", {}, `${key}: ${value}`))),
-        el("td", {}, el("code", {}, clip(run.name, 60)), el("code", {}, run.hash)),
+        el("td", {}, Object.entries(run.config).map(([key, value]) => el("code", {}, el("span", { class: "note" }, `${key}: `), value))),
+        el("td", {}, el("code", { title: run.name }, clip(run.name, 48)), el("code", {}, run.hash)),
       ),
     );
-    const heads = ["Setting", "Seed", "Outcome", "Time", "Configuration, where runs differ", "Run and hash"];
+    const heads = ["Setting", "Seed", "Outcome", "Time", "Configuration, where it differs from the common part", "Run and hash"];
     $("#runs > .wide table").replaceChildren(
       el("thead", {}, el("tr", {}, heads.map((head, i) => el("th", { scope: "col", class: i === 1 || i === 3 ? "number" : null }, head)))),
       el("tbody", {}, lines),
