@@ -242,6 +242,10 @@ class TestBrowser:
         assert count("#divergence-alpha svg") == count("#alpha-lam svg") == 2
         assert count("#alpha-lam .cell") == 12
         assert count("#curves path.line") == 28
+        before = page("document.querySelector('#curves path.line').getAttribute('d')")
+        page.click("#smooth")
+        assert page("document.querySelector('#curves path.line').getAttribute('d')") != before
+        assert "smoothed" in page("document.querySelector('#curves figcaption').innerText")
         assert "2 diverged runs" in page("document.querySelector('#curves .legend').innerText")
         page("document.querySelector('#plane .pt').focus()")
         tip = "getComputedStyle(document.querySelector('#tip')).visibility"

@@ -590,7 +590,16 @@
 
   // ---- training ----------------------------------------------------------------------------------
 
-  const training = { key: null, log: false };
+  const training = { key: null, log: false, smooth: false };
+
+  /** Each value's mean with its neighbours, a fortieth of the curve to either side. */
+  function smoothed(curve) {
+    const reach = Math.max(1, Math.round(curve.length / 40));
+    return curve.map(([step], i) => {
+      const near = curve.slice(Math.max(0, i - reach), i + reach + 1);
+      return [step, near.reduce((sum, [, y]) => sum + y, 0) / near.length];
+    });
+  }
 
   function buildTraining() {
     const keys = unique(data.runs.flatMap((run) => Object.keys(run.curves))).sort();
@@ -598,8 +607,9 @@
     training.key = ["train/loss", "valid/loss"].find((key) => keys.includes(key)) ?? keys[0];
     const select = el("select", { id: "curve", onchange: () => { training.key = select.value; drawTraining(); } }, keys.map((key) => option(key, key)));
     select.value = training.key;
+    const smooth = el("input", { type: "checkbox", id: "smooth", onchange: () => { training.smooth = smooth.checked; drawTraining(); } });
     const log = el("input", { type: "checkbox", onchange: () => { training.log = log.checked; drawTraining(); } });
-    $("#training .tools").append(el("label", {}, "Curve ", select), el("label", {}, log, "logarithmic"));
+    $("#training .tools").append(el("label", {}, "Curve ", select), el("label", {}, log, "logarithmic"), el("label", {}, smooth, "smoothed"));
   }
 
   function drawTraining() {
@@ -610,8 +620,11 @@
     const failed = data.runs.filter((run) => isRunShown(run) && run.diverged !== null).length;
     const note = failed ? el("span", { class: "failed" }, `✕ ${failed} diverged run${failed > 1 ? "s" : ""}`) : null;
     legend("curves", rows.map((row) => [row.name, row.index]), drawTraining, note ? [note] : []);
-    const caption = [el("b", {}, `${training.key} against the optimiser step, `), "a line for each run; dotted, ending in ✕: diverged."];
-    const usable = (run) => (run.curves[training.key] ?? []).filter(([, y]) => !training.log || y > 0);
+    const caption = [el("b", {}, `${training.key} against the optimiser step, `), `a line for each run${training.smooth ? ", smoothed" : ""}; dotted, ending in ✕: diverged.`];
+    const usable = (run) => {
+      const curve = (run.curves[training.key] ?? []).filter(([, y]) => !training.log || y > 0);
+      return training.smooth ? smoothed(curve) : curve;
+    };
     const points = runs.flatMap(usable);
     if (!points.length) return figure("curves", caption, [el("p", { class: "note" }, "Nothing of this is shown.")]);
     const width = panelWidth("curves", 1180);
@@ -633,7 +646,7 @@
         ? [sx(run.diverged), curve.length ? sy(curve.at(-1)[1]) : inner.bottom - 8]
         : [sx(curve.at(-1)[0]), sy(curve.at(-1)[1])];
       const ink = diverged ? { stroke: "var(--bad)", "stroke-dasharray": "1 4" } : { stroke: colour(i), "stroke-dasharray": dash(i) };
-      if (curve.length) root.append(svg("path", { class: "line", d: `${d}L${end.join(" ")}`, ...ink, "data-row": i }));
+      if (curve.length) root.append(svg("path", { class: runs.length > 12 ? "line fine" : "line", d: `${d}L${end.join(" ")}`, ...ink, "data-row": i }));
       const text = diverged
         ? `${runName(run)}\ndiverged at step ${run.diverged}`
         : `${runName(run)}\n${training.key}: ${short(curve.at(-1)[1])} at step ${curve.at(-1)[0]}`;
@@ -708,8 +721,12 @@
     const ranked = runs.filter((run) => mean(data.rows[run.row], c) !== null)
       .sort((a, b) => mean(data.rows[b.row], c) - mean(data.rows[a.row], c));
     const first = (test) => ranked.find((run) => test(data.rows[run.row]));
-    [first((row) => row.teacher), first((row) => row.baseline && !row.teacher), first((row) => !row.baseline), ...runs]
-      .filter(Boolean).forEach((run) => browser.runs.size < 3 && browser.runs.add(run.index));
+    const begin = [first((row) => row.teacher), first((row) => row.baseline && !row.teacher), first((row) => !row.baseline)];
+    const settings = new Set();
+    for (const run of [...begin.filter(Boolean), ranked.at(-1) ?? runs[0], ...runs]) {
+      if (browser.runs.size < 3 && !settings.has(run.row)) browser.runs.add(run.index);
+      settings.add(run.row);
+    }
 
     const set = el("select", { id: "answer-set", onchange: () => { browser.set = +set.value; browser.prompt = 0; drawAnswers(); } },
       available.map((g, i) => option(i, g.set)));
