@@ -25,7 +25,7 @@ amid: distil large language models into small ones with the α-mixture assistant
   amid evaluate run=FOLDER          score a run again, or any model: model.student.path=MODEL data=dolly
   amid cache [KEY=VALUE ...]        write the teacher's states for model= and data=, which runs then read
   amid score FILE|RUN ...           score files of answers, of any system, and say whether they differ
-  amid report FOLDER                table and figures of all finished runs below FOLDER
+  amid report FOLDER                page, tables and figures of all finished runs below FOLDER
 
   amid train --help                 lists the choices and settings
   amid --version

@@ -3,6 +3,7 @@
 from rich.console import Console
 
 from amid.reporting import build_table, claims_in_words, sections, write_report
+from amid.reporting.page import PAGE
 from amid.results import load_all
 
 WIDTH_OF_FILES = 200
@@ -30,4 +31,5 @@ def run(directory: str) -> None:
         console.print("\nWhat the paper claims", markup=False)
         for line in found:
             console.print(line, markup=False)
+    console.print(f"Page: {page.with_name(PAGE)}", soft_wrap=True, markup=False)
     console.print(f"Report: {page}", soft_wrap=True, markup=False)

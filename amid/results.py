@@ -199,6 +199,15 @@ def load_all(directory: str | Path) -> list[RunResult]:
     Raises:
         InputError: if `directory` is not a folder, or naming the first file that cannot be read.
     """
+    return list(load_folders(directory).values())
+
+
+def load_folders(directory: str | Path) -> dict[Path, RunResult]:
+    """The records of `load_all`, each by the folder of its run.
+
+    Raises:
+        InputError: if `directory` is not a folder, or naming the first file that cannot be read.
+    """
     directory = Path(directory)
     if not directory.is_dir():
         raise InputError(f"{directory} is not a folder; give one that holds finished runs, such as outputs")
@@ -209,7 +218,7 @@ def load_all(directory: str | Path) -> list[RunResult]:
         ]
         if RESULT_FILE in names:
             files.append(Path(folder, RESULT_FILE))
-    return [result for result in map(load, sorted(files)) if result.scores]
+    return {file.parent: result for file in sorted(files) if (result := load(file)).scores}
 
 
 def _damaged(file: Path, error: Exception) -> InputError:

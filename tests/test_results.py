@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amid.errors import InputError
-from amid.results import RESULT_FILE, RunResult, Score, load, load_all, save
+from amid.results import RESULT_FILE, RunResult, Score, load, load_all, load_folders, save
 
 RUN = RunResult(
     name="α=-5",
@@ -182,6 +182,10 @@ class TestLoadAll:
         for seed, path in enumerate(["b", "a/deep/run", "a", "."]):
             save(dataclasses.replace(RUN, seed=seed), tmp_path / path)
         assert [run.seed for run in load_all(tmp_path)] == [1, 2, 0, 3]
+        folders = {
+            str(folder.relative_to(tmp_path)): run.seed for folder, run in load_folders(tmp_path).items()
+        }
+        assert folders == {"a/deep/run": 1, "a": 2, "b": 0, ".": 3}
 
     def test_folders_left_out(self, tmp_path):
         for path in ("run", "report", "run/prepared/sft", ".hidden", "run/.hydra"):

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -48,17 +48,17 @@ OFFSETS = [
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that was written: the name of its file, and what it shows."""
+    """A figure that was written: the name of its PNG file, and what it shows. Its PDF has the same name."""
 
     file: str
     caption: str
 
 
 def draw_figures(table: Table, directory: Path) -> list[Figure]:
-    """Writes the figures that the rows of `table` allow, as PNG files, to `directory`.
+    """Writes the figures that the rows of `table` allow, as PNG and PDF files, to `directory`.
 
-    alpha.png and lambda.png where α or λ varies within one setting; plane.png where a row has both scores;
-    divergence.png where both α and the divergence vary.
+    alpha and lambda where α or λ varies within one setting; plane where a row has both scores; divergence
+    where both α and the divergence vary; alpha_lambda where α varies at two or more λ of one setting.
     """
     quality = title(table.quality)
     with matplotlib.rc_context(STYLE):
@@ -80,12 +80,18 @@ def draw_figures(table: Table, directory: Path) -> list[Figure]:
                 "Quality against diversity: up is better, left is more diverse. "
                 "Error bars: standard deviation; grey: baselines.",
             ),
-            ("divergence.png", _draw_heat_map(table), f"{quality} of each divergence and α; bold: the best."),
+            (
+                "divergence.png",
+                _draw_heat_map(table, "divergence"),
+                f"{quality} of each divergence and α; bold: the best.",
+            ),
+            ("alpha_lambda.png", _draw_heat_map(table, "lam"), f"{quality} over α and λ; bold: the best."),
         ]
         figures = []
         for file, canvas, caption in drawings:
             if canvas is not None:
                 canvas.savefig(directory / file, dpi=DPI)
+                canvas.savefig((directory / file).with_suffix(".pdf"), metadata={"CreationDate": None})
                 figures.append(Figure(file, caption))
     return figures
 
@@ -160,7 +166,8 @@ def _draw_plane(table: Table) -> Canvas | None:
         axes.plot(x, y, marker, color=colour, markersize=size, markeredgecolor="white", zorder=3)
 
     series: dict[str, list[Row]] = {}
-    for row, name in zip(grid, _names(table, grid, coloured_by), strict=True):
+    rest = (coloured_by,) if coloured_by else ()
+    for row, name in zip(grid, names_of(table, grid, rest), strict=True):
         series.setdefault(name, []).append(row)
     for index, members in enumerate(series.values()):
         path = [[_mean(table, row, metric) for row in members] for metric in (table.diversity, table.quality)]
@@ -204,13 +211,28 @@ def _draw_plane(table: Table) -> Canvas | None:
     return figure
 
 
-def _draw_heat_map(table: Table) -> Canvas | None:
-    """The main score in cells, one row for each divergence and one column for each α."""
+def _draw_heat_map(table: Table, down: Literal["divergence", "lam"]) -> Canvas | None:
+    """The main score in cells, one column for each α, one row for each divergence, or for each λ.
+
+    Against divergences at λ = 0.1, where λ varies; against λ only what has two or more of them.
+    """
     lines = _series(table, "alpha")
+    lams = {name: _number(rows[0], "lam") for name, rows in lines.items()}
+    if down == "divergence" and len(set(lams.values())) > 1 and 0.1 in lams.values():
+        lines = {name: rows for name, rows in lines.items() if lams[name] == 0.1}
+    if down == "lam":
+        rest = dict(
+            zip(lines, names_of(table, [rows[0] for rows in lines.values()], ("alpha", "lam")), strict=True)
+        )
+        lines = {
+            name: rows
+            for name, rows in lines.items()
+            if len({lams[other] for other in lines if rest[other] == rest[name]}) > 1
+        }
     cells = {(name, _number(row, "alpha")): row for name, rows in lines.items() for row in rows}
     means = {cell: _mean(table, row, table.quality) for cell, row in cells.items()}
     finite = [mean for mean in means.values() if not math.isnan(mean)]
-    if len({row.divergence for row in cells.values()}) < 2 or not finite:
+    if (down == "divergence" and len({row.divergence for row in cells.values()}) < 2) or not finite:
         return None
     names, alphas = list(lines), sorted({alpha for _, alpha in cells})
     low, high = min(finite), max(finite)
@@ -254,7 +276,7 @@ def _series(table: Table, label: str) -> dict[str, list[Row]]:
     """The grid's rows that differ in the number `label` only, in its order, by a name of the rest."""
     grid = [row for row in table.rows if not row.baseline and not math.isnan(_number(row, label))]
     lines: dict[str, list[Row]] = {}
-    for row, name in zip(grid, _names(table, grid, label), strict=True):
+    for row, name in zip(grid, names_of(table, grid, (label,)), strict=True):
         lines.setdefault(name, []).append(row)
     return {
         name: sorted(rows, key=lambda row: _number(row, label))
@@ -273,12 +295,16 @@ def _baselines(table: Table) -> dict[str, Row]:
     return dict(zip(names, rows, strict=True))
 
 
-def _names(table: Table, rows: Sequence[Row], without: str | None) -> list[str]:
-    """A name for each row: its divergence, and all else that varies but `without`."""
-    hidden = ["method", "divergence", *([without] if without else [])]
+def names_of(table: Table, rows: Sequence[Row], without: Sequence[str]) -> list[str]:
+    """A name for each row: its divergence, and all else that varies, but for the labels `without`."""
+    hidden = ["method", "divergence", *without]
     several_methods = len({row.method for row in rows}) > 1
     words = [
-        [row.method if several_methods else "", row.divergence, table.name(row, without=hidden)]
+        [
+            row.method if several_methods else "",
+            "" if "divergence" in without else row.divergence,
+            table.name(row, without=hidden),
+        ]
         for row in rows
     ]
     return [" ".join(filter(None, parts)).replace("=-", "=−") for parts in words]

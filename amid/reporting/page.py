@@ -7,18 +7,21 @@ from pathlib import Path
 from amid.errors import InputError
 from amid.reporting.claims import NOTE, claims
 from amid.reporting.figures import Figure, draw_figures
+from amid.reporting.interactive import interactive_page
 from amid.reporting.published import against_published, other_pairs
 from amid.reporting.sections import Section, cost, pivots
 from amid.reporting.table import Table, build_table, markdown_line
-from amid.results import RESULT_FILE, load_all
+from amid.results import RESULT_FILE, load_folders
 
 REPORT = "report"
+PAGE = "report.html"
 
 
 def write_report(directory: str | Path) -> Path:
     """Writes `directory`/report/ from every finished run below `directory`.
 
-    report.md (tables, the paper's claims, figures, runs), table.md, table.csv and a PNG file for each figure.
+    report.html (all of it as one interactive page), report.md (tables, the paper's claims, figures, runs),
+    table.md, table.csv, table.tex, and for each figure a PNG and a PDF file.
     All is made in a hidden folder first, so that a report that fails leaves the last one as it was.
 
     Returns:
@@ -28,22 +31,25 @@ def write_report(directory: str | Path) -> Path:
         InputError: if there is no finished run, or the record of one is damaged.
     """
     directory = Path(directory)
-    results = load_all(directory)
-    if not results:
+    records = load_folders(directory)
+    if not records:
         raise InputError(
             f"{directory} has no {RESULT_FILE} in it or below, so there is no finished run to report; "
             "make some: amid sweep alpha"
         )
-    table = build_table(results)
+    table = build_table(list(records.values()))
+    name = directory.resolve().name
     report = directory / REPORT
     with tempfile.TemporaryDirectory(prefix=".report-", dir=directory) as temporary:
         made = Path(temporary)
         figures = draw_figures(table, made)
         (made / "table.md").write_text(f"{table.to_markdown()}\n{table.caption}\n", encoding="utf-8")
         (made / "table.csv").write_text(table.to_csv(), encoding="utf-8")
-        (made / "report.md").write_text(_page(directory.resolve().name, table, figures), encoding="utf-8")
+        (made / "table.tex").write_text(table.to_latex(), encoding="utf-8")
+        (made / PAGE).write_text(interactive_page(name, table, sections(table), records), encoding="utf-8")
+        (made / "report.md").write_text(_page(name, table, figures), encoding="utf-8")
         report.mkdir(exist_ok=True)
-        for stale in report.glob("*.png"):
+        for stale in [*report.glob("*.png"), *report.glob("*.pdf")]:
             stale.unlink()
         for file in sorted(made.iterdir(), key=lambda file: file.suffix == ".md"):
             os.replace(file, report / file.name)

@@ -25,6 +25,8 @@ class Published:
     labels: Mapping[str, Label]
     """What a row must have for the figures to belong to it."""
     values: Mapping[str, float]
+    sets: frozenset[str]
+    """What the average is over."""
 
     def belongs_to(self, row: Row) -> bool:
         """Whether a row is the same method, pair and data, with the same settings."""
@@ -42,6 +44,7 @@ def published() -> tuple[Published, ...]:
             labels={"model": table["model"], "data": table["data"], "method": entry["method"]}
             | entry.get("where", {}),
             values=entry["values"],
+            sets=frozenset(name for e in table["figures"] for name in e["values"]) - {AVERAGE},
         )
         for table in yaml.safe_load(FILE.read_text(encoding="utf-8"))
         for entry in table["figures"]
@@ -80,12 +83,23 @@ def other_pairs(table: Table) -> str | None:
     )
 
 
+def published_score(table: Table, row: Row, metric: str, name: str) -> tuple[float, Published] | None:
+    """The published score of a row on a set, or `AVERAGE` over the same sets, with where it is from."""
+    for figures in published():
+        if figures.metric == metric and figures.belongs_to(row) and name in figures.values:
+            return (figures.values[name], figures) if _same_sets(table, figures, name) else None
+    return None
+
+
+def _same_sets(table: Table, figures: Published, name: str) -> bool:
+    return name != AVERAGE or figures.sets == set(table.sets(figures.metric))
+
+
 def _cell(table: Table, row: Row, figures: Published, name: str) -> str:
     theirs = figures.values.get(name)
     if theirs is None:
         return MISSING
-    sets = [name for name in figures.values if name != AVERAGE]
-    same_sets = name != AVERAGE or not sets or set(sets) == set(table.sets(figures.metric))
+    same_sets = _same_sets(table, figures, name)
     ours = row.score(name, figures.metric, table.sets(figures.metric)) if same_sets else None
     mark = "†" if figures.second_hand else ""
     if ours is None:

@@ -3,10 +3,13 @@
 import csv
 import io
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -130,8 +133,9 @@ def build_table(results: Sequence[RunResult]) -> "Table":
     groups: dict[Any, list[RunResult]] = {}
     turns: Counter[Any] = Counter()
     mixtures: dict[Label, set[tuple[Label, Label]]] = {}
+    shared = _shared_settings(results)
     for result in results:
-        labels = _labels(result)
+        labels = _labels(result, shared)
         key = frozenset(labels.items())
         # A seed that comes twice is no repetition: the runs differ in something that no label tells.
         groups.setdefault((key, turns[key, result.seed]), []).append(result)
@@ -140,7 +144,7 @@ def build_table(results: Sequence[RunResult]) -> "Table":
     rows = []
     for runs in groups.values():
         runs.sort(key=lambda run: run.seed)
-        labels = _labels(runs[0])
+        labels = _labels(runs[0], shared)
         method = labels.get("method")
         in_grid = labels.get("alpha") is not None and (method in ("amid", None) or len(mixtures[method]) > 1)
         rows.append(Row(labels, tuple(runs), baseline=not in_grid))
@@ -218,9 +222,9 @@ class Table:
         """A row's score on one set, by default on all (`overall`)."""
         return row.score(dataset or self.overall(metric), metric, self.sets(metric))
 
-    def score_text(self, row: Row, metric: str, digits: int = 1) -> str:
-        """A row's score over all sets, as the table writes it."""
-        return _score_text(row, self.score(row, metric), digits, " ± ")
+    def score_text(self, row: Row, metric: str, digits: int = 1, dataset: str | None = None) -> str:
+        """A row's score on one set, by default over all (`overall`), as the table writes it."""
+        return _score_text(row, self.score(row, metric, dataset), digits, " ± ")
 
     def name(self, row: Row, without: Sequence[str] = ()) -> str:
         """The row in words, such as `AMiD αβ(p, r) α=-5 λ=0.1`: what varies, but for the labels `without`."""
@@ -235,6 +239,10 @@ class Table:
     @property
     def caption(self) -> str:
         """What the numbers are, over what they are averaged, and what is equal in all rows."""
+        return self.caption_with("italic")
+
+    def caption_with(self, second: str) -> str:
+        """`caption`, where the second best of a column is marked in another way than by italics."""
         counts = {len(row.runs) for row in self.rows}
         spread = "mean ± standard deviation over "
         if counts == {1}:
@@ -251,7 +259,7 @@ class Table:
         sentences = [
             *([f"{quality}: 0 to 100, higher is better."] if quality else []),
             f"Self-BLEU: 0 to 100, among {among}, lower is more diverse.",
-            f"Numbers: {spread}. Bold: best of the column at the digits shown; italic: the second.",
+            f"Numbers: {spread}. Bold: best of the column at the digits shown; {second}: the second.",
             *(
                 f"{title(metric)}: {' or '.join(signatures)}."
                 for metric in self._quality
@@ -280,7 +288,7 @@ class Table:
 
     def to_markdown(self, digits: int = 2) -> str:
         """The table in Markdown, without its caption."""
-        heads, cells = self._cells(digits, self._columns(), ("**{}**".format, "*{}*".format))
+        heads, cells = self._cells(digits, self.columns(), ("**{}**".format, "*{}*".format))
         lines = [[f"{top} {below}".strip() for top, below in heads], *cells]
         widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(heads))]
         n_labels = len(self._label_columns)
@@ -298,7 +306,7 @@ class Table:
         """The table for the terminal, without caption; of more than two sets, only the average Self-BLEU."""
         columns = [
             (dataset, metric)
-            for dataset, metric in self._columns()
+            for dataset, metric in self.columns()
             if metric != self.diversity or dataset == AVERAGE or len(self.datasets) <= 2
         ]
         marks = ("[bold green]{}[/]".format, "[italic]{}[/]".format)
@@ -314,6 +322,71 @@ class Table:
             last = row + 1 == len(cells) or self.rows[row].baseline != self.rows[row + 1].baseline
             table.add_row(*map(escape, line[:n_labels]), *line[n_labels:], end_section=last)
         return table
+
+    def to_latex(self, digits: int = 2) -> str:
+        """The table in LaTeX with its caption; needs the package booktabs. The second best is underlined."""
+        columns = self.columns()
+        heads, cells = self._cells(digits, columns, ("\\textbf{{{}}}".format, "\\underline{{{}}}".format))
+        n_labels = len(self._label_columns)
+        groups = [(top, len(list(members))) for top, members in groupby(heads[n_labels:], itemgetter(0))]
+        spans, rules, start = [], [], n_labels + 1
+        for top, width in groups:
+            spans.append(f"\\multicolumn{{{width}}}{{c}}{{{_latex(top)}}}")
+            rules.append(f"\\cmidrule(lr){{{start}-{start + width - 1}}}")
+            start += width
+        names = [
+            *(_latex(top) for top, _ in heads[:n_labels]),
+            *(_latex(below) for _, below in heads[n_labels:]),
+        ]
+        lines = [
+            " & ".join([*[""] * n_labels, *spans]) + " \\\\",
+            " ".join(rules),
+            " & ".join(names) + " \\\\",
+        ]
+        body: list[str] = []
+        for index, (row, line) in enumerate(zip(self.rows, cells, strict=True)):
+            if index and row.baseline != self.rows[index - 1].baseline:
+                body.append("\\midrule")
+            body.append(
+                " & ".join([*map(_latex, line[:n_labels]), *map(_latex_score, line[n_labels:])]) + " \\\\"
+            )
+        return "\n".join(
+            [
+                "% needs \\usepackage{booktabs}",
+                "\\begin{table}",
+                "\\centering",
+                f"\\caption{{{_latex(self.caption_with('underlined'))}}}",
+                f"\\begin{{tabular}}{{{'l' * n_labels}{'r' * len(columns)}}}",
+                "\\toprule",
+                *lines,
+                "\\midrule",
+                *body,
+                "\\bottomrule",
+                "\\end{tabular}",
+                "\\end{table}",
+                "",
+            ]
+        )
+
+    def places(self, metric: str, dataset: str, digits: int = 2) -> list[int]:
+        """Of each row 1 if it is the best of a column, 2 if it is the second, else 0.
+
+        Rows that are equal in the digits shown share a place. The teacher has none, and there is a second
+        only where one row is the best of three or more.
+        """
+        lower = metric == self.diversity
+        means = [
+            round(score.mean, digits)
+            if (score := self.score(row, metric, dataset)) is not None
+            and math.isfinite(score.mean)
+            and row.labels.get("method") != "teacher"
+            else None
+            for row in self.rows
+        ]
+        ranked = sorted((mean for mean in means if mean is not None), reverse=not lower)
+        place = {ranked[1]: 2} if len(ranked) > 2 else {}
+        place |= {ranked[0]: 1} if ranked else {}
+        return [place.get(mean, 0) if mean is not None else 0 for mean in means]
 
     def to_csv(self) -> str:
         """All labels and all metrics, unrounded: columns SET/METRIC_mean and SET/METRIC_std, `avg` over sets.
@@ -350,7 +423,8 @@ class Table:
             )
         return file.getvalue()
 
-    def _columns(self) -> list[tuple[str, str]]:
+    def columns(self) -> list[tuple[str, str]]:
+        """The columns of scores as (set, metric), an average over several sets last of its metric."""
         return [
             (dataset, metric)
             for metric in self.metrics
@@ -387,20 +461,10 @@ class Table:
             lower = metric == self.diversity
             heads.append((f"{title(metric)} {'↓' if lower else '↑'}", dataset))
             scores = [self.score(row, metric, dataset) for row in self.rows]
-            shown = [
-                round(score.mean, digits)
-                for row, score in zip(self.rows, scores, strict=True)
-                if score is not None and math.isfinite(score.mean) and row.labels.get("method") != "teacher"
-            ]
-            shown.sort(reverse=not lower)
-            mark = {shown[0]: marks[0]} if shown else {}
-            if len(shown) > 2:
-                mark.setdefault(shown[1], marks[1])
-            for row, line, score in zip(self.rows, cells, scores, strict=True):
+            places = self.places(metric, dataset, digits)
+            for row, line, score, place in zip(self.rows, cells, scores, places, strict=True):
                 text = _score_text(row, score, digits, plus_minus)
-                competes = score is not None and row.labels.get("method") != "teacher"
-                marked = mark.get(round(score.mean, digits)) if score is not None and competes else None
-                line.append(marked(text) if marked else text)
+                line.append(marks[place - 1](text) if place else text)
         return heads, cells
 
 
@@ -414,9 +478,20 @@ def markdown_line(cells: Iterable[object]) -> str:
     return f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in cells)} |"
 
 
-def _labels(result: RunResult) -> dict[str, Label]:
-    """The labels without a seed, with the order that an objective has by default."""
+def _settings(result: RunResult) -> list[str]:
+    """The overrides in the label `settings`, KEY=VALUE each; a value may hold commas itself."""
+    return re.split(r",(?=[\w.@/]+=)", str(result.labels.get("settings") or ""))
+
+
+def _shared_settings(results: Sequence[RunResult]) -> set[str]:
+    return set.intersection(*(set(_settings(result)) for result in results))
+
+
+def _labels(result: RunResult, shared: set[str]) -> dict[str, Label]:
+    """The labels without a seed and `shared` settings, with the order that an objective has by default."""
     labels = {label: value for label, value in result.labels.items() if label != "seed"}
+    if labels.get("settings") is not None:
+        labels["settings"] = ",".join(s for s in _settings(result) if s not in shared) or None
     if labels.get("divergence") not in (None, "none") and labels.get("order") is None:
         labels["order"] = "pq" if labels.get("alpha") is None else "pr"
     return labels
@@ -473,6 +548,34 @@ def _score_text(row: Row, score: Score | None, digits: int, plus_minus: str) -> 
         return word if failed in (0, len(score.values)) else f"{word} {failed}/{len(score.values)}"
     text = f"{score.mean:.{digits}f}"
     return text if score.std is None else f"{text}{plus_minus}{score.std:.{digits}f}"
+
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "[": "{[}",  # after the end of a line it would be an argument
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "λ": r"$\lambda$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "–": "--",
+}
+
+
+def _latex(text: str) -> str:
+    """Plain text as LaTeX writes it; a minus sign before a digit is one."""
+    escaped = "".join(_LATEX.get(character, character) for character in text)
+    return re.sub(r"(?<![\w.)\]-])-(\d[\d.]*)", r"$-\1$", escaped)
+
+
+def _latex_score(text: str) -> str:
+    """A cell of `_cells`, marked or not."""
+    return text.replace(" ± ", r" $\pm$ ").replace("–", "--")
 
 
 def _unique(names: Iterable[str]) -> list[str]:

@@ -202,6 +202,19 @@ class TestPublished:
         assert cells["ABKD"]["vicuna"] == "– / 17.36†"
         assert other_pairs(table) is None
 
+    @pytest.mark.parametrize(
+        ("sets", "average"),
+        [
+            (("dolly", "selfinst", "vicuna", "sni", "unni"), "29.00 / 23.29† (+5.71)"),
+            (("dolly", "vicuna"), "– / 23.29†"),
+        ],
+    )
+    def test_an_average_is_compared_over_the_sets_of_its_table_alone(self, make_run, sets, average):
+        theirs = {"model": "gpt2_xl_to_gpt2", "data": "dolly", "method": "teacher"}
+        section = against_published(build_table([make_run((29.0,), sets=sets, **theirs)]))
+        (line,) = section.lines
+        assert dict(zip(section.heads, line, strict=True))["Avg"] == average
+
     def test_no_figure_belongs_to_another_pair(self, make_run):
         table = build_table([make_run()])
         assert against_published(table) is None

@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from amid.reporting import build_table, write_report
 from amid.reporting.figures import draw_figures
 from amid.results import Score, save
 
+FILES = {"report.html", "report.md", "table.md", "table.csv", "table.tex"}
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -31,12 +33,14 @@ def saved(tmp_path, sweep):
 def figures(runs, directory) -> list[str]:
     drawn = [figure.file for figure in draw_figures(build_table(runs), directory)]
     assert sorted(file.name for file in directory.glob("*.png")) == sorted(drawn)
+    assert sorted(file.stem for file in directory.glob("*.pdf")) == sorted(Path(file).stem for file in drawn)
     return drawn
 
 
 class TestFigures:
     def test_alpha_and_divergence(self, sweep, tmp_path):
         assert figures(sweep, tmp_path) == ["alpha.png", "plane.png", "divergence.png"]
+        assert all(file.read_bytes().startswith(b"%PDF-") for file in tmp_path.glob("*.pdf"))
         for file in tmp_path.glob("*.png"):
             content = file.read_bytes()
             assert content.startswith(PNG)
@@ -48,6 +52,15 @@ class TestFigures:
     def test_a_cross_of_alpha_and_lam(self, make_run, tmp_path):
         runs = [make_run(alpha=a) for a in (-5.0, 1.0)] + [make_run(lam=0.9)]
         assert figures(runs, tmp_path) == ["alpha.png", "lambda.png", "plane.png"]
+
+    def test_a_grid_of_alpha_and_lam(self, make_run, tmp_path):
+        runs = [make_run(alpha=a, lam=lam) for a in (-5.0, 1.0) for lam in (0.1, 0.9)]
+        assert figures(runs, tmp_path) == ["alpha.png", "lambda.png", "plane.png", "alpha_lambda.png"]
+
+    def test_divergences_are_compared_at_one_lam(self, make_run, tmp_path):
+        lams = {"kl": 0.1, "alpha_beta": 0.9}
+        runs = [make_run(alpha=a, lam=lam, divergence=d) for a in (-5.0, 1.0) for d, lam in lams.items()]
+        assert figures(runs, tmp_path) == ["alpha.png", "plane.png"]
 
     def test_baselines_alone(self, make_run, tmp_path):
         assert figures([make_run(method="sft"), make_run(method="kd")], tmp_path) == ["plane.png"]
@@ -100,7 +113,8 @@ class TestReport:
     def test_files(self, saved):
         assert write_report(saved) == saved / "report" / "report.md"
         names = {file.name for file in (saved / "report").iterdir()}
-        assert names == {"report.md", "table.md", "table.csv", "alpha.png", "plane.png", "divergence.png"}
+        drawn = {f"{figure}.{kind}" for figure in ("alpha", "plane", "divergence") for kind in ("png", "pdf")}
+        assert names == drawn | FILES
         assert not [path for path in saved.iterdir() if path.name.startswith(".")]
 
     def test_page(self, saved, sweep):
@@ -129,7 +143,7 @@ class TestReport:
         (tmp_path / "1" / "result.json").unlink()
         write_report(tmp_path)
         names = {file.name for file in (tmp_path / "report").iterdir()}
-        assert names == {"report.md", "table.md", "table.csv", "plane.png", "note.txt"}
+        assert names == FILES | {"plane.png", "plane.pdf", "note.txt"}
 
     def test_a_failed_report_leaves_the_last_one(self, saved, monkeypatch):
         before = write_report(saved).read_text(encoding="utf-8")
@@ -159,6 +173,7 @@ class TestReport:
         out = capsys.readouterr().out
         assert "Divergence" in out
         assert "αβ(p, r)" in out
+        assert f"Page: {saved / 'report' / 'report.html'}\n" in out
         assert out.rstrip().endswith(str(saved / "report" / "report.md"))
 
     def test_one_number_without_spread(self, tmp_path, make_run):

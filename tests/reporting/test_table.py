@@ -312,6 +312,85 @@ class TestCsv:
         assert line["data"] == 'a,"b"\n'
 
 
+class TestLatex:
+    def test_a_booktabs_table(self, make_run):
+        runs = [
+            make_run((48.0, 48.5), method="sft"),
+            make_run((50.0, 51.0), alpha=-5.0),
+            make_run((50.2, 52.0), alpha=1.0),
+            make_run((NAN, NAN), (41.0,), alpha=0.5),
+        ]
+        lines = build_table(runs).to_latex().splitlines()
+        rules = [line for line in lines if re.fullmatch(r"\\\w+rule", line)]
+        assert rules == ["\\toprule", "\\midrule", "\\midrule", "\\bottomrule"]
+        assert r"\begin{tabular}{llrr}" in lines
+        assert (
+            r" &  & \multicolumn{1}{c}{ROUGE-L $\uparrow$} & \multicolumn{1}{c}{Self-BLEU $\downarrow$} \\"
+            in lines
+        )
+        assert r"\cmidrule(lr){3-3} \cmidrule(lr){4-4}" in lines
+        assert r"SFT & -- & 48.25 $\pm$ 0.35 & \textbf{40.00} \\" in lines
+        assert r"AMiD & $-5$ & \underline{50.50 $\pm$ 0.71} & \textbf{40.00} \\" in lines
+        assert r"AMiD & 0.5 & failed & 41.00 \\" in lines
+        (caption,) = [line for line in lines if line.startswith(r"\caption{")]
+        assert "underlined: the second" in caption
+        assert r"AMiD: $\alpha$$\beta$(p, r), $\lambda$ = 0.1." in caption
+
+    def test_sets_side_by_side(self, sweep):
+        lines = build_table(sweep).to_latex().splitlines()
+        assert r"\cmidrule(lr){4-6} \cmidrule(lr){7-9}" in lines
+        assert r"Method & Divergence & $\alpha$ & dolly & vicuna & Avg & dolly & vicuna & Avg \\" in lines
+        for line in lines:
+            assert line.count("{") == line.count("}")
+            assert line.count("$") % 2 == 0
+
+    def test_special_characters(self, make_run):
+        names = ("50%_{a}#&~^\\", "[x]-3")
+        text = build_table([make_run(data=name) for name in names]).to_latex()
+        assert r"50\%\_\{a\}\#\&\textasciitilde{}\textasciicircum{}\textbackslash{} & " in text
+        assert "\n{[}x]-3 & " in text
+
+
+class TestSettings:
+    def test_those_that_all_runs_have_are_not_named(self, make_run):
+        runs = [
+            make_run(settings="a.b=[1,2],c=0,d={x: 1,y: 2}"),
+            make_run(settings="a.b=[1,2],d={x: 1,y: 2}"),
+            make_run(settings="a.b=[1,2],d={x: 1,y: 3}"),
+        ]
+        assert {row.labels["settings"] for row in build_table(runs).rows} == {
+            "c=0,d={x: 1,y: 2}",
+            "d={x: 1,y: 2}",
+            "d={x: 1,y: 3}",
+        }
+        alone = build_table(runs[:1])
+        assert [row.labels["settings"] for row in alone.rows] == [None]
+
+    def test_none_beside_some(self, make_run):
+        labels = [
+            row.labels["settings"] for row in build_table([make_run(settings=s) for s in (None, "c=0")]).rows
+        ]
+        assert set(labels) == {None, "c=0"}
+
+
+class TestPlaces:
+    def test_equal_scores_share_one_and_failures_and_the_teacher_have_none(self, make_run):
+        qualities = {-5.0: 50.004, -3.0: 50.0, -1.0: 49.0, 0.0: NAN}
+        runs = [make_run((q,), alpha=alpha) for alpha, q in qualities.items()]
+        runs.append(make_run((60.0,), method="teacher", alpha=None, lam=None))
+        table = build_table(runs)
+        places = {
+            row.labels["alpha"]: place
+            for row, place in zip(table.rows, table.places("rouge_l", "dolly"), strict=True)
+        }
+        assert places == {None: 0, -5.0: 1, -3.0: 1, -1.0: 0, 0.0: 0}
+        by_digit = table.places("rouge_l", "dolly", digits=3)
+        assert [by_digit[i] for i, row in enumerate(table.rows) if row.labels["alpha"] in (-5.0, -3.0)] == [
+            1,
+            2,
+        ]
+
+
 class TestDivergedRuns:
     def test_they_are_told_from_scores_and_counted(self, make_run):
         def diverged(**labels):

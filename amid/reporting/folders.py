@@ -1,0 +1,205 @@
+"""What the folders of runs hold besides their records: answers, curves of the training, configurations."""
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from amid.errors import InputError
+
+_PLACES = ("output_dir", "prepared_dir", "logger", "threads", "data.cache_dir", "teacher.cache_dir")
+"""Keys of a configuration that say where a run writes."""
+
+
+ABSENT = "(absent)"
+"""Stands for the value of a key that a configuration does not have."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt of an evaluation set, with its references."""
+
+    instruction: str
+    input: str
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One answer of a run to a prompt."""
+
+    seed: int
+    """Of the sampling."""
+    text: str
+    tokens: int | None
+    ended: bool | None
+    """With an end-of-sequence token; None, as `tokens`, where the file does not say."""
+
+
+def sizes(folder: Path) -> dict[str, tuple[int, float]]:
+    """Of each evaluation set of a run the number of prompts, and the mean bytes of one with all answers."""
+    found: dict[str, tuple[int, float]] = {}
+    for file in _files(folder):
+        name, _ = _set_and_seed(file)
+        with file.open("rb") as lines:
+            prompts = sum(1 for _ in lines)
+        before = found.get(name, (0, 0.0))
+        found[name] = (max(before[0], prompts), before[1] + file.stat().st_size / max(1, prompts))
+    return found
+
+
+def answers(folder: Path, most: int) -> dict[str, dict[Prompt, list[Drawn]]]:
+    """A run's answers from `folder`/generations: set -> prompt -> answers, by sampling seed.
+
+    The first `most` prompts of each set. Fields that are not known are passed over. Empty where the folder
+    has no answers.
+
+    Raises:
+        InputError: naming the file and line that cannot be read.
+    """
+    sets: dict[str, dict[Prompt, list[Drawn]]] = {}
+    for file in _files(folder):
+        name, seed = _set_and_seed(file)
+        prompts = sets.setdefault(name, {})
+        for number, line in enumerate(_first_lines(file, most), start=1):
+            try:
+                row = json.loads(line)
+                references = tuple(str(text) for text in row["references"])
+                prompt = Prompt(str(row["instruction"]), str(row.get("input") or ""), references)
+                drawn = [Drawn(seed, str(a["text"]), a.get("tokens"), a.get("ended")) for a in row["answers"]]
+            except (ValueError, KeyError, TypeError) as error:
+                reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+                raise InputError(
+                    f"{file}, line {number}, is no prompt with answers ({reason}); delete the file, or score "
+                    f"the run again: amid evaluate run={folder}"
+                ) from error
+            prompts.setdefault(prompt, []).extend(drawn)
+    return sets
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted((folder / "generations").glob("*.jsonl"), key=_set_and_seed)
+
+
+def _first_lines(file: Path, most: int) -> list[str]:
+    with file.open(encoding="utf-8", newline="\n") as lines:
+        return list(islice(lines, most))
+
+
+def _set_and_seed(file: Path) -> tuple[str, int]:
+    name, _, seed = file.stem.rpartition("-")
+    if not name or not seed.isdecimal():
+        raise InputError(f"{file} is not named SET-SEED.jsonl; move it out of the folder of answers")
+    return name, int(seed)
+
+
+def curves(folder: Path) -> dict[str, dict[int, float]]:
+    """What was logged in a run's training: name -> optimiser step -> value, by step.
+
+    From metrics.csv, and from metrics-N.csv, the earlier parts of a run that was cut off; of a step that was
+    done twice, the last value. Scores of the evaluation sets are left out.
+
+    Raises:
+        InputError: naming a file with a value that is no number.
+    """
+    parts = sorted(folder.glob("metrics-*.csv"), key=lambda file: (len(file.name), file.name))
+    found: dict[str, dict[int, float]] = {}
+    for file in [*parts, *folder.glob("metrics.csv")]:
+        with file.open(encoding="utf-8", newline="") as lines:
+            for row in csv.DictReader(lines):
+                for name, text in row.items():
+                    if text and name not in ("epoch", "step") and not str(name).startswith("test/"):
+                        try:
+                            found.setdefault(name, {})[int(row["step"])] = float(text)
+                        except (ValueError, KeyError, TypeError) as error:
+                            raise InputError(
+                                f"{file} has a line that is not numbers ({error}); delete the file, "
+                                "and the report is made without that run's curves"
+                            ) from error
+    return {name: dict(sorted(values.items())) for name, values in found.items()}
+
+
+def configuration(folder: Path) -> dict[str, Any]:
+    """A run's configuration with dotted keys, without the places that it writes to; empty if there is none.
+
+    A value that the configuration holds twice, such as `data.seed` beside an equal `seed`, is left at the
+    shorter key alone.
+
+    Raises:
+        InputError: if config.yaml cannot be read.
+    """
+    file = folder / "config.yaml"
+    if not file.exists():
+        return {}
+    try:
+        flat = dict(_flat(yaml.safe_load(file.read_text(encoding="utf-8"))["config"], ""))
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{file} is no configuration of a run ({reason}); delete it") from error
+    places = tuple(f"{place}." for place in _PLACES)
+    return {
+        key: value
+        for key, value in flat.items()
+        if not f"{key}.".startswith(places) and not _said_shorter(key, value, flat)
+    }
+
+
+def differences(configurations: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The common part of all configurations, and of each how it differs from that.
+
+    The common part is what more than half of them have. Of a key that one lacks the difference is `ABSENT`,
+    unless it has another value in place of the whole branch, such as `assistant: null`. Configurations that
+    are empty are passed over.
+    """
+    known = [configuration for configuration in configurations if configuration]
+    values: dict[str, list[Any]] = {}
+    for configuration in known:
+        for key, value in configuration.items():
+            values.setdefault(key, []).append(value)
+    common = {
+        key: value
+        for key, found in values.items()
+        if 2 * found.count(value := max(found, key=found.count)) > len(known)
+    }
+
+    def own(configuration: Mapping[str, Any]) -> dict[str, Any]:
+        if not configuration:
+            return {}
+        differing = {k: v for k, v in configuration.items() if k not in common or common[k] != v}
+        lacking = (k for k in common if k not in configuration and not _in_place(k, configuration))
+        return differing | dict.fromkeys(lacking, ABSENT)
+
+    return common, [own(configuration) for configuration in configurations]
+
+
+def thinned(curve: Mapping[int, float], points: int) -> list[tuple[int, float]]:
+    """At most `points` (two or more) of a curve, evenly over it, first and last among them; finite ones."""
+    steps = list(curve)
+    if len(steps) > points:
+        steps = [steps[round(i * (len(steps) - 1) / (points - 1))] for i in range(points)]
+    return [(step, curve[step]) for step in steps if math.isfinite(curve[step])]
+
+
+def _flat(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+def _in_place(key: str, configuration: Mapping[str, Any]) -> bool:
+    parts = key.split(".")
+    return any(".".join(parts[:end]) in configuration for end in range(1, len(parts)))
+
+
+def _said_shorter(key: str, value: Any, flat: Mapping[str, Any]) -> bool:
+    parts = key.split(".")
+    tails = (".".join(parts[start:]) for start in range(1, len(parts)))
+    return any(tail in flat and flat[tail] == value for tail in tails if tail != "_target_")
