@@ -9,7 +9,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from amid import __version__
@@ -26,6 +26,8 @@ amid: distil large language models into small ones with the α-mixture assistant
   amid cache [KEY=VALUE ...]        write the teacher's states for model= and data=, which runs then read
   amid score FILE|RUN ...           score files of answers, of any system, and say whether they differ
   amid report FOLDER                page, tables and figures of all finished runs below FOLDER
+  amid status FOLDER                how far the runs of a sweep are; --follow refreshes until all are finished
+  amid dashboard SWEEP              a W&B workspace of a sweep; entity=, project=
 
   amid train --help                 lists the choices and settings
   amid --version
@@ -61,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "sweep": _sweep,
         "score": _score,
         "report": _report,
+        "status": _status,
+        "dashboard": _dashboard,
     }
     again = f"amid {shlex.join(arguments)}"
     try:
@@ -90,7 +94,11 @@ def _hydra(name: str, arguments: list[str]) -> None:
             if word not in (*overrides, *flags, "job", "hydra", "all"):
                 raise InputError(f"{word!r} is neither KEY=VALUE nor an option; see amid {name} --help")
         check_overrides(name, overrides)
-    _launch(name, arguments)
+    directories: set[Path] = set()
+    try:
+        _launch(name, arguments, directories)
+    finally:
+        _say_how_to_sync(directories)
 
 
 def _quoted(argument: str) -> str:
@@ -102,8 +110,9 @@ def _quoted(argument: str) -> str:
     )
 
 
-def _launch(name: str, arguments: Sequence[str]) -> None:
-    """Runs an entry point's job, or jobs with -m; one that fails does not stop the others.
+def _launch(name: str, arguments: Sequence[str], directories: set[Path]) -> None:
+    """Runs an entry point's job, or jobs with -m, and adds their folders to `directories`; one that fails
+    does not stop the others.
 
     Raises:
         InputError: naming the failed jobs, after all have run.
@@ -121,6 +130,7 @@ def _launch(name: str, arguments: Sequence[str]) -> None:
     def task(cfg: DictConfig) -> None:
         module = importlib.import_module(f"amid.{name}")
         directory = Path(HydraConfig.get().runtime.output_dir)
+        directories.add(directory)
         try:
             module.run(cfg)
         except Exception as error:
@@ -143,6 +153,7 @@ def _launch(name: str, arguments: Sequence[str]) -> None:
 def _sweep(arguments: list[str]) -> None:
     """Runs the grid of a sweep file, then its baselines, then reports; finished runs are skipped."""
     from amid.config import check_overrides
+    from amid.monitor import write_plan
     from amid.sweep import SMALL, names, read_sweep, title
 
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -173,13 +184,18 @@ def _sweep(arguments: list[str]) -> None:
 
         show_plan(sweep)
         return
+    runs = [run.directory for run in sweep.runs()]
+    write_plan(sweep.output_dir, [directory.name for directory in runs])
     failures: list[str] = []
-    for line in sweep.launch_arguments():
-        try:
-            _launch("train", line)
-        except InputError as error:
-            failures.append(str(error))
-            print(f"amid: {error}", file=sys.stderr)
+    try:
+        for line in sweep.launch_arguments():
+            try:
+                _launch("train", line, set())
+            except InputError as error:
+                failures.append(str(error))
+                print(f"amid: {error}", file=sys.stderr)
+    finally:
+        _say_how_to_sync(runs)
     _report([str(sweep.output_dir)])
     if failures:
         raise InputError(f"some runs failed (above); to try them again: amid sweep {shlex.join(arguments)}")
@@ -197,6 +213,37 @@ def _score(arguments: list[str]) -> None:
     from amid.score import run
 
     run(arguments)
+
+
+def _status(arguments: list[str]) -> None:
+    folders = [word for word in arguments if not word.startswith("-")]
+    if len(folders) != 1 or not set(arguments) <= {*folders, "--follow"}:
+        raise InputError("amid status FOLDER [--follow] takes one folder of runs, such as outputs/alpha")
+    from amid.status import run
+
+    run(folders[0], "--follow" in arguments)
+
+
+def _dashboard(arguments: list[str]) -> None:
+    given = dict(word.split("=", 1) for word in arguments[1:] if "=" in word)
+    if not arguments or len(given) != len(arguments) - 1 or not {*given} <= {"entity", "project", "scale"}:
+        raise InputError(
+            "amid dashboard SWEEP [entity=NAME] [project=amid] [scale=small] takes a sweep, by name or folder"
+        )
+    from amid.dashboard import run
+    from amid.sweep import SMALL
+
+    again = f"amid dashboard {shlex.join(arguments)}"
+    run(arguments[0], again, given.get("scale", SMALL), given.get("entity"), given.get("project", "amid"))
+
+
+def _say_how_to_sync(directories: Iterable[Path]) -> None:
+    """Prints the command that sends what these runs logged offline to W&B, where there is anything."""
+    if any((directory / "wandb").is_dir() for directory in directories):
+        from amid.tracking import sync_command
+
+        if command := sync_command(directories):
+            print(f"To send these runs to W&B: {command}", flush=True)
 
 
 def _is_mistake(error: BaseException) -> bool:

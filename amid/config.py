@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import re
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,9 @@ KEYS_OF_SWEEPS = ("baselines", "scales")
 
 LONGEST_NAME = 100
 """Characters of a run's folder name; a longer one is cut, and ends in a hash."""
+
+WANDB = "https://api.wandb.ai"
+SECONDS_TO_ANSWER = 5.0
 
 _PLACES = ("output_dir", "prepared_dir", "logger", "threads", "teacher")
 """Root keys that say where and how fast a run goes, not what it computes."""
@@ -63,7 +68,7 @@ def register_resolvers() -> None:
         ("run_dir", lambda: HydraConfig.get().runtime.output_dir),
         ("multirun", _multirun),
         ("sweep_name", lambda output_dir: Path(output_dir).name),
-        ("wandb_offline", _without_wandb_account),
+        ("wandb_offline", without_wandb),
     ):
         OmegaConf.register_new_resolver(name, resolver, replace=True)
 
@@ -101,10 +106,21 @@ def _is_place(override: str) -> bool:
     return key.split(".")[0] in _PLACES or key == "data.cache_dir"
 
 
-def _without_wandb_account() -> bool:
+def without_wandb() -> bool:
+    """Whether W&B cannot be reached: no account is known here, WANDB_MODE says so, or nothing answers."""
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return True
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     known = netrc.exists() and "wandb" in netrc.read_text(errors="replace")
-    return not (known or os.environ.get("WANDB_API_KEY"))
+    if not (known or os.environ.get("WANDB_API_KEY")):
+        return True
+    try:
+        urllib.request.urlopen(os.environ.get("WANDB_BASE_URL", WANDB), timeout=SECONDS_TO_ANSWER).close()
+    except urllib.error.HTTPError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def config_hash(cfg: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ import lightning as L
 import torch
 from filelock import FileLock
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from amid import tracking
 from amid.allocator import forget_peak_memory, peak_memory
 from amid.config import config_hash
 from amid.data import InstructionData
@@ -30,7 +31,7 @@ from amid.lora import merge
 from amid.models import check_same_tokens, load_tokenizer, shared_vocabulary
 from amid.module import DistillationModule, Diverged
 from amid.precision import announce_slow_bfloat16
-from amid.progress import LOSSES, announce, progress
+from amid.progress import LOSSES, StatusRecords, announce, progress
 from amid.results import RunResult, Score, load, save
 from amid.schedule import Schedule
 from amid.teacher import Teacher, TeacherSupply
@@ -155,8 +156,11 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     _write_config(cfg, directory, key)
     started = time.perf_counter()
     scores: dict[str, dict[str, Score]] = {name: {} for name in evaluation_sets}
+    _keep_metrics(directory)
+    loggers: list[Logger] = list(instantiate(cfg["logger"]).values())
+    tracking.begin(loggers, labels, cfg)
     try:
-        trainer, training = _fit(cfg, module, data, directory, labels)
+        trainer, training = _fit(cfg, module, data, directory, loggers)
         timings["train"] = time.perf_counter() - started
     except Diverged as error:
         announce(f"{directory} diverged at {error}; it ends here")
@@ -182,7 +186,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
             announce(f"{directory} diverged: {error}; it ends here")
             training["diverged_step"] = training["steps"]
         timings["evaluate"] = time.perf_counter() - started
-        _log_scores(trainer, scores)
+        _log_scores(loggers, scores)
 
     result = RunResult(
         name=directory.name,
@@ -197,6 +201,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     save(result, directory)
     for checkpoint in (directory / "checkpoints").glob("*.ckpt"):
         checkpoint.unlink()
+    tracking.conclude(loggers, result, directory / "generations")
     return result
 
 
@@ -353,7 +358,7 @@ def steps_of(trainer: Config, steps_of_all: int) -> int:
 
 
 def _fit(
-    cfg: Config, module: DistillationModule, data: InstructionData, directory: Path, labels: Mapping[str, Any]
+    cfg: Config, module: DistillationModule, data: InstructionData, directory: Path, loggers: Sequence[Logger]
 ) -> tuple[L.Trainer, dict[str, float]]:
     """Trains, and leaves the best student's weights in the module."""
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -365,18 +370,13 @@ def _fit(
         save_last=True,
         enable_version_counter=False,
     )
-    loggers = list(instantiate(cfg["logger"]).values())
-    _keep_metrics(directory)
     trainer: L.Trainer = instantiate(
         cfg["trainer"],
-        callbacks=[checkpoint, progress()],
+        callbacks=[checkpoint, progress(), StatusRecords(directory)],
         enable_progress_bar=sys.stdout.isatty(),
-        logger=loggers,
+        logger=list(loggers),
         default_root_dir=str(directory),
     )
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_hyperparams(dict(labels) | {"config": cfg})
     last = _whole_checkpoint(directory / "checkpoints" / "last.ckpt")
     try:
         if last is not None:
@@ -418,11 +418,11 @@ def _figures(module: DistillationModule) -> dict[str, float]:
     return figures | ({"step_seconds": sum(seconds) / len(seconds)} if seconds else {})
 
 
-def _log_scores(trainer: L.Trainer, scores: Mapping[str, Mapping[str, Score]]) -> None:
+def _log_scores(loggers: Sequence[Logger], scores: Mapping[str, Mapping[str, Score]]) -> None:
     means = {
         f"test/{name}/{metric}": score.mean for name, by in scores.items() for metric, score in by.items()
     }
-    for logger in trainer.loggers:
+    for logger in loggers:
         logger.log_metrics(means)
         logger.save()
         logger.finalize("success")

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -10,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from amid.monitor import StatusWriter
 from amid.results import METRICS
 
 LOSSES = ("valid/loss", "valid/cross_entropy")
@@ -62,6 +64,42 @@ class ProgressLines(Callback):
         )
         loss = float(outputs["loss"])
         print(f"  step {step}/{total}  loss {loss:.3f}{scores}  {left:.0f} s left", flush=True)
+
+
+class StatusRecords(Callback):
+    """Keeps a run's status on disk in training: step, loss, the last validation score and time left.
+
+    Args:
+        directory: of the run.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._status = StatusWriter(directory)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock."""
+        self._started, self._first = time.perf_counter(), trainer.global_step
+        steps = int(trainer.estimated_stepping_batches)
+        self._status.write(step=trainer.global_step, steps=steps, note="training")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes, where the last record is some seconds old or the step is the last."""
+        total, step = int(trainer.estimated_stepping_batches), trainer.global_step
+        if not self._status.due and step != total:
+            return
+        left = (time.perf_counter() - self._started) / (step - self._first) * (total - step)
+        self._status.write(step=step, loss=float(outputs["loss"]), seconds_left=left, **self._score(trainer))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the last score."""
+        self._status.write(note="scoring", seconds_left=None, **self._score(trainer))
+
+    def _score(self, trainer: L.Trainer) -> dict[str, Any]:
+        for key in _validation_scores(trainer.callback_metrics):
+            return {"metric": key.removeprefix("valid/"), "score": float(trainer.callback_metrics[key])}
+        return {}
 
 
 def _validation_scores(metrics: Iterable[str]) -> dict[str, str]:

@@ -127,6 +127,13 @@ class RunResult:
         return None if step is None else int(step)
 
 
+def average_scores(result: RunResult) -> dict[str, float]:
+    """The mean of each metric that all evaluation sets of a run have, over the sets."""
+    sets = [by for by in result.scores.values() if by]
+    shared = [name for name in (sets[0] if sets else {}) if all(name in by for by in sets)]
+    return {name: sum(by[name].mean for by in sets) / len(sets) for name in shared}
+
+
 def save(result: RunResult, directory: str | Path) -> Path:
     """Writes `directory`/result.json, whole or not at all, also if the process or the machine dies.
 

@@ -1,7 +1,6 @@
 """The entry point of a training run."""
 
 import logging
-import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,8 +10,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from amid.config import KEYS_OF_SWEEPS, LABELS, further_settings
 from amid.experiment import run_experiment
+from amid.monitor import watched
 from amid.progress import announce
 from amid.results import METRICS, RunResult, quality_metrics
+from amid.tracking import finish
 
 
 def run(cfg: DictConfig) -> None:
@@ -25,11 +26,13 @@ def run(cfg: DictConfig) -> None:
     for name in ("pytorch_lightning", "lightning.pytorch", "httpx", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
+    failed = True
     try:
-        result = run_experiment(as_dict(cfg), directory, labels)
+        with watched(directory):
+            result = run_experiment(as_dict(cfg), directory, labels)
+        failed = False
     finally:
-        if wandb := sys.modules.get("wandb"):  # loaded by its logger only
-            wandb.finish()  # also after a failure, lest the next job go on in this W&B run
+        finish(failed)
     announce(summary(result))
 
 

@@ -208,7 +208,7 @@ def test_wandb_offline(quick, tmp_path, capfd, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert run("train", *quick, "logger=wandb") == 0
-    assert "wandb sync" in capfd.readouterr().err
+    assert "wandb sync" in capfd.readouterr().out
     assert list((tmp_path / "runs").glob("*/wandb/offline-run-*"))
     assert list((tmp_path / "runs").glob("*/metrics.csv"))
 

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 from amid.progress import ProgressBar, ProgressLines, progress
@@ -32,6 +35,19 @@ def test_the_score_is_that_of_the_task(capsys):
     trainer.global_step = 1
     lines.on_train_batch_end(trainer, None, {"loss": 1.25}, None, 0)
     assert capsys.readouterr().out.startswith("  step 1/1  loss 1.250  BLEU 20.0  ")
+
+
+def test_a_job_without_a_terminal_prints_lines_and_no_control_characters(small_run):
+    """As under SLURM, whose log is a file."""
+    command = [sys.executable, "-m", "amid", "train", *small_run, "teacher=cached"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"TERM": "xterm-256color"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert not {"\r", "\x1b", "━", "█"} & set(done.stdout + done.stderr)
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("  step ") for line in lines) == 3 * 4  # teacher, student, run
+    assert any(line.startswith("  teacher's states 100%") for line in lines), lines
 
 
 def test_the_bar_shows_loss_and_rouge_by_short_names(monkeypatch):

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from amid.cli import main
 from amid.config import SWEEPS, check_overrides
+from amid.results import RunResult, save
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.split("  #")[0].strip() for line in re.findall(r"^    (amid .*)$", README, flags=re.M)]
@@ -39,6 +41,36 @@ def test_every_file_of_answers_is_scored(command, tmp_path, monkeypatch, capsys)
         Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(command.split()[1:]) == 0
     assert "ROUGE-L" in capsys.readouterr().out
+
+
+STATUS = [c for c in COMMANDS if c.startswith("amid status")]
+DASHBOARDS = [c for c in COMMANDS if c.startswith("amid dashboard")]
+
+
+@pytest.mark.parametrize("command", STATUS)
+def test_status_commands_run(command, tmp_path, monkeypatch, capsys):
+    folder = command.split()[2]
+    monkeypatch.chdir(tmp_path)
+    save(RunResult("a", {}, "", 1, {}, {"steps": 4.0}, {}, {}), tmp_path / folder / "a")
+    monkeypatch.setattr("amid.status.Console", lambda **_: Console(force_terminal=True, width=100))
+    assert main(command.split()[1:]) == 0
+    assert "1 done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", DASHBOARDS)
+def test_dashboard_commands_run(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()[1:]) == 0
+    assert list(tmp_path.glob("outputs/*/workspace.json"))
+
+
+def test_no_command_is_left_out():
+    tried = {"train", "sweep", "evaluate", "cache", "score", "status", "dashboard"}
+    assert STATUS
+    assert DASHBOARDS
+    assert {c.split()[1] for c in COMMANDS} - tried == {"report"}
 
 
 def test_the_losses_example_runs_with_torch_alone():

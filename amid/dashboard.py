@@ -1,0 +1,69 @@
+"""The entry point of `amid dashboard`."""
+
+from pathlib import Path
+
+import wandb
+from omegaconf import OmegaConf
+
+from amid.config import without_wandb
+from amid.errors import InputError
+from amid.progress import announce
+from amid.reporting.workspace import SweepScores, build_workspace, specification
+from amid.results import quality_metrics
+from amid.sweep import names, read_sweep
+
+SPECIFICATION = "workspace.json"
+
+
+def run(sweep: str, again: str, scale: str, entity: str | None, project: str) -> None:
+    """Saves the W&B workspace of a sweep; without account or network writes its specification instead.
+
+    Args:
+        sweep: one of `sweeps/`, or the folder of one that was started.
+        again: the command that saves it later.
+        scale: of a sweep that is named.
+        entity: the W&B user or team; None for the account's own.
+        project: of the runs.
+
+    Raises:
+        InputError: if there is no such sweep, the folder has no run, or W&B refuses the workspace.
+    """
+    folder, scores = _scores(sweep, scale)
+    if without_wandb():
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / SPECIFICATION
+        part = file.with_suffix(".part")
+        part.write_text(specification(build_workspace(scores, entity or "", project)), encoding="utf-8")
+        part.replace(file)
+        announce(f"No W&B account, or no network. The workspace's specification: {file}")
+        announce(f"To save it later: wandb login && {again}")
+        return
+    try:
+        entity = entity or wandb.Api().default_entity
+        saved = build_workspace(scores, entity or "", project).save()
+    except (wandb.Error, ValueError) as error:
+        raise InputError(
+            f"W&B refuses the workspace of entity={entity} project={project} "
+            f"({' '.join(str(error).split())}); check both, and wandb login"
+        ) from error
+    announce(f"Workspace: {saved.url}")
+
+
+def _scores(sweep: str, scale: str) -> tuple[Path, SweepScores]:
+    """The folder of a sweep, and what its runs are scored by."""
+    if Path(sweep).is_dir():
+        folder = Path(sweep)
+        files = sorted(folder.glob("*/config.yaml"))
+        configs = [OmegaConf.load(file).config for file in files]
+        if not configs:
+            raise InputError(
+                f"{sweep} holds no run; give the folder of a sweep, or one of {', '.join(names())}"
+            )
+    else:
+        planned = read_sweep(sweep, [], scale)
+        folder, configs = planned.output_dir, [cfg for _, cfg in planned.configs()]
+    sets = list(dict.fromkeys(name for cfg in configs for name in cfg.data.test))
+    measured = list(dict.fromkeys(name for cfg in configs for name in cfg.data.metrics))
+    metrics = quality_metrics([dict.fromkeys(measured)])  # type: ignore[list-item]
+    valid = configs[0].data.get("valid_metric")
+    return folder, SweepScores(folder.resolve().name, sets, metrics, valid)

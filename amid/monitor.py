@@ -1,0 +1,284 @@
+"""How far the runs of a folder are: what a run writes while it goes, and what is read from it."""
+
+import contextlib
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from amid.errors import InputError
+from amid.results import METRICS, RESULT_FILE, SKIPPED_FOLDERS, load
+
+STATUS_FILE = "status.json"
+PLAN_FILE = "sweep.json"
+
+SECONDS_BETWEEN_WRITES = 2.0
+"""At most so often a run writes its status in training."""
+
+SILENCE = 3600.0
+"""A run on another machine that has written nothing for so many seconds counts as failed."""
+
+STATES = {"running": "cyan", "done": "green", "diverged": "yellow", "failed": "red", "waiting": "dim"}
+"""What a run can be, and its colour."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How far one run is."""
+
+    name: str
+    """Of its folder."""
+    state: str
+    """One of `STATES`."""
+    step: int = 0
+    """Optimiser steps done."""
+    steps: int | None = None
+    """Of all; None where it is not known yet."""
+    loss: float | None = None
+    """Of the last step written."""
+    score: float | None = None
+    """The last score of validation answers, of `metric`."""
+    metric: str | None = None
+    seconds_left: float | None = None
+    """Of the training, now."""
+    note: str = ""
+    """What it is doing, or why it failed."""
+    seconds: float | None = None
+    """What a finished run took in all."""
+
+
+class StatusWriter:
+    """Writes the status of the run in `directory`, whole or not at all.
+
+    Args:
+        directory: of the run, which exists.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / STATUS_FILE
+        self._written = float("-inf")
+        self._fields: dict[str, Any] = {"state": "running", "pid": os.getpid(), "host": socket.gethostname()}
+
+    @property
+    def due(self) -> bool:
+        """Whether the last record is old enough for another one."""
+        return time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES
+
+    def write(self, **fields: Any) -> None:
+        """Writes these fields of `RunStatus` over what was written before.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        self._fields |= fields | {"updated": time.time()}
+        part = self._file.with_name(f".{STATUS_FILE}.{uuid.uuid4().hex}")
+        try:
+            part.write_text(json.dumps(self._fields) + "\n", encoding="utf-8")
+            os.replace(part, self._file)
+        finally:
+            part.unlink(missing_ok=True)
+        self._written = time.monotonic()
+
+
+@contextlib.contextmanager
+def watched(directory: Path) -> Iterator[None]:
+    """Marks the run in `directory` as running, and as failed where an exception ends it."""
+    if (directory / RESULT_FILE).exists():
+        yield
+        return
+    StatusWriter(directory).write(note="preparing")
+    try:
+        yield
+    except BaseException as error:
+        note = "interrupted" if isinstance(error, KeyboardInterrupt) else _reason(error)
+        with contextlib.suppress(OSError):  # of a full disk, which the error itself may say
+            _write_end(directory, note)
+        raise
+
+
+def _write_end(directory: Path, note: str) -> None:
+    kept = _read_json(directory / STATUS_FILE)
+    known = {name: kept[name] for name in ("step", "steps", "loss", "score", "metric") if name in kept}
+    StatusWriter(directory).write(**known, state="failed", note=note)
+
+
+def _reason(error: BaseException) -> str:
+    """The message of the innermost cause, in a line: Hydra wraps those of constructors."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def write_plan(output_dir: Path, names: Sequence[str]) -> None:
+    """Writes which runs a sweep consists of, by the names of their folders, before they are started."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    part = output_dir / f".{PLAN_FILE}.{uuid.uuid4().hex}"
+    part.write_text(json.dumps({"runs": list(names)}, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, output_dir / PLAN_FILE)
+
+
+def read_status(directory: str | Path) -> list[RunStatus]:
+    """The runs in the folder `directory`, started or planned, in the order of the plan, then by name.
+
+    `directory` is that of a sweep, or of one run.
+
+    Raises:
+        InputError: if it is no folder, or has no runs.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a folder; give that of a sweep or a run, such as outputs/alpha")
+    if _is_run(directory):
+        return [_status_of(directory)]
+    planned = _planned(directory)
+    started = [
+        path.name
+        for path in sorted(directory.iterdir())
+        if path.is_dir() and path.name not in SKIPPED_FOLDERS and _is_run(path)
+    ]
+    names = list(dict.fromkeys([*planned, *started]))
+    if not names:
+        raise InputError(
+            f"{directory} holds no run; give the folder of a sweep or a run, such as outputs/alpha"
+        )
+    return [_status_of(directory / name) for name in names]
+
+
+def _planned(directory: Path) -> list[str]:
+    """The runs that `amid sweep` wrote down, then those of the last `amid train -m`, which Hydra has."""
+    names = [str(name) for name in _read_json(directory / PLAN_FILE).get("runs", [])]
+    multirun = directory / "multirun.yaml"
+    if multirun.exists():
+        from amid.sweep import Sweep
+
+        hydra = yaml.safe_load(multirun.read_text(encoding="utf-8")).get("hydra", {})
+        overrides = [o for o in hydra["overrides"]["task"] if not o.startswith("hydra.")]
+        names += [run.directory.name for run in Sweep("", directory, [overrides]).runs()]
+    return names
+
+
+def _is_run(directory: Path) -> bool:
+    return any((directory / name).exists() for name in (RESULT_FILE, STATUS_FILE, "config.yaml"))
+
+
+def _status_of(directory: Path) -> RunStatus:
+    record = _read_json(directory / STATUS_FILE)
+    fields = {name: record[name] for name in RunStatus.__dataclass_fields__ if name in record}
+    status = RunStatus(**{"name": directory.name, "state": "waiting"} | fields)
+    if (directory / RESULT_FILE).exists():
+        try:
+            result = load(directory)
+        except InputError as error:
+            return replace(status, state="failed", note=str(error), seconds_left=None)
+        steps = int(result.training.get("steps", 0))
+        total = status.steps if result.diverged_step is not None else steps
+        if status.score is None:
+            for key, value in result.training.items():
+                name = key.removeprefix("valid_")
+                if key.startswith("valid_") and name in METRICS:
+                    status = replace(status, metric=name, score=value)
+        diverged = result.diverged_step is not None
+        return replace(
+            status,
+            state="diverged" if diverged else "done",
+            step=steps,
+            steps=total,
+            seconds_left=None,
+            seconds=sum(result.timings.values()),
+            note=f"at step {result.diverged_step}" if diverged else "",
+        )
+    if not record:
+        ended = (directory / "config.yaml").exists()
+        return replace(status, state="failed", note="ended without a result") if ended else status
+    if status.state == "running":
+        age = max(0.0, time.time() - float(record["updated"]))
+        if not _alive(record, age):
+            return replace(status, state="failed", note="its process is gone", seconds_left=None)
+        if status.seconds_left is not None:
+            return replace(status, seconds_left=max(0.0, status.seconds_left - age))
+    return status
+
+
+def _alive(record: Mapping[str, Any], age: float) -> bool:
+    """Whether the process that wrote `record`, `age` seconds ago, is there, as far as can be told here."""
+    if record["host"] != socket.gethostname():
+        return age < SILENCE
+    try:
+        os.kill(int(record["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def seconds_left(runs: Iterable[RunStatus]) -> float | None:
+    """Of all runs that are not finished; None where nothing tells.
+
+    A waiting run takes as long as a finished one did on average, and as many run at once as do now.
+    """
+    runs = list(runs)
+    running = [run for run in runs if run.state == "running"]
+    waiting = sum(run.state == "waiting" for run in runs)
+    known = [run.seconds_left for run in running if run.seconds_left is not None]
+    if len(known) < len(running) or (waiting and not running):
+        return None
+    took = [run.seconds for run in runs if run.seconds is not None and run.state == "done"]
+    if waiting and not took:
+        return None
+    ahead = waiting * sum(took) / len(took) / len(running) if waiting else 0.0
+    return max(known, default=0.0) + ahead
+
+
+def to_terminal(runs: Sequence[RunStatus]) -> Group:
+    """The runs as a table, and a line that counts them."""
+    metrics = list(dict.fromkeys(run.metric for run in runs if run.metric))
+    score = METRICS.get(metrics[0], metrics[0]) if len(metrics) == 1 else "score"
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("run", overflow="fold")
+    table.add_column("state")
+    for name in ("step", "loss", score, "left"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for run in runs:
+        table.add_row(
+            Text(run.name),
+            Text(run.state, style=STATES[run.state]),
+            f"{run.step}/{run.steps}" if run.steps else "",
+            "" if run.loss is None else f"{run.loss:.3f}",
+            "" if run.score is None else f"{run.score:.1f}",
+            "" if run.seconds_left is None else in_words(run.seconds_left),
+            Text(run.note),
+        )
+    counts = {state: sum(run.state == state for run in runs) for state in STATES}
+    line = f"{len(runs)} runs: " + ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+    left = seconds_left(runs)
+    if counts["running"] and left is not None:
+        line += f"; about {in_words(left)} left"
+    return Group(table, Text(line))
+
+
+def in_words(seconds: float) -> str:
+    """A time in its largest fitting unit: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; an empty one where there is none, or it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

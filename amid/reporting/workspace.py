@@ -1,0 +1,125 @@
+"""A W&B workspace of a sweep, as code: curves over α, the plane, the settings and the training."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+
+from amid.results import METRICS
+
+MOST_RUNS = 100
+"""Runs that a panel shows at most."""
+
+LEGEND = "${config:method} ${config:divergence} α=${config:alpha} λ=${config:lam}"
+"""How a run is called in a plot."""
+
+
+@dataclass(frozen=True)
+class SweepScores:
+    """What the runs of a sweep are scored by, and in W&B called."""
+
+    group: str
+    """Of the runs in W&B: the name of the sweep's folder."""
+    sets: Sequence[str]
+    """Evaluation sets."""
+    metrics: Sequence[str]
+    """Metrics against references, the main one first."""
+    valid_metric: str | None = None
+    """What scores validations."""
+
+
+def build_workspace(scores: SweepScores, entity: str, project: str) -> ws.Workspace:
+    """The workspace of the runs of a sweep, which are those of its group; nothing is sent.
+
+    Its sections: quality and diversity against α and λ, averaged over the evaluation sets, and the plane of
+    both; the plane of each set; parallel coordinates from the settings to the scores, with the comparison of
+    runs; the courses of the training.
+
+    Args:
+        scores: what is shown.
+        entity: the W&B user or team; empty for whoever saves it.
+        project: of the runs.
+    """
+    quality = scores.metrics[0]
+    axes = {"α": "alpha", "λ": "lam"}
+    curves = [
+        wr.ScatterPlot(
+            title=f"{_written(metric)} against {symbol}",
+            x=wr.Config(column),
+            y=wr.SummaryMetric(f"average/{metric}"),
+            legend_template=LEGEND,
+        )
+        for symbol, column in axes.items()
+        for metric in (quality, "self_bleu")
+    ]
+    columns = [("α", wr.Config("alpha")), ("λ", wr.Config("lam"))]
+    columns += [(name, wr.Config(name)) for name in ("divergence", "order", "method", "text")]
+    scored: list[tuple[str, wr.SummaryMetric]] = [
+        (_written(metric), wr.SummaryMetric(f"average/{metric}")) for metric in (quality, "self_bleu")
+    ]
+    courses = ["train/loss", "valid/loss", "train/gradient_norm", "train/lam"]
+    courses += [f"valid/{scores.valid_metric}"] if scores.valid_metric else []
+    return ws.Workspace(
+        name=f"{scores.group}: α-mixture distillation",
+        entity=entity,
+        project=project,
+        auto_generate_panels=False,
+        sections=[
+            ws.Section(
+                name="Quality and diversity",
+                is_open=True,
+                panels=[_plane("average", "the average", quality), *curves],
+            ),
+            ws.Section(
+                name="Evaluation sets",
+                is_open=len(scores.sets) < 3,
+                panels=[_plane(f"test/{name}", name, quality) for name in scores.sets],
+            ),
+            ws.Section(
+                name="Settings",
+                is_open=True,
+                panels=[
+                    wr.ParallelCoordinatesPlot(
+                        title="From settings to scores",
+                        columns=[
+                            wr.ParallelCoordinatesPlotColumn(metric=metric, display_name=name)
+                            for name, metric in [*columns, *scored]
+                        ],
+                    ),
+                    wr.RunComparer(diff_only="split"),
+                ],
+            ),
+            ws.Section(
+                name="Training",
+                is_open=True,
+                panels=[
+                    wr.LinePlot(title=name, x="trainer/global_step", y=[name], max_runs_to_show=MOST_RUNS)
+                    for name in courses
+                ],
+            ),
+        ],
+        settings=ws.WorkspaceSettings(max_runs=MOST_RUNS),
+        runset_settings=ws.RunsetSettings(filters=[ws.Metric("Group") == scores.group]),
+    )
+
+
+def specification(workspace: ws.Workspace) -> str:
+    """What would be sent to W&B to save `workspace`, as JSON."""
+    view: dict[str, Any] = json.loads(workspace._to_model().model_dump_json(by_alias=True, exclude_none=True))
+    return json.dumps(view, indent=1, ensure_ascii=False) + "\n"
+
+
+def _plane(prefix: str, of: str, quality: str) -> wr.ScatterPlot:
+    return wr.ScatterPlot(
+        title=f"{_written(quality)} and Self-BLEU, {of}",
+        x=wr.SummaryMetric(f"{prefix}/self_bleu"),
+        y=wr.SummaryMetric(f"{prefix}/{quality}"),
+        legend_template=LEGEND,
+    )
+
+
+def _written(metric: str) -> str:
+    return METRICS.get(metric, metric)

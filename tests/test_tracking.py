@@ -1,0 +1,153 @@
+import io
+import json
+import struct
+
+import pytest
+import wandb
+from wandb.proto.wandb_internal_pb2 import Record
+
+from amid.cli import main
+from amid.config import without_wandb
+from amid.module import DistillationModule, Diverged
+from amid.tracking import sync_command
+
+
+def records(run_folder):
+    """What an offline run has written, in W&B's transaction log: blocks of 32 KiB with parts of records."""
+    (file,) = run_folder.glob("*.wandb")
+    data, at, whole, found = file.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            found.append(Record.FromString(whole))
+            whole = b""
+    return found
+
+
+class Logged:
+    """The last state of an offline run."""
+
+    def __init__(self, run_folder):
+        self.config, self.summary, self.metrics, self.tags = {}, {}, {}, []
+        self.exit_code, self.group, self.tables = None, None, []
+        for record in records(run_folder):
+            if record.HasField("run"):
+                self.tags, self.group = list(record.run.tags), record.run.run_group
+                self._update(self.config, record.run.config.update)
+            self._update(self.config, record.config.update)
+            self._update(self.summary, record.summary.update)
+            if record.HasField("metric") and record.metric.name:
+                self.metrics[record.metric.name] = record.metric
+            if record.HasField("exit"):
+                self.exit_code = record.exit.exit_code
+        self.tables = list(run_folder.rglob("*.table.json"))
+
+    @staticmethod
+    def _update(into, items):
+        for item in items:
+            into[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def only(folder, pattern):
+    (found,) = folder.glob(pattern)
+    return found
+
+
+def test_a_run_has_columns_tags_summaries_samples_and_no_secret(
+    offline, small_run, tmp_path, monkeypatch, capfd
+):
+    secret = "0123456789abcdef" * 2 + "01234567"
+    monkeypatch.setenv("WANDB_API_KEY", secret)
+    monkeypatch.setenv("HF_TOKEN", "hf_" + secret)
+    assert main(["train", *small_run, "logger=wandb", "logger.wandb.offline=true"]) == 0
+    out = capfd.readouterr()
+    folder = only(tmp_path, "runs/*/wandb/offline-run-*")
+    assert (out.out + out.err).count("wandb sync") == 1
+    assert f"wandb sync {folder}" in out.out
+    logged = Logged(folder)
+    assert logged.group == "runs"
+    assert set(logged.tags) == {"amid", "alpha_beta", "done"}
+    columns = ("alpha", "lam", "divergence", "order", "method", "text", "seed")
+    assert [logged.config[name] for name in columns] == [-5.0, 0.1, "alpha_beta", "pr", "amid", "data", 1]
+    loss, score = logged.metrics["train/loss"], logged.metrics["valid/rouge_l"]
+    assert (loss.summary.min, loss.summary.last, loss.summary.max) == (True, True, False)
+    assert (score.summary.max, score.summary.last, score.summary.min) == (True, True, False)
+    result = json.loads(only(tmp_path, "runs/*/result.json").read_text())
+    means = [result["scores"][name]["rouge_l"]["mean"] for name in ("open", "closed")]
+    assert logged.summary["average/rouge_l"] == pytest.approx(sum(means) / 2)
+    assert logged.summary["state"] == "done"
+    assert logged.exit_code == 0
+    table = json.loads(logged.tables[0].read_text())
+    assert table["columns"][:2] == ["set", "instruction"]
+    assert {row[0] for row in table["data"]} == {"open", "closed"}
+    assert len(table["data"]) == 8
+    for file in folder.rglob("*"):
+        assert not file.is_file() or secret.encode() not in file.read_bytes()
+
+
+def test_a_diverged_run_and_a_failed_one_can_be_told(offline, small_run, tmp_path, monkeypatch):
+    def diverge(self, batches, index):
+        raise Diverged(1, "loss nan")
+
+    small_run += ["model.teacher.sft=null", "model.student.sft=null"]
+    monkeypatch.setattr(DistillationModule, "training_step", diverge)
+    assert main(["train", *small_run, "logger=wandb", f"output_dir={tmp_path / 'diverged'}"]) == 0
+    logged = Logged(only(tmp_path, "diverged/*/wandb/offline-run-*"))
+    assert "diverged" in logged.tags
+    assert (logged.summary["state"], logged.summary["diverged_step"], logged.exit_code) == ("diverged", 1, 0)
+
+    def fail(self, batches, index):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(DistillationModule, "training_step", fail)
+    assert main(["train", *small_run, "logger=wandb", f"output_dir={tmp_path / 'failed'}"]) == 1
+    logged = Logged(only(tmp_path, "failed/*/wandb/offline-run-*"))
+    assert "failed" in logged.tags
+    assert (logged.summary["state"], logged.exit_code) == ("failed", 1)
+    assert wandb.run is None
+
+
+def test_one_command_sends_what_is_not_sent(tmp_path):
+    runs = [tmp_path / "my sweep" / name for name in ("a", "b", "c")]
+    assert sync_command(runs) is None
+    for run in runs[:2]:
+        (run / "wandb" / "offline-run-1").mkdir(parents=True)
+    assert sync_command(runs) == f"wandb sync '{tmp_path / 'my sweep'}'/*/wandb/offline-run-*"
+    (runs[0] / "wandb" / "offline-run-1" / "run-1.wandb.synced").write_text("")
+    assert sync_command(runs) == f"wandb sync '{runs[1] / 'wandb' / 'offline-run-1'}'"
+
+
+def test_a_secret_of_the_configuration_is_hidden():
+    from amid.tracking import _without_secrets
+
+    cfg = {"hub": {"token": "x", "api_key": "y"}, "tokenizer": "t", "max_tokens": 3, "url": "https://a:b@c/d"}
+    expected = {"token": "hidden", "api_key": "hidden"}
+    assert _without_secrets(cfg) == {
+        "hub": expected,
+        "tokenizer": "t",
+        "max_tokens": 3,
+        "url": "https://c/d",
+    }
+
+
+def test_without_account_or_network_wandb_is_offline(offline, monkeypatch):
+    assert without_wandb()
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    assert without_wandb()
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO())
+    assert not without_wandb()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert without_wandb()
