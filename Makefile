@@ -35,7 +35,7 @@ lint: .venv/installed  ## style, format and types
 	$(BIN)/mypy
 
 docs: .venv/installed  ## the documentation as a site, in outputs/site; broken links fail
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: .venv/installed  ## put the code into shape
 	$(BIN)/ruff check --fix .

@@ -160,3 +160,10 @@ def test_the_examples_lower_the_loss(name, monkeypatch, capsys):
     runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
     before, after = map(float, re.search(r"loss ([\d.]+) -> ([\d.]+)", capsys.readouterr().out).groups())
     assert after < 0.95 * before
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])
+def test_links_outside_the_site_lead_somewhere(name):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text("utf-8"))
+    assert name != "README.md" or len(links) > 2
+    assert [link for link in links if not (ROOT / link).exists()] == []
