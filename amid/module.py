@@ -15,12 +15,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from amid.counted_loss import CountedLoss
 from amid.data.datamodule import MicroBatch, Row, SampledRow, counted_positions, padding_share
 from amid.errors import InputError
 from amid.generation import MixedAnswer, Sampling
 from amid.losses import CrossEntropy, Loss
 from amid.metrics import Metric, set_score
-from amid.models import CountedStates
 from amid.schedule import Schedule
 from amid.teacher import CachedTeacher, Teacher
 from amid.text import Text, on_student_text, prompts_of
@@ -120,13 +120,12 @@ class DistillationModule(L.LightningModule):
         self._optimizer, self._scheduler, self._clip_norm = optimizer, scheduler, clip_norm
         self._tokenizer, self._sampling = tokenizer, sampling
         self._log_every_n_steps = log_every_n_steps
-        self._shared_vocab = shared_vocab
         self._schedule = schedule
         if schedule is not None:
             schedule.begin(objective)
         self._valid_prompts, self._valid_references = valid_prompts, valid_references
         self.valid_metric, self._metrics = valid_metric, metrics
-        self._states = CountedStates(student)
+        self._loss = CountedLoss(student, teacher, shared_vocab)
         self._valid_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         self.best_score = float("-inf")
         self.response_tokens = 0
@@ -265,7 +264,7 @@ class DistillationModule(L.LightningModule):
         total = torch.zeros((), device=self.device)
         for batch in batches:
             batch = {name: value.to(self.device) for name, value in batch.items()}
-            loss, _ = self._loss(objective, batch, denominator, return_stats=False)
+            loss, _ = self._loss(objective, batch, denominator)
             self.manual_backward(self._plain_text_weight * loss)
             total += loss.detach()
         return total
@@ -348,50 +347,6 @@ class DistillationModule(L.LightningModule):
         return {
             name for name, weight in self.named_parameters(remove_duplicate=False) if not weight.requires_grad
         }
-
-    def _loss(
-        self,
-        objective: Loss,
-        batch: MicroBatch,
-        denominator: float,
-        return_stats: bool,
-        cross_entropy: bool = False,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """An objective over the counted tokens of a micro-batch, divided by `denominator`, and sums."""
-        positions = counted_positions(batch)
-        inputs = (batch["input_ids"], positions)
-        labels = batch["labels"][:, 1:][positions[:, :-1]]
-        head, teacher = self._states.head, self.teacher if objective.needs_teacher else None
-        given: dict[str, Any] = {}
-        loss_of: Callable[..., Any]
-        cross_entropy_of: Callable[..., Any]
-        if objective.uses_fused and head is not None and (teacher is None or teacher.head is not None):
-            loss_of, cross_entropy_of = objective.fused, CrossEntropy().fused
-            student = head.cut(self._shared_vocab).inputs("student")
-            student["student_hidden"] = self._states.hidden(*inputs)
-            if teacher is not None and teacher.head is not None:
-                given = teacher.head.cut(self._shared_vocab).inputs("teacher")
-                given["teacher_hidden"] = teacher.hidden(batch, positions)
-        else:
-            loss_of, cross_entropy_of = objective, CrossEntropy()
-            student = {"student_logits": self._states.logits(*inputs)[:, : self._shared_vocab]}
-            if teacher is not None:
-                given = {"teacher_logits": teacher.logits(batch, positions)[:, : self._shared_vocab]}
-        sampled = objective.uses_sampling and "sampling" in batch
-        if sampled:
-            given["sampling"] = batch["sampling"][:, 1:][positions[:, :-1]]
-        if objective.needs_labels or sampled:
-            given["labels"] = labels
-        stats: dict[str, Tensor] = {}
-        if return_stats:
-            loss, stats = loss_of(**student, **given, denominator=denominator, return_stats=True)
-        else:
-            loss = loss_of(**student, **given, denominator=denominator)
-        if cross_entropy:
-            stats["cross_entropy"] = cross_entropy_of(
-                **student, labels=labels, denominator=denominator
-            ).detach()
-        return loss, stats
 
     @property
     def _several_devices(self) -> bool:

@@ -1,0 +1,217 @@
+"""Distillation in a transformers `Trainer`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from amid.counted_loss import CountedLoss
+from amid.data.datamodule import MicroBatch, counted_positions
+from amid.data.prompts import IGNORE
+from amid.errors import InputError
+from amid.losses import Loss
+from amid.models import shared_vocabulary
+from amid.teacher import LiveTeacher
+
+
+class AMiDTrainer(Trainer):
+    """A transformers `Trainer` that trains a student on an objective of `amid.losses`.
+
+    The loss of an optimiser step is the sum over all its counted tokens (labels but -100, shifted as for any
+    causal model) divided by their number, however `gradient_accumulation_steps` cuts it into batches. Bodies
+    and heads are run apart, so that logits exist for a chunk of the counted tokens at once (see
+    `Loss.fused`; `fused=False` at the objective takes whole logits). The evaluation's loss is the mean over
+    all counted tokens of the set.
+
+    A batch has `input_ids` and `labels`, [rows, length], and `attention_mask` where it is padded, on either
+    side; `DataCollatorForSeq2Seq` makes such batches. Packed rows are not taken.
+
+    The student may have adapters (a `PeftModel`). The teacher is frozen, in eval mode, on the student's
+    device, and in no checkpoint. What the model adds to its own loss, such as a router's auxiliary loss, is
+    no part of this one. One process on one device: the body is called apart from the wrappers of several.
+
+    Args:
+        model: the student.
+        teacher: a model with the same tokens in the same places; None for objectives without a teacher.
+            Where the two have embeddings of different sizes, both sides' logits are cut to the smaller.
+        objective: such as `Objective(AlphaBeta(), AlphaMixture())`. Its settings, such as
+            `objective.assistant.lam`, may be set between steps, for example by a callback.
+        arguments: those of `Trainer`, by keyword.
+
+    Raises:
+        InputError: for a teacher that the objective needs and does not have, an objective that is no sum
+            over batches with `gradient_accumulation_steps` above 1, several devices, DeepSpeed or FSDP,
+            prompt learning, and arguments of `Trainer` that make up another loss (`compute_loss_func`,
+            `model_init`, `label_smoothing_factor`). While it trains, for a batch that is not as said above.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module,
+        *,
+        teacher: PreTrainedModel | None,
+        objective: Loss,
+        **arguments: Any,
+    ) -> None:
+        if objective.needs_teacher and teacher is None:
+            raise InputError(f"teacher=None, but {objective!r} needs one; give a model")
+        for name in ("compute_loss_func", "model_init"):
+            if arguments.get(name) is not None:
+                raise InputError(
+                    f"{name} is not taken: the loss is the objective's, of one model; leave it out"
+                )
+        super().__init__(model, **arguments)
+        assert self.model is not None
+        args = self.args
+        devices = max(args.world_size, args.n_gpu)
+        if devices > 1:
+            raise InputError(
+                f"AMiDTrainer runs on one device, here are {devices}; start it without a launcher, and "
+                "where there are several GPUs with CUDA_VISIBLE_DEVICES=0"
+            )
+        for name in ("deepspeed", "fsdp"):
+            if getattr(args, name):
+                raise InputError(f"{name}={getattr(args, name)!r} is not taken by AMiDTrainer; leave it out")
+        if args.label_smoothing_factor != 0:
+            raise InputError(
+                f"label_smoothing_factor={args.label_smoothing_factor} is no part of {objective!r}; use 0"
+            )
+        if args.gradient_accumulation_steps > 1 and not objective.additive:
+            raise InputError(
+                f"gradient_accumulation_steps={args.gradient_accumulation_steps} cuts a step into parts, but "
+                f"{objective!r} is no sum of parts; use 1, or maximum='token'"
+            )
+        self.objective: Loss = objective
+        self.model_accepts_loss_kwargs = True  # each batch's loss is its share of the step's
+        student = _plain(self.model)
+        self._teacher = None if teacher is None else LiveTeacher(teacher)
+        shared_vocab = None
+        if self._teacher is not None:
+            self._teacher.to(args.device)
+            shared_vocab = shared_vocabulary(self._teacher.vocabulary, student)
+        self._counted_loss = CountedLoss(student, self._teacher, shared_vocab)
+        self._evaluated: list[tuple[Tensor, Tensor]] = []
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Tensor | int | None]:
+        """The batches of an optimiser step, and their counted tokens: predicted ones, on either padding."""
+        batches, n = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            n = sum(int(counted_positions(_right_padded(batch)).sum()) for batch in batches)
+        return batches, n
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective's sum over the batch, divided by the counted tokens of the whole step.
+
+        Args:
+            model: the student, perhaps wrapped.
+            inputs: a batch.
+            return_outputs: also the model's own outputs, which takes a pass of its own.
+            num_items_in_batch: the counted tokens of the step; None for those of this batch.
+        """
+        batch = _right_padded(inputs)
+        denominator = None if num_items_in_batch is None else max(float(num_items_in_batch), 1.0)
+        with self.accelerator.autocast():  # which the wrapped model has, but its body alone has not
+            loss, _ = self._counted_loss(self.objective, batch, denominator)
+        if not return_outputs:
+            return loss
+        return loss, model(input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"))
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The loss of a batch of the evaluation; logits and labels too where a metric is computed of them."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            loss = self.compute_loss(model, inputs).detach()
+            self._evaluated.append((loss, counted_positions(_right_padded(inputs)).sum()))
+            if prediction_loss_only:
+                return loss, None, None
+            mask = inputs.get("attention_mask")
+            logits = model(input_ids=inputs["input_ids"], attention_mask=mask).logits
+        return loss, logits.detach(), inputs["labels"]
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """That of `Trainer`, but with the mean loss over all counted tokens, not over the batches."""
+        self._evaluated.clear()
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        if self._evaluated and output.metrics is not None:
+            losses, counts = (torch.stack(values).double() for values in zip(*self._evaluated, strict=True))
+            output.metrics[f"{metric_key_prefix}_loss"] = float(
+                (losses * counts).sum() / counts.sum().clamp(1)
+            )
+        return output
+
+
+def _plain(model: Any) -> PreTrainedModel:
+    """The model that has body and head: that below a `PeftModel`, adapters included."""
+    config = getattr(model, "active_peft_config", None)
+    if config is not None and hasattr(model, "get_base_model"):
+        if config.is_prompt_learning:
+            raise InputError(
+                f"peft's {config.peft_type} adds tokens before the prompt; use LoRA or no adapters"
+            )
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(f"model is a {type(model).__name__}; give a transformers model for causal language")
+    return model
+
+
+def _right_padded(inputs: dict[str, Tensor | Any]) -> MicroBatch:
+    """A batch of `Trainer` with its padding on the right, where causal attention does not look."""
+    missing = {"input_ids", "labels"} - inputs.keys()
+    if missing:
+        raise InputError(
+            f"a batch has no {min(missing)}, only {', '.join(inputs)}; use DataCollatorForSeq2Seq on rows of "
+            "input_ids and labels"
+        )
+    foreign = inputs.keys() - {"input_ids", "labels", "attention_mask"}
+    if foreign:
+        raise InputError(
+            f"a batch has {min(foreign)}, which AMiDTrainer does not take: pad rows, do not pack them; "
+            "choose another data collator"
+        )
+    batch = dict(inputs)
+    mask = batch.get("attention_mask")
+    if mask is None:
+        return batch
+    if mask.shape != batch["input_ids"].shape:
+        raise InputError(
+            f"attention_mask is {list(mask.shape)} and input_ids {list(batch['input_ids'].shape)}; "
+            "give a mask of [rows, length]"
+        )
+    real = mask.bool()
+    order = (~real).long().argsort(dim=1, stable=True)
+    index = torch.arange(real.shape[1], device=real.device)
+    if bool((order != index).any()):
+        starts = real.long().argmax(1)
+        within = (index >= starts[:, None]) & (index < (starts + real.sum(1))[:, None])
+        if not torch.equal(within, real):
+            raise InputError("attention_mask has gaps within a row; give rows padded at one end")
+        batch = {name: value.gather(1, order) for name, value in batch.items()}
+    batch["labels"] = batch["labels"].masked_fill(batch["attention_mask"] == 0, IGNORE)
+    return batch

@@ -1,0 +1,169 @@
+"""The documentation is right: its commands, Python and YAML, the reference made of conf/, the examples."""
+
+import importlib.util
+import re
+import runpy
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from amid import config, results
+from amid.config import CONF, SWEEPS, check_overrides, register_resolvers
+
+ROOT = Path(__file__).parents[1]
+PAGES = {str(file.relative_to(ROOT / "docs")): file.read_text("utf-8") for file in ROOT.glob("docs/**/*.md")}
+COMMAND = re.compile(r"^    (?:PYTHONPATH=\. )?(amid .*)$", flags=re.M)
+COMMANDS = [line.split("  #")[0].strip() for text in PAGES.values() for line in COMMAND.findall(text)]
+COMMANDS += [c for text in PAGES.values() for c in re.findall(r"\| `(amid [^`]*)`", text)]
+SNIPPETS = [
+    pytest.param(code, id=f"{page}-{i}")
+    for page, text in PAGES.items()
+    for i, code in enumerate(re.findall(r"```python\n(.*?)```", text, flags=re.S))
+]
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", PAGES[page], flags=re.S)
+
+
+def module(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def with_file(monkeypatch, tmp_path, name, text):
+    """A copy of conf/ with one more file."""
+    folder = tmp_path / "conf"
+    shutil.copytree(CONF, folder)
+    (folder / name).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(config, "CONF", folder)
+    return folder
+
+
+def composed(folder, *overrides):
+    register_resolvers()
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def test_there_is_something_to_check():
+    assert len(COMMANDS) > 20
+    assert len(SNIPPETS) >= 8
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS)))
+def test_every_command_is_valid(command):
+    _, name, *words = shlex.split(command)
+    words = [word for word in words if not word.startswith("-")]
+    if name == "report":
+        assert len(words) == 1
+        return
+    if name == "sweep":
+        assert (SWEEPS / f"{words[0]}.yaml").exists()
+        name, words = "train", [word for word in words[1:] if not word.startswith("scale=")]
+    # Launchers are packages of their own, and these two options are made in the page itself.
+    own = ("hydra/launcher=", "hydra.launcher.", "divergence=hellinger", "method=mine")
+    check_overrides(name, [word for word in words if not word.startswith(own)])
+
+
+@pytest.mark.parametrize("code", SNIPPETS)
+def test_every_snippet_runs(code, tmp_path, monkeypatch):
+    run = results.RunResult(
+        name="a",
+        labels={"divergence": "kl", "alpha": -1.0},
+        config_hash="0",
+        seed=1,
+        scores={"open": {"rouge_l": results.Score.over_seeds([1.0])}},
+        training={},
+        timings={},
+        versions={},
+    )
+    results.save(run, tmp_path / "outputs" / "first" / "a")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
+
+
+def test_the_divergence_of_the_page_becomes_an_option(tmp_path, monkeypatch):
+    (code,), (text,) = blocks("how-to/divergence.md", "python"), blocks("how-to/divergence.md", "yaml")
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = with_file(monkeypatch, tmp_path, "divergence/hellinger.yaml", text)
+    check_overrides("train", ["divergence=hellinger", "divergence.weight=2", "assistant.alpha=-1"])
+    objective = instantiate(composed(folder, "divergence=hellinger", "assistant.alpha=-1").objective)
+    log_p, log_q = torch.randn(2, 3, 9).log_softmax(-1)
+    logits = log_q.clone().requires_grad_()
+    loss = objective(student_logits=logits, teacher_logits=log_p)
+    r = objective.assistant(log_p, log_q).exp()
+    by_hand = 0.5 * (log_p.exp().sqrt() - r.sqrt()).square().sum(-1).mean()
+    torch.testing.assert_close(loss, by_hand)
+    loss.backward()
+    assert float(logits.grad.abs().max()) > 0
+
+
+def test_the_method_of_the_page_becomes_an_option(tmp_path, monkeypatch):
+    (text,) = blocks("how-to/method.md", "yaml")
+    folder = with_file(monkeypatch, tmp_path, "method/mine.yaml", text)
+    check_overrides("train", ["method=mine", "assistant.lam=0.2"])
+    cfg = composed(folder, "method=mine")
+    assert cfg.text._target_ == "amid.text.StudentText"
+    assert cfg.text.share == 0.5
+    objective = instantiate(cfg.objective)
+    assert (objective.order, objective.assistant.alpha, objective.assistant.lam) == ("pr", -3.0, 0.3)
+
+
+def test_the_data_of_the_page_become_an_option(tmp_path, monkeypatch):
+    (text,) = blocks("how-to/data.md", "yaml")
+    folder = with_file(monkeypatch, tmp_path, "data/poems.yaml", text)
+    check_overrides("train", ["data=poems"])
+    cfg = composed(folder, "data=poems")
+    assert cfg.data.fields.output == "text"
+    assert list(cfg.data.test) == ["poems"]
+
+
+def test_the_configuration_reference_has_every_option_and_every_key():
+    page = module(ROOT / "docs" / "configuration.py").page()
+    sections = dict(re.findall(r"^#### `(amid\.[\w.]+)`\n(.*?)(?=^#|\Z)", page, flags=re.M | re.S))
+    for file in CONF.rglob("*.yaml"):
+        group = str(file.parent.relative_to(CONF))
+        if group.startswith("hydra"):
+            continue
+        title = f"amid {file.stem}" if group == "." else f"{group}={file.stem}"
+        assert f"### `{title}`\n" in page
+        node = yaml.safe_load(file.read_text("utf-8")) or {}
+        target = node.get("_target_", "")
+        if target.startswith("amid."):
+            keys = node.keys() - {"_target_", "_partial_", "defaults"}
+            described = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| (.+?) \|$", sections[target], flags=re.M))
+            assert keys <= described.keys(), (file, keys - described.keys())
+
+
+def test_the_pictures_are_those_of_their_script(tmp_path):
+    pictures = module(ROOT / "docs" / "pictures.py")
+    pictures.main(tmp_path)
+    drawn = {file.name for file in tmp_path.iterdir()}
+    assert drawn == {file.name for file in (ROOT / "docs" / "images").glob("*.svg")}
+    for name in drawn:
+        assert f"](images/{name})" in PAGES["concepts.md"]
+
+
+@pytest.mark.parametrize("name", ["torch_loop", "hf_trainer", "lightning_module"])
+def test_the_examples_lower_the_loss(name, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    before, after = map(float, re.search(r"loss ([\d.]+) -> ([\d.]+)", capsys.readouterr().out).groups())
+    assert after < 0.95 * before
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])
+def test_links_outside_the_site_lead_somewhere(name):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text("utf-8"))
+    assert name != "README.md" or len(links) > 2
+    assert [link for link in links if not (ROOT / link).exists()] == []
