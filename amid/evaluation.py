@@ -12,7 +12,7 @@ from amid.errors import InputError
 from amid.generation import Sampling
 from amid.metrics import Metric, set_score
 from amid.results import OF_ANSWERS, Score
-from amid.scoring import Answer, Answered, score_answers, write_answers
+from amid.scoring import Answered, per_prompt, score_answers, write_answers, write_per_prompt
 
 
 def evaluate_sets(
@@ -27,7 +27,8 @@ def evaluate_sets(
 ) -> dict[str, dict[str, Score]]:
     """Answers every set with every seed, keeps the answers, and scores them.
 
-    The answers are written to `directory/SET-SEED.jsonl` (`write_answers`).
+    The answers are written to `directory/SET-SEED.jsonl` (`write_answers`), the mean scores of each
+    prompt to `directory/per_prompt.json`.
 
     `precision` makes the context that the model is run in.
 
@@ -36,16 +37,26 @@ def evaluate_sets(
     """
     directory.mkdir(parents=True, exist_ok=True)
     scores: dict[str, dict[str, Score]] = {}
+    of_prompts: dict[str, dict[str, list[float]]] = {}
     for name, examples in sets.items():
         prompts = [encoder.prompt(example) for example in examples]
-        by_seed: list[list[list[Answer]]] = []
+        by_seed: list[list[Answered]] = []
         for seed in sampling.seeds:
             with precision():
                 answers = sampling.answers(model, tokenizer, prompts, seed)
-            answered = [Answered(example, row) for example, row in zip(examples, answers, strict=True)]
+            answered = [
+                Answered(example.instruction, example.input, example.outputs, row)
+                for example, row in zip(examples, answers, strict=True)
+            ]
             write_answers(directory / f"{name}-{seed}.jsonl", answered, seed)
-            by_seed.append(answers)
-        scores[name] = score_answers([list(example.outputs) for example in examples], by_seed, metrics)
+            by_seed.append(answered)
+        scores[name] = score_answers(by_seed, metrics)
+        of_prompts[name] = {
+            metric: values
+            for metric, score in metrics.items()
+            if (values := per_prompt(score, by_seed)) is not None
+        }
+    write_per_prompt(directory, of_prompts)
     return scores
 
 

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from amid.reporting import build_table, claims_in_words, sections, write_report
 from amid.reporting.page import PAGE
-from amid.results import load_all
+from amid.results import load_folders
 
 WIDTH_OF_FILES = 200
 """Columns where the output is no terminal, so that nothing is folded."""
@@ -20,10 +20,11 @@ def run(directory: str) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDTH_OF_FILES)
-    table = build_table(load_all(directory))
+    records = load_folders(directory)
+    table = build_table(list(records.values()))
     console.print(table.to_terminal())
     console.print(table.caption, markup=False)
-    for section in sections(table):
+    for section in sections(table, records):
         console.print(f"\n{section.title}", markup=False)
         console.print(section.to_terminal())
         console.print(section.note, markup=False)

@@ -71,7 +71,9 @@ def run(arguments: Sequence[str]) -> None:
     lines: list[tuple[System, str, dict[str, Score]]] = []
     for system in systems:
         parts = {"all": list(range(len(system.by_seed[0])))} | (_parts(system, given.by) if given.by else {})
-        lines += [(system, name, _scores(system.only(prompts))) for name, prompts in parts.items()]
+        lines += [
+            (system, name, score_answers(system.only(prompts), SCORED)) for name, prompts in parts.items()
+        ]
     console = Console(highlight=False, width=None if Console().is_terminal else 200)
     console.print(_table(lines))
     for dataset in dict.fromkeys(system.dataset for system in systems):
@@ -114,7 +116,7 @@ def _parts(system: System, by: str) -> dict[str, list[int]]:
     first = system.by_seed[0]
     parts: dict[str, list[int]] = {}
     if by == "length":
-        words = [max(len(text.split()) for text in answered.example.outputs) for answered in first]
+        words = [max(len(text.split()) for text in answered.references) for answered in first]
         order = sorted(range(len(words)), key=lambda i: (words[i], i))
         bounds = [len(order) * k // PARTS_OF_LENGTH for k in range(PARTS_OF_LENGTH + 1)]
         for low, high in itertools.pairwise(bounds):
@@ -129,11 +131,6 @@ def _parts(system: System, by: str) -> dict[str, list[int]]:
             )
         parts.setdefault(f"{by}={answered.fields[by]}", []).append(index)
     return dict(sorted(parts.items()))
-
-
-def _scores(by_seed: Sequence[Sequence[Answered]]) -> dict[str, Score]:
-    references = [list(answered.example.outputs) for answered in by_seed[0]]
-    return score_answers(references, [[a.answers for a in answered] for answered in by_seed], SCORED)
 
 
 def _table(lines: Sequence[tuple[System, str, Mapping[str, Score]]]) -> Table:
@@ -171,7 +168,7 @@ def _differences(dataset: str, systems: Sequence[System]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title=dataset or None, title_justify="left")
     for name in ("First", "Second", f"{METRICS[COMPARED]} difference", "95% interval", "p", ""):
         table.add_column(name, justify="right" if name not in ("First", "Second", "") else "left")
-    scores = [per_prompt(SCORED[COMPARED], system.by_seed) for system in systems]
+    scores = [per_prompt(SCORED[COMPARED], system.by_seed) or [] for system in systems]
     for (one, first), (other, second) in itertools.combinations(zip(systems, scores, strict=True), 2):
         _check_same_prompts(one.name, one.by_seed[0], other.name, other.by_seed[0])
         found = paired_bootstrap(first, second)
@@ -188,7 +185,7 @@ def _differences(dataset: str, systems: Sequence[System]) -> Table:
 
 def _check_same_prompts(one: str, first: Sequence[Answered], other: str, second: Sequence[Answered]) -> None:
     for number, (a, b) in enumerate(itertools.zip_longest(first, second), 1):
-        if a is None or b is None or a.example.outputs != b.example.outputs:
+        if a is None or b is None or a.references != b.references:
             raise InputError(
                 f"{one} and {other} do not answer the same prompts: they differ at prompt {number}; "
                 "score them apart"

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from amid.data.examples import Example
 from amid.errors import InputError
 from amid.metrics import (
     Metric,
@@ -21,6 +20,9 @@ from amid.metrics import (
     set_score,
 )
 from amid.results import Score
+
+PER_PROMPT = "per_prompt.json"
+"""Beside a run's answers: set -> metric -> the mean score of the answers to each prompt."""
 
 
 @dataclass(frozen=True)
@@ -40,24 +42,21 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answered:
-    """A prompt and the answers to it that were drawn with one seed."""
+    """A prompt, its acceptable answers, and the answers to it that were drawn with one seed."""
 
-    example: Example
+    instruction: str
+    input: str
+    references: tuple[str, ...]
     answers: list[Answer]
     fields: Mapping[str, Any] = field(default_factory=dict)
     """What else its line in a file has."""
 
 
-def score_answers(
-    references: Sequence[Sequence[str]],
-    by_seed: Sequence[Sequence[Sequence[Answer]]],
-    metrics: Mapping[str, Metric],
-) -> dict[str, Score]:
+def score_answers(by_seed: Sequence[Sequence[Answered]], metrics: Mapping[str, Metric]) -> dict[str, Score]:
     """The scores of several answers to each prompt, drawn with several seeds.
 
     Args:
-        references: acceptable answers to each prompt.
-        by_seed: seed, prompt, sample -> answer.
+        by_seed: for each seed the same prompts, with as many answers each.
         metrics: by name, what scores the answers against the references.
 
     Returns:
@@ -74,10 +73,10 @@ def score_answers(
     def add(name: str, value: float) -> None:
         values.setdefault(name, []).append(value)
 
-    for answers in by_seed:
-        flat = [answer for row in answers for answer in row]
+    for answered in by_seed:
+        flat = [answer for row in answered for answer in row.answers]
         texts = [answer.text for answer in flat]
-        targets = [refs for refs, row in zip(references, answers, strict=True) for _ in row]
+        targets = [list(row.references) for row in answered for _ in row.answers]
         for name, metric in metrics.items():
             score = set_score(metric, texts, targets)
             add(name, score.value)
@@ -90,10 +89,10 @@ def score_answers(
         add("distinct_2", distinct_n(texts, n=2))
         if len(texts) > 1:
             add("corpus_self_bleu", self_bleu(texts))
-        if len(answers[0]) > 1:
-            add("self_bleu", self_bleu_per_prompt([[a.text for a in row] for row in answers]))
+        if all(len(row.answers) > 1 for row in answered):
+            add("self_bleu", self_bleu_per_prompt([[a.text for a in row.answers] for row in answered]))
     if "self_bleu" not in values and len(by_seed) > 1:
-        together = [[a.text for row in rows for a in row] for rows in zip(*by_seed, strict=True)]
+        together = [[a.text for row in rows for a in row.answers] for rows in zip(*by_seed, strict=True)]
         add("self_bleu", self_bleu_per_prompt(together))
     return {name: Score.over_seeds(per_seed, signatures.get(name)) for name, per_seed in values.items()}
 
@@ -105,18 +104,14 @@ _TOLD: dict[str, Callable[[Answer], float | None]] = {
 }
 
 
-def per_prompt(metric: Metric, by_seed: Sequence[Sequence[Answered]]) -> list[float]:
-    """The mean score of all answers to each prompt.
-
-    Raises:
-        ValueError: for a metric of whole sets.
-    """
+def per_prompt(metric: Metric, by_seed: Sequence[Sequence[Answered]]) -> list[float] | None:
+    """The mean score of all answers to each prompt; None for a metric of whole sets."""
     rows = list(zip(*by_seed, strict=True))
     texts = [a.text for row in rows for answered in row for a in answered.answers]
-    targets = [list(x.example.outputs) for row in rows for x in row for _ in x.answers]
+    targets = [list(x.references) for row in rows for x in row for _ in x.answers]
     scores = metric(texts, targets)
     if isinstance(scores, SetScore):
-        raise ValueError("a score of a whole set has no value for a prompt")
+        return None
     waiting = iter(scores)
     return [_mean([next(waiting) for answered in row for _ in answered.answers]) for row in rows]
 
@@ -131,9 +126,9 @@ def write_answers(file: Path, answered: Iterable[Answered], seed: int) -> None:
     with part.open("w", encoding="utf-8") as out:
         for one in answered:
             line = {
-                "instruction": one.example.instruction,
-                "input": one.example.input,
-                "references": list(one.example.outputs),
+                "instruction": one.instruction,
+                "input": one.input,
+                "references": list(one.references),
                 "seed": seed,
                 "answers": [
                     {
@@ -147,6 +142,17 @@ def write_answers(file: Path, answered: Iterable[Answered], seed: int) -> None:
             }
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
     os.replace(part, file)
+
+
+def write_per_prompt(directory: Path, scores: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Writes `directory`/`PER_PROMPT`, whole or not at all, to four digits."""
+    rounded = {
+        name: {metric: [round(value, 4) for value in values] for metric, values in by.items()}
+        for name, by in scores.items()
+    }
+    part = directory / f"{PER_PROMPT}.part"
+    part.write_text(json.dumps(rounded), encoding="utf-8")
+    os.replace(part, directory / PER_PROMPT)
 
 
 def read_answers(file: str | Path) -> list[Answered]:
@@ -188,7 +194,9 @@ def _of_line(record: Any) -> Answered:
         raise ValueError("answers must be a string or a list, at least one")
     known = {"instruction", "input", "references", "reference", "output", "answers", "answer", "prediction"}
     return Answered(
-        Example(str(record.get("instruction", "")), str(record.get("input", "")), tuple(references)),
+        str(record.get("instruction", "")),
+        str(record.get("input", "")),
+        tuple(references),
         [_of_record(answer) for answer in answers],
         {name: value for name, value in record.items() if name not in known},
     )

@@ -7,19 +7,22 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
 from amid.cli import main
-from amid.data.examples import Example
 from amid.errors import InputError
-from amid.metrics import rouge_l
+from amid.metrics import bleu, rouge_l
 from amid.scoring import Answer, Answered, per_prompt, read_answers, score_answers, write_answers
 
 REFERENCES = [["the cat sat on the mat"], ["a dog barked", "the dog barked loudly"], ["yes"]]
 
 
-def answered(*texts, **known):
+def of(references, texts, **known):
     return [
-        Answered(Example(f"say {i}", "", tuple(outputs)), [Answer(text, **known)])
-        for i, (outputs, text) in enumerate(zip(REFERENCES, texts, strict=True))
+        Answered(f"say {i}", "", tuple(outputs), [Answer(text, **known)])
+        for i, (outputs, text) in enumerate(zip(references, texts, strict=True))
     ]
+
+
+def answered(*texts, **known):
+    return of(REFERENCES, texts, **known)
 
 
 def test_what_is_written_is_read_again(tmp_path):
@@ -27,7 +30,9 @@ def test_what_is_written_is_read_again(tmp_path):
     write_answers(tmp_path / "open-10.jsonl", rows, seed=10)
     read = read_answers(tmp_path / "open-10.jsonl")
     assert [row.answers for row in read] == [row.answers for row in rows]
-    assert [row.example for row in read] == [row.example for row in rows]
+    assert [(row.instruction, row.references) for row in read] == [
+        (r.instruction, r.references) for r in rows
+    ]
     assert read[0].answers[0].log_probs == [-0.5, -1.25]
     assert read[0].fields == {"seed": 10}
     assert [path.name for path in tmp_path.iterdir()] == ["open-10.jsonl"]
@@ -35,8 +40,8 @@ def test_what_is_written_is_read_again(tmp_path):
 
 def test_the_scores_are_those_of_each_metric():
     texts = ["the cat sat on the cat sat on the cat sat on the mat", "a dog barked", "no"]
-    rows = [[row.answers for row in answered(*texts, tokens=4, ended=True, log_probs=[-1.0, -2.0])]]
-    scores = score_answers(REFERENCES, rows, {"rouge_l": rouge_l})
+    rows = [answered(*texts, tokens=4, ended=True, log_probs=[-1.0, -2.0])]
+    scores = score_answers(rows, {"rouge_l": rouge_l})
     assert scores["length"].mean == 4
     assert scores["eos_share"].mean == 100
     assert scores["log_prob"].mean == -1.5
@@ -46,8 +51,7 @@ def test_the_scores_are_those_of_each_metric():
 
 
 def test_what_is_not_known_of_the_answers_is_left_out():
-    rows = [[row.answers for row in answered("a", "b", "c")]]
-    scores = score_answers(REFERENCES, rows, {})
+    scores = score_answers([answered("a", "b", "c")], {})
     assert not {"length", "eos_share", "log_prob"} & scores.keys()
     assert scores["corpus_self_bleu"].mean == 0
 
@@ -56,6 +60,7 @@ def test_a_prompt_has_the_mean_over_all_its_answers():
     one, other = answered("the cat sat on the mat", "a dog barked", "yes"), answered("", "", "")
     assert per_prompt(rouge_l, [one]) == [100, 100, 100]
     assert per_prompt(rouge_l, [one, other]) == [50, 50, 50]
+    assert per_prompt(bleu, [one]) is None
 
 
 @pytest.mark.parametrize(
@@ -150,14 +155,16 @@ def test_real_sets_are_scored_as_by_rouge_score_and_sacrebleu(shared):
         mixed = [("", "Das weiß ich nicht.", "我不知道", text)[i % 4] for i, text in enumerate(others)]
         scorer = RougeScorer(["rougeL"], use_stemmer=True)
         for texts in (copies, others, mixed):
-            ours = score_answers(references, [[[Answer(text)] for text in texts]], {"rouge_l": rouge_l})
+            ours = score_answers([of(references, texts)], {"rouge_l": rouge_l})
             theirs = [
                 max(100 * scorer.score(ref, text)["rougeL"].fmeasure for ref in refs)
                 for refs, text in zip(references, texts, strict=True)
             ]
             assert ours["rouge_l"].mean == pytest.approx(sum(theirs) / len(theirs), abs=1e-9)
-            bleu = BLEU(effective_order=True)
+            scorer_of_one = BLEU(effective_order=True)
             few = texts[:20]
-            each = [bleu.sentence_score(text, few[:i] + few[i + 1 :]).score for i, text in enumerate(few)]
-            found = score_answers(references[:20], [[[Answer(text)] for text in few]], {})
+            each = [
+                scorer_of_one.sentence_score(text, few[:i] + few[i + 1 :]).score for i, text in enumerate(few)
+            ]
+            found = score_answers([of(references[:20], few)], {})
             assert found["corpus_self_bleu"].mean == pytest.approx(math.fsum(each) / len(each), abs=1e-9)

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from amid.errors import InputError
@@ -10,8 +11,9 @@ from amid.reporting.figures import Figure, draw_figures
 from amid.reporting.interactive import interactive_page
 from amid.reporting.published import against_published, other_pairs
 from amid.reporting.sections import Section, cost, pivots
+from amid.reporting.significance import against_the_best
 from amid.reporting.table import Table, build_table, markdown_line
-from amid.results import RESULT_FILE, load_folders
+from amid.results import RESULT_FILE, RunResult, load_folders
 
 REPORT = "report"
 PAGE = "report.html"
@@ -46,8 +48,9 @@ def write_report(directory: str | Path) -> Path:
         (made / "table.md").write_text(f"{table.to_markdown()}\n{table.caption}\n", encoding="utf-8")
         (made / "table.csv").write_text(table.to_csv(), encoding="utf-8")
         (made / "table.tex").write_text(table.to_latex(), encoding="utf-8")
-        (made / PAGE).write_text(interactive_page(name, table, sections(table), records), encoding="utf-8")
-        (made / "report.md").write_text(_page(name, table, figures), encoding="utf-8")
+        further = sections(table, records)
+        (made / PAGE).write_text(interactive_page(name, table, further, records), encoding="utf-8")
+        (made / "report.md").write_text(_page(name, table, further, figures), encoding="utf-8")
         report.mkdir(exist_ok=True)
         for stale in [*report.glob("*.png"), *report.glob("*.pdf")]:
             stale.unlink()
@@ -56,9 +59,14 @@ def write_report(directory: str | Path) -> Path:
     return report / "report.md"
 
 
-def sections(table: Table) -> list[Section]:
-    """The further tables that the rows of `table` allow."""
-    return [*pivots(table), *filter(None, (cost(table), against_published(table)))]
+def sections(table: Table, records: Mapping[Path, RunResult]) -> list[Section]:
+    """The further tables that the rows of `table`, of the runs in `records`, allow.
+
+    Raises:
+        InputError: naming a file of a run that cannot be read.
+    """
+    further = (against_the_best(table, records), cost(table), against_published(table))
+    return [*pivots(table), *filter(None, further)]
 
 
 def claims_in_words(table: Table) -> list[str]:
@@ -67,9 +75,9 @@ def claims_in_words(table: Table) -> list[str]:
     return [*found, " ".join(filter(None, (NOTE, other_pairs(table))))] if found else []
 
 
-def _page(title: str, table: Table, figures: list[Figure]) -> str:
+def _page(title: str, table: Table, further: Sequence[Section], figures: Sequence[Figure]) -> str:
     parts = [f"# {title}", "## Scores", table.to_markdown().rstrip(), table.caption]
-    parts += [section.to_markdown() for section in sections(table)]
+    parts += [section.to_markdown() for section in further]
     if found := claims_in_words(table):
         parts += ["## What the paper claims", "\n".join(f"- {line}" for line in found[:-1]), found[-1]]
     if figures:

@@ -1,0 +1,92 @@
+"""Which settings differ from the best one by more than the choice of prompts explains."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from amid.errors import InputError
+from amid.metrics import paired_bootstrap
+from amid.reporting.sections import Section
+from amid.reporting.table import MISSING, OF_NO_METHOD, Row, Table, title
+from amid.results import RunResult
+from amid.scoring import PER_PROMPT
+
+Scores = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+def against_the_best(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
+    """Each row against the best of its pair and data: difference, 95% interval, and a mark, for each set.
+
+    By paired bootstrap over the prompts of a set, of `table.quality`, each prompt's score being the mean over
+    its answers and the training seeds. None where no two rows have the scores of their prompts.
+
+    Args:
+        table: of the runs.
+        records: the runs of `table`, by their folders.
+
+    Raises:
+        InputError: naming a file of scores that cannot be read.
+    """
+    folders = {id(run): folder for folder, run in records.items()}
+    means = {id(row): _of_row([_read(folders[id(run)]) for run in row.runs], table) for row in table.rows}
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in table.rows:
+        if means[id(row)] and row.labels.get("method") != "teacher":
+            groups.setdefault(tuple(row.labels.get(label) for label in OF_NO_METHOD), []).append(row)
+    sets = table.sets(table.quality)
+    lines = []
+    for rows in groups.values():
+        best = max(rows, key=lambda row: _overall(table, row))
+        for row in rows:
+            if row is not best:
+                cells = [_cell(means[id(row)].get(name), means[id(best)].get(name)) for name in sets]
+                lines.append([table.name(row), table.name(best), *cells])
+    if not lines:
+        return None
+    return Section(
+        f"{title(table.quality)} against the best setting",
+        ["Setting", "Best", *sets],
+        lines,
+        "Difference of the means over prompts, and its 95% interval by paired bootstrap over the prompts of "
+        "a set (Koehn 2004); *: the interval leaves out 0. It tells of the choice of prompts; what training "
+        "seeds make of a setting is told by the deviations of the first table, where it has several.",
+    )
+
+
+def _read(folder: Path) -> Scores:
+    """The scores of each prompt of a run; empty where it has none."""
+    file = folder / "generations" / PER_PROMPT
+    try:
+        scores: Scores = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{file} cannot be read ({error}); delete it, and the report is made without its comparison"
+        ) from error
+    return scores
+
+
+def _of_row(runs: Sequence[Scores], table: Table) -> dict[str, list[float]]:
+    """Of each set the mean over the runs of the score of each prompt; without what some run lacks."""
+    found: dict[str, list[float]] = {}
+    for name in table.datasets:
+        scores = [run.get(name, {}).get(table.quality) for run in runs]
+        known = [values for values in scores if values]
+        if len(known) == len(scores) and len({len(values) for values in known}) == 1:
+            found[name] = [sum(values) / len(values) for values in zip(*known, strict=True)]
+    return found
+
+
+def _overall(table: Table, row: Row) -> float:
+    score = table.score(row, table.quality)
+    return score.mean if score is not None and math.isfinite(score.mean) else -math.inf
+
+
+def _cell(first: list[float] | None, second: list[float] | None) -> str:
+    if first is None or second is None or len(first) != len(second) or len(first) < 2:
+        return MISSING
+    found = paired_bootstrap(first, second)
+    mark = "*" if found.significant else ""
+    return f"{found.difference:+.2f} ({found.low:+.2f} to {found.high:+.2f}){mark}"
