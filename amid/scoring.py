@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -155,29 +156,35 @@ def write_per_prompt(directory: Path, scores: Mapping[str, Mapping[str, Sequence
     os.replace(part, directory / PER_PROMPT)
 
 
-def read_answers(file: str | Path) -> list[Answered]:
+def read_answers(file: str | Path, most: int | None = None) -> list[Answered]:
     """Reads a file of `write_answers`, or of another system.
 
     JSON Lines, each with `references` (a string or a list of them; also called `reference` or `output`) and
     `answers` (strings, or objects with a `text`; a single string may be called `answer` or `prediction`).
 
+    Args:
+        file: its path.
+        most: lines to read; None reads all.
+
     Raises:
         InputError: naming file and line, for what is missing or no JSON.
     """
     file = Path(file)
+    answered = []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        with file.open(encoding="utf-8", newline="\n") as lines:
+            for number, line in enumerate(islice(lines, most), start=1):
+                if line.strip():
+                    try:
+                        answered.append(_of_line(json.loads(line)))
+                    except ValueError as error:
+                        raise InputError(
+                            f"{file}, line {number}, is no prompt with answers: {error}"
+                        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read ({error}); give a file of answers, JSON Lines") from error
-    answered = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                answered.append(_of_line(json.loads(line)))
-            except ValueError as error:
-                raise InputError(f"{file}:{number}: {error}") from error
     if not answered:
-        raise InputError(f"{file} is empty; give a file with an answer a line")
+        raise InputError(f"{file} is empty; give a file with a prompt and its answers a line")
     return answered
 
 

@@ -26,7 +26,7 @@ def answered(*texts, **known):
 
 
 def test_what_is_written_is_read_again(tmp_path):
-    rows = answered("the cat", "a dog – barked", "", tokens=3, ended=True, log_probs=[-0.5, -1.25])
+    rows = answered("the\u2028cat\x85", "a dog – barked", "", tokens=3, ended=True, log_probs=[-0.5, -1.25])
     write_answers(tmp_path / "open-10.jsonl", rows, seed=10)
     read = read_answers(tmp_path / "open-10.jsonl")
     assert [row.answers for row in read] == [row.answers for row in rows]
@@ -66,7 +66,7 @@ def test_a_prompt_has_the_mean_over_all_its_answers():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{broken", "answers.jsonl:1: "),
+        ("{broken", "line 1, is no prompt with answers"),
         ("[1]", "no JSON object"),
         ('{"references": ["a"]}', "no answers or answer or prediction"),
         ('{"answers": ["a"]}', "no references or reference or output"),

@@ -1,17 +1,16 @@
 """What the folders of runs hold besides their records: answers, curves of the training, configurations."""
 
 import csv
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from amid.errors import InputError
+from amid.scoring import read_answers
 
 _PLACES = ("output_dir", "prepared_dir", "logger", "threads", "data.cache_dir", "teacher.cache_dir")
 """Keys of a configuration that say where a run writes."""
@@ -67,29 +66,15 @@ def answers(folder: Path, most: int) -> dict[str, dict[Prompt, list[Drawn]]]:
     for file in _files(folder):
         name, seed = _set_and_seed(file)
         prompts = sets.setdefault(name, {})
-        for number, line in enumerate(_first_lines(file, most), start=1):
-            try:
-                row = json.loads(line)
-                references = tuple(str(text) for text in row["references"])
-                prompt = Prompt(str(row["instruction"]), str(row.get("input") or ""), references)
-                drawn = [Drawn(seed, str(a["text"]), a.get("tokens"), a.get("ended")) for a in row["answers"]]
-            except (ValueError, KeyError, TypeError) as error:
-                reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-                raise InputError(
-                    f"{file}, line {number}, is no prompt with answers ({reason}); delete the file, or score "
-                    f"the run again: amid evaluate run={folder}"
-                ) from error
+        for answered in read_answers(file, most):
+            prompt = Prompt(answered.instruction, answered.input, answered.references)
+            drawn = [Drawn(seed, answer.text, answer.tokens, answer.ended) for answer in answered.answers]
             prompts.setdefault(prompt, []).extend(drawn)
     return sets
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted((folder / "generations").glob("*.jsonl"), key=_set_and_seed)
-
-
-def _first_lines(file: Path, most: int) -> list[str]:
-    with file.open(encoding="utf-8", newline="\n") as lines:
-        return list(islice(lines, most))
 
 
 def _set_and_seed(file: Path) -> tuple[str, int]:

@@ -56,7 +56,7 @@ class TestAnswers:
 
     @pytest.mark.parametrize(
         ("line", "reason"),
-        [("{\n", "line 2"), ('{"instruction": "x"}\n', "no 'references'"), ("[1]\n", "line 2")],
+        [("{\n", "line 2"), ('{"instruction": "x"}\n', "no references"), ("[1]\n", "line 2")],
     )
     def test_a_damaged_line_is_named(self, tmp_path, line, reason):
         write(tmp_path, "set-1.jsonl", row(), line)
