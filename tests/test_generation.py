@@ -86,7 +86,7 @@ def published(model, prompts, **fields):
 
 def tokens_of(monkeypatch, model, prompts=PROMPTS, **fields):
     """The token ids behind the answers."""
-    monkeypatch.setattr("amid.generation._answer", lambda ids, tokenizer: ids)
+    monkeypatch.setattr("amid.generation._answer", lambda ids, *_: ids)
     return [row[0] for row in drawn(model, prompts, **fields)]
 
 
@@ -168,7 +168,7 @@ def test_sampled_tokens_follow_the_distribution_of_transformers(fields, monkeypa
     )
     probabilities = output.scores[0][0].softmax(-1).double()
     draws = 20000
-    monkeypatch.setattr("amid.generation._answer", lambda ids, tokenizer: ids[0])
+    monkeypatch.setattr("amid.generation._answer", lambda ids, *_: ids[0])
     tokens = drawn(model, PROMPTS[:1], samples=draws, max_new_tokens=1, batch_size=1000, **fields)[0]
     counts = torch.bincount(torch.tensor(tokens), minlength=VOCAB).double()
     assert not counts[probabilities == 0].any()
@@ -187,7 +187,7 @@ def test_sampled_tokens_follow_the_distribution_of_transformers(fields, monkeypa
 def test_the_second_token_follows_the_first(monkeypatch):
     """The frequency of each pair of tokens is p(first) p(second | first): the cache is the right one."""
     model = network(initializer_range=0.4)
-    monkeypatch.setattr("amid.generation._answer", lambda ids, tokenizer: tuple(ids))
+    monkeypatch.setattr("amid.generation._answer", lambda ids, *_: tuple(ids))
     pairs = drawn(model, PROMPTS[:1], samples=4000, max_new_tokens=2, batch_size=500, top_k=3)[0]
     with torch.no_grad():
         for first in {pair[0] for pair in pairs} - {TOKENS.eos_token_id}:
@@ -369,3 +369,16 @@ def test_what_cannot_be_mixed_is_refused():
         mixed(model, model, teacher_share=1.2)
     with pytest.raises(InputError, match=r"generation\.top_k=3 must be 0 where models are mixed"):
         mixed(model, model, top_k=3)
+
+
+@pytest.mark.parametrize("fields", [{}, {"temperature": 0.5, "top_k": 5, "no_repeat_ngram_size": 2}])
+def test_log_probabilities_are_those_of_the_model_whatever_changed_the_drawing(fields):
+    model = network("llama", eos_bias=1.0).double()
+    ids = Sampling(max_new_tokens=12, batch_size=4, samples=2, **fields).token_ids(model, TOKENS, PROMPTS, 1)
+    answers = drawn(model, samples=2, **fields)
+    for prompt, of_prompt, row in zip(PROMPTS, ids, answers, strict=True):
+        for tokens, answer in zip(of_prompt, row, strict=True):
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+            expected = logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None]).squeeze(1)
+            torch.testing.assert_close(torch.tensor(answer.log_probs).double(), expected, rtol=0, atol=1e-5)
