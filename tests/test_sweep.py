@@ -131,6 +131,18 @@ def test_the_estimate_is_that_of_hand(offline, capsys):
     assert training < cost.operations < 6 * training
 
 
+def test_the_live_teacher_counts_where_the_text_is_the_students(offline):
+    costs = {}
+    for text in ("data", "student"):
+        _, cfg = next(read_sweep("alpha", ["assistant.alpha=-1", f"text={text}"]).configs())
+        cfg.logger = {}
+        costs[text] = Estimator().run(as_dict(cfg))
+    teacher = ModelSource(architecture=cfg.model.teacher.architecture).load(tokenizer())
+    head = teacher.get_output_embeddings().weight.nbytes
+    weights = sum(w.nbytes for w in teacher.parameters())
+    assert costs["student"].memory - costs["data"].memory == pytest.approx(weights - head, rel=0.01)
+
+
 def test_finished_runs_give_the_times(offline, capsys):
     sweep = read_sweep("alpha", [])
     first = sweep.runs()[0]
