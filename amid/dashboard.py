@@ -64,6 +64,6 @@ def _scores(sweep: str, scale: str) -> tuple[Path, SweepScores]:
         folder, configs = planned.output_dir, [cfg for _, cfg in planned.configs()]
     sets = list(dict.fromkeys(name for cfg in configs for name in cfg.data.test))
     measured = list(dict.fromkeys(name for cfg in configs for name in cfg.data.metrics))
-    metrics = quality_metrics([dict.fromkeys(measured)])  # type: ignore[list-item]
+    metrics = quality_metrics([measured])
     valid = configs[0].data.get("valid_metric")
     return folder, SweepScores(folder.resolve().name, sets, metrics, valid)

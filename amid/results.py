@@ -48,12 +48,14 @@ Label = str | int | float | bool | None
 T = TypeVar("T")
 
 
-def quality_metrics(scores: Iterable[Mapping[str, "Score"]]) -> list[str]:
-    """The metrics in `scores` that say how good answers are, higher is better, the main one first.
+def quality_metrics(measured: Iterable[Iterable[str]]) -> list[str]:
+    """Those of the metrics measured on each set that say how good answers are, the main one first.
+
+    Higher is better in all of them.
 
     Exact match is one of them only where there is no other.
     """
-    metrics = dict.fromkeys(name for by in scores for name in by if name not in OF_ANSWERS)
+    metrics = dict.fromkeys(name for names in measured for name in names if name not in OF_ANSWERS)
     return [name for name in metrics if name != "exact_match"] or list(metrics)
 
 

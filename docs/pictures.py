@@ -46,34 +46,30 @@ def pair(axes: Axes) -> None:
     axes.set_ylim(0, 0.085)
 
 
-def by_alpha() -> plt.Figure:
-    """r for several α at λ = 0.1 and at λ = ½."""
+def assistants(lines: str, panels: dict[str, list[tuple[float, float]]]) -> plt.Figure:
+    """r in panels, each with a line for every (α, λ); `lines` is the letter that tells them apart."""
     figure, both = plt.subplots(1, 2, figsize=(9, 3), sharey=True, layout="constrained")
-    for axes, lam in zip(both, (0.1, 0.5), strict=True):
+    for axes, (title, settings) in zip(both, panels.items(), strict=True):
         pair(axes)
-        for colour, alpha in zip(COLOURS, (-5, -1, 0.5, 1, 3), strict=True):
-            axes.plot(
-                TOKENS, AlphaMixture(alpha, lam)(LOG_P, LOG_Q).exp(), color=colour, label=f"α = {alpha:g}"
-            )
-        axes.set_title(f"assistant r, λ = {lam:g}", fontsize=9)
+        for colour, (alpha, lam) in zip(COLOURS, settings, strict=True):
+            r = AlphaMixture(alpha, lam)(LOG_P, LOG_Q).exp()
+            axes.plot(TOKENS, r, color=colour, label=f"{lines} = {alpha if lines == 'α' else lam:g}")
+        axes.set_title(f"assistant r, {title}", fontsize=9)
     both[0].set_ylabel("probability")
     both[1].legend()
     return figure
+
+
+def by_alpha() -> plt.Figure:
+    """r for several α at λ = 0.1 and at λ = ½."""
+    alphas = (-5, -1, 0.5, 1, 3)
+    return assistants("α", {f"λ = {lam:g}": [(alpha, lam) for alpha in alphas] for lam in (0.1, 0.5)})
 
 
 def by_lam() -> plt.Figure:
     """r for several λ at α = -5 and at α = 1."""
-    figure, both = plt.subplots(1, 2, figsize=(9, 3), sharey=True, layout="constrained")
-    for axes, alpha in zip(both, (-5, 1), strict=True):
-        pair(axes)
-        for colour, lam in zip(COLOURS, (0.1, 0.3, 0.5, 0.7, 0.9), strict=True):
-            axes.plot(
-                TOKENS, AlphaMixture(alpha, lam)(LOG_P, LOG_Q).exp(), color=colour, label=f"λ = {lam:g}"
-            )
-        axes.set_title(f"assistant r, α = {alpha:g}", fontsize=9)
-    both[0].set_ylabel("probability")
-    both[1].legend()
-    return figure
+    lams = (0.1, 0.3, 0.5, 0.7, 0.9)
+    return assistants("λ", {f"α = {alpha:g}": [(alpha, lam) for lam in lams] for alpha in (-5, 1)})
 
 
 def weights() -> plt.Figure:

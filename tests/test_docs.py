@@ -88,7 +88,10 @@ def test_every_snippet_runs(code, tmp_path, monkeypatch):
     )
     results.save(run, tmp_path / "outputs" / "first" / "a")
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
+    names = {"__name__": "snippet"}
+    exec(compile(code, "snippet", "exec"), names)
+    assert names.keys() - {"__name__", "__builtins__"}
+    assert all(value.isfinite().all() for value in names.values() if isinstance(value, torch.Tensor))
 
 
 def test_the_divergence_of_the_page_becomes_an_option(tmp_path, monkeypatch):
