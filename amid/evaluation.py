@@ -36,28 +36,26 @@ def evaluate_sets(
         Set -> metric -> score over the seeds (`score_answers`).
     """
     directory.mkdir(parents=True, exist_ok=True)
-    scores: dict[str, dict[str, Score]] = {}
-    of_prompts: dict[str, dict[str, list[float]]] = {}
-    for name, examples in sets.items():
-        prompts = [encoder.prompt(example) for example in examples]
-        by_seed: list[list[Answered]] = []
-        for seed in sampling.seeds:
-            with precision():
-                answers = sampling.answers(model, tokenizer, prompts, seed)
+    prompts = {name: [encoder.prompt(example) for example in examples] for name, examples in sets.items()}
+    by_seed: dict[str, list[list[Answered]]] = {name: [] for name in sets}
+    with precision():
+        for name, seed, answers in sampling.answers_to_sets(model, tokenizer, prompts):
             answered = [
                 Answered(example.instruction, example.input, example.outputs, row)
-                for example, row in zip(examples, answers, strict=True)
+                for example, row in zip(sets[name], answers, strict=True)
             ]
             write_answers(directory / f"{name}-{seed}.jsonl", answered, seed)
-            by_seed.append(answered)
-        scores[name] = score_answers(by_seed, metrics)
-        of_prompts[name] = {
+            by_seed[name].append(answered)
+    of_prompts = {
+        name: {
             metric: values
             for metric, score in metrics.items()
-            if (values := per_prompt(score, by_seed)) is not None
+            if (values := per_prompt(score, answered)) is not None
         }
+        for name, answered in by_seed.items()
+    }
     write_per_prompt(directory, of_prompts)
-    return scores
+    return {name: score_answers(answered, metrics) for name, answered in by_seed.items()}
 
 
 def check_metrics(metrics: Mapping[str, Metric], sets: Mapping[str, Sequence[Example]]) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,15 +98,26 @@ class Sampling:
         """
         if not holds_keys_and_values(model):
             drawn = self.token_ids(model, tokenizer, prompts, seed, samples)
-            return [[_answer(ids, tokenizer, None) for ids in row] for row in drawn]
-        _check_prompts(prompts)
+            return [[as_answer(ids, tokenizer, None) for ids in row] for row in drawn]
+        check_prompts(prompts)
         with _as_is(model):
             batch = Batch(model, log_probs=True)
             rows = self._decode(batch, tokenizer, prompts, seed, samples or self.samples)
         return [
-            [_answer(row.tokens, tokenizer, [note[0] for note in row.notes]) for row in of_prompt]
+            [as_answer(row.tokens, tokenizer, [note[0] for note in row.notes]) for row in of_prompt]
             for of_prompt in rows
         ]
+
+    def answers_to_sets(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        sets: Mapping[str, Sequence[Sequence[int]]],
+    ) -> Iterator[tuple[str, int, list[list[Answer]]]]:
+        """The set's name, a seed, and its answers to that set's prompts: for every set and every seed."""
+        for name, prompts in sets.items():
+            for seed in self.seeds:
+                yield name, seed, self.answers(model, tokenizer, prompts, seed)
 
     def token_ids(
         self,
@@ -138,7 +149,7 @@ class Sampling:
             InputError: if a prompt is empty.
             FloatingPointError: if the model gives a row of logits none of which can be drawn, such as NaN.
         """
-        _check_prompts(prompts)
+        check_prompts(prompts)
         with _as_is(model):
             if holds_keys_and_values(model):
                 batch, n = Batch(model, vocabulary), samples or self.samples
@@ -167,7 +178,7 @@ class Sampling:
                 values, or a prompt is empty.
             FloatingPointError: if a model gives a row of logits none of which can be drawn, such as NaN.
         """
-        _check_prompts(prompts)
+        check_prompts(prompts)
         if not 0 <= teacher_share <= 1:
             raise InputError(f"teacher_share={teacher_share} must be in [0, 1]; published: 0.2")
         for name, plain in (("temperature", 1), ("top_p", 1), ("top_k", 0), ("no_repeat_ngram_size", 0)):
@@ -199,14 +210,10 @@ class Sampling:
         Places are freed and given anew a quarter of the batch at a time, since both copy the cache.
         """
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        seen: Counter[tuple[int, ...]] = Counter()
-        answers: list[list[Row]] = [[] for _ in prompts]
-        for i, prompt in enumerate(prompts):
-            key = tuple(prompt)
-            for sample in range(samples):
-                stream = f"{seed} {seen[key]} {sample} {' '.join(map(str, key))}"
-                answers[i].append(Row(key, stream, self.max_new_tokens, self.no_repeat_ngram_size))
-            seen[key] += 1
+        answers = [
+            [Row(tuple(prompt), name, self.max_new_tokens, self.no_repeat_ngram_size) for name in names]
+            for prompt, names in zip(prompts, streams(prompts, seed, samples), strict=True)
+        ]
         waiting = deque(row for i in order for row in answers[i])
         together = min(samples, self.batch_size)
         rows: list[Row] = []
@@ -306,6 +313,17 @@ class Sampling:
         return answers
 
 
+def streams(prompts: Sequence[Sequence[int]], seed: int, samples: int) -> Iterator[list[str]]:
+    """For each prompt the names of the random numbers of its answers: of the seed, the prompt, which of the
+    equal prompts it is, and the sample."""
+    seen: Counter[tuple[int, ...]] = Counter()
+    for prompt in prompts:
+        key = tuple(prompt)
+        text = " ".join(map(str, key))
+        yield [f"{seed} {seen[key]} {sample} {text}" for sample in range(samples)]
+        seen[key] += 1
+
+
 @contextlib.contextmanager
 def _as_is(model: PreTrainedModel) -> Iterator[None]:
     """Runs a model in eval mode and without gradients, and leaves it in the mode it was in."""
@@ -319,7 +337,8 @@ def _as_is(model: PreTrainedModel) -> Iterator[None]:
             module.training = training
 
 
-def _check_prompts(prompts: Sequence[Sequence[int]]) -> None:
+def check_prompts(prompts: Sequence[Sequence[int]]) -> None:
+    """Raises InputError where a prompt has no token."""
     if not all(prompts):
         raise InputError(f"prompt {[len(p) for p in prompts].index(0)} has no token; give it at least one")
 
@@ -339,6 +358,7 @@ def _cut(ids: list[int], eos: int | None) -> list[int]:
     return ids[: ids.index(eos) + 1] if eos is not None and eos in ids else ids
 
 
-def _answer(ids: list[int], tokenizer: PreTrainedTokenizerBase, log_probs: list[float] | None) -> Answer:
+def as_answer(ids: list[int], tokenizer: PreTrainedTokenizerBase, log_probs: list[float] | None) -> Answer:
+    """The answer of these token ids, EOS included where it ended."""
     text = str(tokenizer.decode(ids, skip_special_tokens=True))
     return Answer(text.strip(), len(ids), tokenizer.eos_token_id in ids, log_probs)
