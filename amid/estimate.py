@@ -131,15 +131,20 @@ class Estimator:
             teacher = self._skeleton(cfg, "teacher")
             rows = _sum(self._rows(cfg, "train"), self._rows(cfg, "valid"))
             row, response = self._lengths(cfg)
+            tokens = _product(rows, row)
             cost = Cost(
-                operations=_product(2, _map(teacher, _weights), rows, row),
+                steps=0,
+                tokens=tokens,
+                operations=_product(2, _map(teacher, _weights), tokens),
                 memory=_map(teacher, _bytes),
                 disk=_product(rows, response, _map(teacher, _state_bytes)),
             )
             key = json.dumps(
                 [cfg["model"]["teacher"], cfg["model"]["tokenizer"], _data_key(cfg)], default=str
             )
-            works[key] = Once(f"the teacher's states on disk ({cfg['data']['cache_dir']})", cost, False)
+            works[key] = Once(
+                f"the teacher's states, unless {cfg['data']['cache_dir']} has them", cost, done=False
+            )
         return works
 
     @staticmethod
@@ -452,7 +457,7 @@ def _most(values: Sequence[float | None]) -> float | None:
 def _cells(cost: Cost | None, seconds: float | None) -> list[str]:
     cost = cost or Cost()
     return [
-        UNKNOWN if cost.steps is None else f"{cost.steps:,}",
+        UNKNOWN if cost.steps is None else f"{cost.steps:,}" if cost.steps else "–",
         UNKNOWN if cost.tokens is None else _short(cost.tokens),
         _operations(cost.operations),
         _time(seconds),
