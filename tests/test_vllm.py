@@ -124,13 +124,13 @@ def test_what_vllm_does_not_have_or_load_is_refused(stand_in, monkeypatch):
     ):
         list(sampling.answers_to_sets(unhooked_network(), TOKENS, SETS))
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(InputError, match=r"pip install 'amid\[vllm\]'"):
+    with pytest.raises(InputError, match=r"pip install 'amid-distill\[vllm\]'"):
         list(sampling.answers_to_sets(unhooked_network(), TOKENS, SETS))
 
 
 @torch.inference_mode()
 def test_vllm_itself():
-    pytest.importorskip("vllm", reason="no vLLM here: pip install 'amid[vllm]'")
+    pytest.importorskip("vllm", reason="no vLLM here: pip install 'amid-distill[vllm]'")
     model = unhooked_network(hidden_size=64, num_key_value_heads=2, intermediate_size=64)
     greedy = VLLMSampling(max_new_tokens=12, temperature=0.0, seeds=[10])
     actual = list(greedy.answers_to_sets(model, TOKENS, SETS))
