@@ -324,7 +324,10 @@ class Table:
         return table
 
     def to_latex(self, digits: int = 2) -> str:
-        """The table in LaTeX with its caption; needs the package booktabs. The second best is underlined."""
+        """The table in LaTeX with its caption, made smaller where it is wider than the text.
+
+        Needs the packages booktabs and graphicx. The second best is underlined.
+        """
         columns = self.columns()
         heads, cells = self._cells(digits, columns, ("\\textbf{{{}}}".format, "\\underline{{{}}}".format))
         n_labels = len(self._label_columns)
@@ -352,17 +355,18 @@ class Table:
             )
         return "\n".join(
             [
-                "% needs \\usepackage{booktabs}",
+                "% needs \\usepackage{booktabs,graphicx}",
                 "\\begin{table}",
                 "\\centering",
                 f"\\caption{{{_latex(self.caption_with('underlined'))}}}",
+                "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
                 f"\\begin{{tabular}}{{{'l' * n_labels}{'r' * len(columns)}}}",
                 "\\toprule",
                 *lines,
                 "\\midrule",
                 *body,
                 "\\bottomrule",
-                "\\end{tabular}",
+                "\\end{tabular}}",
                 "\\end{table}",
                 "",
             ]
@@ -569,7 +573,7 @@ _LATEX = {
 
 def _latex(text: str) -> str:
     """Plain text as LaTeX writes it; a minus sign before a digit is one."""
-    escaped = "".join(_LATEX.get(character, character) for character in text)
+    escaped = "".join(_LATEX.get(character, character) for character in text).replace("$$", "")
     return re.sub(r"(?<![\w.)\]-])-(\d[\d.]*)", r"$-\1$", escaped)
 
 

@@ -4,6 +4,8 @@ import io
 import math
 import random
 import re
+import shutil
+import subprocess
 
 import pytest
 from rich.console import Console
@@ -334,15 +336,29 @@ class TestLatex:
         assert r"AMiD & 0.5 & failed & 41.00 \\" in lines
         (caption,) = [line for line in lines if line.startswith(r"\caption{")]
         assert "underlined: the second" in caption
-        assert r"AMiD: $\alpha$$\beta$(p, r), $\lambda$ = 0.1." in caption
+        assert r"AMiD: $\alpha\beta$(p, r), $\lambda$ = 0.1." in caption
 
     def test_sets_side_by_side(self, sweep):
         lines = build_table(sweep).to_latex().splitlines()
         assert r"\cmidrule(lr){4-6} \cmidrule(lr){7-9}" in lines
         assert r"Method & Divergence & $\alpha$ & dolly & vicuna & Avg & dolly & vicuna & Avg \\" in lines
+        assert "\n".join(lines).count("{") == "\n".join(lines).count("}")
         for line in lines:
-            assert line.count("{") == line.count("}")
             assert line.count("$") % 2 == 0
+
+    @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
+    def test_latex_takes_it(self, sweep, make_run, tmp_path):
+        odd = build_table([make_run(data=name) for name in ("50%_{a}#&~^\\", "[x]-3")])
+        tables = build_table(sweep).to_latex() + odd.to_latex()
+        (tmp_path / "all.tex").write_text(
+            "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n"
+            f"{tables}\\end{{document}}\n",
+            encoding="utf-8",
+        )
+        command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:]
+        assert "Overfull" not in done.stdout
 
     def test_special_characters(self, make_run):
         names = ("50%_{a}#&~^\\", "[x]-3")
