@@ -29,6 +29,7 @@ class VLLMSampling(Sampling):
 
     Args:
         batch_size: of the answers during the training; vLLM chooses its own.
+        no_repeat_ngram_size: must be 0, no such rule.
         memory_share: of the GPU's memory that vLLM may take, in (0, 1]; the trained student, still held,
             needs some of the rest.
 
