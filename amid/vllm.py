@@ -75,7 +75,7 @@ class VLLMSampling(Sampling):
                     gpu_memory_utilization=self.memory_share,
                     max_model_len=longest + self.max_new_tokens,
                 )
-            except (ValueError, RuntimeError, NotImplementedError) as error:
+            except (ValueError, RuntimeError) as error:
                 reason = " ".join(str(error).split())
                 raise InputError(f"generation=vllm: vLLM does not load the student: {reason}") from error
             try:
