@@ -26,7 +26,8 @@ def keep_freed_memory() -> None:
 def forget_peak_memory(device: torch.device) -> None:
     """Lets `peak_memory` count from now on, freed memory that is kept left out; of a CPU only on Linux."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+        if torch.cuda.is_initialized():  # else it refuses, and there is nothing to forget
+            torch.cuda.reset_peak_memory_stats(device)
         return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from amid import tracking
+from amid import __version__, tracking
 from amid.allocator import forget_peak_memory, peak_memory
 from amid.config import config_hash
 from amid.data import InstructionData
@@ -505,7 +505,6 @@ def _export(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direct
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
     packages = (
-        "amid-distill",
         "torch",
         "lightning",
         "transformers",
@@ -513,4 +512,5 @@ def versions() -> dict[str, str]:
         "rouge-score",
         "sacrebleu",
     )
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    ours = {"python": platform.python_version(), "amid-distill": __version__}
+    return ours | {name: version(name) for name in packages}

@@ -17,6 +17,10 @@ settings.load_profile("amid")
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="of the tensors in tests/losses, such as cuda")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data, where there is one."""

@@ -11,3 +11,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tensors are made on the device of --device."""
+    with torch.device(request.config.getoption("--device")):
+        yield

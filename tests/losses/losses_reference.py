@@ -9,7 +9,7 @@ from torch import Tensor
 
 def log_probs(seed: int, *shape: int, scale: float = 2.0) -> Tensor:
     """Normalised random log-probabilities in float64."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     return torch.log_softmax(scale * torch.randn(*shape, generator=generator, dtype=torch.float64), -1)
 
 

@@ -37,7 +37,7 @@ DIVERGENCES: list[tuple[Divergence, Callable[[Tensor, Tensor], Tensor]]] = [
 
 
 def random_logits(seed: int, *shape: int, scale: float = 2.0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 

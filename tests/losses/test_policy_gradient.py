@@ -27,7 +27,7 @@ class Table:
     def __init__(self, seed: int) -> None:
         prefixes = [p for n in range(T) for p in itertools.product(range(V), repeat=n)]
         self.rows = {prefix: row for row, prefix in enumerate(prefixes)}
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
         self.weights = torch.randn(len(prefixes), V, generator=generator, dtype=torch.float64)
 
     def logits(self, sequence: tuple[int, ...]) -> Tensor:

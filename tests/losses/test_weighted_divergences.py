@@ -95,7 +95,7 @@ every_loss = pytest.mark.parametrize("loss", [loss for loss, _ in LOSSES], ids=I
 
 def logits(seed: int, n: int = 40, n_vocab: int = 17) -> tuple[Tensor, Tensor]:
     """Student's and teacher's, with positions where either is the surer one, and p near q at some."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     student, teacher = torch.randn(2, n, n_vocab, generator=generator, dtype=torch.float64)
     scale = torch.linspace(0.2, 4, n, dtype=torch.float64).unsqueeze(-1)
     student, teacher = student * scale.flip(0), teacher * scale
