@@ -94,13 +94,19 @@ def show(name: str, seconds: Mapping[str, list[float]], memory: Mapping[str, int
         run: statistics.median(a / b for a, b in zip(times, fused, strict=True))
         for run, times in seconds.items()
     }
-    row = f"{name:<10}{median['products']:>9.2f}s{median['fused']:>8.2f}s{1 / ratio['products']:>8.2f}"
+    row = f"{name:<10}{duration(median['products']):>10}{duration(median['fused']):>9}"
+    row += f"{1 / ratio['products']:>8.2f}"
     if "published" in seconds:
-        row += f"{median['published']:>10.2f}s{ratio['published']:>7.1f}x"
+        row += f"{duration(median['published']):>11}{ratio['published']:>7.1f}x"
         row += f"{memory['fused'] / 2**20:>7.0f}/{memory['published'] / 2**20:.0f} MiB"
     if "liger" in seconds:
-        row += f"{median['liger']:>8.2f}s{ratio['liger']:>7.1f}x"
+        row += f"{duration(median['liger']):>9}{ratio['liger']:>7.1f}x"
     print(row, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Such as 2.85s, or 4.7ms."""
+    return f"{seconds:.2f}s" if seconds >= 0.1 else f"{1e3 * seconds:.1f}ms"
 
 
 def make_inputs(
