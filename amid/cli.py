@@ -94,11 +94,24 @@ def _hydra(name: str, arguments: list[str]) -> None:
             if word not in (*overrides, *flags, "job", "hydra", "all"):
                 raise InputError(f"{word!r} is neither KEY=VALUE nor an option; see amid {name} --help")
         check_overrides(name, overrides)
+        if not {"-m", "--multirun"} & set(flags):
+            _check_single(name, overrides)
     directories: set[Path] = set()
     try:
         _launch(name, arguments, directories)
     finally:
         _say_how_to_sync(directories)
+
+
+def _check_single(name: str, overrides: Sequence[str]) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_sweep_override():
+            raise InputError(
+                f"{override.input_line} has several values, each for a run of its own: "
+                f"amid {name} -m {override.input_line}; for one value that is a list, write [A,B]"
+            )
 
 
 def _quoted(argument: str) -> str:
@@ -202,6 +215,12 @@ def _sweep(arguments: list[str]) -> None:
 
 
 def _report(arguments: list[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        print(
+            "amid report FOLDER\n\n"
+            "Writes FOLDER/report/ of all finished runs below FOLDER, and prints its tables."
+        )
+        return
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise InputError("amid report FOLDER takes one folder of runs, such as outputs/alpha")
     from amid.report import run
@@ -216,6 +235,13 @@ def _score(arguments: list[str]) -> None:
 
 
 def _status(arguments: list[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        print(
+            "amid status FOLDER [--follow]\n\n"
+            "State, step, loss, last validation score and time left of each run in a sweep's FOLDER; "
+            "--follow refreshes until all are finished."
+        )
+        return
     folders = [word for word in arguments if not word.startswith("-")]
     if len(folders) != 1 or not set(arguments) <= {*folders, "--follow"}:
         raise InputError("amid status FOLDER [--follow] takes one folder of runs, such as outputs/alpha")

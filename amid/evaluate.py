@@ -32,6 +32,8 @@ def run(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     transformers.utils.logging.disable_progress_bar()
     overrides = list(hydra.overrides.task)
+    if cfg.run is None and OmegaConf.select(cfg, "model.student.path") is None:
+        raise InputError("give a finished run to score, run=FOLDER, or a model, model.student.path=MODEL")
     labels: dict[str, Label]
     if cfg.run is not None:
         result = load(cfg.run)

@@ -57,6 +57,8 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     Raises:
         InputError: for settings that do not fit, or a directory with a run of another configuration.
     """
+    if not isinstance(cfg["seed"], int):
+        raise InputError(f"seed={cfg['seed']} must be a whole number")
     if cfg["threads"] is not None:
         torch.set_num_threads(cfg["threads"])
     cfg = copy.deepcopy(cfg)

@@ -92,7 +92,7 @@ class StatusWriter:
 
 @contextlib.contextmanager
 def watched(directory: Path) -> Iterator[None]:
-    """Marks the run in `directory` as running, and as failed where an exception ends it."""
+    """Marks the run in `directory` as running, and at its end as done, diverged or failed."""
     if (directory / RESULT_FILE).exists():
         yield
         return
@@ -102,14 +102,16 @@ def watched(directory: Path) -> Iterator[None]:
     except BaseException as error:
         note = "interrupted" if isinstance(error, KeyboardInterrupt) else _reason(error)
         with contextlib.suppress(OSError):  # of a full disk, which the error itself may say
-            _write_end(directory, note)
+            _write_end(directory, "failed", note)
         raise
+    if (directory / RESULT_FILE).exists():
+        _write_end(directory, "done" if load(directory).diverged_step is None else "diverged", "")
 
 
-def _write_end(directory: Path, note: str) -> None:
+def _write_end(directory: Path, state: str, note: str) -> None:
     kept = _read_json(directory / STATUS_FILE)
     known = {name: kept[name] for name in ("step", "steps", "loss", "score", "metric") if name in kept}
-    StatusWriter(directory).write(**known, state="failed", note=note)
+    StatusWriter(directory).write(**known, state=state, note=note)
 
 
 def _reason(error: BaseException) -> str:
@@ -243,7 +245,7 @@ def seconds_left(runs: Iterable[RunStatus]) -> float | None:
 def to_terminal(runs: Sequence[RunStatus]) -> Group:
     """The runs as a table, and a line that counts them."""
     metrics = list(dict.fromkeys(run.metric for run in runs if run.metric))
-    score = METRICS.get(metrics[0], metrics[0]) if len(metrics) == 1 else "score"
+    score = f"valid {METRICS.get(metrics[0], metrics[0]) if len(metrics) == 1 else 'score'}"
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("run", overflow="fold")
     table.add_column("state")

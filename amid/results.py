@@ -212,14 +212,18 @@ def load_all(directory: str | Path) -> list[RunResult]:
 
 
 def load_folders(directory: str | Path) -> dict[Path, RunResult]:
-    """The records of `load_all`, each by the folder of its run.
+    """The records of `load_all`, each by the folder of its run; of a run that is there twice, the first.
+
+    Two runs are the same where their configurations and seeds are.
 
     Raises:
         InputError: if `directory` is not a folder, or naming the first file that cannot be read.
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise InputError(f"{directory} is not a folder; give one that holds finished runs, such as outputs")
+        raise InputError(
+            f"{directory} is not a folder; give one that holds finished runs, such as outputs/alpha"
+        )
     files = []
     for folder, subfolders, names in os.walk(directory):
         subfolders[:] = [
@@ -227,7 +231,15 @@ def load_folders(directory: str | Path) -> dict[Path, RunResult]:
         ]
         if RESULT_FILE in names:
             files.append(Path(folder, RESULT_FILE))
-    return {file.parent: result for file in sorted(files) if (result := load(file)).scores}
+    records: dict[Path, RunResult] = {}
+    seen: set[tuple[str, int]] = set()
+    for file in sorted(files):
+        result = load(file)
+        key = (result.config_hash, result.seed)
+        if result.scores and not (result.config_hash and key in seen):
+            records[file.parent] = result
+            seen.add(key)
+    return records
 
 
 def _damaged(file: Path, error: Exception) -> InputError:

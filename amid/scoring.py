@@ -182,7 +182,10 @@ def read_answers(file: str | Path, most: int | None = None) -> list[Answered]:
                             f"{file}, line {number}, is no prompt with answers: {error}"
                         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read ({error}); give a file of answers, JSON Lines") from error
+        raise InputError(
+            f"{file} cannot be read ({error}); give a file of answers, JSON Lines, or the folder of a "
+            "finished run"
+        ) from error
     if not answered:
         raise InputError(f"{file} is empty; give a file with a prompt and its answers a line")
     return answered
