@@ -212,9 +212,7 @@ def load_all(directory: str | Path) -> list[RunResult]:
 
 
 def load_folders(directory: str | Path) -> dict[Path, RunResult]:
-    """The records of `load_all`, each by the folder of its run; of a run that is there twice, the first.
-
-    Two runs are the same where their configurations and seeds are.
+    """The records of `load_all`, each by the folder of its run.
 
     Raises:
         InputError: if `directory` is not a folder, or naming the first file that cannot be read.
@@ -231,15 +229,7 @@ def load_folders(directory: str | Path) -> dict[Path, RunResult]:
         ]
         if RESULT_FILE in names:
             files.append(Path(folder, RESULT_FILE))
-    records: dict[Path, RunResult] = {}
-    seen: set[tuple[str, int]] = set()
-    for file in sorted(files):
-        result = load(file)
-        key = (result.config_hash, result.seed)
-        if result.scores and not (result.config_hash and key in seen):
-            records[file.parent] = result
-            seen.add(key)
-    return records
+    return {file.parent: result for file in sorted(files) if (result := load(file)).scores}
 
 
 def _damaged(file: Path, error: Exception) -> InputError:

@@ -50,7 +50,7 @@ def write_report(directory: str | Path) -> Path:
         (made / "table.tex").write_text(table.to_latex(), encoding="utf-8")
         further = sections(table, records)
         (made / PAGE).write_text(interactive_page(name, table, further, records), encoding="utf-8")
-        (made / "report.md").write_text(_page(name, table, further, figures), encoding="utf-8")
+        (made / "report.md").write_text(_page(directory, table, further, figures, records), encoding="utf-8")
         report.mkdir(exist_ok=True)
         for stale in [*report.glob("*.png"), *report.glob("*.pdf")]:
             stale.unlink()
@@ -75,8 +75,14 @@ def claims_in_words(table: Table) -> list[str]:
     return [*found, " ".join(filter(None, (NOTE, other_pairs(table))))] if found else []
 
 
-def _page(title: str, table: Table, further: Sequence[Section], figures: Sequence[Figure]) -> str:
-    parts = [f"# {title}", "## Scores", table.to_markdown().rstrip(), table.caption]
+def _page(
+    directory: Path,
+    table: Table,
+    further: Sequence[Section],
+    figures: Sequence[Figure],
+    records: Mapping[Path, RunResult],
+) -> str:
+    parts = [f"# {directory.resolve().name}", "## Scores", table.to_markdown().rstrip(), table.caption]
     parts += [section.to_markdown() for section in further]
     if found := claims_in_words(table):
         parts += ["## What the paper claims", "\n".join(f"- {line}" for line in found[:-1]), found[-1]]
@@ -95,6 +101,14 @@ def _page(title: str, table: Table, further: Sequence[Section], figures: Sequenc
         for setting, run in runs
     ]
     parts += ["## Runs", "\n".join(lines)]
+    if table.repeats:
+        folders = {id(run): folder.relative_to(directory) for folder, run in records.items()}
+        left_out = [
+            f"- `{folders[id(repeat.run)]}`, a repeat of `{folders[id(repeat.counted)]}`"
+            + (", with other scores" if repeat.differs else "")
+            for repeat in table.repeats
+        ]
+        parts.append("\n".join(["Left out:\n", *left_out]))
     versions: dict[str, list[str]] = {}
     for _, run in runs:
         for package, version in run.versions.items():

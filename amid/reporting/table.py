@@ -120,8 +120,24 @@ class Row:
         return Score.over_seeds(means) if len(means) == len(scores) else None
 
 
+@dataclass(frozen=True)
+class Repeat:
+    """A run that is left out of a table, and the one in it that it repeats."""
+
+    run: RunResult
+    counted: RunResult
+
+    @property
+    def differs(self) -> bool:
+        """Whether its scores are other ones, as on another machine."""
+        return self.run.scores != self.counted.scores
+
+
 def build_table(results: Sequence[RunResult]) -> "Table":
     """The table of `results`, which may come in any order.
+
+    A run that repeats an earlier one, as that of a point which two sweeps share, is left out: it is so where
+    labels, configuration, seed and versions are equal. `Table.repeats` has it.
 
     Raises:
         InputError: for no results.
@@ -134,9 +150,16 @@ def build_table(results: Sequence[RunResult]) -> "Table":
     turns: Counter[Any] = Counter()
     mixtures: dict[Label, set[tuple[Label, Label]]] = {}
     shared = _shared_settings(results)
+    known: dict[Any, RunResult] = {}
+    repeats: list[Repeat] = []
     for result in results:
         labels = _labels(result, shared)
         key = frozenset(labels.items())
+        same = (key, result.config_hash, result.seed, frozenset(result.versions.items()))
+        if result.config_hash and same in known:  # an evaluation has no hash
+            repeats.append(Repeat(result, known[same]))
+            continue
+        known[same] = result
         # A seed that comes twice is no repetition: the runs differ in something that no label tells.
         groups.setdefault((key, turns[key, result.seed]), []).append(result)
         turns[key, result.seed] += 1
@@ -148,7 +171,7 @@ def build_table(results: Sequence[RunResult]) -> "Table":
         method = labels.get("method")
         in_grid = labels.get("alpha") is not None and (method in ("amid", None) or len(mixtures[method]) > 1)
         rows.append(Row(labels, tuple(runs), baseline=not in_grid))
-    return Table(sorted(rows, key=_place))
+    return Table(sorted(rows, key=_place), tuple(repeats))
 
 
 @dataclass(frozen=True)
@@ -163,6 +186,7 @@ class Table:
     """
 
     rows: list[Row]
+    repeats: tuple[Repeat, ...] = ()
 
     @cached_property
     def datasets(self) -> list[str]:
@@ -284,6 +308,12 @@ class Table:
             settings = [text for text in settings if not text.endswith(MISSING)]
             if settings:
                 sentences.append(f"{method}: {', '.join(settings)}.")
+        if self.repeats:
+            differing = sum(repeat.differs for repeat in self.repeats)
+            sentences.append(
+                "Runs left out, as they repeat one in configuration, seed and versions: "
+                f"{len(self.repeats)}" + (f", {differing} of them with other scores." if differing else ".")
+            )
         return " ".join(sentences)
 
     def to_markdown(self, digits: int = 2) -> str:

@@ -47,9 +47,48 @@ class TestRows:
         assert len(build_table(runs).rows) == 1
 
     def test_a_seed_that_comes_twice_is_another_row(self, make_run):
-        runs = [make_run(seed=1), dataclasses.replace(make_run(seed=1), name="again")]
+        runs = [make_run(seed=1), dataclasses.replace(make_run(seed=1), name="again", config_hash="other")]
         table = build_table(runs)
         assert [line["Run"] for line in markdown(table)] == ["amid-1", "again"]
+        assert not table.repeats
+        assert "left out" not in table.caption
+
+    def test_a_run_of_two_sweeps_is_counted_once_and_the_caption_says_so(self, make_run):
+        runs = [make_run((50.0,), seed=1), make_run((52.0,), seed=2)]
+        again = [dataclasses.replace(run, name="again", timings={"train": 1.0}) for run in runs]
+        table = build_table([*runs, *again])
+        (row,) = table.rows
+        assert list(row.runs) == runs
+        assert row.score("dolly", "rouge_l") == build_table(runs).rows[0].score("dolly", "rouge_l")
+        assert [(repeat.run, repeat.counted) for repeat in table.repeats] == list(
+            zip(again, runs, strict=True)
+        )
+        assert "they repeat one in configuration, seed and versions: 2." in table.caption
+        table = build_table([*runs, dataclasses.replace(again[1], scores=make_run((53.0,)).scores)])
+        assert [list(row.runs) for row in table.rows] == [runs]
+        assert "versions: 1, 1 of them with other scores." in table.caption
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"config_hash": "other"},
+            {"versions": {"torch": "2.14.0"}},
+            {"labels": {"alpha": 1.0}},
+            {"labels": {"method": "mine"}},
+            {"seed": 2},
+        ],
+    )
+    def test_what_differs_in_anything_is_no_repeat(self, make_run, other):
+        run = make_run(seed=1)
+        other = other | {"labels": run.labels | other.get("labels", {})}
+        table = build_table([run, dataclasses.replace(run, **other)])
+        assert sum(len(row.runs) for row in table.rows) == 2
+        assert not table.repeats
+
+    def test_evaluations_which_have_no_configuration_are_no_repeats(self, make_run):
+        runs = [dataclasses.replace(make_run(), config_hash="", name=name) for name in ("one", "other")]
+        table = build_table(runs)
+        assert [line["Run"] for line in markdown(table)] == ["one", "other"]
 
     def test_the_default_order_is_the_same_setting(self, make_run):
         assert len(build_table([make_run(seed=1, order="pr"), make_run(seed=2, order=None)]).rows) == 1
