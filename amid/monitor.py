@@ -100,9 +100,9 @@ def watched(directory: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        note = "interrupted" if isinstance(error, KeyboardInterrupt) else _reason(error)
-        with contextlib.suppress(OSError):  # of a full disk, which the error itself may say
-            _write_end(directory, "failed", note)
+        _write_end(
+            directory, "failed", "interrupted" if isinstance(error, KeyboardInterrupt) else _reason(error)
+        )
         raise
     if (directory / RESULT_FILE).exists():
         _write_end(directory, "done" if load(directory).diverged_step is None else "diverged", "")
@@ -111,7 +111,8 @@ def watched(directory: Path) -> Iterator[None]:
 def _write_end(directory: Path, state: str, note: str) -> None:
     kept = _read_json(directory / STATUS_FILE)
     known = {name: kept[name] for name in ("step", "steps", "loss", "score", "metric") if name in kept}
-    StatusWriter(directory).write(**known, state=state, note=note)
+    with contextlib.suppress(OSError):  # of a full disk, which an error says itself, and a result outlives
+        StatusWriter(directory).write(**known, state=state, note=note)
 
 
 def _reason(error: BaseException) -> str:
