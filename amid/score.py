@@ -40,8 +40,8 @@ PARTS_OF_LENGTH = 3
 LEGEND = (
     "0 to 100, but Length (tokens) and Log p (nats a token, by the model). ROUGE and exact match: higher is "
     "better. Self-BLEU, among the answers to one prompt, or to all (set): lower is more diverse. Distinct-2: "
-    "different pairs of words; Rep-4: runs of four words that stood before; both by case. Overlong: of "
-    "over twice the words of the longest reference; EOS: ended. ±: over the seeds.\n"
+    "pairs of words that are different ones. Rep-4: runs of four words that the answer had before. Overlong: "
+    "answers of over twice the words of the longest reference. EOS: answers that ended. ±: over the seeds.\n"
 )
 
 
@@ -127,10 +127,10 @@ def _parts(system: System, by: str) -> dict[str, list[int]]:
         order = sorted(range(len(words)), key=lambda i: (words[i], i))
         bounds = [len(order) * k // PARTS_OF_LENGTH for k in range(PARTS_OF_LENGTH + 1)]
         for low, high in itertools.pairwise(bounds):
-            if prompts := sorted(order[low:high]):
+            if prompts := order[low:high]:
                 shortest, longest = words[order[low]], words[order[high - 1]]
-                span = f"{shortest}" if shortest == longest else f"{shortest}-{longest}"
-                parts[f"{span} words"] = prompts
+                part = f"{shortest}{'' if shortest == longest else f'-{longest}'} words"
+                parts[part] = sorted(parts.get(part, []) + prompts)  # two thirds may be of one length
         return parts
     for index, answered in enumerate(first):
         if by not in answered.fields:
@@ -186,7 +186,7 @@ def _differences(dataset: str, systems: Sequence[System]) -> Table:
             escape(other.name),
             f"{found.difference:+.2f}",
             f"{found.low:+.2f} to {found.high:+.2f}",
-            f"{found.p_value:.4f}" if found.p_value >= 1e-4 else "<0.0001",
+            f"{found.p_value:.4f}" if found.p_value else "<0.0002",  # none of 10,000 resamples; one is 0.0002
             "*" if found.significant else "",
         )
     return table

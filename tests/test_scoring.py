@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import re
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
@@ -9,6 +10,7 @@ from sacrebleu.metrics.bleu import BLEU
 from amid.cli import main
 from amid.errors import InputError
 from amid.metrics import bleu, rouge_l
+from amid.score import LEGEND
 from amid.scoring import Answer, Answered, per_prompt, read_answers, score_answers, write_answers
 
 REFERENCES = [["the cat sat on the mat"], ["a dog barked", "the dog barked loudly"], ["yes"]]
@@ -92,6 +94,11 @@ def foreign(tmp_path, name, texts, **fields):
     return path
 
 
+def parts_of(out):
+    """The column Prompts of the printed table."""
+    return re.findall(r"^ ?\S+ +(all|[\d-]+ words) ", out, re.MULTILINE)
+
+
 class TestCommand:
     def test_other_systems_answers_are_scored_and_compared(self, tmp_path, capsys):
         good = foreign(tmp_path, "good", ["the cat sat on the mat", "a dog barked", "yes"])
@@ -101,7 +108,10 @@ class TestCommand:
         rows = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
         assert rows["bad"][1] == "0.00"
         (difference,) = [line for line in out.splitlines() if "+100.00 to" in line]
-        assert difference.split() == ["good", "bad", "+100.00", "+100.00", "to", "+100.00", "0.0000", "*"]
+        assert difference.split() == ["good", "bad", "+100.00", "+100.00", "to", "+100.00", "<0.0002", "*"]
+        for name in ("Self-BLEU", "Distinct-2", "Rep-4", "Overlong", "EOS", "Length", "Log p", "±"):
+            assert name in LEGEND
+        assert " ".join(LEGEND.split()) in " ".join(out.split())
 
     def test_by_a_field_and_by_length(self, tmp_path, capsys):
         kinds = ["short", "long", "short"]
@@ -114,10 +124,27 @@ class TestCommand:
             "kind=long": 0,
             "kind=short": 100,
         }
+        capsys.readouterr()
         assert main(["score", str(path), "--by", "length"]) == 0
-        assert "6-6 words" in capsys.readouterr().out
+        assert parts_of(capsys.readouterr().out) == ["all", "1 words", "4 words", "6 words"]
         assert main(["score", str(path), "--by", "colour"]) == 1
         assert "choose of length, kind" in capsys.readouterr().err
+
+    def test_parts_of_one_length_are_one_and_others_are_spans(self, tmp_path, capsys):
+        path = tmp_path / "lengths.jsonl"
+        lines = [{"output": "a " * words, "answers": ["a"]} for words in (2, 2, 2, 2, 3, 5)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert main(["score", str(path), "--by", "length", "--csv", str(tmp_path / "all.csv")]) == 0
+        assert parts_of(capsys.readouterr().out) == ["all", "2 words", "3-5 words"]
+        with (tmp_path / "all.csv").open() as file:
+            rows = {row["prompts"]: float(row["rouge_l_mean"]) for row in csv.DictReader(file)}
+        assert rows["2 words"] == pytest.approx(200 / 3)
+        assert rows["3-5 words"] == pytest.approx((50 + 100 / 3) / 2)
+
+    def test_a_path_that_is_not_there(self, tmp_path, capsys):
+        assert main(["score", str(tmp_path / "none")]) == 1
+        err = capsys.readouterr().err
+        assert "give a file of answers, JSON Lines, or the folder of a finished run" in err
 
     def test_systems_that_answered_other_prompts_are_not_compared(self, tmp_path, capsys):
         one = foreign(tmp_path, "one", ["a", "b", "c"])
