@@ -48,7 +48,7 @@ def against_the_best(table: Table, records: Mapping[Path, RunResult]) -> Section
         f"{title(table.quality)} against the best setting",
         ["Setting", "Best", *sets],
         lines,
-        f"Best: of the highest {title(table.quality)} over all sets, in the table of scores. "
+        f"Best: the highest {title(table.quality)} over all sets in the table of scores. "
         "Difference of the means over prompts, and its 95% interval by paired bootstrap over the prompts of "
         "a set (Koehn 2004); *: the interval leaves out 0. It tells of the choice of prompts; what training "
         "seeds make of a setting is told by the deviations of the first table, where it has several.",
