@@ -167,6 +167,12 @@ def _content_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_seed(seed: Any) -> None:
+    """Raises InputError for a seed that is no whole number, before anything is computed with it."""
+    if type(seed) is not int:  # True is an int
+        raise InputError(f"seed={seed} must be a whole number")
+
+
 def check_overrides(config_name: str, overrides: Sequence[str]) -> None:
     """Composes the configuration once, so that a mistake is answered before anything runs.
 

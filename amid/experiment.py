@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid import tracking
 from amid.allocator import forget_peak_memory, peak_memory
-from amid.config import config_hash
+from amid.config import check_seed, config_hash
 from amid.data import InstructionData
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
@@ -57,8 +57,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     Raises:
         InputError: for settings that do not fit, or a directory with a run of another configuration.
     """
-    if not isinstance(cfg["seed"], int):
-        raise InputError(f"seed={cfg['seed']} must be a whole number")
+    check_seed(cfg["seed"])
     if cfg["threads"] is not None:
         torch.set_num_threads(cfg["threads"])
     cfg = copy.deepcopy(cfg)

@@ -1,5 +1,6 @@
 import csv
 import json
+import logging
 import math
 import shutil
 
@@ -9,6 +10,7 @@ import torch
 from amid import results
 from amid.cli import main
 from amid.config import CONF
+from amid.errors import InputError
 
 
 def run(*arguments):
@@ -41,6 +43,53 @@ def test_help_and_version(capsys):
     assert "choose one of train" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("report", "finished runs below FOLDER"),
+        ("status", "--follow refreshes"),
+        ("evaluate", "Score the student of a finished run again, run=FOLDER"),
+        ("cache", "Write the teacher's states"),
+    ],
+)
+def test_help_of_a_command_says_what_it_does(command, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(command, "--help") == 0
+    assert words in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "cache"])
+def test_several_values_without_multirun_are_one_line_with_the_command_for_them(
+    command, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(command, "seed=1", "assistant.alpha=-5,1") == 1
+    err = capsys.readouterr().err
+    assert f"amid {command} -m assistant.alpha=-5,1" in err
+    assert "seed" not in err
+    assert len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluate_without_a_model_says_what_it_takes(tmp_path, capsys):
+    assert run("evaluate", f"output_dir={tmp_path}") == 1
+    err = capsys.readouterr().err
+    assert "give a finished run to score, run=FOLDER, or a model, model.student.path=MODEL" in err
+
+
+def test_the_log_of_a_run_does_not_name_the_next(quick, tmp_path, monkeypatch):
+    def logged(cfg, directory, labels):
+        logging.getLogger("amid").warning("a word of the run")
+        raise InputError("enough")
+
+    monkeypatch.setattr("amid.train.run_experiment", logged)
+    assert run("train", "-m", *quick, "assistant.alpha=-1,1") == 1
+    logs = [file.read_text() for file in (tmp_path / "runs").glob("*/run.log")]
+    assert len(logs) == 2
+    assert all(log.endswith("WARNING amid: a word of the run\n") and log.count("\n") == 1 for log in logs)
+
+
 def test_train_leaves_a_whole_run_that_is_not_run_again(quick, tmp_path, capsys):
     assert run("train", *quick) == 0
     (directory,) = (tmp_path / "runs").iterdir()
@@ -56,6 +105,8 @@ def test_train_leaves_a_whole_run_that_is_not_run_again(quick, tmp_path, capsys)
     assert 1e7 < result.training["peak_memory"] < 1e11
     assert (directory / "checkpoints" / "best" / "model.safetensors").exists()
     assert not list(directory.glob("checkpoints/*.ckpt"))
+    assert json.loads((directory / "status.json").read_text())["state"] == "done"
+    assert not (directory / "run.log").exists()
     lines = (directory / "generations" / "open-1.jsonl").read_text().splitlines()
     assert len(json.loads(lines[0])["answers"]) == 2
     capsys.readouterr()
@@ -218,6 +269,7 @@ def test_wandb_offline(quick, tmp_path, capfd, monkeypatch):
     [
         (["assistant.lam=1.5"], "lam must lie in [0, 1], got lam=1.5"),
         (["assistant.lam=1"], "no gradient"),
+        (["seed=1.5"], "seed=1.5 must be a whole number"),
         (["assistant.alpha=nan"], "alpha must be a finite number"),
         (["method=kd", "objective.order=pr"], "names the assistant r"),
         (["method=kd", "schedule=taid"], "schedule TAID moves lam of an assistant"),
