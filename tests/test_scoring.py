@@ -52,6 +52,12 @@ def test_the_scores_are_those_of_each_metric():
     assert scores["rouge_l"].mean == pytest.approx(sum(rouge_l(texts, REFERENCES)) / 3)
 
 
+def test_self_bleu_says_among_how_many_answers():
+    rows = answered("a", "b", "c")
+    assert score_answers([rows], {})["corpus_self_bleu"].signature == "among 3 answers"
+    assert score_answers([rows, rows], {})["self_bleu"].signature == "among 2 answers to a prompt"
+
+
 def test_what_is_not_known_of_the_answers_is_left_out():
     scores = score_answers([answered("a", "b", "c")], {})
     assert not {"length", "eos_share", "log_prob"} & scores.keys()

@@ -284,12 +284,14 @@ class Table:
             *([f"{quality}: 0 to 100, higher is better."] if quality else []),
             f"Self-BLEU: 0 to 100, among {among}, lower is more diverse.",
             f"Numbers: {spread}. Bold: best of the column at the digits shown; {second}: the second.",
-            *(
-                f"{title(metric)}: {' or '.join(signatures)}."
-                for metric in self._quality
-                if (signatures := self._signatures(metric))
-            ),
         ]
+        if AVERAGE in (dataset for dataset, _ in self.columns()):
+            sentences.append(f"{AVERAGE}: the mean over the sets, each with the same weight.")
+        for metric in self.metrics:
+            if signatures := self._signatures(metric):
+                alike = self._alike(metric, AVERAGE)
+                unlike = "" if alike else ", not the same in all rows: no best is marked"
+                sentences.append(f"{title(metric)}: {' or '.join(signatures)}{unlike}.")
         common = [
             f"{SYMBOLS.get(label, label).lower()} {text}"
             for label in OF_NO_METHOD
@@ -406,8 +408,11 @@ class Table:
         """Of each row 1 if it is the best of a column, 2 if it is the second, else 0.
 
         Rows that are equal in the digits shown share a place. The teacher has none, and there is a second
-        only where one row is the best of three or more.
+        only where one row is the best of three or more. No row has one where the scores were not computed
+        alike in all, such as Self-BLEU among other numbers of answers.
         """
+        if not self._alike(metric, dataset):
+            return [0] * len(self.rows)
         lower = metric == self.diversity
         means = [
             round(score.mean, digits)
@@ -464,6 +469,16 @@ class Table:
             for metric in self.metrics
             for dataset in [*self.sets(metric), *([AVERAGE] if self.overall(metric) == AVERAGE else [])]
         ]
+
+    def _alike(self, metric: str, dataset: str) -> bool:
+        """Whether a column's scores were computed in the same way in all rows, but for the teacher's."""
+        rivals = [run for row in self.rows if row.labels.get("method") != "teacher" for run in row.runs]
+        names = self.sets(metric) if dataset == AVERAGE else [dataset]
+        return all(
+            len({run.scores[name][metric].signature for run in rivals if metric in run.scores.get(name, {})})
+            < 2
+            for name in names
+        )
 
     def _signatures(self, metric: str) -> list[str]:
         scores = [by.get(metric) for row in self.rows for run in row.runs for by in run.scores.values()]

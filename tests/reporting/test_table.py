@@ -177,7 +177,10 @@ class TestColumns:
 
     def test_the_average_needs_two_sets(self, make_run):
         assert "ROUGE-L ↑ Avg" not in markdown(build_table([make_run()]))[0]
-        assert "ROUGE-L ↑ Avg" in markdown(build_table([make_run(sets=("a", "b"))]))[0]
+        assert "Avg" not in build_table([make_run()]).caption
+        table = build_table([make_run(sets=("a", "b"))])
+        assert "ROUGE-L ↑ Avg" in markdown(table)[0]
+        assert "Avg: the mean over the sets, each with the same weight." in table.caption
 
     def test_n_where_rows_have_unlike_numbers_of_runs(self, make_run):
         table = build_table([make_run(seed=1), make_run(seed=2), make_run(method="sft")])
@@ -444,6 +447,29 @@ class TestPlaces:
             1,
             2,
         ]
+
+    def test_none_among_self_bleus_of_other_numbers_of_answers(self, make_run):
+        def drawn(answers, **labels):
+            run = make_run((50.0, 51.0), **labels)
+            for by in run.scores.values():
+                by["self_bleu"] = dataclasses.replace(
+                    by["self_bleu"], signature=f"among {answers} answers to a prompt"
+                )
+            return run
+
+        alike = build_table([drawn(4, alpha=-5.0), drawn(4, alpha=1.0)])
+        assert alike.places("self_bleu", "dolly") == [1, 1]
+        assert "Self-BLEU: among 4 answers to a prompt." in alike.caption
+        sets = ("dolly", "vicuna")
+        table = build_table([drawn(4, alpha=-5.0, sets=sets), drawn(8, alpha=1.0, sets=sets)])
+        assert table.places("self_bleu", "vicuna") == table.places("self_bleu", "Avg") == [0, 0]
+        assert table.places("rouge_l", "dolly") == [1, 1]
+        said = (
+            "Self-BLEU: among 4 answers to a prompt or among 8 answers to a prompt, not the same in all rows"
+        )
+        assert said in table.caption
+        teacher = drawn(1, method="teacher", alpha=None, lam=None)
+        assert build_table([drawn(4), teacher]).places("self_bleu", "dolly") == [0, 1]
 
 
 class TestDivergedRuns:
