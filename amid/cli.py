@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import shlex
+import signal
 import sys
 import traceback
 import warnings
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from amid import __version__
 from amid.allocator import keep_freed_memory
-from amid.errors import InputError
+from amid.errors import InputError, choose_one
 
 USAGE = """\
 amid: distil large language models into small ones with the α-mixture assistant.
@@ -48,14 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     keep_freed_memory()
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    if command in ("-h", "--help", "help"):
-        from amid.config import SWEEPS
-
-        print(USAGE.format(sweeps=", ".join(sorted(file.stem for file in SWEEPS.glob("*.yaml")))))
-        return 0
-    if command == "--version":
-        print(f"amid {__version__}")
-        return 0
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": lambda rest: _hydra("train", rest),
         "evaluate": lambda rest: _hydra("evaluate", rest),
@@ -68,9 +61,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     again = f"amid {shlex.join(arguments)}"
     try:
-        if command not in commands:
-            raise InputError(f"amid {command!r} is no command; choose one of {', '.join(commands)}")
-        commands[command](rest)
+        if command in ("-h", "--help", "help"):
+            _help()
+        elif command == "--version":
+            print(f"amid {__version__}")
+        elif command in commands:
+            commands[command](rest)
+        else:
+            raise InputError(f"{command!r} is no command of amid{choose_one(command, list(commands))}")
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output wants no more of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print(f"\namid: interrupted; what is finished stays. To go on: {again}", file=sys.stderr)
         return 130
@@ -80,6 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"amid: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _help() -> None:
+    from amid.sweep import names
+
+    print(USAGE.format(sweeps=", ".join(names())))
 
 
 def _hydra(name: str, arguments: list[str]) -> None:
@@ -146,6 +154,8 @@ def _launch(name: str, arguments: Sequence[str], directories: set[Path]) -> None
         directories.add(directory)
         try:
             module.run(cfg)
+        except BrokenPipeError:
+            raise
         except Exception as error:
             failed.append(f"{directory.name}: {_one_line(error)}")
             if not _is_mistake(error):

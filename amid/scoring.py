@@ -25,6 +25,9 @@ from amid.results import Score
 PER_PROMPT = "per_prompt.json"
 """Beside a run's answers: set -> metric -> the mean score of the answers to each prompt."""
 
+FORM = 'give JSON Lines, an object a line, such as {"references": ["Paris"], "answers": ["Paris", "It is."]}'
+"""What a file of answers is, for the message on one that is not."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -185,15 +188,17 @@ def read_answers(file: str | Path, most: int | None = None) -> list[Answered]:
                         answered.append(_of_line(json.loads(line)))
                     except ValueError as error:
                         raise InputError(
-                            f"{file}, line {number}, is no prompt with answers: {error}"
+                            f"{file}, line {number}, is no prompt with answers: {error}; {FORM}"
                         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is no text ({error}); {FORM}") from error
+    except OSError as error:
         raise InputError(
             f"{file} cannot be read ({error}); give a file of answers, JSON Lines, or the folder of a "
             "finished run"
         ) from error
     if not answered:
-        raise InputError(f"{file} is empty; give a file with a prompt and its answers a line")
+        raise InputError(f"{file} is empty; {FORM}")
     return answered
 
 

@@ -2,7 +2,10 @@ import csv
 import json
 import logging
 import math
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -40,7 +43,25 @@ def test_help_and_version(capsys):
     assert run("sweep") == 0
     assert "alpha" in capsys.readouterr().out
     assert run("trian") == 1
-    assert "choose one of train" in capsys.readouterr().err
+    assert "did you mean 'train'? Choose one of train, evaluate" in capsys.readouterr().err
+    assert run("nope") == 1
+    assert "'nope' is no command of amid; choose one of train, evaluate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["--help", "train --help", "sweep", "sweep alpha --dry-run"])
+def test_a_closed_pipe_ends_it_quietly(command, tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "amid", *command.split()],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        check=False,
+    )
+    os.close(write)
+    assert done.stderr == b""
+    assert done.returncode
 
 
 @pytest.mark.parametrize(

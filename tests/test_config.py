@@ -108,7 +108,10 @@ def test_sweeps_compose(file):
     [
         ("assistant.alhpa=1", "did you mean 'assistant.alpha'"),
         ("modell=tiny", "did you mean 'model'"),
-        ("model=tinny", "model=tinny is no option of 'model'; did you mean 'tiny'"),
+        (
+            "model=tinny",
+            "model=tinny is no option of 'model'; did you mean 'tiny'[?] Choose one of from_scratch",
+        ),
         ("divergence=kl,reverse_k", "divergence=reverse_k is no option.*did you mean 'reverse_kl'"),
         ("alpha=1", "did you mean"),
         ("a b=c", "write KEY=VALUE"),

@@ -88,6 +88,7 @@ def test_a_damaged_file_is_an_error_that_says_where(tmp_path, line, message):
     with pytest.raises(InputError, match=r"answers.jsonl") as raised:
         read_answers(tmp_path / "answers.jsonl")
     assert message in str(raised.value)
+    assert 'JSON Lines, an object a line, such as {"references"' in str(raised.value)
 
 
 def foreign(tmp_path, name, texts, **fields):

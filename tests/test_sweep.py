@@ -75,7 +75,8 @@ def test_what_is_given_comes_last_and_the_grid_stays_off_the_baselines():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nope"], "choose one of alpha"),
+        (["nope"], "; choose one of alpha"),
+        (["alhpa"], "; did you mean 'alpha'? Choose one of alpha"),
         (["alpha", "scale=huge"], "choose one of small, full"),
         (["alpha", "assistant.alhpa=1"], "did you mean 'assistant.alpha'"),
         (["alpha", "--dryrun"], "neither KEY=VALUE nor --dry-run"),
