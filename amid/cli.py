@@ -70,11 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             raise InputError(f"{command!r} is no command of amid{choose_one(command, list(commands))}")
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output wants no more of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
-        return 128 + signal.SIGPIPE
+    except BrokenPipeError:
+        return _unread()
     except KeyboardInterrupt:
-        print(f"\namid: interrupted; what is finished stays. To go on: {again}", file=sys.stderr)
+        print(f"\namid: interrupted; finished runs and epochs stay. To go on: {again}", file=sys.stderr)
         return 130
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
@@ -82,6 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"amid: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _unread() -> int:
+    """Where whoever read the output wants no more of it: sends the rest nowhere; returns the exit status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def _help() -> None:
@@ -155,7 +160,7 @@ def _launch(name: str, arguments: Sequence[str], directories: set[Path]) -> None
         try:
             module.run(cfg)
         except BrokenPipeError:
-            raise
+            sys.exit(_unread())  # Hydra would report it
         except Exception as error:
             failed.append(f"{directory.name}: {_one_line(error)}")
             if not _is_mistake(error):

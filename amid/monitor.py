@@ -28,7 +28,14 @@ SECONDS_BETWEEN_WRITES = 2.0
 SILENCE = 3600.0
 """A run on another machine that has written nothing for so many seconds counts as failed."""
 
-STATES = {"running": "cyan", "done": "green", "diverged": "yellow", "failed": "red", "waiting": "dim"}
+STATES = {
+    "running": "cyan",
+    "done": "green",
+    "diverged": "yellow",
+    "failed": "red",
+    "interrupted": "magenta",
+    "waiting": "dim",
+}
 """What a run can be, and its colour."""
 
 
@@ -92,17 +99,18 @@ class StatusWriter:
 
 @contextlib.contextmanager
 def watched(directory: Path) -> Iterator[None]:
-    """Marks the run in `directory` as running, and at its end as done, diverged or failed."""
+    """Marks the run in `directory` as running, and at its end as done, diverged, failed or interrupted."""
     if (directory / RESULT_FILE).exists():
         yield
         return
     StatusWriter(directory).write(note="preparing")
     try:
         yield
+    except (KeyboardInterrupt, BrokenPipeError):
+        _write_end(directory, "interrupted", "")
+        raise
     except BaseException as error:
-        _write_end(
-            directory, "failed", "interrupted" if isinstance(error, KeyboardInterrupt) else _reason(error)
-        )
+        _write_end(directory, "failed", _reason(error))
         raise
     if (directory / RESULT_FILE).exists():
         _write_end(directory, "done" if load(directory).diverged_step is None else "diverged", "")

@@ -174,7 +174,7 @@ def test_what_changes_speed_and_memory_changes_nothing_else(quick, tmp_path):
     assert sum(padding[2]) < sum(padding[0])
 
 
-def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(quick, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(quick, tmp_path, monkeypatch, capsys):
     assert run("train", *quick, f"output_dir={tmp_path / 'whole'}") == 0
     from amid.module import DistillationModule
 
@@ -194,11 +194,31 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(quick, tmp_pa
     shutil.copytree(cut, tmp_path / "torn" / cut.name)
     torn = tmp_path / "torn" / cut.name / "checkpoints" / "last.ckpt"
     torn.write_bytes(torn.read_bytes()[:1000])
+    capsys.readouterr()
     assert run("train", *quick, f"output_dir={tmp_path / 'torn'}") == 0
+    assert "last.ckpt is damaged: the run starts over\n" in capsys.readouterr().out
     assert results.load(tmp_path / "torn" / cut.name).scores == results.load(whole).scores
     assert run("train", *quick, f"output_dir={tmp_path / 'cut'}") == 0
+    assert f"{cut} goes on after its last finished epoch\n" in capsys.readouterr().out
     assert results.load(cut).scores == results.load(whole).scores
     assert results.load(cut).training["valid_loss"] == results.load(whole).training["valid_loss"]
+
+
+def test_a_run_interrupted_in_its_first_epoch_starts_over_and_says_so(quick, tmp_path, monkeypatch, capsys):
+    from amid.module import DistillationModule
+
+    def stopped(self, batches, index):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DistillationModule, "training_step", stopped)
+        assert run("train", *quick) == 130
+    assert "finished runs and epochs stay. To go on: amid train" in capsys.readouterr().err
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert json.loads((directory / "status.json").read_text())["state"] == "interrupted"
+    assert run("train", *quick) == 0
+    assert "stopped before its first epoch ended: it starts over\n" in capsys.readouterr().out
+    assert results.load(directory).training["steps"] == 4
 
 
 def test_every_method_trains(quick, tmp_path):

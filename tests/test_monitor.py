@@ -78,7 +78,9 @@ def test_a_finished_run_stays_so_and_an_interrupt_is_told(tmp_path):
     assert read_status(tmp_path)[0].state == "done"
     with pytest.raises(KeyboardInterrupt), watched_in(tmp_path / "cut"):
         raise KeyboardInterrupt
-    assert read_status(tmp_path / "cut")[0].note == "interrupted"
+    (cut,) = read_status(tmp_path / "cut")
+    assert (cut.state, cut.note) == ("interrupted", "")
+    assert "1 runs: 1 interrupted" in shown([cut])
 
 
 @pytest.mark.parametrize(
