@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import traceback
@@ -145,6 +146,7 @@ def _launch(name: str, arguments: Sequence[str], directories: set[Path]) -> None
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import DictConfig
 
     from amid.config import CONF, register_resolvers
@@ -163,7 +165,10 @@ def _launch(name: str, arguments: Sequence[str], directories: set[Path]) -> None
             sys.exit(_unread())  # Hydra would report it
         except Exception as error:
             failed.append(f"{directory.name}: {_one_line(error)}")
-            if not _is_mistake(error):
+            if _is_mistake(error):
+                if HydraConfig.get().mode == RunMode.RUN:  # of several runs, status and report tell
+                    _remove_if_nothing_was_computed(directory)
+            else:
                 with contextlib.suppress(OSError):
                     (directory / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
                     failed[-1] += f" (traceback: {directory / 'error.log'})"
@@ -176,6 +181,14 @@ def _launch(name: str, arguments: Sequence[str], directories: set[Path]) -> None
         sys.argv = before
     if failed:
         raise InputError("\namid: ".join(failed))
+
+
+def _remove_if_nothing_was_computed(directory: Path) -> None:
+    from amid.monitor import STATUS_FILE
+
+    with contextlib.suppress(OSError):
+        if {file.name for file in directory.iterdir()} <= {".hydra", STATUS_FILE}:
+            shutil.rmtree(directory)
 
 
 def _sweep(arguments: list[str]) -> None:

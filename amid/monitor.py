@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from amid.errors import InputError
-from amid.results import METRICS, RESULT_FILE, SKIPPED_FOLDERS, load
+from amid.results import METRICS, RESULT_FILE, SKIPPED_FOLDERS, files_below, load
 
 STATUS_FILE = "status.json"
 PLAN_FILE = "sweep.json"
@@ -163,6 +163,12 @@ def read_status(directory: str | Path) -> list[RunStatus]:
             f"{directory} holds no run; give the folder of a sweep or a run, such as outputs/alpha"
         )
     return [_status_of(directory / name) for name in names]
+
+
+def without_result(directory: Path) -> dict[Path, RunStatus]:
+    """The runs below the folder `directory` that were begun and have no result, by their folders."""
+    folders = [file.parent for file in files_below(directory, STATUS_FILE)]
+    return {folder: _status_of(folder) for folder in folders if not (folder / RESULT_FILE).exists()}
 
 
 def _planned(directory: Path) -> list[str]:

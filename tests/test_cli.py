@@ -333,7 +333,23 @@ def test_a_mistake_is_one_line_and_no_result(quick, tmp_path, capsys, overrides,
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
-    assert not list((tmp_path / "runs").rglob("result.json"))
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_failed_runs_among_others_stand_in_the_report(quick, tmp_path, capsys):
+    arguments = ["train", "-m", *quick, "generation.top_p=0.9,2"]
+    assert run(*arguments) == 1
+    capsys.readouterr()
+    (failed,) = [file.parent for file in tmp_path.glob("runs/*/status.json") if "failed" in file.read_text()]
+    told = f"{failed.name}: failed, generation.top_p=2 must be in (0, 1]"
+    assert run("report", tmp_path / "runs") == 0
+    assert told in " ".join(capsys.readouterr().out.split())
+    for page in ("report.md", "report.html"):
+        assert told in (tmp_path / "runs" / "report" / page).read_text()
+    for result in tmp_path.glob("runs/*/result.json"):
+        shutil.rmtree(result.parent)
+    assert run("report", tmp_path / "runs") == 1
+    assert f"no finished run to report ({told}" in capsys.readouterr().err
 
 
 def test_a_folder_of_another_configuration_is_left_alone(quick, tmp_path, capsys):

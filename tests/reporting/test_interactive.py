@@ -80,7 +80,7 @@ def write(folder: Path) -> None:
     records = load_folders(folder)
     table = build_table(list(records.values()))
     (folder / "report").mkdir(exist_ok=True)
-    page = interactive_page(folder.name, table, sections(table, records), records)
+    page = interactive_page(folder.name, table, sections(folder, table, records), records)
     (folder / "report" / "report.html").write_text(page, encoding="utf-8")
 
 
