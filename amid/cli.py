@@ -115,6 +115,8 @@ def _hydra(name: str, arguments: list[str]) -> None:
         _launch(name, arguments, directories)
     finally:
         _say_how_to_sync(directories)
+        if {"-m", "--multirun"} & set(flags):
+            _say_how_to_report(directories)
 
 
 def _check_single(name: str, overrides: Sequence[str]) -> None:
@@ -298,6 +300,16 @@ def _say_how_to_sync(directories: Iterable[Path]) -> None:
 
         if command := sync_command(directories):
             print(f"To send these runs to W&B: {command}", flush=True)
+
+
+def _say_how_to_report(directories: Iterable[Path]) -> None:
+    """Prints the command that reports the finished of several runs."""
+    from amid.results import RESULT_FILE
+
+    finished = {directory.parent for directory in directories if (directory / RESULT_FILE).exists()}
+    for folder in sorted(finished):
+        shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        print(f"Report: amid report {shlex.quote(str(shown))}", flush=True)
 
 
 def _is_mistake(error: BaseException) -> bool:

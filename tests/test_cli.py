@@ -441,10 +441,12 @@ def test_evaluate_on_other_data_keeps_the_folder_of_each_run(quick, tmp_path, js
     assert run("evaluate", f"model.student.path={model}", *sets, f"output_dir={tmp_path / 'hub'}") == 0
 
 
-def test_runs_of_different_settings_are_different_rows(quick, tmp_path):
+def test_runs_of_different_settings_are_different_rows(quick, tmp_path, monkeypatch, capsys):
     from amid.reporting import build_table
 
+    monkeypatch.chdir(tmp_path)
     assert run("train", "-m", *quick, "optimizer.lr=1e-3,2e-3", "seed=1,2") == 0
+    assert capsys.readouterr().out.endswith("\nReport: amid report runs\n")
     table = build_table(results.load_all(tmp_path / "runs"))
     assert sorted(len(row.runs) for row in table.rows) == [2, 2]
 
