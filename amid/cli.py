@@ -6,6 +6,8 @@ import importlib
 import os
 import re
 import shlex
+import shutil
+import signal
 import sys
 import traceback
 import warnings
@@ -14,7 +16,7 @@ from pathlib import Path
 
 from amid import __version__
 from amid.allocator import keep_freed_memory
-from amid.errors import InputError
+from amid.errors import InputError, choose_one
 
 USAGE = """\
 amid: distil large language models into small ones with the α-mixture assistant.
@@ -48,14 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     keep_freed_memory()
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    if command in ("-h", "--help", "help"):
-        from amid.config import SWEEPS
-
-        print(USAGE.format(sweeps=", ".join(sorted(file.stem for file in SWEEPS.glob("*.yaml")))))
-        return 0
-    if command == "--version":
-        print(f"amid {__version__}")
-        return 0
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": lambda rest: _hydra("train", rest),
         "evaluate": lambda rest: _hydra("evaluate", rest),
@@ -68,11 +62,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     again = f"amid {shlex.join(arguments)}"
     try:
-        if command not in commands:
-            raise InputError(f"amid {command!r} is no command; choose one of {', '.join(commands)}")
-        commands[command](rest)
+        if command in ("-h", "--help", "help"):
+            _help()
+        elif command == "--version":
+            print(f"amid {__version__}")
+        elif command in commands:
+            commands[command](rest)
+        else:
+            raise InputError(f"{command!r} is no command of amid{choose_one(command, list(commands))}")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _unread()
     except KeyboardInterrupt:
-        print(f"\namid: interrupted; what is finished stays. To go on: {again}", file=sys.stderr)
+        print(f"\namid: interrupted; finished runs and epochs stay. To go on: {again}", file=sys.stderr)
         return 130
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
@@ -80,6 +82,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"amid: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _unread() -> int:
+    """Where whoever read the output wants no more of it: sends the rest nowhere; returns the exit status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
+
+
+def _help() -> None:
+    from amid.sweep import names
+
+    print(USAGE.format(sweeps=", ".join(names())))
 
 
 def _hydra(name: str, arguments: list[str]) -> None:
@@ -94,11 +108,26 @@ def _hydra(name: str, arguments: list[str]) -> None:
             if word not in (*overrides, *flags, "job", "hydra", "all"):
                 raise InputError(f"{word!r} is neither KEY=VALUE nor an option; see amid {name} --help")
         check_overrides(name, overrides)
+        if not {"-m", "--multirun"} & set(flags):
+            _check_single(name, overrides)
     directories: set[Path] = set()
     try:
         _launch(name, arguments, directories)
     finally:
         _say_how_to_sync(directories)
+        if {"-m", "--multirun"} & set(flags):
+            _say_how_to_report(directories)
+
+
+def _check_single(name: str, overrides: Sequence[str]) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_sweep_override():
+            raise InputError(
+                f"{override.input_line} has several values, each for a run of its own: "
+                f"amid {name} -m {override.input_line}; for one value that is a list, write [A,B]"
+            )
 
 
 def _quoted(argument: str) -> str:
@@ -119,6 +148,7 @@ def _launch(name: str, arguments: Sequence[str], directories: set[Path]) -> None
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import DictConfig
 
     from amid.config import CONF, register_resolvers
@@ -133,9 +163,14 @@ def _launch(name: str, arguments: Sequence[str], directories: set[Path]) -> None
         directories.add(directory)
         try:
             module.run(cfg)
+        except BrokenPipeError:
+            sys.exit(_unread())  # Hydra would report it
         except Exception as error:
             failed.append(f"{directory.name}: {_one_line(error)}")
-            if not _is_mistake(error):
+            if _is_mistake(error):
+                if HydraConfig.get().mode == RunMode.RUN:  # of several runs, status and report tell
+                    _remove_if_nothing_was_computed(directory)
+            else:
                 with contextlib.suppress(OSError):
                     (directory / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
                     failed[-1] += f" (traceback: {directory / 'error.log'})"
@@ -148,6 +183,14 @@ def _launch(name: str, arguments: Sequence[str], directories: set[Path]) -> None
         sys.argv = before
     if failed:
         raise InputError("\namid: ".join(failed))
+
+
+def _remove_if_nothing_was_computed(directory: Path) -> None:
+    from amid.monitor import STATUS_FILE
+
+    with contextlib.suppress(OSError):
+        if {file.name for file in directory.iterdir()} <= {".hydra", STATUS_FILE}:
+            shutil.rmtree(directory)
 
 
 def _sweep(arguments: list[str]) -> None:
@@ -202,6 +245,12 @@ def _sweep(arguments: list[str]) -> None:
 
 
 def _report(arguments: list[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        print(
+            "amid report FOLDER\n\n"
+            "Writes FOLDER/report/ of all finished runs below FOLDER, and prints its tables."
+        )
+        return
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise InputError("amid report FOLDER takes one folder of runs, such as outputs/alpha")
     from amid.report import run
@@ -216,6 +265,13 @@ def _score(arguments: list[str]) -> None:
 
 
 def _status(arguments: list[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        print(
+            "amid status FOLDER [--follow]\n\n"
+            "State, step, loss, last validation score and time left of each run in a sweep's FOLDER; "
+            "--follow refreshes until all are finished."
+        )
+        return
     folders = [word for word in arguments if not word.startswith("-")]
     if len(folders) != 1 or not set(arguments) <= {*folders, "--follow"}:
         raise InputError("amid status FOLDER [--follow] takes one folder of runs, such as outputs/alpha")
@@ -244,6 +300,16 @@ def _say_how_to_sync(directories: Iterable[Path]) -> None:
 
         if command := sync_command(directories):
             print(f"To send these runs to W&B: {command}", flush=True)
+
+
+def _say_how_to_report(directories: Iterable[Path]) -> None:
+    """Prints the command that reports the finished of several runs."""
+    from amid.results import RESULT_FILE
+
+    finished = {directory.parent for directory in directories if (directory / RESULT_FILE).exists()}
+    for folder in sorted(finished):
+        shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        print(f"Report: amid report {shlex.quote(str(shown))}", flush=True)
 
 
 def _is_mistake(error: BaseException) -> bool:

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from amid.errors import InputError
+from amid.errors import InputError, choose_one
 
 LABELS = ("method", "model", "data", "divergence", "assistant")
 """The groups whose choices name a run in a table."""
@@ -167,6 +167,12 @@ def _content_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_seed(seed: Any) -> None:
+    """Raises InputError for a seed that is no whole number, before anything is computed with it."""
+    if type(seed) is not int:  # True is an int
+        raise InputError(f"seed={seed} must be a whole number")
+
+
 def check_overrides(config_name: str, overrides: Sequence[str]) -> None:
     """Composes the configuration once, so that a mistake is answered before anything runs.
 
@@ -214,8 +220,7 @@ def _check_option(loader: ConfigLoader, override: Override) -> None:
         for name in names:
             if str(name) not in options and name is not None:
                 raise InputError(
-                    f"{group}={name!s} is no option of {group!r}{_nearest(str(name), options)}; "
-                    f"choose one of {', '.join(options)}"
+                    f"{group}={name!s} is no option of {group!r}{choose_one(str(name), options)}"
                 )
 
 

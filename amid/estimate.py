@@ -3,11 +3,13 @@
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
 from huggingface_hub import constants, get_session
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -23,11 +25,12 @@ from amid.data import InstructionData
 from amid.data.examples import Example
 from amid.data.sources import load_examples
 from amid.errors import InputError
-from amid.experiment import fine_tuning, steps_of
+from amid.experiment import BEST, fine_tuning, steps_of
 from amid.memory import training_memory
 from amid.models import ModelSource
-from amid.results import RESULT_FILE, load
+from amid.results import RESULT_FILE, RunResult, files_below, load
 from amid.sweep import Sweep
+from amid.teacher import TeacherCache
 from amid.train import as_dict
 
 RATES = {"cpu": 5e10, "cuda": 1.5e14}
@@ -142,10 +145,36 @@ class Estimator:
             key = json.dumps(
                 [cfg["model"]["teacher"], cfg["model"]["tokenizer"], _data_key(cfg)], default=str
             )
-            works[key] = Once(
-                f"the teacher's states, unless {cfg['data']['cache_dir']} has them", cost, done=False
-            )
+            works[key] = Once("the teacher's states", cost, self._states_written(cfg))
         return works
+
+    def kind(self, cfg: Config) -> tuple[object, str]:
+        """Of the student and the data, whose runs take alike for each operation."""
+        return _map(self._skeleton(cfg, "student"), _weights) or json.dumps(cfg["model"]), _data_key(cfg)
+
+    def _states_written(self, cfg: Config) -> bool:
+        """Whether the cache has the states of the teacher, which is prepared already, on the data."""
+        cache_dir = Path(cfg["teacher"]["cache_dir"])
+        teacher = {name: value for name, value in cfg["model"]["teacher"].items() if name != "sft"}
+        if cfg["model"]["teacher"].get("sft"):
+            best = fine_tuning(dict(cfg), "teacher")[1] / BEST
+            teacher = {k: v for k, v in teacher.items() if k in ("_target_", "dtype")} | {"path": str(best)}
+            if not best.exists():
+                return False
+        tokenizer = self._tokenizer(cfg)
+        if tokenizer is None or not any(cache_dir.glob("teacher-*")):
+            return False
+
+        def find() -> bool:
+            data: InstructionData = instantiate(
+                {**cfg["data"], "test": {}, "plain_text": None}, tokenizer=tokenizer
+            )
+            fingerprint = instantiate(teacher).fingerprint()
+            sets = [data.train_tokens, data.valid_tokens]
+            return TeacherCache(cache_dir, fingerprint, str(cfg["trainer"]["precision"]), sets).listed
+
+        key = ["states", teacher, str(cache_dir), str(cfg["trainer"]["precision"]), _data_key(cfg)]
+        return bool(self._get("whether the teacher's states are there", key, find))
 
     @staticmethod
     def _cached(cfg: Config) -> bool:
@@ -255,11 +284,11 @@ def show_plan(sweep: Sweep, console: Console | None = None) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=max(console.width, 160), file=console.file)
     with _hub_as_far_as_it_can_be_reached():
-        plan, estimator = _plan(sweep)
+        plan, elsewhere, estimator = _plan(sweep)
     to_do = [entry for entry in plan if entry.state == "to do"]
     works = {key: work for entry in plan for key, work in entry.shared.items() if entry in to_do}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    seconds = _measured(plan)
+    seconds = _measured(plan, elsewhere)
     rate = RATES[device]
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -305,7 +334,7 @@ def show_plan(sweep: Sweep, console: Console | None = None) -> None:
         f"asked; answers as long as they may be; rows without padding, as long as {SAMPLE} of them are. Not "
         "counted: answers drawn during the training, the metrics, the memory of Python and its libraries "
         "(about 1 GB).",
-        _rates_in_words(device, operations, any(entry.seconds for entry in plan)),
+        _rates_in_words(device, operations, any(entry.seconds for entry in (*plan, *elsewhere))),
     ]
     for why in dict.fromkeys(estimator.unknown.values()):
         lines.append(f"Not known: {', '.join(w for w, y in estimator.unknown.items() if y == why)} ({why}).")
@@ -321,8 +350,8 @@ class _Entry:
     """A run of the plan."""
 
     text: str
-    kind: tuple[str, str]
-    """Its model pair and its data, whose runs take alike."""
+    kind: tuple[object, str]
+    """Of `Estimator.kind`."""
     state: str
     cost: Cost | None
     shared: dict[str, Once]
@@ -330,16 +359,17 @@ class _Entry:
     """That it took, where it is done."""
 
 
-def _plan(sweep: Sweep) -> tuple[list[_Entry], Estimator]:
+def _plan(sweep: Sweep) -> tuple[list[_Entry], list[_Entry], Estimator]:
+    """The runs of a sweep, finished ones of their kinds elsewhere in the outputs, and what estimated them."""
     estimator = Estimator()
     entries = []
+    outputs = set()
     for run, composed in sweep.configs():
         composed.logger = {}
         cfg = as_dict(composed)
         text = run.directory.name
         if len(text) >= LONGEST_NAME - 1:  # cut
             text += "\n" + " ".join(o for o in run.overrides if not o.startswith("output_dir="))
-        kind = (json.dumps(cfg["model"], default=str), _data_key(cfg))
         cost: Cost | None = None
         shared: dict[str, Once] = {}
         seconds, state = None, "to do"
@@ -350,17 +380,40 @@ def _plan(sweep: Sweep) -> tuple[list[_Entry], Estimator]:
         if run.finished:
             with contextlib.suppress(InputError):
                 result = load(run.directory)
-                seconds = sum(result.timings.get(part, 0.0) for part in ("load", "train", "evaluate"))
-                state = "done"
-        entries.append(_Entry(text, kind, state, cost, shared, seconds))
-    return entries, estimator
+                seconds, state = _seconds(result), "done"
+        entries.append(_Entry(text, estimator.kind(cfg), state, cost, shared, seconds))
+        outputs.add(Path(cfg["prepared_dir"]).parent)
+    kinds, planned = {entry.kind for entry in entries}, {run.directory.resolve() for run in sweep.runs()}
+    folders = [file.parent for place in outputs for file in files_below(place, RESULT_FILE)]
+    others = _finished(folder for folder in folders if folder.resolve() not in planned)
+    return entries, [entry for entry in others if entry.kind in kinds], estimator
 
 
-def _measured(plan: Sequence[_Entry]) -> Callable[[_Entry, float], float | None]:
-    """From a run and an assumed rate to its seconds: as finished runs of its pair and data took, if any."""
+def _finished(folders: Iterable[Path]) -> list[_Entry]:
+    """The runs in `folders` that were trained, as far as they can be read."""
+    estimator, entries = Estimator(), []
+    for folder in folders:
+        with contextlib.suppress(ValueError, OSError, KeyError, TypeError, InstantiationException):
+            result = load(folder)
+            if result.timings.get("train"):
+                cfg = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["config"]
+                entries.append(
+                    _Entry(folder.name, estimator.kind(cfg), "done", estimator.run(cfg), {}, _seconds(result))
+                )
+    return entries
+
+
+def _seconds(result: RunResult) -> float:
+    return sum(result.timings.get(part, 0.0) for part in ("load", "train", "evaluate"))
+
+
+def _measured(plan: Sequence[_Entry], elsewhere: Sequence[_Entry]) -> Callable[[_Entry, float], float | None]:
+    """From a run and an assumed rate to its seconds: as finished runs of its student and data took, if any,
+    those of the plan, or else others."""
 
     def seconds(entry: _Entry, rate: float) -> float | None:
         alike = [e for e in plan if e.seconds is not None and e.kind == entry.kind]
+        alike = alike or [e for e in elsewhere if e.kind == entry.kind]
         own = entry.cost.operations if entry.cost else None
         if not alike:
             return None if own is None else own / rate

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from amid.config import further_settings
+from amid.config import check_seed, further_settings
 from amid.errors import InputError
 from amid.evaluation import evaluate_sets
 from amid.experiment import BEST, versions
@@ -47,20 +47,22 @@ def run(cfg: DictConfig) -> None:
             "path": str(Path(cfg.run) / BEST),
             "dtype": saved.model.student.get("dtype", "float32"),
         }
+    elif OmegaConf.select(cfg, "model.student.path") is None:
+        raise InputError("give a finished run to score, run=FOLDER, or a model, model.student.path=MODEL")
     else:
         labels = {name: hydra.runtime.choices.get(name) for name in ("model", "data")} | {"method": None}
         cfg.model.student.sft = None
         OmegaConf.update(cfg, "model.student.lora", None, force_add=True)
-        if cfg.model.student.path is not None:
-            cfg.model.student.architecture = None
+        cfg.model.student.architecture = None
     labels["settings"] = further_settings(overrides)
     settings = as_dict(cfg)
+    check_seed(settings["seed"])
     if settings["threads"] is not None:
         torch.set_num_threads(settings["threads"])
     announce_slow_bfloat16(settings | {"model": {"student": settings["model"]["student"]}})
     L.seed_everything(settings["seed"], verbose=False)
     source: ModelSource = instantiate(settings["model"]["student"])
-    tokenizer = load_tokenizer(source.path) if source.path else instantiate(settings["model"]["tokenizer"])
+    tokenizer = load_tokenizer(settings["model"]["student"]["path"])
     data = instantiate(settings["data"], tokenizer=tokenizer)
     tokenizer = data.tokenizer
     if not data.test_examples:

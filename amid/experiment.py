@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid import __version__, tracking
 from amid.allocator import forget_peak_memory, peak_memory
-from amid.config import config_hash
+from amid.config import check_seed, config_hash
 from amid.data import InstructionData
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
@@ -57,6 +57,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     Raises:
         InputError: for settings that do not fit, or a directory with a run of another configuration.
     """
+    check_seed(cfg["seed"])
     if cfg["threads"] is not None:
         torch.set_num_threads(cfg["threads"])
     cfg = copy.deepcopy(cfg)
@@ -153,6 +154,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     )
     timings["load"] += time.perf_counter() - started
 
+    last = _last_checkpoint(directory)
     _write_config(cfg, directory, key)
     started = time.perf_counter()
     scores: dict[str, dict[str, Score]] = {name: {} for name in evaluation_sets}
@@ -160,7 +162,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     loggers: list[Logger] = list(instantiate(cfg["logger"]).values())
     tracking.begin(loggers, labels, cfg)
     try:
-        trainer, training = _fit(cfg, module, data, directory, loggers)
+        trainer, training = _fit(cfg, module, data, directory, loggers, last)
         timings["train"] = time.perf_counter() - started
     except Diverged as error:
         announce(f"{directory} diverged at {error}; it ends here")
@@ -358,9 +360,14 @@ def steps_of(trainer: Config, steps_of_all: int) -> int:
 
 
 def _fit(
-    cfg: Config, module: DistillationModule, data: InstructionData, directory: Path, loggers: Sequence[Logger]
+    cfg: Config,
+    module: DistillationModule,
+    data: InstructionData,
+    directory: Path,
+    loggers: Sequence[Logger],
+    last: Path | None,
 ) -> tuple[L.Trainer, dict[str, float]]:
-    """Trains, and leaves the best student's weights in the module."""
+    """Trains, from the checkpoint `last` where there is one; leaves the best weights in the module."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     checkpoint = instantiate(
@@ -377,11 +384,8 @@ def _fit(
         logger=list(loggers),
         default_root_dir=str(directory),
     )
-    last = _whole_checkpoint(directory / "checkpoints" / "last.ckpt")
     try:
-        if last is not None:
-            announce(f"{directory} goes on from its last epoch")
-        else:
+        if last is None:
             trainer.validate(module, datamodule=data, verbose=False)
         forget_peak_memory(trainer.strategy.root_device)
         started = time.perf_counter()
@@ -428,16 +432,20 @@ def _log_scores(loggers: Sequence[Logger], scores: Mapping[str, Mapping[str, Sco
         logger.finalize("success")
 
 
-def _whole_checkpoint(path: Path) -> Path | None:
-    """`path` if a run can go on from it; one that was cut while it was written is removed."""
+def _last_checkpoint(directory: Path) -> Path | None:
+    """What a run that was begun before can go on from; one that was cut while it was written is removed."""
+    path = directory / "checkpoints" / "last.ckpt"
     if not path.exists():
+        if (directory / "config.yaml").exists():
+            announce(f"{directory} was begun, and stopped before its first epoch ended: it starts over")
         return None
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
-        announce(f"{path} is damaged: starting anew")
+        announce(f"{path} is damaged: the run starts over")
         path.unlink()
         return None
+    announce(f"{directory} goes on after its last finished epoch")
     return path
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from amid.errors import InputError
-from amid.results import METRICS, RESULT_FILE, SKIPPED_FOLDERS, load
+from amid.results import METRICS, RESULT_FILE, SKIPPED_FOLDERS, files_below, load
 
 STATUS_FILE = "status.json"
 PLAN_FILE = "sweep.json"
@@ -28,7 +28,14 @@ SECONDS_BETWEEN_WRITES = 2.0
 SILENCE = 3600.0
 """A run on another machine that has written nothing for so many seconds counts as failed."""
 
-STATES = {"running": "cyan", "done": "green", "diverged": "yellow", "failed": "red", "waiting": "dim"}
+STATES = {
+    "running": "cyan",
+    "done": "green",
+    "diverged": "yellow",
+    "failed": "red",
+    "interrupted": "magenta",
+    "waiting": "dim",
+}
 """What a run can be, and its colour."""
 
 
@@ -92,24 +99,28 @@ class StatusWriter:
 
 @contextlib.contextmanager
 def watched(directory: Path) -> Iterator[None]:
-    """Marks the run in `directory` as running, and as failed where an exception ends it."""
+    """Marks the run in `directory` as running, and at its end as done, diverged, failed or interrupted."""
     if (directory / RESULT_FILE).exists():
         yield
         return
     StatusWriter(directory).write(note="preparing")
     try:
         yield
-    except BaseException as error:
-        note = "interrupted" if isinstance(error, KeyboardInterrupt) else _reason(error)
-        with contextlib.suppress(OSError):  # of a full disk, which the error itself may say
-            _write_end(directory, note)
+    except (KeyboardInterrupt, BrokenPipeError):
+        _write_end(directory, "interrupted", "")
         raise
+    except BaseException as error:
+        _write_end(directory, "failed", _reason(error))
+        raise
+    if (directory / RESULT_FILE).exists():
+        _write_end(directory, "done" if load(directory).diverged_step is None else "diverged", "")
 
 
-def _write_end(directory: Path, note: str) -> None:
+def _write_end(directory: Path, state: str, note: str) -> None:
     kept = _read_json(directory / STATUS_FILE)
     known = {name: kept[name] for name in ("step", "steps", "loss", "score", "metric") if name in kept}
-    StatusWriter(directory).write(**known, state="failed", note=note)
+    with contextlib.suppress(OSError):  # of a full disk, which an error says itself, and a result outlives
+        StatusWriter(directory).write(**known, state=state, note=note)
 
 
 def _reason(error: BaseException) -> str:
@@ -152,6 +163,12 @@ def read_status(directory: str | Path) -> list[RunStatus]:
             f"{directory} holds no run; give the folder of a sweep or a run, such as outputs/alpha"
         )
     return [_status_of(directory / name) for name in names]
+
+
+def without_result(directory: Path) -> dict[Path, RunStatus]:
+    """The runs below the folder `directory` that were begun and have no result, by their folders."""
+    folders = [file.parent for file in files_below(directory, STATUS_FILE)]
+    return {folder: _status_of(folder) for folder in folders if not (folder / RESULT_FILE).exists()}
 
 
 def _planned(directory: Path) -> list[str]:
@@ -243,7 +260,7 @@ def seconds_left(runs: Iterable[RunStatus]) -> float | None:
 def to_terminal(runs: Sequence[RunStatus]) -> Group:
     """The runs as a table, and a line that counts them."""
     metrics = list(dict.fromkeys(run.metric for run in runs if run.metric))
-    score = METRICS.get(metrics[0], metrics[0]) if len(metrics) == 1 else "score"
+    score = f"valid {METRICS.get(metrics[0], metrics[0]) if len(metrics) == 1 else 'score'}"
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("run", overflow="fold")
     table.add_column("state")

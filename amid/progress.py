@@ -50,6 +50,18 @@ class ProgressLines(Callback):
         """Starts the clock."""
         self._started, self._first = time.perf_counter(), trainer.global_step
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Prints the scores of the last validation."""
+        if scores := self._scores(trainer):
+            print(f"  trained{scores}", flush=True)
+
+    @staticmethod
+    def _scores(trainer: L.Trainer) -> str:
+        metrics = trainer.callback_metrics
+        return "".join(
+            f"  valid {name} {float(metrics[key]):.1f}" for key, name in _validation_scores(metrics).items()
+        )
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -57,11 +69,8 @@ class ProgressLines(Callback):
         total, step = int(trainer.estimated_stepping_batches), trainer.global_step
         if step % max(1, total // 10) and step != total:
             return
-        metrics = trainer.callback_metrics
         left = (time.perf_counter() - self._started) / (step - self._first) * (total - step)
-        scores = "".join(
-            f"  {name} {float(metrics[key]):.1f}" for key, name in _validation_scores(metrics).items()
-        )
+        scores = self._scores(trainer) if step != total else ""  # the last step's validation is to come
         loss = float(outputs["loss"])
         print(f"  step {step}/{total}  loss {loss:.3f}{scores}  {left:.0f} s left", flush=True)
 

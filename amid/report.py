@@ -1,5 +1,7 @@
 """The entry point of `amid report`."""
 
+from pathlib import Path
+
 from rich.console import Console
 
 from amid.reporting import build_table, claims_in_words, sections, write_report
@@ -24,7 +26,7 @@ def run(directory: str) -> None:
     table = build_table(list(records.values()))
     console.print(table.to_terminal())
     console.print(table.caption, markup=False)
-    for section in sections(table, records):
+    for section in sections(Path(directory), table, records):
         console.print(f"\n{section.title}", markup=False)
         console.print(section.to_terminal())
         console.print(section.note, markup=False)

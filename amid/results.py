@@ -219,15 +219,21 @@ def load_folders(directory: str | Path) -> dict[Path, RunResult]:
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise InputError(f"{directory} is not a folder; give one that holds finished runs, such as outputs")
+        raise InputError(
+            f"{directory} is not a folder; give one that holds finished runs, such as outputs/alpha"
+        )
+    files = files_below(directory, RESULT_FILE)
+    return {file.parent: result for file in files if (result := load(file)).scores}
+
+
+def files_below(directory: Path, name: str) -> list[Path]:
+    """The files of a name in `directory` and below, sorted, without those in `SKIPPED_FOLDERS` or hidden."""
     files = []
     for folder, subfolders, names in os.walk(directory):
-        subfolders[:] = [
-            name for name in subfolders if name not in SKIPPED_FOLDERS and not name.startswith(".")
-        ]
-        if RESULT_FILE in names:
-            files.append(Path(folder, RESULT_FILE))
-    return {file.parent: result for file in sorted(files) if (result := load(file)).scores}
+        subfolders[:] = [sub for sub in subfolders if sub not in SKIPPED_FOLDERS and not sub.startswith(".")]
+        if name in names:
+            files.append(Path(folder, name))
+    return sorted(files)
 
 
 def _damaged(file: Path, error: Exception) -> InputError:

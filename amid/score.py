@@ -37,6 +37,12 @@ OTHERS = {
     "log_prob": "Log p",
 }
 PARTS_OF_LENGTH = 3
+LEGEND = (
+    "0 to 100, but Length (tokens) and Log p (nats a token, by the model). ROUGE and exact match: higher is "
+    "better. Self-BLEU, among the answers to one prompt, or to all (set): lower is more diverse. Distinct-2: "
+    "pairs of words that are different ones. Rep-4: runs of four words that the answer had before. Overlong: "
+    "answers of over twice the words of the longest reference. EOS: answers that ended. ±: over the seeds.\n"
+)
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ def run(arguments: Sequence[str]) -> None:
         ]
     console = Console(highlight=False, width=None if Console().is_terminal else 200)
     console.print(_table(lines))
+    console.print(LEGEND, markup=False)
     for dataset in dict.fromkeys(system.dataset for system in systems):
         rivals = [system for system in systems if system.dataset == dataset]
         if len(rivals) > 1:
@@ -120,8 +127,10 @@ def _parts(system: System, by: str) -> dict[str, list[int]]:
         order = sorted(range(len(words)), key=lambda i: (words[i], i))
         bounds = [len(order) * k // PARTS_OF_LENGTH for k in range(PARTS_OF_LENGTH + 1)]
         for low, high in itertools.pairwise(bounds):
-            if prompts := sorted(order[low:high]):
-                parts[f"{words[order[low]]}-{words[order[high - 1]]} words"] = prompts
+            if prompts := order[low:high]:
+                shortest, longest = words[order[low]], words[order[high - 1]]
+                part = f"{shortest}{'' if shortest == longest else f'-{longest}'} words"
+                parts[part] = sorted(parts.get(part, []) + prompts)  # two thirds may be of one length
         return parts
     for index, answered in enumerate(first):
         if by not in answered.fields:
@@ -149,7 +158,7 @@ def _table(lines: Sequence[tuple[System, str, Mapping[str, Score]]]) -> Table:
         if name == "System" or any(c not in ("", "all") for c in cells)
     }
     for name in labels:
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for metric in shown:
         table.add_column(titles[metric], justify="right")
     for index, (*_, scores) in enumerate(lines):
@@ -177,7 +186,7 @@ def _differences(dataset: str, systems: Sequence[System]) -> Table:
             escape(other.name),
             f"{found.difference:+.2f}",
             f"{found.low:+.2f} to {found.high:+.2f}",
-            f"{found.p_value:.4f}",
+            f"{found.p_value:.4f}" if found.p_value else "<0.0002",  # none of 10,000 resamples; one is 0.0002
             "*" if found.significant else "",
         )
     return table

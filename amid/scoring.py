@@ -25,6 +25,9 @@ from amid.results import Score
 PER_PROMPT = "per_prompt.json"
 """Beside a run's answers: set -> metric -> the mean score of the answers to each prompt."""
 
+FORM = 'give JSON Lines, an object a line, such as {"references": ["Paris"], "answers": ["Paris", "It is."]}'
+"""What a file of answers is, for the message on one that is not."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -66,13 +69,19 @@ def score_answers(by_seed: Sequence[Sequence[Answered]], metrics: Mapping[str, M
         see `amid.metrics`). distinct_2 (0..100) over all answers of a seed. corpus_self_bleu (0..100):
         Self-BLEU over all answers of a seed. self_bleu (0..100): Self-BLEU over the answers to one prompt,
         mean over the prompts; with one sample a seed, over the answers of all seeds (and then a single value,
-        without a deviation); left out where there is only one answer.
+        without a deviation); left out where there is only one answer. The signature of both says among how
+        many answers, as other numbers cannot be compared.
     """
     values: dict[str, list[float]] = {}
     signatures: dict[str, str | None] = {}
 
     def add(name: str, value: float) -> None:
         values.setdefault(name, []).append(value)
+
+    def add_self_bleu(groups: list[list[str]]) -> None:
+        add("self_bleu", self_bleu_per_prompt(groups))
+        numbers = sorted({len(group) for group in groups})
+        signatures["self_bleu"] = f"among {'/'.join(map(str, numbers))} answers to a prompt"
 
     for answered in by_seed:
         flat = [answer for row in answered for answer in row.answers]
@@ -90,11 +99,11 @@ def score_answers(by_seed: Sequence[Sequence[Answered]], metrics: Mapping[str, M
         add("distinct_2", distinct_n(texts, n=2))
         if len(texts) > 1:
             add("corpus_self_bleu", self_bleu(texts))
+            signatures["corpus_self_bleu"] = f"among {len(texts)} answers"
         if all(len(row.answers) > 1 for row in answered):
-            add("self_bleu", self_bleu_per_prompt([[a.text for a in row.answers] for row in answered]))
+            add_self_bleu([[a.text for a in row.answers] for row in answered])
     if "self_bleu" not in values and len(by_seed) > 1:
-        together = [[a.text for row in rows for a in row.answers] for rows in zip(*by_seed, strict=True)]
-        add("self_bleu", self_bleu_per_prompt(together))
+        add_self_bleu([[a.text for row in rows for a in row.answers] for rows in zip(*by_seed, strict=True)])
     return {name: Score.over_seeds(per_seed, signatures.get(name)) for name, per_seed in values.items()}
 
 
@@ -179,12 +188,17 @@ def read_answers(file: str | Path, most: int | None = None) -> list[Answered]:
                         answered.append(_of_line(json.loads(line)))
                     except ValueError as error:
                         raise InputError(
-                            f"{file}, line {number}, is no prompt with answers: {error}"
+                            f"{file}, line {number}, is no prompt with answers: {error}; {FORM}"
                         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read ({error}); give a file of answers, JSON Lines") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is no text ({error}); {FORM}") from error
+    except OSError as error:
+        raise InputError(
+            f"{file} cannot be read ({error}); give a file of answers, JSON Lines, or the folder of a "
+            "finished run"
+        ) from error
     if not answered:
-        raise InputError(f"{file} is empty; give a file with a prompt and its answers a line")
+        raise InputError(f"{file} is empty; {FORM}")
     return answered
 
 

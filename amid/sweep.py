@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from amid.config import CONF, SWEEPS, register_resolvers, run_name
-from amid.errors import InputError
+from amid.errors import InputError, choose_one
 from amid.results import RESULT_FILE
 
 SMALL = "small"
@@ -126,11 +126,11 @@ def read_sweep(name: str, overrides: Sequence[str], scale: str = SMALL) -> Sweep
         InputError: if there is no such sweep or scale.
     """
     if name not in names():
-        raise InputError(f"sweep {name!r} is not in {SWEEPS}; choose one of {', '.join(names())}")
+        raise InputError(f"sweep {name!r} is not in {SWEEPS}{choose_one(name, names())}")
     file: Any = OmegaConf.load(SWEEPS / f"{name}.yaml")
     scales = file.get("scales", {})
     if scale not in scales:
-        raise InputError(f"scale={scale} is none of sweep {name}; choose one of {', '.join(scales)}")
+        raise InputError(f"scale={scale} is none of sweep {name}{choose_one(scale, list(scales))}")
     grid = [f"{key}={value}" for key, value in file.hydra.sweeper.params.items()]
     everywhere = [*scales[scale], *overrides]
     lines = [line.split() for line in file.get("baselines", [])]

@@ -1,7 +1,11 @@
 import csv
 import json
+import logging
 import math
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ import torch
 from amid import results
 from amid.cli import main
 from amid.config import CONF
+from amid.errors import InputError
 
 
 def run(*arguments):
@@ -38,7 +43,72 @@ def test_help_and_version(capsys):
     assert run("sweep") == 0
     assert "alpha" in capsys.readouterr().out
     assert run("trian") == 1
-    assert "choose one of train" in capsys.readouterr().err
+    assert "did you mean 'train'? Choose one of train, evaluate" in capsys.readouterr().err
+    assert run("nope") == 1
+    assert "'nope' is no command of amid; choose one of train, evaluate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["--help", "train --help", "sweep", "sweep alpha --dry-run"])
+def test_a_closed_pipe_ends_it_quietly(command, tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "amid", *command.split()],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        check=False,
+    )
+    os.close(write)
+    assert done.stderr == b""
+    assert done.returncode
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("report", "finished runs below FOLDER"),
+        ("status", "--follow refreshes"),
+        ("evaluate", "Score the student of a finished run again, run=FOLDER"),
+        ("cache", "Write the teacher's states"),
+    ],
+)
+def test_help_of_a_command_says_what_it_does(command, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(command, "--help") == 0
+    assert words in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "cache"])
+def test_several_values_without_multirun_are_one_line_with_the_command_for_them(
+    command, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(command, "seed=1", "assistant.alpha=-5,1") == 1
+    err = capsys.readouterr().err
+    assert f"amid {command} -m assistant.alpha=-5,1" in err
+    assert "seed" not in err
+    assert len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluate_without_a_model_says_what_it_takes(tmp_path, capsys):
+    assert run("evaluate", f"output_dir={tmp_path}") == 1
+    err = capsys.readouterr().err
+    assert "give a finished run to score, run=FOLDER, or a model, model.student.path=MODEL" in err
+
+
+def test_the_log_of_a_run_does_not_name_the_next(quick, tmp_path, monkeypatch):
+    def logged(cfg, directory, labels):
+        logging.getLogger("amid").warning("a word of the run")
+        raise InputError("enough")
+
+    monkeypatch.setattr("amid.train.run_experiment", logged)
+    assert run("train", "-m", *quick, "assistant.alpha=-1,1") == 1
+    logs = [file.read_text() for file in (tmp_path / "runs").glob("*/run.log")]
+    assert len(logs) == 2
+    assert all(log.endswith("WARNING amid: a word of the run\n") and log.count("\n") == 1 for log in logs)
 
 
 def test_train_leaves_a_whole_run_that_is_not_run_again(quick, tmp_path, capsys):
@@ -56,6 +126,8 @@ def test_train_leaves_a_whole_run_that_is_not_run_again(quick, tmp_path, capsys)
     assert 1e7 < result.training["peak_memory"] < 1e11
     assert (directory / "checkpoints" / "best" / "model.safetensors").exists()
     assert not list(directory.glob("checkpoints/*.ckpt"))
+    assert json.loads((directory / "status.json").read_text())["state"] == "done"
+    assert not (directory / "run.log").exists()
     lines = (directory / "generations" / "open-1.jsonl").read_text().splitlines()
     assert len(json.loads(lines[0])["answers"]) == 2
     capsys.readouterr()
@@ -102,7 +174,7 @@ def test_what_changes_speed_and_memory_changes_nothing_else(quick, tmp_path):
     assert sum(padding[2]) < sum(padding[0])
 
 
-def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(quick, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(quick, tmp_path, monkeypatch, capsys):
     assert run("train", *quick, f"output_dir={tmp_path / 'whole'}") == 0
     from amid.module import DistillationModule
 
@@ -122,11 +194,31 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(quick, tmp_pa
     shutil.copytree(cut, tmp_path / "torn" / cut.name)
     torn = tmp_path / "torn" / cut.name / "checkpoints" / "last.ckpt"
     torn.write_bytes(torn.read_bytes()[:1000])
+    capsys.readouterr()
     assert run("train", *quick, f"output_dir={tmp_path / 'torn'}") == 0
+    assert "last.ckpt is damaged: the run starts over\n" in capsys.readouterr().out
     assert results.load(tmp_path / "torn" / cut.name).scores == results.load(whole).scores
     assert run("train", *quick, f"output_dir={tmp_path / 'cut'}") == 0
+    assert f"{cut} goes on after its last finished epoch\n" in capsys.readouterr().out
     assert results.load(cut).scores == results.load(whole).scores
     assert results.load(cut).training["valid_loss"] == results.load(whole).training["valid_loss"]
+
+
+def test_a_run_interrupted_in_its_first_epoch_starts_over_and_says_so(quick, tmp_path, monkeypatch, capsys):
+    from amid.module import DistillationModule
+
+    def stopped(self, batches, index):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DistillationModule, "training_step", stopped)
+        assert run("train", *quick) == 130
+    assert "finished runs and epochs stay. To go on: amid train" in capsys.readouterr().err
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert json.loads((directory / "status.json").read_text())["state"] == "interrupted"
+    assert run("train", *quick) == 0
+    assert "stopped before its first epoch ended: it starts over\n" in capsys.readouterr().out
+    assert results.load(directory).training["steps"] == 4
 
 
 def test_every_method_trains(quick, tmp_path):
@@ -218,6 +310,7 @@ def test_wandb_offline(quick, tmp_path, capfd, monkeypatch):
     [
         (["assistant.lam=1.5"], "lam must lie in [0, 1], got lam=1.5"),
         (["assistant.lam=1"], "no gradient"),
+        (["seed=1.5"], "seed=1.5 must be a whole number"),
         (["assistant.alpha=nan"], "alpha must be a finite number"),
         (["method=kd", "objective.order=pr"], "names the assistant r"),
         (["method=kd", "schedule=taid"], "schedule TAID moves lam of an assistant"),
@@ -240,7 +333,23 @@ def test_a_mistake_is_one_line_and_no_result(quick, tmp_path, capsys, overrides,
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
-    assert not list((tmp_path / "runs").rglob("result.json"))
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_failed_runs_among_others_stand_in_the_report(quick, tmp_path, capsys):
+    arguments = ["train", "-m", *quick, "generation.top_p=0.9,2"]
+    assert run(*arguments) == 1
+    capsys.readouterr()
+    (failed,) = [file.parent for file in tmp_path.glob("runs/*/status.json") if "failed" in file.read_text()]
+    told = f"{failed.name}: failed, generation.top_p=2 must be in (0, 1]"
+    assert run("report", tmp_path / "runs") == 0
+    assert told in " ".join(capsys.readouterr().out.split())
+    for page in ("report.md", "report.html"):
+        assert told in (tmp_path / "runs" / "report" / page).read_text()
+    for result in tmp_path.glob("runs/*/result.json"):
+        shutil.rmtree(result.parent)
+    assert run("report", tmp_path / "runs") == 1
+    assert f"no finished run to report ({told}" in capsys.readouterr().err
 
 
 def test_a_folder_of_another_configuration_is_left_alone(quick, tmp_path, capsys):
@@ -332,10 +441,12 @@ def test_evaluate_on_other_data_keeps_the_folder_of_each_run(quick, tmp_path, js
     assert run("evaluate", f"model.student.path={model}", *sets, f"output_dir={tmp_path / 'hub'}") == 0
 
 
-def test_runs_of_different_settings_are_different_rows(quick, tmp_path):
+def test_runs_of_different_settings_are_different_rows(quick, tmp_path, monkeypatch, capsys):
     from amid.reporting import build_table
 
+    monkeypatch.chdir(tmp_path)
     assert run("train", "-m", *quick, "optimizer.lr=1e-3,2e-3", "seed=1,2") == 0
+    assert capsys.readouterr().out.endswith("\nReport: amid report runs\n")
     table = build_table(results.load_all(tmp_path / "runs"))
     assert sorted(len(row.runs) for row in table.rows) == [2, 2]
 

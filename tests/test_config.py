@@ -3,7 +3,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from amid.config import CONF, SWEEPS, check_overrides, config_hash, register_resolvers, run_name
+from amid.config import CONF, SWEEPS, check_overrides, check_seed, config_hash, register_resolvers, run_name
 from amid.errors import InputError
 from amid.losses import KL, AlphaBeta, CrossEntropy, JensenShannon, ReverseKL
 
@@ -108,7 +108,10 @@ def test_sweeps_compose(file):
     [
         ("assistant.alhpa=1", "did you mean 'assistant.alpha'"),
         ("modell=tiny", "did you mean 'model'"),
-        ("model=tinny", "model=tinny is no option of 'model'; did you mean 'tiny'"),
+        (
+            "model=tinny",
+            "model=tinny is no option of 'model'; did you mean 'tiny'[?] Choose one of from_scratch",
+        ),
         ("divergence=kl,reverse_k", "divergence=reverse_k is no option.*did you mean 'reverse_kl'"),
         ("alpha=1", "did you mean"),
         ("a b=c", "write KEY=VALUE"),
@@ -137,3 +140,10 @@ def test_the_hash_follows_what_a_run_computes_and_the_content_of_its_files(jsonl
     assert key != config_hash(cfg | {"seed": 2})
     path.write_text('{"instruction": "a", "output": "c"}\n')
     assert key != config_hash(cfg)
+
+
+@pytest.mark.parametrize("seed", [1.5, "a", True, None])
+def test_a_seed_is_a_whole_number(seed):
+    check_seed(0)
+    with pytest.raises(InputError, match=f"seed={seed} must be a whole number"):
+        check_seed(seed)

@@ -52,7 +52,7 @@ def test_every_state_is_told_from_what_runs_write(tmp_path):
     assert runs[5].note == "its process is gone"
     assert runs[5].seconds_left is None
     out = shown(runs)
-    assert "ROUGE-L" in out
+    assert "valid ROUGE-L" in out.splitlines()[0]
     (line,) = [line for line in out.splitlines() if line.startswith("c ")]
     assert line.split()[:5] == ["c", "running", "10/40", "1.500", "30.0"]
     assert "6 runs: 1 running, 1 done, 1 diverged, 2 failed, 1 waiting; about 90 s left" in out
@@ -78,7 +78,32 @@ def test_a_finished_run_stays_so_and_an_interrupt_is_told(tmp_path):
     assert read_status(tmp_path)[0].state == "done"
     with pytest.raises(KeyboardInterrupt), watched_in(tmp_path / "cut"):
         raise KeyboardInterrupt
-    assert read_status(tmp_path / "cut")[0].note == "interrupted"
+    (cut,) = read_status(tmp_path / "cut")
+    assert (cut.state, cut.note) == ("interrupted", "")
+    assert "1 runs: 1 interrupted" in shown([cut])
+
+
+@pytest.mark.parametrize(
+    ("training", "state"), [({"steps": 40.0}, "done"), ({"steps": 7.0, "diverged_step": 8.0}, "diverged")]
+)
+def test_the_file_tells_the_end_too(tmp_path, training, state):
+    with watched_in(tmp_path / "a"):
+        StatusWriter(tmp_path / "a").write(step=7, steps=40, loss=1.5, seconds_left=3.0, note="scoring")
+        finished(tmp_path / "a", **training)
+    record = json.loads((tmp_path / "a" / "status.json").read_text())
+    assert (record["state"], record["note"]) == (state, "")
+    assert (record["step"], record["steps"], record["loss"]) == (7, 40, 1.5)
+    assert "seconds_left" not in record
+
+
+def test_a_full_disk_at_the_end_spoils_no_finished_run(tmp_path, monkeypatch):
+    def full(self, **fields):
+        raise OSError("no space")
+
+    with watched_in(tmp_path / "a"):
+        finished(tmp_path / "a", steps=1.0)
+        monkeypatch.setattr(StatusWriter, "write", full)
+    assert read_status(tmp_path / "a")[0].state == "done"
 
 
 def test_time_left():

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from amid.cli import main
-from amid.config import SWEEPS, check_overrides
+from amid.config import SWEEPS, check_overrides, run_name
 from amid.results import RunResult, save
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -32,13 +33,43 @@ def test_every_command_is_valid(command):
     check_overrides(name, [a for a in arguments if not a.startswith(("-", "run="))])
 
 
+def test_what_a_command_reads_an_earlier_one_has_written():
+    made, read = set(), set()
+    for command in COMMANDS:
+        _, name, *arguments = command.split()
+        given = dict(a.split("=", 1) for a in arguments if "=" in a)
+        if name in ("report", "status", "score", "evaluate"):
+            folders = {a.removeprefix("run=") for a in arguments if a.startswith(("run=", "outputs/"))}
+            assert folders, command
+            assert folders <= made, command
+            read |= folders
+        elif name == "sweep":
+            made.add(f"outputs/{arguments[0]}")
+        elif name == "train":
+            folder = given.get("output_dir", "outputs/train")
+            overrides = [a for a in arguments if "=" in a]
+            made.add(folder if "-m" in arguments else f"{folder}/{run_name(overrides)}")
+    assert len(read) > 2
+
+
+def test_make_help_lists_the_targets():
+    root = Path(__file__).parents[1]
+    targets = re.search(r"^\.PHONY: (.*)$", (root / "Makefile").read_text(), re.M).group(1).split()
+    if shutil.which("make") is None:
+        pytest.skip("no make on this machine")
+    told = subprocess.run(["make", "help"], cwd=root, check=True, capture_output=True, text=True).stdout
+    assert [line.split()[0] for line in told.splitlines()] == targets
+    assert all(len(line.split()) > 1 for line in told.splitlines())
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[1] == "score"])
 def test_every_file_of_answers_is_scored(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rows = [{"references": [f"say {i}"], "answers": ["say 1"]} for i in range(4)]
-    for file in ("ours.jsonl", "theirs.jsonl", "outputs/train/default/generations/open-10.jsonl"):
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for folder in ("default", "method=distillm_srkl"):
+        file = Path("outputs/train", folder, "generations/open-10.jsonl")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(command.split()[1:]) == 0
     assert "ROUGE-L" in capsys.readouterr().out
 

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import re
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
@@ -9,6 +10,7 @@ from sacrebleu.metrics.bleu import BLEU
 from amid.cli import main
 from amid.errors import InputError
 from amid.metrics import bleu, rouge_l
+from amid.score import LEGEND
 from amid.scoring import Answer, Answered, per_prompt, read_answers, score_answers, write_answers
 
 REFERENCES = [["the cat sat on the mat"], ["a dog barked", "the dog barked loudly"], ["yes"]]
@@ -50,6 +52,12 @@ def test_the_scores_are_those_of_each_metric():
     assert scores["rouge_l"].mean == pytest.approx(sum(rouge_l(texts, REFERENCES)) / 3)
 
 
+def test_self_bleu_says_among_how_many_answers():
+    rows = answered("a", "b", "c")
+    assert score_answers([rows], {})["corpus_self_bleu"].signature == "among 3 answers"
+    assert score_answers([rows, rows], {})["self_bleu"].signature == "among 2 answers to a prompt"
+
+
 def test_what_is_not_known_of_the_answers_is_left_out():
     scores = score_answers([answered("a", "b", "c")], {})
     assert not {"length", "eos_share", "log_prob"} & scores.keys()
@@ -80,6 +88,7 @@ def test_a_damaged_file_is_an_error_that_says_where(tmp_path, line, message):
     with pytest.raises(InputError, match=r"answers.jsonl") as raised:
         read_answers(tmp_path / "answers.jsonl")
     assert message in str(raised.value)
+    assert 'JSON Lines, an object a line, such as {"references"' in str(raised.value)
 
 
 def foreign(tmp_path, name, texts, **fields):
@@ -92,6 +101,11 @@ def foreign(tmp_path, name, texts, **fields):
     return path
 
 
+def parts_of(out):
+    """The column Prompts of the printed table."""
+    return re.findall(r"^ ?\S+ +(all|[\d-]+ words) ", out, re.MULTILINE)
+
+
 class TestCommand:
     def test_other_systems_answers_are_scored_and_compared(self, tmp_path, capsys):
         good = foreign(tmp_path, "good", ["the cat sat on the mat", "a dog barked", "yes"])
@@ -101,7 +115,10 @@ class TestCommand:
         rows = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
         assert rows["bad"][1] == "0.00"
         (difference,) = [line for line in out.splitlines() if "+100.00 to" in line]
-        assert difference.split() == ["good", "bad", "+100.00", "+100.00", "to", "+100.00", "0.0000", "*"]
+        assert difference.split() == ["good", "bad", "+100.00", "+100.00", "to", "+100.00", "<0.0002", "*"]
+        for name in ("Self-BLEU", "Distinct-2", "Rep-4", "Overlong", "EOS", "Length", "Log p", "±"):
+            assert name in LEGEND
+        assert " ".join(LEGEND.split()) in " ".join(out.split())
 
     def test_by_a_field_and_by_length(self, tmp_path, capsys):
         kinds = ["short", "long", "short"]
@@ -114,10 +131,27 @@ class TestCommand:
             "kind=long": 0,
             "kind=short": 100,
         }
+        capsys.readouterr()
         assert main(["score", str(path), "--by", "length"]) == 0
-        assert "6-6 words" in capsys.readouterr().out
+        assert parts_of(capsys.readouterr().out) == ["all", "1 words", "4 words", "6 words"]
         assert main(["score", str(path), "--by", "colour"]) == 1
         assert "choose of length, kind" in capsys.readouterr().err
+
+    def test_parts_of_one_length_are_one_and_others_are_spans(self, tmp_path, capsys):
+        path = tmp_path / "lengths.jsonl"
+        lines = [{"output": "a " * words, "answers": ["a"]} for words in (2, 2, 2, 2, 3, 5)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert main(["score", str(path), "--by", "length", "--csv", str(tmp_path / "all.csv")]) == 0
+        assert parts_of(capsys.readouterr().out) == ["all", "2 words", "3-5 words"]
+        with (tmp_path / "all.csv").open() as file:
+            rows = {row["prompts"]: float(row["rouge_l_mean"]) for row in csv.DictReader(file)}
+        assert rows["2 words"] == pytest.approx(200 / 3)
+        assert rows["3-5 words"] == pytest.approx((50 + 100 / 3) / 2)
+
+    def test_a_path_that_is_not_there(self, tmp_path, capsys):
+        assert main(["score", str(tmp_path / "none")]) == 1
+        err = capsys.readouterr().err
+        assert "give a file of answers, JSON Lines, or the folder of a finished run" in err
 
     def test_systems_that_answered_other_prompts_are_not_compared(self, tmp_path, capsys):
         one = foreign(tmp_path, "one", ["a", "b", "c"])

@@ -75,7 +75,8 @@ def test_what_is_given_comes_last_and_the_grid_stays_off_the_baselines():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nope"], "choose one of alpha"),
+        (["nope"], "; choose one of alpha"),
+        (["alhpa"], "; did you mean 'alpha'? Choose one of alpha"),
         (["alpha", "scale=huge"], "choose one of small, full"),
         (["alpha", "assistant.alhpa=1"], "did you mean 'assistant.alpha'"),
         (["alpha", "--dryrun"], "neither KEY=VALUE nor --dry-run"),
@@ -157,6 +158,39 @@ def test_finished_runs_give_the_times(offline, capsys):
     assert "60 min" in rows["alpha=1"]
     assert "7 h of time" in out
     assert RATES["cpu"] < RATES["cuda"]
+
+
+def test_finished_runs_of_another_sweep_give_the_times_where_the_own_has_none(offline, capsys):
+    _, cfg = next(read_sweep("alpha", []).configs())
+    cfg.logger = {}
+    folder = offline / "outputs" / "alpha" / "a"
+    save(RunResult("a", {}, "", 1, {}, {}, {"train": 3000.0, "evaluate": 600.0}, {}), folder)
+    OmegaConf.save({"hash": "h", "config": as_dict(cfg)}, folder / "config.yaml")
+    save(RunResult("b", {}, "", 1, {}, {}, {"train": 1.0}, {}), offline / "outputs" / "damaged")
+    assert main(["sweep", "lambda", "--dry-run", "assistant.lam=0.1"]) == 0
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if "lam=0.1" in line]
+    assert "60 min" in line
+    assert "runs like finished ones as those took" in out
+    assert main(["sweep", "lambda", "--dry-run", "assistant.lam=0.1", "data.max_length=40"]) == 0
+    assert "60 min" not in capsys.readouterr().out
+
+
+def test_the_teacher_s_states_are_known_to_be_there(small_run, monkeypatch, capsys):
+    given = [o for o in small_run if not o.startswith("output_dir")]
+    arguments = ["sweep", "alpha", "--dry-run", "assistant.alpha=1", *small_run]
+
+    def state():
+        capsys.readouterr()
+        assert main(arguments) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "the teacher's states" in line]
+        return line.removeprefix(" once: the teacher's states").split("  ")[1].strip() or line
+
+    assert "to do" in state()
+    assert main(["cache", *given]) == 0
+    assert "done" in state()
+    arguments.append("data.train.size=120")
+    assert "to do" in state()
 
 
 def test_what_a_run_would_refuse_is_said(offline, capsys):

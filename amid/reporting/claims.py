@@ -19,7 +19,8 @@ PUBLISHED: dict[str, Label] = {"divergence": "alpha_beta", "order": "pr", "alpha
 
 NOTE = (
     "Differences: mean ± standard error over the training seeds that two settings share. A direction holds, "
-    "or does not, where the mean is more than twice that; one seed tells nothing."
+    "or does not, where the mean is more than twice that; one seed tells nothing. A free α is the "
+    "one chosen on the validation data; for it to be at least as good, a mean of 0 or more is enough."
 )
 
 

@@ -157,6 +157,7 @@ def _data(name: str, table: Table, sections: Sequence[Section], places: Sequence
         "runs": [
             {
                 "name": run.name,
+                "folder": str(place),
                 "row": index,
                 "seed": run.seed,
                 "hash": run.config_hash,
@@ -169,7 +170,7 @@ def _data(name: str, table: Table, sections: Sequence[Section], places: Sequence
                     for key, curve in of_run.items()
                 },
             }
-            for (index, run), own, of_run in zip(runs, config, logged, strict=True)
+            for (index, run), place, own, of_run in zip(runs, places, config, logged, strict=True)
         ],
         "common": {key: _value(value) for key, value in common.items()},
         "claims": [{"text": claim.text, "verdict": claim.verdict, "why": claim.why} for claim in found],

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from amid.errors import InputError
+from amid.monitor import without_result
 from amid.reporting.claims import NOTE, claims
 from amid.reporting.figures import Figure, draw_figures
 from amid.reporting.interactive import interactive_page
@@ -35,9 +36,10 @@ def write_report(directory: str | Path) -> Path:
     directory = Path(directory)
     records = load_folders(directory)
     if not records:
+        begun = "; ".join(_begun(directory))
         raise InputError(
-            f"{directory} has no {RESULT_FILE} in it or below, so there is no finished run to report; "
-            "make some: amid sweep alpha"
+            f"{directory} has no {RESULT_FILE} in it or below, so there is no finished run to report"
+            f"{f' ({begun})' if begun else ''}; make some: amid sweep alpha"
         )
     table = build_table(list(records.values()))
     name = directory.resolve().name
@@ -48,9 +50,9 @@ def write_report(directory: str | Path) -> Path:
         (made / "table.md").write_text(f"{table.to_markdown()}\n{table.caption}\n", encoding="utf-8")
         (made / "table.csv").write_text(table.to_csv(), encoding="utf-8")
         (made / "table.tex").write_text(table.to_latex(), encoding="utf-8")
-        further = sections(table, records)
+        further = sections(directory, table, records)
         (made / PAGE).write_text(interactive_page(name, table, further, records), encoding="utf-8")
-        (made / "report.md").write_text(_page(name, table, further, figures), encoding="utf-8")
+        (made / "report.md").write_text(_page(directory, table, further, figures, records), encoding="utf-8")
         report.mkdir(exist_ok=True)
         for stale in [*report.glob("*.png"), *report.glob("*.pdf")]:
             stale.unlink()
@@ -59,14 +61,37 @@ def write_report(directory: str | Path) -> Path:
     return report / "report.md"
 
 
-def sections(table: Table, records: Mapping[Path, RunResult]) -> list[Section]:
-    """The further tables that the rows of `table`, of the runs in `records`, allow.
+def sections(directory: Path, table: Table, records: Mapping[Path, RunResult]) -> list[Section]:
+    """The runs below `directory` that are not in `table`, and the further tables that its rows allow.
+
+    Args:
+        directory: of the report.
+        table: of the runs that have a result.
+        records: these runs by their folders.
 
     Raises:
         InputError: naming a file of a run that cannot be read.
     """
     further = (against_the_best(table, records), cost(table), against_published(table))
-    return [*pivots(table), *filter(None, further)]
+    return [*_without_result(directory), *pivots(table), *filter(None, further)]
+
+
+def _without_result(directory: Path) -> list[Section]:
+    note = (
+        "They are in no table. The command that began a run, given again, goes on with it; where it is not "
+        "wanted, delete its folder."
+    )
+    lines = [[line] for line in _begun(directory)]
+    return [Section("Runs without a result", ["Run"], lines, note)] if lines else []
+
+
+def _begun(directory: Path) -> list[str]:
+    """In a line each the runs below `directory` without a result: their state, and why."""
+    found = without_result(directory).items()
+    return [
+        f"{folder.relative_to(directory)}: {', '.join(filter(None, (run.state, run.note)))}"
+        for folder, run in found
+    ]
 
 
 def claims_in_words(table: Table) -> list[str]:
@@ -75,8 +100,14 @@ def claims_in_words(table: Table) -> list[str]:
     return [*found, " ".join(filter(None, (NOTE, other_pairs(table))))] if found else []
 
 
-def _page(title: str, table: Table, further: Sequence[Section], figures: Sequence[Figure]) -> str:
-    parts = [f"# {title}", "## Scores", table.to_markdown().rstrip(), table.caption]
+def _page(
+    directory: Path,
+    table: Table,
+    further: Sequence[Section],
+    figures: Sequence[Figure],
+    records: Mapping[Path, RunResult],
+) -> str:
+    parts = [f"# {directory.resolve().name}", "## Scores", table.to_markdown().rstrip(), table.caption]
     parts += [section.to_markdown() for section in further]
     if found := claims_in_words(table):
         parts += ["## What the paper claims", "\n".join(f"- {line}" for line in found[:-1]), found[-1]]
@@ -95,6 +126,14 @@ def _page(title: str, table: Table, further: Sequence[Section], figures: Sequenc
         for setting, run in runs
     ]
     parts += ["## Runs", "\n".join(lines)]
+    if table.repeats:
+        folders = {id(run): folder.relative_to(directory) for folder, run in records.items()}
+        left_out = [
+            f"- `{folders[id(repeat.run)]}`, a repeat of `{folders[id(repeat.counted)]}`"
+            + (", with other scores" if repeat.differs else "")
+            for repeat in table.repeats
+        ]
+        parts.append("\n".join(["Left out:\n", *left_out]))
     versions: dict[str, list[str]] = {}
     for _, run in runs:
         for package, version in run.versions.items():

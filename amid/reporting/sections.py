@@ -120,7 +120,9 @@ def cost(table: Table) -> Section | None:
         rows = [
             row
             for row in table.rows
-            if not row.baseline and all(row.labels.get(name) == direct.labels.get(name) for name in same)
+            if not row.baseline
+            and all(row.labels.get(name) == direct.labels.get(name) for name in same)
+            and _figure(row, "step_seconds")  # a student that was scored again costs nothing
         ]
         if rows and _figure(direct, "step_seconds"):
             lines += [_cost_line(table, row, direct) for row in (direct, *rows)]
@@ -130,8 +132,9 @@ def cost(table: Table) -> Section | None:
     heads.append(f"{title(table.quality)} gained")
     note = (
         "Step: mean of the optimiser steps without the first, of each run. Tokens/s: of responses, over the "
-        "whole training. Memory: at most, of the GPU, or of the process where there is none. × direct: "
-        "against the same divergence without the assistant, the first of its lines."
+        "whole training. Memory: at most, of the GPU; where there is none, of the process with all that "
+        "its earlier runs left in it, too coarse to compare settings by. × direct: against the same "
+        "divergence without the assistant, the first of its lines."
     )
     return Section("What the assistant costs", heads, lines, note)
 

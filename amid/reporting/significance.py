@@ -12,6 +12,9 @@ from amid.reporting.table import MISSING, OF_NO_METHOD, Row, Table, title
 from amid.results import RunResult
 from amid.scoring import PER_PROMPT
 
+NAMED = 3
+"""So many settings at most are named in a verdict; more are counted."""
+
 Scores = Mapping[str, Mapping[str, Sequence[float]]]
 
 
@@ -35,23 +38,40 @@ def against_the_best(table: Table, records: Mapping[Path, RunResult]) -> Section
         if means[id(row)] and row.labels.get("method") != "teacher":
             groups.setdefault(tuple(row.labels.get(label) for label in OF_NO_METHOD), []).append(row)
     sets = table.sets(table.quality)
-    lines = []
+    lines, verdicts = [], []
     for rows in groups.values():
         best = max(rows, key=lambda row: _overall(table, row))
+        told: dict[str, list[str]] = {}
         for row in rows:
             if row is not best:
                 cells = [_cell(means[id(row)].get(name), means[id(best)].get(name)) for name in sets]
                 lines.append([table.name(row), table.name(best), *cells])
+                marked = [name for name, cell in zip(sets, cells, strict=True) if cell.endswith("*")]
+                told.setdefault(", ".join(marked) or "no set", []).append(table.name(row))
+        if told:
+            verdicts.append(_verdict(table.name(best), told))
     if not lines:
         return None
     return Section(
         f"{title(table.quality)} against the best setting",
         ["Setting", "Best", *sets],
         lines,
+        f"{' '.join(verdicts)}\n\n"
+        f"Best: the highest {title(table.quality)} over all sets in the table of scores. "
         "Difference of the means over prompts, and its 95% interval by paired bootstrap over the prompts of "
         "a set (Koehn 2004); *: the interval leaves out 0. It tells of the choice of prompts; what training "
-        "seeds make of a setting is told by the deviations of the first table, where it has several.",
+        "seeds make of a setting is told by the deviations of the first table, where it has several. "
+        "Self-BLEU is not tested.",
     )
+
+
+def _verdict(best: str, told: Mapping[str, Sequence[str]]) -> str:
+    """In a sentence from which settings, by the sets that they are told apart on, the best one is."""
+    parts = [
+        f"from {', '.join(names) if len(names) <= NAMED else f'{len(names)} settings'} on {sets}"
+        for sets, names in sorted(told.items(), key=lambda item: item[0] == "no set")
+    ]
+    return f"{best} is told apart {'; '.join(parts)}."
 
 
 def _read(folder: Path) -> Scores:

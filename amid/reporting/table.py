@@ -120,8 +120,24 @@ class Row:
         return Score.over_seeds(means) if len(means) == len(scores) else None
 
 
+@dataclass(frozen=True)
+class Repeat:
+    """A run that is left out of a table, and the one in it that it repeats."""
+
+    run: RunResult
+    counted: RunResult
+
+    @property
+    def differs(self) -> bool:
+        """Whether its scores are other ones, as on another machine."""
+        return self.run.scores != self.counted.scores
+
+
 def build_table(results: Sequence[RunResult]) -> "Table":
     """The table of `results`, which may come in any order.
+
+    A run that repeats an earlier one, as that of a point which two sweeps share, is left out: it is so where
+    labels, configuration, seed and versions are equal. `Table.repeats` has it.
 
     Raises:
         InputError: for no results.
@@ -134,9 +150,16 @@ def build_table(results: Sequence[RunResult]) -> "Table":
     turns: Counter[Any] = Counter()
     mixtures: dict[Label, set[tuple[Label, Label]]] = {}
     shared = _shared_settings(results)
+    known: dict[Any, RunResult] = {}
+    repeats: list[Repeat] = []
     for result in results:
         labels = _labels(result, shared)
         key = frozenset(labels.items())
+        same = (key, result.config_hash, result.seed, frozenset(result.versions.items()))
+        if result.config_hash and same in known:  # an evaluation has no hash
+            repeats.append(Repeat(result, known[same]))
+            continue
+        known[same] = result
         # A seed that comes twice is no repetition: the runs differ in something that no label tells.
         groups.setdefault((key, turns[key, result.seed]), []).append(result)
         turns[key, result.seed] += 1
@@ -148,7 +171,7 @@ def build_table(results: Sequence[RunResult]) -> "Table":
         method = labels.get("method")
         in_grid = labels.get("alpha") is not None and (method in ("amid", None) or len(mixtures[method]) > 1)
         rows.append(Row(labels, tuple(runs), baseline=not in_grid))
-    return Table(sorted(rows, key=_place))
+    return Table(sorted(rows, key=_place), tuple(repeats))
 
 
 @dataclass(frozen=True)
@@ -163,6 +186,7 @@ class Table:
     """
 
     rows: list[Row]
+    repeats: tuple[Repeat, ...] = ()
 
     @cached_property
     def datasets(self) -> list[str]:
@@ -260,12 +284,14 @@ class Table:
             *([f"{quality}: 0 to 100, higher is better."] if quality else []),
             f"Self-BLEU: 0 to 100, among {among}, lower is more diverse.",
             f"Numbers: {spread}. Bold: best of the column at the digits shown; {second}: the second.",
-            *(
-                f"{title(metric)}: {' or '.join(signatures)}."
-                for metric in self._quality
-                if (signatures := self._signatures(metric))
-            ),
         ]
+        if AVERAGE in (dataset for dataset, _ in self.columns()):
+            sentences.append(f"{AVERAGE}: the mean over the sets, each with the same weight.")
+        for metric in self.metrics:
+            if signatures := self._signatures(metric):
+                alike = self._alike(metric, AVERAGE)
+                unlike = "" if alike else ", not the same in all rows: no best is marked"
+                sentences.append(f"{title(metric)}: {' or '.join(signatures)}{unlike}.")
         common = [
             f"{SYMBOLS.get(label, label).lower()} {text}"
             for label in OF_NO_METHOD
@@ -284,6 +310,12 @@ class Table:
             settings = [text for text in settings if not text.endswith(MISSING)]
             if settings:
                 sentences.append(f"{method}: {', '.join(settings)}.")
+        if self.repeats:
+            differing = sum(repeat.differs for repeat in self.repeats)
+            sentences.append(
+                "Runs left out, as they repeat one in configuration, seed and versions: "
+                f"{len(self.repeats)}" + (f", {differing} of them with other scores." if differing else ".")
+            )
         return " ".join(sentences)
 
     def to_markdown(self, digits: int = 2) -> str:
@@ -376,8 +408,11 @@ class Table:
         """Of each row 1 if it is the best of a column, 2 if it is the second, else 0.
 
         Rows that are equal in the digits shown share a place. The teacher has none, and there is a second
-        only where one row is the best of three or more.
+        only where one row is the best of three or more. No row has one where the scores were not computed
+        alike in all, such as Self-BLEU among other numbers of answers.
         """
+        if not self._alike(metric, dataset):
+            return [0] * len(self.rows)
         lower = metric == self.diversity
         means = [
             round(score.mean, digits)
@@ -434,6 +469,16 @@ class Table:
             for metric in self.metrics
             for dataset in [*self.sets(metric), *([AVERAGE] if self.overall(metric) == AVERAGE else [])]
         ]
+
+    def _alike(self, metric: str, dataset: str) -> bool:
+        """Whether a column's scores were computed in the same way in all rows, but for the teacher's."""
+        rivals = [run for row in self.rows if row.labels.get("method") != "teacher" for run in row.runs]
+        names = self.sets(metric) if dataset == AVERAGE else [dataset]
+        return all(
+            len({run.scores[name][metric].signature for run in rivals if metric in run.scores.get(name, {})})
+            < 2
+            for name in names
+        )
 
     def _signatures(self, metric: str) -> list[str]:
         scores = [by.get(metric) for row in self.rows for run in row.runs for by in run.scores.values()]

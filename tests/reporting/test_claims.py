@@ -258,6 +258,8 @@ class TestSections:
             ["1,500.0", "1.50", "–", "3.00", "1.50", "+2.00"],
         ]
         assert cost(build_table(runs[1:])) is None
+        again = make_run(rouge_l=(43.0,), divergence="kl", settings="generation.samples=8")
+        assert [line[1] for line in cost(build_table([*runs, again])).lines] == ["1,000.0", "1,500.0"]
 
 
 def test_nothing_is_told_by_the_seeds_that_did_not_diverge(over_alpha):

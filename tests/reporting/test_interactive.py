@@ -80,7 +80,7 @@ def write(folder: Path) -> None:
     records = load_folders(folder)
     table = build_table(list(records.values()))
     (folder / "report").mkdir(exist_ok=True)
-    page = interactive_page(folder.name, table, sections(table, records), records)
+    page = interactive_page(folder.name, table, sections(folder, table, records), records)
     (folder / "report" / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -275,6 +275,9 @@ class TestBrowser:
         names = page("[...document.querySelectorAll('#side-by-side h3')].map(h => h.innerText)")
         assert names[:2] == ["SFT", "KD KL(p, q)"]
         assert names[2].startswith("AMiD")
+        notes = page("[...document.querySelectorAll('#side-by-side article > small')].map(n => n.innerText)")
+        assert [note.split(" · ")[0] for note in notes] == ["training seed 1"] * 3
+        assert notes[0].endswith("/grid/00/generations")
         assert marks(0) == []
         assert marks(1) == ["The", "red", "fox"]
         assert marks(2) == ["the", "RED", "fox", "sleeps"]
@@ -292,7 +295,6 @@ class TestBrowser:
         page.type("question 3")
         assert page("document.querySelectorAll('#answer-prompt option').length") == 1
         assert "Question 3 of vicuna" in page("document.querySelector('#prompt').innerText")
-        page.click("#answer-runs summary")
         page.click("#answer-runs label:nth-of-type(5) input")
         assert page("document.querySelectorAll('#side-by-side article').length") == 4
         assert "(4)" in page("document.querySelector('#answer-runs summary').innerText")

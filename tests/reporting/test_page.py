@@ -134,6 +134,22 @@ class TestReport:
         save(dataclasses.replace(make_run(), versions={"torch": "2.14.0"}), saved / "new")
         assert "torch 2.13.0 and 2.14.0" in write_report(saved).read_text(encoding="utf-8")
 
+    def test_a_repeat_is_left_out_and_named(self, saved, sweep, capsys):
+        before = (write_report(saved).parent / "table.csv").read_text(encoding="utf-8")
+        save(sweep[4], saved / "twice")
+        other = dataclasses.replace(sweep[5], scores=sweep[7].scores)
+        save(other, saved / "twice" / "below")
+        report(str(saved))
+        said = "configuration, seed and versions: 2, 1 of them with other scores."
+        assert said in " ".join(capsys.readouterr().out.split())
+        assert (saved / "report" / "table.csv").read_text(encoding="utf-8") == before
+        text = (saved / "report" / "report.md").read_text(encoding="utf-8")
+        assert said in text
+        lines = ["- `twice/below`, a repeat of `05`, with other scores", "- `twice`, a repeat of `04`"]
+        assert "Left out:\n\n" + "\n".join(lines) in text
+        page = (saved / "report" / "report.html").read_text(encoding="utf-8")
+        assert said in page
+
     def test_again_after_other_results(self, tmp_path, make_run):
         for seed, alpha in enumerate((-5.0, 1.0)):
             save(make_run(alpha=alpha), tmp_path / str(seed))

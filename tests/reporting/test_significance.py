@@ -38,6 +38,9 @@ def test_a_difference_on_every_prompt_is_marked_and_noise_is_not(folder):
     assert lines["AMiD α=1"] == ["AMiD α=-5", "-3.00 (-3.00 to -3.00)*"]
     assert lines["SFT"][1].startswith("-1.00 (")
     assert not lines["SFT"][1].endswith("*")
+    verdict, _, note = section.note.partition("\n\n")
+    assert verdict == "AMiD α=-5 is told apart from AMiD α=1 on dolly; from SFT on no set."
+    assert "Self-BLEU is not tested." in note
 
 
 def test_it_stands_in_the_report(folder, capsys):

@@ -47,9 +47,48 @@ class TestRows:
         assert len(build_table(runs).rows) == 1
 
     def test_a_seed_that_comes_twice_is_another_row(self, make_run):
-        runs = [make_run(seed=1), dataclasses.replace(make_run(seed=1), name="again")]
+        runs = [make_run(seed=1), dataclasses.replace(make_run(seed=1), name="again", config_hash="other")]
         table = build_table(runs)
         assert [line["Run"] for line in markdown(table)] == ["amid-1", "again"]
+        assert not table.repeats
+        assert "left out" not in table.caption
+
+    def test_a_run_of_two_sweeps_is_counted_once_and_the_caption_says_so(self, make_run):
+        runs = [make_run((50.0,), seed=1), make_run((52.0,), seed=2)]
+        again = [dataclasses.replace(run, name="again", timings={"train": 1.0}) for run in runs]
+        table = build_table([*runs, *again])
+        (row,) = table.rows
+        assert list(row.runs) == runs
+        assert row.score("dolly", "rouge_l") == build_table(runs).rows[0].score("dolly", "rouge_l")
+        assert [(repeat.run, repeat.counted) for repeat in table.repeats] == list(
+            zip(again, runs, strict=True)
+        )
+        assert "they repeat one in configuration, seed and versions: 2." in table.caption
+        table = build_table([*runs, dataclasses.replace(again[1], scores=make_run((53.0,)).scores)])
+        assert [list(row.runs) for row in table.rows] == [runs]
+        assert "versions: 1, 1 of them with other scores." in table.caption
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"config_hash": "other"},
+            {"versions": {"torch": "2.14.0"}},
+            {"labels": {"alpha": 1.0}},
+            {"labels": {"method": "mine"}},
+            {"seed": 2},
+        ],
+    )
+    def test_what_differs_in_anything_is_no_repeat(self, make_run, other):
+        run = make_run(seed=1)
+        other = other | {"labels": run.labels | other.get("labels", {})}
+        table = build_table([run, dataclasses.replace(run, **other)])
+        assert sum(len(row.runs) for row in table.rows) == 2
+        assert not table.repeats
+
+    def test_evaluations_which_have_no_configuration_are_no_repeats(self, make_run):
+        runs = [dataclasses.replace(make_run(), config_hash="", name=name) for name in ("one", "other")]
+        table = build_table(runs)
+        assert [line["Run"] for line in markdown(table)] == ["one", "other"]
 
     def test_the_default_order_is_the_same_setting(self, make_run):
         assert len(build_table([make_run(seed=1, order="pr"), make_run(seed=2, order=None)]).rows) == 1
@@ -138,7 +177,10 @@ class TestColumns:
 
     def test_the_average_needs_two_sets(self, make_run):
         assert "ROUGE-L ↑ Avg" not in markdown(build_table([make_run()]))[0]
-        assert "ROUGE-L ↑ Avg" in markdown(build_table([make_run(sets=("a", "b"))]))[0]
+        assert "Avg" not in build_table([make_run()]).caption
+        table = build_table([make_run(sets=("a", "b"))])
+        assert "ROUGE-L ↑ Avg" in markdown(table)[0]
+        assert "Avg: the mean over the sets, each with the same weight." in table.caption
 
     def test_n_where_rows_have_unlike_numbers_of_runs(self, make_run):
         table = build_table([make_run(seed=1), make_run(seed=2), make_run(method="sft")])
@@ -405,6 +447,29 @@ class TestPlaces:
             1,
             2,
         ]
+
+    def test_none_among_self_bleus_of_other_numbers_of_answers(self, make_run):
+        def drawn(answers, **labels):
+            run = make_run((50.0, 51.0), **labels)
+            for by in run.scores.values():
+                by["self_bleu"] = dataclasses.replace(
+                    by["self_bleu"], signature=f"among {answers} answers to a prompt"
+                )
+            return run
+
+        alike = build_table([drawn(4, alpha=-5.0), drawn(4, alpha=1.0)])
+        assert alike.places("self_bleu", "dolly") == [1, 1]
+        assert "Self-BLEU: among 4 answers to a prompt." in alike.caption
+        sets = ("dolly", "vicuna")
+        table = build_table([drawn(4, alpha=-5.0, sets=sets), drawn(8, alpha=1.0, sets=sets)])
+        assert table.places("self_bleu", "vicuna") == table.places("self_bleu", "Avg") == [0, 0]
+        assert table.places("rouge_l", "dolly") == [1, 1]
+        said = (
+            "Self-BLEU: among 4 answers to a prompt or among 8 answers to a prompt, not the same in all rows"
+        )
+        assert said in table.caption
+        teacher = drawn(1, method="teacher", alpha=None, lam=None)
+        assert build_table([drawn(4), teacher]).places("self_bleu", "dolly") == [0, 1]
 
 
 class TestDivergedRuns:

@@ -718,12 +718,14 @@
     data.generations = available;
     const runs = runsWithAnswers();
     const c = data.columns.findIndex((col) => col.key === data.quality);
-    const ranked = runs.filter((run) => mean(data.rows[run.row], c) !== null)
+    const having = (seed) => runs.filter((run) => run.seed === seed);
+    const alike = runs.map((run) => having(run.seed)).reduce((most, next) => (next.length > most.length ? next : most));
+    const ranked = alike.filter((run) => mean(data.rows[run.row], c) !== null)
       .sort((a, b) => mean(data.rows[b.row], c) - mean(data.rows[a.row], c));
     const first = (test) => ranked.find((run) => test(data.rows[run.row]));
     const begin = [first((row) => row.teacher), first((row) => row.baseline && !row.teacher), first((row) => !row.baseline)];
     const settings = new Set();
-    for (const run of [...begin.filter(Boolean), ranked.at(-1) ?? runs[0], ...runs]) {
+    for (const run of [...begin.filter(Boolean), ranked.at(-1) ?? alike[0], ...alike, ...runs]) {
       if (browser.runs.size < 3 && !settings.has(run.row)) browser.runs.add(run.index);
       settings.add(run.row);
     }
@@ -787,7 +789,7 @@
         const drawn = answers[run.index] ?? [];
         return el(
           "article", { "data-run": run.index },
-          el("h3", {}, data.rows[run.row].name), el("small", { class: "note" }, `training seed ${run.seed}`),
+          el("h3", {}, data.rows[run.row].name), el("small", { class: "note" }, `training seed ${run.seed} · ${run.folder}/generations`),
           drawn.length ? null : el("div", { class: "answer" }, el("small", {}, "no answer to this prompt")),
           drawn.map(([seed, text, tokens, ended]) => {
             const { pieces, count, of } = matched(text, references);
@@ -842,7 +844,7 @@
         el("td", { class: run.outcome === "trained" ? null : "failed" }, run.diverged === null ? run.outcome : `diverged at step ${run.diverged}`),
         el("td", { class: "number" }, duration(run.seconds)),
         el("td", {}, Object.entries(run.config).map(([key, value]) => el("code", {}, el("span", { class: "note" }, `${key}: `), value))),
-        el("td", {}, el("code", { title: run.name }, clip(run.name, 48)), el("code", {}, run.hash)),
+        el("td", {}, el("code", { title: run.folder }, clip(run.name, 48)), el("code", {}, run.hash)),
       ),
     );
     const heads = ["Setting", "Seed", "Outcome", "Time", "Configuration, where it differs from the common part", "Run and hash"];
