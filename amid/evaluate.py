@@ -32,6 +32,7 @@ def run(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     transformers.utils.logging.disable_progress_bar()
     overrides = list(hydra.overrides.task)
+    check_seed(cfg.seed)
     labels: dict[str, Label]
     if cfg.run is not None:
         result = load(cfg.run)
@@ -48,7 +49,10 @@ def run(cfg: DictConfig) -> None:
             "dtype": saved.model.student.get("dtype", "float32"),
         }
     elif OmegaConf.select(cfg, "model.student.path") is None:
-        raise InputError("give a finished run to score, run=FOLDER, or a model, model.student.path=MODEL")
+        raise InputError(
+            "give a finished run to score, run=FOLDER, or a model and data, "
+            "model.student.path=MODEL data=dolly"
+        )
     else:
         labels = {name: hydra.runtime.choices.get(name) for name in ("model", "data")} | {"method": None}
         cfg.model.student.sft = None
@@ -56,7 +60,6 @@ def run(cfg: DictConfig) -> None:
         cfg.model.student.architecture = None
     labels["settings"] = further_settings(overrides)
     settings = as_dict(cfg)
-    check_seed(settings["seed"])
     if settings["threads"] is not None:
         torch.set_num_threads(settings["threads"])
     announce_slow_bfloat16(settings | {"model": {"student": settings["model"]["student"]}})

@@ -93,10 +93,13 @@ def test_several_values_without_multirun_are_one_line_with_the_command_for_them(
     assert not list(tmp_path.iterdir())
 
 
-def test_evaluate_without_a_model_says_what_it_takes(tmp_path, capsys):
+def test_evaluate_without_a_model_or_a_whole_seed_says_what_it_takes(tmp_path, capsys):
     assert run("evaluate", f"output_dir={tmp_path}") == 1
     err = capsys.readouterr().err
-    assert "give a finished run to score, run=FOLDER, or a model, model.student.path=MODEL" in err
+    assert "or a model and data, model.student.path=MODEL data=dolly" in err
+    assert run("evaluate", f"output_dir={tmp_path}", "model.student.path=any", "seed=1.5") == 1
+    assert "seed=1.5 must be a whole number" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("result.json"))
 
 
 def test_the_log_of_a_run_does_not_name_the_next(quick, tmp_path, monkeypatch):
