@@ -57,7 +57,7 @@ def run(cfg: DictConfig) -> None:
         labels = {name: hydra.runtime.choices.get(name) for name in ("model", "data")} | {"method": None}
         cfg.model.student.sft = None
         OmegaConf.update(cfg, "model.student.lora", None, force_add=True)
-        cfg.model.student.architecture = None
+        OmegaConf.update(cfg, "model.student.architecture", None, force_add=True)
     labels["settings"] = further_settings(overrides)
     settings = as_dict(cfg)
     if settings["threads"] is not None:

@@ -441,7 +441,9 @@ def test_evaluate_on_other_data_keeps_the_folder_of_each_run(quick, tmp_path, js
     model = tmp_path / "model"
     shutil.copytree(next((tmp_path / "runs").iterdir()) / "checkpoints" / "best", model)
     sets = ["data=jsonl", "data/template=builtin", f"+data.test.mine={path}", "generation.max_new_tokens=3"]
-    assert run("evaluate", f"model.student.path={model}", *sets, f"output_dir={tmp_path / 'hub'}") == 0
+    for pair in ("tiny", "gpt2_xl_to_gpt2"):
+        given = [f"model={pair}", f"model.student.path={model}", *sets]
+        assert run("evaluate", *given, f"output_dir={tmp_path / pair}") == 0
 
 
 def test_runs_of_different_settings_are_different_rows(quick, tmp_path, monkeypatch, capsys):
