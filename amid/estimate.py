@@ -34,7 +34,8 @@ from amid.teacher import TeacherCache
 from amid.train import as_dict
 
 RATES = {"cpu": 5e10, "cuda": 1.5e14}
-"""Useful operations a second that are assumed where no finished run tells: of a few cores, of an H100."""
+"""Useful operations a second that are assumed where no finished run tells: of a few cores; of an H100 with models of
+1B or more (those of 0.1B reached 3e13)."""
 
 UNKNOWN = "unknown"
 
@@ -425,7 +426,7 @@ def _measured(plan: Sequence[_Entry], elsewhere: Sequence[_Entry]) -> Callable[[
 
 
 def _rates_in_words(device: str, operations: float | None, measured: bool) -> str:
-    names = {"cpu": "a CPU of a few cores", "cuda": "an H100"}
+    names = {"cpu": "a CPU of a few cores", "cuda": "an H100 kept busy"}
     text = f"Time: {names[device]} at an assumed {RATES[device]:.2g} operations a second"
     text += ", runs like finished ones as those took." if measured else "."
     other = "cuda" if device == "cpu" else "cpu"
