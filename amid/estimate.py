@@ -34,8 +34,8 @@ from amid.teacher import TeacherCache
 from amid.train import as_dict
 
 RATES = {"cpu": 5e10, "cuda": 1.5e14}
-"""Useful operations a second that are assumed where no finished run tells: of a few cores; of an H100 with models of
-1B or more (those of 0.1B reached 3e13)."""
+"""Useful operations a second that are assumed where no finished run tells: of a few cores; of an H100
+with models of 1B or more (those of 0.1B reached 3e13)."""
 
 UNKNOWN = "unknown"
 
