@@ -34,6 +34,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 BASELINE_MARKERS = ("X", "P", "d", ">", "h", "<", "*", "8")
 GREY = "#555555"
 LEGEND_COLUMNS = 5
+LEGEND_CHARACTERS = 64
 
 Box = tuple[float, float, float, float]
 """Left, bottom, right, top."""
@@ -186,7 +187,8 @@ def _draw_plane(table: Table) -> Canvas | None:
             Line2D([], [], color=GREY if coloured_by else COLOURS[0], marker=marker, linestyle="")
             for marker, _ in zip(itertools.cycle(MARKERS), series, strict=False)
         ]
-        figure.legend(handles, list(series), loc="outside upper center", ncols=min(len(series), 4))
+        columns = max(LEGEND_CHARACTERS // (max(map(len, series)) + 4), 1)  # a marker takes the room of four
+        figure.legend(handles, list(series), loc="outside upper center", ncols=min(len(series), columns))
     if coloured_by:
         one_each = BoundaryNorm(range(len(levels) + 1), len(levels))
         mapped = matplotlib.cm.ScalarMappable(one_each, ListedColormap(list(shades.values())))

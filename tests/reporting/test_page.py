@@ -3,6 +3,7 @@ import math
 import warnings
 from pathlib import Path
 
+import matplotlib.image
 import pytest
 
 import amid.reporting.page as page
@@ -45,6 +46,21 @@ class TestFigures:
             content = file.read_bytes()
             assert content.startswith(PNG)
             assert int.from_bytes(content[16:20]) > 800  # pixels wide
+
+    def test_a_long_legend_is_not_cut(self, make_run, tmp_path):
+        settings = [
+            ("kl", 0.1),
+            ("reverse_kl", 0.1),
+            *(("alpha_beta", lam) for lam in (0.1, 0.3, 0.5, 0.7, 0.9)),
+        ]
+        runs = [
+            make_run(divergence=divergence, lam=lam, alpha=alpha)
+            for divergence, lam in settings
+            for alpha in (-5.0, 1.0)
+        ]
+        draw_figures(build_table(runs), tmp_path)
+        pixels = matplotlib.image.imread(tmp_path / "plane.png")[..., :3]
+        assert (pixels[:, [0, -1]] == 1).all()
 
     def test_lam(self, make_run, tmp_path):
         assert figures([make_run(lam=lam) for lam in (0.1, 0.9)], tmp_path) == ["lambda.png", "plane.png"]
