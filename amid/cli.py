@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import importlib
+import logging
 import os
 import re
 import shlex
@@ -190,6 +191,12 @@ def _remove_if_nothing_was_computed(directory: Path) -> None:
 
     with contextlib.suppress(OSError):
         if {file.name for file in directory.iterdir()} <= {".hydra", STATUS_FILE}:
+            for handler in logging.getLogger().handlers[:]:
+                if (
+                    isinstance(handler, logging.FileHandler)
+                    and directory in Path(handler.baseFilename).parents
+                ):
+                    logging.getLogger().removeHandler(handler)  # of its log, which nothing was written to
             shutil.rmtree(directory)
 
 

@@ -57,7 +57,9 @@ def test_make_help_lists_the_targets():
     targets = re.search(r"^\.PHONY: (.*)$", (root / "Makefile").read_text(), re.M).group(1).split()
     if shutil.which("make") is None:
         pytest.skip("no make on this machine")
-    told = subprocess.run(["make", "help"], cwd=root, check=True, capture_output=True, text=True).stdout
+    told = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=root, check=True, capture_output=True, text=True
+    ).stdout
     assert [line.split()[0] for line in told.splitlines()] == targets
     assert all(len(line.split()) > 1 for line in told.splitlines())
 
