@@ -48,7 +48,9 @@ def run(cfg: DictConfig) -> None:
             "path": str(Path(cfg.run) / BEST),
             "dtype": saved.model.student.get("dtype", "float32"),
         }
-    elif OmegaConf.select(cfg, "model.student.path") is None:
+    elif (
+        OmegaConf.select(cfg, "model.student.path") is None or hydra.runtime.choices.get("data") == "builtin"
+    ):
         raise InputError(
             "give a finished run to score, run=FOLDER, or a model and data, "
             "model.student.path=MODEL data=dolly"

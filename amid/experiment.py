@@ -16,6 +16,7 @@ from typing import Any
 import lightning as L
 import torch
 from filelock import FileLock
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
@@ -87,6 +88,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         announce(f"{directory} is finished already")
         return finished
     _check_trainer(cfg["trainer"])
+    _check_optimizer(cfg["optimizer"])
     announce_slow_bfloat16(cfg)
     schedule: Schedule | None = instantiate(cfg.get("schedule"))
     if schedule is not None:
@@ -475,6 +477,14 @@ def _check_trainer(trainer: Config) -> None:
         )
     if trainer["max_epochs"] == -1 and trainer["max_steps"] == -1:
         raise InputError("trainer.max_epochs=-1 and trainer.max_steps=-1 never end; set one of them")
+
+
+def _check_optimizer(optimizer: Config) -> None:
+    try:
+        instantiate(optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    except (HydraException, TypeError, ValueError) as error:
+        given = ", ".join(f"{name}={value}" for name, value in optimizer.items() if not name.startswith("_"))
+        raise InputError(f"optimizer: {optimizer['_target_']} does not take {given} ({error})") from error
 
 
 def _check_monitor(monitor: str, valid_metric: str | None) -> None:

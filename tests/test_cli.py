@@ -97,6 +97,8 @@ def test_evaluate_without_a_model_or_a_whole_seed_says_what_it_takes(tmp_path, c
     assert run("evaluate", f"output_dir={tmp_path}") == 1
     err = capsys.readouterr().err
     assert "or a model and data, model.student.path=MODEL data=dolly" in err
+    assert run("evaluate", f"output_dir={tmp_path}", "model.student.path=any") == 1
+    assert "or a model and data" in capsys.readouterr().err
     assert run("evaluate", f"output_dir={tmp_path}", "model.student.path=any", "seed=1.5") == 1
     assert "seed=1.5 must be a whole number" in capsys.readouterr().err
     assert not list(tmp_path.rglob("result.json"))
@@ -465,6 +467,7 @@ def test_runs_of_different_settings_are_different_rows(quick, tmp_path, monkeypa
         ("trainer.devices=2", "a run is trained on one device"),
         ("clip_norm=-1", "clip_norm=-1 must be above 0"),
         ("trainer.max_epochs=-1", "never end"),
+        ("optimizer.lr=fast", "AdamW does not take lr=fast"),
         ("generation.samples=0", "generation.samples=0 must be at least 1"),
         ("generation.top_p=2", "must be in (0, 1]"),
     ],
