@@ -31,9 +31,10 @@ from amid.evaluation import check_metrics, evaluate_sets
 from amid.lora import merge
 from amid.models import check_same_tokens, load_tokenizer, shared_vocabulary
 from amid.module import DistillationModule, Diverged
+from amid.monitor import watched
 from amid.precision import announce_slow_bfloat16
 from amid.progress import LOSSES, StatusRecords, announce, progress
-from amid.results import RunResult, Score, load, save
+from amid.results import METRICS, RunResult, Score, load, save
 from amid.schedule import Schedule
 from amid.teacher import Teacher, TeacherSupply
 from amid.text import TeacherText, Text, on_student_text
@@ -279,7 +280,7 @@ def fine_tuning(cfg: Config, role: str) -> tuple[Config, Path]:
 
 def _fine_tuned(cfg: Config, role: str) -> Path:
     run, directory = fine_tuning(cfg, role)
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     with FileLock(directory.with_suffix(".lock")):
         if not (directory / "result.json").exists():
             trainer = run["trainer"]
@@ -290,7 +291,8 @@ def _fine_tuned(cfg: Config, role: str) -> Path:
             )
             csv = {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(directory)}
             run["logger"] = {"csv": csv | {"name": "", "version": ""}}
-            run_experiment(run, directory, {"method": "sft", "role": role})
+            with watched(directory):
+                run_experiment(run, directory, {"method": "sft", "role": role})
         step = load(directory).diverged_step
     if step is not None:
         raise InputError(
@@ -408,6 +410,7 @@ def _fit(
     if best:
         kept = torch.load(best, map_location="cpu", weights_only=True)
         module.load_state_dict(kept["state_dict"])
+    announce(f"  kept: {_in_words(kept, trainer.global_step, data.valid_metric)}")
     training = {
         **module.before,
         **kept["validation"],
@@ -415,6 +418,16 @@ def _fit(
         "response_tokens_per_second": module.response_tokens_here / seconds,
     }
     return trainer, training
+
+
+def _in_words(kept: Mapping[str, Any], steps: int, metric: str | None) -> str:
+    """Of which step the weights are that a run ends with, and how they did on the validation data."""
+    validation: Mapping[str, float] = kept["validation"]
+    text = f"step {kept.get('global_step', steps)} of {steps}, valid cross-entropy "
+    text += f"{validation['valid_cross_entropy']:.3f}"
+    if (score := validation.get(f"valid_{metric}")) is not None:
+        text += f", {METRICS.get(str(metric), metric)} {score:.1f}"
+    return text
 
 
 def _figures(module: DistillationModule) -> dict[str, float]:

@@ -50,11 +50,6 @@ class ProgressLines(Callback):
         """Starts the clock."""
         self._started, self._first = time.perf_counter(), trainer.global_step
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Prints the scores of the last validation."""
-        if scores := self._scores(trainer):
-            print(f"  trained{scores}", flush=True)
-
     @staticmethod
     def _scores(trainer: L.Trainer) -> str:
         metrics = trainer.callback_metrics

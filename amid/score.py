@@ -5,7 +5,7 @@ import csv
 import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,8 @@ OTHERS = {
     "log_prob": "Log p",
 }
 PARTS_OF_LENGTH = 3
+WIDEST = 10_000
+COLUMN = 16
 LEGEND = (
     "0 to 100, but Length (tokens) and Log p (nats a token, by the model). ROUGE and exact match: higher is "
     "better. Self-BLEU, among the answers to one prompt, or to all (set): lower is more diverse. Distinct-2: "
@@ -81,7 +83,8 @@ def run(arguments: Sequence[str]) -> None:
             (system, name, score_answers(system.only(prompts), SCORED)) for name, prompts in parts.items()
         ]
     console = Console(highlight=False, width=None if Console().is_terminal else 200)
-    console.print(_table(lines))
+    for table in _tables(lines, console):
+        console.print(table)
     console.print(LEGEND, markup=False)
     for dataset in dict.fromkeys(system.dataset for system in systems):
         rivals = [system for system in systems if system.dataset == dataset]
@@ -142,29 +145,41 @@ def _parts(system: System, by: str) -> dict[str, list[int]]:
     return dict(sorted(parts.items()))
 
 
-def _table(lines: Sequence[tuple[System, str, Mapping[str, Score]]]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+def _tables(lines: Sequence[tuple[System, str, Mapping[str, Score]]], console: Console) -> Iterator[Table]:
+    """A row for each of `lines`; where the terminal is too narrow, a column, in as many tables as needed."""
     metrics = [*SCORED, "self_bleu", "corpus_self_bleu", *OTHERS]
     titles = METRICS | OTHERS | {"self_bleu": "Self-BLEU", "corpus_self_bleu": "Self-BLEU, set"}
-    shown = [metric for metric in metrics if any(metric in scores for *_, scores in lines)]
-    labels = {
+    columns = {
         "System": [system.name for system, *_ in lines],
         "Set": [system.dataset for system, *_ in lines],
         "Prompts": [part for _, part, _ in lines],
     }
-    labels = {
-        name: cells
-        for name, cells in labels.items()
-        if name == "System" or any(c not in ("", "all") for c in cells)
-    }
-    for name in labels:
-        table.add_column(name, overflow="fold")
-    for metric in shown:
-        table.add_column(titles[metric], justify="right")
-    for index, (*_, scores) in enumerate(lines):
-        cells = [escape(of[index]) for of in labels.values()]
-        table.add_row(*cells, *(_cell(scores.get(metric)) for metric in shown))
-    return table
+    for name in ("Set", "Prompts"):
+        if all(cell in ("", "all") for cell in columns[name]):
+            del columns[name]
+    labels = list(columns)
+    for metric in metrics:
+        if any(metric in scores for *_, scores in lines):
+            columns[titles[metric]] = [_cell(scores.get(metric)) for *_, scores in lines]
+    wide = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        wide.add_column(name, justify="left" if name in labels else "right")
+    for row in zip(*columns.values(), strict=True):
+        wide.add_row(*map(escape, row))
+    if console.measure(wide, options=console.options.update(width=WIDEST)).maximum <= console.width:
+        yield wide
+        return
+    at_once = max((console.width - max(map(len, columns))) // COLUMN, 1)
+    for start in range(0, len(lines), at_once):
+        some = slice(start, start + at_once)
+        narrow = Table(box=SIMPLE_HEAD, pad_edge=False)
+        narrow.add_column("System")
+        for name in columns["System"][some]:
+            narrow.add_column(escape(name), justify="right", overflow="fold", max_width=COLUMN - 2)
+        for name, cells in columns.items():
+            if name != "System":
+                narrow.add_row(name, *map(escape, cells[some]))
+        yield narrow
 
 
 def _cell(score: Score | None) -> str:
@@ -176,7 +191,8 @@ def _cell(score: Score | None) -> str:
 def _differences(dataset: str, systems: Sequence[System]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title=dataset or None, title_justify="left")
     for name in ("First", "Second", f"{METRICS[COMPARED]} difference", "95% interval", "p", ""):
-        table.add_column(name, justify="right" if name not in ("First", "Second", "") else "left")
+        is_text = name in ("First", "Second", "")
+        table.add_column(name, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
     scores = [per_prompt(SCORED[COMPARED], system.by_seed) or [] for system in systems]
     for (one, first), (other, second) in itertools.combinations(zip(systems, scores, strict=True), 2):
         _check_same_prompts(one.name, one.by_seed[0], other.name, other.by_seed[0])

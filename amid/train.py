@@ -59,4 +59,6 @@ def summary(result: RunResult) -> str:
         )
         for name, by in result.scores.items()
     ]
+    if not sets:
+        sets = ["no scores: data.test has no set; to score it: amid evaluate run=FOLDER +data.test.NAME=FILE"]
     return "  " + "   ".join([*sets, seconds])

@@ -120,6 +120,21 @@ class TestCommand:
             assert name in LEGEND
         assert " ".join(LEGEND.split()) in " ".join(out.split())
 
+    @pytest.mark.parametrize("width", [60, 90, 250])
+    def test_no_number_is_cut_in_a_narrow_terminal(self, width, tmp_path, capsys, monkeypatch):
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", str(width))
+        files = [
+            foreign(tmp_path, name, ["the cat sat on the mat", "a dog", "yes"])
+            for name in ("one", "another-one-of-a-long-name", "third", "fourth")
+        ]
+        assert main(["score", *map(str, files)]) == 0
+        out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+        scores = out.split("0 to 100")[0]
+        assert "…" not in out
+        assert max(map(len, out.splitlines())) <= width
+        assert scores.count("55.56") == 4  # ROUGE-2
+
     def test_by_a_field_and_by_length(self, tmp_path, capsys):
         kinds = ["short", "long", "short"]
         path = foreign(tmp_path, "one", ["the cat sat on the mat", "", "yes"], kind=kinds)

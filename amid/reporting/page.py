@@ -14,7 +14,7 @@ from amid.reporting.published import against_published, other_pairs
 from amid.reporting.sections import Section, cost, pivots
 from amid.reporting.significance import against_the_best
 from amid.reporting.table import Table, build_table, markdown_line
-from amid.results import RESULT_FILE, RunResult, load_folders
+from amid.results import RESULT_FILE, RunResult, files_below, load_folders
 
 REPORT = "report"
 PAGE = "report.html"
@@ -35,6 +35,11 @@ def write_report(directory: str | Path) -> Path:
     """
     directory = Path(directory)
     records = load_folders(directory)
+    if not records and (unscored := files_below(directory, RESULT_FILE)):
+        raise InputError(
+            f"{unscored[0].parent} is finished and has no scores, as its data have no test set; "
+            f"amid evaluate run={unscored[0].parent} +data.test.NAME=FILE scores its student"
+        )
     if not records:
         begun = "; ".join(_begun(directory))
         raise InputError(

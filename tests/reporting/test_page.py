@@ -200,6 +200,11 @@ class TestReport:
             write_report(tmp_path)
         assert not list(tmp_path.iterdir())
 
+    def test_runs_without_a_test_set(self, make_run, tmp_path):
+        save(make_run(sets=()), tmp_path / "own")
+        with pytest.raises(InputError, match=r"own is finished and has no scores, .*data\.test\.NAME=FILE"):
+            write_report(tmp_path)
+
     def test_the_entry_point_prints_the_table_and_the_path(self, saved, capsys):
         report(str(saved))
         out = capsys.readouterr().out

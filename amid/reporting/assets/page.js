@@ -501,7 +501,7 @@
       const text = row.baseline ? clip(row.name, 24) : shortName(row);
       const size = 6.3 * text.length;
       const [px, py] = at(row);
-      const places = [[12, 4], [-12 - size, 4], [-size / 2, -14], [-size / 2, 23], [12, -10], [12, 18], [-12 - size, -10], [-12 - size, 18]]
+      const places = [[12, -10], [12, 18], [-12 - size, -10], [-12 - size, 18], [-size / 2, -14], [-size / 2, 23], [12, 4], [-12 - size, 4]]
         .map(([dx, dy]) => [px + dx, py + dy - 11, size, 14]);
       const free = places.find((box) => box[0] > inner.left && box[0] + box[2] < width && box[1] > 14 && box[1] + 14 < inner.bottom && !taken.some((other) => crosses(box, other)));
       if (!free) continue;
@@ -513,7 +513,7 @@
   const crosses = (a, b) => a[0] < b[0] + b[2] && b[0] < a[0] + a[2] && a[1] < b[1] + b[3] && b[1] < a[1] + a[3];
   const varies = (key) => unique(data.rows.map((row) => row[key]).filter((v) => v !== null)).length > 1;
   const shortName = (row) =>
-    [varies("alpha") ? `α ${minus(row.alpha)}` : null, varies("lam") ? `λ ${row.lam}` : null].filter(Boolean).join(", ") || clip(row.name, 24);
+    [varies("alpha") ? `α = ${minus(row.alpha)}` : null, varies("lam") ? `λ = ${row.lam}` : null].filter(Boolean).join(", ") || clip(row.name, 24);
 
   const CIVIDIS = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"];
   function cividis(t) {
