@@ -66,7 +66,9 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         InputError: for a file that cannot be read or scored.
     """
-    parser = argparse.ArgumentParser(prog="amid score", description=__doc__.split(": ")[1])
+    parser = argparse.ArgumentParser(
+        prog="amid score", description="Scores files of answers, or runs, and says whether they differ."
+    )
     parser.add_argument(
         "paths", nargs="+", metavar="FILE|RUN", help="a file of answers, or a folder of a run"
     )
@@ -88,7 +90,9 @@ def run(arguments: Sequence[str]) -> None:
     console.print(LEGEND, markup=False)
     for dataset in dict.fromkeys(system.dataset for system in systems):
         rivals = [system for system in systems if system.dataset == dataset]
-        if len(rivals) > 1:
+        if len(rivals) > 1 and len(rivals[0].by_seed[0]) == 1:
+            console.print("One prompt tells nothing of a difference; two or more are needed.\n", markup=False)
+        elif len(rivals) > 1:
             console.print(_differences(dataset, rivals))
             console.print(
                 "Difference of the means over prompts, with its 95% interval by paired bootstrap over them; "
@@ -128,12 +132,15 @@ def _parts(system: System, by: str) -> dict[str, list[int]]:
     if by == "length":
         words = [max(len(text.split()) for text in answered.references) for answered in first]
         order = sorted(range(len(words)), key=lambda i: (words[i], i))
-        bounds = [len(order) * k // PARTS_OF_LENGTH for k in range(PARTS_OF_LENGTH + 1)]
-        for low, high in itertools.pairwise(bounds):
+        cuts = [len(order) * k // PARTS_OF_LENGTH for k in range(1, PARTS_OF_LENGTH)]
+        for i, cut in enumerate(cuts):  # to where the next length begins
+            while 0 < cut < len(order) and words[order[cut - 1]] == words[order[cut]]:
+                cut += 1
+            cuts[i] = cut
+        for low, high in itertools.pairwise([0, *cuts, len(order)]):
             if prompts := order[low:high]:
-                shortest, longest = words[order[low]], words[order[high - 1]]
-                part = f"{shortest}{'' if shortest == longest else f'-{longest}'} words"
-                parts[part] = sorted(parts.get(part, []) + prompts)  # two thirds may be of one length
+                shortest, longest = words[prompts[0]], words[prompts[-1]]
+                parts[f"{shortest}{'' if shortest == longest else f'-{longest}'} words"] = sorted(prompts)
         return parts
     for index, answered in enumerate(first):
         if by not in answered.fields:

@@ -154,14 +154,28 @@ class TestCommand:
 
     def test_parts_of_one_length_are_one_and_others_are_spans(self, tmp_path, capsys):
         path = tmp_path / "lengths.jsonl"
-        lines = [{"output": "a " * words, "answers": ["a"]} for words in (2, 2, 2, 2, 3, 5)]
+        lines = [{"output": "a " * words, "answers": ["a"]} for words in (2, 3, 2, 5, 2, 2, 3)]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         assert main(["score", str(path), "--by", "length", "--csv", str(tmp_path / "all.csv")]) == 0
         assert parts_of(capsys.readouterr().out) == ["all", "2 words", "3-5 words"]
         with (tmp_path / "all.csv").open() as file:
             rows = {row["prompts"]: float(row["rouge_l_mean"]) for row in csv.DictReader(file)}
         assert rows["2 words"] == pytest.approx(200 / 3)
-        assert rows["3-5 words"] == pytest.approx((50 + 100 / 3) / 2)
+        assert rows["3-5 words"] == pytest.approx((50 + 50 + 100 / 3) / 3)
+
+    def test_the_first_part_ends_where_the_next_length_begins(self, tmp_path, capsys):
+        path = tmp_path / "lengths.jsonl"
+        lines = [{"output": "a " * words, "answers": ["a"]} for words in (1, 3, 3, 4, 9, 9)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert main(["score", str(path), "--by", "length"]) == 0
+        assert parts_of(capsys.readouterr().out) == ["all", "1-3 words", "4 words", "9 words"]
+
+    def test_one_prompt_gives_scores_and_no_difference(self, tmp_path, capsys):
+        files = [tmp_path / "one.jsonl", tmp_path / "other.jsonl"]
+        for file in files:
+            file.write_text(json.dumps({"output": "Paris", "prediction": "Paris"}) + "\n")
+        assert main(["score", *map(str, files)]) == 0
+        assert "One prompt tells nothing of a difference" in capsys.readouterr().out
 
     def test_a_path_that_is_not_there(self, tmp_path, capsys):
         assert main(["score", str(tmp_path / "none")]) == 1
