@@ -1,5 +1,6 @@
 """The entry point of an evaluation."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def run(cfg: DictConfig) -> None:
     trainer = settings["trainer"]
     fabric = L.Fabric(accelerator=trainer["accelerator"], devices=1, precision=trainer["precision"])
     directory = Path(hydra.runtime.output_dir)
+    started = time.perf_counter()
     scores = evaluate_sets(
         source.load(tokenizer).to(fabric.device),  # type: ignore[arg-type]
         tokenizer,
@@ -92,7 +94,7 @@ def run(cfg: DictConfig) -> None:
         seed=settings["seed"],
         scores=scores,
         training={},
-        timings={},
+        timings={"evaluate": time.perf_counter() - started},
         versions=versions(),
     )
     save(result, directory)

@@ -441,6 +441,7 @@ def test_evaluate_on_other_data_keeps_the_folder_of_each_run(quick, tmp_path, js
     scored = results.load_all(tmp_path / "scores")
     assert len(scored) == 2
     assert all(set(result.scores) == {"open", "closed", "mine"} for result in scored)
+    assert all(result.timings["evaluate"] > 0 for result in scored)
     assert {result.labels["method"] for result in scored} == {"amid"}
     model = tmp_path / "model"
     shutil.copytree(next((tmp_path / "runs").iterdir()) / "checkpoints" / "best", model)
