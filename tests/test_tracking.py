@@ -1,6 +1,7 @@
 import io
 import json
 import struct
+import time
 
 import pytest
 import wandb
@@ -10,6 +11,16 @@ from amid.cli import main
 from amid.config import without_wandb
 from amid.module import DistillationModule, Diverged
 from amid.tracking import sync_command
+
+
+def finished_records(run_folder):
+    """All that a run has written: W&B's own process may write the end of it after the run's."""
+    for _ in range(100):
+        found = records(run_folder)
+        if any(record.HasField("exit") for record in found):
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"{run_folder} has no record of its end after 20 s")
 
 
 def records(run_folder):
@@ -35,7 +46,7 @@ class Logged:
     def __init__(self, run_folder):
         self.config, self.summary, self.metrics, self.tags = {}, {}, {}, []
         self.exit_code, self.group, self.tables = None, None, []
-        for record in records(run_folder):
+        for record in finished_records(run_folder):
             if record.HasField("run"):
                 self.tags, self.group = list(record.run.tags), record.run.run_group
                 self._update(self.config, record.run.config.update)
