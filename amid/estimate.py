@@ -25,7 +25,7 @@ from amid.data import InstructionData
 from amid.data.examples import Example
 from amid.data.sources import load_examples
 from amid.errors import InputError
-from amid.experiment import BEST, fine_tuning, steps_of
+from amid.experiment import BEST, fine_tuning, prepared, steps_of
 from amid.memory import training_memory
 from amid.models import ModelSource
 from amid.results import RESULT_FILE, RunResult, files_below, load
@@ -159,7 +159,7 @@ class Estimator:
         teacher = {name: value for name, value in cfg["model"]["teacher"].items() if name != "sft"}
         if cfg["model"]["teacher"].get("sft"):
             best = fine_tuning(dict(cfg), "teacher")[1] / BEST
-            teacher = {k: v for k, v in teacher.items() if k in ("_target_", "dtype")} | {"path": str(best)}
+            teacher = prepared(teacher, "teacher", best)
             if not best.exists():
                 return False
         tokenizer = self._tokenizer(cfg)

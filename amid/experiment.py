@@ -234,9 +234,13 @@ def with_prepared_models(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> Non
             check_same_tokens(role, tokenizer, load_tokenizer(source["path"]))
     for role, source in models.items():
         if source.get("sft"):
-            best = _fine_tuned(cfg, role)
-            kept = ("_target_", "dtype", *(("lora",) if role == "student" else ()))
-            cfg["model"][role] = {key: source[key] for key in kept if key in source} | {"path": str(best)}
+            cfg["model"][role] = prepared(source, role, _fine_tuned(cfg, role))
+
+
+def prepared(source: Config, role: str, best: Path) -> Config:
+    """The settings of a model that was fine-tuned from `source`, and lies in `best`."""
+    kept = ("_target_", "dtype", *(("lora",) if role == "student" else ()))
+    return {key: source[key] for key in kept if key in source} | {"path": str(best)}
 
 
 def fine_tuning(cfg: Config, role: str) -> tuple[Config, Path]:
