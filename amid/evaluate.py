@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from amid.config import check_seed, further_settings
+from amid.config import check_seed, config_hash, further_settings
 from amid.errors import InputError
 from amid.evaluation import evaluate_sets
 from amid.experiment import BEST, versions
@@ -35,13 +35,21 @@ def run(cfg: DictConfig) -> None:
     overrides = list(hydra.overrides.task)
     check_seed(cfg.seed)
     labels: dict[str, Label]
+    further = further_settings(overrides)
     if cfg.run is not None:
         result = load(cfg.run)
+        if any(override.startswith("seed=") for override in overrides):
+            raise InputError(
+                f"seed={cfg.seed} with run={cfg.run}: the seed is that of the run's training; "
+                "those of the samples are generation.seeds"
+            )
         if result.diverged_step is not None and not (Path(cfg.run) / BEST).exists():
             raise InputError(
                 f"run={cfg.run} diverged at step {result.diverged_step}: it has no student to score"
             )
         labels = dict(result.labels)
+        further = ",".join(str(part) for part in (labels.get("settings"), further) if part) or None
+        cfg.seed = result.seed
         saved = OmegaConf.select(OmegaConf.load(Path(cfg.run) / "config.yaml"), "config")
         _take_from(cfg, saved, overrides)
         cfg.model.student = {
@@ -61,7 +69,7 @@ def run(cfg: DictConfig) -> None:
         cfg.model.student.sft = None
         OmegaConf.update(cfg, "model.student.lora", None, force_add=True)
         OmegaConf.update(cfg, "model.student.architecture", None, force_add=True)
-    labels["settings"] = further_settings(overrides)
+    labels["settings"] = further
     settings = as_dict(cfg)
     if settings["threads"] is not None:
         torch.set_num_threads(settings["threads"])
@@ -90,7 +98,7 @@ def run(cfg: DictConfig) -> None:
     result = RunResult(
         name=directory.name,
         labels=labels,
-        config_hash="",
+        config_hash=config_hash(settings),
         seed=settings["seed"],
         scores=scores,
         training={},

@@ -3,8 +3,9 @@
 import contextlib
 import logging
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -99,14 +100,8 @@ class Sampling:
         if not holds_keys_and_values(model):
             drawn = self.token_ids(model, tokenizer, prompts, seed, samples)
             return [[as_answer(ids, tokenizer, None) for ids in row] for row in drawn]
-        check_prompts(prompts)
-        with _as_is(model):
-            batch = Batch(model, log_probs=True)
-            rows = self._decode(batch, tokenizer, prompts, seed, samples or self.samples)
-        return [
-            [as_answer(row.tokens, tokenizer, [note[0] for note in row.notes]) for row in of_prompt]
-            for of_prompt in rows
-        ]
+        names = streams(prompts, seed, samples or self.samples)
+        return self._noted_answers(model, tokenizer, prompts, names)
 
     def answers_to_sets(
         self,
@@ -114,10 +109,42 @@ class Sampling:
         tokenizer: PreTrainedTokenizerBase,
         sets: Mapping[str, Sequence[Sequence[int]]],
     ) -> Iterator[tuple[str, int, list[list[Answer]]]]:
-        """The set's name, a seed, and its answers to that set's prompts: for every set and every seed."""
+        """The set's name, a seed, and its answers to that set's prompts: for every set and every seed.
+
+        They are those of `answers`, drawn together: the model reads each prompt once for all its answers.
+        """
+        if not holds_keys_and_values(model):
+            for name, prompts in sets.items():
+                for seed in self.seeds:
+                    yield name, seed, self.answers(model, tokenizer, prompts, seed)
+            return
+        of_sets = [
+            zip(*(streams(prompts, seed, self.samples) for seed in self.seeds), strict=True)
+            for prompts in sets.values()
+        ]
+        prompts_of_all = [prompt for prompts in sets.values() for prompt in prompts]
+        names_of_all = [list(chain(*of_seeds)) for of_seeds in chain(*of_sets)]
+        answers = iter(self._noted_answers(model, tokenizer, prompts_of_all, names_of_all))
         for name, prompts in sets.items():
-            for seed in self.seeds:
-                yield name, seed, self.answers(model, tokenizer, prompts, seed)
+            of_set = list(islice(answers, len(prompts)))
+            for i, seed in enumerate(self.seeds):
+                yield name, seed, [row[i * self.samples : (i + 1) * self.samples] for row in of_set]
+
+    def _noted_answers(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Sequence[int]],
+        names: Iterable[Sequence[str]],
+    ) -> list[list[Answer]]:
+        """The answers with their log-probabilities; `names` of their random numbers, by prompt."""
+        check_prompts(prompts)
+        with _as_is(model):
+            rows = self._decode(Batch(model, log_probs=True), tokenizer, prompts, names)
+        return [
+            [as_answer(row.tokens, tokenizer, [note[0] for note in row.notes]) for row in of_prompt]
+            for of_prompt in rows
+        ]
 
     def token_ids(
         self,
@@ -152,8 +179,8 @@ class Sampling:
         check_prompts(prompts)
         with _as_is(model):
             if holds_keys_and_values(model):
-                batch, n = Batch(model, vocabulary), samples or self.samples
-                rows = self._decode(batch, tokenizer, prompts, seed, n)
+                names = streams(prompts, seed, samples or self.samples)
+                rows = self._decode(Batch(model, vocabulary), tokenizer, prompts, names)
                 return [[row.tokens for row in of_prompt] for of_prompt in rows]
             drawn = self._generate(model, tokenizer, prompts, seed, samples or self.samples, vocabulary)
         return [[_cut(ids, tokenizer.eos_token_id) for ids in row] for row in drawn]
@@ -193,7 +220,7 @@ class Sampling:
                 )
         with _as_is(student), _as_is(teacher):
             batch = MixedBatch(student, teacher, teacher_share, len(tokenizer))
-            rows = self._decode(batch, tokenizer, prompts, seed, samples=1)
+            rows = self._decode(batch, tokenizer, prompts, streams(prompts, seed, samples=1))
         return [MixedAnswer(row.tokens, *torch.tensor(row.notes).T.unbind()) for (row,) in rows]
 
     def _decode(
@@ -201,21 +228,21 @@ class Sampling:
         batch: Batch | MixedBatch,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Sequence[int]],
-        seed: int,
-        samples: int,
+        names: Iterable[Sequence[str]],
     ) -> list[list[Row]]:
-        """The answers: places of finished ones in the batch are given to the next prompts, short ones first.
+        """An answer for each of the `names` of random numbers that a prompt has, as many for each prompt.
 
-        The samples of a prompt begin together, if the batch has so many places, and share one prefill.
+        Places of finished answers in the batch are given to the next prompts, short ones first. The answers
+        to a prompt begin together, if the batch has so many places, and share one prefill.
         Places are freed and given anew a quarter of the batch at a time, since both copy the cache.
         """
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         answers = [
-            [Row(tuple(prompt), name, self.max_new_tokens, self.no_repeat_ngram_size) for name in names]
-            for prompt, names in zip(prompts, streams(prompts, seed, samples), strict=True)
+            [Row(tuple(prompt), name, self.max_new_tokens, self.no_repeat_ngram_size) for name in of_prompt]
+            for prompt, of_prompt in zip(prompts, names, strict=True)
         ]
         waiting = deque(row for i in order for row in answers[i])
-        together = min(samples, self.batch_size)
+        together = min(len(answers[0]), self.batch_size) if answers else 1
         rows: list[Row] = []
         while waiting or rows:
             free = self.batch_size - len(rows)

@@ -443,6 +443,11 @@ def test_evaluate_on_other_data_keeps_the_folder_of_each_run(quick, tmp_path, js
     assert all(set(result.scores) == {"open", "closed", "mine"} for result in scored)
     assert all(result.timings["evaluate"] > 0 for result in scored)
     assert {result.labels["method"] for result in scored} == {"amid"}
+    assert {result.seed for result in scored} == {1, 2}
+    assert len({result.config_hash for result in scored}) == 2
+    trained = results.load(directory).labels["settings"]
+    assert scored[0].labels["settings"] == f"{trained},data.test.mine={path}"
+    assert run("evaluate", f"run={directory}", "seed=3", out) == 1
     model = tmp_path / "model"
     shutil.copytree(next((tmp_path / "runs").iterdir()) / "checkpoints" / "best", model)
     sets = ["data=jsonl", "data/template=builtin", f"+data.test.mine={path}", "generation.max_new_tokens=3"]

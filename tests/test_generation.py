@@ -234,6 +234,33 @@ def test_samples_share_a_prefill_and_finished_rows_leave():
     assert max(rows for rows, _ in calls) <= 16
 
 
+@pytest.mark.parametrize("family", ["llama", "lfm2"])
+def test_answers_to_sets_are_those_to_each_set_with_each_seed(family):
+    fields = {"conv_L_cache": 3, "layer_types": ["conv", "full_attention"], **MLP} if family == "lfm2" else {}
+    model = network(family, eos_bias=4.0, **fields)
+    sets = {"first": PROMPTS, "none": [], "second": [PROMPTS[3], *prompts_of([4, 9, 6], seed=5), PROMPTS[3]]}
+    for fields in ({"samples": 2, "batch_size": 9}, {"batch_size": 2}, {"temperature": 0}):
+        sampling = Sampling(**{"max_new_tokens": 12, "seeds": [5, 6, 7], **fields})
+        expected = [
+            (name, seed, sampling.answers(model, TOKENS, prompts, seed))
+            for name, prompts in sets.items()
+            for seed in (5, 6, 7)
+        ]
+        assert list(sampling.answers_to_sets(model, TOKENS, sets)) == expected
+
+
+def test_seeds_share_a_prefill():
+    model = network()
+    rows_read = []
+    model.register_forward_pre_hook(
+        lambda module, inputs, given: rows_read.append(given["input_ids"].shape), with_kwargs=True
+    )
+    sets = {"first": prompts_of([3, 17, 9]), "second": prompts_of([4, 9, 6, 2], seed=5)}
+    sampling = Sampling(max_new_tokens=3, seeds=[5, 6, 7], batch_size=10)
+    assert len(list(sampling.answers_to_sets(model, TOKENS, sets))) == 6
+    assert sum(rows for rows, width in rows_read if width > 1) == 7
+
+
 def test_positions_stay_within_the_model():
     """Rows that have ended wait in the batch without running past the positions that the model has."""
     model = network("gpt2", eos_bias=4.0, n_positions=17 + 12)
