@@ -1,10 +1,10 @@
-"""Tokens a second of `Sampling.answers` against transformers' `generate` used the published way.
+"""Tokens a second of `Sampling.answers_to_sets` against transformers' `generate` used the published way.
 
 The published way: fixed batches in the given order, padded to their longest prompt, every row kept until the
-last one ends. Both draw from the same model of random weights, whose EOS logit is raised so that answers end
-after about a quarter of `max_new_tokens` on average (lengths are then nearly geometric, cut at the limit).
-Prompt lengths are uniform. Both ways are measured in turn in one process; the figures are medians over the
-rounds. Tokens counted are those of the answers, EOS included.
+last one ends, one sampling seed after the other. Both draw from the same model of random weights, whose EOS
+logit is raised so that answers end after about a quarter of `max_new_tokens` on average (lengths are then
+nearly geometric, cut at the limit). Prompt lengths are uniform. The ways are measured in turn in one process;
+the figures are medians over the rounds. Tokens counted are those of the answers, EOS included.
 """
 
 import argparse
@@ -63,8 +63,10 @@ def random_model(shape: Shape, device: str) -> PreTrainedModel:
     return model
 
 
-def published(model: PreTrainedModel, prompts: list[list[int]], shape: Shape, samples: int) -> int:
-    """Answers all prompts; returns the number of tokens."""
+def published(
+    model: PreTrainedModel, prompts: list[list[int]], shape: Shape, samples: int, seeds: int
+) -> int:
+    """Answers all prompts with each seed; returns the number of tokens."""
     config = GenerationConfig(
         max_new_tokens=shape.max_new_tokens,
         do_sample=True,
@@ -76,7 +78,7 @@ def published(model: PreTrainedModel, prompts: list[list[int]], shape: Shape, sa
     rows = max(1, shape.batch_size // samples)
     tokens = 0
     with torch.inference_mode():
-        for start in range(0, len(prompts), rows):
+        for start in list(range(0, len(prompts), rows)) * seeds:
             batch = TOKENIZER.pad(
                 {"input_ids": prompts[start : start + rows]}, return_tensors="pt", padding_side="left"
             ).to(model.device)
@@ -86,11 +88,11 @@ def published(model: PreTrainedModel, prompts: list[list[int]], shape: Shape, sa
     return tokens
 
 
-def ours(model: PreTrainedModel, prompts: list[list[int]], shape: Shape, samples: int) -> int:
-    """The same by `Sampling.answers`."""
-    sampling = Sampling(shape.max_new_tokens, samples=samples, batch_size=shape.batch_size)
-    answers = sampling.answers(model, TOKENIZER, prompts, seed=0)
-    return sum(answer.tokens for row in answers for answer in row)
+def ours(model: PreTrainedModel, prompts: list[list[int]], shape: Shape, samples: int, seeds: int) -> int:
+    """The same by `Sampling.answers_to_sets`."""
+    sampling = Sampling(shape.max_new_tokens, range(seeds), samples, batch_size=shape.batch_size)
+    drawn = sampling.answers_to_sets(model, TOKENIZER, {"prompts": prompts})
+    return sum(answer.tokens for _, _, answers in drawn for row in answers for answer in row)
 
 
 def main() -> None:
@@ -99,24 +101,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     keep_freed_memory()
-    line = "{:<14}{:>9}{:>8}{:>11}{:>13}{:>10}{:>8}"
-    print(line.format("model", "prompts", "samples", "tok/answer", "generate t/s", "ours t/s", "ratio"))
+    line = "{:<14}{:>9}{:>8}{:>7}{:>11}{:>13}{:>10}{:>8}"
+    columns = ("model", "prompts", "samples", "seeds", "tok/answer", "generate t/s", "ours t/s", "ratio")
+    print(line.format(*columns))
     for shape in shapes(args.device):
         model = random_model(shape, args.device)
         rng = random.Random(0)
-        for samples in (1, 4):
-            lengths = [rng.randint(4, shape.prompt_length) for _ in range(shape.prompts // samples)]
+        for samples, seeds in ((1, 1), (4, 1), (1, 5)):
+            lengths = [rng.randint(4, shape.prompt_length) for _ in range(shape.prompts // samples // seeds)]
             prompts = [[rng.randrange(2, 1000) for _ in range(length)] for length in lengths]
             rates: dict[str, list[float]] = {"generate": [], "ours": []}
             for _ in range(args.rounds):
                 for name, answer in (("generate", published), ("ours", ours)):
                     begin = time.perf_counter()
-                    tokens = answer(model, prompts, shape, samples)  # ends with its tokens on the CPU
+                    tokens = answer(model, prompts, shape, samples, seeds)  # ends with its tokens on the CPU
                     rates[name].append(tokens / (time.perf_counter() - begin))
             slow, fast = (statistics.median(values) for values in rates.values())
-            mean = f"{tokens / samples / len(prompts):.1f}"
+            mean = f"{tokens / samples / seeds / len(prompts):.1f}"
             figures = (f"{slow:.0f}", f"{fast:.0f}", f"{fast / slow:.2f}")
-            print(line.format(shape.name, len(prompts), samples, mean, *figures), flush=True)
+            print(line.format(shape.name, len(prompts), samples, seeds, mean, *figures), flush=True)
 
 
 if __name__ == "__main__":
