@@ -93,6 +93,7 @@ class Batch:
         unique = list(dict.fromkeys(prompts))
         ids, lengths = left_padded(unique, 0, self._model.device)
         cache = DynamicCache(config=self._model.config)
+        cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
         logits = self._forward(ids, lengths, ids.shape[1], cache)
         if len(unique) < len(prompts):
             place = {prompt: i for i, prompt in enumerate(unique)}
@@ -156,6 +157,40 @@ class Batch:
         logits = self.logits.float()
         log_probs = logits.gather(1, index).squeeze(1) - logits.logsumexp(-1)
         return [(value,) for value in log_probs.tolist()]
+
+
+class _RoomyLayer(DynamicLayer):
+    """Keys and values with room for tokens to come: a step writes its own and copies the others seldom."""
+
+    ROOM = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rooms: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Appends the new positions [rows, heads, positions, size]; returns all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys = self._appended("keys", key_states)
+        self.values = self._appended("values", value_states)
+        return self.keys, self.values
+
+    def _appended(self, name: str, new: Tensor) -> Tensor:
+        held: Tensor = getattr(self, name)
+        n = held.shape[-2] if held.numel() else 0
+        end = n + new.shape[-2]
+        room, filled = self._rooms.get(name, (held, None))
+        if filled is not held or end > room.shape[-2]:
+            room = new.new_empty(*new.shape[:2], end + self.ROOM, new.shape[-1])
+            if n:
+                room[:, :, :n] = held
+        room[:, :, n:end] = new
+        filled = room[:, :, :end]
+        self._rooms[name] = room, filled
+        return filled
 
 
 class MixedBatch:
