@@ -28,10 +28,11 @@ def run(cfg: DictConfig) -> None:
     settings["model"].pop("student")
     if settings["threads"] is not None:
         torch.set_num_threads(settings["threads"])
-    announce_slow_bfloat16(settings)
     tokenizer = instantiate(settings["model"]["tokenizer"])
     data: InstructionData = instantiate(settings["data"], tokenizer=tokenizer)
     tokenizer = data.tokenizer
+    data.announce_cuts(["train", "valid"])
+    announce_slow_bfloat16(settings)
     with_prepared_models(settings, tokenizer)
     supply_text(settings, instantiate(settings["text"]), tokenizer, data)
     supply_teacher(settings, tokenizer, data, with_student_text=False)

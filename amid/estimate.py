@@ -256,8 +256,8 @@ class Estimator:
             data: InstructionData = instantiate({**cfg["data"], **no_data}, tokenizer=tokenizer)
             chosen = examples[:: max(1, len(examples) // SAMPLE)][:SAMPLE]
             rows = [data.encoder.example(example) for example in chosen]
-            whole = sum(len(ids) for ids, _ in rows)
-            return whole / len(rows), (whole - sum(n_prompt for _, n_prompt in rows)) / len(rows)
+            whole = sum(len(row.ids) for row in rows)
+            return whole / len(rows), (whole - sum(row.n_prompt for row in rows)) / len(rows)
 
         found = self._get("the lengths of rows", ["lengths", _data_key(cfg)], measure)
         return (None, None) if found is None else found

@@ -73,7 +73,6 @@ def run(cfg: DictConfig) -> None:
     settings = as_dict(cfg)
     if settings["threads"] is not None:
         torch.set_num_threads(settings["threads"])
-    announce_slow_bfloat16(settings | {"model": {"student": settings["model"]["student"]}})
     L.seed_everything(settings["seed"], verbose=False)
     source: ModelSource = instantiate(settings["model"]["student"])
     tokenizer = load_tokenizer(settings["model"]["student"]["path"])
@@ -81,6 +80,8 @@ def run(cfg: DictConfig) -> None:
     tokenizer = data.tokenizer
     if not data.test_examples:
         raise InputError("data.test names no evaluation set; add one: +data.test.mine=my/test.jsonl")
+    data.announce_cuts(["test"])
+    announce_slow_bfloat16(settings | {"model": {"student": settings["model"]["student"]}})
     trainer = settings["trainer"]
     fabric = L.Fabric(accelerator=trainer["accelerator"], devices=1, precision=trainer["precision"])
     directory = Path(hydra.runtime.output_dir)

@@ -90,7 +90,6 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         return finished
     _check_trainer(cfg["trainer"])
     _check_optimizer(cfg["optimizer"])
-    announce_slow_bfloat16(cfg)
     schedule: Schedule | None = instantiate(cfg.get("schedule"))
     if schedule is not None:
         schedule.begin(objective)
@@ -102,7 +101,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         "lam": getattr(assistant, "lam", None),
     }
 
-    # All that the user may have written wrong is read before anything is trained.
+    # All that the user may have written wrong is read before anything is announced or trained.
     started = time.perf_counter()
     tokenizer = instantiate(cfg["model"]["tokenizer"])
     data: InstructionData = instantiate(cfg["data"], tokenizer=tokenizer)
@@ -113,6 +112,9 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     check_metrics(data.metrics, {"data.valid": valid} | evaluation_sets)
     _check_monitor(cfg["checkpoint"]["monitor"], data.valid_metric)
     plain_text = None if data.plain_tokens is None else data.plain_batch
+    if "role" not in labels:  # the run that a fine-tuning is for has said it of the same data
+        data.announce_cuts()
+    announce_slow_bfloat16(cfg)
     timings = {"load": time.perf_counter() - started}
 
     started = time.perf_counter()

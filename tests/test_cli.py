@@ -416,6 +416,26 @@ def test_a_mistake_in_an_evaluation_set_comes_before_training_and_can_be_mended(
     assert run("train", *new) == 0
 
 
+@pytest.mark.parametrize(
+    ("command", "bad"),
+    [("train", "train"), ("train", "valid"), ("train", "plain_text"), ("cache", "train"), ("cache", "valid")],
+)
+def test_a_mistake_in_a_row_comes_before_anything_is_announced(
+    quick, tmp_path, jsonl, capsys, monkeypatch, command, bad
+):
+    monkeypatch.setattr("amid.precision.times_as_long", lambda: 9.0)
+    good = jsonl({"instruction": "a", "output": "b", "text": "c"})
+    files = dict.fromkeys(("train", "valid", "plain_text"), good) | {bad: jsonl("{broken", name="bad.jsonl")}
+    base = [o for o in quick if not o.startswith(("data.train.size", "data.valid.size"))]
+    own = ["data=jsonl", *(f"data.{name}={file}" for name, file in files.items())]
+    new = [f"prepared_dir={tmp_path / 'new'}", "trainer.precision=bf16-mixed"]
+    assert run(command, *base, *own, *new) == 1
+    out, err = capsys.readouterr()
+    assert "bad.jsonl:1: not valid JSON" in err
+    assert [line for line in out.splitlines() if not line.startswith("run ")] == []
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_model_with_another_vocabulary_is_refused(quick, tmp_path, capsys):
     from amid.data.builtin import tokenizer
 
