@@ -33,6 +33,6 @@ def run(cfg: DictConfig) -> None:
     tokenizer = data.tokenizer
     data.announce_cuts(["train", "valid"])
     announce_slow_bfloat16(settings)
-    with_prepared_models(settings, tokenizer)
+    with_prepared_models(settings, data)
     supply_text(settings, instantiate(settings["text"]), tokenizer, data)
     supply_teacher(settings, tokenizer, data, with_student_text=False)

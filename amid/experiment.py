@@ -88,7 +88,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     if finished is not None:
         announce(f"{directory} is finished already")
         return finished
-    _check_trainer(cfg["trainer"])
+    _check_trainer(cfg["trainer"], "trainer")
     _check_optimizer(cfg["optimizer"])
     schedule: Schedule | None = instantiate(cfg.get("schedule"))
     if schedule is not None:
@@ -118,7 +118,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     timings = {"load": time.perf_counter() - started}
 
     started = time.perf_counter()
-    with_prepared_models(cfg, tokenizer)
+    with_prepared_models(cfg, data)
     supply_text(cfg, text, tokenizer, data)
     timings["prepare"] = time.perf_counter() - started
 
@@ -212,7 +212,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     return result
 
 
-def with_prepared_models(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+def with_prepared_models(cfg: Config, data: InstructionData) -> None:
     """Replaces each model of `cfg` that is to be fine-tuned first by the fine-tuned one.
 
     What is not there yet is made, once, by an ordinary supervised run in `prepared_dir`, in a folder named
@@ -222,8 +222,8 @@ def with_prepared_models(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> Non
     and in the run, with new ones.
 
     Raises:
-        InputError: if a model cannot be found, its tokenizer is not `tokenizer`, or the teacher has adapters
-            that nothing trains.
+        InputError: if a model cannot be found, its tokenizer is not that of `data`, the teacher has adapters
+            that nothing trains, or a fine-tuning's settings do not fit.
     """
     models = {role: cfg["model"][role] for role in ("teacher", "student") if cfg["model"].get(role)}
     if "teacher" in models and models["teacher"].get("lora") is not None and not models["teacher"].get("sft"):
@@ -233,10 +233,16 @@ def with_prepared_models(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> Non
         )
     for role, source in models.items():
         if source.get("path") is not None:
-            check_same_tokens(role, tokenizer, load_tokenizer(source["path"]))
+            check_same_tokens(role, data.tokenizer, load_tokenizer(source["path"]))
+        if source.get("sft"):
+            _check_trainer(source["sft"]["trainer"], f"model.{role}.sft.trainer")
+            if source["sft"]["batch_size"] < 1:
+                raise InputError(
+                    f"model.{role}.sft.batch_size={source['sft']['batch_size']} must be at least 1"
+                )
     for role, source in models.items():
         if source.get("sft"):
-            cfg["model"][role] = prepared(source, role, _fine_tuned(cfg, role))
+            cfg["model"][role] = prepared(source, role, _fine_tuned(cfg, role, len(data.train_examples)))
 
 
 def prepared(source: Config, role: str, best: Path) -> Config:
@@ -284,17 +290,16 @@ def fine_tuning(cfg: Config, role: str) -> tuple[Config, Path]:
     return run, Path(cfg["prepared_dir"]) / f"{role}-{config_hash(run)}"
 
 
-def _fine_tuned(cfg: Config, role: str) -> Path:
+def _fine_tuned(cfg: Config, role: str, rows: int) -> Path:
+    """The folder of the model, fine-tuned on as many rows."""
     run, directory = fine_tuning(cfg, role)
     directory.mkdir(parents=True, exist_ok=True)
     with FileLock(directory.with_suffix(".lock")):
         if not (directory / "result.json").exists():
-            trainer = run["trainer"]
-            steps = trainer.get("max_steps", -1)
-            length = f"{steps} steps" if steps > 0 else f"{trainer['max_epochs']} epochs"
-            announce(
-                f"The {role} is not fine-tuned on this data yet: doing it once, {length}, in {directory}"
+            length = _length(
+                run["trainer"], -(-rows // run["data"]["batch_size"]), f"model.{role}.sft.trainer"
             )
+            announce(f"Fine-tuning the {role} first, once, in {directory}: {length}")
             csv = {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(directory)}
             run["logger"] = {"csv": csv | {"name": "", "version": ""}}
             with watched(directory):
@@ -306,6 +311,18 @@ def _fine_tuned(cfg: Config, role: str) -> Path:
             f"lower model.{role}.sft.optimizer.lr"
         )
     return directory / BEST
+
+
+def _length(trainer: Config, steps_of_all: int, key: str) -> str:
+    """In words, the steps of a run and the setting that they come from; `key` is that of the trainer's."""
+    steps, epoch = steps_of(trainer, steps_of_all), steps_of_epoch(trainer, steps_of_all)
+    epochs = f"{steps / max(1, epoch):,.2f}".rstrip("0").rstrip(".")
+    name = "max_steps" if steps == trainer["max_steps"] else "max_epochs"
+    return f"{_count(f'{steps:,}', 'step')} ({_count(epochs, 'epoch')} of {epoch:,}); {key}.{name} sets this"
+
+
+def _count(number: str, what: str) -> str:
+    return f"{number} {what}" if number == "1" else f"{number} {what}s"
 
 
 def supply_text(cfg: Config, text: Text, tokenizer: PreTrainedTokenizerBase, data: InstructionData) -> None:
@@ -361,12 +378,16 @@ def _one_device(cfg: Config) -> L.Fabric:
 
 def steps_of(trainer: Config, steps_of_all: int) -> int:
     """The optimiser steps of a run whose training data are `steps_of_all`."""
-    limit = trainer.get("limit_train_batches")
-    epoch = steps_of_all
-    if limit is not None:
-        epoch = int(limit * steps_of_all) if isinstance(limit, float) else min(limit, steps_of_all)
-    steps: list[int] = [trainer["max_epochs"] * epoch, trainer["max_steps"]]
+    steps: list[int] = [trainer["max_epochs"] * steps_of_epoch(trainer, steps_of_all), trainer["max_steps"]]
     return min(n for n in steps if n >= 0)
+
+
+def steps_of_epoch(trainer: Config, steps_of_all: int) -> int:
+    """The optimiser steps of an epoch of a run whose training data are `steps_of_all`."""
+    limit = trainer.get("limit_train_batches")
+    if limit is None:
+        return steps_of_all
+    return int(limit * steps_of_all) if isinstance(limit, float) else min(limit, steps_of_all)
 
 
 def _fit(
@@ -482,20 +503,25 @@ def _finished(directory: Path, key: str) -> RunResult | None:
     return load(directory) if (directory / "result.json").exists() else None
 
 
-def _check_trainer(trainer: Config) -> None:
+def _check_trainer(trainer: Config, key: str) -> None:
+    """Refuses the trainer's settings, which are those of `key`, where they do not fit."""
     devices = trainer["devices"]
     if devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1):
         raise InputError(
-            f"trainer.devices={devices}: a run is trained on one device; use trainer.devices=1 (or [2] for "
+            f"{key}.devices={devices}: a run is trained on one device; use {key}.devices=1 (or [2] for "
             "the third), and run several side by side"
         )
     if str(trainer["precision"]).startswith("16"):
         raise InputError(
-            f"trainer.precision={trainer['precision']} would clip gradients before they are unscaled; "
+            f"{key}.precision={trainer['precision']} would clip gradients before they are unscaled; "
             "use bf16-mixed or 32-true"
         )
+    if trainer["max_epochs"] is None:
+        raise InputError(
+            f"{key}.max_epochs=null is no number of epochs; use -1 for as many as max_steps takes"
+        )
     if trainer["max_epochs"] == -1 and trainer["max_steps"] == -1:
-        raise InputError("trainer.max_epochs=-1 and trainer.max_steps=-1 never end; set one of them")
+        raise InputError(f"{key}.max_epochs=-1 and {key}.max_steps=-1 never end; set one of them")
 
 
 def _check_optimizer(optimizer: Config) -> None:
