@@ -104,6 +104,18 @@ def test_evaluate_without_a_model_or_a_whole_seed_says_what_it_takes(tmp_path, c
     assert not list(tmp_path.rglob("result.json"))
 
 
+def test_refused_evaluations_count_as_failed_and_a_single_one_leaves_no_folder(tmp_path, capsys):
+    out = f"output_dir={tmp_path / 'scores'}"
+    assert run("evaluate", "run=nope", out) == 1
+    assert not list((tmp_path / "scores").iterdir())
+    assert run("evaluate", "-m", "run=nope,none", out) == 1
+    capsys.readouterr()
+    assert run("status", tmp_path / "scores") == 0
+    assert "2 runs: 2 failed" in capsys.readouterr().out
+    assert run("report", tmp_path / "scores") == 1
+    assert "no finished run to report (run=none: failed" in capsys.readouterr().err
+
+
 def test_the_log_of_a_run_does_not_name_the_next(quick, tmp_path, monkeypatch):
     def logged(cfg, directory, labels):
         logging.getLogger("amid").warning("a word of the run")
