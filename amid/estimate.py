@@ -25,10 +25,11 @@ from amid.data import InstructionData
 from amid.data.examples import Example
 from amid.data.sources import load_examples
 from amid.errors import InputError
-from amid.experiment import BEST, fine_tuning, prepared, steps_of
+from amid.fit import steps_of
 from amid.memory import training_memory
 from amid.models import ModelSource
-from amid.results import RESULT_FILE, RunResult, files_below, load
+from amid.preparation import fine_tuning, prepared
+from amid.results import BEST, RESULT_FILE, RunResult, files_below, load
 from amid.sweep import Sweep
 from amid.teacher import TeacherCache
 from amid.train import as_dict

@@ -14,12 +14,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from amid.config import check_seed, config_hash, further_settings
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
-from amid.experiment import BEST, versions
+from amid.experiment import versions
 from amid.models import ModelSource, load_tokenizer
 from amid.monitor import watched
 from amid.precision import announce_slow_bfloat16
 from amid.progress import announce
-from amid.results import Label, RunResult, load, save
+from amid.results import BEST, Label, RunResult, load, save
 from amid.train import as_dict, summary
 
 
