@@ -7,8 +7,9 @@ from omegaconf import DictConfig
 
 from amid.data import InstructionData
 from amid.errors import InputError
-from amid.experiment import supply_teacher, supply_text, with_prepared_models
+from amid.experiment import run_experiment, supply_teacher, supply_text
 from amid.precision import announce_slow_bfloat16
+from amid.preparation import with_prepared_models
 from amid.train import as_dict
 
 
@@ -28,10 +29,11 @@ def run(cfg: DictConfig) -> None:
     settings["model"].pop("student")
     if settings["threads"] is not None:
         torch.set_num_threads(settings["threads"])
-    announce_slow_bfloat16(settings)
     tokenizer = instantiate(settings["model"]["tokenizer"])
     data: InstructionData = instantiate(settings["data"], tokenizer=tokenizer)
     tokenizer = data.tokenizer
-    with_prepared_models(settings, tokenizer)
+    data.announce_cuts(["train", "valid"])
+    announce_slow_bfloat16(settings)
+    with_prepared_models(settings, data, run_experiment)
     supply_text(settings, instantiate(settings["text"]), tokenizer, data)
     supply_teacher(settings, tokenizer, data, with_student_text=False)

@@ -25,10 +25,11 @@ from amid.data import InstructionData
 from amid.data.examples import Example
 from amid.data.sources import load_examples
 from amid.errors import InputError
-from amid.experiment import BEST, fine_tuning, prepared, steps_of
+from amid.fit import steps_of
 from amid.memory import training_memory
 from amid.models import ModelSource
-from amid.results import RESULT_FILE, RunResult, files_below, load
+from amid.preparation import fine_tuning, prepared
+from amid.results import BEST, RESULT_FILE, RunResult, files_below, load
 from amid.sweep import Sweep
 from amid.teacher import TeacherCache
 from amid.train import as_dict
@@ -256,8 +257,8 @@ class Estimator:
             data: InstructionData = instantiate({**cfg["data"], **no_data}, tokenizer=tokenizer)
             chosen = examples[:: max(1, len(examples) // SAMPLE)][:SAMPLE]
             rows = [data.encoder.example(example) for example in chosen]
-            whole = sum(len(ids) for ids, _ in rows)
-            return whole / len(rows), (whole - sum(n_prompt for _, n_prompt in rows)) / len(rows)
+            whole = sum(len(row.ids) for row in rows)
+            return whole / len(rows), (whole - sum(row.n_prompt for row in rows)) / len(rows)
 
         found = self._get("the lengths of rows", ["lengths", _data_key(cfg)], measure)
         return (None, None) if found is None else found

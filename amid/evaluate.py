@@ -13,12 +13,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from amid.config import check_seed, config_hash, further_settings
 from amid.errors import InputError
-from amid.evaluation import evaluate_sets
-from amid.experiment import BEST, versions
+from amid.evaluation import check_metrics, evaluate_sets
+from amid.experiment import versions
 from amid.models import ModelSource, load_tokenizer
+from amid.monitor import watched
 from amid.precision import announce_slow_bfloat16
 from amid.progress import announce
-from amid.results import Label, RunResult, load, save
+from amid.results import BEST, Label, RunResult, load, save
 from amid.train import as_dict, summary
 
 
@@ -30,6 +31,11 @@ def run(cfg: DictConfig) -> None:
     Raises:
         InputError: if `run` is no finished run, the model cannot be loaded, or there is nothing to answer.
     """
+    with watched(Path(HydraConfig.get().runtime.output_dir)):
+        _evaluate(cfg)
+
+
+def _evaluate(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     transformers.utils.logging.disable_progress_bar()
     overrides = list(hydra.overrides.task)
@@ -73,7 +79,6 @@ def run(cfg: DictConfig) -> None:
     settings = as_dict(cfg)
     if settings["threads"] is not None:
         torch.set_num_threads(settings["threads"])
-    announce_slow_bfloat16(settings | {"model": {"student": settings["model"]["student"]}})
     L.seed_everything(settings["seed"], verbose=False)
     source: ModelSource = instantiate(settings["model"]["student"])
     tokenizer = load_tokenizer(settings["model"]["student"]["path"])
@@ -81,6 +86,10 @@ def run(cfg: DictConfig) -> None:
     tokenizer = data.tokenizer
     if not data.test_examples:
         raise InputError("data.test names no evaluation set; add one: +data.test.mine=my/test.jsonl")
+    check_metrics(data.metrics, data.test_examples)
+    sampling = instantiate(settings["generation"])
+    data.announce_cuts(["test"])
+    announce_slow_bfloat16(settings | {"model": {"student": settings["model"]["student"]}})
     trainer = settings["trainer"]
     fabric = L.Fabric(accelerator=trainer["accelerator"], devices=1, precision=trainer["precision"])
     directory = Path(hydra.runtime.output_dir)
@@ -90,7 +99,7 @@ def run(cfg: DictConfig) -> None:
         tokenizer,
         data.test_examples,
         data.encoder,
-        instantiate(settings["generation"]),
+        sampling,
         data.metrics,
         directory / "generations",
         fabric.autocast,

@@ -1,12 +1,9 @@
 """One run, from its configuration to its result: prepare, train, score, record."""
 
 import copy
-import logging
 import os
-import pickle
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -15,7 +12,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from filelock import FileLock
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
@@ -23,24 +19,21 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid import __version__, tracking
-from amid.allocator import forget_peak_memory, peak_memory
 from amid.config import check_seed, config_hash
 from amid.data import InstructionData
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
+from amid.fit import check_trainer, fit, last_checkpoint, steps_of
 from amid.lora import merge
-from amid.models import check_same_tokens, load_tokenizer, shared_vocabulary
-from amid.module import DistillationModule, Diverged
-from amid.monitor import watched
+from amid.models import shared_vocabulary
+from amid.module import DistillationModule
 from amid.precision import announce_slow_bfloat16
-from amid.progress import LOSSES, StatusRecords, announce, progress
-from amid.results import METRICS, RunResult, Score, load, save
+from amid.preparation import with_prepared_models
+from amid.progress import LOSSES, announce
+from amid.results import BEST, RunResult, Score, load, save
 from amid.schedule import Schedule
 from amid.teacher import Teacher, TeacherSupply
 from amid.text import TeacherText, Text, on_student_text
-
-BEST = Path("checkpoints") / "best"
-"""Where a finished run keeps its student, as `save_pretrained` writes it."""
 
 Config = dict[str, Any]
 
@@ -54,7 +47,8 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     Args:
         cfg: a resolved configuration of conf/train.yaml.
         directory: of the run.
-        labels: what tables call the run: method, model, data, divergence, assistant.
+        labels: what tables call the run: method, model, data, divergence, assistant; of the fine-tuning of a
+            model for another run also its `role`.
 
     Raises:
         InputError: for settings that do not fit, or a directory with a run of another configuration.
@@ -88,9 +82,8 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     if finished is not None:
         announce(f"{directory} is finished already")
         return finished
-    _check_trainer(cfg["trainer"])
+    check_trainer(cfg["trainer"], "trainer")
     _check_optimizer(cfg["optimizer"])
-    announce_slow_bfloat16(cfg)
     schedule: Schedule | None = instantiate(cfg.get("schedule"))
     if schedule is not None:
         schedule.begin(objective)
@@ -102,7 +95,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         "lam": getattr(assistant, "lam", None),
     }
 
-    # All that the user may have written wrong is read before anything is trained.
+    # All that the user may have written wrong is read before anything is announced or trained.
     started = time.perf_counter()
     tokenizer = instantiate(cfg["model"]["tokenizer"])
     data: InstructionData = instantiate(cfg["data"], tokenizer=tokenizer)
@@ -113,10 +106,13 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     check_metrics(data.metrics, {"data.valid": valid} | evaluation_sets)
     _check_monitor(cfg["checkpoint"]["monitor"], data.valid_metric)
     plain_text = None if data.plain_tokens is None else data.plain_batch
+    if "role" not in labels:  # the run that a fine-tuning is for has said it of the same data
+        data.announce_cuts()
+    announce_slow_bfloat16(cfg)
     timings = {"load": time.perf_counter() - started}
 
     started = time.perf_counter()
-    with_prepared_models(cfg, tokenizer)
+    with_prepared_models(cfg, data, run_experiment)
     supply_text(cfg, text, tokenizer, data)
     timings["prepare"] = time.perf_counter() - started
 
@@ -157,21 +153,16 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     )
     timings["load"] += time.perf_counter() - started
 
-    last = _last_checkpoint(directory)
+    last = last_checkpoint(directory)
     _write_config(cfg, directory, key)
     started = time.perf_counter()
     scores: dict[str, dict[str, Score]] = {name: {} for name in evaluation_sets}
     _keep_metrics(directory)
     loggers: list[Logger] = list(instantiate(cfg["logger"]).values())
     tracking.begin(loggers, labels, cfg)
-    try:
-        trainer, training = _fit(cfg, module, data, directory, loggers, last)
-        timings["train"] = time.perf_counter() - started
-    except Diverged as error:
-        announce(f"{directory} diverged at {error}; it ends here")
-        timings["train"] = time.perf_counter() - started
-        training = {**module.before, **_figures(module), "diverged_step": float(error.step)}
-    else:
+    trainer, training = fit(cfg, module, data, directory, loggers, last)
+    timings["train"] = time.perf_counter() - started
+    if "diverged_step" not in training:
         merge(student)
         _export(student, tokenizer, directory / BEST)
         started = time.perf_counter()
@@ -208,102 +199,6 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         checkpoint.unlink()
     tracking.conclude(loggers, result, directory / "generations")
     return result
-
-
-def with_prepared_models(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Replaces each model of `cfg` that is to be fine-tuned first by the fine-tuned one.
-
-    What is not there yet is made, once, by an ordinary supervised run in `prepared_dir`, in a folder named
-    by the hash of its configuration; other processes wait for it.
-
-    A student that is trained with adapters is so both times: in its fine-tuning, after which they are merged,
-    and in the run, with new ones.
-
-    Raises:
-        InputError: if a model cannot be found, its tokenizer is not `tokenizer`, or the teacher has adapters
-            that nothing trains.
-    """
-    models = {role: cfg["model"][role] for role in ("teacher", "student") if cfg["model"].get(role)}
-    if "teacher" in models and models["teacher"].get("lora") is not None and not models["teacher"].get("sft"):
-        raise InputError(
-            "model.teacher.lora is for the teacher's fine-tuning, and model.teacher.sft=null has none; "
-            "set model.teacher.lora=null too"
-        )
-    for role, source in models.items():
-        if source.get("path") is not None:
-            check_same_tokens(role, tokenizer, load_tokenizer(source["path"]))
-    for role, source in models.items():
-        if source.get("sft"):
-            cfg["model"][role] = prepared(source, role, _fine_tuned(cfg, role))
-
-
-def prepared(source: Config, role: str, best: Path) -> Config:
-    """The settings of a model that was fine-tuned from `source`, and lies in `best`."""
-    kept = ("_target_", "dtype", *(("lora",) if role == "student" else ()))
-    return {key: source[key] for key in kept if key in source} | {"path": str(best)}
-
-
-def fine_tuning(cfg: Config, role: str) -> tuple[Config, Path]:
-    """The supervised run that prepares a model of `cfg`, and the folder that it is kept in."""
-    source = dict(cfg["model"][role])
-    sft = source.pop("sft")
-    metrics = cfg["data"].get("metrics") or {}
-    if source.get("lora") is None:
-        source["dtype"] = "float32"
-    data = {
-        **cfg["data"],
-        "batch_size": sft["batch_size"],
-        "micro_batch_size": sft["micro_batch_size"],
-        "tokens_per_batch": sft["tokens_per_batch"],
-        "seed": sft["seed"],
-        "valid_prompts": 16,
-        "metrics": {
-            name: metric for name, metric in metrics.items() if name == cfg["data"].get("valid_metric")
-        },
-        "test": {},
-        "test_prompts": None,
-        "plain_text": None,
-        "plain_text_weight": 1.0,
-    }
-    run = {
-        "model": {"tokenizer": cfg["model"]["tokenizer"], "student": source},
-        "data": data,
-        "objective": {"_target_": "amid.losses.CrossEntropy"},
-        "text": {"_target_": "amid.text.DataText"},
-        "generation": {
-            "_target_": "amid.generation.Sampling",
-            "max_new_tokens": data["max_length"] - data["max_prompt_length"],
-            "seeds": [sft["seed"]],
-        },
-        "logger": {},
-        "threads": cfg["threads"],
-        **{key: sft[key] for key in ("optimizer", "scheduler", "trainer", "checkpoint", "clip_norm", "seed")},
-    }
-    return run, Path(cfg["prepared_dir"]) / f"{role}-{config_hash(run)}"
-
-
-def _fine_tuned(cfg: Config, role: str) -> Path:
-    run, directory = fine_tuning(cfg, role)
-    directory.mkdir(parents=True, exist_ok=True)
-    with FileLock(directory.with_suffix(".lock")):
-        if not (directory / "result.json").exists():
-            trainer = run["trainer"]
-            steps = trainer.get("max_steps", -1)
-            length = f"{steps} steps" if steps > 0 else f"{trainer['max_epochs']} epochs"
-            announce(
-                f"The {role} is not fine-tuned on this data yet: doing it once, {length}, in {directory}"
-            )
-            csv = {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(directory)}
-            run["logger"] = {"csv": csv | {"name": "", "version": ""}}
-            with watched(directory):
-                run_experiment(run, directory, {"method": "sft", "role": role})
-        step = load(directory).diverged_step
-    if step is not None:
-        raise InputError(
-            f"the {role}'s fine-tuning in {directory} diverged at step {step}; "
-            f"lower model.{role}.sft.optimizer.lr"
-        )
-    return directory / BEST
 
 
 def supply_text(cfg: Config, text: Text, tokenizer: PreTrainedTokenizerBase, data: InstructionData) -> None:
@@ -357,90 +252,6 @@ def _one_device(cfg: Config) -> L.Fabric:
     return L.Fabric(accelerator=settings["accelerator"], devices=devices, precision=settings["precision"])
 
 
-def steps_of(trainer: Config, steps_of_all: int) -> int:
-    """The optimiser steps of a run whose training data are `steps_of_all`."""
-    limit = trainer.get("limit_train_batches")
-    epoch = steps_of_all
-    if limit is not None:
-        epoch = int(limit * steps_of_all) if isinstance(limit, float) else min(limit, steps_of_all)
-    steps: list[int] = [trainer["max_epochs"] * epoch, trainer["max_steps"]]
-    return min(n for n in steps if n >= 0)
-
-
-def _fit(
-    cfg: Config,
-    module: DistillationModule,
-    data: InstructionData,
-    directory: Path,
-    loggers: Sequence[Logger],
-    last: Path | None,
-) -> tuple[L.Trainer, dict[str, float]]:
-    """Trains, from the checkpoint `last` where there is one; leaves the best weights in the module."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    checkpoint = instantiate(
-        cfg["checkpoint"],
-        dirpath=str(directory / "checkpoints"),
-        filename="best-epoch",
-        save_last=True,
-        enable_version_counter=False,
-    )
-    trainer: L.Trainer = instantiate(
-        cfg["trainer"],
-        callbacks=[checkpoint, progress(), StatusRecords(directory)],
-        enable_progress_bar=sys.stdout.isatty(),
-        logger=list(loggers),
-        default_root_dir=str(directory),
-    )
-    try:
-        if last is None:
-            trainer.validate(module, datamodule=data, verbose=False)
-        forget_peak_memory(trainer.strategy.root_device)
-        started = time.perf_counter()
-        trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
-        seconds = time.perf_counter() - started
-        figures = _figures(module) | {"peak_memory": float(peak_memory(trainer.strategy.root_device))}
-        best = checkpoint.best_model_path
-        if module.validated_step != trainer.global_step:
-            now = trainer.validate(module, datamodule=data, verbose=False)[0][checkpoint.monitor]
-            then = checkpoint.best_model_score
-            if then is None or (now >= float(then) if checkpoint.mode == "max" else now <= float(then)):
-                best = ""
-    except SystemExit as error:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from error
-        raise
-    kept: dict[str, Any] = {"validation": module.validation}
-    if best:
-        kept = torch.load(best, map_location="cpu", weights_only=True)
-        module.load_state_dict(kept["state_dict"])
-    announce(f"  kept: {_in_words(kept, trainer.global_step, data.valid_metric)}")
-    training = {
-        **module.before,
-        **kept["validation"],
-        **figures,
-        "response_tokens_per_second": module.response_tokens_here / seconds,
-    }
-    return trainer, training
-
-
-def _in_words(kept: Mapping[str, Any], steps: int, metric: str | None) -> str:
-    """Of which step the weights are that a run ends with, and how they did on the validation data."""
-    validation: Mapping[str, float] = kept["validation"]
-    text = f"step {kept.get('global_step', steps)} of {steps}, valid cross-entropy "
-    text += f"{validation['valid_cross_entropy']:.3f}"
-    if (score := validation.get(f"valid_{metric}")) is not None:
-        text += f", {METRICS.get(str(metric), metric)} {score:.1f}"
-    return text
-
-
-def _figures(module: DistillationModule) -> dict[str, float]:
-    """What the training so far consisted of, and the time of its steps in this process."""
-    figures = {"steps": float(module.global_step), "response_tokens": float(module.response_tokens)}
-    seconds = module.seconds_of_steps[1:] or module.seconds_of_steps
-    return figures | ({"step_seconds": sum(seconds) / len(seconds)} if seconds else {})
-
-
 def _log_scores(loggers: Sequence[Logger], scores: Mapping[str, Mapping[str, Score]]) -> None:
     means = {
         f"test/{name}/{metric}": score.mean for name, by in scores.items() for metric, score in by.items()
@@ -449,23 +260,6 @@ def _log_scores(loggers: Sequence[Logger], scores: Mapping[str, Mapping[str, Sco
         logger.log_metrics(means)
         logger.save()
         logger.finalize("success")
-
-
-def _last_checkpoint(directory: Path) -> Path | None:
-    """What a run that was begun before can go on from; one that was cut while it was written is removed."""
-    path = directory / "checkpoints" / "last.ckpt"
-    if not path.exists():
-        if (directory / "config.yaml").exists():
-            announce(f"{directory} was begun, and stopped before its first epoch ended: it starts over")
-        return None
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
-        announce(f"{path} is damaged: the run starts over")
-        path.unlink()
-        return None
-    announce(f"{directory} goes on after its last finished epoch")
-    return path
 
 
 def _finished(directory: Path, key: str) -> RunResult | None:
@@ -478,22 +272,6 @@ def _finished(directory: Path, key: str) -> RunResult | None:
                 "choose another output_dir=, or delete the folder"
             )
     return load(directory) if (directory / "result.json").exists() else None
-
-
-def _check_trainer(trainer: Config) -> None:
-    devices = trainer["devices"]
-    if devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1):
-        raise InputError(
-            f"trainer.devices={devices}: a run is trained on one device; use trainer.devices=1 (or [2] for "
-            "the third), and run several side by side"
-        )
-    if str(trainer["precision"]).startswith("16"):
-        raise InputError(
-            f"trainer.precision={trainer['precision']} would clip gradients before they are unscaled; "
-            "use bf16-mixed or 32-true"
-        )
-    if trainer["max_epochs"] == -1 and trainer["max_steps"] == -1:
-        raise InputError("trainer.max_epochs=-1 and trainer.max_steps=-1 never end; set one of them")
 
 
 def _check_optimizer(optimizer: Config) -> None:

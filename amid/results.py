@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 from amid.errors import InputError
 
 RESULT_FILE = "result.json"
+BEST = Path("checkpoints") / "best"
+"""Where a finished run keeps its student, as `save_pretrained` writes it."""
+
 SCHEMA = 1
 """Version of the file's layout, raised when a reader of the old one would misread the new one."""
 

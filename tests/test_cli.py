@@ -104,6 +104,18 @@ def test_evaluate_without_a_model_or_a_whole_seed_says_what_it_takes(tmp_path, c
     assert not list(tmp_path.rglob("result.json"))
 
 
+def test_refused_evaluations_count_as_failed_and_a_single_one_leaves_no_folder(tmp_path, capsys):
+    out = f"output_dir={tmp_path / 'scores'}"
+    assert run("evaluate", "run=nope", out) == 1
+    assert not list((tmp_path / "scores").iterdir())
+    assert run("evaluate", "-m", "run=nope,none", out) == 1
+    capsys.readouterr()
+    assert run("status", tmp_path / "scores") == 0
+    assert "2 runs: 2 failed" in capsys.readouterr().out
+    assert run("report", tmp_path / "scores") == 1
+    assert "no finished run to report (run=none: failed" in capsys.readouterr().err
+
+
 def test_the_log_of_a_run_does_not_name_the_next(quick, tmp_path, monkeypatch):
     def logged(cfg, directory, labels):
         logging.getLogger("amid").warning("a word of the run")
@@ -414,6 +426,84 @@ def test_a_mistake_in_an_evaluation_set_comes_before_training_and_can_be_mended(
     logging.getLogger("amid").warning("the log of a removed folder is not written to")
     jsonl({"instruction": "a", "output": "b"})
     assert run("train", *new) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "bad"),
+    [("train", "train"), ("train", "valid"), ("train", "plain_text"), ("cache", "train"), ("cache", "valid")],
+)
+def test_a_mistake_in_a_row_comes_before_anything_is_announced(
+    quick, tmp_path, jsonl, capsys, monkeypatch, command, bad
+):
+    monkeypatch.setattr("amid.precision.times_as_long", lambda: 9.0)
+    good = jsonl({"instruction": "a", "output": "b", "text": "c"})
+    files = dict.fromkeys(("train", "valid", "plain_text"), good) | {bad: jsonl("{broken", name="bad.jsonl")}
+    base = [o for o in quick if not o.startswith(("data.train.size", "data.valid.size"))]
+    own = ["data=jsonl", *(f"data.{name}={file}" for name, file in files.items())]
+    new = [f"prepared_dir={tmp_path / 'new'}", "trainer.precision=bf16-mixed"]
+    assert run(command, *base, *own, *new) == 1
+    out, err = capsys.readouterr()
+    assert "bad.jsonl:1: not valid JSON" in err
+    assert [line for line in out.splitlines() if not line.startswith("run ")] == []
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "lengths"),
+    [
+        (
+            ["teacher.max_steps=3", "teacher.max_epochs=-1", "student.max_steps=-1", "student.max_epochs=2"],
+            ["3 steps (1.5 epochs of 2); max_steps", "4 steps (2 epochs of 2); max_epochs"],
+        ),
+        (
+            [
+                *("teacher.max_steps=-1", "teacher.max_epochs=3", "teacher.limit_train_batches=1"),
+                *("student.max_steps=9", "student.max_epochs=1", "student.limit_train_batches=0.5"),
+            ],
+            ["3 steps (3 epochs of 1); max_epochs", "1 step (1 epoch of 1); max_epochs"],
+        ),
+    ],
+)
+def test_a_run_says_what_it_cuts_and_how_long_its_models_are_fine_tuned(
+    quick, tmp_path, jsonl, capsys, settings, lengths
+):
+    rows = [{"instruction": "say " * (40 if i % 4 else 2), "output": "a word"} for i in range(44)]
+    train, valid = jsonl(*rows), jsonl(rows[0], name="valid.jsonl")
+    of_sets = ("data.train", "data.valid", "data.test", "model.", "prepared_dir")
+    own = [o for o in quick if not o.startswith(of_sets)]
+    own += ["data=jsonl", "data/template=builtin", f"data.train={train}", f"data.valid={valid}"]
+    own += ["data.max_prompt_length=30", "data.max_length=50", "data.tokens_per_batch=400"]
+    own += [f"model.{setting.replace('.', '.sft.trainer.', 1)}" for setting in settings]
+    assert run("train", *own, f"prepared_dir={tmp_path / 'prepared'}") == 0
+    lines = capsys.readouterr().out.splitlines()
+    (cut,) = [line for line in lines if line.startswith("Cut to")]
+    assert cut == "Cut to data.max_prompt_length=30: 33 of 44 prompts of data.train"
+    told = [line for line in lines if line.startswith("Fine-tuning")]
+    for line, role, expected in zip(told, ("teacher", "student"), lengths, strict=True):
+        (folder,) = (tmp_path / "prepared").glob(f"{role}-*/")
+        length, key = expected.split("; ")
+        expected = f"{folder}: {length}; model.{role}.sft.trainer.{key} sets this"
+        assert line == f"Fine-tuning the {role} first, once, in {expected}"
+        assert results.load(folder).training["steps"] == int(length.split()[0])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("batch_size=0", "model.student.sft.batch_size=0 must be at least 1"),
+        ("trainer.max_epochs=null", "model.student.sft.trainer.max_epochs=null is no number of epochs"),
+        (
+            "trainer.max_steps=-1",
+            "model.student.sft.trainer.max_epochs=-1 and model.student.sft.trainer.max_steps=-1",
+        ),
+    ],
+)
+def test_a_fine_tuning_that_cannot_be_is_refused_before_any(quick, tmp_path, capsys, override, message):
+    new = f"prepared_dir={tmp_path / 'new'}"
+    assert run("train", *quick, new, f"model.student.sft.{override}") == 1
+    out, err = capsys.readouterr()
+    assert message in err
+    assert "Fine-tuning" not in out
 
 
 def test_a_model_with_another_vocabulary_is_refused(quick, tmp_path, capsys):

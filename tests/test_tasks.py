@@ -211,13 +211,18 @@ def test_the_best_epoch_is_that_of_the_tasks_metric(hub, tmp_path, monkeypatch):
     assert not all(value.equal(states[3][name]) for name, value in kept.items())
 
 
-def test_data_that_a_metric_cannot_score_is_known_before_training(hub, tmp_path, jsonl, capsys):
+def test_data_that_a_metric_cannot_score_are_known_before_a_model_is_read(hub, tmp_path, jsonl, capsys):
     path = jsonl({"question": "Who?", "answer": "Nobody."})
+    tokenizer().save_pretrained(tmp_path / "model")
     arguments = ["data=gsm8k", f"data.test.gsm8k={path}", f"output_dir={tmp_path / 'runs'}"]
-    assert main(["train", *arguments, f"prepared_dir={tmp_path / 'prepared'}"]) == 1
-    assert "data.metrics.exact_answer cannot score gsm8k: references[0] ends in no number" in (
-        capsys.readouterr().err
-    )
+    for command, own in (
+        ("train", f"prepared_dir={tmp_path / 'prepared'}"),
+        ("evaluate", f"model.student.path={tmp_path / 'model'}"),
+    ):
+        assert main([command, *arguments, own]) == 1
+        assert "data.metrics.exact_answer cannot score gsm8k: references[0] ends in no number" in (
+            capsys.readouterr().err
+        )
     assert not (tmp_path / "prepared").exists()
 
 

@@ -26,6 +26,7 @@ from amid.data.plain_text import packed
 from amid.data.prompts import IGNORE, Encoder, Template
 from amid.data.sources import Fields, Source, TextSource, load_documents, load_examples
 from amid.errors import InputError
+from amid.progress import announce
 
 MicroBatch = dict[str, Tensor]
 """`input_ids`, `attention_mask` and `labels`, [rows, longest] each, padded on the right, and `rows` [rows]:
@@ -38,6 +39,9 @@ Row = tuple[Tensor, int, int]
 SampledRow = tuple[Tensor, int, int, Tensor]
 """A sequence whose response was sampled: besides, of each token of the response, what
 `amid.losses.MiniLLM` takes as `sampling`, [response, 2]."""
+
+FORMAT = 2
+"""Version of the files of token ids; another one is another cache."""
 
 NO_ROW = -1
 """The number of a sequence that is in neither set."""
@@ -337,12 +341,40 @@ class InstructionData(L.LightningDataModule):
     @cached_property
     def train_tokens(self) -> Tokens:
         """The training examples as token ids."""
-        return self._tokenise(self.train_examples)
+        return self._train_encoded[0]
 
     @cached_property
     def valid_tokens(self) -> Tokens:
         """The validation examples as token ids, numbered after the training examples."""
-        return replace(self._tokenise(self.valid_examples), first=len(self.train_examples))
+        return replace(self._valid_encoded[0], first=len(self.train_examples))
+
+    def announce_cuts(self, splits: Sequence[str] = ("train", "valid", "test")) -> None:
+        """Says how many prompts and responses of `splits` are longer than the limits; nothing where none is.
+
+        Of evaluation sets only the prompts are cut.
+        """
+        cuts = {"train": self._train_encoded[1]} if "train" in splits else {}
+        cuts |= {"valid": self._valid_encoded[1]} if "valid" in splits else {}
+        if "test" in splits:
+            cuts |= {f"test.{name}": self._encoded(rows)[1] for name, rows in self.test_examples.items()}
+        prompts = [
+            f"{n:,} of {len(cut):,} prompts of data.{name}"
+            for name, cut in cuts.items()
+            if (n := int(cut[:, 0].sum()))
+        ]
+        responses = [
+            f"{n:,} of {len(cut):,} responses of data.{name}"
+            for name, cut in cuts.items()
+            if name in ("train", "valid") and (n := int(cut[:, 1].sum()))
+        ]
+        told = {"max_prompt_length": prompts, "max_length": responses}
+        parts = [
+            f"data.{limit}={getattr(self.encoder, limit)}: {', '.join(found)}"
+            for limit, found in told.items()
+            if found
+        ]
+        if parts:
+            announce(f"Cut to {'; to '.join(parts)}")
 
     def train_on(self, tokens: Tokens) -> None:
         """Puts other responses in the place of the training set's: as many rows."""
@@ -380,9 +412,8 @@ class InstructionData(L.LightningDataModule):
         documents, length = load_documents(self._plain_text), self.encoder.max_length
         tokenizer = self.encoder.tokenizer  # with its own EOS: a document is no turn of a conversation
         made_from = ["plain text", documents, length, tokenizer_fingerprint(tokenizer)]
-        return self._kept(
-            made_from, lambda: Tokens.of((ids, 0) for ids in packed(documents, tokenizer, length))
-        )
+        pieces = ((ids, 0) for ids in packed(documents, tokenizer, length))
+        return Tokens.of_tensors(self._kept(made_from, lambda: Tokens.of(pieces).tensors))
 
     def plain_batch(self, number: int) -> list[MicroBatch]:
         """The `number`th batch of plain text, of endlessly many: `batch_size` pieces, in micro-batches.
@@ -399,28 +430,43 @@ class InstructionData(L.LightningDataModule):
         batches = LikeLengthBatches(tokens.lengths, batch_size, seed)
         return DataLoader(tokens, batch_sampler=batches, collate_fn=self.micro_batches)
 
-    def _tokenise(self, examples: list[Example]) -> Tokens:
-        """Token ids of `examples`, from the cache where they stand in it."""
+    @cached_property
+    def _train_encoded(self) -> tuple[Tokens, Tensor]:
+        return self._encoded(self.train_examples)
+
+    @cached_property
+    def _valid_encoded(self) -> tuple[Tokens, Tensor]:
+        return self._encoded(self.valid_examples)
+
+    def _encoded(self, examples: list[Example]) -> tuple[Tokens, Tensor]:
+        """Token ids of `examples`, and whether prompt and response of each were cut, [n, 2]."""
         encoder = self.encoder
+
+        def encode() -> dict[str, Tensor]:
+            rows = [encoder.example(example) for example in examples]
+            cut = torch.tensor([(row.prompt_cut, row.response_cut) for row in rows], dtype=torch.bool)
+            return {**Tokens.of((row.ids, row.n_prompt) for row in rows).tensors, "cut": cut.reshape(-1, 2)}
+
         made_from = [
             [(e.instruction, e.input, e.outputs[0]) for e in examples],
             encoder.template.made_from(self.tokenizer),
             [encoder.max_prompt_length, encoder.max_length],
             tokenizer_fingerprint(self.tokenizer),
         ]
-        return self._kept(made_from, lambda: Tokens.of(encoder.example(example) for example in examples))
+        kept = self._kept(made_from, encode)
+        return Tokens.of_tensors(kept), kept["cut"]
 
-    def _kept(self, made_from: Sequence[object], make: Callable[[], Tokens]) -> Tokens:
+    def _kept(self, made_from: Sequence[object], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """What `make` gives, from the cache where it stands in it."""
-        key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+        key = hashlib.sha256(json.dumps([FORMAT, *made_from]).encode()).hexdigest()[:16]
         file = self.cache_dir / f"tokens-{key}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             if not file.exists():
                 part = file.with_suffix(".part")
-                save_file(make().tensors, part)
+                save_file(make(), part)
                 os.replace(part, file)
-        return Tokens.of_tensors(load_file(file))
+        return load_file(file)
 
 
 def endless(places: Iterable[int], n: int, key: str) -> list[int]:

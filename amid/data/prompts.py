@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -103,6 +103,19 @@ class Template:
         return str(text)
 
 
+class Encoded(NamedTuple):
+    """An example as token ids, and what it lost to the limits on length."""
+
+    ids: list[int]
+    """Of prompt, response (the first output) and EOS."""
+    n_prompt: int
+    """The length of the prompt."""
+    prompt_cut: bool
+    """Whether the prompt lost its end."""
+    response_cut: bool
+    """Whether the response lost its end, and with it EOS."""
+
+
 @dataclass(frozen=True)
 class Encoder:
     """Turns examples into token ids, within the limits on length.
@@ -141,24 +154,20 @@ class Encoder:
 
     def prompt(self, example: Example) -> list[int]:
         """The prompt's token ids, at most `max_prompt_length`."""
-        instruction, input = example.instruction, example.input
-        ids = self._prompt(instruction, input)
-        if len(ids) <= self.max_prompt_length:
-            return ids
-        if input:
-            ids = self._longest(input, lambda text: self._prompt(instruction, text))
-            if len(ids) <= self.max_prompt_length:
-                return ids
-        return self._longest(instruction, lambda text: self._prompt(text, ""))
+        return self._shortened(example, self._prompt(example.instruction, example.input))
 
-    def response(self, text: str, room: int) -> list[int]:
-        """The response's token ids with the one that ends it, cut to `room` tokens."""
-        return [*self._ids(text), self._end][:room]
-
-    def example(self, example: Example) -> tuple[list[int], int]:
-        """Token ids of prompt, response (the first output) and EOS, and the length of the prompt."""
-        prompt = self.prompt(example)
-        return prompt + self.response(example.outputs[0], self.max_length - len(prompt)), len(prompt)
+    def example(self, example: Example) -> Encoded:
+        """The example's token ids, at most `max_length`."""
+        whole = self._prompt(example.instruction, example.input)
+        prompt = self._shortened(example, whole)
+        response = [*self._ids(example.outputs[0]), self._end]
+        room = self.max_length - len(prompt)
+        return Encoded(
+            prompt + response[:room],
+            len(prompt),
+            prompt_cut=len(whole) > self.max_prompt_length,
+            response_cut=len(response) > room,
+        )
 
     @cached_property
     def _end(self) -> int:
@@ -170,6 +179,17 @@ class Encoder:
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
+
+    def _shortened(self, example: Example, whole: list[int]) -> list[int]:
+        """The prompt's token ids, within the limit; `whole` are those without it."""
+        if len(whole) <= self.max_prompt_length:
+            return whole
+        instruction, input = example.instruction, example.input
+        if input:
+            ids = self._longest(input, lambda text: self._prompt(instruction, text))
+            if len(ids) <= self.max_prompt_length:
+                return ids
+        return self._longest(instruction, lambda text: self._prompt(text, ""))
 
     def _longest(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
         """`encode` of the longest beginning of `text` that fits, by bisection; of no text if none does."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from amid.data import Example, InstructionData
 from amid.data.builtin import TEMPLATE, TEMPLATE_WITH_INPUT, corpus, tokenizer
 from amid.data.datamodule import LikeLengthBatches, collate, padding_share
-from amid.data.prompts import IGNORE, Template
+from amid.data.prompts import IGNORE, Encoder, Template
 from amid.errors import InputError
 
 
@@ -136,6 +136,51 @@ def test_tokenised_once(tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("tokens-*.safetensors"))) == 1
     monkeypatch.setattr("amid.data.prompts.Encoder.example", lambda *_: pytest.fail("tokenised again"))
     assert first == [batch[0]["input_ids"].tolist() for batch in data(tmp_path).train_dataloader()]
+
+
+def test_what_the_limits_cut_is_said_once_also_from_the_cache(tmp_path, monkeypatch, capsys):
+    long = "word " * 50
+    rows = [Example("short", "", ("short",)), Example(long, "", ("short",)), Example("a", long, (long,))]
+
+    def said(train, valid, splits=("train", "valid", "test")):
+        module = InstructionData(
+            tokenizer=tokenizer(),
+            train=train,
+            valid=valid,
+            test={"mine": rows, "none": None},
+            template=Template(TEMPLATE, TEMPLATE_WITH_INPUT),
+            max_prompt_length=20,
+            max_length=30,
+            cache_dir=str(tmp_path),
+        )
+        module.announce_cuts(splits)
+        return capsys.readouterr().out
+
+    line = (
+        "Cut to data.max_prompt_length=20: 4 of 7 prompts of data.train, 2 of 3 prompts of data.test.mine; "
+        "to data.max_length=30: 2 of 7 responses of data.train\n"
+    )
+    assert said([*rows, *rows, rows[0]], rows[:1]) == line
+    assert (
+        said(None, None, ["test"]) == "Cut to data.max_prompt_length=20: 2 of 3 prompts of data.test.mine\n"
+    )
+    assert said(rows[:1], rows[:1], ["train", "valid"]) == ""
+    monkeypatch.setattr("amid.data.prompts.Encoder.example", lambda *_: pytest.fail("tokenised again"))
+    assert said([*rows, *rows, rows[0]], rows[:1]) == line
+
+
+def test_a_row_that_just_fits_is_not_cut(tmp_path, capsys):
+    row = Example("say this word again", "", ("a word",))
+    template = Template(TEMPLATE, TEMPLATE_WITH_INPUT)
+    ids, n_prompt, *_ = Encoder(tokenizer(), template, 30, 60).example(row)
+    for less_prompt, less, said in ((0, 0, ""), (1, 0, "1 of 1 prompts"), (0, 1, "1 of 1 responses")):
+        limits = {"max_prompt_length": n_prompt - less_prompt, "max_length": len(ids) - less}
+        InstructionData(
+            tokenizer(), [row], [row], {}, template, cache_dir=str(tmp_path), **limits
+        ).announce_cuts(["train"])
+        out = capsys.readouterr().out
+        assert said in out
+        assert bool(out) == bool(said)
 
 
 def test_pad_equal_to_eos_keeps_the_eos_label(tmp_path):

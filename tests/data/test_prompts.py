@@ -17,7 +17,7 @@ def encoder(max_prompt_length=64, max_length=96):
 
 def test_prompt_response_and_eos():
     enc = encoder()
-    ids, n_prompt = enc.example(Example("sort", "b a", ("a b",)))
+    ids, n_prompt, *_ = enc.example(Example("sort", "b a", ("a b",)))
     tok = enc.tokenizer
     assert tok.decode(ids[:n_prompt]) == "Do: sort\nWith: b a\nAnswer:"
     assert tok.decode(ids[n_prompt:-1]) == "a b"
@@ -44,8 +44,9 @@ def test_a_long_instruction_is_cut_where_cutting_the_input_is_not_enough():
 
 def test_a_long_response_is_cut_and_has_no_eos():
     enc = encoder(40, 48)
-    ids, _ = enc.example(Example("x", "", ("word " * 100,)))
+    ids, _, prompt_cut, response_cut = enc.example(Example("x", "", ("word " * 100,)))
     assert len(ids) == 48
+    assert (prompt_cut, response_cut) == (False, True)
     assert enc.tokenizer.eos_token_id not in ids
 
 
@@ -110,7 +111,7 @@ def chat_tokenizer(template):
 def test_the_tokenizers_own_chat_template(template):
     tok = chat_tokenizer(template)
     enc = Encoder(tok, chat_of({}), 200, 300)
-    ids, n_prompt = enc.example(Example("sort", "b a", ("a b",)))
+    ids, n_prompt, *_ = enc.example(Example("sort", "b a", ("a b",)))
     assert tok.decode(ids[:n_prompt]) == PROMPTS[template]
     assert ids.count(tok.bos_token_id) == (template != CHATML)
     assert tok.decode(ids[n_prompt:-1]) == "a b"

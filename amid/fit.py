@@ -1,0 +1,172 @@
+"""The training of a student by Lightning: how long, from where it goes on, and the weights that are kept."""
+
+import logging
+import pickle
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
+
+from amid.allocator import forget_peak_memory, peak_memory
+from amid.data import InstructionData
+from amid.errors import InputError
+from amid.module import DistillationModule, Diverged
+from amid.progress import StatusRecords, announce, progress
+from amid.results import METRICS
+
+Config = Mapping[str, Any]
+
+
+def check_trainer(trainer: Config, key: str) -> None:
+    """Refuses settings of a trainer, which stand at `key`, that do not fit.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    devices = trainer["devices"]
+    if devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1):
+        raise InputError(
+            f"{key}.devices={devices}: a run is trained on one device; use {key}.devices=1 (or [2] for "
+            "the third), and run several side by side"
+        )
+    if str(trainer["precision"]).startswith("16"):
+        raise InputError(
+            f"{key}.precision={trainer['precision']} would clip gradients before they are unscaled; "
+            "use bf16-mixed or 32-true"
+        )
+    if trainer["max_epochs"] is None:
+        raise InputError(
+            f"{key}.max_epochs=null is no number of epochs; use -1 for as many as max_steps takes"
+        )
+    if trainer["max_epochs"] == -1 and trainer["max_steps"] == -1:
+        raise InputError(f"{key}.max_epochs=-1 and {key}.max_steps=-1 never end; set one of them")
+
+
+def steps_of(trainer: Config, steps_of_all: int) -> int:
+    """The optimiser steps of a run whose training data are `steps_of_all`."""
+    steps: list[int] = [trainer["max_epochs"] * _steps_of_epoch(trainer, steps_of_all), trainer["max_steps"]]
+    return min(n for n in steps if n >= 0)
+
+
+def _steps_of_epoch(trainer: Config, steps_of_all: int) -> int:
+    """The optimiser steps of an epoch of a run whose training data are `steps_of_all`."""
+    limit = trainer.get("limit_train_batches")
+    if limit is None:
+        return steps_of_all
+    return int(limit * steps_of_all) if isinstance(limit, float) else min(limit, steps_of_all)
+
+
+def length_in_words(trainer: Config, steps_of_all: int, key: str) -> str:
+    """The steps and epochs of a run over `steps_of_all`, and the setting below `key` that gives them."""
+    steps, epoch = steps_of(trainer, steps_of_all), _steps_of_epoch(trainer, steps_of_all)
+    epochs = f"{steps / max(1, epoch):,.2f}".rstrip("0").rstrip(".")
+    name = "max_steps" if steps == trainer["max_steps"] else "max_epochs"
+    return f"{_count(f'{steps:,}', 'step')} ({_count(epochs, 'epoch')} of {epoch:,}); {key}.{name} sets this"
+
+
+def _count(number: str, what: str) -> str:
+    return f"{number} {what}" if number == "1" else f"{number} {what}s"
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """What a run that was begun before can go on from; one that was cut while it was written is removed."""
+    path = directory / "checkpoints" / "last.ckpt"
+    if not path.exists():
+        if (directory / "config.yaml").exists():
+            announce(f"{directory} was begun, and stopped before its first epoch ended: it starts over")
+        return None
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+        announce(f"{path} is damaged: the run starts over")
+        path.unlink()
+        return None
+    announce(f"{directory} goes on after its last finished epoch")
+    return path
+
+
+def fit(
+    cfg: Config,
+    module: DistillationModule,
+    data: InstructionData,
+    directory: Path,
+    loggers: Sequence[Logger],
+    last: Path | None,
+) -> tuple[L.Trainer, dict[str, float]]:
+    """Trains, from the checkpoint `last` where there is one, and leaves the best weights in the module.
+
+    Returns:
+        The trainer, and what `RunResult.training` holds: where the training diverged, with `diverged_step`.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    checkpoint = instantiate(
+        cfg["checkpoint"],
+        dirpath=str(directory / "checkpoints"),
+        filename="best-epoch",
+        save_last=True,
+        enable_version_counter=False,
+    )
+    trainer: L.Trainer = instantiate(
+        cfg["trainer"],
+        callbacks=[checkpoint, progress(), StatusRecords(directory)],
+        enable_progress_bar=sys.stdout.isatty(),
+        logger=list(loggers),
+        default_root_dir=str(directory),
+    )
+    try:
+        if last is None:
+            trainer.validate(module, datamodule=data, verbose=False)
+        forget_peak_memory(trainer.strategy.root_device)
+        started = time.perf_counter()
+        trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
+        seconds = time.perf_counter() - started
+        figures = _figures(module) | {"peak_memory": float(peak_memory(trainer.strategy.root_device))}
+        best = checkpoint.best_model_path
+        if module.validated_step != trainer.global_step:
+            now = trainer.validate(module, datamodule=data, verbose=False)[0][checkpoint.monitor]
+            then = checkpoint.best_model_score
+            if then is None or (now >= float(then) if checkpoint.mode == "max" else now <= float(then)):
+                best = ""
+    except SystemExit as error:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from error
+        raise
+    except Diverged as error:
+        announce(f"{directory} diverged at {error}; it ends here")
+        return trainer, {**module.before, **_figures(module), "diverged_step": float(error.step)}
+    kept: dict[str, Any] = {"validation": module.validation}
+    if best:
+        kept = torch.load(best, map_location="cpu", weights_only=True)
+        module.load_state_dict(kept["state_dict"])
+    announce(f"  kept: {_in_words(kept, trainer.global_step, data.valid_metric)}")
+    training = {
+        **module.before,
+        **kept["validation"],
+        **figures,
+        "response_tokens_per_second": module.response_tokens_here / seconds,
+    }
+    return trainer, training
+
+
+def _in_words(kept: Mapping[str, Any], steps: int, metric: str | None) -> str:
+    """Of which step the weights are that a run ends with, and how they did on the validation data."""
+    validation: Mapping[str, float] = kept["validation"]
+    text = f"step {kept.get('global_step', steps)} of {steps}, valid cross-entropy "
+    text += f"{validation['valid_cross_entropy']:.3f}"
+    if (score := validation.get(f"valid_{metric}")) is not None:
+        text += f", {METRICS.get(str(metric), metric)} {score:.1f}"
+    return text
+
+
+def _figures(module: DistillationModule) -> dict[str, float]:
+    """What the training so far consisted of, and the time of its steps in this process."""
+    figures = {"steps": float(module.global_step), "response_tokens": float(module.response_tokens)}
+    seconds = module.seconds_of_steps[1:] or module.seconds_of_steps
+    return figures | ({"step_seconds": sum(seconds) / len(seconds)} if seconds else {})

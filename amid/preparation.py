@@ -1,0 +1,121 @@
+"""Teacher and student before a run: fine-tuned on its data where the pair says so, once for all runs."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from amid.config import config_hash
+from amid.data import InstructionData
+from amid.errors import InputError
+from amid.fit import check_trainer, length_in_words
+from amid.models import check_same_tokens, load_tokenizer
+from amid.monitor import watched
+from amid.progress import announce
+from amid.results import BEST, RESULT_FILE, RunResult, load
+
+Config = dict[str, Any]
+
+Run = Callable[[Config, Path, Mapping[str, Any]], RunResult]
+"""What trains and records the run of a configuration, as `amid.experiment.run_experiment` does."""
+
+
+def with_prepared_models(cfg: Config, data: InstructionData, run: Run) -> None:
+    """Replaces each model of `cfg` that is to be fine-tuned first by the fine-tuned one.
+
+    What is not there yet is made, once, by `run`, an ordinary supervised one in `prepared_dir`, in a folder
+    named by the hash of its configuration; other processes wait for it.
+
+    A student that is trained with adapters is so both times: in its fine-tuning, after which they are merged,
+    and in the run, with new ones.
+
+    Raises:
+        InputError: if a model cannot be found, its tokenizer is not that of `data`, the teacher has adapters
+            that nothing trains, or a fine-tuning's settings do not fit.
+    """
+    models = {role: cfg["model"][role] for role in ("teacher", "student") if cfg["model"].get(role)}
+    if "teacher" in models and models["teacher"].get("lora") is not None and not models["teacher"].get("sft"):
+        raise InputError(
+            "model.teacher.lora is for the teacher's fine-tuning, and model.teacher.sft=null has none; "
+            "set model.teacher.lora=null too"
+        )
+    for role, source in models.items():
+        if source.get("path") is not None:
+            check_same_tokens(role, data.tokenizer, load_tokenizer(source["path"]))
+        if source.get("sft"):
+            check_trainer(source["sft"]["trainer"], f"model.{role}.sft.trainer")
+            if source["sft"]["batch_size"] < 1:
+                raise InputError(
+                    f"model.{role}.sft.batch_size={source['sft']['batch_size']} must be at least 1"
+                )
+    for role, source in models.items():
+        if source.get("sft"):
+            cfg["model"][role] = prepared(source, role, _fine_tuned(cfg, role, data, run))
+
+
+def prepared(source: Config, role: str, best: Path) -> Config:
+    """The settings of a model that was fine-tuned from `source`, and lies in `best`."""
+    kept = ("_target_", "dtype", *(("lora",) if role == "student" else ()))
+    return {key: source[key] for key in kept if key in source} | {"path": str(best)}
+
+
+def fine_tuning(cfg: Config, role: str) -> tuple[Config, Path]:
+    """The supervised run that prepares a model of `cfg`, and the folder that it is kept in."""
+    source = dict(cfg["model"][role])
+    sft = source.pop("sft")
+    metrics = cfg["data"].get("metrics") or {}
+    if source.get("lora") is None:
+        source["dtype"] = "float32"
+    data = {
+        **cfg["data"],
+        "batch_size": sft["batch_size"],
+        "micro_batch_size": sft["micro_batch_size"],
+        "tokens_per_batch": sft["tokens_per_batch"],
+        "seed": sft["seed"],
+        "valid_prompts": 16,
+        "metrics": {
+            name: metric for name, metric in metrics.items() if name == cfg["data"].get("valid_metric")
+        },
+        "test": {},
+        "test_prompts": None,
+        "plain_text": None,
+        "plain_text_weight": 1.0,
+    }
+    run = {
+        "model": {"tokenizer": cfg["model"]["tokenizer"], "student": source},
+        "data": data,
+        "objective": {"_target_": "amid.losses.CrossEntropy"},
+        "text": {"_target_": "amid.text.DataText"},
+        "generation": {
+            "_target_": "amid.generation.Sampling",
+            "max_new_tokens": data["max_length"] - data["max_prompt_length"],
+            "seeds": [sft["seed"]],
+        },
+        "logger": {},
+        "threads": cfg["threads"],
+        **{key: sft[key] for key in ("optimizer", "scheduler", "trainer", "checkpoint", "clip_norm", "seed")},
+    }
+    return run, Path(cfg["prepared_dir"]) / f"{role}-{config_hash(run)}"
+
+
+def _fine_tuned(cfg: Config, role: str, data: InstructionData, run: Run) -> Path:
+    """The folder of the fine-tuned model, which is made where it is not there."""
+    settings, directory = fine_tuning(cfg, role)
+    directory.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory.with_suffix(".lock")):
+        if not (directory / RESULT_FILE).exists():
+            steps_of_all = -(-len(data.train_examples) // settings["data"]["batch_size"])
+            length = length_in_words(settings["trainer"], steps_of_all, f"model.{role}.sft.trainer")
+            announce(f"Fine-tuning the {role} first, once, in {directory}: {length}")
+            csv = {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(directory)}
+            settings["logger"] = {"csv": csv | {"name": "", "version": ""}}
+            with watched(directory):
+                run(settings, directory, {"method": "sft", "role": role})
+        step = load(directory).diverged_step
+    if step is not None:
+        raise InputError(
+            f"the {role}'s fine-tuning in {directory} diverged at step {step}; "
+            f"lower model.{role}.sft.optimizer.lr"
+        )
+    return directory / BEST
