@@ -12,12 +12,16 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from amid import __version__
 from amid.allocator import keep_freed_memory
-from amid.errors import InputError, choose_one
+from amid.errors import InputError, choose_one, was_interrupted
+
+if TYPE_CHECKING:
+    from amid.sweep import Sweep
 
 USAGE = """\
 amid: distil large language models into small ones with the α-mixture assistant.
@@ -75,14 +79,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _unread()
     except KeyboardInterrupt:
-        print(f"\namid: interrupted; finished runs and epochs stay. To go on: {again}", file=sys.stderr)
-        return 130
+        return _interrupted(again)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except Exception as error:
+        if was_interrupted(error):
+            return _interrupted(again)
         print(f"amid: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _interrupted(again: str) -> int:
+    """Says how to go on after an interrupt; returns the exit status."""
+    print(f"\namid: interrupted; finished runs and epochs stay. To go on: {again}", file=sys.stderr)
+    return 128 + signal.SIGINT
 
 
 def _unread() -> int:
@@ -99,25 +110,57 @@ def _help() -> None:
 
 def _hydra(name: str, arguments: list[str]) -> None:
     """Runs an entry point under Hydra, after a check of what was written."""
-    from amid.config import check_overrides
+    from amid.config import CONF, check_overrides
+    from amid.sweep import Sweep
 
     arguments = [_quoted(a) for a in arguments]
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
-    flags = [a for a in arguments if a.startswith("-")]
-    if not {"-h", "--help", "--hydra-help"} & set(flags):
+    flags = {a for a in arguments if a.startswith("-")}
+    several = bool({"-m", "--multirun"} & flags)
+    runs: list[Path] = []
+    if not {"-h", "--help", "--hydra-help"} & flags:
         for word in arguments:
             if word not in (*overrides, *flags, "job", "hydra", "all"):
                 raise InputError(f"{word!r} is neither KEY=VALUE nor an option; see amid {name} --help")
-        check_overrides(name, overrides)
-        if not {"-m", "--multirun"} & set(flags):
+        cfg = check_overrides(name, overrides)
+        if not several:
             _check_single(name, overrides)
-    directories: set[Path] = set()
+        elif name == "train" and flags <= {"-m", "--multirun"} and _enumerates(overrides):
+            settings = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
+            runs = _checked(Sweep(name, Path(cfg.output_dir), [settings], CONF))
+    with _and_what_is_next(runs, report=several):
+        _launch(name, arguments, runs)
+
+
+def _enumerates(overrides: Sequence[str]) -> bool:
+    """Whether the runs of a multirun are known before it starts: not where a sweeper chooses them."""
+    return not any(override.startswith("hydra/sweeper=") for override in overrides)
+
+
+def _checked(sweep: "Sweep") -> list[Path]:
+    """The folders of the runs, in their order, after a check of the settings of all that are not finished.
+
+    Raises:
+        InputError: naming the first run that would be refused.
+    """
+    from amid.checks import Checks
+    from amid.train import as_dict
+
+    checks = Checks()
+    folders: list[Path] = []
     try:
-        _launch(name, arguments, directories)
-    finally:
-        _say_how_to_sync(directories)
-        if {"-m", "--multirun"} & set(flags):
-            _say_how_to_report(directories)
+        for run, cfg in sweep.configs():
+            folders.append(run.directory.absolute())
+            if run.finished:
+                continue
+            cfg.logger = {}
+            try:
+                checks.check(as_dict(cfg))
+            except Exception as error:
+                raise InputError(f"{sweep.in_words(len(folders) - 1)}: {_one_line(error)}") from error
+    except InputError as error:
+        raise InputError(f"{error}; nothing was started") from error
+    return folders
 
 
 def _check_single(name: str, overrides: Sequence[str]) -> None:
@@ -140,9 +183,13 @@ def _quoted(argument: str) -> str:
     )
 
 
-def _launch(name: str, arguments: Sequence[str], directories: set[Path]) -> None:
-    """Runs an entry point's job, or jobs with -m, and adds their folders to `directories`; one that fails
-    does not stop the others.
+def _launch(name: str, arguments: Sequence[str], runs: list[Path]) -> None:
+    """Runs an entry point's job, or jobs with -m; one that fails does not stop the others.
+
+    Args:
+        name: of the entry point.
+        arguments: of Hydra's command line.
+        runs: the folders of all runs of the command, in their order; those that are not known yet are added.
 
     Raises:
         InputError: naming the failed jobs, after all have run.
@@ -161,12 +208,18 @@ def _launch(name: str, arguments: Sequence[str], directories: set[Path]) -> None
     def task(cfg: DictConfig) -> None:
         module = importlib.import_module(f"amid.{name}")
         directory = Path(HydraConfig.get().runtime.output_dir)
-        directories.add(directory)
+        place = f" {runs.index(directory) + 1} of {len(runs)}:" if directory in runs else ""
+        if not place:
+            runs.append(directory)
+        if name == "train":
+            print(f"run{place} {directory.name}", flush=True)
         try:
             module.run(cfg)
         except BrokenPipeError:
             sys.exit(_unread())  # Hydra would report it
         except Exception as error:
+            if was_interrupted(error):
+                raise KeyboardInterrupt from error
             failed.append(f"{directory.name}: {_one_line(error)}")
             if _is_mistake(error):
                 if HydraConfig.get().mode == RunMode.RUN:  # of several runs, status and report tell
@@ -204,7 +257,7 @@ def _sweep(arguments: list[str]) -> None:
     """Runs the grid of a sweep file, then its baselines, then reports; finished runs are skipped."""
     from amid.config import check_overrides
     from amid.monitor import write_plan
-    from amid.sweep import SMALL, names, read_sweep, title
+    from amid.sweep import names, read_sweep, title
 
     if not arguments or arguments[0] in ("-h", "--help"):
         print("amid sweep NAME [scale=small|full] [--dry-run] [KEY=VALUE ...]\n")
@@ -218,7 +271,8 @@ def _sweep(arguments: list[str]) -> None:
         return
     name, words = arguments[0], arguments[1:]
     dry_run = "--dry-run" in words
-    overrides, scale = [], SMALL
+    overrides: list[str] = []
+    scale = None
     for word in words:
         if word.startswith("scale="):
             scale = word.removeprefix("scale=")
@@ -234,18 +288,16 @@ def _sweep(arguments: list[str]) -> None:
 
         show_plan(sweep)
         return
-    runs = [run.directory for run in sweep.runs()]
+    runs = _checked(sweep)
     write_plan(sweep.output_dir, [directory.name for directory in runs])
     failures: list[str] = []
-    try:
+    with _and_what_is_next(runs, report=False):
         for line in sweep.launch_arguments():
             try:
-                _launch("train", line, set())
+                _launch("train", line, runs)
             except InputError as error:
                 failures.append(str(error))
                 print(f"amid: {error}", file=sys.stderr)
-    finally:
-        _say_how_to_sync(runs)
     _report([str(sweep.output_dir)])
     if failures:
         raise InputError(f"some runs failed (above); to try them again: amid sweep {shlex.join(arguments)}")
@@ -294,29 +346,35 @@ def _dashboard(arguments: list[str]) -> None:
             "amid dashboard SWEEP [entity=NAME] [project=amid] [scale=small] takes a sweep, by name or folder"
         )
     from amid.dashboard import run
-    from amid.sweep import SMALL
 
     again = f"amid dashboard {shlex.join(arguments)}"
-    run(arguments[0], again, given.get("scale", SMALL), given.get("entity"), given.get("project", "amid"))
+    run(arguments[0], again, given.get("scale"), given.get("entity"), given.get("project", "amid"))
 
 
-def _say_how_to_sync(directories: Iterable[Path]) -> None:
-    """Prints the command that sends what these runs logged offline to W&B, where there is anything."""
-    if any((directory / "wandb").is_dir() for directory in directories):
-        from amid.tracking import sync_command
+@contextlib.contextmanager
+def _and_what_is_next(directories: Sequence[Path], report: bool) -> Iterator[None]:
+    """Prints, however the runs in `directories` end, the commands for what they left.
 
-        if command := sync_command(directories):
-            print(f"To send these runs to W&B: {command}", flush=True)
+    They are the one that sends to W&B what was logged offline, and with `report`, or where several runs were
+    interrupted, the one that reports the finished ones.
+    """
+    try:
+        yield
+    except BaseException:
+        report = report or len(directories) > 1
+        raise
+    finally:
+        if any((directory / "wandb").is_dir() for directory in directories):
+            from amid.tracking import sync_command
 
+            if command := sync_command(directories):
+                print(f"To send these runs to W&B: {command}", flush=True)
+        from amid.results import RESULT_FILE
 
-def _say_how_to_report(directories: Iterable[Path]) -> None:
-    """Prints the command that reports the finished of several runs."""
-    from amid.results import RESULT_FILE
-
-    finished = {directory.parent for directory in directories if (directory / RESULT_FILE).exists()}
-    for folder in sorted(finished):
-        shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-        print(f"Report: amid report {shlex.quote(str(shown))}", flush=True)
+        finished = {directory.parent for directory in directories if (directory / RESULT_FILE).exists()}
+        for folder in sorted(finished) if report else []:
+            shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+            print(f"Report: amid report {shlex.quote(str(shown))}", flush=True)
 
 
 def _is_mistake(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +173,12 @@ def check_seed(seed: Any) -> None:
         raise InputError(f"seed={seed} must be a whole number")
 
 
-def check_overrides(config_name: str, overrides: Sequence[str]) -> None:
-    """Composes the configuration once, so that a mistake is answered before anything runs.
+def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """The configuration with the first of all values, so that a mistake is answered before anything runs.
 
     Raises:
-        InputError: for a group option or a key that does not exist, with the nearest valid name, and for
-            whatever else Hydra refuses.
+        InputError: for a group option that does not exist, with the nearest one; for a key that does not,
+            with the choices that have it, or the nearest one; and for whatever else Hydra refuses.
     """
     register_resolvers()
     try:
@@ -192,17 +192,19 @@ def check_overrides(config_name: str, overrides: Sequence[str]) -> None:
         for override in parsed:
             _check_option(loader, override)
         groups = [o for o in parsed if not o.is_delete() and loader.get_group_options(o.key_or_group)]
-        keys = _keys_of(config_name, [_first_choice(o) for o in groups])
+        cfg = _composed(config_name, [_first_choice(o) for o in groups])
+        keys = [key for key in _flat(cfg) if not key.startswith("hydra")]
         for override in parsed:
             key = override.key_or_group
             if override in groups or override.is_add() or override.is_force_add() or key.startswith("hydra."):
                 continue
             if key not in keys:
-                raise InputError(f"no setting is named {key!r}{_nearest(key, [*keys, *_groups(loader)])}")
-        try:
-            compose(config_name, [_first_choice(o) for o in parsed if not o.key_or_group.startswith("hydra")])
-        except (HydraException, OmegaConfBaseException) as error:
-            raise InputError(" ".join(str(error).split())) from error
+                raise InputError(
+                    _of_another_choice(override, cfg, [o.key_or_group for o in groups])
+                    or f"no setting is named {key!r}{_nearest(key, [*keys, *_groups(loader)])}"
+                )
+        own = [_first_choice(o) for o in parsed if not o.key_or_group.startswith("hydra")]
+        return _composed(config_name, own)
 
 
 def _groups(loader: ConfigLoader) -> list[str]:
@@ -224,12 +226,54 @@ def _check_option(loader: ConfigLoader, override: Override) -> None:
                 )
 
 
-def _keys_of(config_name: str, group_choices: Sequence[str]) -> set[str]:
+def _composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
     try:
-        cfg = compose(config_name, list(group_choices))
+        return compose(config_name, list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(" ".join(str(error).split())) from error
-    return set(_flat(cfg))
+
+
+def _of_another_choice(override: Override, cfg: DictConfig, said: Collection[str]) -> str | None:
+    """What to choose for a setting that another option of its group has; None where none has it.
+
+    Args:
+        override: of the setting, which `cfg` does not have.
+        cfg: with Hydra's own part.
+        said: the groups that the user chose an option of.
+    """
+    key, choices = override.key_or_group, cfg.hydra.runtime.choices
+    group, _, name = key.partition(".")
+    files = sorted((CONF / group).glob("*.yaml"))
+    options = [file.stem for file in files if {name, key} & set(_flat(OmegaConf.load(file)))]
+    if group not in choices or not options or choices[group] in options:
+        return None
+    remedies = [f"{group}={', '.join(options)}"]
+    present, what = f"{group}={choices[group]}", key
+    if group not in said and (methods := _methods_with(group, options)):
+        remedies.insert(0, f"method={', '.join(methods)}")
+        present = f"method={choices.method} ({present})"
+        what = group if cfg[group] is None else key
+    return f"{override.input_line}: {present} has no {what}; use {', or '.join(remedies)}"
+
+
+def _methods_with(group: str, options: Collection[str]) -> list[str]:
+    """The methods that come with one of `options`; none where no method chooses anything in this group."""
+    choices = {
+        file.stem: _defaults(file).get(f"override /{group}") for file in (CONF / "method").glob("*.yaml")
+    }
+    usual = _defaults(CONF / "train.yaml").get(group)
+    return (
+        sorted(m for m, choice in choices.items() if (choice or usual) in options)
+        if any(choices.values())
+        else []
+    )
+
+
+def _defaults(file: Path) -> dict[str, str]:
+    """The options that the defaults list of a file chooses."""
+    content: Any = OmegaConf.load(file)
+    entries = [entry for entry in content.get("defaults", []) if entry != "_self_"]
+    return {key: option for entry in entries for key, option in entry.items()}
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[str]:

@@ -15,13 +15,13 @@ from amid.sweep import names, read_sweep
 SPECIFICATION = "workspace.json"
 
 
-def run(sweep: str, again: str, scale: str, entity: str | None, project: str) -> None:
+def run(sweep: str, again: str, scale: str | None, entity: str | None, project: str) -> None:
     """Saves the W&B workspace of a sweep; without account or network writes its specification instead.
 
     Args:
         sweep: one of `sweeps/`, or the folder of one that was started.
         again: the command that saves it later.
-        scale: of a sweep that is named.
+        scale: of a sweep that is named; None for the default one.
         entity: the W&B user or team; None for the account's own.
         project: of the runs.
 
@@ -49,7 +49,7 @@ def run(sweep: str, again: str, scale: str, entity: str | None, project: str) ->
     announce(f"Workspace: {saved.url}")
 
 
-def _scores(sweep: str, scale: str) -> tuple[Path, SweepScores]:
+def _scores(sweep: str, scale: str | None) -> tuple[Path, SweepScores]:
     """The folder of a sweep, and what its runs are scored by."""
     if Path(sweep).is_dir():
         folder = Path(sweep)

@@ -13,3 +13,12 @@ def choose_one(name: str, options: Sequence[str]) -> str:
     choice = f"hoose one of {', '.join(options)}"
     near = difflib.get_close_matches(name, options, 1)
     return f"; did you mean {near[0]!r}? C{choice}" if near else f"; c{choice}"
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Whether an interrupt led to `error`: a library may answer it with an error of its own."""
+    chain: list[BaseException] = [error]
+    for link in chain:
+        before = (link.__cause__, link.__context__)
+        chain += [other for other in before if other is not None and other not in chain]
+    return any(isinstance(link, KeyboardInterrupt) for link in chain)

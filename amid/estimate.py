@@ -1,6 +1,7 @@
 """`amid sweep NAME --dry-run`: the runs of a sweep, and what they will take, without starting any."""
 
 import contextlib
+import copy
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from amid.checks import parts_of
 from amid.config import LONGEST_NAME
 from amid.data import InstructionData
 from amid.data.examples import Example
@@ -376,6 +378,7 @@ def _plan(sweep: Sweep) -> tuple[list[_Entry], list[_Entry], Estimator]:
         shared: dict[str, Once] = {}
         seconds, state = None, "to do"
         try:
+            parts_of(copy.deepcopy(cfg))
             cost, shared = estimator.run(cfg), estimator.shared(cfg)
         except (ValueError, InstantiationException) as error:
             state = f"refused: {_reason(error)}"  # as the run itself would be

@@ -12,28 +12,27 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.errors import HydraException
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid import __version__, tracking
-from amid.config import check_seed, config_hash
+from amid.checks import check_files, parts_of
+from amid.config import config_hash
 from amid.data import InstructionData
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
-from amid.fit import check_trainer, fit, last_checkpoint, steps_of
+from amid.fit import fit, last_checkpoint, steps_of
 from amid.lora import merge
 from amid.models import shared_vocabulary
 from amid.module import DistillationModule
 from amid.precision import announce_slow_bfloat16
 from amid.preparation import with_prepared_models
-from amid.progress import LOSSES, announce
+from amid.progress import announce
 from amid.results import BEST, RunResult, Score, load, save
-from amid.schedule import Schedule
 from amid.teacher import Teacher, TeacherSupply
-from amid.text import TeacherText, Text, on_student_text
+from amid.text import TeacherText, Text
 
 Config = dict[str, Any]
 
@@ -53,40 +52,16 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     Raises:
         InputError: for settings that do not fit, or a directory with a run of another configuration.
     """
-    check_seed(cfg["seed"])
+    cfg = copy.deepcopy(cfg)
+    parts = parts_of(cfg)
+    objective, text, schedule = parts.objective, parts.text, parts.schedule
     if cfg["threads"] is not None:
         torch.set_num_threads(cfg["threads"])
-    cfg = copy.deepcopy(cfg)
-    objective = instantiate(cfg["objective"])
-    text: Text = instantiate(cfg["text"])
-    if text.from_student and on_student_text(objective) is None:
-        raise InputError(
-            f"objective={objective!r} needs labels, and the student's own text gives none; use text=data or "
-            "text=teacher, or an objective with a teacher"
-        )
-    if objective.uses_sampling and not text.sampled:
-        raise InputError(
-            f"objective={objective!r} needs text with the probabilities that it was sampled with; use "
-            "text=rollouts"
-        )
-    for limit in ("micro_batch_size", "tokens_per_batch"):
-        if not objective.additive and cfg["data"][limit] is not None:
-            raise InputError(
-                f"data.{limit}={cfg['data'][limit]} cuts a step into parts, but {objective!r} is no sum of "
-                f"parts; use data.{limit}=null, or objective.maximum=token"
-            )
-    if not (objective.needs_teacher or text.from_teacher):
-        cfg["model"].pop("teacher", None)
     key = config_hash(cfg)
     finished = _finished(directory, key)
     if finished is not None:
         announce(f"{directory} is finished already")
         return finished
-    check_trainer(cfg["trainer"], "trainer")
-    _check_optimizer(cfg["optimizer"])
-    schedule: Schedule | None = instantiate(cfg.get("schedule"))
-    if schedule is not None:
-        schedule.begin(objective)
     assistant = getattr(objective, "assistant", None)
     labels = {
         **labels,
@@ -98,13 +73,12 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     # All that the user may have written wrong is read before anything is announced or trained.
     started = time.perf_counter()
     tokenizer = instantiate(cfg["model"]["tokenizer"])
+    check_files(cfg["data"])
     data: InstructionData = instantiate(cfg["data"], tokenizer=tokenizer)
     tokenizer = data.tokenizer
-    sampling = instantiate(cfg["generation"])
     evaluation_sets = data.test_examples
     valid = data.valid_examples[: data.valid_prompts]
     check_metrics(data.metrics, {"data.valid": valid} | evaluation_sets)
-    _check_monitor(cfg["checkpoint"]["monitor"], data.valid_metric)
     plain_text = None if data.plain_tokens is None else data.plain_batch
     if "role" not in labels:  # the run that a fine-tuning is for has said it of the same data
         data.announce_cuts()
@@ -142,7 +116,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         valid_references=[list(example.outputs) for example in valid],
         valid_metric=data.valid_metric,
         metrics=data.metrics,
-        sampling=sampling,
+        sampling=parts.sampling,
         log_every_n_steps=cfg["trainer"]["log_every_n_steps"],
         micro_batches=data.micro_batches,
         text=text,
@@ -173,7 +147,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
                 tokenizer,
                 evaluation_sets,
                 data.encoder,
-                sampling,
+                parts.sampling,
                 data.metrics,
                 directory / "generations",
                 trainer.precision_plugin.forward_context,
@@ -272,23 +246,6 @@ def _finished(directory: Path, key: str) -> RunResult | None:
                 "choose another output_dir=, or delete the folder"
             )
     return load(directory) if (directory / "result.json").exists() else None
-
-
-def _check_optimizer(optimizer: Config) -> None:
-    try:
-        instantiate(optimizer)([torch.nn.Parameter(torch.zeros(1))])
-    except (HydraException, TypeError, ValueError) as error:
-        given = ", ".join(f"{name}={value}" for name, value in optimizer.items() if not name.startswith("_"))
-        raise InputError(f"optimizer: {optimizer['_target_']} does not take {given} ({error})") from error
-
-
-def _check_monitor(monitor: str, valid_metric: str | None) -> None:
-    known = [*LOSSES, *([f"valid/{valid_metric}"] if valid_metric else [])]
-    if monitor not in known:
-        raise InputError(
-            f"checkpoint.monitor={monitor} is not measured (data.valid_metric={valid_metric}); "
-            f"use one of {', '.join(known)}"
-        )
 
 
 def _write_config(cfg: Config, directory: Path, key: str) -> None:

@@ -74,7 +74,10 @@ class Sampling:
             ("no_repeat_ngram_size", 0),
         ):
             if getattr(self, name) < least:
-                raise InputError(f"generation.{name}={getattr(self, name)} must be at least {least}")
+                refusal = f"generation.{name}={getattr(self, name)} must be at least {least}"
+                if name == "max_new_tokens":
+                    refusal += "; by default it is data.max_length - data.max_prompt_length"
+                raise InputError(refusal)
         if not self.seeds:
             raise InputError("generation.seeds=[] is empty; give at least one, such as [10]")
         if self.temperature < 0 or (self.temperature == 0 and self.samples > 1):

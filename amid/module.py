@@ -61,7 +61,7 @@ class DistillationModule(L.LightningModule):
         objective: an objective of `amid.losses`.
         optimizer: from parameters to an optimiser.
         scheduler: from (optimiser, number of steps) to a schedule stepped after each optimiser step.
-        clip_norm: the gradient is scaled down to this norm; None never.
+        clip_norm: the gradient is scaled down to this norm, above 0; None never.
         tokenizer: of both models.
         valid_prompts: token ids of the prompts answered at each validation.
         valid_references: acceptable answers to each.
@@ -78,9 +78,6 @@ class DistillationModule(L.LightningModule):
         shared_vocab: both models' logits are cut to their first so many entries; None if they are alike.
         schedule: moves settings of the objective's assistant after each optimiser step, in training and
             validation; None leaves them.
-
-    Raises:
-        InputError: if `clip_norm` is not above 0.
     """
 
     KEPT: ClassVar = ("best_score", "response_tokens", "before", "validation", "text_counts")
@@ -108,8 +105,6 @@ class DistillationModule(L.LightningModule):
         schedule: Schedule | None = None,
     ) -> None:
         super().__init__()
-        if clip_norm is not None and clip_norm <= 0:
-            raise InputError(f"clip_norm={clip_norm} must be above 0; use null not to clip")
         self.automatic_optimization = False
         self.student = student
         self.teacher = teacher

@@ -16,7 +16,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from amid.errors import InputError
+from amid.errors import InputError, was_interrupted
 from amid.results import METRICS, RESULT_FILE, SKIPPED_FOLDERS, files_below, load
 
 STATUS_FILE = "status.json"
@@ -106,11 +106,11 @@ def watched(directory: Path) -> Iterator[None]:
     StatusWriter(directory).write(note="preparing")
     try:
         yield
-    except (KeyboardInterrupt, BrokenPipeError):
-        _write_end(directory, "interrupted", "")
-        raise
     except BaseException as error:
-        _write_end(directory, "failed", _reason(error))
+        if isinstance(error, BrokenPipeError) or was_interrupted(error):
+            _write_end(directory, "interrupted", "")
+        else:
+            _write_end(directory, "failed", _reason(error))
         raise
     if (directory / RESULT_FILE).exists():
         _write_end(directory, "done" if load(directory).diverged_step is None else "diverged", "")

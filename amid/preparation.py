@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from hydra.utils import instantiate
+from transformers import PreTrainedTokenizerBase
 
 from amid.config import config_hash
 from amid.data import InstructionData
 from amid.errors import InputError
-from amid.fit import check_trainer, length_in_words
+from amid.fit import length_in_words
 from amid.models import check_same_tokens, load_tokenizer
 from amid.monitor import watched
 from amid.progress import announce
@@ -32,26 +34,34 @@ def with_prepared_models(cfg: Config, data: InstructionData, run: Run) -> None:
 
     Raises:
         InputError: if a model cannot be found, its tokenizer is not that of `data`, the teacher has adapters
-            that nothing trains, or a fine-tuning's settings do not fit.
+            that nothing trains, or a fine-tuning diverged.
     """
-    models = {role: cfg["model"][role] for role in ("teacher", "student") if cfg["model"].get(role)}
+    check_models(cfg, data.tokenizer)
+    for role, source in _models(cfg).items():
+        if source.get("sft"):
+            cfg["model"][role] = prepared(source, role, _fine_tuned(cfg, role, data, run))
+
+
+def check_models(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Checks the settings of the models of `cfg`, and that their tokenizers are `tokenizer`.
+
+    Raises:
+        InputError: see `with_prepared_models`.
+    """
+    models = _models(cfg)
     if "teacher" in models and models["teacher"].get("lora") is not None and not models["teacher"].get("sft"):
         raise InputError(
             "model.teacher.lora is for the teacher's fine-tuning, and model.teacher.sft=null has none; "
             "set model.teacher.lora=null too"
         )
     for role, source in models.items():
+        instantiate({key: value for key, value in source.items() if key != "sft"})
         if source.get("path") is not None:
-            check_same_tokens(role, data.tokenizer, load_tokenizer(source["path"]))
-        if source.get("sft"):
-            check_trainer(source["sft"]["trainer"], f"model.{role}.sft.trainer")
-            if source["sft"]["batch_size"] < 1:
-                raise InputError(
-                    f"model.{role}.sft.batch_size={source['sft']['batch_size']} must be at least 1"
-                )
-    for role, source in models.items():
-        if source.get("sft"):
-            cfg["model"][role] = prepared(source, role, _fine_tuned(cfg, role, data, run))
+            check_same_tokens(role, tokenizer, load_tokenizer(source["path"]))
+
+
+def _models(cfg: Config) -> dict[str, Config]:
+    return {role: cfg["model"][role] for role in ("teacher", "student") if cfg["model"].get(role)}
 
 
 def prepared(source: Config, role: str, best: Path) -> Config:
@@ -62,6 +72,12 @@ def prepared(source: Config, role: str, best: Path) -> Config:
 
 def fine_tuning(cfg: Config, role: str) -> tuple[Config, Path]:
     """The supervised run that prepares a model of `cfg`, and the folder that it is kept in."""
+    run = fine_tuning_settings(cfg, role)
+    return run, Path(cfg["prepared_dir"]) / f"{role}-{config_hash(run)}"
+
+
+def fine_tuning_settings(cfg: Config, role: str) -> Config:
+    """The configuration of the supervised run that prepares a model of `cfg`."""
     source = dict(cfg["model"][role])
     sft = source.pop("sft")
     metrics = cfg["data"].get("metrics") or {}
@@ -82,7 +98,7 @@ def fine_tuning(cfg: Config, role: str) -> tuple[Config, Path]:
         "plain_text": None,
         "plain_text_weight": 1.0,
     }
-    run = {
+    return {
         "model": {"tokenizer": cfg["model"]["tokenizer"], "student": source},
         "data": data,
         "objective": {"_target_": "amid.losses.CrossEntropy"},
@@ -96,7 +112,6 @@ def fine_tuning(cfg: Config, role: str) -> tuple[Config, Path]:
         "threads": cfg["threads"],
         **{key: sft[key] for key in ("optimizer", "scheduler", "trainer", "checkpoint", "clip_norm", "seed")},
     }
-    return run, Path(cfg["prepared_dir"]) / f"{role}-{config_hash(run)}"
 
 
 def _fine_tuned(cfg: Config, role: str, data: InstructionData, run: Run) -> Path:

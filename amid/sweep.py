@@ -4,26 +4,24 @@ import copy
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from amid.config import CONF, SWEEPS, register_resolvers, run_name
+from amid.config import CONF, SWEEPS, check_overrides, register_resolvers, run_name
 from amid.errors import InputError, choose_one
 from amid.results import RESULT_FILE
 
 SMALL = "small"
 """The scale where none is said; the other ones write to folders of their own."""
-
-NUMBERS = ("seed", "assistant.alpha", "assistant.lam")
-"""Settings that are plain numbers, and decide no other setting."""
 
 OF_THE_GRID = re.compile(r"[+~]*(assistant|divergence|objective|method|schedule|text)\b")
 """What is not handed on to the baselines, which say it themselves."""
@@ -31,44 +29,74 @@ OF_THE_GRID = re.compile(r"[+~]*(assistant|divergence|objective|method|schedule|
 
 @dataclass(frozen=True)
 class Sweep:
-    """The runs of a sweep file at one scale."""
+    """Several runs: those of a sweep file at one scale, or of a command line."""
 
     name: str
+    """Of the primary configuration."""
     output_dir: Path
     jobs: list[list[str]]
     """The overrides of each multirun: the grid, then each baseline; KEY=A,B runs each."""
+    folder: Path = SWEEPS
+    """That the primary configuration lies in."""
 
     def runs(self) -> "list[PlannedRun]":
         """Every run, in the order in which they are started; of the same run said twice, the first."""
-        runs = {run.directory: run for job in reversed(self.jobs) for run in reversed(self._of_job(job))}
-        return list(reversed(runs.values()))
+        runs: dict[frozenset[str], PlannedRun] = {}
+        for job in self.jobs:
+            for run in self._of_job(job):
+                runs.setdefault(frozenset(run.overrides), run)
+        return list(runs.values())
 
     def configs(self) -> "Iterator[tuple[PlannedRun, DictConfig]]":
-        """Every run with its configuration, as it will be run; composed once for all that differ in
-        `NUMBERS` alone.
+        """Every run with its configuration, as it will be run; composed once for all that differ in values
+        of settings alone.
 
         Raises:
-            InputError: for what Hydra refuses.
+            InputError: naming the run, for what Hydra refuses.
         """
         register_resolvers()
         composed: dict[tuple[str, ...], DictConfig] = {}
-        for run in self.runs():
-            numbers = {o.split("=")[0]: o.split("=")[1] for o in run.overrides if o.split("=")[0] in NUMBERS}
-            rest = tuple(o for o in run.overrides if o.split("=")[0] not in NUMBERS)
-            if rest not in composed:
-                composed[rest] = self._composed(rest)
-            cfg = copy.deepcopy(composed[rest])
-            for key, value in numbers.items():
-                OmegaConf.update(cfg, key, yaml.safe_load(value))
-            yield run, cfg
+        before = HydraConfig.instance().cfg
+        try:
+            for number, run in enumerate(self.runs()):
+                try:
+                    cfg = self._config(run, composed)
+                except (HydraException, OmegaConfBaseException) as error:
+                    raise InputError(f"{self.in_words(number)}: {self._reason(run, error)}") from error
+                run = replace(run, directory=Path(cfg.output_dir) / run.directory.name)
+                _be_the_run(cfg, run, number)
+                yield run, cfg
+        finally:
+            HydraConfig.instance().cfg = before
 
-    def _composed(self, overrides: Sequence[str]) -> DictConfig:
-        search = f"hydra.searchpath=['file://{CONF}']"
-        with initialize_config_dir(str(SWEEPS), version_base="1.3"):
-            try:
-                return compose(self.name, [*overrides, search])
-            except (HydraException, OmegaConfBaseException) as error:
-                raise InputError(" ".join(str(error).split())) from error
+    def in_words(self, number: int) -> str:
+        """Which of the runs, counted from 0, one is, and what it has of its own: `run 2 of 6 (seed=2)`."""
+        runs = self.runs()
+        of_all = set.intersection(*(set(run.overrides) for run in runs))
+        own = " ".join(override for override in runs[number].overrides if override not in of_all)
+        return f"run {number + 1} of {len(runs)}" + (f" ({own})" if own else "")
+
+    def _config(self, run: "PlannedRun", composed: dict[tuple[str, ...], DictConfig]) -> DictConfig:
+        """The configuration of a run, from that of its choices alone, which is kept in `composed`."""
+        overrides = OverridesParser.create().parse_overrides(run.overrides)
+        values = [override for override in overrides if _only_sets_a_value(override)]
+        choices = tuple(o.input_line or "" for o in overrides if o not in values)
+        if choices not in composed:
+            search = f"hydra.searchpath=['file://{CONF}']"
+            with initialize_config_dir(str(self.folder), version_base="1.3"):
+                composed[choices] = compose(self.name, [*choices, search], return_hydra_config=True)
+        cfg = copy.deepcopy(composed[choices])
+        for override in values:
+            OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+        return cfg
+
+    @staticmethod
+    def _reason(run: "PlannedRun", error: Exception) -> str:
+        try:
+            check_overrides("train", run.overrides)
+        except InputError as mistake:
+            return str(mistake)
+        return " ".join(str(error).split())
 
     def launch_arguments(self) -> Iterator[list[str]]:
         """The command line of each multirun, as Hydra reads it."""
@@ -79,17 +107,36 @@ class Sweep:
             ]
 
     def _of_job(self, job: Sequence[str]) -> "list[PlannedRun]":
-        parsed = OverridesParser.create().parse_overrides(list(job))
-        choices = [
-            [f"{override.input_line.split('=')[0]}={value}" for value in override.sweep_string_iterator()]
-            if override.is_sweep_override() and override.input_line
-            else [override.input_line or ""]
-            for override in parsed
-        ]
+        choices = {}
+        for override in OverridesParser.create().parse_overrides(list(job)):
+            key = override.get_key_element()
+            values = (
+                override.sweep_string_iterator()
+                if override.is_sweep_override()
+                else [override.get_value_element_as_str()]
+            )
+            choices[key] = [f"{key}={value}" for value in values]
         return [
             PlannedRun(list(overrides), self.output_dir / run_name(overrides))
-            for overrides in itertools.product(*choices)
+            for overrides in itertools.product(*choices.values())
         ]
+
+
+def _only_sets_a_value(override: Override) -> bool:
+    """Whether an override gives a setting a value, and chooses no file of `conf/`."""
+    changes_keys = override.is_add() or override.is_force_add() or override.is_delete()
+    return not (changes_keys or override.package or (CONF / override.key_or_group).is_dir())
+
+
+def _be_the_run(cfg: DictConfig, run: "PlannedRun", number: int) -> None:
+    """Gives interpolations in `cfg` what Hydra would say of the run, and takes Hydra's own part out."""
+    with read_write(cfg.hydra), open_dict(cfg.hydra):
+        cfg.hydra.overrides.task = run.overrides
+        cfg.hydra.runtime.output_dir = str(run.directory.absolute())
+        cfg.hydra.job.num, cfg.hydra.job.id = number, str(number)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
 
 
 @dataclass(frozen=True)
@@ -115,8 +162,10 @@ def title(name: str) -> str:
     return (SWEEPS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
 
 
-def read_sweep(name: str, overrides: Sequence[str], scale: str = SMALL) -> Sweep:
+def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) -> Sweep:
     """The sweep of `sweeps/NAME.yaml` at a scale, with further overrides for every run.
+
+    Without a scale it is `SMALL`, or the sweep as it is where the file has no scales.
 
     A sweep file is a primary configuration with the keys `hydra.sweeper.params`, its grid; `baselines`, a
     list of further runs; `scales`, the overrides of each scale. Later ones replace earlier ones: those of the
@@ -128,11 +177,14 @@ def read_sweep(name: str, overrides: Sequence[str], scale: str = SMALL) -> Sweep
     if name not in names():
         raise InputError(f"sweep {name!r} is not in {SWEEPS}{choose_one(name, names())}")
     file: Any = OmegaConf.load(SWEEPS / f"{name}.yaml")
-    scales = file.get("scales", {})
-    if scale not in scales:
+    scales = file.get("scales") or {}
+    if scale is not None and not scales:
+        raise InputError(f"scale={scale}: sweep {name} has no scales; leave out scale=")
+    scale = scale or SMALL
+    if scales and scale not in scales:
         raise InputError(f"scale={scale} is none of sweep {name}{choose_one(scale, list(scales))}")
     grid = [f"{key}={value}" for key, value in file.hydra.sweeper.params.items()]
-    everywhere = [*scales[scale], *overrides]
+    everywhere = [*scales.get(scale, []), *overrides]
     lines = [line.split() for line in file.get("baselines", [])]
     jobs = [_merged([*grid, *everywhere])]
     jobs += [_merged([*line, *(o for o in everywhere if not OF_THE_GRID.match(o))]) for line in lines]

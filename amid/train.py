@@ -22,7 +22,6 @@ def run(cfg: DictConfig) -> None:
     labels = {name: hydra.runtime.choices.get(name) for name in LABELS}
     labels["settings"] = further_settings(hydra.overrides.task)
     directory = Path(hydra.runtime.output_dir)
-    announce(f"run {directory.name}")
     for name in ("pytorch_lightning", "lightning.pytorch", "httpx", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()

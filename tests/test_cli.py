@@ -353,12 +353,16 @@ def test_a_mistake_is_one_line_and_no_result(quick, tmp_path, capsys, overrides,
     assert not list((tmp_path / "runs").glob("*"))
 
 
-def test_failed_runs_among_others_stand_in_the_report(quick, tmp_path, capsys):
-    arguments = ["train", "-m", *quick, "generation.top_p=0.9,2"]
-    assert run(*arguments) == 1
-    capsys.readouterr()
+def test_failed_runs_among_others_stand_in_the_report(quick, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.jsonl").write_text('{"instruction": "Say", "output": "so"}\n')
+    (tmp_path / "empty.jsonl").write_text("")
+    assert run("train", "-m", *quick, "+data.test.own=good.jsonl,empty.jsonl") == 1
+    out = capsys.readouterr().out
+    assert "run 1 of 2: " in out
+    assert "run 2 of 2: " in out
     (failed,) = [file.parent for file in tmp_path.glob("runs/*/status.json") if "failed" in file.read_text()]
-    told = f"{failed.name}: failed, generation.top_p=2 must be in (0, 1]"
+    told = f"{failed.name}: failed, data file empty.jsonl is empty; give a file with one example a row"
     assert run("report", tmp_path / "runs") == 0
     assert told in " ".join(capsys.readouterr().out.split())
     for page in ("report.md", "report.html"):
@@ -367,6 +371,65 @@ def test_failed_runs_among_others_stand_in_the_report(quick, tmp_path, capsys):
         shutil.rmtree(result.parent)
     assert run("report", tmp_path / "runs") == 1
     assert f"no finished run to report ({told}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "which", "message"),
+    [
+        (
+            ["generation.top_p=0.9,2"],
+            "run 2 of 2 (generation.top_p=2)",
+            "generation.top_p=2 must be in (0, 1]",
+        ),
+        (["assistant.lam=0.1,1"], "run 2 of 2 (assistant.lam=1)", "has no gradient"),
+        (
+            ["method=amid,kd", "assistant.alpha=-1"],
+            "run 2 of 2 (method=kd)",
+            "assistant.alpha=-1: method=kd (assistant=none) has no assistant; use method=amid",
+        ),
+        (
+            ["data.max_length=64,8"],
+            "run 2 of 2 (data.max_length=8)",
+            "data.max_length - data.max_prompt_length",
+        ),
+        (["+data.test.own=null,no.jsonl"], "run 2 of 2 (+data.test.own=no.jsonl)", "no.jsonl cannot be read"),
+        (["optimizer.lr=1e-3,-1"], "run 2 of 2 (optimizer.lr=-1)", "optimizer: torch.optim.AdamW"),
+        (["trainer.devices=1,2"], "run 2 of 2 (trainer.devices=2)", "trainer.devices=2"),
+        (
+            ["model.student.sft.trainer.devices=1,2"],
+            "run 2 of 2 (model.student.sft.trainer.devices=2)",
+            "model.student.sft.trainer.devices=2",
+        ),
+    ],
+)
+def test_several_runs_one_of_which_would_be_refused_start_none(
+    quick, tmp_path, capsys, overrides, which, message
+):
+    keys = {o.split("=")[0] for o in overrides}
+    base = [o for o in quick if o.split("=")[0] not in keys]
+    assert run("train", "-m", *base, *overrides) == 1
+    err = capsys.readouterr().err
+    assert f"amid: {which}: " in err
+    assert message in err
+    assert err.rstrip().endswith("nothing was started")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_interrupt_that_a_library_turns_into_an_error_of_its_own_is_an_interrupt(
+    quick, tmp_path, capsys, monkeypatch
+):
+    def interrupted(self, *_):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise RuntimeError("no such key") from error
+
+    monkeypatch.setattr("amid.models.ModelSource.load", interrupted)
+    assert run("train", *quick) == 130
+    assert "To go on: amid train" in capsys.readouterr().err
+    (status,) = (tmp_path / "runs").glob("*/status.json")
+    assert json.loads(status.read_text())["state"] == "interrupted"
 
 
 def test_a_folder_of_another_configuration_is_left_alone(quick, tmp_path, capsys):

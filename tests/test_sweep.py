@@ -6,6 +6,7 @@ from amid.cli import main
 from amid.config import SWEEPS
 from amid.data import InstructionData
 from amid.data.builtin import corpus, tokenizer
+from amid.errors import InputError
 from amid.estimate import RATES, Estimator
 from amid.models import ModelSource
 from amid.results import RunResult, save
@@ -85,6 +86,19 @@ def test_what_is_given_comes_last_and_the_grid_stays_off_the_baselines():
 def test_mistakes(arguments, message, capsys):
     assert main(["sweep", *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_file_without_scales_is_a_sweep_too(tmp_path, monkeypatch):
+    text = "defaults: [train, _self_]\noutput_dir: outputs/own\nhydra: {sweeper: {params: {seed: '1,2'}}}\n"
+    (tmp_path / "own.yaml").write_text(text)
+    monkeypatch.setattr("amid.sweep.SWEEPS", tmp_path)
+    sweep = read_sweep("own", ["clip_norm=2"])
+    assert [run.overrides for run in sweep.runs()] == [
+        [f"seed={i}", "clip_norm=2", "output_dir=outputs/own"] for i in (1, 2)
+    ]
+    assert str(sweep.output_dir) == "outputs/own"
+    with pytest.raises(InputError, match="scale=full: sweep own has no scales; leave out scale="):
+        read_sweep("own", [], "full")
 
 
 @pytest.fixture

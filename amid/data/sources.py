@@ -31,6 +31,16 @@ of a field, dotted for one inside another: `translation.de`."""
 FIELDS: Fields = {"instruction": "instruction", "input": "input", "output": "output"}
 
 
+def check_source(source: object) -> None:
+    """Raises InputError if `source` is the path of a file on disk that cannot be opened."""
+    if isinstance(source, str) and not source.startswith(HUB_PREFIX):
+        path, _ = _located(source)
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+
 def load_examples(
     source: Source | None, limit: int | None = None, fields: Fields | None = None
 ) -> list[Example]:
@@ -126,14 +136,18 @@ def _read(path: Path, reader: Callable[[Path], Rows] | None = None) -> Rows:
             empty = False
             yield place, row
     except OSError as error:
-        raise InputError(
-            f"data file {path} cannot be read ({error.strerror or error}); "
-            "give the path of a JSON Lines, CSV or Parquet file"
-        ) from error
+        raise _unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise InputError(f"data file {path} is not UTF-8 ({error}); convert it to UTF-8") from error
     if empty:
         raise InputError(f"data file {path} is empty; give a file with one example a row")
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"data file {path} cannot be read ({error.strerror or error}); "
+        "give the path of a JSON Lines, CSV or Parquet file"
+    )
 
 
 def _text_rows(path: Path) -> Rows:

@@ -1,0 +1,139 @@
+"""What can be checked of a run before a row of its data or a weight of its models is read."""
+
+import copy
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+
+from amid.config import check_seed
+from amid.data.datamodule import RESPONSES
+from amid.data.sources import check_source
+from amid.errors import InputError
+from amid.fit import check_trainer
+from amid.generation import Sampling
+from amid.losses import Loss
+from amid.preparation import check_models, fine_tuning_settings
+from amid.progress import LOSSES
+from amid.schedule import Schedule
+from amid.text import Text, on_student_text
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of besides its data and its models."""
+
+    objective: Loss
+    text: Text
+    schedule: Schedule | None
+    sampling: Sampling
+
+
+def parts_of(cfg: Config, prefix: str = "") -> Parts:
+    """The parts of a run that need neither data nor models; a teacher that it does not need leaves `cfg`.
+
+    Args:
+        cfg: of the run.
+        prefix: of the keys of its trainer, where it is a part of another configuration.
+
+    Raises:
+        InputError: for a setting outside its range, or settings that do not fit, those of the fine-tuning of
+            its models among them.
+    """
+    check_seed(cfg["seed"])
+    objective: Loss = instantiate(cfg["objective"])
+    text: Text = instantiate(cfg["text"])
+    if text.from_student and on_student_text(objective) is None:
+        raise InputError(
+            f"objective={objective!r} needs labels, and the student's own text gives none; use text=data or "
+            "text=teacher, or an objective with a teacher"
+        )
+    if objective.uses_sampling and not text.sampled:
+        raise InputError(
+            f"objective={objective!r} needs text with the probabilities that it was sampled with; use "
+            "text=rollouts"
+        )
+    for limit in ("micro_batch_size", "tokens_per_batch"):
+        if not objective.additive and cfg["data"][limit] is not None:
+            raise InputError(
+                f"data.{limit}={cfg['data'][limit]} cuts a step into parts, but {objective!r} is no sum of "
+                f"parts; use data.{limit}=null, or objective.maximum=token"
+            )
+    if cfg["clip_norm"] is not None and cfg["clip_norm"] <= 0:
+        raise InputError(f"{prefix}clip_norm={cfg['clip_norm']} must be above 0; use null not to clip")
+    check_trainer(cfg["trainer"], f"{prefix}trainer")
+    _check_optimizer(cfg["optimizer"], f"{prefix}optimizer")
+    _check_monitor(cfg["checkpoint"]["monitor"], cfg["data"].get("valid_metric"))
+    schedule: Schedule | None = instantiate(cfg.get("schedule"))
+    if schedule is not None:
+        schedule.begin(objective)
+    if objective.needs_teacher:
+        instantiate(cfg["teacher"])
+    elif not text.from_teacher:
+        cfg["model"].pop("teacher", None)
+    for role in ("teacher", "student"):
+        sft = cfg["model"].get(role, {}).get("sft")
+        if sft:
+            if sft["batch_size"] < 1:
+                raise InputError(f"model.{role}.sft.batch_size={sft['batch_size']} must be at least 1")
+            parts_of(fine_tuning_settings(cfg, role), prefix=f"model.{role}.sft.")
+    return Parts(objective, text, schedule, instantiate(cfg["generation"]))
+
+
+class Checks:
+    """The checks of several runs that read no row of their data and no weight of their models."""
+
+    def __init__(self) -> None:
+        self._sound: set[str] = set()
+        """The models and data that were checked already, for another run."""
+
+    def check(self, cfg: Config) -> None:
+        """Checks one run.
+
+        Raises:
+            InputError: as `amid.experiment.run_experiment` would, for settings, tokenizers and files of data.
+        """
+        cfg = copy.deepcopy(cfg)
+        parts_of(cfg)
+        models_and_data = [cfg["model"], {**cfg["data"], "seed": None}]
+        key = json.dumps(models_and_data, sort_keys=True, default=str)
+        if key not in self._sound:
+            check_files(cfg["data"])
+            tokenizer = instantiate(cfg["model"]["tokenizer"])
+            unread: Config = {"train": None, "valid": None, "test": {}, "plain_text": None}
+            instantiate({**cfg["data"], **unread}, tokenizer=tokenizer)
+            check_models(cfg, tokenizer)
+            self._sound.add(key)
+
+
+def check_files(data: Config) -> None:
+    """Looks whether the files of the data are there.
+
+    Raises:
+        InputError: for one that is not.
+    """
+    for source in (data["train"], data["valid"], data.get("plain_text"), *data["test"].values()):
+        if source != RESPONSES:
+            check_source(source)
+
+
+def _check_optimizer(optimizer: Config, key: str) -> None:
+    try:
+        instantiate(optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    except (HydraException, TypeError, ValueError) as error:
+        given = ", ".join(f"{name}={value}" for name, value in optimizer.items() if not name.startswith("_"))
+        raise InputError(f"{key}: {optimizer['_target_']} does not take {given} ({error})") from error
+
+
+def _check_monitor(monitor: str, valid_metric: str | None) -> None:
+    known = [*LOSSES, *([f"valid/{valid_metric}"] if valid_metric else [])]
+    if monitor not in known:
+        raise InputError(
+            f"checkpoint.monitor={monitor} is not measured (data.valid_metric={valid_metric}); "
+            f"use one of {', '.join(known)}"
+        )
