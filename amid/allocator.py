@@ -4,8 +4,10 @@ import ctypes
 import resource
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20
@@ -23,9 +25,11 @@ def keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def forget_peak_memory(device: torch.device) -> None:
+def forget_peak_memory(device: "torch.device") -> None:
     """Lets `peak_memory` count from now on, freed memory that is kept left out; of a CPU only on Linux."""
     if device.type == "cuda":
+        import torch
+
         if torch.cuda.is_initialized():  # else it refuses, and there is nothing to forget
             torch.cuda.reset_peak_memory_stats(device)
         return
@@ -38,9 +42,11 @@ def forget_peak_memory(device: torch.device) -> None:
         return
 
 
-def peak_memory(device: torch.device) -> int:
+def peak_memory(device: "torch.device") -> int:
     """Bytes that this process took at most, of a GPU or else of main memory, since `forget_peak_memory`."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
     try:
         status = Path("/proc/self/status").read_text()

@@ -114,7 +114,7 @@ def _hydra(name: str, arguments: list[str]) -> None:
     from amid.sweep import Sweep
 
     arguments = [_quoted(a) for a in arguments]
-    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
+    overrides = [a for a in arguments if a.startswith("~") or ("=" in a and not a.startswith("-"))]
     flags = {a for a in arguments if a.startswith("-")}
     several = bool({"-m", "--multirun"} & flags)
     runs: list[Path] = []
@@ -130,6 +130,8 @@ def _hydra(name: str, arguments: list[str]) -> None:
             runs = _checked(Sweep(name, Path(cfg.output_dir), [settings], CONF))
     with _and_what_is_next(runs, report=several):
         _launch(name, arguments, runs)
+        if name == "train":
+            _check_results(runs)
 
 
 def _enumerates(overrides: Sequence[str]) -> bool:
@@ -239,11 +241,26 @@ def _launch(name: str, arguments: Sequence[str], runs: list[Path]) -> None:
         raise InputError("\namid: ".join(failed))
 
 
+def _check_results(runs: Sequence[Path]) -> None:
+    """Whether all runs came to an end, also those in processes of their own, as launchers start them.
+
+    Raises:
+        InputError: naming those that did not.
+    """
+    from amid.results import RESULT_FILE
+
+    if without := [directory for directory in runs if not (directory / RESULT_FILE).exists()]:
+        names = ", ".join(directory.name for directory in without)
+        raise InputError(
+            f"no result in {without[0].parent} of {names}; amid status {without[0].parent} says why"
+        )
+
+
 def _remove_if_nothing_was_computed(directory: Path) -> None:
-    from amid.monitor import STATUS_FILE
+    from amid.monitor import LOCK_FILE, STATUS_FILE
 
     with contextlib.suppress(OSError):
-        if {file.name for file in directory.iterdir()} <= {".hydra", STATUS_FILE}:
+        if {file.name for file in directory.iterdir()} <= {".hydra", LOCK_FILE, STATUS_FILE}:
             for handler in logging.getLogger().handlers[:]:
                 if (
                     isinstance(handler, logging.FileHandler)
@@ -299,7 +316,9 @@ def _sweep(arguments: list[str]) -> None:
                 failures.append(str(error))
                 print(f"amid: {error}", file=sys.stderr)
     _report([str(sweep.output_dir)])
-    if failures:
+    if not failures:
+        _check_results(runs)
+    else:
         raise InputError(f"some runs failed (above); to try them again: amid sweep {shlex.join(arguments)}")
 
 
@@ -383,8 +402,8 @@ def _is_mistake(error: BaseException) -> bool:
     from omegaconf.errors import MissingMandatoryValue
 
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        return _is_mistake(error.__cause__)
-    return isinstance(error, ValueError | OSError | MissingMandatoryValue)
+        return isinstance(error.__cause__, ValueError) or _is_mistake(error.__cause__)
+    return isinstance(error, InputError | OSError | MissingMandatoryValue)
 
 
 def _one_line(error: BaseException) -> str:
@@ -400,7 +419,9 @@ def _one_line(error: BaseException) -> str:
     out_of_space = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if out_of_space or "No space left on device" in str(error):
         return "no disk space left where results are written; free some and run the command again"
-    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError | FileNotFoundError) or (
+    if isinstance(error, FileNotFoundError):
+        return f"{error.filename} does not exist; check the paths that were given"
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or (
         isinstance(error, OSError) and error.errno == errno.EROFS
     ):
         return (

@@ -1,5 +1,6 @@
 """The entry point of an evaluation."""
 
+import copy
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import lightning as L
 import torch
 import transformers
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -53,9 +55,11 @@ def _evaluate(cfg: DictConfig) -> None:
             raise InputError(
                 f"run={cfg.run} diverged at step {result.diverged_step}: it has no student to score"
             )
-        labels = dict(result.labels)
+        labels = dict(result.labels) | ({} if cfg.name is None else {"method": cfg.name})
         further = ",".join(str(part) for part in (labels.get("settings"), further) if part) or None
         cfg.seed = result.seed
+        if not (Path(cfg.run) / "config.yaml").exists():
+            raise InputError(f"run={cfg.run} is an evaluation, no training run; give the run that it scored")
         saved = OmegaConf.select(OmegaConf.load(Path(cfg.run) / "config.yaml"), "config")
         _take_from(cfg, saved, overrides)
         cfg.model.student = {
@@ -71,7 +75,10 @@ def _evaluate(cfg: DictConfig) -> None:
             "model.student.path=MODEL data=dolly"
         )
     else:
-        labels = {name: hydra.runtime.choices.get(name) for name in ("model", "data")} | {"method": None}
+        name = Path(cfg.model.student.path).name
+        pair = hydra.runtime.choices["model"] if any(o.startswith("model=") for o in overrides) else name
+        labels = {"method": name if cfg.name is None else cfg.name, "model": pair}
+        labels["data"] = hydra.runtime.choices.get("data")
         cfg.model.student.sft = None
         OmegaConf.update(cfg, "model.student.lora", None, force_add=True)
         OmegaConf.update(cfg, "model.student.architecture", None, force_add=True)
@@ -120,13 +127,20 @@ def _evaluate(cfg: DictConfig) -> None:
 
 def _take_from(cfg: DictConfig, saved: Any, overrides: list[str]) -> None:
     """Puts a run's own data, sampling and precision into `cfg`, below what `overrides` say."""
+    composed = copy.deepcopy(cfg)
+    given = OverridesParser.create().parse_overrides(overrides)
     with open_dict(cfg):
         for name in ("data", "generation", "trainer"):
-            if any(override.startswith(f"{name}=") for override in overrides):
+            if any(override.key_or_group == name for override in given):
                 continue
             cfg[name] = saved[name]
-            for override in overrides:
-                key, _, value = override.lstrip("+").partition("=")
-                if key.startswith(f"{name}."):
-                    parsed = OmegaConf.from_dotlist([f"value={value}"]).value
-                    OmegaConf.update(cfg, key, parsed, force_add=True)
+            for override in given:
+                key = override.key_or_group.replace("/", ".")
+                parent, _, last = key.rpartition(".")
+                if not key.startswith(f"{name}."):
+                    continue
+                if override.is_delete():
+                    OmegaConf.select(cfg, parent).pop(last, None)
+                else:
+                    value = OmegaConf.select(composed, key)
+                    OmegaConf.update(cfg, key, value, force_add=True, merge=False)

@@ -1,9 +1,9 @@
 """The training of a student by Lightning: how long, from where it goes on, and the weights that are kept."""
 
 import logging
-import pickle
 import sys
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,17 +75,15 @@ def _count(number: str, what: str) -> str:
 
 
 def last_checkpoint(directory: Path) -> Path | None:
-    """What a run that was begun before can go on from; one that was cut while it was written is removed."""
+    """What a run that was begun before can go on from; one that is damaged is set aside."""
     path = directory / "checkpoints" / "last.ckpt"
     if not path.exists():
         if (directory / "config.yaml").exists():
             announce(f"{directory} was begun, and stopped before its first epoch ended: it starts over")
         return None
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+    if not zipfile.is_zipfile(path):  # such as one that was cut while it was copied
         announce(f"{path} is damaged: the run starts over")
-        path.unlink()
+        path.replace(path.with_suffix(".damaged"))
         return None
     announce(f"{directory} goes on after its last finished epoch")
     return path

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +21,7 @@ from amid.errors import InputError, was_interrupted
 from amid.results import METRICS, RESULT_FILE, SKIPPED_FOLDERS, files_below, load
 
 STATUS_FILE = "status.json"
+LOCK_FILE = ".lock"
 PLAN_FILE = "sweep.json"
 
 SECONDS_BETWEEN_WRITES = 2.0
@@ -95,6 +97,26 @@ class StatusWriter:
         finally:
             part.unlink(missing_ok=True)
         self._written = time.monotonic()
+
+
+@contextlib.contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Keeps other processes from the run in `directory`, which exists.
+
+    Raises:
+        InputError: where another process is at this run.
+    """
+    lock = FileLock(directory / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"{directory} is being run by another process; amid status {directory} tells how far it is"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from hydra.utils import instantiate
 from transformers import PreTrainedTokenizerBase
 
@@ -16,6 +15,7 @@ from amid.models import check_same_tokens, load_tokenizer
 from amid.monitor import watched
 from amid.progress import announce
 from amid.results import BEST, RESULT_FILE, RunResult, load
+from amid.states import only_writer
 
 Config = dict[str, Any]
 
@@ -118,7 +118,7 @@ def _fine_tuned(cfg: Config, role: str, data: InstructionData, run: Run) -> Path
     """The folder of the fine-tuned model, which is made where it is not there."""
     settings, directory = fine_tuning(cfg, role)
     directory.mkdir(parents=True, exist_ok=True)
-    with FileLock(directory.with_suffix(".lock")):
+    with only_writer(directory, f"the fine-tuned {role}"):
         if not (directory / RESULT_FILE).exists():
             steps_of_all = -(-len(data.train_examples) // settings["data"]["batch_size"])
             length = length_in_words(settings["trainer"], steps_of_all, f"model.{role}.sft.trainer")

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from amid.config import KEYS_OF_SWEEPS, LABELS, further_settings
 from amid.experiment import run_experiment
-from amid.monitor import watched
+from amid.monitor import alone, watched
 from amid.progress import announce
 from amid.results import METRICS, RunResult, quality_metrics
 from amid.tracking import finish
@@ -27,7 +27,7 @@ def run(cfg: DictConfig) -> None:
     transformers.utils.logging.disable_progress_bar()
     failed = True
     try:
-        with watched(directory):
+        with alone(directory), watched(directory):
             result = run_experiment(as_dict(cfg), directory, labels)
         failed = False
     finally:

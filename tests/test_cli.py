@@ -12,7 +12,7 @@ import torch
 
 from amid import results
 from amid.cli import main
-from amid.config import CONF
+from amid.config import CONF, run_name
 from amid.errors import InputError
 
 
@@ -692,3 +692,68 @@ def test_a_preparation_that_diverges_is_an_error_each_time(quick, tmp_path, caps
     for _ in range(2):
         assert run("train", *arguments) == 1
         assert "diverged at step 2; lower model.teacher.sft.optimizer.lr" in capsys.readouterr().err
+
+
+def test_runs_that_failed_in_other_processes_are_told(quick, tmp_path, capsys, monkeypatch):
+    """As with a launcher such as joblib, whose jobs share nothing with this process."""
+
+    def nothing(cfg):
+        pass
+
+    monkeypatch.setattr("amid.train.run", nothing)
+    assert run("train", "-m", *quick, "seed=1,2") == 1
+    names = ", ".join(run_name([*quick, f"seed={seed}"]) for seed in (1, 2))
+    assert f"of {names}; amid status {tmp_path / 'runs'} says why" in capsys.readouterr().err
+
+
+def test_a_run_that_another_process_is_at_is_left_alone(quick, tmp_path, capsys):
+    from amid.monitor import alone
+
+    name = run_name(quick)
+    folder = tmp_path / "runs" / name
+    folder.mkdir(parents=True)
+    with alone(folder):
+        assert run("train", *quick) == 1
+    assert "is being run by another process; amid status" in capsys.readouterr().err
+    assert not (folder / "status.json").exists()
+    assert run("train", *quick) == 0
+    assert (folder / "result.json").exists()
+
+
+def test_a_defect_leaves_its_traceback_and_a_mistake_does_not(quick, tmp_path, capsys, monkeypatch):
+    def defective(*_):
+        list(zip([1], [], strict=True))
+
+    monkeypatch.setattr("amid.train.run_experiment", defective)
+    assert run("train", *quick) == 1
+    assert "error.log" in capsys.readouterr().err
+    (log,) = tmp_path.glob("runs/*/error.log")
+    assert "zip() argument 2 is shorter" in log.read_text()
+
+
+def test_what_an_evaluation_is_given_goes_before_what_its_run_had(quick, tmp_path, jsonl, capsys):
+    assert run("train", *quick) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    path = jsonl({"instruction": "say it", "output": "it"})
+    out = f"output_dir={tmp_path / 'again'}"
+    given = [f"run={folder}", out, f"data.test.open={path}", "~data.test.closed", "data/metrics=summary"]
+    assert run("evaluate", *given, "name=teacher") == 0
+    (again,) = [results.load(file) for file in (tmp_path / "again").glob("*/result.json")]
+    assert list(again.scores) == ["open"]
+    assert {"rouge_l", "rouge_1", "rouge_2"} <= again.scores["open"].keys()
+    assert again.labels["method"] == "teacher"
+    (evaluation,) = (tmp_path / "again").iterdir()
+    assert run("evaluate", f"run={evaluation}", out) == 1
+    assert "is an evaluation, no training run" in capsys.readouterr().err
+
+
+def test_a_model_that_is_evaluated_has_its_own_name(quick, tmp_path, jsonl):
+    assert run("train", *quick) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    path = jsonl({"instruction": "say it", "output": "it"})
+    given = [f"model.student.path={folder / 'checkpoints' / 'best'}", "data=jsonl", f"+data.test.own={path}"]
+    given += ["data/template=builtin", "data.max_length=40", "data.max_prompt_length=16"]
+    out = f"output_dir={tmp_path / 'scores'}"
+    assert run("evaluate", *given, out, "generation.seeds=[1]") == 0
+    (scored,) = [results.load(file) for file in (tmp_path / "scores").glob("*/result.json")]
+    assert (scored.labels["method"], scored.labels["model"]) == ("best", "best")
