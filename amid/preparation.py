@@ -73,7 +73,7 @@ def prepared(source: Config, role: str, best: Path) -> Config:
 def fine_tuning(cfg: Config, role: str) -> tuple[Config, Path]:
     """The supervised run that prepares a model of `cfg`, and the folder that it is kept in."""
     run = fine_tuning_settings(cfg, role)
-    return run, Path(cfg["prepared_dir"]) / f"{role}-{config_hash(run)}"
+    return run, Path(cfg["prepared_dir"]) / f"sft-{config_hash(run)}"
 
 
 def fine_tuning_settings(cfg: Config, role: str) -> Config:

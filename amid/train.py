@@ -6,9 +6,10 @@ from typing import Any, cast
 
 import transformers
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from amid.config import KEYS_OF_SWEEPS, LABELS, further_settings
+from amid.errors import InputError
 from amid.experiment import run_experiment
 from amid.monitor import alone, watched
 from amid.progress import announce
@@ -36,11 +37,19 @@ def run(cfg: DictConfig) -> None:
 
 
 def as_dict(cfg: DictConfig) -> dict[str, Any]:
-    """`cfg` with everything resolved, without the keys that only a sweep reads."""
-    with open_dict(cfg):
-        for key in KEYS_OF_SWEEPS:
-            cfg.pop(key, None)
-    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    """`cfg` with everything resolved, without the keys that only a sweep reads, and with the student it names.
+
+    Raises:
+        InputError: if `student_is` is neither student nor teacher.
+    """
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    for key in KEYS_OF_SWEEPS:
+        settings.pop(key, None)
+    student = settings.pop("student_is")
+    if student not in ("student", "teacher"):
+        raise InputError(f"student_is={student} must be student or teacher, of the pair")
+    settings["model"]["student"] = settings["model"][student]
+    return settings
 
 
 def summary(result: RunResult) -> str:

@@ -252,6 +252,12 @@ def test_every_method_trains(quick, tmp_path):
     assert run("train", "-m", *base, f"method={','.join(methods)}") == 0
     found = {result.labels["method"]: result for result in results.load_all(tmp_path / "runs")}
     assert sorted(found) == methods
+    still = {method: found.pop(method) for method in ("teacher", "start")}
+    for result in still.values():
+        assert result.training["steps"] == 0
+        assert result.training["valid_loss"] == result.training["valid_loss_before"]
+    assert still["teacher"].training["valid_loss"] != still["start"].training["valid_loss"]
+    assert still["start"].training["valid_loss"] == found["sft"].training["valid_loss_before"]
     for result in found.values():
         assert result.training["steps"] == 2
         assert math.isfinite(result.training["valid_loss"])

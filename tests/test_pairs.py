@@ -163,7 +163,7 @@ def test_from_scratch_makes_any_architecture_of_numbers(tmp_path, data):
     (best,) = (tmp_path / "runs").glob("*/checkpoints/best")
     config = json.loads((best / "config.json").read_text())
     assert (config["model_type"], config["hidden_size"], config["num_key_value_heads"]) == ("llama", 16, 1)
-    (folder,) = (tmp_path / "prepared").glob("teacher-*/checkpoints/best")
+    (folder,) = (tmp_path / "prepared").glob("sft-*/checkpoints/best")
     config = json.loads((folder / "config.json").read_text())
     assert (config["model_type"], config["n_embd"], config["n_layer"]) == ("gpt2", 32, 2)
 

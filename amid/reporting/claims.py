@@ -186,7 +186,7 @@ def _corner(table: Table, rows: Sequence[Row]) -> Claim:
     return Claim(text, verdict, why)
 
 
-_BASELINES = METHODS.keys() - {"teacher", "amid"}
+_BASELINES = METHODS.keys() - {"teacher", "start", "amid"}
 
 
 def _series(table: Table, label: str) -> list[list[Row]]:

@@ -29,6 +29,7 @@ MISSING = "–"
 
 METHODS = {
     "teacher": "Teacher",
+    "start": "Student at start",
     "sft": "SFT",
     "kd": "KD",
     "seqkd": "SeqKD",
