@@ -18,7 +18,7 @@ help:  ## this list
 	touch $@
 
 demo: .venv/installed  ## the default α sweep on the built-in pair and data, its table and report
-	$(BIN)/amid sweep alpha divergence=kl
+	$(BIN)/amid sweep alpha divergence=kl seed=1
 
 test: .venv/installed  ## the test suite
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile

@@ -130,7 +130,7 @@ def test_what_vllm_does_not_have_or_load_is_refused(stand_in, monkeypatch):
 
 @torch.inference_mode()
 def test_vllm_itself():
-    pytest.importorskip("vllm", reason="no vLLM here: pip install 'amid-distill[vllm]'")
+    pytest.importorskip("vllm", reason="no vLLM here: pip install -e '.[vllm]'")
     model = unhooked_network(hidden_size=64, num_key_value_heads=2, intermediate_size=64)
     greedy = VLLMSampling(max_new_tokens=12, temperature=0.0, seeds=[10])
     actual = list(greedy.answers_to_sets(model, TOKENS, SETS))
