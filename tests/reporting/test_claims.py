@@ -17,7 +17,11 @@ def verdicts(runs):
 
 
 def verdict(runs, words):
-    (found,) = [verdict for text, verdict in verdicts(runs).items() if words in text]
+    return claim(runs, words).verdict
+
+
+def claim(runs, words):
+    (found,) = [found for found in claims(build_table(runs)) if words in found.text]
     return found
 
 
@@ -57,6 +61,17 @@ class TestJudge:
         found = judge({seed: value + difference for seed, value in a.items()}, a)[0]
         assert found == ("holds" if len(a) > 1 else "cannot be told")
 
+    @given(seeds, seeds)
+    def test_one_seed_points_a_way_and_does_not_tell(self, a, b):
+        one = {1: a[min(a)]}, {1: b[min(b)]}
+        found, why = judge(*one)
+        difference = one[0][1] - one[1][1]
+        way = "that way" if difference > 0 else "the other way" if difference < 0 else "neither way"
+        assert found == "cannot be told"
+        assert why == f"one training seed points {way}: {difference:+.2f}; its spread is not known"
+        at_least = judge(*one, at_least=True)[1]
+        assert at_least.startswith(f"one training seed points {way if difference else 'that way'}: ")
+
     def test_differences_within_their_spread_tell_nothing(self):
         assert judge({1: 10.0, 2: 12.0}, {1: 11.0, 2: 10.5})[0] == "cannot be told"
         assert judge({1: 10.0, 2: 12.0}, {1: 11.0, 2: 10.5}, at_least=True)[0] == "holds"
@@ -87,6 +102,37 @@ class TestAlpha:
             if "ROUGE-L falls" in c.text
         ]
         assert claim.why == "missing runs: α = 1"
+
+    def test_one_seed_says_which_way_it_points(self, over_alpha):
+        runs = over_alpha(lambda a: 50 - a, lambda a: 40 + a, seeds=(1,))
+        assert "one training seed points that way: +6.00;" in claim(runs, "ROUGE-L falls").why
+        assert "one training seed points the other way: -6.00;" in claim(runs, "Self-BLEU falls").why
+
+    @pytest.mark.parametrize(
+        ("scores", "said"),
+        [
+            ((9, 8, 7, 6, 5, 4), "over 6 α 5 of 5 steps fall, ρ = -1.00"),
+            ((4, 5, 6, 7, 8, 9), "over 6 α 0 of 5 steps fall, ρ = +1.00"),
+            # ρ = 1 - 6 Σ d² / (n (n² - 1)) with Σ d² = 25 + 1 + 4 + 4 + 1 + 9
+            ((9, 4, 8, 5, 7, 6), "over 6 α 3 of 5 steps fall, ρ = -0.26"),
+            ((9, 9, 9, 1, 1, 1), "over 6 α 1 of 5 steps fall, ρ = -0.88"),
+            ((9, 9, 9, 9, 9, 9), "over 6 α 0 of 5 steps fall)"),
+        ],
+    )
+    def test_the_whole_grid(self, over_alpha, scores, said):
+        alphas = (-5.0, -3.0, -1.0, 0.0, 0.5, 1.0)
+        runs = over_alpha(dict(zip(alphas, scores, strict=True)).get, alphas=alphas)
+        assert said in str(claim(runs, "ROUGE-L falls"))
+        without_the_end = [run for run in runs if run.labels["alpha"] < 1]
+        why = claim(without_the_end, "ROUGE-L falls").why
+        assert why.startswith("missing runs: α = 1; over 5 α ")
+        lost = [diverged(run) if run.labels["alpha"] == -3 and run.seed == 1 else run for run in runs]
+        assert "; over 5 α " in claim(lost, "ROUGE-L falls").why
+
+    def test_two_alphas_are_no_grid(self, over_alpha):
+        assert (
+            "over" not in claim(over_alpha(lambda a: -a, alphas=(-5.0, 1.0), seeds=(1,)), "ROUGE-L falls").why
+        )
 
     def test_diverged_runs_are_no_scores(self, over_alpha):
         runs = [diverged(r) if r.labels["alpha"] == 1 else r for r in over_alpha(lambda a: 50 - a)]
@@ -120,6 +166,13 @@ class TestLambda:
         for runs in (over_lam(lambda lam: 50 - lam, (0.1, 0.9)), over_lam(lambda lam: 50 - lam, seeds=(1,))):
             assert set(verdicts(runs).values()) == {"cannot be told"}
 
+    def test_one_seed_says_which_way_it_points(self, over_lam):
+        falling = over_lam(lambda lam: 50 - lam, seeds=(1,))
+        assert "seed points that way: +0.20;" in claim(falling, "λ = 0.1 is the best").why
+        assert "seed points that way: none of 5 runs failed;" in claim(falling, "No λ fails").why
+        rising = over_lam(lambda lam: 50 + lam, seeds=(1,))
+        assert "seed points the other way: -0.80;" in claim(rising, "λ = 0.1 is the best").why
+
     def test_a_run_that_fails_tells_with_a_part_of_the_grid(self, over_lam):
         runs = over_lam(lambda lam: 50 - lam, (0.1, 0.9), seeds=(1,))
         assert verdict([runs[0], diverged(runs[1])], "No λ fails") == "does not hold"
@@ -148,7 +201,10 @@ class TestDivergence:
         words = "Reverse KL, KL(r ‖ p), fails"
         assert verdict(corner(0.1), words) == "holds"
         assert verdict(corner(45), words) == "does not hold"
-        assert verdict(corner(0.1, (1,)), words) == "cannot be told"
+        for quality, way in ((0.1, "that way: 1 of 1"), (45, "the other way: 0 of 1")):
+            found = claim(corner(quality, (1,)), words)
+            assert found.verdict == "cannot be told"
+            assert f"one training seed points {way} runs failed, ROUGE-L {quality + 0.1:.1f};" in found.why
         lost = [diverged(run) if run.labels["alpha"] == 1 else run for run in corner(45)]
         assert verdict(lost, words) == "holds"
         assert verdict([*lost[:-1], corner(45)[-1]], words) == "cannot be told"
