@@ -69,6 +69,9 @@ SYMBOLS = {
 }
 """How the labels are written, in the order of the table's columns."""
 
+ON_VALIDATION = ("cross_entropy", "perplexity", "kl_pq", "same_top")
+"""What is measured on the validation text; each also `_before`, of what the training began with."""
+
 OF_NO_METHOD = ("model", "data")
 """Labels that always tell rows apart; what else differs between two methods is implied by their names."""
 
@@ -118,6 +121,20 @@ class Row:
             return scores[0]
         means = [score.mean for score in scores if score is not None]
         return Score.over_seeds(means) if len(means) == len(scores) else None
+
+    def validation(self, name: str) -> Score | None:
+        """One of `ON_VALIDATION`, or the same `_before`, over the training seeds; None where a run has none.
+
+        That of a run that diverged is NaN, but for what it began with.
+        """
+        values = [
+            math.nan
+            if run.diverged_step is not None and not name.endswith("_before")
+            else run.training.get(f"valid_{name}")
+            for run in self.runs
+        ]
+        known = [value for value in values if value is not None]
+        return Score.over_seeds(known) if len(known) == len(values) else None
 
 
 @dataclass(frozen=True)
@@ -248,7 +265,7 @@ class Table:
 
     def score_text(self, row: Row, metric: str, digits: int = 1, dataset: str | None = None) -> str:
         """A row's score on one set, by default over all (`overall`), as the table writes it."""
-        return _score_text(row, self.score(row, metric, dataset), digits, " ± ")
+        return score_text(row, self.score(row, metric, dataset), digits)
 
     def name(self, row: Row, without: Sequence[str] = ()) -> str:
         """The row in words, such as `AMiD αβ(p, r) α=-5 λ=0.1`: what varies, but for the labels `without`."""
@@ -430,8 +447,11 @@ class Table:
     def to_csv(self) -> str:
         """All labels and all metrics, unrounded: columns SET/METRIC_mean and SET/METRIC_std, `avg` over sets.
 
-        `std_over` says whether a row's deviations are over training or sampling seeds. A score that was not
-        taken is empty; a failed one is nan.
+        `std_over` says whether a row's deviations are over training or sampling seeds. What was measured on
+        the validation text follows, each as valid_NAME_mean and valid_NAME_std, always over training seeds:
+        cross_entropy and kl_pq (KL(p ‖ q)) in nats a token, perplexity, same_top (the share of tokens
+        whose likeliest token is the teacher's, 0 to 1), and NAME_before, of the student that the training
+        began with. A number that was not taken is empty; a failed one is nan.
         """
         labels = _unique(label for row in self.rows for label in row.labels)
         metrics = _unique(
@@ -439,14 +459,21 @@ class Table:
         )
         averages = [AVERAGE] if len(self.datasets) > 1 else []
         columns = [(d, m) for d in [*self.datasets, *averages] for m in metrics]
+        measured = [
+            name
+            for name in (*ON_VALIDATION, *(f"{name}_before" for name in ON_VALIDATION))
+            if any(f"valid_{name}" in run.training for row in self.rows for run in row.runs)
+        ]
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         score_heads = [
             f"{d.lower() if d == AVERAGE else d}/{m}_{part}" for d, m in columns for part in ("mean", "std")
         ]
+        score_heads += [f"valid_{name}_{part}" for name in measured for part in ("mean", "std")]
         writer.writerow([*labels, "runs", "seeds", "std_over", *score_heads])
         for row in self.rows:
             scores = [self.score(row, metric, dataset) for dataset, metric in columns]
+            scores += [row.validation(name) for name in measured]
             writer.writerow(
                 [
                     *(row.labels.get(label) for label in labels),
@@ -512,7 +539,7 @@ class Table:
             scores = [self.score(row, metric, dataset) for row in self.rows]
             places = self.places(metric, dataset, digits)
             for row, line, score, place in zip(self.rows, cells, scores, places, strict=True):
-                text = _score_text(row, score, digits, plus_minus)
+                text = score_text(row, score, digits, plus_minus)
                 line.append(marks[place - 1](text) if place else text)
         return heads, cells
 
@@ -588,7 +615,8 @@ def _label_text(row: Row, label: str) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _score_text(row: Row, score: Score | None, digits: int, plus_minus: str) -> str:
+def score_text(row: Row, score: Score | None, digits: int, plus_minus: str = " ± ") -> str:
+    """A score of `row` as the table writes it (`Table`)."""
     if score is None:
         return MISSING
     if math.isnan(score.mean):

@@ -6,8 +6,6 @@ from hypothesis import strategies as st
 
 from amid.reporting import build_table, claims
 from amid.reporting.claims import LAMBDAS, judge
-from amid.reporting.published import against_published, other_pairs, published
-from amid.reporting.sections import cost, outcome, pivots
 from amid.results import Score
 
 
@@ -227,95 +225,6 @@ class TestMethods:
 
     def test_another_setting_of_amid_is_not_the_paper_s(self, make_run):
         assert not verdicts([make_run(lam=0.5), make_run(method="kd")])
-
-
-class TestPublished:
-    def test_each_figure_says_where_it_is_from(self):
-        assert all(figures.source and figures.second_hand is True for figures in published())
-        (amid,) = [figures for figures in published() if figures.labels["method"] == "amid"]
-        assert amid.values["Avg"] == 23.40
-        for figures in published():
-            sets = [value for name, value in figures.values.items() if name != "Avg"]
-            assert not sets or abs(sum(sets) / len(sets) - figures.values["Avg"]) < 0.011
-
-    def test_only_runs_of_the_same_pair_data_and_setting(self, make_run):
-        sets = ("dolly", "selfinst", "vicuna", "sni", "unni")
-        theirs = {"model": "gpt2_xl_to_gpt2", "data": "dolly"}
-        runs = [
-            make_run((26.0,), sets=sets, **theirs),
-            make_run((26.0,), sets=sets, **theirs, lam=0.5),
-            make_run((21.0,), sets=sets[:1], **theirs, method="abkd", alpha=None, lam=None, order="pq"),
-        ]
-        table = build_table(runs)
-        section = against_published(table)
-        assert len(section.lines) == 2
-        cells = {
-            line[0].split()[0]: dict(zip(section.heads[1:], line[1:], strict=True)) for line in section.lines
-        }
-        assert cells["AMiD"]["dolly"] == "26.00 / 26.44† (-0.44)"
-        assert cells["AMiD"]["Avg"] == "26.00 / 23.40† (+2.60)"
-        assert cells["ABKD"]["dolly"] == "21.00 / 25.49† (-4.49)"
-        assert cells["ABKD"]["vicuna"] == "– / 17.36†"
-        assert other_pairs(table) is None
-
-    @pytest.mark.parametrize(
-        ("sets", "average"),
-        [
-            (("dolly", "selfinst", "vicuna", "sni", "unni"), "29.00 / 23.29† (+5.71)"),
-            (("dolly", "vicuna"), "– / 23.29†"),
-        ],
-    )
-    def test_an_average_is_compared_over_the_sets_of_its_table_alone(self, make_run, sets, average):
-        theirs = {"model": "gpt2_xl_to_gpt2", "data": "dolly", "method": "teacher"}
-        section = against_published(build_table([make_run((29.0,), sets=sets, **theirs)]))
-        (line,) = section.lines
-        assert dict(zip(section.heads, line, strict=True))["Avg"] == average
-
-    def test_no_figure_belongs_to_another_pair(self, make_run):
-        table = build_table([make_run()])
-        assert against_published(table) is None
-        assert "gpt2_xl_to_gpt2 on dolly" in other_pairs(table)
-
-
-class TestSections:
-    def test_outcomes(self, make_run):
-        assert outcome(make_run(), "rouge_l") == "trained"
-        assert outcome(make_run((0.5,)), "rouge_l") == "collapsed"
-        assert outcome(diverged(make_run()), "rouge_l") == "diverged"
-        fallen = with_training(make_run(), valid_rouge_l_before=40.0, valid_rouge_l=19.0)
-        assert outcome(fallen, "rouge_l") == "collapsed"
-        assert outcome(with_training(fallen, valid_rouge_l=21.0), "rouge_l") == "trained"
-
-    def test_divergences_over_alpha(self, sweep):
-        (section,) = pivots(build_table(sweep))
-        assert section.heads == ["α =", "-5", "-1", "1"]
-        assert [line[0] for line in section.lines] == ["KL(p, r)", "RKL(p, r)", "αβ(p, r)"]
-        assert section.lines[0][1].startswith("55.7 ± ")
-
-    def test_a_map_of_alpha_and_lambda_counts_failures(self, make_run):
-        runs = [make_run(alpha=a, lam=lam, seed=s) for a in (-5.0, 1.0) for lam in (0.1, 0.9) for s in (1, 2)]
-        scores, failures = pivots(build_table([diverged(runs[-1]), *runs[:-1], make_run(method="sft")]))
-        assert [line[0] for line in scores.lines] == ["αβ(p, r) λ=0.1", "αβ(p, r) λ=0.9"]
-        assert failures.lines == [["αβ(p, r) λ=0.1", "0/2", "0/2"], ["αβ(p, r) λ=0.9", "0/2", "1/2"]]
-        assert "| αβ(p, r) λ=0.9 | 0/2 | 1/2 |" in failures.to_markdown()
-
-    def test_one_axis_is_no_map(self, make_run):
-        assert not pivots(build_table([make_run(alpha=a) for a in (-5.0, 1.0)]))
-
-    def test_the_cost_is_against_the_same_divergence(self, make_run):
-        def timed(seconds, **labels):
-            return with_training(make_run(**labels), step_seconds=seconds, peak_memory=2e9 * seconds)
-
-        direct = timed(1.0, rouge_l=(40.0,), method="kd")
-        runs = [direct, timed(1.5, rouge_l=(42.0,), divergence="kl"), timed(9.0)]
-        section = cost(build_table(runs))
-        assert [line[1:] for line in section.lines] == [
-            ["1,000.0", "1.00", "–", "2.00", "1.00", "+0.00"],
-            ["1,500.0", "1.50", "–", "3.00", "1.50", "+2.00"],
-        ]
-        assert cost(build_table(runs[1:])) is None
-        again = make_run(rouge_l=(43.0,), divergence="kl", settings="generation.samples=8")
-        assert [line[1] for line in cost(build_table([*runs, again])).lines] == ["1,000.0", "1,500.0"]
 
 
 def test_nothing_is_told_by_the_seeds_that_did_not_diverge(over_alpha):
