@@ -10,7 +10,7 @@ from amid.monitor import without_result
 from amid.reporting.claims import NOTE, claims
 from amid.reporting.figures import Figure, draw_figures
 from amid.reporting.interactive import interactive_page
-from amid.reporting.published import against_published, other_pairs
+from amid.reporting.published import against_published, beside_published, other_pairs
 from amid.reporting.sections import Section, cost, on_validation, pivots
 from amid.reporting.significance import against_the_best
 from amid.reporting.table import Table, build_table, markdown_line
@@ -77,7 +77,13 @@ def sections(directory: Path, table: Table, records: Mapping[Path, RunResult]) -
     Raises:
         InputError: naming a file of a run that cannot be read.
     """
-    further = (on_validation(table), against_the_best(table, records), cost(table), against_published(table))
+    further = (
+        on_validation(table),
+        against_the_best(table, records),
+        cost(table),
+        against_published(table),
+        beside_published(table),
+    )
     return [*_without_result(directory), *pivots(table), *filter(None, further)]
 
 
