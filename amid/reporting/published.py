@@ -16,7 +16,7 @@ from amid.results import Label
 FILE = Path(__file__).with_name("published.yaml")
 
 _OBJECTIVE = ("method", "divergence", "order", "assistant", "alpha", "lam", "settings")
-"""Labels in which methods differ; with all others equal, and settings but for free ones, they are compared."""
+"""Labels in which methods differ; with all others equal, and settings but free ones, rows compare."""
 
 
 @dataclass(frozen=True)
