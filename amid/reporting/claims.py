@@ -133,6 +133,9 @@ def _alpha(table: Table) -> Iterator[Claim]:
                 missing_alpha = next(alpha for alpha in (-1.0, 1.0) if alpha not in by_alpha)
                 yield Claim(text, "cannot be told", f"missing runs: α = {missing_alpha:g}")
                 continue
+            if not any(math.isfinite(_validation(table, row)) for row in free):
+                yield Claim(text, "cannot be told", f"no run has a validation {quality} to choose α by")
+                continue
             chosen = max(free, key=lambda row: _validation(table, row))
             best = max(fixed, key=lambda row: _mean(table, row))
             verdict, why = _compared(table, chosen, best, at_least=True)

@@ -145,6 +145,9 @@ class TestAlpha:
             ]
             assert verdict(runs, "A free α") == expected
         assert verdict(over_alpha(scores.get, alphas=(-5.0, 1.0)), "A free α") == "cannot be told"
+        unchosen = claim(over_alpha(scores.get, alphas=tuple(scores)), "A free α")
+        assert unchosen.verdict == "cannot be told"
+        assert unchosen.why == "no run has a validation ROUGE-L to choose α by"
 
 
 class TestLambda:
