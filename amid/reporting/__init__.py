@@ -2,7 +2,8 @@
 
 from amid.reporting.claims import Claim, claims
 from amid.reporting.page import Report, claims_in_words, sections, write_report
-from amid.reporting.table import Row, Table, build_table
+from amid.reporting.rows import Row
+from amid.reporting.table import Table, build_table
 
 __all__ = [
     "Claim",

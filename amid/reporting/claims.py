@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from amid.reporting.rows import METHODS, Row
 from amid.reporting.sections import number, outcome
-from amid.reporting.table import METHODS, Row, Table, title
+from amid.reporting.table import Table, title
 from amid.results import Label, Score
 
 Verdict = Literal["holds", "does not hold", "cannot be told"]

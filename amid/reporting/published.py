@@ -9,8 +9,9 @@ from pathlib import Path
 import yaml
 
 from amid.reporting.claims import by_seed, diverged, judge, paired
+from amid.reporting.rows import AVERAGE, MISSING, Row, further_settings
 from amid.reporting.sections import Section
-from amid.reporting.table import AVERAGE, MISSING, Row, Table, further_settings, title
+from amid.reporting.table import Table, title
 from amid.results import Label
 
 FILE = Path(__file__).with_name("published.yaml")

@@ -9,17 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as TerminalTable
 
-from amid.reporting.table import (
-    AVERAGE,
-    MISSING,
-    ON_VALIDATION,
-    SYMBOLS,
-    Row,
-    Table,
-    markdown_line,
-    score_text,
-    title,
-)
+from amid.reporting.rows import AVERAGE, MISSING, ON_VALIDATION, Row
+from amid.reporting.table import SYMBOLS, Table, markdown_line, score_text, title
 from amid.results import RunResult, Score
 
 NEAR_ZERO = 1.0
