@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from amid.reporting.claims import by_seed, diverged, judge, paired
-from amid.reporting.rows import AVERAGE, MISSING, Row, further_settings
+from amid.reporting.rows import AVERAGE, MISSING, Row, overrides
 from amid.reporting.sections import Section
 from amid.reporting.table import Table, title
 from amid.results import Label
@@ -49,14 +49,14 @@ class Published:
         pair = [
             f"{name} {row.labels.get(name)}" for name in self.pair if row.labels.get(name) != self.pair[name]
         ]
-        own = further_settings(row.runs[0])
+        own = overrides(row.runs[0])
         without = [f"without {setting}" for setting in sorted(self.needs.difference(own))]
         return [*pair, *self.others(row), *without]
 
     def others(self, row: Row) -> list[str]:
         """The settings of a row that are neither needed nor free."""
         allowed = self.needs | self.free
-        return [s for s in further_settings(row.runs[0]) if not {s, s.split("=")[0]} & allowed]
+        return [s for s in overrides(row.runs[0]) if not {s, s.split("=")[0]} & allowed]
 
     def belongs_to(self, row: Row) -> bool:
         """Whether a row is the same method, pair and data, with the same settings."""

@@ -160,21 +160,21 @@ def rows_of(results: Sequence[RunResult]) -> tuple[list[Row], tuple[Repeat, ...]
     return sorted(rows, key=_place), tuple(repeats)
 
 
-def further_settings(result: RunResult) -> list[str]:
+def overrides(result: RunResult) -> list[str]:
     """The overrides in the label `settings`, KEY=VALUE each; a value may hold commas itself."""
     text = str(result.labels.get("settings") or "")
     return re.split(r",(?=[\w.@/]+=)", text) if text else []
 
 
 def _shared_settings(results: Sequence[RunResult]) -> set[str]:
-    return set.intersection(*(set(further_settings(result)) for result in results))
+    return set.intersection(*(set(overrides(result)) for result in results))
 
 
 def _labels(result: RunResult, shared: set[str]) -> dict[str, Label]:
     """The labels without a seed and `shared` settings, with the order that an objective has by default."""
     labels = {label: value for label, value in result.labels.items() if label != "seed"}
     if labels.get("settings") is not None:
-        labels["settings"] = ",".join(s for s in further_settings(result) if s not in shared) or None
+        labels["settings"] = ",".join(s for s in overrides(result) if s not in shared) or None
     if labels.get("divergence") not in (None, "none") and labels.get("order") is None:
         labels["order"] = "pq" if labels.get("alpha") is None else "pr"
     return labels
