@@ -1,7 +1,18 @@
 """Tables, figures and the report page, made from the records of finished runs alone."""
 
 from amid.reporting.claims import Claim, claims
-from amid.reporting.page import claims_in_words, sections, write_report
-from amid.reporting.table import Row, Table, build_table
+from amid.reporting.page import Report, claims_in_words, sections, write_report
+from amid.reporting.rows import Row
+from amid.reporting.table import Table, build_table
 
-__all__ = ["Claim", "Row", "Table", "build_table", "claims", "claims_in_words", "sections", "write_report"]
+__all__ = [
+    "Claim",
+    "Report",
+    "Row",
+    "Table",
+    "build_table",
+    "claims",
+    "claims_in_words",
+    "sections",
+    "write_report",
+]

@@ -1,12 +1,15 @@
 """What the paper claims, held against the results of an experiment."""
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
+from amid.reporting.rows import METHODS, Row
 from amid.reporting.sections import number, outcome
-from amid.reporting.table import METHODS, Row, Table, title
+from amid.reporting.table import Table, title
 from amid.results import Label, Score
 
 Verdict = Literal["holds", "does not hold", "cannot be told"]
@@ -19,8 +22,10 @@ PUBLISHED: dict[str, Label] = {"divergence": "alpha_beta", "order": "pr", "alpha
 
 NOTE = (
     "Differences: mean ± standard error over the training seeds that two settings share. A direction holds, "
-    "or does not, where the mean is more than twice that; one seed tells nothing. A free α is the "
-    "one chosen on the validation data; for it to be at least as good, a mean of 0 or more is enough."
+    "or does not, where the mean is more than twice that; one training seed points a way and cannot tell, as "
+    "its spread is not known. A free α is the one chosen on the validation data; for it to be at least as "
+    "good, a mean of 0 or more is enough. ρ: Spearman's rank correlation of α and the means of all α, -1 "
+    "where every step of the grid falls; a setting with a run that diverged is left out of it."
 )
 
 
@@ -51,20 +56,43 @@ def judge(
 ) -> tuple[Verdict, str]:
     """Whether the first numbers are above the second, both by training seed, and by how much.
 
-    With `at_least`, a mean difference that is not negative is enough.
+    With `at_least`, a mean difference that is not negative is enough. One seed cannot tell, as its spread is
+    not known, but says which way it points.
     """
-    common = sorted(better.keys() & worse.keys())
-    if not common:
+    difference = paired(better, worse)
+    if difference is None:
         return "cannot be told", "missing runs: no seed has both"
-    differences = Score.over_seeds([better[seed] - worse[seed] for seed in common])
-    mean = differences.mean
-    if differences.std is None:
-        return "cannot be told", f"one seed only: {mean:+.2f}"
-    error = differences.std / math.sqrt(len(common))
-    why = f"{mean:+.2f} ± {error:.2f} over {len(common)} seeds"
+    mean = difference.mean
+    if difference.std is None:
+        return _one_seed(mean > 0 or (at_least and mean >= 0), mean < 0, f"{mean:+.2f}")
+    error = difference.std / math.sqrt(len(difference.values))
+    why = f"{mean:+.2f} ± {error:.2f} over {len(difference.values)} seeds"
     if mean > 2 * error or (at_least and mean >= 0):
         return "holds", why
     return ("does not hold", why) if mean < -2 * error else ("cannot be told", f"{why}: within the spread")
+
+
+def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Score | None:
+    """The first numbers less the second over the training seeds that have both; None where no seed has."""
+    common = sorted(first.keys() & second.keys())
+    return Score.over_seeds([first[seed] - second[seed] for seed in common]) if common else None
+
+
+def by_seed(table: Table, row: Row, metric: str) -> dict[int, float]:
+    """The score over all sets by training seed, of the runs that have one."""
+    one_each = (Row(row.labels, (run,), row.baseline) for run in row.runs)
+    scores = ((each.runs[0].seed, table.score(each, metric)) for each in one_each)
+    return {seed: s.mean for seed, s in scores if s is not None and math.isfinite(s.mean)}
+
+
+def diverged(*rows: Row) -> int:
+    """How many runs of `rows` diverged."""
+    return sum(run.diverged_step is not None for row in rows for run in row.runs)
+
+
+def _one_seed(that_way: bool, other_way: bool, said: str) -> tuple[Verdict, str]:
+    way = "that way" if that_way else "the other way" if other_way else "neither way"
+    return "cannot be told", f"one training seed points {way}: {said}; its spread is not known"
 
 
 def _methods(table: Table) -> Iterator[Claim]:
@@ -89,14 +117,15 @@ def _alpha(table: Table) -> Iterator[Claim]:
         falls = {table.quality: f"{quality} falls", table.diversity: "Self-BLEU falls"}
         for metric, text in falls.items():
             text = f"{text} from α = -5 to 1{where}"
+            grid = _over_the_grid(table, by_alpha, metric)
             missing = [f"α = {alpha:g}" for alpha in (-5.0, 1.0) if alpha not in by_alpha]
             if missing:
-                yield Claim(text, "cannot be told", f"missing runs: {', '.join(missing)}")
+                yield Claim(text, "cannot be told", f"missing runs: {', '.join(missing)}{grid}")
             else:
                 low, high = by_alpha[-5.0], by_alpha[1.0]
                 verdict, why = _compared(table, low, high, metric)
                 ends = f"{_mean(table, low, metric):.1f} to {_mean(table, high, metric):.1f}"
-                yield Claim(text, verdict, f"{ends}; {why}")
+                yield Claim(text, verdict, f"{ends}; {why}{grid}")
         fixed = [by_alpha[alpha] for alpha in (-1.0, 1.0) if alpha in by_alpha]
         free = [row for alpha, row in by_alpha.items() if alpha not in (-1.0, 1.0)]
         if fixed and free:
@@ -104,6 +133,9 @@ def _alpha(table: Table) -> Iterator[Claim]:
             if len(fixed) < 2:
                 missing_alpha = next(alpha for alpha in (-1.0, 1.0) if alpha not in by_alpha)
                 yield Claim(text, "cannot be told", f"missing runs: α = {missing_alpha:g}")
+                continue
+            if not any(math.isfinite(_validation(table, row)) for row in free):
+                yield Claim(text, "cannot be told", f"no run has a validation {quality} to choose α by")
                 continue
             chosen = max(free, key=lambda row: _validation(table, row))
             best = max(fixed, key=lambda row: _mean(table, row))
@@ -135,11 +167,12 @@ def _lambda(table: Table) -> Iterator[Claim]:
                 for row in failed
             )
             yield Claim(texts[1], "does not hold", names)
-        elif missing or min(len(row.runs) for row in rows) < 2:
-            why = f"missing runs: {', '.join(missing)}" if missing else "one seed only: none failed"
-            yield Claim(texts[1], "cannot be told", why)
+        elif missing:
+            yield Claim(texts[1], "cannot be told", f"missing runs: {', '.join(missing)}")
         else:
-            yield Claim(texts[1], "holds", f"none of {sum(len(row.runs) for row in rows)} runs")
+            why = f"none of {sum(len(row.runs) for row in rows)} runs failed"
+            several = min(len(row.runs) for row in rows) > 1
+            yield Claim(texts[1], *(("holds", why) if several else _one_seed(True, False, why)))
 
 
 def _divergence(table: Table) -> Iterator[Claim]:
@@ -181,7 +214,7 @@ def _corner(table: Table, rows: Sequence[Row]) -> Claim:
     score = f"{title(table.quality)} {table.score_text(corner, table.quality)}"
     why = f"{failed} of {runs} runs failed, {score}"
     if runs == 1:
-        return Claim(text, "cannot be told", f"one seed only: {why}")
+        return Claim(text, *_one_seed(failed == 1, failed == 0, why))
     verdict: Verdict = "holds" if failed == runs else "cannot be told" if failed else "does not hold"
     return Claim(text, verdict, why)
 
@@ -210,28 +243,35 @@ def _is(row: Row, labels: Mapping[str, Label]) -> bool:
     return all(row.labels.get(name) == value for name, value in labels.items())
 
 
-def _values(table: Table, row: Row, metric: str | None = None) -> dict[int, float]:
-    """The score over all sets by training seed, of the runs that have one."""
-    one_each = (Row(row.labels, (run,), row.baseline) for run in row.runs)
-    scores = ((each.runs[0].seed, table.score(each, metric or table.quality)) for each in one_each)
-    return {seed: s.mean for seed, s in scores if s is not None and math.isfinite(s.mean)}
+def _over_the_grid(table: Table, by_alpha: Mapping[float | None, Row], metric: str) -> str:
+    """How a score goes along three α or more: the steps that fall, and Spearman's rank correlation."""
+    rows = {alpha: row for alpha, row in by_alpha.items() if alpha is not None and not diverged(row)}
+    means = [mean for alpha in sorted(rows) if math.isfinite(mean := _mean(table, rows[alpha], metric))]
+    if len(means) < 3:
+        return ""
+    falls = sum(later < earlier for earlier, later in pairwise(means))
+    text = f"; over {len(means)} α {falls} of {len(means) - 1} steps fall"
+    if len(set(means)) == 1:
+        return text
+    ranks = [sum(other < mean for other in means) + sum(other <= mean for other in means) for mean in means]
+    return f"{text}, ρ = {statistics.correlation(range(len(ranks)), ranks):+.2f}"
 
 
 def _compared(
     table: Table, better: Row, worse: Row, metric: str | None = None, at_least: bool = False
 ) -> tuple[Verdict, str]:
     """`judge` of two rows; nothing can be told by the seeds that are left where some diverged."""
-    verdict, why = judge(_values(table, better, metric), _values(table, worse, metric), at_least)
-    runs = (*better.runs, *worse.runs)
-    diverged = sum(run.diverged_step is not None for run in runs)
-    if not diverged:
+    metric = metric or table.quality
+    verdict, why = judge(by_seed(table, better, metric), by_seed(table, worse, metric), at_least)
+    if not (failed := diverged(better, worse)):
         return verdict, why
-    return "cannot be told", f"{diverged} of {len(runs)} runs diverged; of the others {why}"
+    runs = len(better.runs) + len(worse.runs)
+    return "cannot be told", f"{failed} of {runs} runs diverged; of the others {why}"
 
 
 def _mean(table: Table, row: Row, metric: str | None = None) -> float:
     """Of those; -inf for none."""
-    values = _values(table, row, metric).values()
+    values = by_seed(table, row, metric or table.quality).values()
     return sum(values) / len(values) if values else -math.inf
 
 
@@ -244,8 +284,8 @@ def _validation(table: Table, row: Row) -> float:
 def _spreads(table: Table, rows: Sequence[Row]) -> dict[int, float]:
     """By training seed, the difference between the best and the worst of `rows`, where all were run; a run
     that diverged counts as 0."""
-    diverged = [{run.seed: 0.0 for run in row.runs if run.diverged_step is not None} for row in rows]
-    by_row = [_values(table, row) | zeros for row, zeros in zip(rows, diverged, strict=True)]
+    failed = [{run.seed: 0.0 for run in row.runs if run.diverged_step is not None} for row in rows]
+    by_row = [by_seed(table, row, table.quality) | zeros for row, zeros in zip(rows, failed, strict=True)]
     seeds = set.intersection(*(set(values) for values in by_row)) if by_row else set()
     return {seed: max(v[seed] for v in by_row) - min(v[seed] for v in by_row) for seed in sorted(seeds)}
 

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from amid.errors import InputError
@@ -10,8 +11,8 @@ from amid.monitor import without_result
 from amid.reporting.claims import NOTE, claims
 from amid.reporting.figures import Figure, draw_figures
 from amid.reporting.interactive import interactive_page
-from amid.reporting.published import against_published, other_pairs
-from amid.reporting.sections import Section, cost, pivots
+from amid.reporting.published import against_published, beside_published, other_pairs
+from amid.reporting.sections import Section, cost, on_validation, pivots
 from amid.reporting.significance import against_the_best
 from amid.reporting.table import Table, build_table, markdown_line
 from amid.results import RESULT_FILE, RunResult, files_below, load_folders
@@ -20,15 +21,26 @@ REPORT = "report"
 PAGE = "report.html"
 
 
-def write_report(directory: str | Path) -> Path:
+@dataclass(frozen=True)
+class Report:
+    """A report that was written, and what it says."""
+
+    file: Path
+    """report.md."""
+    page: Path
+    """report.html, the same as one interactive page."""
+    table: Table
+    sections: Sequence[Section]
+    claims: Sequence[str]
+    """`claims_in_words`."""
+
+
+def write_report(directory: str | Path) -> Report:
     """Writes `directory`/report/ from every finished run below `directory`.
 
     report.html (all of it as one interactive page), report.md (tables, the paper's claims, figures, runs),
     table.md, table.csv, table.tex, and for each figure a PNG and a PDF file.
     All is made in a hidden folder first, so that a report that fails leaves the last one as it was.
-
-    Returns:
-        The path of report.md.
 
     Raises:
         InputError: if there is no finished run, or the record of one is damaged.
@@ -55,15 +67,16 @@ def write_report(directory: str | Path) -> Path:
         (made / "table.md").write_text(f"{table.to_markdown()}\n{table.caption}\n", encoding="utf-8")
         (made / "table.csv").write_text(table.to_csv(), encoding="utf-8")
         (made / "table.tex").write_text(table.to_latex(), encoding="utf-8")
-        further = sections(directory, table, records)
+        further, found = sections(directory, table, records), claims_in_words(table)
         (made / PAGE).write_text(interactive_page(name, table, further, records), encoding="utf-8")
-        (made / "report.md").write_text(_page(directory, table, further, figures, records), encoding="utf-8")
+        text = _page(directory, table, further, found, figures, records)
+        (made / "report.md").write_text(text, encoding="utf-8")
         report.mkdir(exist_ok=True)
         for stale in [*report.glob("*.png"), *report.glob("*.pdf")]:
             stale.unlink()
         for file in sorted(made.iterdir(), key=lambda file: file.suffix == ".md"):
             os.replace(file, report / file.name)
-    return report / "report.md"
+    return Report(report / "report.md", report / PAGE, table, further, found)
 
 
 def sections(directory: Path, table: Table, records: Mapping[Path, RunResult]) -> list[Section]:
@@ -77,7 +90,13 @@ def sections(directory: Path, table: Table, records: Mapping[Path, RunResult]) -
     Raises:
         InputError: naming a file of a run that cannot be read.
     """
-    further = (against_the_best(table, records), cost(table), against_published(table))
+    further = (
+        on_validation(table),
+        against_the_best(table, records),
+        cost(table),
+        against_published(table),
+        beside_published(table),
+    )
     return [*_without_result(directory), *pivots(table), *filter(None, further)]
 
 
@@ -109,12 +128,13 @@ def _page(
     directory: Path,
     table: Table,
     further: Sequence[Section],
+    found: Sequence[str],
     figures: Sequence[Figure],
     records: Mapping[Path, RunResult],
 ) -> str:
     parts = [f"# {directory.resolve().name}", "## Scores", table.to_markdown().rstrip(), table.caption]
     parts += [section.to_markdown() for section in further]
-    if found := claims_in_words(table):
+    if found:
         parts += ["## What the paper claims", "\n".join(f"- {line}" for line in found[:-1]), found[-1]]
     if figures:
         parts.append("## Figures")

@@ -1,17 +1,23 @@
-"""Published figures beside our own of the same method, model pair and evaluation set."""
+"""Published figures beside our own: of the same method, model pair and evaluation set, or of another pair."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import yaml
 
+from amid.reporting.claims import by_seed, diverged, judge, paired
+from amid.reporting.rows import AVERAGE, MISSING, Row, overrides
 from amid.reporting.sections import Section
-from amid.reporting.table import AVERAGE, MISSING, Row, Table, title
+from amid.reporting.table import Table, title
 from amid.results import Label
 
 FILE = Path(__file__).with_name("published.yaml")
+
+_OBJECTIVE = ("method", "divergence", "order", "assistant", "alpha", "lam", "settings")
+"""Labels in which methods differ; with all others equal, and settings but free ones, rows compare."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +28,52 @@ class Published:
     second_hand: bool
     """Not read in the source itself."""
     metric: str
+    pair: Mapping[str, Label]
+    """The labels `model` and `data`."""
     labels: Mapping[str, Label]
-    """What a row must have for the figures to belong to it."""
+    """The method, and what else of its objective a row must have."""
+    needs: frozenset[str]
+    """Settings, KEY=VALUE, that a row must have."""
+    free: frozenset[str]
+    """Settings that it may have besides, as KEY=VALUE or, with any value, KEY."""
     values: Mapping[str, float]
     sets: frozenset[str]
     """What the average is over."""
 
+    def is_of(self, row: Row) -> bool:
+        """Whether a row is the same method with the same objective, of any pair, data and settings."""
+        return all(row.labels.get(name) == value for name, value in self.labels.items())
+
+    def unlike(self, row: Row) -> list[str]:
+        """In what a row of the same method (`is_of`) is another: pair, data and settings, in words."""
+        pair = [
+            f"{name} {row.labels.get(name)}" for name in self.pair if row.labels.get(name) != self.pair[name]
+        ]
+        own = overrides(row.runs[0])
+        without = [f"without {setting}" for setting in sorted(self.needs.difference(own))]
+        return [*pair, *self.others(row), *without]
+
+    def others(self, row: Row) -> list[str]:
+        """The settings of a row that are neither needed nor free."""
+        allowed = self.needs | self.free
+        return [s for s in overrides(row.runs[0]) if not {s, s.split("=")[0]} & allowed]
+
     def belongs_to(self, row: Row) -> bool:
         """Whether a row is the same method, pair and data, with the same settings."""
-        return all(row.labels.get(name) == value for name, value in self.labels.items())
+        return self.is_of(row) and not self.unlike(row)
+
+    def text(self, name: str) -> str:
+        """The score on a set, with the mark of what is second-hand."""
+        return f"{self.values[name]:.2f}{self.mark}"
+
+    @property
+    def mark(self) -> str:
+        """† for what is second-hand."""
+        return "†" if self.second_hand else ""
+
+
+Match = tuple[Row, Published]
+"""A row, and what is published of its method."""
 
 
 @cache
@@ -41,8 +84,10 @@ def published() -> tuple[Published, ...]:
             source=table["source"],
             second_hand=table["second_hand"],
             metric=table["metric"],
-            labels={"model": table["model"], "data": table["data"], "method": entry["method"]}
-            | entry.get("where", {}),
+            pair={"model": table["model"], "data": table["data"]},
+            labels={"method": entry["method"]} | entry.get("where", {}),
+            needs=frozenset(entry.get("needs", ())),
+            free=frozenset(table["free"]),
             values=entry["values"],
             sets=frozenset(name for e in table["figures"] for name in e["values"]) - {AVERAGE},
         )
@@ -63,16 +108,55 @@ def against_published(table: Table) -> Section | None:
     lines = [
         [table.name(row), *(_cell(table, row, figures, name) for name in sets)] for row, figures in matches
     ]
-    used = list(dict.fromkeys((figures.source, figures.second_hand) for _, figures in matches))
-    sources = ", ".join(source + (" (†: read second-hand)" if mark else "") for source, mark in used)
     metric = title(matches[0][1].metric)
-    note = f"{metric}: ours / published (ours - published). Published: {sources}."
+    note = f"{metric}: ours / published (ours - published). Published: {_sources(matches)}."
     return Section("Against the published figures", ["Method", *sets], lines, note)
+
+
+def beside_published(table: Table) -> Section | None:
+    """Our averages beside those published of another pair or other settings, and AMiD less each method.
+
+    Numbers of unlike experiments cannot be compared; whether AMiD is above or below a method can. Of each
+    pair, data and settings in the table with a row that no published figure belongs to; None for none.
+    """
+    groups: dict[object, list[Match]] = {}
+    for row in table.rows:
+        labels = frozenset((name, value) for name, value in row.labels.items() if name not in _OBJECTIVE)
+        for figures in published():
+            if figures.is_of(row) and AVERAGE in figures.values:
+                key = labels, figures.source, *figures.pair.values(), *figures.others(row)
+                groups.setdefault(key, []).append((row, figures))
+    unlike = [
+        group
+        for group in groups.values()
+        if any(figures.unlike(row) for row, figures in group)
+        and any(table.score(row, figures.metric) for row, figures in group)
+    ]
+    matches = [match for group in unlike for match in group]
+    if not matches:
+        return None
+    lines = [line for group in unlike for line in _beside(table, group)]
+    metric = matches[0][1].metric
+    theirs = dict.fromkeys(" on ".join(map(str, figures.pair.values())) for _, figures in matches)
+    note = (
+        f"{title(metric)}, the average over {', '.join(table.sets(metric))} (ours) and over "
+        f"{', '.join(sorted(matches[0][1].sets))} (published: {_sources(matches)}, of {', '.join(theirs)}). "
+        f"Ours is another experiment: {_differences(matches)}. "
+        "Δ: AMiD less the method, ours the mean ± standard error over the training seeds that both have. "
+        "Direction: ours agrees with the published sign, or does not, where its mean is more than twice that "
+        "error from 0; within the spread it cannot be told, and one training seed only points a way."
+    )
+    return Section(
+        "Beside the published figures (another experiment: compare directions, not numbers)",
+        ["Method", "Ours", "Published", "Δ ours", "Δ published", "Direction"],
+        lines,
+        note,
+    )
 
 
 def other_pairs(table: Table) -> str | None:
     """A sentence, where the published figures belong to other pairs or data than all of these runs."""
-    pairs = {(figures.labels["model"], figures.labels["data"]) for figures in published()}
+    pairs = {(figures.pair["model"], figures.pair["data"]) for figures in published()}
     if any((row.labels.get("model"), row.labels.get("data")) in pairs for row in table.rows):
         return None
     theirs = ", ".join(f"{model} on {data}" for model, data in sorted(pairs))
@@ -101,7 +185,61 @@ def _cell(table: Table, row: Row, figures: Published, name: str) -> str:
         return MISSING
     same_sets = _same_sets(table, figures, name)
     ours = row.score(name, figures.metric, table.sets(figures.metric)) if same_sets else None
-    mark = "†" if figures.second_hand else ""
     if ours is None:
-        return f"{MISSING} / {theirs:.2f}{mark}"
-    return f"{ours.mean:.2f} / {theirs:.2f}{mark} ({ours.mean - theirs:+.2f})"
+        return f"{MISSING} / {figures.text(name)}"
+    return f"{ours.mean:.2f} / {figures.text(name)} ({ours.mean - theirs:+.2f})"
+
+
+def _beside(table: Table, group: Sequence[Match]) -> list[list[str]]:
+    """A line for each row of `group`, which has one pair and one choice of settings."""
+    own = [match for match in group if match[0].labels.get("method") == "amid"]
+    amid = min(own, key=lambda match: len(match[1].unlike(match[0])), default=None)
+    lines = []
+    for row, figures in group:
+        rest = table.name(row, without=("method", "divergence", "alpha", "lam"))
+        name = f"{row.method} {rest}".strip()
+        differences = [MISSING] * 3
+        if amid is not None and row is not amid[0]:
+            theirs = amid[1].values[AVERAGE] - figures.values[AVERAGE]
+            ours, direction = _difference(table, amid[0], row, figures.metric, theirs)
+            differences = [ours, f"{theirs:+.2f}{figures.mark}", direction]
+        ours = table.score_text(row, figures.metric, 2)
+        lines.append([name, ours, figures.text(AVERAGE), *differences])
+    return lines
+
+
+def _difference(table: Table, first: Row, second: Row, metric: str, theirs: float) -> tuple[str, str]:
+    """Our score over all sets of the first row less the second's, and whether it has the sign of `theirs`."""
+    scores = by_seed(table, first, metric), by_seed(table, second, metric)
+    ours = paired(*scores)
+    if ours is None:
+        return MISSING, "no seed has both"
+    text = f"{ours.mean:+.2f}"
+    if ours.std is not None:
+        text += f" ± {ours.std / math.sqrt(len(ours.values)):.2f}"
+    if diverged(first, second):
+        return text, "a run diverged"
+    if ours.std is None:
+        product = ours.mean * theirs
+        return text, f"one seed: {'same way' if product > 0 else 'other way' if product < 0 else 'equal'}"
+    verdict, _ = judge(*(scores if theirs > 0 else scores[::-1]))
+    words = {"holds": "agrees", "does not hold": "does not agree", "cannot be told": "within the spread"}
+    return text, words[verdict]
+
+
+def _sources(matches: Sequence[Match]) -> str:
+    used = dict.fromkeys((figures.source, figures.second_hand) for _, figures in matches)
+    return ", ".join(source + (" (†: read second-hand)" if mark else "") for source, mark in used)
+
+
+def _differences(matches: Sequence[Match]) -> str:
+    """What rows have that the published ones have not: first what all have, then what some have."""
+    by_method: dict[str, dict[str, None]] = {}
+    for row, figures in matches:
+        by_method.setdefault(row.method, {}).update(dict.fromkeys(figures.unlike(row)))
+    first, *others = by_method.values()
+    common = [words for words in first if all(words in of for of in others)]
+    rest = {method: [words for words in of if words not in common] for method, of in by_method.items()}
+    parts = [", ".join(common)] if common else []
+    parts += [f"{method} {', '.join(words)}" for method, words in rest.items() if words]
+    return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""Further tables of a report: pivots over α, λ and divergences, what failed, and what the assistant costs."""
+"""Further tables of a report: on the validation text, pivots, what failed, and what the assistant costs."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as TerminalTable
 
-from amid.reporting.table import AVERAGE, MISSING, SYMBOLS, Row, Table, markdown_line, title
+from amid.reporting.rows import AVERAGE, MISSING, ON_VALIDATION, Row
+from amid.reporting.table import SYMBOLS, Table, markdown_line, score_text, title
 from amid.results import RunResult, Score
 
 NEAR_ZERO = 1.0
@@ -60,6 +61,61 @@ def outcome(run: RunResult, quality: str) -> Outcome:
     after = run.training.get(f"valid_{quality}", math.nan)
     near_zero = bool(means) and not sum(means) / len(means) >= NEAR_ZERO
     return "collapsed" if near_zero or after < COLLAPSE_SHARE * before else "trained"
+
+
+_VALIDATION = {
+    "cross_entropy": ("Cross-entropy", 1.0, 3, ""),
+    "perplexity": ("Perplexity", 1.0, 2, ""),
+    "kl_pq": ("KL(p ‖ q)", 1.0, 3, ""),
+    "same_top": ("Same top token", 100.0, 1, " %"),
+}
+"""How each of `ON_VALIDATION` is written, what it is multiplied with, its digits and its unit."""
+
+
+def on_validation(table: Table) -> Section | None:
+    """Cross-entropy, perplexity, KL to the teacher and agreement with its likeliest token, a row a setting.
+
+    None where no run has any of them; a setting without any, such as a model scored alone, is left out.
+    """
+    lines = []
+    for row in table.rows:
+        cells = [_on_validation(row, name, row.validation(name)) for name in ON_VALIDATION]
+        if set(cells) != {MISSING}:
+            lines.append([row_name(table, row), *cells])
+    if not lines:
+        return None
+    heads = [f"{head},{unit}" if unit else head for head, _, _, unit in _VALIDATION.values()]
+    return Section(
+        "On the validation text",
+        ["Setting", *heads],
+        lines,
+        "Of the student that a run keeps, on the references of the validation data: cross-entropy, and "
+        "KL(p ‖ q) to the teacher, in nats a token, lower is better; the share of tokens whose likeliest "
+        f"token is the teacher's, higher is better; ± over training seeds. {_before_training(table)}",
+    )
+
+
+def row_name(table: Table, row: Row) -> str:
+    """`Table.name`, with the method also where it is the only one."""
+    return f"{row.method} {table.name(row, without=['method'])}".strip()
+
+
+def _on_validation(row: Row, name: str, score: Score | None) -> str:
+    _, scale, digits, _ = _VALIDATION[name]
+    scaled = Score.over_seeds([scale * value for value in score.values]) if score else None
+    return score_text(row, scaled, digits)
+
+
+def _before_training(table: Table) -> str:
+    said = []
+    for name in ON_VALIDATION:
+        head, scale, digits, unit = _VALIDATION[name]
+        found = [run.training.get(f"valid_{name}_before") for row in table.rows for run in row.runs]
+        texts = {f"{scale * value:.{digits}f}{unit}" for value in found if value is not None}
+        if texts:
+            alike = len(texts) == 1
+            said.append(f"{head} {texts.pop() if alike else 'not the same in all runs (see table.csv)'}")
+    return f"Before the training: {', '.join(said)}." if said else ""
 
 
 def pivots(table: Table) -> list[Section]:
@@ -144,7 +200,7 @@ _FIGURES = (("step_seconds", 1e3, 1), ("response_tokens_per_second", 1.0, 0), ("
 
 
 def _cost_line(table: Table, row: Row, direct: Row) -> list[str]:
-    cells = [f"{row.method} {table.name(row, without=['method'])}".strip()]
+    cells = [row_name(table, row)]
     for name, scale, digits in _FIGURES:
         ours, theirs = _figure(row, name), _figure(direct, name)
         cells.append(MISSING if ours is None else f"{scale * ours.mean:,.{digits}f}")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from amid.errors import InputError
 from amid.metrics import paired_bootstrap
+from amid.reporting.rows import MISSING, OF_NO_METHOD, Row
 from amid.reporting.sections import Section
-from amid.reporting.table import MISSING, OF_NO_METHOD, Row, Table, title
+from amid.reporting.table import Table, title
 from amid.results import RunResult
 from amid.scoring import PER_PROMPT
 

@@ -1,63 +1,35 @@
-"""The table of an experiment: one row for each setting, one column for each score."""
+"""The table of an experiment: one row for each setting, one column for each score, and how it is written."""
 
 import csv
 import io
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as TerminalTable
 
 from amid.errors import InputError
-from amid.results import METRICS, Label, RunResult, Score, quality_metrics
+from amid.reporting.rows import (
+    AVERAGE,
+    MISSING,
+    OF_NO_METHOD,
+    ON_VALIDATION,
+    Repeat,
+    Row,
+    rows_of,
+)
+from amid.results import METRICS, RunResult, Score, quality_metrics
+
+__all__ = ["AVERAGE", "SYMBOLS", "Row", "Table", "build_table", "markdown_line", "score_text", "title"]
 
 SELF_BLEU = "self_bleu"
 CORPUS_SELF_BLEU = "corpus_self_bleu"
-
-AVERAGE = "Avg"
-"""Stands for an evaluation set: the mean over all of them."""
-
-MISSING = "–"
-
-METHODS = {
-    "teacher": "Teacher",
-    "start": "Student at start",
-    "sft": "SFT",
-    "kd": "KD",
-    "seqkd": "SeqKD",
-    "imitkd": "ImitKD",
-    "minillm": "MiniLLM",
-    "gkd": "GKD",
-    "tvd": "TVD",
-    "jsd": "JSD",
-    "akl": "AKL",
-    "bdkd": "BDKD",
-    "alphanet": "AlphaNet",
-    "distillm_skl": "DistiLLM SKL",
-    "distillm_srkl": "DistiLLM SRKL",
-    "taid": "TAID",
-    "abkd": "ABKD",
-    "amid": "AMiD",
-}
-"""How the methods are written, in the order of the table's rows."""
-
-DIVERGENCES = {
-    "kl": "KL",
-    "reverse_kl": "RKL",
-    "jensen_shannon": "JS",
-    "total_variation": "TV",
-    "alpha": "α-div",
-    "alpha_beta": "αβ",
-}
-"""How the divergences are written, in the order of the table's rows."""
 
 SYMBOLS = {
     "method": "Method",
@@ -70,75 +42,11 @@ SYMBOLS = {
 }
 """How the labels are written, in the order of the table's columns."""
 
-OF_NO_METHOD = ("model", "data")
-"""Labels that always tell rows apart; what else differs between two methods is implied by their names."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One setting: the runs that differ in nothing but their training seed."""
-
-    labels: dict[str, Label]
-    runs: tuple[RunResult, ...]
-    baseline: bool
-    """Whether this is a row to compare with, and not one of a grid over α-mixtures."""
-
-    @property
-    def method(self) -> str:
-        """The method's name as it is written."""
-        method = self.labels.get("method")
-        if method in ("amid", None) and self.labels.get("alpha") is None:
-            return "No assistant"
-        return METHODS.get(str(method), str(method)) if method is not None else METHODS["amid"]
-
-    @property
-    def divergence(self) -> str:
-        """The divergence with its arguments, such as `αβ(p, r)`."""
-        name, order = self.labels.get("divergence"), self.labels.get("order")
-        if name in (None, "none"):
-            return MISSING
-        arguments = f"({', '.join(str(order))})" if order is not None else ""
-        return DIVERGENCES.get(str(name), str(name)) + arguments
-
-    def score(self, dataset: str, metric: str, datasets: Sequence[str] = ()) -> Score | None:
-        """The row's score, or None where a run has none; a diverged run's is NaN.
-
-        Of several training seeds, the values are the runs' means; of one, those of its sampling seeds. With
-        `AVERAGE` as the set, the mean over `datasets`, all of which must have been scored.
-        """
-
-        def of_run(run: RunResult) -> Score | None:
-            if run.diverged_step is not None:
-                return Score(math.nan, None, [math.nan])
-            if dataset == AVERAGE:
-                return _mean_over_sets([run.scores.get(name, {}).get(metric) for name in datasets])
-            return run.scores.get(dataset, {}).get(metric)
-
-        scores = [of_run(run) for run in self.runs]
-        if len(scores) == 1:
-            return scores[0]
-        means = [score.mean for score in scores if score is not None]
-        return Score.over_seeds(means) if len(means) == len(scores) else None
-
-
-@dataclass(frozen=True)
-class Repeat:
-    """A run that is left out of a table, and the one in it that it repeats."""
-
-    run: RunResult
-    counted: RunResult
-
-    @property
-    def differs(self) -> bool:
-        """Whether its scores are other ones, as on another machine."""
-        return self.run.scores != self.counted.scores
-
 
 def build_table(results: Sequence[RunResult]) -> "Table":
     """The table of `results`, which may come in any order.
 
-    A run that repeats an earlier one, as that of a point which two sweeps share, is left out: it is so where
-    labels, configuration, seed and versions are equal. `Table.repeats` has it.
+    A run that repeats an earlier one (`rows_of`) is left out; `Table.repeats` has it.
 
     Raises:
         InputError: for no results.
@@ -147,32 +55,7 @@ def build_table(results: Sequence[RunResult]) -> "Table":
         raise InputError(
             "results is empty, a table needs at least one finished run; make some: amid sweep alpha"
         )
-    groups: dict[Any, list[RunResult]] = {}
-    turns: Counter[Any] = Counter()
-    mixtures: dict[Label, set[tuple[Label, Label]]] = {}
-    shared = _shared_settings(results)
-    known: dict[Any, RunResult] = {}
-    repeats: list[Repeat] = []
-    for result in results:
-        labels = _labels(result, shared)
-        key = frozenset(labels.items())
-        same = (key, result.config_hash, result.seed, frozenset(result.versions.items()))
-        if result.config_hash and same in known:  # an evaluation has no hash
-            repeats.append(Repeat(result, known[same]))
-            continue
-        known[same] = result
-        # A seed that comes twice is no repetition: the runs differ in something that no label tells.
-        groups.setdefault((key, turns[key, result.seed]), []).append(result)
-        turns[key, result.seed] += 1
-        mixtures.setdefault(labels.get("method"), set()).add((labels.get("alpha"), labels.get("lam")))
-    rows = []
-    for runs in groups.values():
-        runs.sort(key=lambda run: run.seed)
-        labels = _labels(runs[0], shared)
-        method = labels.get("method")
-        in_grid = labels.get("alpha") is not None and (method in ("amid", None) or len(mixtures[method]) > 1)
-        rows.append(Row(labels, tuple(runs), baseline=not in_grid))
-    return Table(sorted(rows, key=_place), tuple(repeats))
+    return Table(*rows_of(results))
 
 
 @dataclass(frozen=True)
@@ -249,7 +132,7 @@ class Table:
 
     def score_text(self, row: Row, metric: str, digits: int = 1, dataset: str | None = None) -> str:
         """A row's score on one set, by default over all (`overall`), as the table writes it."""
-        return _score_text(row, self.score(row, metric, dataset), digits, " ± ")
+        return score_text(row, self.score(row, metric, dataset), digits)
 
     def name(self, row: Row, without: Sequence[str] = ()) -> str:
         """The row in words, such as `AMiD αβ(p, r) α=-5 λ=0.1`: what varies, but for the labels `without`."""
@@ -431,8 +314,11 @@ class Table:
     def to_csv(self) -> str:
         """All labels and all metrics, unrounded: columns SET/METRIC_mean and SET/METRIC_std, `avg` over sets.
 
-        `std_over` says whether a row's deviations are over training or sampling seeds. A score that was not
-        taken is empty; a failed one is nan.
+        `std_over` says whether a row's deviations are over training or sampling seeds. What was measured on
+        the validation text follows, each as valid_NAME_mean and valid_NAME_std, always over training seeds:
+        cross_entropy and kl_pq (KL(p ‖ q)) in nats a token, perplexity, same_top (the share of tokens
+        whose likeliest token is the teacher's, 0 to 1), and NAME_before, of the student that the training
+        began with. A number that was not taken is empty; a failed one is nan.
         """
         labels = _unique(label for row in self.rows for label in row.labels)
         metrics = _unique(
@@ -440,14 +326,21 @@ class Table:
         )
         averages = [AVERAGE] if len(self.datasets) > 1 else []
         columns = [(d, m) for d in [*self.datasets, *averages] for m in metrics]
+        measured = [
+            name
+            for name in (*ON_VALIDATION, *(f"{name}_before" for name in ON_VALIDATION))
+            if any(f"valid_{name}" in run.training for row in self.rows for run in row.runs)
+        ]
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         score_heads = [
             f"{d.lower() if d == AVERAGE else d}/{m}_{part}" for d, m in columns for part in ("mean", "std")
         ]
+        score_heads += [f"valid_{name}_{part}" for name in measured for part in ("mean", "std")]
         writer.writerow([*labels, "runs", "seeds", "std_over", *score_heads])
         for row in self.rows:
             scores = [self.score(row, metric, dataset) for dataset, metric in columns]
+            scores += [row.validation(name) for name in measured]
             writer.writerow(
                 [
                     *(row.labels.get(label) for label in labels),
@@ -513,7 +406,7 @@ class Table:
             scores = [self.score(row, metric, dataset) for row in self.rows]
             places = self.places(metric, dataset, digits)
             for row, line, score, place in zip(self.rows, cells, scores, places, strict=True):
-                text = _score_text(row, score, digits, plus_minus)
+                text = score_text(row, score, digits, plus_minus)
                 line.append(marks[place - 1](text) if place else text)
         return heads, cells
 
@@ -528,56 +421,6 @@ def markdown_line(cells: Iterable[object]) -> str:
     return f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in cells)} |"
 
 
-def _settings(result: RunResult) -> list[str]:
-    """The overrides in the label `settings`, KEY=VALUE each; a value may hold commas itself."""
-    return re.split(r",(?=[\w.@/]+=)", str(result.labels.get("settings") or ""))
-
-
-def _shared_settings(results: Sequence[RunResult]) -> set[str]:
-    return set.intersection(*(set(_settings(result)) for result in results))
-
-
-def _labels(result: RunResult, shared: set[str]) -> dict[str, Label]:
-    """The labels without a seed and `shared` settings, with the order that an objective has by default."""
-    labels = {label: value for label, value in result.labels.items() if label != "seed"}
-    if labels.get("settings") is not None:
-        labels["settings"] = ",".join(s for s in _settings(result) if s not in shared) or None
-    if labels.get("divergence") not in (None, "none") and labels.get("order") is None:
-        labels["order"] = "pq" if labels.get("alpha") is None else "pr"
-    return labels
-
-
-def _place(row: Row) -> Any:
-    """The sort key: baselines first, then divergence, order, α and λ; what else differs last."""
-
-    def rank(names: dict[str, str], name: Label) -> tuple[int, str]:
-        return (list(names).index(str(name)) if name in names else len(names), str(name))
-
-    def number(value: Label) -> tuple[int, float, str]:
-        return (1, float(value), "") if isinstance(value, int | float) else (0, 0.0, str(value))
-
-    labels = row.labels
-    return (
-        not row.baseline,
-        rank(METHODS, labels.get("method")),
-        rank(DIVERGENCES, labels.get("divergence")),
-        str(labels.get("order")),
-        number(labels.get("alpha")),
-        number(labels.get("lam")),
-        sorted((label, number(value)) for label, value in labels.items()),
-    )
-
-
-def _mean_over_sets(scores: Sequence[Score | None]) -> Score | None:
-    taken = [score for score in scores if score is not None]
-    if not taken or len(taken) < len(scores):
-        return None
-    if len({len(score.values) for score in taken}) == 1:  # one value per sampling seed: average seed by seed
-        return Score.over_seeds([sum(v) / len(v) for v in zip(*(s.values for s in taken), strict=True)])
-    means = [score.mean for score in taken]
-    return Score(sum(means) / len(means), None, means)
-
-
 def _label_text(row: Row, label: str) -> str:
     if label == "method":
         return row.method
@@ -589,7 +432,8 @@ def _label_text(row: Row, label: str) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _score_text(row: Row, score: Score | None, digits: int, plus_minus: str) -> str:
+def score_text(row: Row, score: Score | None, digits: int, plus_minus: str = " ± ") -> str:
+    """A score of `row` as the table writes it (`Table`)."""
     if score is None:
         return MISSING
     if math.isnan(score.mean):

@@ -6,8 +6,6 @@ from hypothesis import strategies as st
 
 from amid.reporting import build_table, claims
 from amid.reporting.claims import LAMBDAS, judge
-from amid.reporting.published import against_published, other_pairs, published
-from amid.reporting.sections import cost, outcome, pivots
 from amid.results import Score
 
 
@@ -17,7 +15,11 @@ def verdicts(runs):
 
 
 def verdict(runs, words):
-    (found,) = [verdict for text, verdict in verdicts(runs).items() if words in text]
+    return claim(runs, words).verdict
+
+
+def claim(runs, words):
+    (found,) = [found for found in claims(build_table(runs)) if words in found.text]
     return found
 
 
@@ -57,6 +59,17 @@ class TestJudge:
         found = judge({seed: value + difference for seed, value in a.items()}, a)[0]
         assert found == ("holds" if len(a) > 1 else "cannot be told")
 
+    @given(seeds, seeds)
+    def test_one_seed_points_a_way_and_does_not_tell(self, a, b):
+        one = {1: a[min(a)]}, {1: b[min(b)]}
+        found, why = judge(*one)
+        difference = one[0][1] - one[1][1]
+        way = "that way" if difference > 0 else "the other way" if difference < 0 else "neither way"
+        assert found == "cannot be told"
+        assert why == f"one training seed points {way}: {difference:+.2f}; its spread is not known"
+        at_least = judge(*one, at_least=True)[1]
+        assert at_least.startswith(f"one training seed points {way if difference else 'that way'}: ")
+
     def test_differences_within_their_spread_tell_nothing(self):
         assert judge({1: 10.0, 2: 12.0}, {1: 11.0, 2: 10.5})[0] == "cannot be told"
         assert judge({1: 10.0, 2: 12.0}, {1: 11.0, 2: 10.5}, at_least=True)[0] == "holds"
@@ -88,6 +101,37 @@ class TestAlpha:
         ]
         assert claim.why == "missing runs: α = 1"
 
+    def test_one_seed_says_which_way_it_points(self, over_alpha):
+        runs = over_alpha(lambda a: 50 - a, lambda a: 40 + a, seeds=(1,))
+        assert "one training seed points that way: +6.00;" in claim(runs, "ROUGE-L falls").why
+        assert "one training seed points the other way: -6.00;" in claim(runs, "Self-BLEU falls").why
+
+    @pytest.mark.parametrize(
+        ("scores", "said"),
+        [
+            ((9, 8, 7, 6, 5, 4), "over 6 α 5 of 5 steps fall, ρ = -1.00"),
+            ((4, 5, 6, 7, 8, 9), "over 6 α 0 of 5 steps fall, ρ = +1.00"),
+            # ρ = 1 - 6 Σ d² / (n (n² - 1)) with Σ d² = 25 + 1 + 4 + 4 + 1 + 9
+            ((9, 4, 8, 5, 7, 6), "over 6 α 3 of 5 steps fall, ρ = -0.26"),
+            ((9, 9, 9, 1, 1, 1), "over 6 α 1 of 5 steps fall, ρ = -0.88"),
+            ((9, 9, 9, 9, 9, 9), "over 6 α 0 of 5 steps fall)"),
+        ],
+    )
+    def test_the_whole_grid(self, over_alpha, scores, said):
+        alphas = (-5.0, -3.0, -1.0, 0.0, 0.5, 1.0)
+        runs = over_alpha(dict(zip(alphas, scores, strict=True)).get, alphas=alphas)
+        assert said in str(claim(runs, "ROUGE-L falls"))
+        without_the_end = [run for run in runs if run.labels["alpha"] < 1]
+        why = claim(without_the_end, "ROUGE-L falls").why
+        assert why.startswith("missing runs: α = 1; over 5 α ")
+        lost = [diverged(run) if run.labels["alpha"] == -3 and run.seed == 1 else run for run in runs]
+        assert "; over 5 α " in claim(lost, "ROUGE-L falls").why
+
+    def test_two_alphas_are_no_grid(self, over_alpha):
+        assert (
+            "over" not in claim(over_alpha(lambda a: -a, alphas=(-5.0, 1.0), seeds=(1,)), "ROUGE-L falls").why
+        )
+
     def test_diverged_runs_are_no_scores(self, over_alpha):
         runs = [diverged(r) if r.labels["alpha"] == 1 else r for r in over_alpha(lambda a: 50 - a)]
         assert verdict(runs, "ROUGE-L falls") == "cannot be told"
@@ -101,6 +145,9 @@ class TestAlpha:
             ]
             assert verdict(runs, "A free α") == expected
         assert verdict(over_alpha(scores.get, alphas=(-5.0, 1.0)), "A free α") == "cannot be told"
+        unchosen = claim(over_alpha(scores.get, alphas=tuple(scores)), "A free α")
+        assert unchosen.verdict == "cannot be told"
+        assert unchosen.why == "no run has a validation ROUGE-L to choose α by"
 
 
 class TestLambda:
@@ -119,6 +166,13 @@ class TestLambda:
     def test_a_part_of_the_grid_or_one_seed_cannot_be_told(self, over_lam):
         for runs in (over_lam(lambda lam: 50 - lam, (0.1, 0.9)), over_lam(lambda lam: 50 - lam, seeds=(1,))):
             assert set(verdicts(runs).values()) == {"cannot be told"}
+
+    def test_one_seed_says_which_way_it_points(self, over_lam):
+        falling = over_lam(lambda lam: 50 - lam, seeds=(1,))
+        assert "seed points that way: +0.20;" in claim(falling, "λ = 0.1 is the best").why
+        assert "seed points that way: none of 5 runs failed;" in claim(falling, "No λ fails").why
+        rising = over_lam(lambda lam: 50 + lam, seeds=(1,))
+        assert "seed points the other way: -0.80;" in claim(rising, "λ = 0.1 is the best").why
 
     def test_a_run_that_fails_tells_with_a_part_of_the_grid(self, over_lam):
         runs = over_lam(lambda lam: 50 - lam, (0.1, 0.9), seeds=(1,))
@@ -148,7 +202,10 @@ class TestDivergence:
         words = "Reverse KL, KL(r ‖ p), fails"
         assert verdict(corner(0.1), words) == "holds"
         assert verdict(corner(45), words) == "does not hold"
-        assert verdict(corner(0.1, (1,)), words) == "cannot be told"
+        for quality, way in ((0.1, "that way: 1 of 1"), (45, "the other way: 0 of 1")):
+            found = claim(corner(quality, (1,)), words)
+            assert found.verdict == "cannot be told"
+            assert f"one training seed points {way} runs failed, ROUGE-L {quality + 0.1:.1f};" in found.why
         lost = [diverged(run) if run.labels["alpha"] == 1 else run for run in corner(45)]
         assert verdict(lost, words) == "holds"
         assert verdict([*lost[:-1], corner(45)[-1]], words) == "cannot be told"
@@ -171,95 +228,6 @@ class TestMethods:
 
     def test_another_setting_of_amid_is_not_the_paper_s(self, make_run):
         assert not verdicts([make_run(lam=0.5), make_run(method="kd")])
-
-
-class TestPublished:
-    def test_each_figure_says_where_it_is_from(self):
-        assert all(figures.source and figures.second_hand is True for figures in published())
-        (amid,) = [figures for figures in published() if figures.labels["method"] == "amid"]
-        assert amid.values["Avg"] == 23.40
-        for figures in published():
-            sets = [value for name, value in figures.values.items() if name != "Avg"]
-            assert not sets or abs(sum(sets) / len(sets) - figures.values["Avg"]) < 0.011
-
-    def test_only_runs_of_the_same_pair_data_and_setting(self, make_run):
-        sets = ("dolly", "selfinst", "vicuna", "sni", "unni")
-        theirs = {"model": "gpt2_xl_to_gpt2", "data": "dolly"}
-        runs = [
-            make_run((26.0,), sets=sets, **theirs),
-            make_run((26.0,), sets=sets, **theirs, lam=0.5),
-            make_run((21.0,), sets=sets[:1], **theirs, method="abkd", alpha=None, lam=None, order="pq"),
-        ]
-        table = build_table(runs)
-        section = against_published(table)
-        assert len(section.lines) == 2
-        cells = {
-            line[0].split()[0]: dict(zip(section.heads[1:], line[1:], strict=True)) for line in section.lines
-        }
-        assert cells["AMiD"]["dolly"] == "26.00 / 26.44† (-0.44)"
-        assert cells["AMiD"]["Avg"] == "26.00 / 23.40† (+2.60)"
-        assert cells["ABKD"]["dolly"] == "21.00 / 25.49† (-4.49)"
-        assert cells["ABKD"]["vicuna"] == "– / 17.36†"
-        assert other_pairs(table) is None
-
-    @pytest.mark.parametrize(
-        ("sets", "average"),
-        [
-            (("dolly", "selfinst", "vicuna", "sni", "unni"), "29.00 / 23.29† (+5.71)"),
-            (("dolly", "vicuna"), "– / 23.29†"),
-        ],
-    )
-    def test_an_average_is_compared_over_the_sets_of_its_table_alone(self, make_run, sets, average):
-        theirs = {"model": "gpt2_xl_to_gpt2", "data": "dolly", "method": "teacher"}
-        section = against_published(build_table([make_run((29.0,), sets=sets, **theirs)]))
-        (line,) = section.lines
-        assert dict(zip(section.heads, line, strict=True))["Avg"] == average
-
-    def test_no_figure_belongs_to_another_pair(self, make_run):
-        table = build_table([make_run()])
-        assert against_published(table) is None
-        assert "gpt2_xl_to_gpt2 on dolly" in other_pairs(table)
-
-
-class TestSections:
-    def test_outcomes(self, make_run):
-        assert outcome(make_run(), "rouge_l") == "trained"
-        assert outcome(make_run((0.5,)), "rouge_l") == "collapsed"
-        assert outcome(diverged(make_run()), "rouge_l") == "diverged"
-        fallen = with_training(make_run(), valid_rouge_l_before=40.0, valid_rouge_l=19.0)
-        assert outcome(fallen, "rouge_l") == "collapsed"
-        assert outcome(with_training(fallen, valid_rouge_l=21.0), "rouge_l") == "trained"
-
-    def test_divergences_over_alpha(self, sweep):
-        (section,) = pivots(build_table(sweep))
-        assert section.heads == ["α =", "-5", "-1", "1"]
-        assert [line[0] for line in section.lines] == ["KL(p, r)", "RKL(p, r)", "αβ(p, r)"]
-        assert section.lines[0][1].startswith("55.7 ± ")
-
-    def test_a_map_of_alpha_and_lambda_counts_failures(self, make_run):
-        runs = [make_run(alpha=a, lam=lam, seed=s) for a in (-5.0, 1.0) for lam in (0.1, 0.9) for s in (1, 2)]
-        scores, failures = pivots(build_table([diverged(runs[-1]), *runs[:-1], make_run(method="sft")]))
-        assert [line[0] for line in scores.lines] == ["αβ(p, r) λ=0.1", "αβ(p, r) λ=0.9"]
-        assert failures.lines == [["αβ(p, r) λ=0.1", "0/2", "0/2"], ["αβ(p, r) λ=0.9", "0/2", "1/2"]]
-        assert "| αβ(p, r) λ=0.9 | 0/2 | 1/2 |" in failures.to_markdown()
-
-    def test_one_axis_is_no_map(self, make_run):
-        assert not pivots(build_table([make_run(alpha=a) for a in (-5.0, 1.0)]))
-
-    def test_the_cost_is_against_the_same_divergence(self, make_run):
-        def timed(seconds, **labels):
-            return with_training(make_run(**labels), step_seconds=seconds, peak_memory=2e9 * seconds)
-
-        direct = timed(1.0, rouge_l=(40.0,), method="kd")
-        runs = [direct, timed(1.5, rouge_l=(42.0,), divergence="kl"), timed(9.0)]
-        section = cost(build_table(runs))
-        assert [line[1:] for line in section.lines] == [
-            ["1,000.0", "1.00", "–", "2.00", "1.00", "+0.00"],
-            ["1,500.0", "1.50", "–", "3.00", "1.50", "+2.00"],
-        ]
-        assert cost(build_table(runs[1:])) is None
-        again = make_run(rouge_l=(43.0,), divergence="kl", settings="generation.samples=8")
-        assert [line[1] for line in cost(build_table([*runs, again])).lines] == ["1,000.0", "1,500.0"]
 
 
 def test_nothing_is_told_by_the_seeds_that_did_not_diverge(over_alpha):

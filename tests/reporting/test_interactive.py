@@ -12,7 +12,7 @@ from amid.reporting.interactive import embedded, interactive_page
 from amid.results import Score, load_folders, save
 
 HOSTILE = "</script><script>document.title = 'broken'</script><!-- & 猫"
-PAIR = {"model": "gpt2_xl_to_gpt2", "data": "dolly"}
+PAIR = {"model": "gpt2_xl_to_gpt2", "data": "dolly", "settings": "text=adaptive"}
 REFERENCE = "The red fox sleeps"
 
 

@@ -11,7 +11,7 @@ from amid.errors import InputError
 from amid.report import run as report
 from amid.reporting import build_table, write_report
 from amid.reporting.figures import draw_figures
-from amid.results import Score, save
+from amid.results import Score, load_folders, save
 
 FILES = {"report.html", "report.md", "table.md", "table.csv", "table.tex"}
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -127,14 +127,18 @@ class TestFigures:
 
 class TestReport:
     def test_files(self, saved):
-        assert write_report(saved) == saved / "report" / "report.md"
+        written = write_report(saved)
+        assert (written.file, written.page) == (
+            saved / "report" / "report.md",
+            saved / "report" / "report.html",
+        )
         names = {file.name for file in (saved / "report").iterdir()}
         drawn = {f"{figure}.{kind}" for figure in ("alpha", "plane", "divergence") for kind in ("png", "pdf")}
         assert names == drawn | FILES
         assert not [path for path in saved.iterdir() if path.name.startswith(".")]
 
     def test_page(self, saved, sweep):
-        text = write_report(saved).read_text(encoding="utf-8")
+        text = write_report(saved).file.read_text(encoding="utf-8")
         table = build_table(sweep)
         assert text.startswith("# outputs\n")
         assert table.to_markdown() in text
@@ -148,10 +152,10 @@ class TestReport:
 
     def test_versions_that_differ_are_all_named(self, saved, make_run):
         save(dataclasses.replace(make_run(), versions={"torch": "2.14.0"}), saved / "new")
-        assert "torch 2.13.0 and 2.14.0" in write_report(saved).read_text(encoding="utf-8")
+        assert "torch 2.13.0 and 2.14.0" in write_report(saved).file.read_text(encoding="utf-8")
 
     def test_a_repeat_is_left_out_and_named(self, saved, sweep, capsys):
-        before = (write_report(saved).parent / "table.csv").read_text(encoding="utf-8")
+        before = (write_report(saved).file.parent / "table.csv").read_text(encoding="utf-8")
         save(sweep[4], saved / "twice")
         other = dataclasses.replace(sweep[5], scores=sweep[7].scores)
         save(other, saved / "twice" / "below")
@@ -178,7 +182,7 @@ class TestReport:
         assert names == FILES | {"plane.png", "plane.pdf", "note.txt"}
 
     def test_a_failed_report_leaves_the_last_one(self, saved, monkeypatch):
-        before = write_report(saved).read_text(encoding="utf-8")
+        before = write_report(saved).file.read_text(encoding="utf-8")
 
         def fail(*_: object) -> None:
             raise RuntimeError("no fonts")
@@ -213,10 +217,40 @@ class TestReport:
         assert f"Page: {saved / 'report' / 'report.html'}\n" in out
         assert out.rstrip().endswith(str(saved / "report" / "report.md"))
 
+    def test_all_that_is_printed_stands_in_the_files(self, tmp_path, make_run, capsys):
+        """A small sweep of one training seed: published figures, validation text and claims."""
+        alone = {"assistant": "none", "alpha": None, "lam": None, "order": "pq"}
+        others = [{"method": "sft"}, {"method": "gkd", "divergence": "jensen_shannon", **alone}]
+        for index, labels in enumerate([{"alpha": a} for a in (-5.0, -1.0, 1.0)] + others):
+            run = make_run((60.0 - index,), (40.0 - index,), **labels)
+            run.training.update(valid_cross_entropy=1.5, valid_perplexity=4.48, valid_kl_pq=0.25)
+            save(run, tmp_path / f"{index}")
+        report(str(tmp_path))
+        printed = " ".join(capsys.readouterr().out.split())
+        written = tmp_path / "report" / "report.md"
+        text = written.read_text(encoding="utf-8")
+        assert "one seed: same way" in written.with_name("report.html").read_text(encoding="utf-8")
+        for said in (
+            "On the validation text",
+            "Beside the published figures (another experiment: compare directions, not numbers)",
+            "one seed: same way",
+            "cannot be told (60.0 to 58.0; one training seed points that way: +2.00; its spread is not known",
+            "over 3 α 2 of 2 steps fall, ρ = -1.00",
+        ):
+            assert said in printed
+            assert said in text
+
+    def test_the_entry_point_computes_once(self, saved, monkeypatch):
+        calls = []
+        monkeypatch.setattr(page, "load_folders", lambda d: calls.append(d) or load_folders(d))
+        monkeypatch.setattr(page, "against_the_best", lambda *of: calls.append("best"))
+        report(str(saved))
+        assert calls == [saved, "best"]
+
     def test_one_number_without_spread(self, tmp_path, make_run):
         run = make_run()
         run.scores["dolly"] = {"exact_match": Score.over_seeds([12.5])}
         save(run, tmp_path / "a")
-        text = write_report(tmp_path).read_text(encoding="utf-8")
+        text = write_report(tmp_path).file.read_text(encoding="utf-8")
         assert "–" in text
         assert "## Figures" not in text

@@ -1,0 +1,212 @@
+"""The rows of a table: which runs are repetitions of one setting, which are left out, and their order."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amid.results import Label, RunResult, Score
+
+AVERAGE = "Avg"
+"""Stands for an evaluation set: the mean over all of them."""
+
+MISSING = "–"
+
+METHODS = {
+    "teacher": "Teacher",
+    "start": "Student at start",
+    "sft": "SFT",
+    "kd": "KD",
+    "seqkd": "SeqKD",
+    "imitkd": "ImitKD",
+    "minillm": "MiniLLM",
+    "gkd": "GKD",
+    "tvd": "TVD",
+    "jsd": "JSD",
+    "akl": "AKL",
+    "bdkd": "BDKD",
+    "alphanet": "AlphaNet",
+    "distillm_skl": "DistiLLM SKL",
+    "distillm_srkl": "DistiLLM SRKL",
+    "taid": "TAID",
+    "abkd": "ABKD",
+    "amid": "AMiD",
+}
+"""How the methods are written, in the order of the table's rows."""
+
+DIVERGENCES = {
+    "kl": "KL",
+    "reverse_kl": "RKL",
+    "jensen_shannon": "JS",
+    "total_variation": "TV",
+    "alpha": "α-div",
+    "alpha_beta": "αβ",
+}
+"""How the divergences are written, in the order of the table's rows."""
+
+ON_VALIDATION = ("cross_entropy", "perplexity", "kl_pq", "same_top")
+"""What is measured on the validation text; each also `_before`, of what the training began with."""
+
+OF_NO_METHOD = ("model", "data")
+"""Labels that always tell rows apart; what else differs between two methods is implied by their names."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting: the runs that differ in nothing but their training seed."""
+
+    labels: dict[str, Label]
+    runs: tuple[RunResult, ...]
+    baseline: bool
+    """Whether this is a row to compare with, and not one of a grid over α-mixtures."""
+
+    @property
+    def method(self) -> str:
+        """The method's name as it is written."""
+        method = self.labels.get("method")
+        if method in ("amid", None) and self.labels.get("alpha") is None:
+            return "No assistant"
+        return METHODS.get(str(method), str(method)) if method is not None else METHODS["amid"]
+
+    @property
+    def divergence(self) -> str:
+        """The divergence with its arguments, such as `αβ(p, r)`."""
+        name, order = self.labels.get("divergence"), self.labels.get("order")
+        if name in (None, "none"):
+            return MISSING
+        arguments = f"({', '.join(str(order))})" if order is not None else ""
+        return DIVERGENCES.get(str(name), str(name)) + arguments
+
+    def score(self, dataset: str, metric: str, datasets: Sequence[str] = ()) -> Score | None:
+        """The row's score, or None where a run has none; a diverged run's is NaN.
+
+        Of several training seeds, the values are the runs' means; of one, those of its sampling seeds. With
+        `AVERAGE` as the set, the mean over `datasets`, all of which must have been scored.
+        """
+
+        def of_run(run: RunResult) -> Score | None:
+            if run.diverged_step is not None:
+                return Score(math.nan, None, [math.nan])
+            if dataset == AVERAGE:
+                return _mean_over_sets([run.scores.get(name, {}).get(metric) for name in datasets])
+            return run.scores.get(dataset, {}).get(metric)
+
+        scores = [of_run(run) for run in self.runs]
+        if len(scores) == 1:
+            return scores[0]
+        means = [score.mean for score in scores if score is not None]
+        return Score.over_seeds(means) if len(means) == len(scores) else None
+
+    def validation(self, name: str) -> Score | None:
+        """One of `ON_VALIDATION`, or the same `_before`, over the training seeds; None where a run has none.
+
+        That of a run that diverged is NaN, but for what it began with.
+        """
+        values = [
+            math.nan
+            if run.diverged_step is not None and not name.endswith("_before")
+            else run.training.get(f"valid_{name}")
+            for run in self.runs
+        ]
+        known = [value for value in values if value is not None]
+        return Score.over_seeds(known) if len(known) == len(values) else None
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A run that is left out of a table, and the one in it that it repeats."""
+
+    run: RunResult
+    counted: RunResult
+
+    @property
+    def differs(self) -> bool:
+        """Whether its scores are other ones, as on another machine."""
+        return self.run.scores != self.counted.scores
+
+
+def rows_of(results: Sequence[RunResult]) -> tuple[list[Row], tuple[Repeat, ...]]:
+    """The rows of a table of one result or more, in its order, and the runs that are in none.
+
+    A run that repeats an earlier one, as that of a point which two sweeps share, is left out: it is so where
+    labels, configuration, seed and versions are equal.
+    """
+    groups: dict[Any, list[RunResult]] = {}
+    turns: Counter[Any] = Counter()
+    mixtures: dict[Label, set[tuple[Label, Label]]] = {}
+    shared = _shared_settings(results)
+    known: dict[Any, RunResult] = {}
+    repeats: list[Repeat] = []
+    for result in results:
+        labels = _labels(result, shared)
+        key = frozenset(labels.items())
+        same = (key, result.config_hash, result.seed, frozenset(result.versions.items()))
+        if result.config_hash and same in known:  # an evaluation has no hash
+            repeats.append(Repeat(result, known[same]))
+            continue
+        known[same] = result
+        # A seed that comes twice is no repetition: the runs differ in something that no label tells.
+        groups.setdefault((key, turns[key, result.seed]), []).append(result)
+        turns[key, result.seed] += 1
+        mixtures.setdefault(labels.get("method"), set()).add((labels.get("alpha"), labels.get("lam")))
+    rows = []
+    for runs in groups.values():
+        runs.sort(key=lambda run: run.seed)
+        labels = _labels(runs[0], shared)
+        method = labels.get("method")
+        in_grid = labels.get("alpha") is not None and (method in ("amid", None) or len(mixtures[method]) > 1)
+        rows.append(Row(labels, tuple(runs), baseline=not in_grid))
+    return sorted(rows, key=_place), tuple(repeats)
+
+
+def overrides(result: RunResult) -> list[str]:
+    """The overrides in the label `settings`, KEY=VALUE each; a value may hold commas itself."""
+    text = str(result.labels.get("settings") or "")
+    return re.split(r",(?=[\w.@/]+=)", text) if text else []
+
+
+def _shared_settings(results: Sequence[RunResult]) -> set[str]:
+    return set.intersection(*(set(overrides(result)) for result in results))
+
+
+def _labels(result: RunResult, shared: set[str]) -> dict[str, Label]:
+    """The labels without a seed and `shared` settings, with the order that an objective has by default."""
+    labels = {label: value for label, value in result.labels.items() if label != "seed"}
+    if labels.get("settings") is not None:
+        labels["settings"] = ",".join(s for s in overrides(result) if s not in shared) or None
+    if labels.get("divergence") not in (None, "none") and labels.get("order") is None:
+        labels["order"] = "pq" if labels.get("alpha") is None else "pr"
+    return labels
+
+
+def _place(row: Row) -> Any:
+    """The sort key: baselines first, then divergence, order, α and λ; what else differs last."""
+
+    def rank(names: dict[str, str], name: Label) -> tuple[int, str]:
+        return (list(names).index(str(name)) if name in names else len(names), str(name))
+
+    def number(value: Label) -> tuple[int, float, str]:
+        return (1, float(value), "") if isinstance(value, int | float) else (0, 0.0, str(value))
+
+    labels = row.labels
+    return (
+        not row.baseline,
+        rank(METHODS, labels.get("method")),
+        rank(DIVERGENCES, labels.get("divergence")),
+        str(labels.get("order")),
+        number(labels.get("alpha")),
+        number(labels.get("lam")),
+        sorted((label, number(value)) for label, value in labels.items()),
+    )
+
+
+def _mean_over_sets(scores: Sequence[Score | None]) -> Score | None:
+    taken = [score for score in scores if score is not None]
+    if not taken or len(taken) < len(scores):
+        return None
+    if len({len(score.values) for score in taken}) == 1:  # one value per sampling seed: average seed by seed
+        return Score.over_seeds([sum(v) / len(v) for v in zip(*(s.values for s in taken), strict=True)])
+    means = [score.mean for score in taken]
+    return Score(sum(means) / len(means), None, means)

@@ -1,0 +1,115 @@
+import csv
+import dataclasses
+import io
+
+import pytest
+
+from amid.reporting import build_table
+from amid.reporting.sections import cost, on_validation, outcome, pivots
+
+
+def with_training(run, **figures):
+    return dataclasses.replace(run, training=run.training | figures)
+
+
+def diverged(run):
+    return dataclasses.replace(run, scores={name: {} for name in run.scores}, training={"diverged_step": 3.0})
+
+
+class TestSections:
+    def test_outcomes(self, make_run):
+        assert outcome(make_run(), "rouge_l") == "trained"
+        assert outcome(make_run((0.5,)), "rouge_l") == "collapsed"
+        assert outcome(diverged(make_run()), "rouge_l") == "diverged"
+        fallen = with_training(make_run(), valid_rouge_l_before=40.0, valid_rouge_l=19.0)
+        assert outcome(fallen, "rouge_l") == "collapsed"
+        assert outcome(with_training(fallen, valid_rouge_l=21.0), "rouge_l") == "trained"
+
+    def test_divergences_over_alpha(self, sweep):
+        (section,) = pivots(build_table(sweep))
+        assert section.heads == ["α =", "-5", "-1", "1"]
+        assert [line[0] for line in section.lines] == ["KL(p, r)", "RKL(p, r)", "αβ(p, r)"]
+        assert section.lines[0][1].startswith("55.7 ± ")
+
+    def test_a_map_of_alpha_and_lambda_counts_failures(self, make_run):
+        runs = [make_run(alpha=a, lam=lam, seed=s) for a in (-5.0, 1.0) for lam in (0.1, 0.9) for s in (1, 2)]
+        scores, failures = pivots(build_table([diverged(runs[-1]), *runs[:-1], make_run(method="sft")]))
+        assert [line[0] for line in scores.lines] == ["αβ(p, r) λ=0.1", "αβ(p, r) λ=0.9"]
+        assert failures.lines == [["αβ(p, r) λ=0.1", "0/2", "0/2"], ["αβ(p, r) λ=0.9", "0/2", "1/2"]]
+        assert "| αβ(p, r) λ=0.9 | 0/2 | 1/2 |" in failures.to_markdown()
+
+    def test_one_axis_is_no_map(self, make_run):
+        assert not pivots(build_table([make_run(alpha=a) for a in (-5.0, 1.0)]))
+
+    def test_the_cost_is_against_the_same_divergence(self, make_run):
+        def timed(seconds, **labels):
+            return with_training(make_run(**labels), step_seconds=seconds, peak_memory=2e9 * seconds)
+
+        direct = timed(1.0, rouge_l=(40.0,), method="kd")
+        runs = [direct, timed(1.5, rouge_l=(42.0,), divergence="kl"), timed(9.0)]
+        section = cost(build_table(runs))
+        assert [line[1:] for line in section.lines] == [
+            ["1,000.0", "1.00", "–", "2.00", "1.00", "+0.00"],
+            ["1,500.0", "1.50", "–", "3.00", "1.50", "+2.00"],
+        ]
+        assert cost(build_table(runs[1:])) is None
+        again = make_run(rouge_l=(43.0,), divergence="kl", settings="generation.samples=8")
+        assert [line[1] for line in cost(build_table([*runs, again])).lines] == ["1,000.0", "1,500.0"]
+
+
+class TestOnTheValidationText:
+    @pytest.fixture
+    def runs(self, make_run):
+        """AMiD with two training seeds, and SFT, which has no teacher."""
+        runs = [make_run(seed=seed) for seed in (1, 2)] + [make_run(method="sft")]
+        for run, kl in zip(runs, (0.25, 0.75, None), strict=True):
+            run.training.update(valid_cross_entropy=1.0, valid_perplexity=2.71828)
+            run.training.update(valid_cross_entropy_before=2.0)
+            if kl is not None:
+                run.training.update(valid_kl_pq=kl, valid_same_top=kl, valid_same_top_before=0.1 * kl)
+        return runs
+
+    def test_a_row_a_setting(self, runs):
+        section = on_validation(build_table(runs))
+        assert section.heads == [
+            "Setting",
+            "Cross-entropy",
+            "Perplexity",
+            "KL(p ‖ q)",
+            "Same top token, %",
+        ]
+        assert section.lines == [
+            ["SFT", "1.000", "2.72", "–", "–"],
+            ["AMiD", "1.000 ± 0.000", "2.72 ± 0.00", "0.500 ± 0.354", "50.0 ± 35.4"],
+        ]
+        before = "Cross-entropy 2.000, Same top token not the same in all runs (see table.csv)."
+        assert section.note.endswith(f"Before the training: {before}")
+
+    def test_a_part_of_the_seeds_is_no_mean(self, runs):
+        del runs[1].training["valid_kl_pq"]
+        runs[1].training["diverged_step"] = 3.0
+        lines = on_validation(build_table(runs)).lines
+        assert lines[1] == ["AMiD", "diverged 1/2", "diverged 1/2", "diverged 1/2", "diverged 1/2"]
+        del runs[1].training["diverged_step"]
+        assert on_validation(build_table(runs)).lines[1][3:] == ["–", "50.0 ± 35.4"]
+
+    def test_what_was_only_scored_has_no_row(self, runs, make_run):
+        again = make_run(settings="generation.samples=8")
+        assert len(on_validation(build_table([*runs, again])).lines) == 2
+        assert on_validation(build_table([again])) is None
+
+    def test_columns_of_the_csv(self, runs):
+        sft, amid = csv.DictReader(io.StringIO(build_table(runs).to_csv()))
+        measured = ("cross_entropy", "perplexity", "kl_pq", "same_top")
+        assert [name for name in amid if name.startswith("valid_")] == [
+            f"valid_{name}_{part}"
+            for name in (*measured, "cross_entropy_before", "same_top_before")
+            for part in ("mean", "std")
+        ]
+        assert float(amid["valid_kl_pq_mean"]) == 0.5
+        assert float(amid["valid_kl_pq_std"]) == pytest.approx(0.125**0.5)
+        assert (sft["valid_kl_pq_mean"], sft["valid_cross_entropy_mean"]) == ("", "1.0")
+        assert (sft["valid_cross_entropy_std"], sft["valid_cross_entropy_before_mean"]) == ("", "2.0")
+        runs[0].training["diverged_step"] = 3.0
+        amid = list(csv.DictReader(io.StringIO(build_table(runs).to_csv())))[1]
+        assert (amid["valid_kl_pq_mean"], amid["valid_cross_entropy_before_mean"]) == ("nan", "2.0")
