@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def as_dict(cfg: DictConfig) -> dict[str, Any]:
-    """`cfg` with everything resolved, without the keys that only a sweep reads, and with the student it names.
+    """`cfg` with everything resolved, the student that it names, and without the keys that only sweeps read.
 
     Raises:
         InputError: if `student_is` is neither student nor teacher.
