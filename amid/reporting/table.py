@@ -93,10 +93,17 @@ class Table:
 
     def sets(self, metric: str) -> list[str]:
         """The evaluation sets that some run has scored with `metric`; all where none has."""
-        scored = {
-            name for row in self.rows for run in row.runs for name, by in run.scores.items() if metric in by
-        }
-        return [name for name in self.datasets if name in scored] or self.datasets
+        return self._scored.get(metric, self.datasets)
+
+    @cached_property
+    def _scored(self) -> dict[str, list[str]]:
+        """Metric -> the evaluation sets that some run has scored with it, in the order of the sets."""
+        found: dict[str, set[str]] = {}
+        for run in (run for row in self.rows for run in row.runs):
+            for name, by in run.scores.items():
+                for metric in by:
+                    found.setdefault(metric, set()).add(name)
+        return {metric: [name for name in self.datasets if name in of] for metric, of in found.items()}
 
     def overall(self, metric: str) -> str:
         """What stands for all sets of `metric` in one number: the only set, or their average."""
