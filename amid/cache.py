@@ -1,7 +1,6 @@
 """The entry point of `amid cache`."""
 
 import torch
-import transformers
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -10,6 +9,7 @@ from amid.errors import InputError
 from amid.experiment import run_experiment, supply_teacher, supply_text
 from amid.precision import announce_slow_bfloat16
 from amid.preparation import with_prepared_models
+from amid.progress import silence_bars
 from amid.train import as_dict
 
 
@@ -22,7 +22,7 @@ def run(cfg: DictConfig) -> None:
     Raises:
         InputError: if `teacher` is not `cached`, teacher or data cannot be used, or the disk is too full.
     """
-    transformers.utils.logging.disable_progress_bar()
+    silence_bars()
     settings = as_dict(cfg)
     if settings["teacher"]["mode"] != "cached":
         raise InputError("amid cache writes the states that teacher=cached reads; leave out teacher=")

@@ -65,7 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "status": _status,
         "dashboard": _dashboard,
     }
-    again = f"amid {shlex.join(arguments)}"
     try:
         if command in ("-h", "--help", "help"):
             _help()
@@ -79,20 +78,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _unread()
     except KeyboardInterrupt:
-        return _interrupted(again)
+        return _interrupted(arguments)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except Exception as error:
         if was_interrupted(error):
-            return _interrupted(again)
+            return _interrupted(arguments)
         print(f"amid: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
 
 
-def _interrupted(again: str) -> int:
-    """Says how to go on after an interrupt; returns the exit status."""
-    print(f"\namid: interrupted; finished runs and epochs stay. To go on: {again}", file=sys.stderr)
+def _interrupted(arguments: Sequence[str]) -> int:
+    """Says how to go on with what was interrupted, where it had runs; returns the exit status."""
+    if arguments[0] in ("train", "evaluate", "cache", "sweep"):
+        again = f"amid {shlex.join(arguments)}"
+        print(f"\namid: interrupted; finished runs and epochs stay. To go on: {again}", file=sys.stderr)
     return 128 + signal.SIGINT
 
 
@@ -276,7 +277,7 @@ def _sweep(arguments: list[str]) -> None:
     from amid.monitor import write_plan
     from amid.sweep import names, read_sweep, title
 
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or {"-h", "--help"} & set(arguments):
         print("amid sweep NAME [scale=small|full] [--dry-run] [KEY=VALUE ...]\n")
         for name in names():
             print(f"  {name:<12} {title(name)}")
@@ -306,7 +307,8 @@ def _sweep(arguments: list[str]) -> None:
         show_plan(sweep)
         return
     runs = _checked(sweep)
-    write_plan(sweep.output_dir, [directory.name for directory in runs])
+    again = f"amid sweep {shlex.join(arguments)}"
+    write_plan(sweep.output_dir, [directory.name for directory in runs], again)
     failures: list[str] = []
     with _and_what_is_next(runs, report=False):
         for line in sweep.launch_arguments():
@@ -319,7 +321,7 @@ def _sweep(arguments: list[str]) -> None:
     if not failures:
         _check_results(runs)
     else:
-        raise InputError(f"some runs failed (above); to try them again: amid sweep {shlex.join(arguments)}")
+        raise InputError(f"some runs failed (above); to try them again: {again}")
 
 
 def _report(arguments: list[str]) -> None:
@@ -347,7 +349,7 @@ def _status(arguments: list[str]) -> None:
         print(
             "amid status FOLDER [--follow]\n\n"
             "State, step, loss, last validation score and time left of each run in a sweep's FOLDER; "
-            "--follow refreshes until all are finished."
+            "--follow refreshes until all are finished, or none has been running for two minutes."
         )
         return
     folders = [word for word in arguments if not word.startswith("-")]
@@ -359,6 +361,13 @@ def _status(arguments: list[str]) -> None:
 
 
 def _dashboard(arguments: list[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        print(
+            "amid dashboard SWEEP [entity=NAME] [project=amid] [scale=small]\n\n"
+            "Saves the W&B workspace of a sweep, which is one of sweeps/ (at a scale), or a folder of runs.\n"
+            "Without an account or network its specification is written into that folder, as workspace.json."
+        )
+        return
     given = dict(word.split("=", 1) for word in arguments[1:] if "=" in word)
     if not arguments or len(given) != len(arguments) - 1 or not {*given} <= {"entity", "project", "scale"}:
         raise InputError(

@@ -65,5 +65,11 @@ def _scores(sweep: str, scale: str | None) -> tuple[Path, SweepScores]:
     sets = list(dict.fromkeys(name for cfg in configs for name in cfg.data.test))
     measured = list(dict.fromkeys(name for cfg in configs for name in cfg.data.metrics))
     metrics = quality_metrics([measured])
-    valid = configs[0].data.get("valid_metric")
-    return folder, SweepScores(folder.resolve().name, sets, metrics, valid)
+    several = all(cfg.generation.samples > 1 or len(cfg.generation.seeds) > 1 for cfg in configs)
+    return folder, SweepScores(
+        group=folder.resolve().name,
+        sets=sets,
+        metrics=metrics,
+        valid_metric=configs[0].data.get("valid_metric"),
+        diversity="self_bleu" if several else "corpus_self_bleu",
+    )

@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
@@ -20,7 +19,7 @@ from amid.experiment import versions
 from amid.models import ModelSource, load_tokenizer
 from amid.monitor import watched
 from amid.precision import announce_slow_bfloat16
-from amid.progress import announce
+from amid.progress import announce, silence_bars
 from amid.results import BEST, Label, RunResult, load, save
 from amid.train import as_dict, summary
 
@@ -39,7 +38,7 @@ def run(cfg: DictConfig) -> None:
 
 def _evaluate(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
-    transformers.utils.logging.disable_progress_bar()
+    silence_bars()
     overrides = list(hydra.overrides.task)
     check_seed(cfg.seed)
     labels: dict[str, Label]

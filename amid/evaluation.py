@@ -11,6 +11,8 @@ from amid.data.prompts import Encoder
 from amid.errors import InputError
 from amid.generation import Sampling
 from amid.metrics import Metric, set_score
+from amid.monitor import tell
+from amid.progress import Progress
 from amid.results import OF_ANSWERS, Score
 from amid.scoring import Answered, per_prompt, score_answers, write_answers, write_per_prompt
 
@@ -30,7 +32,7 @@ def evaluate_sets(
     The answers are written to `directory/SET-SEED.jsonl` (`write_answers`), the mean scores of each
     prompt to `directory/per_prompt.json`.
 
-    `precision` makes the context that the model is run in.
+    `precision` makes the context that the model is run in. How many answers are finished is shown.
 
     Returns:
         Set -> metric -> score over the seeds (`score_answers`).
@@ -38,8 +40,10 @@ def evaluate_sets(
     directory.mkdir(parents=True, exist_ok=True)
     prompts = {name: [encoder.prompt(example) for example in examples] for name, examples in sets.items()}
     by_seed: dict[str, list[list[Answered]]] = {name: [] for name in sets}
-    with precision():
-        for name, seed, answers in sampling.answers_to_sets(model, tokenizer, prompts):
+    total = sum(map(len, sets.values())) * len(sampling.seeds) * sampling.samples
+    tell(note="scoring")
+    with precision(), Progress("answers", total, unit="answers") as progress:
+        for name, seed, answers in sampling.answers_to_sets(model, tokenizer, prompts, progress.advance):
             answered = [
                 Answered(example.instruction, example.input, example.outputs, row)
                 for example, row in zip(sets[name], answers, strict=True)

@@ -128,11 +128,13 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     timings["load"] += time.perf_counter() - started
 
     last = last_checkpoint(directory)
+    begun_before = _recorded_hash(directory) == key
     _write_config(cfg, directory, key)
     started = time.perf_counter()
     scores: dict[str, dict[str, Score]] = {name: {} for name in evaluation_sets}
     _keep_metrics(directory)
-    loggers: list[Logger] = list(instantiate(cfg["logger"]).values())
+    settings = tracking.going_on(cfg["logger"], directory) if begun_before else cfg["logger"]
+    loggers: list[Logger] = list(instantiate(settings).values())
     tracking.begin(loggers, labels, cfg)
     trainer, training = fit(cfg, module, data, directory, loggers, last)
     timings["train"] = time.perf_counter() - started
@@ -237,15 +239,19 @@ def _log_scores(loggers: Sequence[Logger], scores: Mapping[str, Mapping[str, Sco
 
 
 def _finished(directory: Path, key: str) -> RunResult | None:
-    previous, computed = directory / "config.yaml", (directory / "result.json", directory / "checkpoints")
-    if previous.exists() and any(path.exists() for path in computed):
-        old = str(OmegaConf.select(OmegaConf.load(previous), "hash"))
-        if old != key:
-            raise InputError(
-                f"{directory} holds a run of another configuration (hash {old}, now {key}); "
-                "choose another output_dir=, or delete the folder"
-            )
+    old, computed = _recorded_hash(directory), (directory / "result.json", directory / "checkpoints")
+    if old not in (None, key) and any(path.exists() for path in computed):
+        raise InputError(
+            f"{directory} holds a run of another configuration (hash {old}, now {key}); "
+            "choose another output_dir=, or delete the folder"
+        )
     return load(directory) if (directory / "result.json").exists() else None
+
+
+def _recorded_hash(directory: Path) -> str | None:
+    """That of the configuration that was begun in `directory`; None where none was."""
+    file = directory / "config.yaml"
+    return str(OmegaConf.select(OmegaConf.load(file), "hash")) if file.exists() else None
 
 
 def _write_config(cfg: Config, directory: Path, key: str) -> None:

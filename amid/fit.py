@@ -113,7 +113,7 @@ def fit(
     )
     trainer: L.Trainer = instantiate(
         cfg["trainer"],
-        callbacks=[checkpoint, progress(), StatusRecords(directory)],
+        callbacks=[checkpoint, progress(), StatusRecords()],
         enable_progress_bar=sys.stdout.isatty(),
         logger=list(loggers),
         default_root_dir=str(directory),

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -24,6 +24,10 @@ from amid.errors import InputError
 from amid.scoring import Answer
 
 log = logging.getLogger(__name__)
+
+
+def untold(answers: int) -> None:
+    """What hears of finished answers where nobody wants to."""
 
 
 @dataclass(frozen=True)
@@ -111,15 +115,19 @@ class Sampling:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         sets: Mapping[str, Sequence[Sequence[int]]],
+        finished: Callable[[int], None] = untold,
     ) -> Iterator[tuple[str, int, list[list[Answer]]]]:
         """The set's name, a seed, and its answers to that set's prompts: for every set and every seed.
 
         They are those of `answers`, drawn together: the model reads each prompt once for all its answers.
+        `finished` is called with the number of answers that have ended since its last call.
         """
         if not holds_keys_and_values(model):
             for name, prompts in sets.items():
                 for seed in self.seeds:
-                    yield name, seed, self.answers(model, tokenizer, prompts, seed)
+                    drawn = self.answers(model, tokenizer, prompts, seed)
+                    finished(len(prompts) * self.samples)
+                    yield name, seed, drawn
             return
         of_sets = [
             zip(*(streams(prompts, seed, self.samples) for seed in self.seeds), strict=True)
@@ -127,7 +135,7 @@ class Sampling:
         ]
         prompts_of_all = [prompt for prompts in sets.values() for prompt in prompts]
         names_of_all = [list(chain(*of_seeds)) for of_seeds in chain(*of_sets)]
-        answers = iter(self._noted_answers(model, tokenizer, prompts_of_all, names_of_all))
+        answers = iter(self._noted_answers(model, tokenizer, prompts_of_all, names_of_all, finished))
         for name, prompts in sets.items():
             of_set = list(islice(answers, len(prompts)))
             for i, seed in enumerate(self.seeds):
@@ -139,11 +147,12 @@ class Sampling:
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Sequence[int]],
         names: Iterable[Sequence[str]],
+        finished: Callable[[int], None] = untold,
     ) -> list[list[Answer]]:
         """The answers with their log-probabilities; `names` of their random numbers, by prompt."""
         check_prompts(prompts)
         with _as_is(model):
-            rows = self._decode(Batch(model, log_probs=True), tokenizer, prompts, names)
+            rows = self._decode(Batch(model, log_probs=True), tokenizer, prompts, names, finished)
         return [
             [as_answer(row.tokens, tokenizer, [note[0] for note in row.notes]) for row in of_prompt]
             for of_prompt in rows
@@ -232,6 +241,7 @@ class Sampling:
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Sequence[int]],
         names: Iterable[Sequence[str]],
+        finished: Callable[[int], None] = untold,
     ) -> list[list[Row]]:
         """An answer for each of the `names` of random numbers that a prompt has, as many for each prompt.
 
@@ -255,10 +265,14 @@ class Sampling:
                 batch.join([row.prompt for row in new])
                 rows += new
             tokens = self._draw(batch.logits, rows)
+            ended = 0
             for row, token, note in zip(rows, tokens, batch.notes(tokens), strict=True):
                 if not row.done:
                     row.add(token, tokenizer.eos_token_id)
                     row.notes.append(note)
+                    ended += row.done
+            if ended:
+                finished(ended)
             live = [i for i, row in enumerate(rows) if not row.done]
             if 4 * len(live) <= 3 * len(rows):
                 batch.keep(live)

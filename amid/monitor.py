@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import shlex
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,8 +29,14 @@ PLAN_FILE = "sweep.json"
 SECONDS_BETWEEN_WRITES = 2.0
 """At most so often a run writes its status in training."""
 
-SILENCE = 3600.0
+HEARTBEAT = 60.0
+"""Seconds between two signs of life of a run that has nothing else to write."""
+
+SILENCE = 600.0
 """A run on another machine that has written nothing for so many seconds counts as failed."""
+
+PREPARING = "preparing"
+"""The note of a run before its training."""
 
 STATES = {
     "running": "cyan",
@@ -53,21 +61,31 @@ class RunStatus:
     """Optimiser steps done."""
     steps: int | None = None
     """Of all; None where it is not known yet."""
+    part: str = ""
+    """What of `note` is computed just now, such as the teacher's states."""
+    done: int = 0
+    """So far, of `part`."""
+    total: int | None = None
+    """Of `part`, in all; None where it is not known."""
     loss: float | None = None
     """Of the last step written."""
     score: float | None = None
     """The last score of validation answers, of `metric`."""
     metric: str | None = None
     seconds_left: float | None = None
-    """Of the training, now."""
+    """Of what it is doing, now."""
     note: str = ""
     """What it is doing, or why it failed."""
     seconds: float | None = None
     """What a finished run took in all."""
 
 
+_OF_A_PHASE = ("part", "done", "total", "seconds_left")
+"""Fields that end with what the note says."""
+
+
 class StatusWriter:
-    """Writes the status of the run in `directory`, whole or not at all.
+    """Writes the status of the run in `directory`, whole or not at all, from any thread.
 
     Args:
         directory: of the run, which exists.
@@ -75,6 +93,7 @@ class StatusWriter:
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / STATUS_FILE
+        self._lock = threading.Lock()
         self._written = float("-inf")
         self._fields: dict[str, Any] = {"state": "running", "pid": os.getpid(), "host": socket.gethostname()}
 
@@ -86,17 +105,71 @@ class StatusWriter:
     def write(self, **fields: Any) -> None:
         """Writes these fields of `RunStatus` over what was written before.
 
+        With a new `note` the part, how far it is, and the time left begin anew.
+
         Raises:
             OSError: if the file cannot be written.
         """
-        self._fields |= fields | {"updated": time.time()}
+        with self._lock:
+            if "note" in fields:
+                self._fields = {name: v for name, v in self._fields.items() if name not in _OF_A_PHASE}
+            self._fields |= fields | {"updated": time.time()}
+            self._replace()
+            self._written = time.monotonic()
+
+    def refresh(self) -> None:
+        """Writes the same again, less the time that has passed, as a sign of life.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        with self._lock:
+            now = time.time()
+            left = self._fields.get("seconds_left")
+            if left is not None:
+                self._fields["seconds_left"] = max(0.0, left - (now - self._fields["updated"]))
+            self._fields["updated"] = now
+            self._replace()
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """How far the run is in what it is doing, as that of a part of another run."""
+        fields = self._fields
+        of = ("done", "total") if fields.get("total") is not None else ("step", "steps")
+        done, total = (fields.get(name) for name in of)
+        return {"done": done or 0, "total": total, "seconds_left": fields.get("seconds_left")}
+
+    def _replace(self) -> None:
         part = self._file.with_name(f".{STATUS_FILE}.{uuid.uuid4().hex}")
         try:
             part.write_text(json.dumps(self._fields) + "\n", encoding="utf-8")
             os.replace(part, self._file)
         finally:
             part.unlink(missing_ok=True)
-        self._written = time.monotonic()
+
+
+_watched: list[StatusWriter] = []
+"""Of the runs that this process is in: a fine-tuning stands within the run that it is for."""
+
+
+def due() -> bool:
+    """Whether this process is in a run whose last record is old enough for another one."""
+    return bool(_watched) and _watched[-1].due
+
+
+def tell(**fields: Any) -> None:
+    """Writes fields of `RunStatus` of the run that this process is in; outside of `watched` nothing.
+
+    How far a fine-tuning is, the run that it is for tells too.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    if _watched:
+        *around, run = _watched
+        run.write(**fields)
+        for status in around:
+            status.write(**run.progress)
 
 
 @contextlib.contextmanager
@@ -121,28 +194,46 @@ def alone(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watched(directory: Path) -> Iterator[None]:
-    """Marks the run in `directory` as running, and at its end as done, diverged, failed or interrupted."""
+    """Marks the run in `directory` as running, and at its end as done, diverged, failed or interrupted.
+
+    Meanwhile `tell` writes its status, and a thread a sign of life every minute.
+    """
     if (directory / RESULT_FILE).exists():
         yield
         return
-    StatusWriter(directory).write(note="preparing")
+    status = StatusWriter(directory)
+    status.write(note=PREPARING)
+    over = threading.Event()
+    heart = threading.Thread(target=_beat, args=(status, over), daemon=True)
+    heart.start()
+    _watched.append(status)
+    end: dict[str, str] = {}
     try:
         yield
+        if (directory / RESULT_FILE).exists():
+            end = {"state": "done" if load(directory).diverged_step is None else "diverged", "note": ""}
     except BaseException as error:
-        if isinstance(error, BrokenPipeError) or was_interrupted(error):
-            _write_end(directory, "interrupted", "")
-        else:
-            _write_end(directory, "failed", _reason(error))
+        state = end_of(error)
+        end = {"state": state, "note": _reason(error) if state == "failed" else ""}
         raise
-    if (directory / RESULT_FILE).exists():
-        _write_end(directory, "done" if load(directory).diverged_step is None else "diverged", "")
+    finally:
+        _watched.remove(status)
+        over.set()
+        heart.join()
+        if end:
+            with contextlib.suppress(OSError):  # of a full disk, which an error says, and a result outlives
+                status.write(**end)
 
 
-def _write_end(directory: Path, state: str, note: str) -> None:
-    kept = _read_json(directory / STATUS_FILE)
-    known = {name: kept[name] for name in ("step", "steps", "loss", "score", "metric") if name in kept}
-    with contextlib.suppress(OSError):  # of a full disk, which an error says itself, and a result outlives
-        StatusWriter(directory).write(**known, state=state, note=note)
+def _beat(status: StatusWriter, over: threading.Event) -> None:
+    while not over.wait(HEARTBEAT):
+        with contextlib.suppress(OSError):  # the next one may succeed
+            status.refresh()
+
+
+def end_of(error: BaseException) -> str:
+    """The state of a run that `error` ended: interrupted or failed."""
+    return "interrupted" if isinstance(error, BrokenPipeError) or was_interrupted(error) else "failed"
 
 
 def _reason(error: BaseException) -> str:
@@ -152,11 +243,11 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def write_plan(output_dir: Path, names: Sequence[str]) -> None:
-    """Writes which runs a sweep consists of, by the names of their folders, before they are started."""
+def write_plan(output_dir: Path, names: Sequence[str], command: str) -> None:
+    """Writes which runs a sweep consists of, by the names of their folders, before `command` starts them."""
     output_dir.mkdir(parents=True, exist_ok=True)
     part = output_dir / f".{PLAN_FILE}.{uuid.uuid4().hex}"
-    part.write_text(json.dumps({"runs": list(names)}, indent=1) + "\n", encoding="utf-8")
+    part.write_text(json.dumps({"command": command, "runs": list(names)}, indent=1) + "\n", encoding="utf-8")
     os.replace(part, output_dir / PLAN_FILE)
 
 
@@ -196,14 +287,30 @@ def without_result(directory: Path) -> dict[Path, RunStatus]:
 def _planned(directory: Path) -> list[str]:
     """The runs that `amid sweep` wrote down, then those of the last `amid train -m`, which Hydra has."""
     names = [str(name) for name in _read_json(directory / PLAN_FILE).get("runs", [])]
-    multirun = directory / "multirun.yaml"
-    if multirun.exists():
+    if overrides := _overrides_of_multirun(directory):
         from amid.sweep import Sweep
 
-        hydra = yaml.safe_load(multirun.read_text(encoding="utf-8")).get("hydra", {})
-        overrides = [o for o in hydra["overrides"]["task"] if not o.startswith("hydra.")]
-        names += [run.directory.name for run in Sweep("", directory, [overrides]).runs()]
+        task = [o for o in overrides["task"] if not o.startswith("hydra.")]
+        names += [run.directory.name for run in Sweep("", directory, [task]).runs()]
     return names
+
+
+def command_of(directory: Path) -> str:
+    """The command that started the runs of a sweep's folder, and goes on with them."""
+    if plan := _read_json(directory / PLAN_FILE):
+        return str(plan.get("command", "the command that started them"))
+    overrides = _overrides_of_multirun(directory)
+    of_hydra = [o for o in overrides["hydra"] if not o.startswith("hydra.mode=")]
+    return f"amid train -m {shlex.join([*overrides['task'], *of_hydra])}"
+
+
+def _overrides_of_multirun(directory: Path) -> dict[str, list[str]]:
+    """What the last `amid train -m` was told, as Hydra keeps it; nothing where there was none."""
+    multirun = directory / "multirun.yaml"
+    if not multirun.exists():
+        return {}
+    hydra = yaml.safe_load(multirun.read_text(encoding="utf-8"))["hydra"]
+    return dict(hydra["overrides"])
 
 
 def _is_run(directory: Path) -> bool:
@@ -264,12 +371,13 @@ def _alive(record: Mapping[str, Any], age: float) -> bool:
 def seconds_left(runs: Iterable[RunStatus]) -> float | None:
     """Of all runs that are not finished; None where nothing tells.
 
-    A waiting run takes as long as a finished one did on average, and as many run at once as do now.
+    A waiting run takes as long as a finished one did on average, and as many run at once as do now. The time
+    left of a preparation says nothing of the run that follows.
     """
     runs = list(runs)
     running = [run for run in runs if run.state == "running"]
     waiting = sum(run.state == "waiting" for run in runs)
-    known = [run.seconds_left for run in running if run.seconds_left is not None]
+    known = [run.seconds_left for run in running if run.seconds_left is not None and run.note != PREPARING]
     if len(known) < len(running) or (waiting and not running):
         return None
     took = [run.seconds for run in runs if run.seconds is not None and run.state == "done"]
@@ -297,7 +405,7 @@ def to_terminal(runs: Sequence[RunStatus]) -> Group:
             "" if run.loss is None else f"{run.loss:.3f}",
             "" if run.score is None else f"{run.score:.1f}",
             "" if run.seconds_left is None else in_words(run.seconds_left),
-            Text(run.note),
+            Text(_doing(run) if run.state == "running" else run.note),
         )
     counts = {state: sum(run.state == state for run in runs) for state in STATES}
     line = f"{len(runs)} runs: " + ", ".join(f"{n} {state}" for state, n in counts.items() if n)
@@ -305,6 +413,11 @@ def to_terminal(runs: Sequence[RunStatus]) -> Group:
     if counts["running"] and left is not None:
         line += f"; about {in_words(left)} left"
     return Group(table, Text(line))
+
+
+def _doing(run: RunStatus) -> str:
+    share = f" {100 * run.done // run.total}%" if run.total else ""
+    return ": ".join(filter(None, (run.note, run.part))) + share
 
 
 def in_words(seconds: float) -> str:

@@ -12,7 +12,7 @@ from amid.data import InstructionData
 from amid.errors import InputError
 from amid.fit import length_in_words
 from amid.models import check_same_tokens, load_tokenizer
-from amid.monitor import watched
+from amid.monitor import PREPARING, tell, watched
 from amid.progress import announce
 from amid.results import BEST, RESULT_FILE, RunResult, load
 from amid.states import only_writer
@@ -118,6 +118,7 @@ def _fine_tuned(cfg: Config, role: str, data: InstructionData, run: Run) -> Path
     """The folder of the fine-tuned model, which is made where it is not there."""
     settings, directory = fine_tuning(cfg, role)
     directory.mkdir(parents=True, exist_ok=True)
+    tell(note=PREPARING, part=f"fine-tuning of the {role}")
     with only_writer(directory, f"the fine-tuned {role}"):
         if not (directory / RESULT_FILE).exists():
             steps_of_all = -(-len(data.train_examples) // settings["data"]["batch_size"])
@@ -128,6 +129,7 @@ def _fine_tuned(cfg: Config, role: str, data: InstructionData, run: Run) -> Path
             with watched(directory):
                 run(settings, directory, {"method": "sft", "role": role})
         step = load(directory).diverged_step
+    tell(note=PREPARING)
     if step is not None:
         raise InputError(
             f"the {role}'s fine-tuning in {directory} diverged at step {step}; "

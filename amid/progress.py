@@ -3,15 +3,16 @@
 import sys
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import lightning as L
+import transformers
+from huggingface_hub.utils.tqdm import enable_progress_bars
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from amid.monitor import StatusWriter
+from amid.monitor import due, tell
 from amid.results import METRICS
 
 LOSSES = ("valid/loss", "valid/cross_entropy")
@@ -24,6 +25,13 @@ FURTHER = ("valid/perplexity", "valid/kl_pq", "valid/same_top")
 def announce(message: str) -> None:
     """Prints one line for the user."""
     print(message, flush=True)
+
+
+def silence_bars() -> None:
+    """Silences the progress bars of transformers; those of downloads from the hub stay on a terminal."""
+    transformers.utils.logging.disable_progress_bar()  # the hub's too
+    if sys.stderr.isatty():
+        enable_progress_bars()
 
 
 def progress() -> Callback:
@@ -71,34 +79,27 @@ class ProgressLines(Callback):
 
 
 class StatusRecords(Callback):
-    """Keeps a run's status on disk in training: step, loss, the last validation score and time left.
-
-    Args:
-        directory: of the run.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._status = StatusWriter(directory)
+    """Keeps a run's status on disk in training: step, loss, the last validation score and time left."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
         self._started, self._first = time.perf_counter(), trainer.global_step
         steps = int(trainer.estimated_stepping_batches)
-        self._status.write(step=trainer.global_step, steps=steps, note="training")
+        tell(step=trainer.global_step, steps=steps, note="training")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Writes, where the last record is some seconds old or the step is the last."""
         total, step = int(trainer.estimated_stepping_batches), trainer.global_step
-        if not self._status.due and step != total:
+        if not due() and step != total:
             return
         left = (time.perf_counter() - self._started) / (step - self._first) * (total - step)
-        self._status.write(step=step, loss=float(outputs["loss"]), seconds_left=left, **self._score(trainer))
+        tell(step=step, loss=float(outputs["loss"]), seconds_left=left, **self._score(trainer))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the last score."""
-        self._status.write(note="scoring", seconds_left=None, **self._score(trainer))
+        tell(seconds_left=None, **self._score(trainer))
 
     def _score(self, trainer: L.Trainer) -> dict[str, Any]:
         for key in _validation_scores(trainer.callback_metrics):
@@ -119,6 +120,8 @@ def _validation_scores(metrics: Iterable[str]) -> dict[str, str]:
 class Progress:
     """How far a computation over `total` tokens is: a bar on a terminal, about ten lines elsewhere.
 
+    The status of the run tells it too.
+
     Args:
         what: is computed.
         total: tokens of all of it.
@@ -135,6 +138,7 @@ class Progress:
             self._task = self._bar.add_task(what, total=total)
 
     def __enter__(self) -> "Progress":
+        tell(part=self.what, done=0, total=self.total)
         if self._bar is not None:
             self._bar.start()
         return self
@@ -142,6 +146,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+        tell(part="", done=0, total=None, seconds_left=None)
 
     @property
     def seconds(self) -> float:
@@ -153,12 +158,19 @@ class Progress:
         """Tokens, or whatever is counted, a second."""
         return self.done / self.seconds
 
+    @property
+    def seconds_left(self) -> float:
+        """At this rate, after the first ones."""
+        return (self.total - self.done) / self.rate
+
     def advance(self, tokens: int) -> None:
         """Counts as many further ones as done."""
         before, self.done = self.done, self.done + tokens
         if self._bar is not None:
             self._bar.advance(self._task, tokens)
         elif before * 10 // self.total < self.done * 10 // self.total:
-            left = (self.total - self.done) / self.rate
             share = 100 * self.done // self.total
-            announce(f"  {self.what} {share}%  {self.rate:,.0f} {self.unit}/s  {left:.0f} s left")
+            rate = f"{self.rate:,.0f} {self.unit}/s"
+            announce(f"  {self.what} {share}%  {rate}  {self.seconds_left:.0f} s left")
+        if self.done and due():
+            tell(done=self.done, seconds_left=self.seconds_left)

@@ -4,15 +4,14 @@ import logging
 from pathlib import Path
 from typing import Any, cast
 
-import transformers
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from amid.config import KEYS_OF_SWEEPS, LABELS, further_settings
 from amid.errors import InputError
 from amid.experiment import run_experiment
-from amid.monitor import alone, watched
-from amid.progress import announce
+from amid.monitor import alone, end_of, watched
+from amid.progress import announce, silence_bars
 from amid.results import METRICS, RunResult, quality_metrics
 from amid.tracking import finish
 
@@ -25,14 +24,14 @@ def run(cfg: DictConfig) -> None:
     directory = Path(hydra.runtime.output_dir)
     for name in ("pytorch_lightning", "lightning.pytorch", "httpx", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
-    failed = True
+    silence_bars()
     try:
         with alone(directory), watched(directory):
             result = run_experiment(as_dict(cfg), directory, labels)
-        failed = False
-    finally:
-        finish(failed)
+    except BaseException as error:
+        finish(end_of(error))
+        raise
+    finish()
     announce(summary(result))
 
 

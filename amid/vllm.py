@@ -4,7 +4,7 @@ import gc
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.errors import InputError
-from amid.generation import Sampling, as_answer, check_prompts, streams
+from amid.generation import Sampling, as_answer, check_prompts, streams, untold
 from amid.scoring import Answer
 
 
@@ -54,6 +54,7 @@ class VLLMSampling(Sampling):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         sets: Mapping[str, Sequence[Sequence[int]]],
+        finished: Callable[[int], None] = untold,
     ) -> Iterator[tuple[str, int, list[list[Answer]]]]:
         """See `Sampling.answers_to_sets`.
 
@@ -81,7 +82,9 @@ class VLLMSampling(Sampling):
             try:
                 for name, prompts in sets.items():
                     for seed in self.seeds:
-                        yield name, seed, self._drawn(vllm, engine, tokenizer, prompts, seed)
+                        drawn = self._drawn(vllm, engine, tokenizer, prompts, seed)
+                        finished(len(prompts) * self.samples)
+                        yield name, seed, drawn
             finally:
                 del engine
                 gc.collect()

@@ -69,15 +69,29 @@ def test_a_closed_pipe_ends_it_quietly(command, tmp_path):
     [
         ("report", "finished runs below FOLDER"),
         ("status", "--follow refreshes"),
+        ("dashboard", "the W&B workspace of a sweep"),
+        ("sweep", "--dry-run lists the runs"),
+        ("sweep alpha", "--dry-run lists the runs"),
+        ("score", "Scores files of answers"),
         ("evaluate", "Score the student of a finished run again, run=FOLDER"),
         ("cache", "Write the teacher's states"),
     ],
 )
 def test_help_of_a_command_says_what_it_does(command, words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run(command, "--help") == 0
+    assert run(*command.split(), "--help") == 0
     assert words in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["status", "report", "score", "dashboard"])
+def test_an_interrupt_of_what_has_no_runs_says_nothing(command, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"amid.{command}.run", interrupted)
+    assert run(command, tmp_path) == 130
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "cache"])

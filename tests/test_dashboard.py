@@ -58,15 +58,27 @@ def test_without_account_the_specification_is_written(without_account, capsys):
     shutil.rmtree(without_account / "outputs")
 
 
-def test_a_folder_of_runs_tells_its_sets(without_account, capsys):
+@pytest.mark.parametrize(
+    ("generation", "diversity"),
+    [
+        ("{samples: 1, seeds: [10]}", "corpus_self_bleu"),
+        ("{samples: 4, seeds: [10]}", "self_bleu"),
+        ("{samples: 1, seeds: [10, 20]}", "self_bleu"),
+    ],
+)
+def test_a_folder_of_runs_tells_its_sets_and_its_diversity(without_account, generation, diversity):
     run = without_account / "mine" / "alpha=1"
     run.mkdir(parents=True)
-    config = "hash: a\nconfig: {data: {test: {fr: x}, metrics: {bleu: {}}, valid_metric: bleu}}\n"
+    data = "{test: {fr: x}, metrics: {bleu: {}}, valid_metric: bleu}"
+    config = f"hash: a\nconfig: {{data: {data}, generation: {generation}}}\n"
     (run / "config.yaml").write_text(config)
     assert main(["dashboard", "mine"]) == 0
     view = json.loads((without_account / "mine" / "workspace.json").read_text())
     (plane,) = panels_of(view)["Evaluation sets"]
     assert plane["config"]["yAxis"] == "summary:test/fr/bleu"
+    assert plane["config"]["xAxis"] == f"summary:test/fr/{diversity}"
+    axes = [panel["config"].get("yAxis") for panel in panels_of(view)["Quality and diversity"]]
+    assert axes.count(f"summary:average/{diversity}") == 2
 
 
 def test_with_an_account_it_is_saved(without_account, monkeypatch, capsys):

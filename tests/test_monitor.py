@@ -1,16 +1,32 @@
 import io
 import json
+import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from amid.cli import main
+from amid.generation import Sampling
 from amid.module import DistillationModule
-from amid.monitor import RunStatus, StatusWriter, read_status, seconds_left, to_terminal, watched, write_plan
+from amid.monitor import (
+    PREPARING,
+    RunStatus,
+    StatusWriter,
+    command_of,
+    read_status,
+    seconds_left,
+    tell,
+    to_terminal,
+    watched,
+    write_plan,
+)
+from amid.progress import Progress
 from amid.results import RunResult, save
 
 
@@ -31,7 +47,7 @@ def shown(runs):
 
 
 def test_every_state_is_told_from_what_runs_write(tmp_path):
-    write_plan(tmp_path, ["e", "a", "b", "c", "d", "f"])
+    write_plan(tmp_path, ["e", "a", "b", "c", "d", "f"], "amid sweep mine")
     finished(tmp_path / "a", steps=40.0, valid_loss=1.0, valid_rouge_l=31.25)
     started(tmp_path / "b", step=7, steps=40, loss=float("nan"))
     finished(tmp_path / "b", steps=7.0, diverged_step=8.0)
@@ -66,9 +82,75 @@ def watched_in(folder):
 def test_a_run_on_another_machine_is_gone_after_a_long_silence(tmp_path):
     file = started(tmp_path / "a", step=1, steps=2)
     record = json.loads(file.read_text()) | {"host": socket.gethostname() + "x", "pid": 0}
-    for age, state in ((600, "running"), (7200, "failed")):
+    for age, state in ((300, "running"), (900, "failed")):
         file.write_text(json.dumps(record | {"updated": time.time() - age}))
         assert read_status(tmp_path)[0].state == state
+
+
+def read(folder):
+    return json.loads((folder / "status.json").read_text())
+
+
+def test_a_silent_run_gives_signs_of_life_until_it_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("amid.monitor.HEARTBEAT", 0.02)
+    before = threading.active_count()
+    with watched_in(tmp_path / "a"):
+        tell(step=1, steps=4, seconds_left=100.0)
+        first = read(tmp_path / "a")
+        for _ in range(500):
+            last = read(tmp_path / "a")  # whole, whenever it is read
+            if last["updated"] > first["updated"] + 0.1:
+                break
+            time.sleep(0.01)
+        passed = last["updated"] - first["updated"]
+        assert passed > 0.1
+        assert last["seconds_left"] == pytest.approx(100 - passed, abs=0.02)
+        assert threading.active_count() == before + 1
+        finished(tmp_path / "a", steps=4.0)
+    assert threading.active_count() == before
+    assert read(tmp_path / "a")["state"] == "done"
+    time.sleep(0.1)
+    assert read(tmp_path / "a")["state"] == "done"
+
+
+def test_signs_of_life_lose_nothing_that_is_told_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr("amid.monitor.HEARTBEAT", 0.0)
+    with watched_in(tmp_path / "a"):
+        for step in range(300):
+            tell(step=step)
+            assert read(tmp_path / "a")["step"] == step
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["status.json"]
+
+
+def test_what_is_computed_is_told_with_its_share_and_its_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("amid.monitor.SECONDS_BETWEEN_WRITES", 0.0)
+    with watched_in(tmp_path / "a"):
+        with Progress("teacher's states", 200) as progress:
+            progress.advance(80)
+            (run,) = read_status(tmp_path / "a")
+            assert (run.state, run.note, run.done, run.total) == ("running", PREPARING, 80, 200)
+            assert run.seconds_left is not None
+            assert "preparing: teacher's states 40%" in shown([run])
+            assert "about" not in shown([run])  # the run is still to come
+        assert "preparing\n" in shown(read_status(tmp_path / "a"))
+        tell(note="scoring")
+        with Progress("answers", 8) as progress:
+            progress.advance(6)
+            out = shown(read_status(tmp_path / "a"))
+        assert "scoring: answers 75%" in out
+        assert "; about " in out
+
+
+def test_a_run_tells_how_far_the_fine_tuning_for_it_is(tmp_path):
+    with watched_in(tmp_path / "a"):
+        tell(part="fine-tuning of the teacher")
+        with watched_in(tmp_path / "teacher"):
+            tell(note="training", step=30, steps=40, seconds_left=9.0)
+            run, teacher = (read_status(tmp_path / name)[0] for name in ("a", "teacher"))
+            assert (teacher.step, teacher.steps, teacher.note) == (30, 40, "training")
+            assert (run.step, run.steps, run.done, run.total) == (0, None, 30, 40)
+            assert "preparing: fine-tuning of the teacher 75%" in shown([run])
+            assert run.seconds_left == pytest.approx(9, abs=1)
 
 
 def test_a_finished_run_stays_so_and_an_interrupt_is_told(tmp_path):
@@ -88,7 +170,7 @@ def test_a_finished_run_stays_so_and_an_interrupt_is_told(tmp_path):
 )
 def test_the_file_tells_the_end_too(tmp_path, training, state):
     with watched_in(tmp_path / "a"):
-        StatusWriter(tmp_path / "a").write(step=7, steps=40, loss=1.5, seconds_left=3.0, note="scoring")
+        tell(note="scoring", step=7, steps=40, loss=1.5, seconds_left=3.0)
         finished(tmp_path / "a", **training)
     record = json.loads((tmp_path / "a" / "status.json").read_text())
     assert (record["state"], record["note"]) == (state, "")
@@ -125,8 +207,18 @@ def test_a_sweep_is_followed_while_it_runs(small_run, tmp_path, capsys, monkeypa
             seen.append(read_status(tmp_path / "runs"))
         return step(self, batches, index)
 
+    answers_to_sets, scoring = Sampling.answers_to_sets, []
+
+    def look_again(self, model, tokenizer, sets, finished):
+        def told(answers):
+            finished(answers)
+            scoring.append(read_status(tmp_path / "runs")[0])
+
+        return answers_to_sets(self, model, tokenizer, sets, told)
+
     monkeypatch.setattr("amid.monitor.SECONDS_BETWEEN_WRITES", 0.0)
     monkeypatch.setattr(DistillationModule, "training_step", look)
+    monkeypatch.setattr(Sampling, "answers_to_sets", look_again)
     arguments = [*small_run, "model.teacher.sft=null", "model.student.sft=null", "divergence=kl"]
     assert main(["train", "-m", *arguments, "assistant.alpha=-1,1"]) == 0
     first, second, third, _ = seen
@@ -136,7 +228,14 @@ def test_a_sweep_is_followed_while_it_runs(small_run, tmp_path, capsys, monkeypa
     assert first[0].loss > 0
     assert first[0].seconds_left > 0
     assert [run.state for run in third] == ["done", "running"]
-    capsys.readouterr()
+    of_first = [run for run in scoring if run.state == "running"]
+    assert {(run.note, run.part, run.total) for run in of_first} == {("scoring", "answers", 2 * 4 * 2 * 2)}
+    assert [run.done for run in of_first] == sorted({run.done for run in of_first})
+    assert (of_first[-1].done, of_first[-1].step, of_first[-1].metric) == (32, 4, "rouge_l")
+    assert "  answers 100%  " in capsys.readouterr().out
+    again = command_of(tmp_path / "runs")
+    assert again.startswith("amid train -m ")
+    assert shlex.split(again)[3:] == [*arguments, "assistant.alpha=-1,1"]
     assert main(["status", str(tmp_path / "runs")]) == 0
     out = capsys.readouterr().out
     assert "2 runs: 2 done" in out
@@ -148,7 +247,9 @@ def test_the_plan_of_a_sweep_is_written_before_its_runs(small_run, tmp_path, mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr("amid.cli._launch", nothing)
-    assert main(["sweep", "alpha", *small_run, "assistant.alpha=-1,1"]) == 130
+    arguments = [*small_run, "assistant.alpha=-1,1"]
+    assert main(["sweep", "alpha", *arguments]) == 130
+    assert command_of(tmp_path / "runs") == f"amid sweep alpha {shlex.join(arguments)}"
     runs = read_status(tmp_path / "runs")
     assert len(runs) == 4
     assert {run.state for run in runs} == {"waiting"}
@@ -179,3 +280,26 @@ def test_follow_ends_with_the_last_run(tmp_path, monkeypatch):
     monkeypatch.setattr(status.time, "sleep", lambda _: finished(tmp_path / "a", steps=2.0))
     status.run(str(tmp_path), follow=True)
     assert "1 runs: 1 done" in console.export_text()
+
+
+def test_follow_ends_where_none_runs_with_the_command_that_goes_on(tmp_path, monkeypatch):
+    from amid import status
+
+    write_plan(tmp_path, ["a", "b"], "amid sweep mine seed=1")
+    finished(tmp_path / "a", steps=2.0)
+    console = Console(force_terminal=True, width=200, record=True, file=io.StringIO())
+    monkeypatch.setattr(status, "Console", lambda **_: console)
+    now = [0.0]
+    monkeypatch.setattr(status, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: later()))
+
+    def later():
+        now[0] += 50
+        if now[0] == 100:
+            started(tmp_path / "b", step=1, steps=2)
+        elif now[0] == 150:
+            (tmp_path / "b" / "status.json").unlink()
+
+    status.run(str(tmp_path), follow=True)
+    assert now[0] == 250  # two minutes after it last ran, at 100
+    told = "1 waiting, none running for 2 min. If nothing is to start them, to go on: amid sweep mine seed=1"
+    assert told in console.export_text()

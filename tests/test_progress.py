@@ -4,7 +4,15 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-from amid.progress import ProgressBar, ProgressLines, progress
+import pytest
+import transformers
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
+
+from amid.progress import ProgressBar, ProgressLines, progress, silence_bars
 
 
 def test_lines_where_the_output_is_no_terminal(capsys):
@@ -57,6 +65,7 @@ def test_a_job_without_a_terminal_prints_lines_and_no_control_characters(small_r
     ]
     assert len(kept) == 3
     assert any(line.startswith("  teacher's states 100%") for line in lines), lines
+    assert sum(line.startswith("  answers ") for line in lines) in range(1, 11), lines
 
 
 def test_the_bar_shows_loss_and_rouge_by_short_names(monkeypatch):
@@ -65,3 +74,14 @@ def test_the_bar_shows_loss_and_rouge_by_short_names(monkeypatch):
         lambda *_: {"train/loss": 0.5, "valid/rouge_l": 40.0, "v_num": 3},
     )
     assert ProgressBar().get_metrics(None, None) == {"loss": 0.5, "ROUGE-L": 40.0}
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_only_downloads_have_bars_and_those_on_a_terminal_alone(terminal, monkeypatch):
+    were_off = are_progress_bars_disabled()
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: terminal))
+    silence_bars()
+    off = are_progress_bars_disabled()
+    (disable_progress_bars if were_off else enable_progress_bars)()
+    assert off is not terminal
+    assert not transformers.utils.logging.is_progress_bar_enabled()

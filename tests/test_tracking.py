@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import struct
 import time
 
@@ -10,7 +11,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from amid.cli import main
 from amid.config import without_wandb
 from amid.module import DistillationModule, Diverged
-from amid.tracking import sync_command
+from amid.tracking import going_on, sync_command
 
 
 def finished_records(run_folder):
@@ -89,15 +90,27 @@ def test_a_run_has_columns_tags_summaries_samples_and_no_secret(
     assert f"wandb sync {folder}" in out.out
     logged = Logged(folder)
     assert logged.group == "runs"
-    assert set(logged.tags) == {"amid", "alpha_beta", "done"}
+    assert set(logged.tags) == {"runs", "amid", "alpha_beta", "done"}
     columns = ("alpha", "lam", "divergence", "order", "method", "text", "seed")
     assert [logged.config[name] for name in columns] == [-5.0, 0.1, "alpha_beta", "pr", "amid", "data", 1]
     loss, score = logged.metrics["train/loss"], logged.metrics["valid/rouge_l"]
     assert (loss.summary.min, loss.summary.last, loss.summary.max) == (True, True, False)
     assert (score.summary.max, score.summary.last, score.summary.min) == (True, True, False)
+    of_answers = [f"{of}/{m}" for of in ("test/open", "average") for m in ("rouge_l", "self_bleu")]
+    for name in (
+        "valid/kl_pq",
+        "valid/perplexity",
+        "valid/same_top",
+        *of_answers,
+        "average/corpus_self_bleu",
+    ):
+        directions = logged.metrics[name].summary
+        higher_is_better = name.endswith(("rouge_l", "same_top"))
+        assert (directions.max, directions.min) == (higher_is_better, not higher_is_better), name
     result = json.loads(only(tmp_path, "runs/*/result.json").read_text())
     means = [result["scores"][name]["rouge_l"]["mean"] for name in ("open", "closed")]
     assert logged.summary["average/rouge_l"] == pytest.approx(sum(means) / 2)
+    assert logged.summary["test/open/rouge_l"] == pytest.approx(means[0])
     assert logged.summary["state"] == "done"
     assert logged.exit_code == 0
     table = json.loads(logged.tables[0].read_text())
@@ -130,14 +143,67 @@ def test_a_diverged_run_and_a_failed_one_can_be_told(offline, small_run, tmp_pat
     assert wandb.run is None
 
 
+def test_a_run_that_goes_on_is_the_same_one_whose_state_is_its_own(offline, small_run, tmp_path, monkeypatch):
+    small_run += ["model.teacher.sft=null", "model.student.sft=null", "logger=wandb"]
+    step = DistillationModule.training_step
+
+    def interrupted(self, batches, index):
+        if self.trainer.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, batches, index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DistillationModule, "training_step", interrupted)
+        assert main(["train", *small_run]) == 130
+    first = only(tmp_path, "runs/*/wandb/offline-run-*")
+    logged = Logged(first)
+    assert "interrupted" in logged.tags
+    assert (logged.summary["state"], logged.exit_code) == ("interrupted", 255)
+    time.sleep(1.0)  # W&B names the folders by the second
+    assert main(["train", *small_run]) == 0
+    (second,) = set(tmp_path.glob("runs/*/wandb/offline-run-*")) - {first}
+    assert second.name.rpartition("-")[2] == first.name.rpartition("-")[2]
+    logged = Logged(second)
+    assert {"done", "interrupted"} & set(logged.tags) == {"done"}
+    again = [*small_run, f"output_dir={tmp_path / 'another'}"]
+    assert main(["train", *again]) == 0
+    another = only(tmp_path, "another/*/wandb/offline-run-*")
+    assert another.name.rpartition("-")[2] != first.name.rpartition("-")[2]
+
+
+def test_a_run_takes_the_id_of_its_latest_part_unless_one_is_said(tmp_path):
+    loggers = {"csv": {"_target_": "a.CSVLogger"}, "wandb": {"_target_": "a.WandbLogger", "id": None}}
+    assert going_on(loggers, tmp_path) == loggers
+    for name in ("offline-run-20260102_000000-new-1", "run-20260101_000000-old1"):
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+    taken = going_on(loggers, tmp_path)
+    assert (taken["csv"], taken["wandb"]["id"]) == (loggers["csv"], "new-1")
+    said = {"wandb": {"_target_": "a.WandbLogger", "id": "mine"}}
+    assert going_on(said, tmp_path) == said
+
+
 def test_one_command_sends_what_is_not_sent(tmp_path):
     runs = [tmp_path / "my sweep" / name for name in ("a", "b", "c")]
     assert sync_command(runs) is None
     for run in runs[:2]:
         (run / "wandb" / "offline-run-1").mkdir(parents=True)
+        (run / "wandb" / "offline-run-1" / "run-1.wandb").write_bytes(bytes(100))
     assert sync_command(runs) == f"wandb sync '{tmp_path / 'my sweep'}'/*/wandb/offline-run-*"
     (runs[0] / "wandb" / "offline-run-1" / "run-1.wandb.synced").write_text("")
     assert sync_command(runs) == f"wandb sync '{runs[1] / 'wandb' / 'offline-run-1'}'"
+
+
+def test_a_log_without_a_record_at_which_sending_would_stop_is_left_out(tmp_path):
+    logs = [tmp_path / name / "wandb" / "offline-run-1" for name in ("a", "b", "c")]
+    for log, size in zip(logs, (100, 7, 100), strict=True):
+        log.mkdir(parents=True)
+        (log / "run-1.wandb").write_bytes(bytes(size))
+        os.utime(log / "run-1.wandb", (0, 0))
+    directories = [tmp_path / name for name in ("a", "b", "c")]
+    assert sync_command(directories) == f"wandb sync {logs[0]} {logs[2]}"
+    assert sync_command(directories[1:2]) is None
+    (logs[1] / "run-1.wandb").touch()  # W&B may be writing it
+    assert sync_command(directories[1:2]) == f"wandb sync {logs[1]}"
 
 
 def test_a_secret_of_the_configuration_is_hidden():

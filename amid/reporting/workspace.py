@@ -29,6 +29,8 @@ class SweepScores:
     """Metrics against references, the main one first."""
     valid_metric: str | None = None
     """What scores validations."""
+    diversity: str = "self_bleu"
+    """What tells diversity: the name of a Self-BLEU that all runs have."""
 
 
 def build_workspace(scores: SweepScores, entity: str, project: str) -> ws.Workspace:
@@ -43,7 +45,7 @@ def build_workspace(scores: SweepScores, entity: str, project: str) -> ws.Worksp
         entity: the W&B user or team; empty for whoever saves it.
         project: of the runs.
     """
-    quality = scores.metrics[0]
+    quality, diversity = scores.metrics[0], scores.diversity
     axes = {"α": "alpha", "λ": "lam"}
     curves = [
         wr.ScatterPlot(
@@ -53,12 +55,12 @@ def build_workspace(scores: SweepScores, entity: str, project: str) -> ws.Worksp
             legend_template=LEGEND,
         )
         for symbol, column in axes.items()
-        for metric in (quality, "self_bleu")
+        for metric in (quality, diversity)
     ]
     columns = [("α", wr.Config("alpha")), ("λ", wr.Config("lam"))]
     columns += [(name, wr.Config(name)) for name in ("divergence", "order", "method", "text")]
     scored: list[tuple[str, wr.SummaryMetric]] = [
-        (_written(metric), wr.SummaryMetric(f"average/{metric}")) for metric in (quality, "self_bleu")
+        (_written(metric), wr.SummaryMetric(f"average/{metric}")) for metric in (quality, diversity)
     ]
     courses = ["train/loss", "valid/loss", "train/gradient_norm", "train/lam"]
     courses += [f"valid/{scores.valid_metric}"] if scores.valid_metric else []
@@ -71,12 +73,12 @@ def build_workspace(scores: SweepScores, entity: str, project: str) -> ws.Worksp
             ws.Section(
                 name="Quality and diversity",
                 is_open=True,
-                panels=[_plane("average", "the average", quality), *curves],
+                panels=[_plane("average", "the average", quality, diversity), *curves],
             ),
             ws.Section(
                 name="Evaluation sets",
                 is_open=len(scores.sets) < 3,
-                panels=[_plane(f"test/{name}", name, quality) for name in scores.sets],
+                panels=[_plane(f"test/{name}", name, quality, diversity) for name in scores.sets],
             ),
             ws.Section(
                 name="Settings",
@@ -112,10 +114,10 @@ def specification(workspace: ws.Workspace) -> str:
     return json.dumps(view, indent=1, ensure_ascii=False) + "\n"
 
 
-def _plane(prefix: str, of: str, quality: str) -> wr.ScatterPlot:
+def _plane(prefix: str, of: str, quality: str, diversity: str) -> wr.ScatterPlot:
     return wr.ScatterPlot(
-        title=f"{_written(quality)} and Self-BLEU, {of}",
-        x=wr.SummaryMetric(f"{prefix}/self_bleu"),
+        title=f"{_written(quality)} and {_written(diversity)}, {of}",
+        x=wr.SummaryMetric(f"{prefix}/{diversity}"),
         y=wr.SummaryMetric(f"{prefix}/{quality}"),
         legend_template=LEGEND,
     )
