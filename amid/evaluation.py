@@ -41,7 +41,7 @@ def evaluate_sets(
     with precision():
         for name, seed, answers in sampling.answers_to_sets(model, tokenizer, prompts):
             answered = [
-                Answered(example.instruction, example.input, example.outputs, row)
+                Answered(example.instruction, example.input, example.outputs, row, example.fields)
                 for example, row in zip(sets[name], answers, strict=True)
             ]
             write_answers(directory / f"{name}-{seed}.jsonl", answered, seed)

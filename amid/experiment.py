@@ -128,7 +128,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     timings["load"] += time.perf_counter() - started
 
     last = last_checkpoint(directory)
-    _write_config(cfg, directory, key)
+    write_config(cfg, directory, key)
     started = time.perf_counter()
     scores: dict[str, dict[str, Score]] = {name: {} for name in evaluation_sets}
     _keep_metrics(directory)
@@ -248,7 +248,8 @@ def _finished(directory: Path, key: str) -> RunResult | None:
     return load(directory) if (directory / "result.json").exists() else None
 
 
-def _write_config(cfg: Config, directory: Path, key: str) -> None:
+def write_config(cfg: Config, directory: Path, key: str) -> None:
+    """Writes `directory`/config.yaml, whole or not at all: a resolved configuration and its hash."""
     directory.mkdir(parents=True, exist_ok=True)
     part = directory / "config.yaml.part"
     OmegaConf.save(OmegaConf.create({"hash": key, "config": cfg}), part)

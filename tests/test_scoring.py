@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
@@ -29,6 +30,8 @@ def answered(*texts, **known):
 
 def test_what_is_written_is_read_again(tmp_path):
     rows = answered("the\u2028cat\x85", "a dog – barked", "", tokens=3, ended=True, log_probs=[-0.5, -1.25])
+    fields = {"category": "open_qa", "level": 3, "seed": "of the data", "answers": "no"}
+    rows[0] = replace(rows[0], fields=fields)
     write_answers(tmp_path / "open-10.jsonl", rows, seed=10)
     read = read_answers(tmp_path / "open-10.jsonl")
     assert [row.answers for row in read] == [row.answers for row in rows]
@@ -36,7 +39,7 @@ def test_what_is_written_is_read_again(tmp_path):
         (r.instruction, r.references) for r in rows
     ]
     assert read[0].answers[0].log_probs == [-0.5, -1.25]
-    assert read[0].fields == {"seed": 10}
+    assert [row.fields for row in read] == [{"category": "open_qa", "level": 3}, {}, {}]
     assert [path.name for path in tmp_path.iterdir()] == ["open-10.jsonl"]
 
 
