@@ -102,6 +102,31 @@ class System:
         return [[answered[i] for i in prompts] for answered in self.by_seed]
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the arguments of `amid score`."""
+    found = argparse.ArgumentParser(
+        prog="amid score",
+        description=ABOUT,
+        epilog=MORE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.add_argument("paths", nargs="+", metavar="FILE|RUN")
+    found.add_argument(
+        "--by",
+        metavar="FIELD",
+        help="also the scores of parts: by a field of the lines, such as the category of a row of the data, "
+        "or by `length`, thirds by the words of the longest reference",
+    )
+    found.add_argument(
+        "--metric",
+        metavar="NAME",
+        help=f"the score to test the differences of, computed too: {', '.join(KNOWN)}, or one that a run "
+        "names; by default the run's main one (data.valid_metric), of files rouge_l",
+    )
+    found.add_argument("--csv", metavar="FILE", help="also write all scores there, unrounded")
+    return found
+
+
 Lines = Sequence[tuple[System, str, Mapping[str, Score]]]
 """Of a system, the scores of a part of the prompts, by the name of the part."""
 
@@ -112,27 +137,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         InputError: for a file that cannot be read or scored, or an option that does not fit.
     """
-    parser = argparse.ArgumentParser(
-        prog="amid score",
-        description=ABOUT,
-        epilog=MORE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("paths", nargs="+", metavar="FILE|RUN")
-    parser.add_argument(
-        "--by",
-        metavar="FIELD",
-        help="also the scores of parts: by a field of the lines, such as the category of a row of the data, "
-        "or by `length`, thirds by the words of the longest reference",
-    )
-    parser.add_argument(
-        "--metric",
-        metavar="NAME",
-        help=f"the score to test the differences of, computed too: {', '.join(KNOWN)}, or one that a run "
-        "names; by default the run's main one (data.valid_metric), of files rouge_l",
-    )
-    parser.add_argument("--csv", metavar="FILE", help="also write all scores there, unrounded")
-    given = parser.parse_args(arguments)
+    given = parser().parse_args(arguments)
     if given.csv and not Path(given.csv).parent.is_dir():
         raise InputError(f"--csv={given.csv}: there is no folder {Path(given.csv).parent}; make it first")
     systems = _systems([Path(path) for path in given.paths])
