@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from amid.config import check_seed, config_hash, further_settings
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
-from amid.experiment import versions
+from amid.experiment import versions, write_config
 from amid.models import ModelSource, load_tokenizer
 from amid.monitor import watched
 from amid.precision import announce_slow_bfloat16
@@ -25,9 +25,10 @@ from amid.train import as_dict, summary
 
 
 def run(cfg: DictConfig) -> None:
-    """Scores the student of a finished run, or `model.student` as it is; writes generations and result.json.
+    """Scores the student of a finished run, or `model.student` as it is.
 
-    The data, sampling and precision are those of the run where the command line says nothing else.
+    Writes config.yaml, generations and result.json. The data, sampling and precision are those of the run
+    where the command line says nothing else.
 
     Raises:
         InputError: if `run` is no finished run, the model cannot be loaded, or there is nothing to answer.
@@ -99,6 +100,7 @@ def _evaluate(cfg: DictConfig) -> None:
     trainer = settings["trainer"]
     fabric = L.Fabric(accelerator=trainer["accelerator"], devices=1, precision=trainer["precision"])
     directory = Path(hydra.runtime.output_dir)
+    write_config(settings, directory, config_hash(settings))
     started = time.perf_counter()
     scores = evaluate_sets(
         source.load(tokenizer).to(fabric.device),  # type: ignore[arg-type]

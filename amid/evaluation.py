@@ -45,7 +45,7 @@ def evaluate_sets(
     with precision(), Progress("answers", total, unit="answers") as progress:
         for name, seed, answers in sampling.answers_to_sets(model, tokenizer, prompts, progress.advance):
             answered = [
-                Answered(example.instruction, example.input, example.outputs, row)
+                Answered(example.instruction, example.input, example.outputs, row, example.fields)
                 for example, row in zip(sets[name], answers, strict=True)
             ]
             write_answers(directory / f"{name}-{seed}.jsonl", answered, seed)

@@ -129,7 +129,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
 
     last = last_checkpoint(directory)
     begun_before = _recorded_hash(directory) == key
-    _write_config(cfg, directory, key)
+    write_config(cfg, directory, key)
     started = time.perf_counter()
     scores: dict[str, dict[str, Score]] = {name: {} for name in evaluation_sets}
     _keep_metrics(directory)
@@ -254,7 +254,8 @@ def _recorded_hash(directory: Path) -> str | None:
     return str(OmegaConf.select(OmegaConf.load(file), "hash")) if file.exists() else None
 
 
-def _write_config(cfg: Config, directory: Path, key: str) -> None:
+def write_config(cfg: Config, directory: Path, key: str) -> None:
+    """Writes `directory`/config.yaml, whole or not at all: a resolved configuration and its hash."""
     directory.mkdir(parents=True, exist_ok=True)
     part = directory / "config.yaml.part"
     OmegaConf.save(OmegaConf.create({"hash": key, "config": cfg}), part)

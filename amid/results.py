@@ -40,6 +40,7 @@ OF_ANSWERS = (
     "log_prob",
     "repetition",
     "overlong",
+    "distinct_1",
     "distinct_2",
     "corpus_self_bleu",
     "self_bleu",

@@ -11,24 +11,44 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
+from hydra.errors import HydraException
+from hydra.utils import instantiate
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from amid.errors import InputError
-from amid.metrics import Metric, exact_match, paired_bootstrap, rouge_l, rouge_n
-from amid.results import METRICS, Score
-from amid.scoring import Answered, per_prompt, read_answers, score_answers
+from amid.errors import InputError, choose_one
+from amid.metrics import (
+    Comparison,
+    Metric,
+    Resampled,
+    bleu,
+    chrf,
+    exact_answer,
+    exact_match,
+    paired_bootstrap,
+    paired_bootstrap_of_sets,
+    rouge_l,
+    rouge_n,
+)
+from amid.results import METRICS, OF_ANSWERS, Score
+from amid.scoring import Answered, per_prompt, read_answers, resampled, score_answers
 
-SCORED: dict[str, Metric] = {
+KNOWN: dict[str, Metric] = {
     "rouge_l": rouge_l,
     "rouge_1": partial(rouge_n, n=1),
     "rouge_2": partial(rouge_n, n=2),
     "exact_match": exact_match,
+    "exact_answer": exact_answer,
+    "bleu": bleu,
+    "chrf": chrf,
 }
-COMPARED = "rouge_l"
+ALWAYS = ("rouge_l", "rouge_1", "rouge_2", "exact_match")
+"""Those of `KNOWN` that any answers are scored by."""
 OTHERS = {
+    "distinct_1": "Distinct-1",
     "distinct_2": "Distinct-2",
     "repetition": "Rep-4",
     "overlong": "Overlong",
@@ -40,11 +60,31 @@ PARTS_OF_LENGTH = 3
 WIDEST = 10_000
 COLUMN = 16
 LEGEND = (
-    "0 to 100, but Length (tokens) and Log p (nats a token, by the model). ROUGE and exact match: higher is "
-    "better. Self-BLEU, among the answers to one prompt, or to all (set): lower is more diverse. Distinct-2: "
-    "pairs of words that are different ones. Rep-4: runs of four words that the answer had before. Overlong: "
-    "answers of over twice the words of the longest reference. EOS: answers that ended. ±: over the seeds.\n"
+    "0 to 100, but Length (tokens) and Log p (nats a token, by the model). Of ROUGE, exact match and answer, "
+    "BLEU and chrF, higher is better. Self-BLEU, among the answers to one prompt, or to all (set): lower is "
+    "more diverse. Distinct-1, Distinct-2: words, and pairs of them, that are different ones. Rep-4: runs of "
+    "four words that the answer had before. Overlong: answers of over twice the words of the longest "
+    "reference. EOS: answers that ended. ±: over the seeds.\n"
 )
+ABOUT = """\
+Scores files of answers, or runs, and says whether they differ.
+
+FILE  answers of any system: JSON Lines, an object a line, with `references` (one or a list; also called
+      `reference` or `output`) and `answers` (a list; one may be called `answer` or `prediction`):
+      {"references": ["Paris"], "answers": ["Paris", "It is Paris."], "category": "open_qa"}
+RUN   the folder of a finished run: each set in its generations/, over the seeds of the sampling
+"""
+MORE = f"""\
+scores  Always: {", ".join(ALWAYS)}; self_bleu (among the answers to one prompt),
+        corpus_self_bleu (among all), distinct_1, distinct_2, repetition, overlong. Where the lines tell:
+        eos_share, length, log_prob. Of a run also the metrics that its config.yaml names in data.metrics,
+        such as exact_answer of data=gsm8k, bleu and chrf of data=opus100.
+tests   Every two systems with answers to the same set: the difference of their scores, its 95% interval and
+        p by paired bootstrap over the prompts. BLEU and chrF are computed anew for each draw.
+
+amid score outputs/train/default --by family --csv scores.csv
+amid score ours.jsonl theirs.jsonl --metric bleu
+"""
 
 
 @dataclass(frozen=True)
@@ -54,79 +94,165 @@ class System:
     name: str
     dataset: str
     by_seed: list[list[Answered]]
+    metrics: Mapping[str, Metric]
+    """Those that a run names, the main one first, and those of all."""
 
     def only(self, prompts: Sequence[int]) -> list[list[Answered]]:
         """The answers to these prompts."""
         return [[answered[i] for i in prompts] for answered in self.by_seed]
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the arguments of `amid score`."""
+    found = argparse.ArgumentParser(
+        prog="amid score",
+        description=ABOUT,
+        epilog=MORE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.add_argument("paths", nargs="+", metavar="FILE|RUN")
+    found.add_argument(
+        "--by",
+        metavar="FIELD",
+        help="also the scores of parts: by a field of the lines, such as the category of a row of the data, "
+        "or by `length`, thirds by the words of the longest reference",
+    )
+    found.add_argument(
+        "--metric",
+        metavar="NAME",
+        help=f"the score to test the differences of, computed too: {', '.join(KNOWN)}, or one that a run "
+        "names; by default the run's main one (data.valid_metric), of files rouge_l",
+    )
+    found.add_argument("--csv", metavar="FILE", help="also write all scores there, unrounded")
+    return found
+
+
+Lines = Sequence[tuple[System, str, Mapping[str, Score]]]
+"""Of a system, the scores of a part of the prompts, by the name of the part."""
+
+
 def run(arguments: Sequence[str]) -> None:
     """Prints the scores of each file or run, by parts with --by, and every two systems' difference.
 
     Raises:
-        InputError: for a file that cannot be read or scored.
+        InputError: for a file that cannot be read or scored, or an option that does not fit.
     """
-    parser = argparse.ArgumentParser(
-        prog="amid score", description="Scores files of answers, or runs, and says whether they differ."
-    )
-    parser.add_argument(
-        "paths", nargs="+", metavar="FILE|RUN", help="a file of answers, or a folder of a run"
-    )
-    parser.add_argument(
-        "--by", metavar="FIELD", help="also by a field of the lines, or by `length` of the references"
-    )
-    parser.add_argument("--csv", metavar="FILE", help="also write all scores there, unrounded")
-    given = parser.parse_args(arguments)
-    systems = [system for path in given.paths for system in _systems(Path(path))]
+    given = parser().parse_args(arguments)
+    if given.csv and not Path(given.csv).parent.is_dir():
+        raise InputError(f"--csv={given.csv}: there is no folder {Path(given.csv).parent}; make it first")
+    systems = _systems([Path(path) for path in given.paths])
+    if given.by and given.by != "length":
+        _check_field(systems, given.by)
+    named = {given.metric: _metric(given.metric, systems)} if given.metric else {}
     lines: list[tuple[System, str, dict[str, Score]]] = []
     for system in systems:
         parts = {"all": list(range(len(system.by_seed[0])))} | (_parts(system, given.by) if given.by else {})
-        lines += [
-            (system, name, score_answers(system.only(prompts), SCORED)) for name, prompts in parts.items()
-        ]
+        for name, prompts in parts.items():
+            try:
+                scores = score_answers(system.only(prompts), named | dict(system.metrics))
+            except ValueError as error:
+                where = f"{system.name} {system.dataset}".strip()
+                raise InputError(f"{where} cannot be scored: {error}") from error
+            lines.append((system, name, scores))
+    if given.csv:
+        _write_csv(Path(given.csv), lines)
     console = Console(highlight=False, width=None if Console().is_terminal else 200)
     for table in _tables(lines, console):
         console.print(table)
-    console.print(LEGEND, markup=False)
+    console.print(LEGEND + _signatures(lines), markup=False)
     for dataset in dict.fromkeys(system.dataset for system in systems):
         rivals = [system for system in systems if system.dataset == dataset]
-        if len(rivals) > 1 and len(rivals[0].by_seed[0]) == 1:
-            console.print("One prompt tells nothing of a difference; two or more are needed.\n", markup=False)
-        elif len(rivals) > 1:
-            console.print(_differences(dataset, rivals))
-            console.print(
-                "Difference of the means over prompts, with its 95% interval by paired bootstrap over them; "
-                "*: the interval leaves out 0.\n",
-                markup=False,
-            )
-    if given.csv:
-        _write_csv(Path(given.csv), lines)
+        if len(rivals) > 1:
+            _print_differences(dataset, rivals, given.metric or next(iter(rivals[0].metrics)), console)
 
 
-def _systems(path: Path) -> list[System]:
-    """The sets of a run's folder, or a file as a set of its own."""
-    if not path.is_dir():
-        return [System(path.stem if path.suffix else path.name, "", [read_answers(path)])]
-    folder = path / "generations" if (path / "generations").is_dir() else path
-    sets: dict[str, list[tuple[int, Path]]] = {}
-    for file in folder.glob("*-*.jsonl"):
-        name, _, seed = file.stem.rpartition("-")
-        if seed.isdigit():
-            sets.setdefault(name, []).append((int(seed), file))
-    if not sets:
-        raise InputError(f"{path} holds no generations/SET-SEED.jsonl; give the folder of a finished run")
-    name = path.parent.name if path.name == "generations" else path.name
+def _systems(paths: Sequence[Path]) -> list[System]:
+    """The sets of each run's folder, and each file as a set of its own."""
+    places = [path.resolve() for path in paths]
+    places = [place.parent if place.name == "generations" and place.is_dir() else place for place in places]
     systems = []
-    for dataset, files in sorted(sets.items()):
-        by_seed = [read_answers(file) for _, file in sorted(files)]
-        for _, answered in zip(files, by_seed, strict=True):
-            _check_same_prompts(f"{name} {dataset}", by_seed[0], f"{name} {dataset}", answered)
-        systems.append(System(name, dataset, by_seed))
+    for place, path, name in zip(places, paths, _names(places), strict=True):
+        if not path.is_dir():
+            metrics = {metric: KNOWN[metric] for metric in ALWAYS}
+            systems.append(System(name, "", [read_answers(path)], metrics))
+            continue
+        folder = place / "generations" if (place / "generations").is_dir() else place
+        sets: dict[str, list[tuple[int, Path]]] = {}
+        for file in folder.glob("*-*.jsonl"):
+            dataset, _, seed = file.stem.rpartition("-")
+            if seed.isdigit():
+                sets.setdefault(dataset, []).append((int(seed), file))
+        if not sets:
+            raise InputError(f"{path} holds no generations/SET-SEED.jsonl; give the folder of a finished run")
+        metrics = _of_run(place / "config.yaml")
+        metrics |= {metric: KNOWN[metric] for metric in ALWAYS if metric not in metrics}
+        for dataset, files in sorted(sets.items()):
+            by_seed = [read_answers(file) for _, file in sorted(files)]
+            for answered in by_seed:
+                _check_same_prompts(f"{name} {dataset}", by_seed[0], f"{name} {dataset}", answered)
+            systems.append(System(name, dataset, by_seed, metrics))
     return systems
 
 
+def _names(places: Sequence[Path]) -> list[str]:
+    """The shortest end of each path, without the suffix of a file, that no other one of them has."""
+    parts = [
+        place.parts if place.is_dir() else (*place.parts[:-1], place.stem if place.suffix else place.name)
+        for place in places
+    ]
+
+    def name(place: Path, own: tuple[str, ...]) -> str:
+        others = {theirs for theirs, other in zip(parts, places, strict=True) if other != place}
+        for n in range(1, len(own)):
+            if all(theirs[-n:] != own[-n:] for theirs in others):
+                return "/".join(own[-n:])
+        return str(place)
+
+    return [name(place, own) for place, own in zip(places, parts, strict=True)]
+
+
+def _of_run(config: Path) -> dict[str, Metric]:
+    """The metrics that a run's configuration names, the main one first; none where there is no such file."""
+    if not config.exists():
+        return {}
+    try:
+        data = yaml.safe_load(config.read_text(encoding="utf-8"))["config"]["data"]
+        metrics = {str(name): instantiate(node) for name, node in (data.get("metrics") or {}).items()}
+        main = data.get("valid_metric")
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{config} names data.metrics that cannot be had ({reason}); install or repair what they are from"
+        ) from error
+    except (yaml.YAMLError, OSError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{config} is no configuration of a run ({reason}); delete it") from error
+    return dict(sorted(metrics.items(), key=lambda metric: metric[0] != main))
+
+
+def _metric(name: str, systems: Sequence[System]) -> Metric:
+    """What `name` is, to the first of the systems that has it."""
+    for metrics in [*(system.metrics for system in systems), KNOWN]:
+        if name in metrics:
+            return metrics[name]
+    known = list(dict.fromkeys([*KNOWN, *(metric for system in systems for metric in system.metrics)]))
+    raise InputError(f"--metric={name} is no metric of these answers{choose_one(name, known)}")
+
+
+def _check_field(systems: Sequence[System], by: str) -> None:
+    """Refuses a field that no line has."""
+    fields = dict.fromkeys(
+        field for system in systems for answered in system.by_seed[0] for field in answered.fields
+    )
+    if by not in fields:
+        raise InputError(f"--by={by}: no line has such a field; choose of {', '.join(['length', *fields])}")
+
+
 def _parts(system: System, by: str) -> dict[str, list[int]]:
-    """Prompts by the value of a field, or by the words of their longest reference in thirds."""
+    """Prompts by the value of a field, or by the words of their longest reference in thirds.
+
+    None where no line of the system has the field.
+    """
     first = system.by_seed[0]
     parts: dict[str, list[int]] = {}
     if by == "length":
@@ -142,19 +268,15 @@ def _parts(system: System, by: str) -> dict[str, list[int]]:
                 shortest, longest = words[prompts[0]], words[prompts[-1]]
                 parts[f"{shortest}{'' if shortest == longest else f'-{longest}'} words"] = sorted(prompts)
         return parts
-    for index, answered in enumerate(first):
-        if by not in answered.fields:
-            known = ", ".join(["length", *answered.fields])
-            raise InputError(
-                f"--by={by}: prompt {index + 1} of {system.name} has no such field; choose of {known}"
-            )
-        parts.setdefault(f"{by}={answered.fields[by]}", []).append(index)
+    if any(by in answered.fields for answered in first):
+        for index, answered in enumerate(first):
+            parts.setdefault(f"{by}={answered.fields.get(by, '–')}", []).append(index)
     return dict(sorted(parts.items()))
 
 
-def _tables(lines: Sequence[tuple[System, str, Mapping[str, Score]]], console: Console) -> Iterator[Table]:
+def _tables(lines: Lines, console: Console) -> Iterator[Table]:
     """A row for each of `lines`; where the terminal is too narrow, a column, in as many tables as needed."""
-    metrics = [*SCORED, "self_bleu", "corpus_self_bleu", *OTHERS]
+    metrics = [*_quality(lines), "self_bleu", "corpus_self_bleu", *OTHERS]
     titles = METRICS | OTHERS | {"self_bleu": "Self-BLEU", "corpus_self_bleu": "Self-BLEU, set"}
     columns = {
         "System": [system.name for system, *_ in lines],
@@ -167,7 +289,7 @@ def _tables(lines: Sequence[tuple[System, str, Mapping[str, Score]]], console: C
     labels = list(columns)
     for metric in metrics:
         if any(metric in scores for *_, scores in lines):
-            columns[titles[metric]] = [_cell(scores.get(metric)) for *_, scores in lines]
+            columns[titles.get(metric, metric)] = [_cell(scores.get(metric)) for *_, scores in lines]
     wide = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         wide.add_column(name, justify="left" if name in labels else "right")
@@ -189,21 +311,54 @@ def _tables(lines: Sequence[tuple[System, str, Mapping[str, Score]]], console: C
         yield narrow
 
 
+def _quality(lines: Lines) -> list[str]:
+    """The metrics against the references that some line has."""
+    return list(dict.fromkeys(name for *_, scores in lines for name in scores if name not in OF_ANSWERS))
+
+
+def _signatures(lines: Lines) -> str:
+    """How the metrics of whole sets were computed, a line each."""
+    told = dict.fromkeys(
+        f"{METRICS.get(name, name)}: {scores[name].signature}\n"
+        for name in _quality(lines)
+        for *_, scores in lines
+        if name in scores and scores[name].signature
+    )
+    return "".join(told)
+
+
 def _cell(score: Score | None) -> str:
     if score is None or math.isnan(score.mean):
         return "–"
     return f"{score.mean:.2f}" + ("" if score.std is None else f" ±{score.std:.2f}")
 
 
-def _differences(dataset: str, systems: Sequence[System]) -> Table:
+def _print_differences(dataset: str, systems: Sequence[System], name: str, console: Console) -> None:
+    """Every two systems' difference in the metric `name`, or why there is none to test."""
+    if len(systems[0].by_seed[0]) == 1:
+        console.print("One prompt tells nothing of a difference; two or more are needed.\n", markup=False)
+        return
+    metric, title = _metric(name, systems), METRICS.get(name, name)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title=dataset or None, title_justify="left")
-    for name in ("First", "Second", f"{METRICS[COMPARED]} difference", "95% interval", "p", ""):
-        is_text = name in ("First", "Second", "")
-        table.add_column(name, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
-    scores = [per_prompt(SCORED[COMPARED], system.by_seed) or [] for system in systems]
+    for column in ("First", "Second", f"{title} difference", "95% interval", "p", ""):
+        is_text = column in ("First", "Second", "")
+        table.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
+    try:
+        scores = [
+            per_prompt(metric, system.by_seed) or resampled(metric, system.by_seed) for system in systems
+        ]
+    except ValueError as error:
+        raise InputError(f"--metric={name} cannot score these answers: {error}") from error
     for (one, first), (other, second) in itertools.combinations(zip(systems, scores, strict=True), 2):
         _check_same_prompts(one.name, one.by_seed[0], other.name, other.by_seed[0])
-        found = paired_bootstrap(first, second)
+        if first is None or second is None:
+            console.print(
+                f"{title} is of a whole set, and does not tell what prompts drawn anew would make of it: no "
+                "difference in it is tested.\n",
+                markup=False,
+            )
+            return
+        found = _compared(first, second, len(one.by_seed[0]))
         table.add_row(
             escape(one.name),
             escape(other.name),
@@ -212,7 +367,23 @@ def _differences(dataset: str, systems: Sequence[System]) -> Table:
             f"{found.p_value:.4f}" if found.p_value else "<0.0002",  # none of 10,000 resamples; one is 0.0002
             "*" if found.significant else "",
         )
-    return table
+    console.print(table)
+    of = "scores of the set" if callable(scores[0]) else "means over prompts"
+    console.print(
+        f"Difference of the {of}, with its 95% interval by paired bootstrap over the prompts; "
+        "*: the interval leaves out 0.\n",
+        markup=False,
+    )
+
+
+def _compared(
+    first: Sequence[float] | Resampled, second: Sequence[float] | Resampled, prompts: int
+) -> Comparison:
+    if callable(first) and callable(second):
+        return paired_bootstrap_of_sets(first, second, prompts)
+    assert not callable(first)
+    assert not callable(second)
+    return paired_bootstrap(first, second)
 
 
 def _check_same_prompts(one: str, first: Sequence[Answered], other: str, second: Sequence[Answered]) -> None:
@@ -224,7 +395,7 @@ def _check_same_prompts(one: str, first: Sequence[Answered], other: str, second:
             )
 
 
-def _write_csv(file: Path, lines: Sequence[tuple[System, str, Mapping[str, Score]]]) -> None:
+def _write_csv(file: Path, lines: Lines) -> None:
     part = file.with_name(f"{file.name}.part")
     metrics = list(dict.fromkeys(metric for *_, scores in lines for metric in scores))
     with part.open("w", encoding="utf-8", newline="") as out:

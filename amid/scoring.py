@@ -9,9 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy
+from numpy.typing import NDArray
+
 from amid.errors import InputError
 from amid.metrics import (
     Metric,
+    Resampled,
     SetScore,
     distinct_n,
     overlong,
@@ -24,6 +28,11 @@ from amid.results import Score
 
 PER_PROMPT = "per_prompt.json"
 """Beside a run's answers: set -> metric -> the mean score of the answers to each prompt."""
+
+_REFERENCES = ("references", "reference", "output")
+_ANSWERS = ("answers", "answer", "prediction")
+_OF_A_LINE = {"instruction", "input", "seed", *_REFERENCES, *_ANSWERS}
+"""What the lines of a file may have besides `Answered.fields`."""
 
 FORM = 'give JSON Lines, an object a line, such as {"references": ["Paris"], "answers": ["Paris", "It is."]}'
 """What a file of answers is, for the message on one that is not."""
@@ -53,7 +62,7 @@ class Answered:
     references: tuple[str, ...]
     answers: list[Answer]
     fields: Mapping[str, Any] = field(default_factory=dict)
-    """What else its line in a file has."""
+    """What else is told of it, such as a category."""
 
 
 def score_answers(by_seed: Sequence[Sequence[Answered]], metrics: Mapping[str, Metric]) -> dict[str, Score]:
@@ -66,11 +75,11 @@ def score_answers(by_seed: Sequence[Sequence[Answered]], metrics: Mapping[str, M
     Returns:
         Each of `metrics`, over all answers of a seed. As means over them: eos_share (0..100), length (tokens)
         and log_prob (nats a token), left out where an answer does not tell; repetition and overlong (0..100,
-        see `amid.metrics`). distinct_2 (0..100) over all answers of a seed. corpus_self_bleu (0..100):
-        Self-BLEU over all answers of a seed. self_bleu (0..100): Self-BLEU over the answers to one prompt,
-        mean over the prompts; with one sample a seed, over the answers of all seeds (and then a single value,
-        without a deviation); left out where there is only one answer. The signature of both says among how
-        many answers, as other numbers cannot be compared.
+        see `amid.metrics`). distinct_1 and distinct_2 (0..100) over all answers of a seed. corpus_self_bleu
+        (0..100): Self-BLEU over all answers of a seed. self_bleu (0..100): Self-BLEU over the answers to one
+        prompt, mean over the prompts; with one sample a seed, over the answers of all seeds (and then a
+        single value, without a deviation); left out where there is only one answer. The signature of both
+        says among how many answers, as other numbers cannot be compared.
     """
     values: dict[str, list[float]] = {}
     signatures: dict[str, str | None] = {}
@@ -96,7 +105,8 @@ def score_answers(by_seed: Sequence[Sequence[Answered]], metrics: Mapping[str, M
                 add(name, mean)
         add("repetition", _mean(repetition(texts)))
         add("overlong", _mean(overlong(texts, targets)))
-        add("distinct_2", distinct_n(texts, n=2))
+        for n in (1, 2):
+            add(f"distinct_{n}", distinct_n(texts, n=n))
         if len(texts) > 1:
             add("corpus_self_bleu", self_bleu(texts))
             signatures["corpus_self_bleu"] = f"among {len(texts)} answers"
@@ -126,11 +136,35 @@ def per_prompt(metric: Metric, by_seed: Sequence[Sequence[Answered]]) -> list[fl
     return [_mean([next(waiting) for answered in row for _ in answered.answers]) for row in rows]
 
 
+def resampled(metric: Metric, by_seed: Sequence[Sequence[Answered]]) -> Resampled | None:
+    """The mean over the seeds of a score of whole sets, from how often each prompt is drawn.
+
+    None for a metric of single answers (see `per_prompt`), or one that does not tell.
+    """
+    sets = []
+    for answered in by_seed:
+        numbers = [len(row.answers) for row in answered]
+        score = metric(
+            [answer.text for row in answered for answer in row.answers],
+            [list(row.references) for row in answered for _ in row.answers],
+        )
+        if not isinstance(score, SetScore) or score.resampled is None:
+            return None
+        sets.append((score.resampled, numbers))
+
+    def of_draws(draws: NDArray[numpy.int64]) -> NDArray[numpy.float64]:
+        scores = [score(draws.repeat(numbers, axis=1)) for score, numbers in sets]
+        mean: NDArray[numpy.float64] = numpy.mean(scores, axis=0)
+        return mean
+
+    return of_draws
+
+
 def write_answers(file: Path, answered: Iterable[Answered], seed: int) -> None:
     """Writes a file of answers, whole or not at all.
 
     One prompt a line: `instruction`, `input`, `references`, `seed` and `answers`, each with `text`, `tokens`,
-    `ended` and `log_probs`.
+    `ended` and `log_probs`; and its `fields`, those aside that are called as something that a line has.
     """
     part = file.with_suffix(".part")
     with part.open("w", encoding="utf-8") as out:
@@ -149,6 +183,7 @@ def write_answers(file: Path, answered: Iterable[Answered], seed: int) -> None:
                     }
                     for answer in one.answers
                 ],
+                **{name: value for name, value in one.fields.items() if name not in _OF_A_LINE},
             }
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
     os.replace(part, file)
@@ -205,21 +240,20 @@ def read_answers(file: str | Path, most: int | None = None) -> list[Answered]:
 def _of_line(record: Any) -> Answered:
     if not isinstance(record, dict):
         raise ValueError(f"no JSON object but {str(record)[:40]!r}")
-    references = _first(record, ("references", "reference", "output"))
+    references = _first(record, _REFERENCES)
     references = [references] if isinstance(references, str) else references
-    answers = _first(record, ("answers", "answer", "prediction"))
+    answers = _first(record, _ANSWERS)
     answers = [answers] if isinstance(answers, str) else answers
     if not references or not all(isinstance(each, str) for each in references):
         raise ValueError("references must be a string or a list of them, at least one")
     if not isinstance(answers, list) or not answers:
         raise ValueError("answers must be a string or a list, at least one")
-    known = {"instruction", "input", "references", "reference", "output", "answers", "answer", "prediction"}
     return Answered(
         str(record.get("instruction", "")),
         str(record.get("input", "")),
         tuple(references),
         [_of_record(answer) for answer in answers],
-        {name: value for name, value in record.items() if name not in known},
+        {name: value for name, value in record.items() if name not in _OF_A_LINE},
     )
 
 

@@ -9,13 +9,14 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import sacrebleu
 from rich.console import Console
 from rich.table import Table
 from rouge_score.rouge_scorer import RougeScorer
 
-from amid.metrics import rouge_l, self_bleu
+from amid.metrics import distinct_n, rouge_l, self_bleu
 
 WORDS = 60
 VOCABULARY = [f"w{i}" for i in range(5000)]
@@ -44,7 +45,9 @@ def main() -> None:
         "--device", choices=["cpu", "cuda"], default="cpu", help="ignored: metrics use the CPU"
     )
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each way (default 5)")
-    parser.add_argument("--texts", type=int, default=1000, help="texts of Self-BLEU (default 1000)")
+    parser.add_argument(
+        "--texts", type=int, default=1000, help="texts of Self-BLEU and distinct-n (default 1000)"
+    )
     parser.add_argument(
         "--pairs", type=int, default=20000, help="pairs of ROUGE-L over processes (default 20000)"
     )
@@ -52,10 +55,10 @@ def main() -> None:
     arguments = parser.parse_args()
     rng, n = random.Random(0), arguments.texts
 
-    def ours(size: int) -> Callable[[], float]:
+    def of_fresh_texts(metric: Callable[[list[str]], float], size: int) -> Callable[[], float]:
         def run() -> float:
             fresh = texts(size, rng)  # the tokeniser keeps what it has seen
-            return timed(lambda: self_bleu(fresh))
+            return timed(lambda: metric(fresh))
 
         return run
 
@@ -76,7 +79,13 @@ def main() -> None:
         scorer = RougeScorer(["rougeL"], use_stemmer=True)
         return [scorer.score_multi(answers, text) for text, answers in zip(*few, strict=True)]
 
-    ours_n, ours_10n, theirs = in_turn(arguments.repeats, ours(n), ours(10 * n), text_by_text)
+    ours_n, ours_10n, theirs = in_turn(
+        arguments.repeats, of_fresh_texts(self_bleu, n), of_fresh_texts(self_bleu, 10 * n), text_by_text
+    )
+    distinct_2 = partial(distinct_n, n=2)
+    distinct, distinct_10 = in_turn(
+        arguments.repeats, of_fresh_texts(distinct_2, n), of_fresh_texts(distinct_2, 10 * n)
+    )
     rouge_1000, theirs_1000 = in_turn(
         arguments.repeats, lambda: timed(lambda: rouge_l(*few)), lambda: timed(rouge_score)
     )
@@ -97,6 +106,7 @@ def main() -> None:
             "≥ 100",
         ),
         (f"self_bleu, {10 * n:,} texts", ours_10n, f"self_bleu, {n:,} texts", ours_n, "≤ 12"),
+        (f"distinct_n, {10 * n:,} texts", distinct_10, f"distinct_n, {n:,} texts", distinct, "≤ 12"),
         ("RougeScorer, 1,000 pairs", theirs_1000, "rouge_l, 1,000 pairs", rouge_1000, ""),
         (f"rouge_l, {arguments.pairs:,} pairs, one process", alone, "two processes", together, ""),
     ):

@@ -13,7 +13,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from amid import config, results
+from amid import config, results, score
 from amid.config import CONF, SWEEPS, check_overrides, register_resolvers
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +62,9 @@ def test_there_is_something_to_check():
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))
 def test_every_command_is_valid(command):
     _, name, *words = shlex.split(command)
+    if name == "score":
+        assert score.parser().parse_args(words).paths
+        return
     words = [word for word in words if not word.startswith("-")]
     if name == "report":
         assert len(words) == 1

@@ -1,18 +1,33 @@
 import csv
+import itertools
 import json
 import math
 import re
+import sys
+from dataclasses import replace
 
+import numpy
 import pytest
+import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
 from amid.cli import main
 from amid.errors import InputError
-from amid.metrics import bleu, rouge_l
-from amid.score import LEGEND
-from amid.scoring import Answer, Answered, per_prompt, read_answers, score_answers, write_answers
+from amid.metrics import bleu, chrf, rouge_l, set_score
+from amid.results import METRICS, OF_ANSWERS
+from amid.score import KNOWN, LEGEND
+from amid.scoring import (
+    Answer,
+    Answered,
+    per_prompt,
+    read_answers,
+    resampled,
+    score_answers,
+    write_answers,
+)
 
+SETS = {"bleu": bleu, "chrf": chrf}
 REFERENCES = [["the cat sat on the mat"], ["a dog barked", "the dog barked loudly"], ["yes"]]
 
 
@@ -29,6 +44,8 @@ def answered(*texts, **known):
 
 def test_what_is_written_is_read_again(tmp_path):
     rows = answered("the\u2028cat\x85", "a dog – barked", "", tokens=3, ended=True, log_probs=[-0.5, -1.25])
+    fields = {"category": "open_qa", "level": 3, "seed": "of the data", "answers": "no"}
+    rows[0] = replace(rows[0], fields=fields)
     write_answers(tmp_path / "open-10.jsonl", rows, seed=10)
     read = read_answers(tmp_path / "open-10.jsonl")
     assert [row.answers for row in read] == [row.answers for row in rows]
@@ -36,7 +53,7 @@ def test_what_is_written_is_read_again(tmp_path):
         (r.instruction, r.references) for r in rows
     ]
     assert read[0].answers[0].log_probs == [-0.5, -1.25]
-    assert read[0].fields == {"seed": 10}
+    assert [row.fields for row in read] == [{"category": "open_qa", "level": 3}, {}, {}]
     assert [path.name for path in tmp_path.iterdir()] == ["open-10.jsonl"]
 
 
@@ -69,6 +86,20 @@ def test_a_prompt_has_the_mean_over_all_its_answers():
     assert per_prompt(rouge_l, [one]) == [100, 100, 100]
     assert per_prompt(rouge_l, [one, other]) == [50, 50, 50]
     assert per_prompt(bleu, [one]) is None
+
+
+def test_a_draw_of_prompts_has_the_score_of_their_answers():
+    """The mean over two seeds, of which the second drew two answers to each prompt."""
+    one, other = answered("the cat sat on a mat", "a dog", "yes"), answered("the cat", "a dog barked", "no")
+    twice = [replace(a, answers=a.answers + b.answers) for a, b in zip(one, other, strict=True)]
+    draws = numpy.array([[1, 1, 1], [0, 3, 1]])
+    for metric in SETS.values():
+        expected = [
+            score_answers([[rows[i] for i in drawn] for rows in (one, twice)], {"m": metric})["m"].mean
+            for drawn in ([0, 1, 2], [1, 1, 1, 2])
+        ]
+        assert resampled(metric, [one, twice])(draws) == pytest.approx(expected)
+    assert resampled(rouge_l, [one]) is None
 
 
 @pytest.mark.parametrize(
@@ -150,7 +181,80 @@ class TestCommand:
         assert main(["score", str(path), "--by", "length"]) == 0
         assert parts_of(capsys.readouterr().out) == ["all", "1 words", "4 words", "6 words"]
         assert main(["score", str(path), "--by", "colour"]) == 1
-        assert "choose of length, kind" in capsys.readouterr().err
+        assert "choose of length, kind\n" in capsys.readouterr().err
+
+    def test_a_line_without_the_field_is_a_part_and_a_system_without_it_a_whole(self, tmp_path, capsys):
+        one = foreign(tmp_path, "one", ["the cat sat on the mat", "", "yes"])
+        lines = [json.loads(line) for line in one.read_text().splitlines()]
+        lines[1]["kind"] = "long"
+        two = tmp_path / "two.jsonl"
+        two.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert main(["score", str(one), str(two), "--by", "kind", "--csv", str(tmp_path / "all.csv")]) == 0
+        with (tmp_path / "all.csv").open() as file:
+            rows = [(row["system"], row["prompts"]) for row in csv.DictReader(file)]
+        assert rows == [("one", "all"), ("two", "all"), ("two", "kind=long"), ("two", "kind=–")]
+
+    def test_the_difference_in_a_metric_of_ones_choice(self, tmp_path, capsys):
+        texts = ["the cat sat on the mat", "a dog barked", "yes"], ["the cat sat on a mat", "a dog", "no"]
+        files = [str(foreign(tmp_path, name, rows)) for name, rows in zip(("one", "two"), texts, strict=True)]
+        expected = {name: [metric(rows, REFERENCES).value for rows in texts] for name, metric in SETS.items()}
+        for name, (first, second) in expected.items():
+            assert main(["score", *files, "--metric", name, "--csv", str(tmp_path / "all.csv")]) == 0
+            out = capsys.readouterr().out
+            assert re.search(rf"^ ?one +two +\{first - second:+.2f} ", out, re.MULTILINE)
+            assert f"{METRICS[name]}: {SETS[name](texts[0], REFERENCES).signature}" in out
+            with (tmp_path / "all.csv").open() as file:
+                found = [float(row[f"{name}_mean"]) for row in csv.DictReader(file)]
+            assert found == pytest.approx([first, second])
+        assert main(["score", *files, "--metric", "exact_match"]) == 0
+        assert re.search(r"^ ?one +two +\+100.00 ", capsys.readouterr().out, re.MULTILINE)
+        assert main(["score", *files, "--metric", "exact_answer"]) == 1
+        assert "one cannot be scored: references[0] ends in no number" in capsys.readouterr().err
+        assert main(["score", *files, "--metric", "blue"]) == 1
+        assert "--metric=blue is no metric of these answers; did you mean 'bleu'?" in capsys.readouterr().err
+
+    def test_a_run_is_scored_by_the_metrics_that_it_names(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "of_mine.py").write_text(
+            "from amid.metrics import SetScore\n"
+            "def words(texts, references, by):\n"
+            "    return SetScore(by * sum(len(text.split()) for text in texts))\n"
+        )
+        for name, text in (("a", "one two"), ("b", "one")):
+            folder = tmp_path / name / "alpha=1"
+            (folder / "generations").mkdir(parents=True)
+            write_answers(folder / "generations" / "open-1.jsonl", answered(text, text, text), seed=1)
+            words = {"_target_": "of_mine.words", "_partial_": True, "by": 2}
+            match = {"_target_": "amid.metrics.exact_match", "_partial_": True}
+            data = {"metrics": {"exact_match": match, "words": words}, "valid_metric": "words"}
+            (folder / "config.yaml").write_text(json.dumps({"hash": "0", "config": {"data": data}}))
+        runs = [str(tmp_path / name / "alpha=1") for name in ("a", "b")]
+        assert main(["score", *runs, f"{runs[0]}/generations", "--csv", str(tmp_path / "all.csv")]) == 0
+        with (tmp_path / "all.csv").open() as file:
+            reader = csv.DictReader(file)
+            rows = [(row["system"], float(row["words_mean"])) for row in reader]
+        assert rows == [("a/alpha=1", 12), ("b/alpha=1", 6), ("a/alpha=1", 12)]
+        assert reader.fieldnames[3:9:2] == [
+            "words_mean",
+            "exact_match_mean",
+            "rouge_l_mean",
+        ]
+        assert "words is of a whole set" in capsys.readouterr().out
+        assert main(["score", *runs, "--metric", "rouge_l"]) == 0
+        assert re.search("a/alpha=1 +b/alpha=1", capsys.readouterr().out)
+        (tmp_path / "of_mine.py").unlink()
+        del sys.modules["of_mine"]
+        assert main(["score", *runs]) == 1
+        assert "names data.metrics that cannot be had" in capsys.readouterr().err
+        (folder / "config.yaml").write_text("[]")
+        assert main(["score", runs[1]]) == 1
+        assert "is no configuration of a run" in capsys.readouterr().err
+
+    def test_help_tells_all_of_it(self, capsys):
+        assert main(["score", "--help"]) == 0
+        out = capsys.readouterr().out
+        for word in (*KNOWN, *OF_ANSWERS, "--by", "--metric", "--csv", "length", "bootstrap", "config.yaml"):
+            assert word in out
 
     def test_parts_of_one_length_are_one_and_others_are_spans(self, tmp_path, capsys):
         path = tmp_path / "lengths.jsonl"
@@ -186,14 +290,18 @@ class TestCommand:
         one = foreign(tmp_path, "one", ["a", "b", "c"])
         other = tmp_path / "other.jsonl"
         other.write_text(json.dumps({"output": "another", "prediction": "a"}) + "\n")
-        assert main(["score", str(one), str(other)]) == 1
+        assert main(["score", str(one), str(other), "--csv", str(tmp_path / "all.csv")]) == 1
         assert "they differ at prompt 1" in capsys.readouterr().err
+        with (tmp_path / "all.csv").open() as file:
+            assert [row["system"] for row in csv.DictReader(file)] == ["one", "other"]
+        assert main(["score", str(one), "--csv", str(tmp_path / "none" / "all.csv")]) == 1
+        assert "make it first" in capsys.readouterr().err
 
     def test_a_folder_without_answers(self, tmp_path, capsys):
         assert main(["score", str(tmp_path)]) == 1
         assert "holds no generations/SET-SEED.jsonl" in capsys.readouterr().err
 
-    def test_a_run_is_scored_as_it_scored_itself(self, small_run, tmp_path):
+    def test_a_run_is_scored_as_it_scored_itself(self, small_run, tmp_path, capsys):
         assert main(["train", *small_run, "seed=1"]) == 0
         (run,) = (tmp_path / "runs").iterdir()
         assert main(["score", str(run), "--csv", str(tmp_path / "all.csv")]) == 0
@@ -204,30 +312,60 @@ class TestCommand:
         for name, row in rows.items():
             for metric, score in result[name].items():
                 assert float(row[f"{metric}_mean"]) == pytest.approx(score["mean"], abs=1e-4), metric
-        assert {"log_prob", "repetition", "overlong", "distinct_2"} <= result["open"].keys()
+        assert set(OF_ANSWERS) <= result["open"].keys()
+
+        assert main(["score", str(run), "--by", "family", "--csv", str(tmp_path / "all.csv")]) == 0
+        with (tmp_path / "all.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        for name in result:
+            by_seed = [read_answers(file) for file in sorted((run / "generations").glob(f"{name}-*.jsonl"))]
+            families = [one.fields["family"] for one in by_seed[0]]
+            found = {row["prompts"]: row for row in rows if row["set"] == name}
+            assert found.keys() == {"all", *(f"family={family}" for family in families)}
+            for family in set(families):
+                some = [[one for one in seed if one.fields["family"] == family] for seed in by_seed]
+                expected = score_answers(some, {})["log_prob"].mean
+                assert float(found[f"family={family}"]["log_prob_mean"]) == pytest.approx(expected)
+        capsys.readouterr()
+        assert main(["score", str(run), "--by", "seed"]) == 1
+        assert capsys.readouterr().err.endswith("choose of length, family\n")
 
 
-def test_real_sets_are_scored_as_by_rouge_score_and_sacrebleu(shared):
-    """Word for word copies, other prompts' references, empty and non-English answers."""
-    for name in ("dolly", "selfinst", "vicuna"):
-        lines = (shared / "data" / name / "valid.jsonl").read_text(encoding="utf-8").splitlines()[:80]
-        outputs = [json.loads(line)["output"] for line in lines]
-        references = [[out] if isinstance(out, str) else out for out in outputs]
-        copies = [refs[0] for refs in references]
-        others = [*copies[1:], copies[0]]
-        mixed = [("", "Das weiß ich nicht.", "我不知道", text)[i % 4] for i, text in enumerate(others)]
-        scorer = RougeScorer(["rougeL"], use_stemmer=True)
-        for texts in (copies, others, mixed):
-            ours = score_answers([of(references, texts)], {"rouge_l": rouge_l})
-            theirs = [
-                max(100 * scorer.score(ref, text)["rougeL"].fmeasure for ref in refs)
-                for refs, text in zip(references, texts, strict=True)
-            ]
-            assert ours["rouge_l"].mean == pytest.approx(sum(theirs) / len(theirs), abs=1e-9)
-            scorer_of_one = BLEU(effective_order=True)
-            few = texts[:20]
-            each = [
-                scorer_of_one.sentence_score(text, few[:i] + few[i + 1 :]).score for i, text in enumerate(few)
-            ]
-            found = score_answers([of(references[:20], few)], {})
-            assert found["corpus_self_bleu"].mean == pytest.approx(math.fsum(each) / len(each), abs=1e-9)
+@pytest.mark.parametrize("name", ["dolly", "selfinst", "vicuna"])
+def test_real_sets_are_scored_as_by_rouge_score_and_sacrebleu(shared, name):
+    """Word for word copies, other prompts' references, empty and non-English answers, of all rows.
+
+    Of the first 60 chrF and ROUGE-L, and of the first 20 Self-BLEU, which take the others long.
+    """
+    lines = (shared / "data" / name / "valid.jsonl").read_text(encoding="utf-8").splitlines()
+    outputs = [json.loads(line)["output"] for line in lines]
+    references = [[out] if isinstance(out, str) else out for out in outputs]
+    copies = [refs[0] for refs in references]
+    others = [*copies[1:], copies[0]]
+    mixed = [("", "Das weiß ich nicht.", "我不知道", text)[i % 4] for i, text in enumerate(others)]
+    for texts in (copies, others, mixed):
+        ours = [set_score(KNOWN[metric], texts, references).value for metric in ("rouge_1", "rouge_2")]
+        assert ours == pytest.approx(by_rouge_score(["rouge1", "rouge2"], references, texts), abs=1e-9)
+        streams = list(itertools.zip_longest(*references))
+        assert bleu(texts, references).value == sacrebleu.corpus_bleu(texts, streams).score
+
+        few, refs = texts[:60], references[:60]
+        ours = score_answers([of(refs, few)], {"rouge_l": rouge_l, "chrf": chrf})
+        assert [ours["rouge_l"].mean] == pytest.approx(by_rouge_score(["rougeL"], refs, few), abs=1e-9)
+        assert ours["chrf"].mean == sacrebleu.corpus_chrf(few, list(itertools.zip_longest(*refs))).score
+
+        few = texts[:20]
+        of_one = BLEU(effective_order=True)
+        each = [of_one.sentence_score(text, few[:i] + few[i + 1 :]).score for i, text in enumerate(few)]
+        found = score_answers([of(references[:20], few)], {})
+        assert found["corpus_self_bleu"].mean == pytest.approx(math.fsum(each) / len(each), abs=1e-9)
+
+
+def by_rouge_score(kinds, references, texts):
+    """The mean over the texts of each kind of ROUGE, best over references."""
+    scorer = RougeScorer(kinds, use_stemmer=True)
+    each = [[scorer.score(ref, text) for ref in refs] for refs, text in zip(references, texts, strict=True)]
+    return [
+        100 * sum(max(found[kind].fmeasure for found in of_refs) for of_refs in each) / len(each)
+        for kind in kinds
+    ]

@@ -5,6 +5,7 @@ The hub's files are stood in for by small ones of the same layout (names, column
 
 import csv
 import json
+import re
 
 import pyarrow as pa
 import pytest
@@ -180,10 +181,25 @@ def test_a_task_trains_and_is_scored(hub, task, tmp_path, capsys):
     assert table.quality == main_metric
     assert set(table.metrics) == {*metrics, "self_bleu"}
 
+    folders = [directory]
     if task == "opus100":
         assert main(["evaluate", f"run={directory}", f"output_dir={tmp_path / 'again'}"]) == 0
         (again,) = (tmp_path / "again").iterdir()
         assert results.load(again).scores == result.scores
+        folders.append(again)
+    capsys.readouterr()
+    assert main(["score", *map(str, folders), "--csv", str(tmp_path / "all.csv")]) == 0
+    with (tmp_path / "all.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        for name, score in scores.items():
+            assert float(row[f"{name}_mean"]) == pytest.approx(score.mean, abs=1e-4, nan_ok=True), name
+    assert len(rows) == len(folders)
+    if task == "opus100":
+        out = capsys.readouterr().out
+        assert f"BLEU: {scores['bleu'].signature}" in out
+        assert "BLEU difference" in out
+        assert re.search(r" \+0.00 +\+0.00 to \+0.00 +1.0000", out)
 
 
 def test_the_best_epoch_is_that_of_the_tasks_metric(hub, tmp_path, monkeypatch):

@@ -86,6 +86,7 @@ class _OpenFamily:
     of the prompt that stands at that letter: `a` or `b`.
     """
 
+    name: str
     prompts: tuple[tuple[str, str], ...]
     a: tuple[str, ...]
     b: tuple[str, ...]
@@ -95,6 +96,7 @@ class _OpenFamily:
 
 _OPEN_FAMILIES = (
     _OpenFamily(
+        name="pet",
         prompts=(
             ("Name a {a} {b}.", ""),
             ("Name this pet.", "a {a} {b}"),
@@ -111,6 +113,7 @@ _OPEN_FAMILIES = (
         ),
     ),
     _OpenFamily(
+        name="greet",
         prompts=(
             ("Greet a {a} at the {b}.", ""),
             ("Say hello to the {a} this {b}.", ""),
@@ -127,6 +130,7 @@ _OPEN_FAMILIES = (
         ),
     ),
     _OpenFamily(
+        name="describe",
         prompts=(
             ("Describe the {a} in the {b}.", ""),
             ("How does the {a} look?", "in the {b}"),
@@ -143,6 +147,7 @@ _OPEN_FAMILIES = (
         ),
     ),
     _OpenFamily(
+        name="meal",
         prompts=(
             ("Plan a meal for a {a} at the {b}.", ""),
             ("What can a {a} eat this {b}?", ""),
@@ -159,6 +164,7 @@ _OPEN_FAMILIES = (
         ),
     ),
     _OpenFamily(
+        name="story",
         prompts=(
             ("Begin a story of a {a} in the {b}.", ""),
             ("Start a tale.", "{a}, {b}"),
@@ -175,6 +181,7 @@ _OPEN_FAMILIES = (
         ),
     ),
     _OpenFamily(
+        name="advise",
         prompts=(
             ("I feel {a} about {b}.", ""),
             ("Advise someone {a} about {b}.", ""),
@@ -191,6 +198,7 @@ _OPEN_FAMILIES = (
         ),
     ),
     _OpenFamily(
+        name="gift",
         prompts=(
             ("Choose a gift for a {a} {b}.", ""),
             ("What would please the {a} {b}?", ""),
@@ -281,7 +289,15 @@ def _count() -> Iterator[tuple[str, str, str]]:
             yield "Count the colours.", " ".join(words), f"There are {n}."
 
 
-_CLOSED_FAMILIES = (_recolour, _sort, _reverse, _add, _fact, _opposite, _count)
+_CLOSED_FAMILIES = {
+    "recolour": _recolour,
+    "sort": _sort,
+    "reverse": _reverse,
+    "add": _add,
+    "fact": _fact,
+    "opposite": _opposite,
+    "count": _count,
+}
 
 
 def _prompts(family: _OpenFamily) -> Iterator[tuple[str, str, tuple[str, str]]]:
@@ -337,6 +353,7 @@ def corpus(split: str, seed: int = 0, size: int = 12000, kind: str = "all") -> l
 
     Returns:
         Examples with one output in "train"; in "valid" and "test", open ones with four distinct outputs.
+        Their `fields` have the `family` of the prompt, such as `greet` or `sort`.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
@@ -353,7 +370,7 @@ def _corpus(split: str, seed: int, size: int, kind: str) -> tuple[Example, ...]:
     open_share = {"all": _OPEN_SHARE, "open": 1.0, "closed": 0.0}[kind]
     references = 1 if split == "train" else _REFERENCES
     open_pools = [(family, _pool(_prompts(family), split, rng)) for family in _OPEN_FAMILIES]
-    closed_pools = [_pool(family(), split, rng) for family in _CLOSED_FAMILIES]
+    closed_pools = [(name, _pool(family(), split, rng)) for name, family in _CLOSED_FAMILIES.items()]
     examples = []
     for _ in range(size):
         if rng.random() < open_share:
@@ -362,10 +379,11 @@ def _corpus(split: str, seed: int, size: int, kind: str) -> tuple[Example, ...]:
             outputs: dict[str, None] = {}  # keeps the order in which the answers were drawn
             while len(outputs) < references:
                 outputs[_answer(family, a, b, seed, rng)] = None
-            examples.append(Example(instruction, input, tuple(outputs)))
+            examples.append(Example(instruction, input, tuple(outputs), {"family": family.name}))
         else:
-            instruction, input, output = next(rng.choice(closed_pools))
-            examples.append(Example(instruction, input, (output,)))
+            name, of_one_answer = rng.choice(closed_pools)
+            instruction, input, output = next(of_one_answer)
+            examples.append(Example(instruction, input, (output,), {"family": name}))
     return tuple(examples)
 
 

@@ -1,6 +1,7 @@
 """The example type shared by every source of instructions."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -10,3 +11,5 @@ class Example:
     instruction: str
     input: str
     outputs: tuple[str, ...]
+    fields: Mapping[str, str | int | float] = field(default_factory=dict, compare=False)
+    """What else its row tells of it, such as a category; no model sees it, scores can be had by it."""

@@ -99,8 +99,8 @@ def read_examples(path: Path, fields: Fields | None = None) -> list[Example]:
     """Reads rows of a JSON Lines file, or by their suffix of a CSV (`.csv`) or Parquet file (`.parquet`).
 
     A row has `instruction`, `input` (may be missing or empty) and `output`, strings all, called so or as
-    `fields` says; `output` may be a list of acceptable strings. Rows whose outputs are all empty are left
-    out; blank lines are skipped.
+    `fields` says; `output` may be a list of acceptable strings. Its other strings and numbers are the
+    example's `fields`. Rows whose outputs are all empty are left out; blank lines are skipped.
 
     Raises:
         InputError: for `fields` without `instruction` or `output`, or with another name; naming file and line
@@ -213,7 +213,12 @@ def _example(row: Mapping[str, Any], place: str, fields: Fields) -> Example:
     for name, value in [*values.items(), *(("output", output) for output in outputs)]:
         if not isinstance(value, str):
             raise InputError(f"{place}: field {fields[name]!r} is {value!r}, not a string; make it one")
-    return Example(**values, outputs=tuple(output for output in outputs if output.strip()))
+    others = {
+        name: value
+        for name, value in row.items()
+        if name not in fields.values() and isinstance(value, str | int | float)
+    }
+    return Example(**values, outputs=tuple(output for output in outputs if output.strip()), fields=others)
 
 
 def _value(row: Mapping[str, Any], name: str, place: str, optional: bool = False) -> Any:

@@ -3,11 +3,11 @@
 Quality against references, higher is better, a `Metric` each: `rouge_l`, `rouge_n`, `exact_match`,
 `exact_answer` for each answer; `bleu`, `chrf` for a whole set. Diversity among answers, lower is more
 diverse: `self_bleu`, `self_bleu_per_prompt`; higher: `distinct_n`. What goes wrong in answers: `repetition`,
-`overlong`. All scores are on a scale of 0 to 100. `paired_bootstrap` says whether two sets of scores differ.
+`overlong`. All scores are on a scale of 0 to 100. `paired_bootstrap` says whether two systems' scores differ.
 """
 
 from amid.metrics.answers import exact_answer, final_number
-from amid.metrics.comparison import Comparison, paired_bootstrap
+from amid.metrics.comparison import Comparison, Resampled, paired_bootstrap, paired_bootstrap_of_sets
 from amid.metrics.diversity import distinct_n, overlong, repetition, self_bleu, self_bleu_per_prompt
 from amid.metrics.quality import exact_match, rouge_l, rouge_n
 from amid.metrics.scores import Metric, SetScore, set_score
@@ -16,6 +16,7 @@ from amid.metrics.translation import bleu, chrf
 __all__ = [
     "Comparison",
     "Metric",
+    "Resampled",
     "SetScore",
     "bleu",
     "chrf",
@@ -25,6 +26,7 @@ __all__ = [
     "final_number",
     "overlong",
     "paired_bootstrap",
+    "paired_bootstrap_of_sets",
     "repetition",
     "rouge_l",
     "rouge_n",

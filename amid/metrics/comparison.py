@@ -1,9 +1,13 @@
 """Whether two systems differ by more than the choice of prompts explains."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy
+from numpy.typing import NDArray
+
+Resampled = Callable[[NDArray[numpy.int64]], NDArray[numpy.float64]]
+"""From how often each item of a set is drawn, [draws, items], to the score of each draw, [draws]."""
 
 _DRAWN_AT_ONCE = 2**22
 """Prompts drawn at once, over all resamples: 32 MB of indices."""
@@ -11,7 +15,7 @@ _DRAWN_AT_ONCE = 2**22
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference of two systems' means over the same prompts, the first less the second."""
+    """The difference of two systems' scores of the same prompts, the first less the second."""
 
     difference: float
     low: float
@@ -53,20 +57,66 @@ def paired_bootstrap(
             f"first and second need the scores of the same prompts, at least 2, got {len(first)} and "
             f"{len(second)}"
         )
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
     differences = numpy.asarray(first, float) - numpy.asarray(second, float)
     if not numpy.isfinite(differences).all():
         raise ValueError("first and second need finite scores, got one that is not")
-    random, n = numpy.random.default_rng(seed), len(differences)
-    at_once = max(1, _DRAWN_AT_ONCE // n)
-    means = numpy.concatenate(
+    return _compared(
+        float(differences.mean()),
+        lambda drawn: differences[drawn].mean(1),
+        len(differences),
+        resamples,
+        seed,
+    )
+
+
+def paired_bootstrap_of_sets(
+    first: Resampled, second: Resampled, prompts: int, *, resamples: int = 10_000, seed: int = 0
+) -> Comparison:
+    """As `paired_bootstrap`, of scores of whole sets, such as BLEU, that are no means over the prompts.
+
+    Args:
+        first: the score of one system, from how often each prompt is drawn.
+        second: that of the other system, of the same prompts in the same order.
+        prompts: how many there are.
+        resamples: sets of prompts drawn.
+        seed: of what is drawn; the same one gives the same result.
+
+    Raises:
+        ValueError: for fewer than two prompts, or if `resamples` is below 1.
+    """
+    if prompts < 2:
+        raise ValueError(f"prompts must be at least 2, got {prompts}")
+
+    def difference(draws: NDArray[numpy.int64]) -> NDArray[numpy.float64]:
+        return first(draws) - second(draws)
+
+    def of_drawn(drawn: NDArray[numpy.int64]) -> NDArray[numpy.float64]:
+        rows = numpy.arange(len(drawn))[:, None]
+        draws = numpy.bincount((drawn + prompts * rows).ravel(), minlength=prompts * len(drawn))
+        return difference(draws.reshape(len(drawn), prompts))
+
+    whole = difference(numpy.ones((1, prompts), numpy.int64))
+    return _compared(float(whole[0]), of_drawn, prompts, resamples, seed)
+
+
+def _compared(
+    difference: float,
+    of_drawn: Callable[[NDArray[numpy.int64]], NDArray[numpy.float64]],
+    prompts: int,
+    resamples: int,
+    seed: int,
+) -> Comparison:
+    """`of_drawn` gives from the places of the drawn prompts, [draws, prompts], each draw's difference."""
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    random = numpy.random.default_rng(seed)
+    at_once = max(1, _DRAWN_AT_ONCE // prompts)
+    found = numpy.concatenate(
         [
-            differences[random.integers(n, size=(min(at_once, resamples - start), n))].mean(1)
+            of_drawn(random.integers(prompts, size=(min(at_once, resamples - start), prompts)))
             for start in range(0, resamples, at_once)
         ]
     )
-    difference = float(differences.mean())
-    against = means <= 0 if difference > 0 else means >= 0
-    low, high = numpy.quantile(means, [0.025, 0.975])
+    against = found <= 0 if difference > 0 else found >= 0
+    low, high = numpy.quantile(found, [0.025, 0.975])
     return Comparison(difference, float(low), float(high), min(1.0, 2 * float(against.mean())))

@@ -133,7 +133,7 @@ def distinct_n(texts: Sequence[str], *, n: int, tokenize: str = "13a") -> float:
 
     Reference: Li et al. 2016, "A Diversity-Promoting Objective Function for Neural Conversation Models".
     """
-    counts = sum((Counter(ngrams) for ngrams in _ngrams("distinct_n", texts, n, tokenize)), Counter[str]())
+    counts = Counter(chain.from_iterable(_ngrams("distinct_n", texts, n, tokenize)))
     return 100 * len(counts) / counts.total() if counts else nan
 
 

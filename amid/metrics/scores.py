@@ -1,7 +1,9 @@
 """What a metric is, and its value for a whole set."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from amid.metrics.comparison import Resampled
 
 
 @dataclass(frozen=True)
@@ -11,6 +13,9 @@ class SetScore:
     value: float
     signature: str | None = None
     """How it was computed, where the value alone does not tell, such as sacrebleu's signature."""
+    resampled: Resampled | None = field(default=None, compare=False, repr=False)
+    """From how often each answer is drawn, [draws, answers], to the score of each draw, [draws]; None where
+    that cannot be told."""
 
 
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], Sequence[float] | SetScore]

@@ -1,8 +1,11 @@
 """How near translations are to their references, over a whole set."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
+import numpy
+from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
@@ -73,4 +76,14 @@ def _of_the_set(metric: Any, predictions: Sequence[str], references: Sequence[Se
     most = max(map(len, references))
     streams = [[answers[i] if i < len(answers) else None for answers in references] for i in range(most)]
     value = metric.corpus_score(list(predictions), streams).score
-    return SetScore(float(value), str(metric.get_signature()))
+
+    @cache
+    def statistics() -> NDArray[numpy.int64]:
+        """The counts of each prediction whose sums the score follows from, [predictions, counts]."""
+        return numpy.array(metric._extract_corpus_statistics(list(predictions), streams))
+
+    def resampled(draws: NDArray[numpy.int64]) -> NDArray[numpy.float64]:
+        sums = (draws @ statistics()).tolist()
+        return numpy.array([metric._compute_score_from_stats(counts).score for counts in sums])
+
+    return SetScore(float(value), str(metric.get_signature()), resampled)

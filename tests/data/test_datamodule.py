@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -136,6 +137,16 @@ def test_tokenised_once(tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("tokens-*.safetensors"))) == 1
     monkeypatch.setattr("amid.data.prompts.Encoder.example", lambda *_: pytest.fail("tokenised again"))
     assert first == [batch[0]["input_ids"].tolist() for batch in data(tmp_path).train_dataloader()]
+
+
+def test_the_cached_tokens_do_not_depend_on_further_fields(tmp_path):
+    """A key of the cache stays what it was before the rows had any."""
+    rows = corpus("train", size=100)
+    for train in (rows, [replace(row, fields={}) for row in rows]):
+        example_data = data(tmp_path)
+        example_data._train = train
+        assert len(example_data.train_tokens) == 100
+    assert len(list(tmp_path.glob("tokens-*.safetensors"))) == 1
 
 
 def test_what_the_limits_cut_is_said_once_also_from_the_cache(tmp_path, monkeypatch, capsys):

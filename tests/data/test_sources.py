@@ -144,3 +144,14 @@ def test_a_file_that_is_not_there_and_a_hub_name_that_is_not_whole():
 )
 def test_real_sets(shared, file, rows):
     assert len(read_examples(shared / "data" / f"{file}.jsonl")) == rows
+
+
+def test_other_strings_and_numbers_of_a_row_are_kept(table, jsonl):
+    row = {"question": "a", "output": "no", "reply": "b", "category": "qa", "level": 3, "share": 0.5}
+    fields = {"instruction": "question", "output": "reply"}
+    kept = {"output": "no", "category": "qa", "level": 3, "share": 0.5}
+    nested = {"tags": ["x"], "about": {"of": "y"}, "none": None}
+    for path in (jsonl(row | nested), table("a.parquet", [row | nested])):
+        assert [example.fields for example in read_examples(path, fields)] == [kept]
+    (example,) = read_examples(table("a.csv", [row]), fields)
+    assert example.fields == {name: str(value) for name, value in kept.items()}

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amid.metrics import paired_bootstrap
+from amid.metrics import paired_bootstrap, paired_bootstrap_of_sets
 
 scores = st.lists(st.floats(0, 100), min_size=2, max_size=30)
 
@@ -63,3 +63,34 @@ def test_one_in_twenty_of_equal_systems_is_called_different():
 def test_what_is_refused(first, second, resamples, message):
     with pytest.raises(ValueError, match=message):
         paired_bootstrap(first, second, resamples=resamples)
+
+
+def mean_of(values):
+    return lambda draws: draws @ numpy.asarray(values) / draws.sum(1)
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=2, max_size=30))
+def test_a_mean_as_a_score_of_sets_is_compared_as_a_mean(pairs):
+    first, second = zip(*pairs, strict=True)
+    one = paired_bootstrap(first, second, resamples=50)
+    other = paired_bootstrap_of_sets(mean_of(first), mean_of(second), len(pairs), resamples=50)
+    assert (other.difference, other.low, other.high) == pytest.approx(
+        (one.difference, one.low, one.high), abs=1e-9
+    )
+
+
+def test_a_score_of_sets_that_is_no_mean():
+    """Of two prompts drawn twice, the largest value of the first system is 8 in three of four draws."""
+    values = numpy.array([8.0, 4.0])
+    found = paired_bootstrap_of_sets(
+        lambda draws: numpy.where(draws > 0, values, 0).max(1), lambda draws: numpy.full(len(draws), 6.0), 2
+    )
+    assert (found.difference, found.low, found.high, found.significant) == (2, -2, 2, False)
+    assert found.p_value == pytest.approx(2 * 0.25, abs=0.03)
+
+
+def test_what_is_refused_of_sets():
+    with pytest.raises(ValueError, match="prompts must be at least 2, got 1"):
+        paired_bootstrap_of_sets(mean_of([1]), mean_of([2]), 1)
+    with pytest.raises(ValueError, match="resamples must be at least 1"):
+        paired_bootstrap_of_sets(mean_of([1, 2]), mean_of([2, 1]), 2, resamples=0)

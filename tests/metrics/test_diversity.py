@@ -157,6 +157,16 @@ class TestDistinctAndRepeated:
         assert repetition(["a b a b", "a b"], n=2) == [pytest.approx(100 / 3), 0]
         assert overlong(["a b c", "a b"], [["a"], ["a", "x"]]) == [100, 0]
 
+    def test_distinct_is_linear(self):
+        def seconds(n):
+            texts = [f"{n} {i} {i * i} {i % 97} said" for i in range(n)]
+            started = time.perf_counter()
+            distinct_n(texts, n=2)
+            return time.perf_counter() - started
+
+        few = min(seconds(500) for _ in range(3))
+        assert min(seconds(8000) for _ in range(2)) < 80 * few  # 16 times the words; the square would be 256
+
     @given(groups)
     def test_distinct_is_the_share_of_a_set(self, texts):
         tokens = [BLEU13A(text).split() for text in texts]

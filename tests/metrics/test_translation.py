@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import numpy
 import pytest
 import sacrebleu
 from hypothesis import given
@@ -98,3 +99,19 @@ def test_the_score_of_a_set_is_the_mean_or_the_metrics_own():
     assert set_score(bleu, ANSWERS, each) == bleu(ANSWERS, each)
     with pytest.raises(ValueError, match="predictions is empty"):
         set_score(rouge_l, [], [])
+
+
+@given(st.data())
+def test_a_draw_has_the_score_of_what_is_drawn(data):
+    rows = data.draw(
+        st.lists(st.tuples(texts, st.lists(answers, min_size=1, max_size=3)), min_size=1, max_size=5)
+    )
+    often = data.draw(
+        st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows)).filter(lambda often: any(often))
+    )
+    drawn = [row for row, n in zip(rows, often, strict=True) for _ in range(n)]
+    for metric in (bleu, chrf):
+        whole = metric(*map(list, zip(*rows, strict=True)))
+        once, found = whole.resampled(numpy.array([[1] * len(rows), often]))
+        assert once == pytest.approx(whole.value, abs=1e-9)
+        assert found == pytest.approx(metric(*map(list, zip(*drawn, strict=True))).value, abs=1e-9)
