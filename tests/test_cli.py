@@ -687,6 +687,14 @@ def test_a_loss_that_is_no_sum_of_parts_takes_no_micro_batches(quick, capsys, li
     assert "is no sum of parts" in capsys.readouterr().err
 
 
+def test_a_maximum_over_a_batch_is_over_each_micro_batch_where_the_mean_is_over_them(quick, tmp_path):
+    base = [o for o in quick if not o.startswith(("data.micro_batch_size", "data.tokens_per_batch"))]
+    parts = ["data.mean=micro_batch", "data.micro_batch_size=2"]
+    assert run("train", *base, "method=alphanet", "objective.maximum=batch", *parts) == 0
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert results.load(directory).diverged_step is None
+
+
 def test_a_preparation_that_diverges_is_an_error_each_time(quick, tmp_path, capsys):
     arguments = [*quick, f"prepared_dir={tmp_path / 'bad'}", "model.teacher.sft.optimizer.lr=inf"]
     for _ in range(2):

@@ -7,15 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import CPU, EOS, TOKENS, data_of, fitted, network
+from torch.nn import functional as F
 
 from amid import text
-from amid.data.datamodule import Tokens
+from amid.data.datamodule import Tokens, counted_positions
 from amid.data.prompts import IGNORE
+from amid.errors import InputError
 from amid.generation import Sampling
 from amid.losses import KL, CrossEntropy, Objective, WeightedSum
 from amid.models import ModelSource
 from amid.teacher import CachedTeacher, LiveTeacher, PartlyCachedTeacher, TeacherSupply
-from amid.text import DataText, StudentText, on_student_text, prompts_of
+from amid.text import AdaptiveText, DataText, StudentText, on_student_text, prompts_of
 
 
 @settings(max_examples=20, deadline=None)
@@ -48,6 +50,61 @@ def test_labels_are_the_answers_with_eos_also_where_padding_is_eos(tmp_path_fact
 
 
 MODEL = network(eos_bias=5.0)
+
+
+@pytest.mark.parametrize(
+    "which", [StudentText(3, labels="unshifted"), AdaptiveText(3, 1.0, labels="unshifted")]
+)
+def test_unshifted_labels_count_what_is_predicted_after_each_token_of_an_answer(tmp_path, which):
+    """As where the label of a token stands at the token itself, and EOS is dropped."""
+    answers = {(1, 2): [7, 8, EOS], (3,): [7, 8, 9], (4,): [EOS], (5, 6): [9, EOS]}
+
+    def answers_of(sampling, prompts, seed):
+        return [answers[tuple(prompt)] for prompt in prompts]
+
+    answers_of.end = EOS
+    rows = which.rows([list(prompt) for prompt in answers], 0, 1, answers_of)
+    (batch,) = data_of(tmp_path, micro_batch_size=None).micro_batches(rows)
+    found = {}
+    for ids, counted in zip(batch["input_ids"], counted_positions(batch), strict=True):
+        prompt = tuple(ids[:2].tolist()) if int(ids[0]) in (1, 5) else (int(ids[0]),)
+        found[prompt] = [ids[: i + 1].tolist() for i in counted.nonzero().flatten().tolist()]
+    assert found == {  # from which tokens a counted one is predicted
+        (1, 2): [[1, 2, 7], [1, 2, 7, 8]],
+        (3,): [[3, 7], [3, 7, 8], [3, 7, 8, 9]],
+        (4,): [],
+        (5, 6): [[5, 6, 9]],
+    }
+    with pytest.raises(InputError, match=r"text.labels=none must be shifted or unshifted"):
+        type(which)(3, labels="none")
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_mean_of_micro_batches_means_is_the_one_computed_by_hand(tmp_path, fused):
+    given = {"plain_text": ["Name a brave dog. " * 30], "batch_size": 4, "micro_batch_size": 3}
+    data = data_of(tmp_path, size=4, mean="micro_batch", **given)
+    (step,) = data.train_dataloader()
+    by_hand = network()
+
+    def mean_of_means(batches):
+        means = []
+        for batch in batches:
+            logits = by_hand(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            means.append(F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()))
+        assert len(means) == 2
+        return sum(means) / 2
+
+    expected = mean_of_means(step) + mean_of_means(data.plain_batch(0))
+    expected.backward()
+    objective = CrossEntropy(fused=fused)
+    module, logged = fitted(
+        data, DataText(), network(), objective=objective, mean="micro_batch", plain_text=data.plain_batch
+    )
+    assert logged["train/loss"] == pytest.approx(expected.item(), rel=1e-5)
+    for mine, theirs in zip(module.student.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs - 0.1 * theirs.grad, rtol=1e-4, atol=1e-6)
+    _, logged = fitted(data, DataText(), network(), objective=objective, plain_text=data.plain_batch)
+    assert logged["train/loss"] != pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_prompts_are_those_of_the_data(tmp_path):
