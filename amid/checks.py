@@ -58,11 +58,12 @@ def parts_of(cfg: Config, prefix: str = "") -> Parts:
             f"objective={objective!r} needs text with the probabilities that it was sampled with; use "
             "text=rollouts"
         )
+    in_parts = objective.additive or cfg["data"].get("mean") == "micro_batch"
     for limit in ("micro_batch_size", "tokens_per_batch"):
-        if not objective.additive and cfg["data"][limit] is not None:
+        if not in_parts and cfg["data"][limit] is not None:
             raise InputError(
                 f"data.{limit}={cfg['data'][limit]} cuts a step into parts, but {objective!r} is no sum of "
-                f"parts; use data.{limit}=null, or objective.maximum=token"
+                f"parts; use data.{limit}=null, objective.maximum=token, or data.mean=micro_batch"
             )
     if cfg["clip_norm"] is not None and cfg["clip_norm"] <= 0:
         raise InputError(f"{prefix}clip_norm={cfg['clip_norm']} must be above 0; use null not to clip")

@@ -126,18 +126,20 @@ def without_wandb() -> bool:
 def config_hash(cfg: Mapping[str, Any]) -> str:
     """A hash of what decides a run's result: its configuration, without the places that it writes to, and
     the content of the data files and local models that it names."""
-    what = _effective({key: value for key, value in cfg.items() if key not in _PLACES})
+    per_micro_batch = (cfg.get("data") or {}).get("mean") == "micro_batch"
+    counts = ("micro_batch_size",) if per_micro_batch else ()
+    what = _effective({key: value for key, value in cfg.items() if key not in _PLACES}, counts)
     contents = {path: _content_hash(Path(path)) for path in sorted(set(_local_paths(what)))}
     text = json.dumps([what, contents], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _effective(node: Any, name: str = "") -> Any:
-    """`node` without the keys that have no effect on a result."""
+def _effective(node: Any, counts: Collection[str], name: str = "") -> Any:
+    """`node` without the keys that have no effect on a result; those of `counts` have one."""
     if not isinstance(node, Mapping):
         return node
-    idle = _NO_EFFECT.get(name, ())
-    return {key: _effective(child, str(key)) for key, child in node.items() if key not in idle}
+    idle = set(_NO_EFFECT.get(name, ())).difference(counts)
+    return {key: _effective(child, counts, str(key)) for key, child in node.items() if key not in idle}
 
 
 def _local_paths(cfg: Mapping[str, Any]) -> Iterator[str]:

@@ -51,15 +51,13 @@ def _evaluate(cfg: DictConfig) -> None:
                 f"seed={cfg.seed} with run={cfg.run}: the seed is that of the run's training; "
                 "those of the samples are generation.seeds"
             )
-        if result.diverged_step is not None and not (Path(cfg.run) / BEST).exists():
-            raise InputError(
-                f"run={cfg.run} diverged at step {result.diverged_step}: it has no student to score"
-            )
+        if not (Path(cfg.run) / BEST).exists():
+            diverged = f"diverged at step {result.diverged_step}: it has no student to score"
+            evaluation = f"has no student in {BEST}; give a training run that has, such as the one it scored"
+            raise InputError(f"run={cfg.run} {evaluation if result.diverged_step is None else diverged}")
         labels = dict(result.labels) | ({} if cfg.name is None else {"method": cfg.name})
         further = ",".join(str(part) for part in (labels.get("settings"), further) if part) or None
         cfg.seed = result.seed
-        if not (Path(cfg.run) / "config.yaml").exists():
-            raise InputError(f"run={cfg.run} is an evaluation, no training run; give the run that it scored")
         saved = OmegaConf.select(OmegaConf.load(Path(cfg.run) / "config.yaml"), "config")
         _take_from(cfg, saved, overrides)
         cfg.model.student = {

@@ -119,6 +119,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         sampling=parts.sampling,
         log_every_n_steps=cfg["trainer"]["log_every_n_steps"],
         micro_batches=data.micro_batches,
+        mean=data.mean,
         text=text,
         plain_text=plain_text,
         plain_text_weight=data.plain_text_weight,

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.counted_loss import CountedLoss
-from amid.data.datamodule import MicroBatch, Row, SampledRow, counted_positions, padding_share
+from amid.data.datamodule import Mean, MicroBatch, Row, SampledRow, counted_positions, padding_share
 from amid.errors import InputError
 from amid.generation import MixedAnswer, Sampling
 from amid.losses import CrossEntropy, Loss
@@ -39,16 +39,17 @@ class DistillationModule(L.LightningModule):
 
     One item of the data loader is one optimiser step, given as a list of micro-batches. The loss is the sum
     over the counted tokens of all of them (of all devices) divided by their number, so that the way a step
-    is cut into micro-batches changes memory and speed only. The student is in train mode, with whatever
-    dropout its own configuration says; the teacher always in eval mode. A step whose loss or gradient is not
-    finite leaves the student as it is, and raises `Diverged`.
+    is cut into micro-batches changes memory and speed only; or, with `mean="micro_batch"`, the mean of their
+    own means. The student is in train mode, with whatever dropout its own configuration says; the teacher
+    always in eval mode. A step whose loss or gradient is not finite leaves the student as it is, and raises
+    `Diverged`.
 
-    Logged each `log_every_n_steps`: `train/loss`, `train/gradient_norm` (before clipping), `train/lr`,
-    means over the counted tokens of `train/entropy_p|q|r` (nats), `train/kl_pq` and
-    `train/gradient_weight`, `train/alpha`, `train/lam`, and `train/padding`, the share of padding among the
-    step's tokens (0..1). Since the last record: `train/student_text`, the share of rows that the student
-    wrote (0..1), `train/student_text_tokens`, their mean length with EOS, and `train/text_threshold`.
-    With `MiniLLM`, means over the counted tokens of `train/single_step` (KL(q ‖ p), nats), `train/to_go`,
+    Logged each `log_every_n_steps`: `train/loss`, `train/gradient_norm` (before clipping), `train/lr`, means
+    over the counted tokens of `train/entropy_p|q|r` (nats), `train/kl_pq` and `train/gradient_weight`,
+    `train/alpha`, `train/lam`, and `train/padding`, the share of padding among the step's tokens (0..1).
+    Since the last record: `train/student_text`, the share of rows that the student wrote (0..1),
+    `train/student_text_tokens`, how many of their tokens count (the mean), and `train/text_threshold`. With
+    `MiniLLM`, means over the counted tokens of `train/single_step` (KL(q ‖ p), nats), `train/to_go`,
     `train/importance` and `train/clipped` (0..1). `train/plain_text_loss` is that on plain text; `train/loss`
     has it with its weight. Logged at each validation: `valid/loss`, `valid/cross_entropy` (nats a token),
     `valid/perplexity`, its exponential; with a teacher `valid/kl_pq` (nats a token) and `valid/same_top`, the
@@ -70,10 +71,11 @@ class DistillationModule(L.LightningModule):
         sampling: how they are answered: one sample each, with the first of its seeds.
         log_every_n_steps: steps between two records of the training.
         micro_batches: cuts the rows of an optimiser step into micro-batches.
+        mean: over what the loss is a mean: "step" or "micro_batch".
         text: whose responses are trained on; on the student's, only with an objective of which
             `on_student_text` leaves something.
         plain_text: the batch of plain text with a given number, on which a cross-entropy is taken at each
-            step, the mean over its own counted tokens; None for none.
+            step, the mean over its own counted tokens, or of its micro-batches' means; None for none.
         plain_text_weight: of that loss.
         shared_vocab: both models' logits are cut to their first so many entries; None if they are alike.
         schedule: moves settings of the objective's assistant after each optimiser step, in training and
@@ -99,6 +101,7 @@ class DistillationModule(L.LightningModule):
         log_every_n_steps: int,
         micro_batches: Callable[[Sequence[Row | SampledRow]], list[MicroBatch]],
         text: Text,
+        mean: Mean = "step",
         plain_text: Callable[[int], list[MicroBatch]] | None = None,
         plain_text_weight: float = 1.0,
         shared_vocab: int | None = None,
@@ -109,7 +112,7 @@ class DistillationModule(L.LightningModule):
         self.student = student
         self.teacher = teacher
         self.objective = objective
-        self._micro_batches, self._text = micro_batches, text
+        self._micro_batches, self._text, self._mean = micro_batches, text, mean
         self._on_student_text = on_student_text(objective)
         self._plain_text, self._plain_text_weight = plain_text, plain_text_weight
         self._optimizer, self._scheduler, self._clip_norm = optimizer, scheduler, clip_norm
@@ -162,15 +165,15 @@ class DistillationModule(L.LightningModule):
         if student_text is not None:
             assert self._on_student_text is not None
             micro_batches, objective = student_text, self._on_student_text
-        counted = sum(int(counted_positions(batch).sum()) for batch in micro_batches)
-        denominator = max(float(self._mean_over_devices(counted)), 1.0)
+        counted = sum(map(_counted, micro_batches))
+        all_counted = max(float(self._mean_over_devices(counted)), 1.0)
         step = self.trainer.global_step
         logging = (step + 1) % self._log_every_n_steps == 0
         needed = () if self._schedule is None else self._schedule.needs
         optimizer.zero_grad()
         loss = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        for batch in micro_batches:
+        for batch, denominator in zip(micro_batches, self._denominators(micro_batches), strict=True):
             part, stats = self._loss(objective, batch, denominator, return_stats=logging or bool(needed))
             self.manual_backward(part)
             loss += part.detach()
@@ -188,7 +191,7 @@ class DistillationModule(L.LightningModule):
         self.response_tokens += counted
         self.response_tokens_here += counted
         if logging:
-            rates: dict[str, float | Tensor] = {f"train/{k}": v / denominator for k, v in sums.items()}
+            rates: dict[str, float | Tensor] = {f"train/{k}": v / all_counted for k, v in sums.items()}
             assistant = getattr(self.objective, "assistant", None)
             for name in ("alpha", "lam"):
                 if hasattr(assistant, name):
@@ -204,12 +207,20 @@ class DistillationModule(L.LightningModule):
             self.log("train/loss", total, prog_bar=True, sync_dist=self._several_devices)
         scheduler.step()
         if self._schedule is not None:
-            means = {"loss": loss} | {name: sums[name] / denominator for name in needed}
+            means = {"loss": loss} | {name: sums[name] / all_counted for name in needed}
             over_devices = {name: float(self._mean_over_devices(x)) for name, x in means.items()}
             self._schedule.update(step, self._steps, over_devices)
             self._schedule.apply(self.objective)
         self.seconds_of_steps.append(time.perf_counter() - started)
         return total
+
+    def _denominators(self, micro_batches: Sequence[MicroBatch]) -> list[float]:
+        """What the sum over the counted tokens of each micro-batch of a step is divided by."""
+        counted = [_counted(batch) for batch in micro_batches]
+        if self._mean == "micro_batch":
+            n = float(self._mean_over_devices(len(counted)))
+            return [n * max(n_tokens, 1) for n_tokens in counted]
+        return [max(float(self._mean_over_devices(sum(counted))), 1.0)] * len(counted)
 
     def _student_text(self, of_data: list[MicroBatch]) -> list[MicroBatch] | None:
         """What this step is taken on in place of the data; None for the data."""
@@ -253,11 +264,9 @@ class DistillationModule(L.LightningModule):
         assert self._plain_text is not None
         number = self.trainer.global_step * self.trainer.world_size + self.trainer.global_rank
         batches = self._plain_text(number)
-        counted = sum(int(counted_positions(batch).sum()) for batch in batches)
-        denominator = max(float(self._mean_over_devices(counted)), 1.0)
         objective = CrossEntropy(fused=self.objective.uses_fused)
         total = torch.zeros((), device=self.device)
-        for batch in batches:
+        for batch, denominator in zip(batches, self._denominators(batches), strict=True):
             batch = {name: value.to(self.device) for name, value in batch.items()}
             loss, _ = self._loss(objective, batch, denominator)
             self.manual_backward(self._plain_text_weight * loss)
@@ -354,6 +363,10 @@ class DistillationModule(L.LightningModule):
         return mean
 
 
+def _counted(batch: MicroBatch) -> int:
+    return int(counted_positions(batch).sum())
+
+
 @dataclass(frozen=True)
 class _Answerer:
     """As in `amid.text`."""
@@ -361,6 +374,10 @@ class _Answerer:
     student: PreTrainedModel
     teacher: Teacher | None
     tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def end(self) -> int:
+        return int(self.tokenizer.eos_token_id)
 
     def __call__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
         vocabulary = len(self.tokenizer)

@@ -6,7 +6,7 @@ import random
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import lightning as L
 import torch
@@ -28,11 +28,16 @@ FORMAT = 1
 """Version of the teacher's text on disk and of how it is made; another one is another folder."""
 
 
+Labels = Literal["shifted", "unshifted"]
 AnyRow = TypeVar("AnyRow", Row, SampledRow)
 
 
 class Answerer(Protocol):
     """The student, as it is at a step, and its teacher."""
+
+    @property
+    def end(self) -> int:
+        """The id of the token that ends an answer, EOS."""
 
     def __call__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
         """The token ids of its answer to each prompt, EOS included where it ended."""
@@ -199,6 +204,10 @@ class StudentText(Text):
     Args:
         max_new_tokens: tokens of an answer at most; one that is cut there has no EOS.
         share: the probability, in (0, 1], that a step is taken on the student's text and not on the data's.
+        labels: "shifted", as the data's: each token of an answer, EOS included, is counted where it is
+            predicted. "unshifted", as in DistiLLM's code and its forks: the label of a token stands at the
+            token itself, and EOS, their padding, is dropped; so the first token of an answer is not
+            counted, and what is predicted after its last one is, also where the answer was cut.
         temperature: 0 for greedy decoding.
         top_p: in (0, 1]; 1 keeps all tokens.
         top_k: 0 keeps all tokens.
@@ -215,6 +224,7 @@ class StudentText(Text):
         self,
         max_new_tokens: int,
         share: float = 1.0,
+        labels: Labels = "shifted",
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
@@ -223,7 +233,7 @@ class StudentText(Text):
     ) -> None:
         if not 0 < share <= 1:
             raise InputError(f"text.share={share} must be in (0, 1]; for none, use text=data")
-        self.share, self.seed = share, seed
+        self.share, self.labels, self.seed = share, _known(labels), seed
         self.sampling = _sampling(max_new_tokens, temperature, top_p, top_k, batch_size)
 
     def rows(
@@ -232,7 +242,7 @@ class StudentText(Text):
         """As `Text` says."""
         if _uniform(self.seed, step) >= self.share:
             return None
-        return _answered(prompts, answer(self.sampling, prompts, _seed(self.seed, step)))
+        return _by_student(answer, self.sampling, prompts, _seed(self.seed, step), self.labels)
 
 
 class AdaptiveText(Text):
@@ -254,6 +264,7 @@ class AdaptiveText(Text):
         increase: of φ, in [0, 1].
         tolerance: nats a token; below 0, as much better it must be.
         capacity: rows of the buffer; when it is full the oldest leave.
+        labels: see `StudentText`.
         temperature: 0 for greedy decoding.
         top_p: in (0, 1]; 1 keeps all tokens.
         top_k: 0 keeps all tokens.
@@ -273,6 +284,7 @@ class AdaptiveText(Text):
         increase: float = 0.1,
         tolerance: float = 0.1,
         capacity: int = 1000,
+        labels: Labels = "shifted",
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
@@ -289,6 +301,7 @@ class AdaptiveText(Text):
         self.sampling = _sampling(max_new_tokens, temperature, top_p, top_k, batch_size)
         self.threshold: float = threshold
         self.increase, self.tolerance, self.seed = increase, tolerance, seed
+        self.labels = _known(labels)
         self.reference: float | None = None
         self.buffer: deque[Row] = deque(maxlen=capacity)
 
@@ -300,7 +313,7 @@ class AdaptiveText(Text):
         if u >= self.threshold:
             return None
         if u < self.threshold * (1 - step / steps) or len(self.buffer) < (self.buffer.maxlen or 0):
-            rows = _answered(prompts, answer(self.sampling, prompts, _seed(self.seed, step)))
+            rows = _by_student(answer, self.sampling, prompts, _seed(self.seed, step), self.labels)
             self.buffer.extend(_of_all_devices(rows))
             return rows
         _, rank = _devices()
@@ -466,6 +479,27 @@ def _answered(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
         (torch.tensor([*prompt, *ids], dtype=torch.int32), len(prompt), NO_ROW)
         for prompt, ids in zip(prompts, answers, strict=True)
     ]
+
+
+def _by_student(
+    answer: Answerer, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int, labels: Labels
+) -> list[Row]:
+    """The student's answers to the prompts, with their labels as `StudentText` says."""
+    rows = _answered(prompts, answer(sampling, prompts, seed))
+    if labels == "shifted":
+        return rows
+    # The first token passes for one of the prompt; where no EOS was predicted, one stands in for what was.
+    end = torch.tensor([answer.end], dtype=torch.int32)
+    return [
+        (ids if ids[-1] == end else torch.cat([ids, end]), n_prompt + 1, number)
+        for ids, n_prompt, number in rows
+    ]
+
+
+def _known(labels: Labels) -> Labels:
+    if labels not in ("shifted", "unshifted"):
+        raise InputError(f"text.labels={labels} must be shifted or unshifted")
+    return labels
 
 
 def _uniform(seed: int, step: int) -> float:

@@ -707,6 +707,27 @@ def test_a_loss_that_is_no_sum_of_parts_takes_no_micro_batches(quick, capsys, li
     assert "is no sum of parts" in capsys.readouterr().err
 
 
+def test_a_maximum_over_a_batch_is_over_each_micro_batch_where_the_mean_is_over_them(
+    quick, tmp_path, monkeypatch
+):
+    from amid.module import DistillationModule
+
+    divided = []
+    denominators = DistillationModule._denominators
+
+    def watched(self, micro_batches):
+        divided.append(denominators(self, micro_batches))
+        return divided[-1]
+
+    monkeypatch.setattr(DistillationModule, "_denominators", watched)
+    base = [o for o in quick if not o.startswith(("data.micro_batch_size", "data.tokens_per_batch"))]
+    parts = ["data.mean=micro_batch", "data.micro_batch_size=2"]
+    assert run("train", *base, "method=alphanet", "objective.maximum=batch", *parts) == 0
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert results.load(directory).diverged_step is None
+    assert any(len(set(of_step)) > 1 for of_step in divided), "each micro-batch has a number of its own"
+
+
 def test_a_preparation_that_diverges_is_an_error_each_time(quick, tmp_path, capsys):
     arguments = [*quick, f"prepared_dir={tmp_path / 'bad'}", "model.teacher.sft.optimizer.lr=inf"]
     for _ in range(2):
@@ -764,7 +785,7 @@ def test_what_an_evaluation_is_given_goes_before_what_its_run_had(quick, tmp_pat
     assert again.labels["method"] == "teacher"
     (evaluation,) = (tmp_path / "again").iterdir()
     assert run("evaluate", f"run={evaluation}", out) == 1
-    assert "is an evaluation, no training run" in capsys.readouterr().err
+    assert "has no student in checkpoints/best; give a training run" in capsys.readouterr().err
 
 
 def test_a_model_that_is_evaluated_has_its_own_name(quick, tmp_path, jsonl):

@@ -56,6 +56,41 @@ def test_published_settings():
     assert objective.order == "pr"
 
 
+@pytest.mark.parametrize(("student", "epochs", "rows"), [("125m", 20, 32), ("350m", 20, 32), ("1.3b", 10, 8)])
+def test_published_settings_of_opt(student, epochs, rows):
+    cfg = composed(f"model=opt_2.7b_to_{student}", "data=dolly")
+    teacher, init = cfg.model.teacher.sft, cfg.model.student.sft
+    assert (cfg.optimizer.lr, cfg.data.batch_size, cfg.trainer.max_epochs) == (5e-5, 32, epochs)
+    assert (teacher.optimizer.lr, teacher.batch_size, teacher.trainer.max_epochs) == (5e-5, 16, 10)
+    assert (init.optimizer.lr, init.batch_size, init.trainer.max_epochs) == (5e-5, rows, 3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "threshold", "tolerance"),
+    [
+        (["model=openllama2_7b_to_3b", "method=distillm_srkl"], 0.2, 0.2),
+        (["model=openllama2_7b_to_3b", "text=adaptive", "text.threshold=0.5"], 0.5, 0.2),
+        (["model=gpt2_xl_to_gpt2", "method=distillm_srkl"], 0.0, 0.1),
+        (["text=adaptive"], 0.0, 0.1),
+    ],
+)
+def test_the_adaptive_text_begins_as_published_for_the_pair(overrides, threshold, tolerance):
+    adaptive = instantiate(composed(*overrides).text)
+    assert (adaptive.threshold, adaptive.tolerance) == (threshold, tolerance)
+
+
+def test_what_a_text_has_of_a_pair_is_chosen_by_itself():
+    """The files of conf/text_of_pair are named by a text and a pair that there are, also in a sweep."""
+    for file in CONF.glob("text_of_pair/*.yaml"):
+        text, pair = file.stem.split("_", 1)
+        assert (CONF / "text" / f"{text}.yaml").exists()
+        assert (CONF / "model" / f"{pair}.yaml").exists()
+    words = ["text=adaptive", "model=gpt2_xl_to_gpt2,openllama2_7b_to_3b"]
+    assert check_overrides("train", words).text.threshold == 0.0
+    assert check_overrides("train", [words[0], "model=openllama2_7b_to_3b"]).text.threshold == 0.2
+    assert "threshold" not in composed("model=openllama2_7b_to_3b", "method=kd").text
+
+
 def test_methods_are_points_of_one_space():
     assert isinstance(instantiate(composed("method=sft").objective), CrossEntropy)
     gkd = instantiate(composed("method=gkd").objective)
@@ -72,8 +107,11 @@ def test_methods_are_points_of_one_space():
     akl = instantiate(composed("method=akl", "objective.swapped=true").objective)
     assert (akl.head_mass, akl.swapped) == (0.5, True)
     assert instantiate(composed("method=bdkd").objective).weight == 2
-    alphanet = instantiate(composed("method=alphanet", "objective.maximum=token").objective)
+    alphanet = instantiate(composed("method=alphanet").objective)
     assert (alphanet.a, alphanet.b, alphanet.maximum) == (0.2, 0.8, "token")
+    assert alphanet.additive, "the published maximum over the batch takes no micro-batches"
+    published = instantiate(composed("method=alphanet", "objective.maximum=batch").objective)
+    assert (published.maximum, published.additive) == ("batch", False)
     minillm = composed("method=minillm", "data.batch_size=64")
     assert instantiate(minillm.objective).clip == 0.2
     rollouts = instantiate(minillm.text)
@@ -140,6 +178,15 @@ def test_the_hash_follows_what_a_run_computes_and_the_content_of_its_files(jsonl
     assert key != config_hash(cfg | {"seed": 2})
     path.write_text('{"instruction": "a", "output": "c"}\n')
     assert key != config_hash(cfg)
+
+
+@pytest.mark.parametrize("node", ["data", "sft"])
+def test_micro_batches_are_in_the_hash_where_the_mean_is_over_them(node):
+    def key(mean, rows):
+        return config_hash({"data": {"mean": mean}, "model": {}} | {"x": {node: {"micro_batch_size": rows}}})
+
+    assert key("step", 2) == key("step", 3)
+    assert key("micro_batch", 2) != key("micro_batch", 3)
 
 
 @pytest.mark.parametrize("seed", [1.5, "a", True, None])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -18,12 +18,13 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
+from amid.data.batches import Batches
 from amid.data.examples import Example
 from amid.data.plain_text import packed
-from amid.data.prompts import IGNORE, Encoder, Template
+from amid.data.prompts import IGNORE, Encoder, Template, Truncation
 from amid.data.sources import Fields, Source, TextSource, load_documents, load_examples
 from amid.errors import InputError
 from amid.progress import announce
@@ -39,6 +40,9 @@ Row = tuple[Tensor, int, int]
 SampledRow = tuple[Tensor, int, int, Tensor]
 """A sequence whose response was sampled: besides, of each token of the response, what
 `amid.losses.MiniLLM` takes as `sampling`, [response, 2]."""
+
+Mean = Literal["step", "micro_batch"]
+"""Over what the loss is a mean."""
 
 FORMAT = 2
 """Version of the files of token ids; another one is another cache."""
@@ -111,68 +115,23 @@ class Tokens(Dataset[Row]):
         return digest.hexdigest()
 
 
-class LikeLengthBatches(Sampler[list[int]]):
-    """Batches of rows of like lengths: the same for the same seed and epoch, whatever ran before.
-
-    Rows are shuffled, cut into pools of `POOL` batches, sorted by length within a pool, cut into
-    batches, and the batches shuffled.
-
-    Args:
-        lengths: tokens of each row.
-        batch_size: rows of a batch; the last one may be smaller.
-        seed: fixes the order together with the epoch; None keeps the rows' order, sorted by length.
-    """
-
-    POOL = 50
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int | None) -> None:
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-        self.sampler = self  # where Lightning looks for `set_epoch`
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of epoch `epoch`."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        # Made at the first batch: a resumed run chooses its epoch after it has called this.
-        rows = list(range(len(self.lengths)))
-        if self.seed is None:
-            rows.sort(key=self.lengths.__getitem__)
-            yield from (rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size))
-            return
-        rng = random.Random(f"{self.seed}-{self.epoch}")
-        rng.shuffle(rows)
-        batches: list[list[int]] = []
-        pool_rows = self.POOL * self.batch_size
-        for start in range(0, len(rows), pool_rows):
-            pool = sorted(rows[start : start + pool_rows], key=self.lengths.__getitem__)
-            batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
-        rng.shuffle(batches)
-        yield from batches
-
-
 def collate(
     rows: Sequence[Row | SampledRow],
     pad_token_id: int,
     micro_batch_size: int | None = None,
     tokens_per_batch: int | None = None,
+    by_length: bool = True,
 ) -> list[MicroBatch]:
     """The micro-batches of one optimiser step, the shortest rows first, each padded to its own longest row.
 
     A micro-batch holds at most `micro_batch_size` rows and at most `tokens_per_batch` tokens, padding
-    included; a longer row makes one of its own.
+    included; a longer row makes one of its own. Without `by_length`, rows stay in their order.
 
     Labels are the token ids at response and EOS, `IGNORE` at prompt and padding (unshifted: the label
     at t is predicted from the tokens before t). `sampling` stands where the labels do, 0 elsewhere.
     """
     parts: list[list[Row | SampledRow]] = []
-    for row in sorted(rows, key=lambda row: len(row[0])):
+    for row in sorted(rows, key=lambda row: len(row[0])) if by_length else rows:
         after = len(parts[-1]) + 1 if parts else 1
         if (
             not parts
@@ -230,13 +189,18 @@ class InstructionData(L.LightningDataModule):
             such answers.
         fields: how the rows of files call `instruction`, `input` and `output` (`amid.data.sources.Fields`);
             null for just so.
-        max_prompt_length: tokens of a prompt at most; a longer one loses the end of its input.
+        max_prompt_length: tokens of a prompt at most.
         max_length: tokens of prompt, response and EOS at most.
+        truncation: what a longer prompt loses: "input", the end of its input (`amid.data.prompts.Encoder`);
+            "right", its own end, that of the template with it, as in published scripts.
         batch_size: rows of an optimiser step.
         micro_batch_size: rows that go through the models at once; null for all of the step. Changes
             memory and speed, not the gradient.
         tokens_per_batch: the same limit in tokens, padding included, in place of `micro_batch_size`: a step
             is cut into as few parts of like lengths as keep to it. A longer row goes alone.
+        mean: of the loss: "step", over all counted tokens of a step; "micro_batch", the mean of the means of
+            its micro-batches, as published scripts take it of their GPUs: batches and micro-batches are
+            then of random rows, not of like lengths, and `micro_batch_size` counts, the rows of a GPU.
         valid_rows: validation rows used for the validation loss; null for all.
         valid_prompts: how many of them are also answered by the student, for `valid_metric`.
         test_prompts: prompts used of each evaluation set; null for all.
@@ -252,8 +216,8 @@ class InstructionData(L.LightningDataModule):
 
     Raises:
         InputError: for a source that cannot be used, a limit below what the template needs, a number
-            that is not positive, a `valid_metric` that is none of `metrics`, or both of
-            `micro_batch_size` and `tokens_per_batch`.
+            that is not positive, a choice that there is not, a `valid_metric` that is none of `metrics`, or
+            `tokens_per_batch` together with `micro_batch_size` or a mean of micro-batches.
     """
 
     def __init__(
@@ -268,9 +232,11 @@ class InstructionData(L.LightningDataModule):
         fields: Fields | None = None,
         max_prompt_length: int = 256,
         max_length: int = 512,
+        truncation: Truncation = "input",
         batch_size: int = 8,
         micro_batch_size: int | None = None,
         tokens_per_batch: int | None = None,
+        mean: Mean = "step",
         valid_rows: int | None = None,
         valid_prompts: int = 64,
         test_prompts: int | None = None,
@@ -299,6 +265,14 @@ class InstructionData(L.LightningDataModule):
                 f"data.micro_batch_size={micro_batch_size} and data.tokens_per_batch={tokens_per_batch} set "
                 "the same limit in two ways; make one of them null"
             )
+        if mean not in ("step", "micro_batch"):
+            raise InputError(f"data.mean={mean} must be step or micro_batch")
+        if mean == "micro_batch" and tokens_per_batch is not None:
+            raise InputError(
+                f"data.mean=micro_batch weighs rows by the micro-batch that they are in, and "
+                f"data.tokens_per_batch={tokens_per_batch} makes these of like lengths; make it null and "
+                "set data.micro_batch_size"
+            )
         self.metrics = dict(metrics or {})
         if valid_metric is not None and valid_metric not in self.metrics:
             raise InputError(
@@ -307,11 +281,12 @@ class InstructionData(L.LightningDataModule):
             )
         self.valid_metric = valid_metric
         self.metrics = {n: self.metrics[n] for n in sorted(self.metrics, key=lambda n: n != valid_metric)}
-        self.encoder = Encoder(tokenizer, template, max_prompt_length, max_length)
+        self.encoder = Encoder(tokenizer, template, max_prompt_length, max_length, truncation)
         self.tokenizer = _with_eos(tokenizer, template.end(tokenizer))
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
         self.tokens_per_batch = tokens_per_batch
+        self.mean: Mean = mean
         self.valid_prompts = valid_prompts
         self.seed = seed
         self.cache_dir = Path(cache_dir)
@@ -397,6 +372,7 @@ class InstructionData(L.LightningDataModule):
             pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
             micro_batch_size=self.micro_batch_size,
             tokens_per_batch=self.tokens_per_batch,
+            by_length=self.mean == "step",
         )
 
     @cached_property
@@ -427,7 +403,7 @@ class InstructionData(L.LightningDataModule):
         return self.micro_batches([(ids, n_prompt, NO_ROW) for ids, n_prompt, _ in chosen])
 
     def _loader(self, tokens: Tokens, batch_size: int, seed: int | None) -> DataLoader[Row]:
-        batches = LikeLengthBatches(tokens.lengths, batch_size, seed)
+        batches = Batches(tokens.lengths, batch_size, seed, like_lengths=self.mean == "step")
         return DataLoader(tokens, batch_sampler=batches, collate_fn=self.micro_batches)
 
     @cached_property
@@ -450,7 +426,7 @@ class InstructionData(L.LightningDataModule):
         made_from = [
             [(e.instruction, e.input, e.outputs[0]) for e in examples],
             encoder.template.made_from(self.tokenizer),
-            [encoder.max_prompt_length, encoder.max_length],
+            [encoder.max_prompt_length, encoder.max_length, encoder.truncation],
             tokenizer_fingerprint(self.tokenizer),
         ]
         kept = self._kept(made_from, encode)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,6 +12,9 @@ from amid.errors import InputError
 
 IGNORE = -100
 """The label of a token that is not counted."""
+
+Truncation = Literal["input", "right"]
+"""What a prompt over the limit loses."""
 
 
 @dataclass(frozen=True)
@@ -123,21 +126,27 @@ class Encoder:
     Args:
         tokenizer: of the models.
         template: the prompt around an example; it says too what ends a response.
-        max_prompt_length: tokens of a prompt at most. A longer one loses the end of its input, and where
-            that is not enough the end of its instruction; the template stays whole.
+        max_prompt_length: tokens of a prompt at most.
         max_length: tokens of prompt, response and EOS at most. A longer response is cut, and then has
             no EOS.
+        truncation: what a longer prompt loses. "input": the end of its input, and where that is not enough
+            the end of its instruction; the template stays whole. "right": its last tokens, and with them
+            the end of the template, such as "### Response:", as in DistiLLM's scripts and their forks.
 
     Raises:
-        InputError: if the template alone does not fit the limits, or nothing can end a response.
+        InputError: if the template alone does not fit the limits, nothing can end a response, or
+            `truncation` is neither of the two.
     """
 
     tokenizer: PreTrainedTokenizerBase
     template: Template
     max_prompt_length: int
     max_length: int
+    truncation: Truncation = "input"
 
     def __post_init__(self) -> None:
+        if self.truncation not in ("input", "right"):
+            raise InputError(f"data.truncation={self.truncation} must be input or right")
         self.template.end(self.tokenizer)
         longest = max(len(self._prompt("", input)) for input in ("", " "))
         if self.max_prompt_length < longest + 1:
@@ -184,6 +193,8 @@ class Encoder:
         """The prompt's token ids, within the limit; `whole` are those without it."""
         if len(whole) <= self.max_prompt_length:
             return whole
+        if self.truncation == "right":
+            return whole[: self.max_prompt_length]
         instruction, input = example.instruction, example.input
         if input:
             ids = self._longest(input, lambda text: self._prompt(instruction, text))

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amid.data import Example, InstructionData
+from amid.data.batches import Batches
 from amid.data.builtin import TEMPLATE, TEMPLATE_WITH_INPUT, corpus, tokenizer
-from amid.data.datamodule import LikeLengthBatches, collate, padding_share
+from amid.data.datamodule import collate, padding_share
 from amid.data.prompts import IGNORE, Encoder, Template
 from amid.errors import InputError
 
@@ -29,12 +30,12 @@ def data(tmp_path, **settings):
 
 def test_every_row_once_an_epoch_in_an_order_of_seed_and_epoch():
     lengths = [i % 17 for i in range(203)]
-    batches = LikeLengthBatches(lengths, 8, seed=1)
+    batches = Batches(lengths, 8, seed=1)
     first = list(batches)
     assert len(first) == len(batches) == 26
     assert sorted(i for batch in first for i in batch) == list(range(203))
-    assert first == list(LikeLengthBatches(lengths, 8, seed=1))
-    assert first != list(LikeLengthBatches(lengths, 8, seed=2))
+    assert first == list(Batches(lengths, 8, seed=1))
+    assert first != list(Batches(lengths, 8, seed=2))
     batches.set_epoch(1)
     second = list(batches)
     assert first != second
@@ -46,9 +47,7 @@ def test_every_row_once_an_epoch_in_an_order_of_seed_and_epoch():
 
 def test_batches_hold_rows_of_like_lengths():
     lengths = torch.randint(1, 100, (400,)).tolist()
-    spread = [
-        max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in LikeLengthBatches(lengths, 8, seed=0)
-    ]
+    spread = [max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in Batches(lengths, 8, seed=0)]
     assert sum(spread) / len(spread) < 10
 
 
@@ -124,6 +123,41 @@ def test_training_and_validation_keep_to_the_budget(tmp_path):
         assert sum(map(len, parts)) == n
         assert max(part.numel() for part in parts) <= 100
         assert any(len(part) > 1 for part in parts)
+
+
+def test_with_a_mean_of_micro_batches_rows_are_random_ones(tmp_path):
+    def steps(**given):
+        module = data(tmp_path, batch_size=25, micro_batch_size=5, seed=1, **given)
+        return [[part["rows"].tolist() for part in step] for step in module.train_dataloader()]
+
+    lengths = data(tmp_path).train_tokens.lengths
+
+    def spread(groups):
+        return sum(max(part) - min(part) for part in groups) / len(groups)
+
+    of_steps = {}
+    for mean in ("step", "micro_batch"):
+        parts = [[[lengths[i] for i in part] for part in step] for step in steps(mean=mean)]
+        assert sorted(i for step in steps(mean=mean) for part in step for i in part) == list(range(100))
+        of_steps[mean] = (
+            spread([[n for part in step for n in part] for step in parts]),
+            spread([part for step in parts for part in step]),
+        )
+    assert of_steps["micro_batch"][0] > 1.5 * of_steps["step"][0]
+    assert of_steps["micro_batch"][1] > 3 * of_steps["step"][1]
+    assert steps(mean="micro_batch") == steps(mean="micro_batch")
+    for wrong, message in (
+        ({"mean": "token"}, "data.mean=token must be step or micro_batch"),
+        ({"mean": "micro_batch", "tokens_per_batch": 9}, r"tokens_per_batch=9 makes these .* null"),
+    ):
+        with pytest.raises(InputError, match=message):
+            data(tmp_path, **wrong)
+
+
+def test_what_makes_other_tokens(tmp_path):
+    for truncation in ("input", "right"):
+        assert data(tmp_path, truncation=truncation).train_tokens
+    assert len(list(tmp_path.glob("tokens-*.safetensors"))) == 2
 
 
 def test_one_limit_only(tmp_path):
@@ -218,7 +252,7 @@ def test_examples_of_the_sets(tmp_path):
 
 def test_an_order_begun_before_its_epoch_is_chosen_is_that_of_the_epoch():
     """As when a run goes on: the loader is begun first, then told its epoch."""
-    sampler = LikeLengthBatches(list(range(40)), 4, seed=3)
+    sampler = Batches(list(range(40)), 4, seed=3)
     first = list(sampler)
     resumed = iter(sampler)
     sampler.set_epoch(1)

@@ -33,6 +33,18 @@ def test_a_long_prompt_loses_the_end_of_its_input_and_keeps_the_template():
     assert text.endswith("\nAnswer:")
 
 
+def test_a_long_prompt_cut_on_the_right_loses_the_end_of_the_template():
+    example = Example("keep this", "lose " * 100, ("x",))
+    enc = Encoder(tokenizer(), TEMPLATE, 40, 48, truncation="right")
+    whole = Encoder(tokenizer(), TEMPLATE, 1000, 1008).prompt(example)
+    assert enc.prompt(example) == whole[:40]
+    ids, n_prompt, prompt_cut, _ = enc.example(example)
+    assert (ids[:n_prompt], n_prompt, prompt_cut) == (whole[:40], 40, True)
+    assert "Answer:" not in enc.tokenizer.decode(ids)
+    with pytest.raises(InputError, match=r"data.truncation=left must be input or right"):
+        Encoder(tokenizer(), TEMPLATE, 40, 48, truncation="left")
+
+
 def test_a_long_instruction_is_cut_where_cutting_the_input_is_not_enough():
     enc = encoder(max_prompt_length=40)
     ids = enc.prompt(Example("word " * 100, "input", ("x",)))

@@ -1,0 +1,58 @@
+"""Which rows of a set make an optimiser step."""
+
+import random
+from collections.abc import Iterator, Sequence
+
+from torch.utils.data import Sampler
+
+
+class Batches(Sampler[list[int]]):
+    """Batches of rows in an order of seed and epoch: the same for the same ones, whatever ran before.
+
+    Rows are shuffled, cut into pools of `POOL` batches, sorted by length within a pool, cut into
+    batches, and the batches shuffled. Random rows are shuffled and cut into batches.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: rows of a batch; the last one may be smaller.
+        seed: fixes the order together with the epoch; None keeps the rows' order, sorted by length.
+        like_lengths: whether the rows of a batch are of like lengths, or random ones.
+    """
+
+    POOL = 50
+
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int | None, like_lengths: bool = True
+    ) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.like_lengths = like_lengths
+        self.epoch = 0
+        self.sampler = self  # where Lightning looks for `set_epoch`
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of epoch `epoch`."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # Made at the first batch: a resumed run chooses its epoch after it has called this.
+        rows = list(range(len(self.lengths)))
+        if self.seed is None:
+            rows.sort(key=self.lengths.__getitem__)
+            yield from (rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size))
+            return
+        rng = random.Random(f"{self.seed}-{self.epoch}")
+        rng.shuffle(rows)
+        batches: list[list[int]] = []
+        pool_rows = self.POOL * self.batch_size
+        for start in range(0, len(rows), pool_rows):
+            pool = rows[start : start + pool_rows]
+            if self.like_lengths:
+                pool.sort(key=self.lengths.__getitem__)
+            batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
+        rng.shuffle(batches)
+        yield from batches

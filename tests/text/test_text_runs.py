@@ -1,0 +1,129 @@
+"""Whole runs on each text."""
+
+import csv
+
+import pytest
+import torch
+
+from amid import results
+from amid.cli import main
+from amid.module import DistillationModule
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """One folder of fine-tuned tiny models for all runs of this file."""
+    return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture
+def quick(small_run, prepared):
+    return [*(o for o in small_run if not o.startswith("prepared_dir")), f"prepared_dir={prepared}"]
+
+
+def trained(*overrides):
+    return main(["train", *overrides, "trainer.log_every_n_steps=1"])
+
+
+def curve(directory):
+    with (directory / "metrics.csv").open() as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["method=seqkd"], {"train/loss"}),
+        (["method=kd", "text=teacher"], {"train/kl_pq"}),
+        (["method=imitkd"], {"train/student_text", "train/student_text_tokens"}),
+        (["method=gkd"], {"train/student_text"}),
+        (["method=distillm_skl", "text.threshold=1"], {"train/text_threshold", "train/student_text_tokens"}),
+        (["text=adaptive", "teacher=cached"], {"train/text_threshold", "train/gradient_weight"}),
+        (["method=minillm"], {"train/importance", "train/to_go", "train/plain_text_loss"}),
+        (["text=rollouts", "teacher=cached", "text.epochs=1"], {"train/gradient_weight"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_every_text_trains(quick, tmp_path, overrides, expected):
+    assert trained(*quick, *overrides) == 0
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert results.load(directory).training["steps"] == 4
+    assert expected <= {key for row in curve(directory) for key in row}
+
+
+def test_micro_batches_change_neither_the_coin_nor_the_text(quick, tmp_path):
+    curves = []
+    for setting in ("data.micro_batch_size=null", "data.micro_batch_size=3"):
+        out = tmp_path / setting
+        given = ["method=gkd", "text.share=0.5", "trainer.max_epochs=3", "data.batch_size=8", setting]
+        assert trained(*(o for o in quick if o[8:] != "max_epochs=2"), *given, f"output_dir={out}") == 0
+        (directory,) = out.iterdir()
+        rows = [row for row in curve(directory) if "train/loss" in row]
+        curves.append(
+            [[row[f"train/{key}"] for key in ("loss", "gradient_norm", "student_text")] for row in rows]
+        )
+    assert {row[2] for row in curves[0]} == {0.0, 1.0}
+    torch.testing.assert_close(torch.tensor(curves[0]), torch.tensor(curves[1]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["method=distillm_skl", "text.threshold=0.8", "text.capacity=20", "text.tolerance=-9"],
+        ["method=minillm", "text.batches=3", "text.epochs=2"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_a_resumed_run_ends_as_a_whole_one(quick, tmp_path, jsonl, monkeypatch, method):
+    base = [o for o in quick if not o.startswith("trainer.max_epochs")]
+    given = [*base, *method, "trainer.max_epochs=4", "checkpoint=loss", "data.batch_size=8"]
+    plain = jsonl({"text": "Name a brave dog. " * 40})
+    given.append(f"data.plain_text={plain}")
+    assert trained(*given, f"output_dir={tmp_path / 'whole'}") == 0
+    step = DistillationModule.training_step
+
+    def killed(self, batches, index):
+        if self.trainer.global_step == 5:
+            raise KeyboardInterrupt
+        return step(self, batches, index)
+
+    monkeypatch.setattr(DistillationModule, "training_step", killed)
+    assert trained(*given, f"output_dir={tmp_path / 'cut'}") == 130
+    monkeypatch.setattr(DistillationModule, "training_step", step)
+    assert trained(*given, f"output_dir={tmp_path / 'cut'}") == 0
+    (whole,), (cut,) = (tmp_path / "whole").iterdir(), (tmp_path / "cut").iterdir()
+    assert results.load(whole).scores == results.load(cut).scores
+    weights = [(path / "checkpoints" / "best" / "model.safetensors").read_bytes() for path in (whole, cut)]
+    assert weights[0] == weights[1]
+    steps, resumed = ([row for row in curve(path) if "train/loss" in row] for path in (whole, cut))
+    assert len(steps) == 8
+    assert resumed == [row for row in steps if row["step"] >= 4]
+    if "train/text_threshold" in steps[0]:
+        assert {row["train/student_text"] for row in steps} == {0.0, 1.0}
+        assert len({row["train/text_threshold"] for row in steps}) > 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method=sft", "text=student"], "gives none; use text=data"),
+        (["text=mixed", "text.share=0"], "text.share=0 must be in (0, 1]"),
+        (["text=student", "text.top_p=2"], "text.top_p=2 must be in (0, 1]"),
+        (["text=teacher", "text.temperature=-1"], "text.temperature=-1"),
+        (["text=adaptive", "text.threshold=2"], "text.threshold=2 must be in [0, 1]"),
+        (["text=adaptive", "text.tolerance=nan"], "text.tolerance=nan must be a finite number"),
+        (["text=adaptive", "text.capacity=0"], "text.capacity=0 must be at least 1"),
+        (["method=minillm", "text=student"], "sampled with; use text=rollouts"),
+        (["method=minillm", "text.teacher_share=1"], "text.teacher_share=1 must be in [0, 1)"),
+        (["method=minillm", "text.batches=0"], "text.batches=0 must be at least 1"),
+        (["data.plain_text=none.txt"], "none.txt cannot be read"),
+        (
+            ["method=seqkd", "model.teacher.sft=null"],
+            "text=teacher: a teacher of random weights is another one in each run",
+        ),
+    ],
+)
+def test_mistakes(quick, tmp_path, capsys, overrides, message):
+    assert trained(*quick, *overrides) == 1
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "runs").rglob("result.json"))
