@@ -272,10 +272,15 @@ def _methods_with(group: str, options: Collection[str]) -> list[str]:
 
 
 def _defaults(file: Path) -> dict[str, str]:
-    """The options that the defaults list of a file chooses."""
-    content: Any = OmegaConf.load(file)
-    entries = [entry for entry in content.get("defaults", []) if entry != "_self_"]
-    return {key: option for entry in entries for key, option in entry.items()}
+    """The options that the defaults list of a file chooses, those of the files it builds on among them."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(file))
+    chosen: dict[str, str] = {}
+    for entry in content.get("defaults", []):
+        if isinstance(entry, str):
+            chosen |= {} if entry == "_self_" else _defaults(file.with_name(f"{entry}.yaml"))
+        else:
+            chosen |= entry
+    return chosen
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[str]:
