@@ -1,14 +1,21 @@
 """Answers of a teacher on disk: one to each of many prompts, written once, verified."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import transformers
 from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
 
 from amid.data.datamodule import Tokens
+from amid.generation import Sampling
 from amid.progress import Progress
-from amid.states import MANIFEST, checksum, read_json, write_json, write_tensors
+from amid.states import MANIFEST, checksum, key_of, read_json, write_json, write_tensors
+
+FORMAT = 1
+"""Version of the teacher's answers on disk and of how they are made; another one is another folder."""
 
 PART_ROWS = 1024
 """Prompts that are answered between two files."""
@@ -31,6 +38,36 @@ class AnswerFolder:
         self.folder, self.prompts, self.made_from = folder, prompts, dict(made_from)
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
         self._parts = [order[start : start + PART_ROWS] for start in range(0, len(order), PART_ROWS)]
+
+    @classmethod
+    def of_teacher(
+        cls,
+        cache_dir: Path,
+        teacher: Mapping[str, Any],
+        precision: str,
+        tokens: Tokens,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling,
+        seed: int,
+    ) -> "AnswerFolder":
+        """The folder `cache_dir/text-KEY` of a teacher's answers to the prompts of `tokens`.
+
+        KEY is a hash of the teacher's weights, layers and dtype (its fingerprint), of the precision and the
+        version of transformers, of the prompts, and of the settings that change an answer.
+        """
+        prompts = [ids[:n_prompt].tolist() for ids, n_prompt, _ in tokens]
+        settings = ("max_new_tokens", "temperature", "top_p", "top_k")
+        made_from = {
+            "format": FORMAT,
+            "teacher": teacher,
+            "precision": precision,
+            "transformers": transformers.__version__,
+            "prompts": hashlib.sha256(str(prompts).encode()).hexdigest(),
+            "tokens": [tokenizer.eos_token_id, len(tokenizer)],
+            "sampling": {name: getattr(sampling, name) for name in settings},
+            "seed": seed if sampling.temperature else None,
+        }
+        return cls(cache_dir / f"text-{key_of(made_from)}", prompts, made_from)
 
     def open(self) -> Tokens | None:
         """Prompts and answers in the prompts' order; None where some are still to be written."""

@@ -302,7 +302,7 @@ def _sweep(arguments: list[str]) -> None:
     for job in sweep.jobs[:1] if dry_run else sweep.jobs:
         check_overrides("train", job)
     if dry_run:
-        from amid.estimate import show_plan
+        from amid.dry_run import show_plan
 
         show_plan(sweep)
         return

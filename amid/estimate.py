@@ -1,70 +1,53 @@
-"""`amid sweep NAME --dry-run`: the runs of a sweep, and what they will take, without starting any."""
+"""What a run takes, from its configuration: operations, memory and disk, without starting it."""
 
-import contextlib
-import copy
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-import yaml
-from huggingface_hub import constants, get_session
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel
 
-from amid.checks import parts_of
-from amid.config import LONGEST_NAME
-from amid.data import InstructionData
-from amid.data.examples import Example
-from amid.data.sources import load_examples
-from amid.errors import InputError
+from amid.answers import AnswerFolder
+from amid.data.datamodule import RESPONSES, Tokens
+from amid.facts import Facts, Lengths
 from amid.fit import steps_of
 from amid.memory import training_memory
-from amid.models import ModelSource
 from amid.preparation import fine_tuning, prepared
-from amid.results import BEST, RESULT_FILE, RunResult, files_below, load
-from amid.sweep import Sweep
+from amid.results import BEST, RESULT_FILE
 from amid.teacher import TeacherCache
-from amid.train import as_dict
+from amid.text import AdaptiveText, RolloutText, StudentText, TeacherText, Text
 
-RATES = {"cpu": 5e10, "cuda": 1.5e14}
-"""Useful operations a second that are assumed where no finished run tells: of a few cores; of an H100
-with models of 1B or more (those of 0.1B reached 3e13)."""
+TEXT_BYTES = 4.5
+"""Of a token as text in `generations/`."""
 
-UNKNOWN = "unknown"
+ANSWER_BYTES = TEXT_BYTES + 9
+"""Of a token of an answer there: its text, and its log-probability to four digits."""
 
-SAMPLE = 256
-"""Rows whose lengths stand for those of all."""
+TOKEN_ID_BYTES = 4
+"""Of a token where the teacher's answers are kept."""
 
 Config = Mapping[str, Any]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes; None for what is not known, a part of it being unknown."""
+    """What a run takes; NaN for what is not known, a part of it being unknown."""
 
-    steps: int | None = None
-    tokens: float | None = None
-    """That go through the student in training, without padding."""
-    operations: float | None = None
-    """Floating-point operations: 6 for each weight and token of a model that is trained, 2 for one that is
-    not."""
-    memory: float | None = None
+    steps: float = math.nan
+    tokens: float = math.nan
+    """That go through the student in training, without padding; plain text among them."""
+    operations: float = math.nan
+    """Floating-point operations: 6 for each weight that is trained and each token, 4 for a frozen one that
+    gradients go through, 2 for one of a model that is asked, also where it draws answers."""
+    memory: float = math.nan
     """Bytes while it trains, as `training_memory` counts."""
-    disk: float | None = None
-    """Bytes that it leaves."""
-    checkpoints: float | None = None
-    """Further bytes on disk while it trains."""
+    disk: float = math.nan
+    """Bytes that it leaves: its weights, and its answers to the evaluation sets."""
+    checkpoints: float = math.nan
+    """Further bytes on disk while it trains: two checkpoints, with the optimiser's moments."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +60,14 @@ class Once:
 
 
 class Estimator:
-    """What runs take, from their configurations; what cannot be had for that is said in `unknown`.
+    """What runs take, from their configurations and from what is known of models and data, in `facts`.
 
-    Only tokenizers, the configurations of models, and data are read, no weights.
+    Answers are taken to be as long as the responses of the training data on average, or as they may be where
+    that is shorter. The model reads a prompt once for all its answers.
     """
 
     def __init__(self) -> None:
-        self.unknown: dict[str, str] = {}
-        """What could not be had, and why."""
-        self._found: dict[str, Any] = {}
+        self.facts = Facts()
 
     def run(self, cfg: Config) -> Cost:
         """What the run of a configuration takes by itself, with all that it shares done.
@@ -94,39 +76,47 @@ class Estimator:
             InputError: if its objective is refused.
         """
         objective, text = instantiate(cfg["objective"]), instantiate(cfg["text"])
-        student, teacher = self._skeleton(cfg, "student"), None
-        data, trainer = cfg["data"], cfg["trainer"]
-        live_teacher: float | None = 0.0
+        student, teacher = self.facts.skeleton(cfg, "student"), None
+        asking, asking_teacher = _operations(student), 0.0
         if objective.needs_teacher:
-            teacher = self._skeleton(cfg, "teacher")
-            if not self._cached(cfg) or text.from_student:  # the student's text is in no cache
-                live_teacher = _map(teacher, lambda model: 2 * _weights(model))
-        train, valid = self._rows(cfg, "train"), self._rows(cfg, "valid")
-        row, _ = self._lengths(cfg)
-        steps = _map(train, lambda rows: steps_of(trainer, math.ceil(rows / data["batch_size"])))
-        if train is None and trainer["max_epochs"] == -1 and trainer["max_steps"] > 0:
-            steps = trainer["max_steps"]
-        tokens = _product(steps, data["batch_size"], row)
-        own = _map(student, _weights)
-        passes = max(trainer["max_epochs"], 1) + 1
-        operations = _sum(
-            _product(tokens, _sum(_product(6, own), live_teacher)),
-            _product(passes, valid, row, _sum(_product(2, own), live_teacher)),
-            _product(2, own, self._answers(cfg), data["max_length"]),
+            teacher = self.facts.skeleton(cfg, "teacher")
+            asking_teacher = _operations(teacher)
+        cached, batch_size = self._cached(cfg), cfg["data"]["batch_size"]
+        steps, validations = _steps(cfg["trainer"], self._rows(cfg, "train"), batch_size)
+
+        rows = steps * (text.rows_per_step if isinstance(text, RolloutText) else batch_size)
+        on_answers, answered = _shares(text, validations)
+        data, answer = self._lengths(cfg, "train"), self._answer(cfg, text)
+        of_answers = rows * on_answers * (data.prompt + answer)
+        tokens = rows * (1 - on_answers) * data.row + of_answers
+        plain = steps * batch_size * self._plain_row(cfg)
+        unstored = tokens if not cached else of_answers if text.from_student else 0.0
+        scored_tokens, generations = self._scoring(cfg)
+        operations = (
+            _operations(student, in_training=True) * (tokens + plain)
+            + asking_teacher * unstored
+            + (asking + asking_teacher * text.sampled) * rows * answered * (data.prompt + answer)
+            + validations * self._validation(cfg, asking, 0.0 if cached else asking_teacher)
+            + asking * scored_tokens
         )
+
+        memory = math.nan
+        if student is not None and (teacher is not None or not objective.needs_teacher):
+            memory = self._memory(cfg, student, teacher, body=text.from_student or not cached)
         return Cost(
-            int(steps) if steps is not None else None,
-            tokens,
-            operations,
-            self._memory(cfg, student, teacher, objective.needs_teacher, body=live_teacher != 0),
-            *_disk(student),
+            steps=steps,
+            tokens=tokens + plain,
+            operations=operations,
+            memory=memory,
+            disk=_bytes(student) + generations,
+            checkpoints=2 * 3 * _bytes(student, trained=True),
         )
 
     def shared(self, cfg: Config) -> dict[str, Once]:
         """By what identifies it, the work that the run shares with others."""
         works = {}
-        needs_teacher = instantiate(cfg["objective"]).needs_teacher or instantiate(cfg["text"]).from_teacher
-        for role in ("teacher", "student") if needs_teacher else ("student",):
+        text, needs_teacher = instantiate(cfg["text"]), instantiate(cfg["objective"]).needs_teacher
+        for role in ("teacher", "student") if needs_teacher or text.from_teacher else ("student",):
             if cfg["model"][role].get("sft"):
                 run, directory = fine_tuning(dict(cfg), role)
                 cost = self.run({**run, "teacher": {}})
@@ -134,334 +124,168 @@ class Estimator:
                 works[str(directory)] = Once(
                     f"fine-tuning of the {role} ({name})", cost, (directory / RESULT_FILE).exists()
                 )
-        if instantiate(cfg["objective"]).needs_teacher and self._cached(cfg):
-            teacher = self._skeleton(cfg, "teacher")
-            rows = _sum(self._rows(cfg, "train"), self._rows(cfg, "valid"))
-            row, response = self._lengths(cfg)
-            tokens = _product(rows, row)
-            cost = Cost(
-                steps=0,
-                tokens=tokens,
-                operations=_product(2, _map(teacher, _weights), tokens),
-                memory=_map(teacher, _bytes),
-                disk=_product(rows, response, _map(teacher, _state_bytes)),
+        name = cfg["model"].get("teacher", {}).get("path") or "random weights"
+        made_from = [cfg["model"]["teacher"], _data_key(cfg), cfg["text"] if text.from_teacher else None]
+        prompt, train = self._lengths(cfg, "train").prompt, self._rows(cfg, "train")
+        response = self._answer(cfg, text) if text.from_teacher else self._lengths(cfg, "train").response
+        if text.from_teacher:
+            tokens = train * (prompt + response)
+            works[json.dumps(["answers", *made_from], default=str)] = Once(
+                f"the teacher's answers ({name})",
+                self._cost_of_asking(cfg, tokens, TOKEN_ID_BYTES * tokens),
+                self._teacher_has(cfg, text, "answers"),
             )
-            key = json.dumps(
-                [cfg["model"]["teacher"], cfg["model"]["tokenizer"], _data_key(cfg)], default=str
+        if needs_teacher and self._cached(cfg):
+            valid, of_valid = self._rows(cfg, "valid"), self._lengths(cfg, "valid")
+            states, head = _state_bytes(self.facts.skeleton(cfg, "teacher"))
+            works[json.dumps(["states", *made_from], default=str)] = Once(
+                f"the teacher's states ({name})",
+                self._cost_of_asking(
+                    cfg,
+                    train * (prompt + response) + valid * of_valid.row,
+                    states * (train * response + valid * of_valid.response) + head,
+                ),
+                self._teacher_has(cfg, text, "states"),
             )
-            works[key] = Once("the teacher's states", cost, self._states_written(cfg))
         return works
 
     def kind(self, cfg: Config) -> tuple[object, str]:
         """Of the student and the data, whose runs take alike for each operation."""
-        return _map(self._skeleton(cfg, "student"), _weights) or json.dumps(cfg["model"]), _data_key(cfg)
+        student = self.facts.skeleton(cfg, "student")
+        return json.dumps(cfg["model"]) if student is None else _weights(student), _data_key(cfg)
 
-    def _states_written(self, cfg: Config) -> bool:
-        """Whether the cache has the states of the teacher, which is prepared already, on the data."""
-        cache_dir = Path(cfg["teacher"]["cache_dir"])
+    def _rows(self, cfg: Config, split: str, name: str | None = None) -> float:
+        data = cfg["data"]
+        source = data[split] if name is None else data[split][name]
+        limit = {"train": None, "valid": data["valid_rows"], "test": data["test_prompts"]}[split]
+        rows = self.facts.rows(source, data.get("fields"))
+        return rows if limit is None else _at_most(rows, limit)
+
+    def _lengths(self, cfg: Config, split: str) -> Lengths:
+        return self.facts.lengths(cfg, cfg["data"][split])
+
+    def _answer(self, cfg: Config, text: Text | None = None) -> float:
+        """Mean tokens of an answer that is trained on, or without `text` of one that is scored."""
+        sampling = getattr(text, "sampling", None)
+        most = cfg["generation"]["max_new_tokens"] if sampling is None else sampling.max_new_tokens
+        return _at_most(self._lengths(cfg, "train").response, most)
+
+    def _plain_row(self, cfg: Config) -> float:
+        """Mean tokens of a row of plain text; 0 where there is none."""
+        plain_text = cfg["data"].get("plain_text")
+        if plain_text is None:
+            return 0.0
+        return (
+            self._lengths(cfg, "train").row if plain_text == RESPONSES else float(cfg["data"]["max_length"])
+        )
+
+    def _validation(self, cfg: Config, asking: float, asking_teacher: float) -> float:
+        """The operations of one validation."""
+        data, rows, of_valid = cfg["data"], self._rows(cfg, "valid"), self._lengths(cfg, "valid")
+        answered = 0.0 if data.get("valid_metric") is None else _at_most(rows, data["valid_prompts"])
+        return rows * of_valid.row * (asking + asking_teacher) + (
+            answered * (of_valid.prompt + self._answer(cfg)) * asking
+        )
+
+    def _scoring(self, cfg: Config) -> tuple[float, float]:
+        """Tokens of prompts and answers of the evaluation sets, and bytes of `generations/`: of each answer
+        with its log-probabilities, and of the prompt and its references for each seed."""
+        data, seeds = cfg["data"], len(cfg["generation"]["seeds"])
+        answers = seeds * cfg["generation"].get("samples", 1) * self._answer(cfg)
+        tokens = size = 0.0
+        for name, source in data["test"].items():
+            if source is not None:
+                rows, lengths = self._rows(cfg, "test", name), self.facts.lengths(cfg, source)
+                tokens += rows * (lengths.prompt + answers)
+                size += rows * (seeds * TEXT_BYTES * lengths.row + ANSWER_BYTES * answers)
+        return tokens, size
+
+    def _memory(
+        self, cfg: Config, student: PreTrainedModel, teacher: PreTrainedModel | None, body: bool
+    ) -> float:
+        """Of training, with the teacher's `body`, or its head alone."""
+        data = cfg["data"]
+        rows = data["micro_batch_size"] or data["batch_size"]
+        tokens = data["tokens_per_batch"] or rows * data["max_length"]
+        memory = training_memory(student, teacher, tokens, str(cfg["trainer"]["precision"]))
+        if teacher is not None and not body:
+            memory = replace(memory, teacher=int(_state_bytes(teacher)[1]))
+        return memory.total
+
+    def _cost_of_asking(self, cfg: Config, tokens: float, disk: float) -> Cost:
+        """Of the teacher alone."""
+        teacher = self.facts.skeleton(cfg, "teacher")
+        return Cost(0, tokens, _operations(teacher) * tokens, _bytes(teacher), disk, checkpoints=0)
+
+    @staticmethod
+    def _cached(cfg: Config) -> bool:
+        """Whether the teacher's states will be read from disk, as they are in a sweep by default."""
+        teacher = cfg["model"].get("teacher") or {}
+        stored = teacher.get("sft") or teacher.get("path")
+        unseen = instantiate(cfg["text"]).from_student
+        modes = ("cached",) if unseen else ("cached", "auto")
+        return cfg["teacher"].get("mode", "live") in modes and bool(stored)
+
+    def _teacher_has(self, cfg: Config, text: Text, what: str) -> bool:
+        """Whether the "answers" or "states" of the teacher on the data, which may be prepared first, are on
+        disk."""
+        cache_dir = Path(cfg["data"]["cache_dir"] if what == "answers" else cfg["teacher"]["cache_dir"])
+        precision = str(cfg["trainer"]["precision"])
         teacher = {name: value for name, value in cfg["model"]["teacher"].items() if name != "sft"}
         if cfg["model"]["teacher"].get("sft"):
             best = fine_tuning(dict(cfg), "teacher")[1] / BEST
             teacher = prepared(teacher, "teacher", best)
             if not best.exists():
                 return False
-        tokenizer = self._tokenizer(cfg)
-        if tokenizer is None or not any(cache_dir.glob("teacher-*")):
+        if not any(cache_dir.glob("text-*" if what == "answers" else "teacher-*")):
             return False
 
         def find() -> bool:
-            data: InstructionData = instantiate(
-                {**cfg["data"], "test": {}, "plain_text": None}, tokenizer=tokenizer
-            )
-            fingerprint = instantiate(teacher).fingerprint()
-            sets = [data.train_tokens, data.valid_tokens]
-            return TeacherCache(cache_dir, fingerprint, str(cfg["trainer"]["precision"]), sets).listed
+            data, fingerprint = self.facts.data(cfg), instantiate(teacher).fingerprint()
+            train: Tokens | None = data.train_tokens
+            if isinstance(text, TeacherText):
+                asked = (data.train_tokens, data.tokenizer, text.sampling, text.seed)
+                train = AnswerFolder.of_teacher(data.cache_dir, fingerprint, precision, *asked).open()
+            if what == "answers" or train is None:
+                return train is not None
+            return TeacherCache(cache_dir, fingerprint, precision, [train, data.valid_tokens]).listed
 
-        key = ["states", teacher, str(cache_dir), str(cfg["trainer"]["precision"]), _data_key(cfg)]
-        return bool(self._get("whether the teacher's states are there", key, find))
-
-    @staticmethod
-    def _cached(cfg: Config) -> bool:
-        """Whether the teacher's states will be read from disk, as they are in a sweep by default."""
-        stored = cfg["model"]["teacher"].get("sft") or cfg["model"]["teacher"].get("path")
-        unseen = instantiate(cfg["text"]).from_student
-        modes = ("cached",) if unseen else ("cached", "auto")
-        return cfg["teacher"].get("mode", "live") in modes and bool(stored)
-
-    def _memory(
-        self,
-        cfg: Config,
-        student: PreTrainedModel | None,
-        teacher: PreTrainedModel | None,
-        needs_teacher: bool,
-        body: bool,
-    ) -> float | None:
-        """Of training, with the teacher's `body`, or its head alone."""
-        if student is None or (needs_teacher and teacher is None):
-            return None
-        data = cfg["data"]
-        rows = data["micro_batch_size"] or data["batch_size"]
-        tokens = data["tokens_per_batch"] or rows * data["max_length"]
-        memory = training_memory(student, teacher, tokens, str(cfg["trainer"]["precision"]))
-        if teacher is not None and not body:
-            head: Any = teacher.get_output_embeddings()
-            memory = replace(memory, teacher=head.weight.nbytes)
-        return memory.total
-
-    def _answers(self, cfg: Config) -> float | None:
-        """Answers that the evaluation draws."""
-        generation = cfg["generation"]
-        tests = [name for name, source in cfg["data"]["test"].items() if source is not None]
-        each = generation.get("samples", 1) * len(generation["seeds"])
-        return _product(each, _sum(0, *(self._rows(cfg, "test", name) for name in tests)))
-
-    def _rows(self, cfg: Config, split: str, name: str | None = None) -> int | None:
-        data = cfg["data"]
-        source = data[split] if name is None else data[split][name]
-        limit = {"train": None, "valid": data["valid_rows"], "test": data["test_prompts"]}[split]
-        examples = self._examples(source, data.get("fields"))
-        return None if examples is None else min(len(examples), limit or len(examples))
-
-    def _examples(self, source: Any, fields: Any) -> Sequence[Example] | None:
-        name = source if isinstance(source, str) else f"{source['_target_']} ({source.get('split')})"
-        return self._get(
-            f"the number of rows of {name}",
-            ["examples", source, fields],
-            lambda: load_examples(instantiate(source) if isinstance(source, dict) else source, fields=fields),
-        )
-
-    def _tokenizer(self, cfg: Config) -> PreTrainedTokenizerBase | None:
-        source = cfg["model"]["tokenizer"]
-        name = source.get("path", "")
-        return self._get(f"the tokenizer {name}".strip(), ["tokenizer", source], lambda: instantiate(source))
-
-    def _skeleton(self, cfg: Config, role: str) -> PreTrainedModel | None:
-        settings = {k: v for k, v in cfg["model"][role].items() if k != "sft"}
-        source: ModelSource = instantiate(settings)
-        tokenizer = self._tokenizer(cfg) if source.path is None else None
-        if source.path is None and tokenizer is None:
-            return None
-        return self._get(
-            f"the size of {source.path or role}",
-            ["model", settings, cfg["model"]["tokenizer"]],
-            lambda: source.skeleton(source.config(tokenizer)),  # type: ignore[arg-type]
-        )
-
-    def _lengths(self, cfg: Config) -> tuple[float | None, float | None]:
-        """Mean tokens of a training row, and of its response."""
-        tokenizer = self._tokenizer(cfg)
-        examples = self._examples(cfg["data"]["train"], cfg["data"].get("fields"))
-        if tokenizer is None or examples is None:
-            return None, None
-
-        def measure() -> tuple[float, float]:
-            no_data: dict[str, Any] = {"train": None, "valid": None, "test": {}, "plain_text": None}
-            data: InstructionData = instantiate({**cfg["data"], **no_data}, tokenizer=tokenizer)
-            chosen = examples[:: max(1, len(examples) // SAMPLE)][:SAMPLE]
-            rows = [data.encoder.example(example) for example in chosen]
-            whole = sum(len(row.ids) for row in rows)
-            return whole / len(rows), (whole - sum(row.n_prompt for row in rows)) / len(rows)
-
-        found = self._get("the lengths of rows", ["lengths", _data_key(cfg)], measure)
-        return (None, None) if found is None else found
-
-    def _get(self, what: str, key: object, find: Callable[[], T]) -> T | None:
-        """What `find` gives, asked once; None, and a word in `unknown`, where it cannot be had."""
-        name = json.dumps(key, sort_keys=True, default=str)
-        if name not in self._found:
-            try:
-                self._found[name] = find()
-            except (ValueError, OSError, InstantiationException) as error:
-                self._found[name] = None
-                self.unknown[what] = _reason(error)
-        found: T | None = self._found[name]
-        return found
+        key = [what, teacher, cfg["text"], str(cache_dir), precision, _data_key(cfg)]
+        return self.facts.holds(f"whether the teacher's {what} are there", key, find)
 
 
-def show_plan(sweep: Sweep, console: Console | None = None) -> None:
-    """Prints the runs of a sweep, done or to do, with what they take, and starts nothing.
+def _steps(trainer: Config, rows: float, batch_size: int) -> tuple[float, float]:
+    """Optimiser steps of a run, and its validations, that before the first step among them."""
+    if math.isnan(rows):
+        known = trainer["max_epochs"] == -1 and trainer["max_steps"] > 0
+        return (trainer["max_steps"] if known else math.nan), math.nan
+    of_all = math.ceil(rows / batch_size)
+    steps = steps_of(trainer, of_all)
+    epoch = steps_of({**trainer, "max_epochs": 1, "max_steps": -1}, of_all)
+    every = trainer.get("check_val_every_n_epoch") or 1
+    return steps, 1 + math.ceil(steps / max(epoch, 1) / every)
 
-    Raises:
-        InputError: if a setting has no value.
+
+def _shares(text: Text, validations: float) -> tuple[float, float]:
+    """Of the rows trained on, the share that are answers, and the answers drawn for each row in training.
+
+    The threshold φ of `AdaptiveText` is taken to rise at each validation, the most that it can, and its share
+    of new answers, φ (1 - step/steps), to be that of the middle between two validations.
     """
-    console = console or Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=max(console.width, 160), file=console.file)
-    with _hub_as_far_as_it_can_be_reached():
-        plan, elsewhere, estimator = _plan(sweep)
-    to_do = [entry for entry in plan if entry.state == "to do"]
-    works = {key: work for entry in plan for key, work in entry.shared.items() if entry in to_do}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    seconds = _measured(plan, elsewhere)
-    rate = RATES[device]
-
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("Run", overflow="fold")
-    table.add_column("State", no_wrap=True)
-    for head in ("Steps", "Tokens", "Operations", "Time", "Memory", "Disk"):
-        table.add_column(head, justify="right", no_wrap=True)
-    for entry in plan:
-        time = entry.seconds if entry.seconds is not None else seconds(entry, rate)
-        table.add_row(
-            escape(entry.text),
-            entry.state.partition(":")[0],
-            *_cells(entry.cost, time if entry.cost else None),
-        )
-    table.add_section()
-    for work in works.values():
-        time = 0.0 if work.done else _map(work.cost.operations, lambda n: n / rate)
-        table.add_row(
-            escape(f"once: {work.what}"), "done" if work.done else "to do", *_cells(work.cost, time)
-        )
-    console.print(f"Sweep {sweep.name} in {sweep.output_dir}: {len(plan)} runs", markup=False)
-    console.print(table)
-
-    open_works = [work for work in works.values() if not work.done]
-    operations = _sum(
-        *(entry.cost.operations for entry in to_do if entry.cost),
-        *(w.cost.operations for w in open_works),
-    )
-    time = _sum(
-        *(seconds(entry, rate) for entry in to_do),
-        *(_map(w.cost.operations, lambda n: n / rate) for w in open_works),
-    )
-    disk = _sum(*(e.cost.disk for e in to_do if e.cost), *(w.cost.disk for w in open_works))
-    memories = [entry.cost.memory for entry in to_do if entry.cost] + [w.cost.memory for w in open_works]
-    extra = [entry.cost.checkpoints for entry in to_do if entry.cost]
-    states = {state: sum(e.state.startswith(state) for e in plan) for state in ("done", "to do", "refused")}
-    counts = ", ".join(f"{n} {state}" for state, n in states.items() if n)
-    lines = [
-        f"In all: {counts}; {_operations(operations)} operations, {_time(time)} of time, {_size(disk)} on "
-        f"disk (and {_size(_most(extra))} of checkpoints while a run trains), "
-        f"{_size(_most(memories))} of memory at most.",
-        "Assumed: 6 operations for each weight and token of a model that is trained, 2 for one that is only "
-        f"asked; answers as long as they may be; rows without padding, as long as {SAMPLE} of them are. Not "
-        "counted: answers drawn during the training, the metrics, the memory of Python and its libraries "
-        "(about 1 GB).",
-        _rates_in_words(device, operations, any(entry.seconds for entry in (*plan, *elsewhere))),
-    ]
-    for why in dict.fromkeys(estimator.unknown.values()):
-        lines.append(f"Not known: {', '.join(w for w, y in estimator.unknown.items() if y == why)} ({why}).")
-    for reason in dict.fromkeys(e.state for e in plan if e.state.startswith("refused")):
-        lines.append(f"R{reason[1:]} ({sum(e.state == reason for e in plan)} runs).")
-    lines.append("Nothing was started.")
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A run of the plan."""
-
-    text: str
-    kind: tuple[object, str]
-    """Of `Estimator.kind`."""
-    state: str
-    cost: Cost | None
-    shared: dict[str, Once]
-    seconds: float | None
-    """That it took, where it is done."""
-
-
-def _plan(sweep: Sweep) -> tuple[list[_Entry], list[_Entry], Estimator]:
-    """The runs of a sweep, finished ones of their kinds elsewhere in the outputs, and what estimated them."""
-    estimator = Estimator()
-    entries = []
-    outputs = set()
-    for run, composed in sweep.configs():
-        composed.logger = {}
-        cfg = as_dict(composed)
-        text = run.directory.name
-        if len(text) >= LONGEST_NAME - 1:  # cut
-            text += "\n" + " ".join(o for o in run.overrides if not o.startswith("output_dir="))
-        cost: Cost | None = None
-        shared: dict[str, Once] = {}
-        seconds, state = None, "to do"
-        try:
-            parts_of(copy.deepcopy(cfg))
-            cost, shared = estimator.run(cfg), estimator.shared(cfg)
-        except (ValueError, InstantiationException) as error:
-            state = f"refused: {_reason(error)}"  # as the run itself would be
-        if run.finished:
-            with contextlib.suppress(InputError):
-                result = load(run.directory)
-                seconds, state = _seconds(result), "done"
-        entries.append(_Entry(text, estimator.kind(cfg), state, cost, shared, seconds))
-        outputs.add(Path(cfg["prepared_dir"]).parent)
-    kinds, planned = {entry.kind for entry in entries}, {run.directory.resolve() for run in sweep.runs()}
-    folders = [file.parent for place in outputs for file in files_below(place, RESULT_FILE)]
-    others = _finished(folder for folder in folders if folder.resolve() not in planned)
-    return entries, [entry for entry in others if entry.kind in kinds], estimator
-
-
-def _finished(folders: Iterable[Path]) -> list[_Entry]:
-    """The runs in `folders` that were trained, as far as they can be read."""
-    estimator, entries = Estimator(), []
-    for folder in folders:
-        with contextlib.suppress(ValueError, OSError, KeyError, TypeError, InstantiationException):
-            result = load(folder)
-            if result.timings.get("train"):
-                cfg = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["config"]
-                entries.append(
-                    _Entry(folder.name, estimator.kind(cfg), "done", estimator.run(cfg), {}, _seconds(result))
-                )
-    return entries
-
-
-def _seconds(result: RunResult) -> float:
-    return sum(result.timings.get(part, 0.0) for part in ("load", "train", "evaluate"))
-
-
-def _measured(plan: Sequence[_Entry], elsewhere: Sequence[_Entry]) -> Callable[[_Entry, float], float | None]:
-    """From a run and an assumed rate to its seconds: as finished runs of its student and data took, if any,
-    those of the plan, or else others."""
-
-    def seconds(entry: _Entry, rate: float) -> float | None:
-        alike = [e for e in plan if e.seconds is not None and e.kind == entry.kind]
-        alike = alike or [e for e in elsewhere if e.kind == entry.kind]
-        own = entry.cost.operations if entry.cost else None
-        if not alike:
-            return None if own is None else own / rate
-        took = sum(e.seconds or 0.0 for e in alike)
-        theirs = _sum(*(e.cost.operations if e.cost else None for e in alike))
-        return took / len(alike) if own is None or not theirs else float(took * own / theirs)
-
-    return seconds
-
-
-def _rates_in_words(device: str, operations: float | None, measured: bool) -> str:
-    names = {"cpu": "a CPU of a few cores", "cuda": "an H100 kept busy"}
-    text = f"Time: {names[device]} at an assumed {RATES[device]:.2g} operations a second"
-    text += ", runs like finished ones as those took." if measured else "."
-    other = "cuda" if device == "cpu" else "cpu"
-    if operations is not None:
-        text += f" At {RATES[other]:.2g}, {names[other]}: {_time(operations / RATES[other])}."
-    return text
-
-
-@contextlib.contextmanager
-def _hub_as_far_as_it_can_be_reached() -> Iterator[None]:
-    """Keeps from asking the hub again and again where it does not answer; what is in its cache is found."""
-    before, verbosity = constants.HF_HUB_OFFLINE, transformers_logging.get_verbosity()
-    try:
-        get_session().head(constants.ENDPOINT, timeout=3)
-    except Exception:  # whatever the HTTP client of this version of the hub raises
-        constants.HF_HUB_OFFLINE = True
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-        transformers_logging.set_verbosity(verbosity)
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error.__cause__ if isinstance(error, InstantiationException) else error).split())
-    return "the hub does not answer, and its cache has none" if "hub" in text and _offline() else text
-
-
-def _offline() -> bool:
-    return bool(constants.HF_HUB_OFFLINE)
+    if isinstance(text, TeacherText):
+        return 1.0, 0.0
+    if isinstance(text, RolloutText):
+        return 1.0, 1 / text.epochs
+    if isinstance(text, StudentText):
+        return text.share, text.share
+    if not isinstance(text, AdaptiveText):
+        return 0.0, 0.0
+    if math.isnan(validations):
+        return math.nan, math.nan
+    parts = int(validations) - 1
+    thresholds = [min(text.threshold + i * text.increase, 1.0) for i in range(parts)]
+    new = [threshold * (1 - (i + 0.5) / parts) for i, threshold in enumerate(thresholds)]
+    return sum(thresholds) / max(parts, 1), sum(new) / max(parts, 1)
 
 
 def _data_key(cfg: Config) -> str:
@@ -471,80 +295,33 @@ def _data_key(cfg: Config) -> str:
     )
 
 
-def _weights(model: PreTrainedModel) -> int:
-    return sum(weight.numel() for weight in model.parameters())
+def _weights(model: PreTrainedModel, trained: bool = False) -> int:
+    """How many there are, or are trained."""
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad or not trained)
 
 
-def _bytes(model: PreTrainedModel) -> int:
-    return sum(weight.nbytes for weight in model.parameters())
+def _operations(model: PreTrainedModel | None, in_training: bool = False) -> float:
+    """Of a model at a token: asked, or in training, forward and backward."""
+    if model is None:
+        return math.nan
+    return 4 * _weights(model) + 2 * _weights(model, trained=True) if in_training else 2 * _weights(model)
 
 
-def _state_bytes(model: PreTrainedModel) -> int:
-    """Of the last hidden state of one position."""
+def _bytes(model: PreTrainedModel | None, trained: bool = False) -> float:
+    """Of all weights, or those that are trained."""
+    if model is None:
+        return math.nan
+    return sum(weight.nbytes for weight in model.parameters() if weight.requires_grad or not trained)
+
+
+def _state_bytes(model: PreTrainedModel | None) -> tuple[float, float]:
+    """Of the last hidden state of one position, and of the head."""
+    if model is None:
+        return math.nan, math.nan
     head: Any = model.get_output_embeddings()
-    return int(head.weight.shape[1] * head.weight.dtype.itemsize)
+    return head.weight.shape[1] * head.weight.dtype.itemsize, head.weight.nbytes
 
 
-def _disk(student: PreTrainedModel | None) -> tuple[float | None, float | None]:
-    """Of the exported student, and of the two checkpoints with their optimiser's moments."""
-    if student is None:
-        return None, None
-    trained = sum(3 * weight.nbytes for weight in student.parameters() if weight.requires_grad)
-    return _bytes(student), 2 * trained
-
-
-def _map(value: T | None, function: Callable[[T], Any]) -> Any:
-    return None if value is None else function(value)
-
-
-def _sum(*values: float | None) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(sum(known)) if len(known) == len(values) else None
-
-
-def _product(*values: float | None) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(math.prod(known)) if len(known) == len(values) else None
-
-
-def _most(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return max(known, default=0.0) if len(known) == len(values) else None
-
-
-def _cells(cost: Cost | None, seconds: float | None) -> list[str]:
-    cost = cost or Cost()
-    return [
-        UNKNOWN if cost.steps is None else f"{cost.steps:,}" if cost.steps else "–",
-        UNKNOWN if cost.tokens is None else _short(cost.tokens),
-        _operations(cost.operations),
-        _time(seconds),
-        _size(cost.memory),
-        _size(cost.disk),
-    ]
-
-
-def _short(number: float) -> str:
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}"
-    return f"{number:.0f}"
-
-
-def _operations(number: float | None) -> str:
-    return UNKNOWN if number is None else f"{number:.1e}"
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return UNKNOWN
-    for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.0f} {name}"
-    return f"{seconds:.0f} s"
-
-
-def _size(size: float | None) -> str:
-    if size is None:
-        return UNKNOWN
-    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
+def _at_most(value: float, most: float) -> float:
+    """The smaller one; NaN where `value` is."""
+    return value if math.isnan(value) else min(value, most)

@@ -1,6 +1,5 @@
 """Whose text is trained on: the data's responses, the teacher's, the student's own, or one of both."""
 
-import hashlib
 import math
 import random
 from collections import deque
@@ -10,7 +9,6 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import lightning as L
 import torch
-import transformers
 from torch import Tensor, distributed
 from transformers import PreTrainedTokenizerBase
 
@@ -22,11 +20,7 @@ from amid.generation import MixedAnswer, Sampling
 from amid.losses import Loss, WeightedSum, rewards_to_go
 from amid.models import ModelSource
 from amid.progress import announce
-from amid.states import key_of, only_writer
-
-FORMAT = 1
-"""Version of the teacher's text on disk and of how it is made; another one is another folder."""
-
+from amid.states import only_writer
 
 Labels = Literal["shifted", "unshifted"]
 AnyRow = TypeVar("AnyRow", Row, SampledRow)
@@ -135,10 +129,8 @@ class TeacherText(Text):
     ) -> Tokens:
         """The prompts of `tokens`, in their order, with the teacher's answers.
 
-        They are written once, in `cache_dir/text-KEY`, and read by every later run. KEY is a hash of the
-        teacher's weights, layers and dtype, of the precision and the version of transformers, of the prompts,
-        and of the settings that change an answer. A killed writer goes on from its last file; of several runs
-        at once one writes, and the others wait.
+        They are written once, in the folder of `AnswerFolder.of_teacher`, and read by every later run. A
+        killed writer goes on from its last file; of several runs at once one writes, and the others wait.
 
         Args:
             tokens: the training set.
@@ -157,19 +149,9 @@ class TeacherText(Text):
                 "text=teacher: a teacher of random weights is another one in each run; give "
                 "model.teacher.path= or model.teacher.sft, or use text=data"
             )
-        prompts = [ids[:n_prompt].tolist() for ids, n_prompt, _ in tokens]
-        settings = ("max_new_tokens", "temperature", "top_p", "top_k")
-        made_from = {
-            "format": FORMAT,
-            "teacher": teacher,
-            "precision": precision,
-            "transformers": transformers.__version__,
-            "prompts": hashlib.sha256(str(prompts).encode()).hexdigest(),
-            "tokens": [tokenizer.eos_token_id, len(tokenizer)],
-            "sampling": {name: getattr(self.sampling, name) for name in settings},
-            "seed": self.seed if self.sampling.temperature else None,
-        }
-        folder = AnswerFolder(cache_dir / f"text-{key_of(made_from)}", prompts, made_from)
+        folder = AnswerFolder.of_teacher(
+            cache_dir, teacher, precision, tokens, tokenizer, self.sampling, self.seed
+        )
         found = folder.open()
         if found is not None:
             announce(f"The teacher's text is complete in {folder.folder} ({len(found):,} answers)")
@@ -178,7 +160,7 @@ class TeacherText(Text):
             found = folder.open()  # another run may have written it by now
             if found is not None:
                 return found
-            announce(f"Writing the teacher's answers to {len(prompts):,} prompts in {folder.folder}")
+            announce(f"Writing the teacher's answers to {len(tokens):,} prompts in {folder.folder}")
             model: Any = source.load(tokenizer).to(fabric.device)  # type: ignore[arg-type]
 
             def answer(some: Sequence[Sequence[int]], part: int) -> list[list[int]]:

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from amid.config import CONF, register_resolvers
+from amid.facts import HUB_FACTS
 from amid.losses import AlphaBeta, AlphaMixture, CrossEntropy, Objective
 from amid.memory import training_memory
 from amid.models import ModelSource
@@ -17,68 +18,11 @@ from amid.models import ModelSource
 register_resolvers()
 
 
-def gpt2(width, layers, heads):
-    return {"model_type": "gpt2", "n_embd": width, "n_layer": layers, "n_head": heads}
-
-
-def opt(width, layers, heads, **further):
-    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
-    return {"model_type": "opt", **sizes, "ffn_dim": 4 * width, "vocab_size": 50272, **further}
-
-
-def llama(width, inner, layers, heads, kv_heads, vocab_size, tied, model_type="llama", **further):
-    return {
-        "model_type": model_type,
-        "hidden_size": width,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocab_size,
-        "tie_word_embeddings": tied,
-        **further,
-    }
-
-
-QWEN3 = {"model_type": "qwen3", "head_dim": 128}
-GEMMA = {"model_type": "gemma", "head_dim": 256}
-MODELS = {
-    "openai-community/gpt2": (gpt2(768, 12, 12), 124_439_808),
-    "openai-community/gpt2-medium": (gpt2(1024, 24, 16), 354_823_168),
-    "openai-community/gpt2-large": (gpt2(1280, 36, 20), 774_030_080),
-    "openai-community/gpt2-xl": (gpt2(1600, 48, 25), 1_557_611_200),
-    "facebook/opt-125m": (opt(768, 12, 12), 125_239_296),
-    "facebook/opt-350m": (
-        opt(1024, 24, 16, word_embed_proj_dim=512, do_layer_norm_before=False),
-        331_196_416,
-    ),
-    "facebook/opt-1.3b": (opt(2048, 24, 32), 1_315_758_080),
-    "facebook/opt-2.7b": (opt(2560, 32, 32), 2_651_596_800),
-    "openlm-research/open_llama_3b_v2": (llama(3200, 8640, 26, 32, 32, 32000, False), 3_426_473_600),
-    "openlm-research/open_llama_7b_v2": (llama(4096, 11008, 32, 32, 32, 32000, False), 6_738_415_616),
-    "Qwen/Qwen2.5-1.5B-Instruct": (
-        llama(1536, 8960, 28, 12, 2, 151936, True, model_type="qwen2"),
-        1_543_714_304,
-    ),
-    "Qwen/Qwen2.5-7B-Instruct": (
-        llama(3584, 18944, 28, 28, 4, 152064, False, model_type="qwen2"),
-        7_615_616_512,
-    ),
-    "google/gemma-2b-it": (llama(2048, 16384, 18, 8, 1, 256000, True, **GEMMA), 2_506_172_416),
-    "google/gemma-7b-it": (llama(3072, 24576, 28, 16, 16, 256000, True, **GEMMA), 8_537_680_896),
-    "meta-llama/Llama-3.2-1B-Instruct": (llama(2048, 8192, 16, 32, 8, 128256, True), 1_235_814_400),
-    "meta-llama/Llama-3.2-3B-Instruct": (llama(3072, 8192, 28, 24, 8, 128256, True), 3_212_749_824),
-    "Qwen/Qwen3-0.6B": (llama(1024, 3072, 28, 16, 8, 151936, True, **QWEN3), 596_049_920),
-    "Qwen/Qwen3-4B": (llama(2560, 9728, 36, 32, 8, 151936, True, **QWEN3), 4_022_468_096),
-    "HuggingFaceTB/SmolLM2-135M-Instruct": (llama(576, 1536, 30, 9, 3, 49152, True), 134_515_008),
-    "HuggingFaceTB/SmolLM2-360M-Instruct": (llama(960, 2560, 32, 15, 5, 49152, True), 361_821_120),
-    "HuggingFaceTB/SmolLM2-1.7B-Instruct": (llama(2048, 8192, 24, 32, 32, 49152, True), 1_711_376_384),
-}
-"""Architecture and published number of weights of every model that conf/model names."""
+MODELS = HUB_FACTS["models"]
 
 
 def skeleton(source, **changes):
-    architecture = MODELS[source.path][0]
+    architecture = MODELS[source.path]["architecture"]
     settings = {"dtype": source.dtype, "lora": source.lora, "layers": source.layers} | changes
     return ModelSource(path=source.path, **settings).skeleton(AutoConfig.for_model(**architecture))
 
@@ -86,7 +30,7 @@ def skeleton(source, **changes):
 @pytest.mark.parametrize("path", MODELS)
 def test_a_skeleton_has_the_published_number_of_weights(path):
     model = skeleton(ModelSource(path=path))
-    assert sum(weight.numel() for weight in model.parameters()) == MODELS[path][1]
+    assert sum(weight.numel() for weight in model.parameters()) == MODELS[path]["weights"]
     assert model.device.type == "meta"
 
 
@@ -114,7 +58,7 @@ def test_the_memory_that_a_pair_says_it_needs(file):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("path", ["openai-community/gpt2", "facebook/opt-125m", "Qwen/Qwen3-0.6B"])
 def test_the_estimate_of_the_activations_is_within_a_factor_of_two(path, precision):
-    fields = {**MODELS[path][0], "vocab_size": 1000}
+    fields = {**MODELS[path]["architecture"], "vocab_size": 1000}
     layers = {"gpt2": "n_layer"}.get(fields["model_type"], "num_hidden_layers")
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(**fields | {layers: 2}, bos_token_id=1, eos_token_id=2)

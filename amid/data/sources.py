@@ -80,12 +80,17 @@ def load_documents(source: TextSource) -> list[str]:
     return documents
 
 
-def _located(source: str) -> tuple[Path, slice]:
-    """The file that `source` names, downloaded if need be, and the rows of it."""
+def path_and_rows(source: str) -> tuple[str, slice]:
+    """The path in `source`, on disk or on the hub, and the slice of rows that follows it; else all rows."""
     match = re.fullmatch(r"(.*?)(?:\[(\d*):(\d*)\])?", source, flags=re.DOTALL)
     assert match is not None
     path, start, stop = match.groups()
-    rows = slice(int(start or 0), int(stop) if stop else None)
+    return path, slice(int(start or 0), int(stop) if stop else None)
+
+
+def _located(source: str) -> tuple[Path, slice]:
+    """The file that `source` names, downloaded if need be, and the rows of it."""
+    path, rows = path_and_rows(source)
     return _download(path) if path.startswith(HUB_PREFIX) else Path(path), rows
 
 
