@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table as TerminalTable
 
 from amid.errors import InputError
-from amid.results import METRICS, Label, RunResult, Score, quality_metrics
+from amid.results import METRICS, Label, RunResult, Score, better, quality_metrics
 
 SELF_BLEU = "self_bleu"
 CORPUS_SELF_BLEU = "corpus_self_bleu"
@@ -409,11 +409,11 @@ class Table:
 
         Rows that are equal in the digits shown share a place. The teacher has none, and there is a second
         only where one row is the best of three or more. No row has one where the scores were not computed
-        alike in all, such as Self-BLEU among other numbers of answers.
+        alike in all, such as Self-BLEU among other numbers of answers, or where none is better.
         """
-        if not self._alike(metric, dataset):
+        direction = better(metric)
+        if direction is None or not self._alike(metric, dataset):
             return [0] * len(self.rows)
-        lower = metric == self.diversity
         means = [
             round(score.mean, digits)
             if (score := self.score(row, metric, dataset)) is not None
@@ -422,7 +422,7 @@ class Table:
             else None
             for row in self.rows
         ]
-        ranked = sorted((mean for mean in means if mean is not None), reverse=not lower)
+        ranked = sorted((mean for mean in means if mean is not None), reverse=direction == "higher")
         place = {ranked[1]: 2} if len(ranked) > 2 else {}
         place |= {ranked[0]: 1} if ranked else {}
         return [place.get(mean, 0) if mean is not None else 0 for mean in means]
@@ -527,20 +527,20 @@ def markdown_line(cells: Iterable[object]) -> str:
     return f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in cells)} |"
 
 
-def _settings(result: RunResult) -> list[str]:
+def overrides(result: RunResult) -> list[str]:
     """The overrides in the label `settings`, KEY=VALUE each; a value may hold commas itself."""
     return re.split(r",(?=[\w.@/]+=)", str(result.labels.get("settings") or ""))
 
 
 def _shared_settings(results: Sequence[RunResult]) -> set[str]:
-    return set.intersection(*(set(_settings(result)) for result in results))
+    return set.intersection(*(set(overrides(result)) for result in results))
 
 
 def _labels(result: RunResult, shared: set[str]) -> dict[str, Label]:
     """The labels without a seed and `shared` settings, with the order that an objective has by default."""
     labels = {label: value for label, value in result.labels.items() if label != "seed"}
     if labels.get("settings") is not None:
-        labels["settings"] = ",".join(s for s in _settings(result) if s not in shared) or None
+        labels["settings"] = ",".join(s for s in overrides(result) if s not in shared) or None
     if labels.get("divergence") not in (None, "none") and labels.get("order") is None:
         labels["order"] = "pq" if labels.get("alpha") is None else "pr"
     return labels
