@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +36,13 @@ STYLE = {
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#000000")
 """Okabe and Ito's palette, told apart with any colour vision; a brown in place of its pale yellow."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+BASELINES = "Baselines"
 BASELINE_MARKERS = ("X", "P", "d", ">", "h", "<", "*", "8")
 LEGEND_COLUMNS = 5
 LEGEND_CHARACTERS = 64
 PANELS_ACROSS = 3
+MOST_PANELS = 12
+TITLE_CHARACTERS = 36
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ def draw_figures(table: Table, records: Mapping[Path, RunResult], directory: Pat
 
     alpha and lambda where α or λ varies within one setting; plane where a row has both scores; divergence
     where both α and the divergence vary; alpha_lambda where α varies at two or more λ of one setting;
-    training and validation where the folders of `records`, the runs of `table`, hold curves.
+    training and validation where the folders of `records`, the runs of `table`, hold curves, and no more than
+    `MOST_PANELS` panels have room for them.
 
     Raises:
         InputError: naming a file of curves that cannot be read.
@@ -213,6 +218,8 @@ def _draw_plane(table: Table) -> Canvas | None:
         (*_mean_and_std(table, row, table.diversity), *_mean_and_std(table, row, table.quality))
         for row in rows
     ]
+    for (x0, x1), (y0, y1) in zip(*map(itertools.pairwise, front), strict=True):  # nor along the front
+        points += [(x0 + k / 6 * (x1 - x0), 0.0, y0 + k / 6 * (y1 - y0), 0.0) for k in range(1, 6)]
     place_labels(
         axes,
         [
@@ -249,7 +256,7 @@ def _shades(grid: Sequence[Row]) -> tuple[str | None, dict[float, Any]]:
 def _draw_curves(
     table: Table, logged: Mapping[int, Mapping[str, Mapping[int, float]]], key: str, name: str
 ) -> Canvas | None:
-    """A curve by optimiser step, one line for each setting; a panel for baselines, and for each series.
+    """A curve by optimiser step, one line for each setting; panels for baselines, and one for each series.
 
     Args:
         table: of all runs.
@@ -265,9 +272,11 @@ def _draw_curves(
     series = _by_name(table, grid, (coloured_by,)) if coloured_by else {"": grid} if grid else {}
     baselines = _named_baselines(table, [row for row in rows if row.baseline])
     panels: dict[str, list[tuple[str, Row, Any]]] = {}
-    if baselines:
-        named = enumerate(baselines.items())
-        panels["Baselines"] = [(name, row, COLOURS[i % len(COLOURS)]) for i, (name, row) in named]
+    named = [*baselines.items()]
+    for start in range(0, len(named), len(COLOURS)):
+        of_panel = f"{BASELINES} {start // len(COLOURS) + 1}" if start else BASELINES
+        several = zip(named[start:], COLOURS, strict=False)
+        panels[of_panel] = [(own, row, colour) for (own, row), colour in several]
     for of_panel, members in series.items():
         names = names_of(table, members, ())
         panels[of_panel] = [
@@ -278,6 +287,8 @@ def _draw_curves(
             )
             for i, (own, row) in enumerate(zip(names, members, strict=True))
         ]
+    if len(panels) > MOST_PANELS:
+        return None
     across = min(PANELS_ACROSS, len(panels))
     down = math.ceil(len(panels) / across)
     figure = Canvas(figsize=(1 + 3.6 * across, 0.6 + 2.8 * down), layout="constrained")
@@ -300,11 +311,11 @@ def _draw_curves(
             means = [sum(curve[step] for curve in trained) / len(trained) for step in steps]
             marker = "o" if len(steps) == 1 else ""
             (line,) = axes.plot(steps, _smoothed(means), color=colour, label=own, marker=marker)
-            if of_panel != "Baselines":
+            if not of_panel.startswith(BASELINES):
                 legend.setdefault(own, line)
         _draw_failed(axes, failed)
-        axes.set_title(of_panel, fontsize=10)
-        if of_panel == "Baselines":
+        axes.set_title(textwrap.fill(of_panel, TITLE_CHARACTERS), fontsize=10)
+        if of_panel.startswith(BASELINES):
             axes.legend(fontsize=8)
         if failed:
             legend["failed"] = Line2D([], [], color=GREY, linestyle=":", marker="x")

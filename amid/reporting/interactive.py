@@ -229,8 +229,11 @@ def _data(
 def _cells(table: Table, metric: str, dataset: str) -> list[dict[str, Any]]:
     """Of each row the score in one column, as shown and as a number, and what is published of it."""
     made = []
-    for row, place in zip(table.rows, table.places(metric, dataset), strict=True):
-        score = table.score(row, metric, dataset)
+    scores = [table.score(row, metric, dataset) for row in table.rows]
+    places = table.places(metric, dataset)
+    if len({score.mean for score in scores if score is not None and math.isfinite(score.mean)}) < 2:
+        places = [0] * len(places)  # such as where no answer matches exactly
+    for row, place, score in zip(table.rows, places, scores, strict=True):
         cell: dict[str, Any] = {"text": table.score_text(row, metric, 2, dataset)}
         if score is not None:
             cell["mean"], cell["std"] = _finite(score.mean), _finite(score.std)

@@ -29,7 +29,7 @@
   const isShown = (row) => data.filters.every((filter, i) => !hidden[i].has(filter.values[row.index]));
   const shownRows = () => data.rows.filter(isShown);
   const isRunShown = (run) => isShown(data.rows[run.row]);
-  data.rows.forEach((row, index) => (row.index = index));
+  data.rows.forEach((row, index) => Object.assign(row, { index, name: row.name.replaceAll("=-", "=−") }));
   data.runs.forEach((run, index) => (run.index = index));
   const runName = (run) => `${data.rows[run.row].name}, seed ${run.seed}`;
 
@@ -103,7 +103,11 @@
     $("#table").querySelector(`button[data-sort="${CSS.escape(title)}"]`).focus();
   }
 
-  function scoreCell(cell) {
+  const BROAD = 14; // columns that paper has room for
+  const classes = (column) =>
+    [column.number ? "number" : "", column.set === undefined ? "label" : "", column.further ? "further" : ""].join(" ").trim() || null;
+
+  function scoreCell(cell, kind) {
     const failed = cell.mean === undefined || cell.mean === null;
     const [mean, std] = cell.text.split(" ± ");
     const number = [mean, std ? el("span", { class: "std" }, ` ± ${std}`) : null];
@@ -112,7 +116,7 @@
     const difference = failed || theirs === undefined ? "" : ` (${cell.mean < theirs ? "−" : "+"}${Math.abs(cell.mean - theirs).toFixed(2)})`;
     return el(
       "td",
-      { class: failed && cell.text !== "–" ? "number failed" : "number" },
+      { class: failed && cell.text !== "–" ? `${kind} failed` : kind },
       marked,
       theirs === undefined
         ? null
@@ -127,14 +131,14 @@
       const sorted = order.column === key;
       const arrow = sorted ? (order.descending ? "▾" : "▴") : "";
       const state = sorted ? (order.descending ? "descending" : "ascending") : "none";
+      const sign = el("span", { class: "sorted", "aria-hidden": "true" }, arrow);
       return el(
         "th",
-        { scope: "col", "aria-sort": state, class: column.number ? "number" : null },
+        { scope: "col", "aria-sort": state, class: classes(column) },
         el(
           "button",
           { type: "button", "data-sort": key, onclick: () => sortBy(column, key) },
-          columnName(column),
-          el("span", { class: "sorted", "aria-hidden": "true" }, arrow),
+          column.number ? [sign, columnName(column)] : [columnName(column), sign],
           column.set === undefined ? null : el("small", {}, column.set),
         ),
       );
@@ -146,14 +150,28 @@
         "tr",
         { "data-row": row.index, class: !by && i && rows[i - 1].baseline !== row.baseline ? "rule" : null },
         columns.map((column) => {
-          if (column.set !== undefined) return scoreCell(row.cells[column.index]);
+          if (column.set !== undefined) return scoreCell(row.cells[column.index], classes(column));
           const value = column.value(row);
           const text = value === null ? "–" : typeof value === "number" ? minus(value) : String(value);
-          return el("td", { class: column.number ? "number" : null }, text);
+          return el("td", { class: classes(column) }, text);
         }),
       ),
     );
     $("#table").replaceChildren(el("thead", {}, el("tr", {}, head)), el("tbody", {}, body));
+    $("#table").classList.toggle("broad", columns.length > BROAD);
+    pinLabels();
+  }
+
+  /** Keeps the labels of the rows in sight while the scores are scrolled: all where they leave room, else the first. */
+  function pinLabels() {
+    const table = $("#table");
+    table.classList.remove("pinned");
+    const heads = [...table.rows[0].cells];
+    const edges = heads.map((head) => head.getBoundingClientRect());
+    const labels = heads.filter((head) => head.classList.contains("label")).length;
+    const lefts = edges.slice(0, labels).map((edge) => edge.left - edges[0].left);
+    table.classList.toggle("pinned", edges[labels - 1].right - edges[0].left < table.parentNode.clientWidth / 2);
+    for (const row of table.rows) lefts.forEach((left, i) => (row.cells[i].style.left = `${left}px`));
   }
 
   function buildTable() {
@@ -457,12 +475,16 @@
     return roving(root);
   }
 
-  /** A name beside a point, where no box of `taken` is, to which its own is added; null where there is no room. */
-  function nameBeside(text, [px, py], inner, width, taken) {
+  /**
+   * A name beside a point, where no box of `taken` is, to which its own is added, and no box of `lines` if that can be;
+   * null where there is no room.
+   */
+  function nameBeside(text, [px, py], inner, width, taken, lines = []) {
     const size = 6.3 * text.length;
-    const free = [[12, -10], [12, 18], [-12 - size, -10], [-12 - size, 18], [-size / 2, -14], [-size / 2, 23], [12, 4], [-12 - size, 4]]
+    const places = [[12, -10], [12, 18], [-12 - size, -10], [-12 - size, 18], [-size / 2, -14], [-size / 2, 23], [12, 4], [-12 - size, 4]]
       .map(([dx, dy]) => [px + dx, py + dy - 11, size, 14])
-      .find((box) => box[0] > inner.left && box[0] + box[2] < width && box[1] > 14 && box[1] + 14 < inner.bottom && !taken.some((other) => crosses(box, other)));
+      .filter((box) => box[0] > inner.left && box[0] + box[2] < width && box[1] > 14 && box[1] + 14 < inner.bottom && !taken.some((other) => crosses(box, other)));
+    const free = places.find((box) => !lines.some((line) => crosses(box, line))) ?? places[0];
     if (!free) return null;
     taken.push(free);
     return svg("text", { class: "quiet", x: free[0], y: free[1] + 11 }, text);
@@ -510,6 +532,11 @@
     }
     root.append(svg("path", { class: "front", d: front.map((row, i) => `${i ? "L" : "M"}${at(row).join(" ")}`).join("") }));
     const taken = rows.map((row) => [at(row)[0] - 6, at(row)[1] - 6, 12, 12]);
+    const dotted = front.slice(1).flatMap((row, i) => {
+      const [[x0, y0], [x1, y1]] = [at(front[i]), at(row)];
+      const pieces = Math.ceil(Math.hypot(x1 - x0, y1 - y0) / 8);
+      return Array.from({ length: pieces }, (_, k) => [x0 + ((x1 - x0) * k) / pieces - 2, y0 + ((y1 - y0) * k) / pieces - 2, 4, 4]);
+    });
     for (const row of rows) {
       const onFront = front.includes(row);
       const i = number.get(name(row));
@@ -520,7 +547,7 @@
     }
     for (const row of rows.filter((r) => r.baseline || front.includes(r))) {
       const text = row.baseline ? clip(row.name, 24) : shortName(row);
-      root.append(nameBeside(text, at(row), inner, width, taken) ?? "");
+      root.append(nameBeside(text, at(row), inner, width, taken, dotted) ?? "");
     }
     figure("plane", caption, [roving(root)]);
   }
@@ -582,7 +609,7 @@
       return roving(root);
     });
     const bar = el("span", { class: "bar", style: `background: linear-gradient(to right, ${CIVIDIS.join(",")})`, "aria-hidden": "true" });
-    $(`#${id} .legend`).replaceChildren(`${columnTitle(column())}: ${low.toFixed(1)}`, bar, high.toFixed(1));
+    $(`#${id} .legend`).replaceChildren(el("span", { class: "scale" }, `${columnTitle(column())}: ${minus(low.toFixed(1))}`, bar, minus(high.toFixed(1))));
     figure(id, [el("b", {}, caption), best === undefined ? " ✕: failed." : " Framed: the best; ✕: failed."], panels);
   }
 
@@ -932,7 +959,7 @@
   addEventListener("resize", () => {
     if (innerWidth === drawnAt) return;
     drawnAt = innerWidth;
-    requestAnimationFrame(() => { drawFigures(); drawTraining(); });
+    requestAnimationFrame(() => { pinLabels(); drawFigures(); drawTraining(); });
   });
   const opened = [];
   addEventListener("beforeprint", () => document.querySelectorAll("#common:not([open])").forEach((d) => { d.open = true; opened.push(d); }));
