@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 from amid.reporting.folders import curves
 from amid.reporting.labels import GREY, draw_levels, place_labels
+from amid.reporting.names import by_name, named_baselines, names_of
 from amid.reporting.sections import outcome
 from amid.reporting.table import AVERAGE, SYMBOLS, Row, Table, title
 from amid.results import RunResult
@@ -68,7 +69,7 @@ def draw_figures(table: Table, records: Mapping[Path, RunResult], directory: Pat
     logged = {id(run): curves(folder) for folder, run in records.items()}
     by_step = (
         "by optimiser step: the mean over a setting's training seeds. "
-        "Dotted, ending in a cross: a run that diverged or collapsed."
+        "Dotted, ending in a cross: a run that diverged or collapsed, cut far above and below the others."
     )
     with matplotlib.rc_context(STYLE):
         drawings: list[tuple[str, Canvas | None, str]] = [
@@ -179,7 +180,7 @@ def _draw_plane(table: Table) -> Canvas | None:
         axes.errorbar(x, y, y_error, x_error, color=colour, elinewidth=1, alpha=0.45, zorder=2)
         axes.plot(x, y, marker, color=colour, markersize=size, markeredgecolor="white", zorder=3)
 
-    series = _by_name(table, grid, (coloured_by,) if coloured_by else ())
+    series = by_name(table, grid, (coloured_by,) if coloured_by else ())
     for index, members in enumerate(series.values()):
         path = [[_mean(table, row, metric) for row in members] for metric in (table.diversity, table.quality)]
         axes.plot(*path, color="#bbbbbb", linewidth=1, zorder=1)
@@ -269,8 +270,8 @@ def _draw_curves(
         return None
     grid = [row for row in rows if not row.baseline]
     coloured_by, shades = _shades(grid)
-    series = _by_name(table, grid, (coloured_by,)) if coloured_by else {"": grid} if grid else {}
-    baselines = _named_baselines(table, [row for row in rows if row.baseline])
+    series = by_name(table, grid, (coloured_by,)) if coloured_by else {"": grid} if grid else {}
+    baselines = named_baselines(table, [row for row in rows if row.baseline])
     panels: dict[str, list[tuple[str, Row, Any]]] = {}
     named = [*baselines.items()]
     for start in range(0, len(named), len(COLOURS)):
@@ -416,46 +417,14 @@ def _series(table: Table, label: str) -> dict[str, list[Row]]:
     grid = [row for row in table.rows if not row.baseline and not math.isnan(_number(row, label))]
     return {
         name: sorted(rows, key=lambda row: _number(row, label))
-        for name, rows in _by_name(table, grid, (label,)).items()
+        for name, rows in by_name(table, grid, (label,)).items()
         if len({_number(row, label) for row in rows}) > 1
     }
 
 
 def _baselines(table: Table) -> dict[str, Row]:
     """The baselines that were scored, by name."""
-    return _named_baselines(table, [row for row in table.rows if row.baseline and _scored(table, row)])
-
-
-def _named_baselines(table: Table, rows: Sequence[Row]) -> dict[str, Row]:
-    """The rows by name: the method's, longer only where two would be the same."""
-    of_the_method = ("method", "divergence", "alpha", "lam")
-    names = [f"{row.method} {table.name(row, without=of_the_method)}".strip() for row in rows]
-    if len(set(names)) < len(names):
-        names = [table.name(row) for row in rows]
-    return dict(zip(names, rows, strict=True))
-
-
-def _by_name(table: Table, rows: Sequence[Row], without: Sequence[str]) -> dict[str, list[Row]]:
-    """The rows of each name that is left without these labels."""
-    found: dict[str, list[Row]] = {}
-    for row, name in zip(rows, names_of(table, rows, without), strict=True):
-        found.setdefault(name, []).append(row)
-    return found
-
-
-def names_of(table: Table, rows: Sequence[Row], without: Sequence[str]) -> list[str]:
-    """A name for each row: its divergence, and all else that varies, but for the labels `without`."""
-    hidden = ["method", "divergence", *without]
-    several_methods = len({row.method for row in rows}) > 1
-    words = [
-        [
-            row.method if several_methods else "",
-            "" if "divergence" in without else row.divergence,
-            table.name(row, without=hidden),
-        ]
-        for row in rows
-    ]
-    return [" ".join(filter(None, parts)).replace("=-", "=−") for parts in words]
+    return named_baselines(table, [row for row in table.rows if row.baseline and _scored(table, row)])
 
 
 def _mean_and_std(table: Table, row: Row, metric: str) -> tuple[float, float]:

@@ -10,8 +10,8 @@ from typing import Any
 from amid.errors import InputError
 from amid.monitor import RunStatus
 from amid.reporting.claims import NOTE, claims
-from amid.reporting.figures import names_of
 from amid.reporting.folders import Drawn, Prompt, answers, configuration, curves, differences, sizes, thinned
+from amid.reporting.names import names_of
 from amid.reporting.published import other_pairs, published_score
 from amid.reporting.sections import Section, number, outcome
 from amid.reporting.table import AVERAGE, CORPUS_SELF_BLEU, MISSING, SYMBOLS, Row, Table, overrides, title

@@ -375,7 +375,7 @@ class TestBrowser:
         assert count("#divergence-alpha svg") == count("#alpha-lam svg") == 2
         assert count("#alpha-lam .cell") == 12
         assert count("#curves path.line") == 29
-        dotted = "#curves path.line[stroke-dasharray='1 4']"
+        dotted = "#curves path.line.ended[stroke-dasharray]"
         assert count(dotted) == count("#curves .pt path.stroke") == 4
         labels = page("[...document.querySelectorAll('#curves .pt')].map(p => p.getAttribute('aria-label'))")
         assert "AMiD KL(p, r) α=−1 λ=0.1, seed 2\ntrain/loss: 4.1 at step 9" in labels

@@ -192,6 +192,14 @@ class TestCurves:
         (legend,) = canvas.legends
         assert [text.get_text() for text in legend.get_texts()] == ["α = −5", "α = 1"]
 
+    def test_none_of_more_series_than_there_is_room_for(self, make_run):
+        pairs = range(drawing.MOST_PANELS + 1)
+        runs = [make_run(alpha=a, model=f"pair {pair}") for pair in pairs for a in (-5.0, 1.0)]
+        for count, drawn in ((len(runs) - 2, True), (len(runs), False)):
+            logged = {id(run): {"train/loss": {0: 3.0, 10: 2.0}} for run in runs[:count]}
+            table = build_table(runs[:count])
+            assert (drawing._draw_curves(table, logged, "train/loss", "loss") is not None) == drawn
+
 
 class TestReport:
     def test_files(self, saved):

@@ -683,7 +683,7 @@
     legend("curves", [...rows.map((row) => [row.name, row.index]), ...(begun ? [[WITHOUT, WITHOUT_RESULT]] : [])], drawTraining, note);
     const caption = [
       el("b", {}, `${training.key} against the optimiser step, `), `a line for each run${training.smooth ? ", smoothed" : ""}`,
-      words.length ? "; dotted, ending in ✕: it diverged, collapsed or has no result." : ".",
+      words.length ? "; dotted, ending in ✕: it diverged, collapsed or has no result (cut far above and below the others)." : ".",
     ];
     const usable = (run) => {
       const curve = (run.curves[training.key] ?? []).filter(([, y]) => !training.log || y > 0);
@@ -693,7 +693,11 @@
     if (!points.length) return figure("curves", caption, [el("p", { class: "note" }, "Nothing of this is shown.")]);
     const width = panelWidth("curves", 1180);
     const x = [0, Math.max(1, ...points.map(([step]) => step), ...runs.map((run) => run.diverged ?? 0)) * 1.02];
-    const ys = points.map(([, y]) => y);
+    const calm = runs.filter((run) => !run.failed).flatMap(usable);
+    const others = (calm.length ? calm : points).map(([, v]) => v);
+    const [low, high] = [Math.min(...others), Math.max(...others)];
+    const within = (v) => Math.min(Math.max(v, low - (high - low) / 2), high + (high - low) / 2); // or one that explodes flattens all
+    const ys = points.map(([, v]) => within(v));
     const y = training.log ? [Math.min(...ys) * 0.95, Math.max(...ys) * 1.05] : padded(ys, 0.06);
     const { root, sx, sy, inner } = axes({
       width, height: 340, x, y, xTicks: niceTicks(x[0], x[1], width > 600 ? 10 : 5), log: training.log,
@@ -703,11 +707,11 @@
     for (const run of runs) {
       const curve = usable(run);
       if (!curve.length && run.diverged === null) continue;
-      const d = curve.map(([step, v], n) => `${n ? "L" : "M"}${sx(step).toFixed(1)} ${sy(v).toFixed(1)}`).join("");
-      const end = [sx(run.diverged ?? curve.at(-1)[0]), curve.length ? sy(curve.at(-1)[1]) : inner.bottom - 8];
+      const d = curve.map(([step, v], n) => `${n ? "L" : "M"}${sx(step).toFixed(1)} ${sy(within(v)).toFixed(1)}`).join("");
+      const end = [sx(run.diverged ?? curve.at(-1)[0]), curve.length ? sy(within(curve.at(-1)[1])) : inner.bottom - 8];
       const colouring = run.failed ? "var(--bad)" : run.row === null ? "var(--muted)" : colour(run.row);
-      const ink = { stroke: colouring, "stroke-dasharray": run.ending ? "1 4" : dash(run.row) };
-      if (curve.length) root.append(svg("path", { class: runs.length > 12 ? "line fine" : "line", d: `${d}L${end.join(" ")}`, ...ink, "data-row": run.row }));
+      const ink = { stroke: colouring, "stroke-dasharray": run.ending ? "1 3" : dash(run.row) };
+      if (curve.length) root.append(svg("path", { class: run.ending ? "line ended" : runs.length > 12 ? "line fine" : "line", d: `${d}L${end.join(" ")}`, ...ink, "data-row": run.row }));
       const last = curve.length ? `${training.key}: ${short(curve.at(-1)[1])} at step ${curve.at(-1)[0]}` : null;
       spots.push(
         spot({ transform: `translate(${end.map((v) => v.toFixed(1)).join(" ")})` }, [run.name, run.ending, last].filter(Boolean).join("\n"), run.row, halo(),
