@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from amid.errors import InputError
 
@@ -31,6 +31,12 @@ METRICS = {
     "exact_match": "Exact match",
     "self_bleu": "Self-BLEU",
     "corpus_self_bleu": "Self-BLEU",
+    "distinct_2": "Distinct-2",
+    "repetition": "Repetition",
+    "overlong": "Overlong",
+    "eos_share": "Ended",
+    "length": "Length",
+    "log_prob": "Log p",
 }
 """How metrics are written; others as they are called."""
 
@@ -47,6 +53,9 @@ OF_ANSWERS = (
 )
 """What is told of the answers besides their quality, of every run."""
 
+_LOWER = ("self_bleu", "corpus_self_bleu", "repetition", "overlong")
+_NEITHER = ("length", "log_prob")
+
 Label = str | int | float | bool | None
 
 T = TypeVar("T")
@@ -61,6 +70,11 @@ def quality_metrics(measured: Iterable[Iterable[str]]) -> list[str]:
     """
     metrics = dict.fromkeys(name for names in measured for name in names if name not in OF_ANSWERS)
     return [name for name in metrics if name != "exact_match"] or list(metrics)
+
+
+def better(metric: str) -> Literal["higher", "lower"] | None:
+    """Which values of a metric are the better ones; None where neither are."""
+    return None if metric in _NEITHER else "lower" if metric in _LOWER else "higher"
 
 
 @dataclass(frozen=True)

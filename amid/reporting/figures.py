@@ -1,8 +1,9 @@
-"""The figures of an experiment: against α, against λ, quality against diversity, divergences × α."""
+"""The figures of an experiment: against α, against λ, quality against diversity, maps, training curves."""
 
 import itertools
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,12 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
+from amid.reporting.folders import curves
+from amid.reporting.labels import GREY, draw_levels, place_labels
+from amid.reporting.names import by_name, named_baselines, names_of
+from amid.reporting.sections import outcome
 from amid.reporting.table import AVERAGE, SYMBOLS, Row, Table, title
+from amid.results import RunResult
 
 DPI = 200
 STYLE = {
@@ -31,20 +37,13 @@ STYLE = {
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#000000")
 """Okabe and Ito's palette, told apart with any colour vision; a brown in place of its pale yellow."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+BASELINES = "Baselines"
 BASELINE_MARKERS = ("X", "P", "d", ">", "h", "<", "*", "8")
-GREY = "#555555"
 LEGEND_COLUMNS = 5
 LEGEND_CHARACTERS = 64
-
-Box = tuple[float, float, float, float]
-"""Left, bottom, right, top."""
-
-OFFSETS = [
-    (distance * x, distance * y)
-    for distance in (4, 8, 14, 22)
-    for x, y in ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
-]
-"""Where a label may stand from its point, in points."""
+PANELS_ACROSS = 3
+MOST_PANELS = 12
+TITLE_CHARACTERS = 36
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,23 @@ class Figure:
     caption: str
 
 
-def draw_figures(table: Table, directory: Path) -> list[Figure]:
+def draw_figures(table: Table, records: Mapping[Path, RunResult], directory: Path) -> list[Figure]:
     """Writes the figures that the rows of `table` allow, as PNG and PDF files, to `directory`.
 
     alpha and lambda where α or λ varies within one setting; plane where a row has both scores; divergence
-    where both α and the divergence vary; alpha_lambda where α varies at two or more λ of one setting.
+    where both α and the divergence vary; alpha_lambda where α varies at two or more λ of one setting;
+    training and validation where the folders of `records`, the runs of `table`, hold curves, and no more than
+    `MOST_PANELS` panels have room for them.
+
+    Raises:
+        InputError: naming a file of curves that cannot be read.
     """
     quality = title(table.quality)
+    logged = {id(run): curves(folder) for folder, run in records.items()}
+    by_step = (
+        "by optimiser step: the mean over a setting's training seeds. "
+        "Dotted, ending in a cross: a run that diverged or collapsed, cut far above and below the others."
+    )
     with matplotlib.rc_context(STYLE):
         drawings: list[tuple[str, Canvas | None, str]] = [
             (
@@ -79,7 +88,8 @@ def draw_figures(table: Table, directory: Path) -> list[Figure]:
                 "plane.png",
                 _draw_plane(table),
                 "Quality against diversity: up is better, left is more diverse. "
-                "Error bars: standard deviation; grey: baselines.",
+                "Ringed and dotted: the Pareto front, which no other setting beats in both (the teacher "
+                "aside). Error bars: standard deviation; grey: baselines.",
             ),
             (
                 "divergence.png",
@@ -87,6 +97,16 @@ def draw_figures(table: Table, directory: Path) -> list[Figure]:
                 f"{quality} of each divergence and α; bold: the best.",
             ),
             ("alpha_lambda.png", _draw_heat_map(table, "lam"), f"{quality} over α and λ; bold: the best."),
+            (
+                "training.png",
+                _draw_curves(table, logged, "train/loss", "training loss"),
+                f"Training loss {by_step} Losses of different divergences have different scales.",
+            ),
+            (
+                "validation.png",
+                _draw_curves(table, logged, f"valid/{table.quality}", f"{quality} (validation)"),
+                f"{quality} of answers to the validation prompts {by_step}",
+            ),
         ]
         figures = []
         for file, canvas, caption in drawings:
@@ -128,7 +148,7 @@ def _draw_lines(table: Table, label: str) -> Canvas | None:
             axes.plot(failed, [0.03] * len(failed), "x", color=colour, transform=at_bottom, clip_on=False)
             any_failed = any_failed or bool(failed)
         axes.margins(y=0.12)
-        _draw_levels(axes, [(name, _mean(table, row, metric)) for name, row in baselines.items()])
+        draw_levels(axes, [(name, _mean(table, row, metric)) for name, row in baselines.items()])
         axes.set_xlabel(SYMBOLS[label])
         axes.set_ylabel(_axis_title(table, metric))
         axes.set_xticks(ticks, _sparse(ticks))
@@ -148,14 +168,8 @@ def _draw_plane(table: Table) -> Canvas | None:
     if not rows:
         return None
     grid = [row for row in rows if not row.baseline]
-    values = {
-        label: sorted({n for row in grid if not math.isnan(n := _number(row, label))})
-        for label in ("alpha", "lam")
-    }
-    coloured_by = next((label for label in values if len(values[label]) > 1), None)
-    levels = values[coloured_by] if coloured_by else []
-    viridis = matplotlib.colormaps["viridis"]
-    shades = {level: viridis(0.92 * i / (len(levels) - 1)) for i, level in enumerate(levels)}
+    coloured_by, shades = _shades(grid)
+    levels = list(shades)
     figure = Canvas(figsize=(6.4, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -166,10 +180,7 @@ def _draw_plane(table: Table) -> Canvas | None:
         axes.errorbar(x, y, y_error, x_error, color=colour, elinewidth=1, alpha=0.45, zorder=2)
         axes.plot(x, y, marker, color=colour, markersize=size, markeredgecolor="white", zorder=3)
 
-    series: dict[str, list[Row]] = {}
-    rest = (coloured_by,) if coloured_by else ()
-    for row, name in zip(grid, names_of(table, grid, rest), strict=True):
-        series.setdefault(name, []).append(row)
+    series = by_name(table, grid, (coloured_by,) if coloured_by else ())
     for index, members in enumerate(series.values()):
         path = [[_mean(table, row, metric) for row in members] for metric in (table.diversity, table.quality)]
         axes.plot(*path, color="#bbbbbb", linewidth=1, zorder=1)
@@ -178,6 +189,12 @@ def _draw_plane(table: Table) -> Canvas | None:
     baselines = _baselines(table)
     for index, row in enumerate(baselines.values()):
         draw(row, GREY, BASELINE_MARKERS[index % len(BASELINE_MARKERS)], 10)
+    front = [
+        [_mean(table, row, metric) for row in _front(table, rows)]
+        for metric in (table.diversity, table.quality)
+    ]
+    axes.plot(*front, color="black", linestyle=":", linewidth=1.4, zorder=1.5)
+    axes.plot(*front, "o", markersize=14, markerfacecolor="none", markeredgecolor="black", zorder=4)
     axes.set_xlabel(_axis_title(table, table.diversity) + "  (← more diverse)")
     axes.set_ylabel(_axis_title(table, table.quality))
     axes.margins(0.1)
@@ -202,7 +219,9 @@ def _draw_plane(table: Table) -> Canvas | None:
         (*_mean_and_std(table, row, table.diversity), *_mean_and_std(table, row, table.quality))
         for row in rows
     ]
-    _place_labels(
+    for (x0, x1), (y0, y1) in zip(*map(itertools.pairwise, front), strict=True):  # nor along the front
+        points += [(x0 + k / 6 * (x1 - x0), 0.0, y0 + k / 6 * (y1 - y0), 0.0) for k in range(1, 6)]
+    place_labels(
         axes,
         [
             (_mean(table, row, table.diversity), _mean(table, row, table.quality), name)
@@ -211,6 +230,125 @@ def _draw_plane(table: Table) -> Canvas | None:
         [(x - dx, y - dy, x + dx, y + dy) for x, dx, y, dy in points],
     )
     return figure
+
+
+def _front(table: Table, rows: Sequence[Row]) -> list[Row]:
+    """The rows that no other beats in both quality and diversity, by Self-BLEU; the teacher is left out."""
+    front: list[Row] = []
+    for row in sorted(
+        (row for row in rows if row.labels.get("method") != "teacher"),
+        key=lambda row: (_mean(table, row, table.diversity), -_mean(table, row, table.quality)),
+    ):
+        if not front or _mean(table, row, table.quality) > _mean(table, front[-1], table.quality):
+            front.append(row)
+    return front
+
+
+def _shades(grid: Sequence[Row]) -> tuple[str | None, dict[float, Any]]:
+    """The number that tells the rows apart by colour, α or λ, and the colour of each value, rising."""
+    viridis = matplotlib.colormaps["viridis"]
+    for label in ("alpha", "lam"):
+        levels = sorted({n for row in grid if not math.isnan(n := _number(row, label))})
+        if len(levels) > 1:
+            return label, {level: viridis(0.92 * i / (len(levels) - 1)) for i, level in enumerate(levels)}
+    return None, {}
+
+
+def _draw_curves(
+    table: Table, logged: Mapping[int, Mapping[str, Mapping[int, float]]], key: str, name: str
+) -> Canvas | None:
+    """A curve by optimiser step, one line for each setting; panels for baselines, and one for each series.
+
+    Args:
+        table: of all runs.
+        logged: the curves of each run, by its identity.
+        key: of the curve.
+        name: of the curve, on the axis.
+    """
+    rows = [row for row in table.rows if any(logged.get(id(run), {}).get(key) for run in row.runs)]
+    if not rows:
+        return None
+    grid = [row for row in rows if not row.baseline]
+    coloured_by, shades = _shades(grid)
+    series = by_name(table, grid, (coloured_by,)) if coloured_by else {"": grid} if grid else {}
+    baselines = named_baselines(table, [row for row in rows if row.baseline])
+    panels: dict[str, list[tuple[str, Row, Any]]] = {}
+    named = [*baselines.items()]
+    for start in range(0, len(named), len(COLOURS)):
+        of_panel = f"{BASELINES} {start // len(COLOURS) + 1}" if start else BASELINES
+        several = zip(named[start:], COLOURS, strict=False)
+        panels[of_panel] = [(own, row, colour) for (own, row), colour in several]
+    for of_panel, members in series.items():
+        names = names_of(table, members, ())
+        panels[of_panel] = [
+            (
+                f"{SYMBOLS[coloured_by]} = {_minus(_number(row, coloured_by))}" if coloured_by else own,
+                row,
+                shades.get(_number(row, coloured_by), COLOURS[i % len(COLOURS)]),
+            )
+            for i, (own, row) in enumerate(zip(names, members, strict=True))
+        ]
+    if len(panels) > MOST_PANELS:
+        return None
+    across = min(PANELS_ACROSS, len(panels))
+    down = math.ceil(len(panels) / across)
+    figure = Canvas(figsize=(1 + 3.6 * across, 0.6 + 2.8 * down), layout="constrained")
+    shared: Literal["all", "none"] = "all" if key.startswith("valid/") else "none"
+    all_axes = [*figure.subplots(down, across, squeeze=False, sharex=True, sharey=shared).flat]
+    legend: dict[str, Any] = {}
+    for axes, (of_panel, lines) in zip(all_axes, panels.items(), strict=False):
+        failed: list[tuple[dict[int, float], int | None, Any]] = []
+        for own, row, colour in lines:
+            trained = []
+            for run in row.runs:
+                curve = {s: y for s, y in logged.get(id(run), {}).get(key, {}).items() if math.isfinite(y)}
+                if not curve:
+                    continue
+                if outcome(run, table.quality) == "trained":
+                    trained.append(curve)
+                else:
+                    failed.append((curve, run.diverged_step, colour))
+            steps = sorted(set.intersection(*map(set, trained))) if trained else []
+            means = [sum(curve[step] for curve in trained) / len(trained) for step in steps]
+            marker = "o" if len(steps) == 1 else ""
+            (line,) = axes.plot(steps, _smoothed(means), color=colour, label=own, marker=marker)
+            if not of_panel.startswith(BASELINES):
+                legend.setdefault(own, line)
+        _draw_failed(axes, failed)
+        axes.set_title(textwrap.fill(of_panel, TITLE_CHARACTERS), fontsize=10)
+        if of_panel.startswith(BASELINES):
+            axes.legend(fontsize=8)
+        if failed:
+            legend["failed"] = Line2D([], [], color=GREY, linestyle=":", marker="x")
+    for axes in all_axes[len(panels) :]:
+        axes.remove()
+    for axes in all_axes[len(panels) - across : len(panels)]:
+        axes.tick_params(labelbottom=True)
+    figure.supxlabel("optimiser step", fontsize=10)
+    figure.supylabel(name, fontsize=10)
+    if legend:
+        columns = max(LEGEND_CHARACTERS * across // 2 // (max(map(len, legend)) + 4), 1)
+        figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=columns)
+    return figure
+
+
+def _draw_failed(axes: Any, failed: Sequence[tuple[Mapping[int, float], int | None, Any]]) -> None:
+    """Curves, each to the step where it diverged, if it did; they are cut far above and below the others."""
+    others = [y for line in axes.lines for y in line.get_ydata()]
+    low, high = (min(others), max(others)) if others else (-math.inf, math.inf)
+    room = (high - low) / 2 if others else 0.0
+    for curve, diverged_step, colour in failed:
+        steps = [*curve, max(curve) if diverged_step is None else diverged_step]
+        heights = [min(max(y, low - room), high + room) for y in (*curve.values(), curve[max(curve)])]
+        axes.plot(steps, heights, color=colour, linestyle=":", linewidth=1.2)
+        axes.plot(steps[-1], heights[-1], "x", color=colour)
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Each value's mean with its neighbours, a fortieth of all to either side."""
+    reach = len(values) // 40
+    around = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
+    return [sum(near) / len(near) for near in around]
 
 
 def _draw_heat_map(table: Table, down: Literal["divergence", "lam"]) -> Canvas | None:
@@ -277,39 +415,16 @@ def _draw_heat_map(table: Table, down: Literal["divergence", "lam"]) -> Canvas |
 def _series(table: Table, label: str) -> dict[str, list[Row]]:
     """The grid's rows that differ in the number `label` only, in its order, by a name of the rest."""
     grid = [row for row in table.rows if not row.baseline and not math.isnan(_number(row, label))]
-    lines: dict[str, list[Row]] = {}
-    for row, name in zip(grid, names_of(table, grid, (label,)), strict=True):
-        lines.setdefault(name, []).append(row)
     return {
         name: sorted(rows, key=lambda row: _number(row, label))
-        for name, rows in lines.items()
+        for name, rows in by_name(table, grid, (label,)).items()
         if len({_number(row, label) for row in rows}) > 1
     }
 
 
 def _baselines(table: Table) -> dict[str, Row]:
-    """The baselines that were scored, by name: the method's, longer only where two would be the same."""
-    rows = [row for row in table.rows if row.baseline and _scored(table, row)]
-    of_the_method = ("method", "divergence", "alpha", "lam")
-    names = [f"{row.method} {table.name(row, without=of_the_method)}".strip() for row in rows]
-    if len(set(names)) < len(names):
-        names = [table.name(row) for row in rows]
-    return dict(zip(names, rows, strict=True))
-
-
-def names_of(table: Table, rows: Sequence[Row], without: Sequence[str]) -> list[str]:
-    """A name for each row: its divergence, and all else that varies, but for the labels `without`."""
-    hidden = ["method", "divergence", *without]
-    several_methods = len({row.method for row in rows}) > 1
-    words = [
-        [
-            row.method if several_methods else "",
-            "" if "divergence" in without else row.divergence,
-            table.name(row, without=hidden),
-        ]
-        for row in rows
-    ]
-    return [" ".join(filter(None, parts)).replace("=-", "=−") for parts in words]
+    """The baselines that were scored, by name."""
+    return named_baselines(table, [row for row in table.rows if row.baseline and _scored(table, row)])
 
 
 def _mean_and_std(table: Table, row: Row, metric: str) -> tuple[float, float]:
@@ -363,74 +478,3 @@ def _sparse(ticks: Sequence[float]) -> list[str]:
         else:
             texts.append("")
     return texts
-
-
-def _draw_levels(axes: Any, levels: Sequence[tuple[str, float]]) -> None:
-    """Dashed horizontal lines, with their names right of the axes and apart from each other."""
-    if not levels:
-        return
-    for _, value in levels:
-        axes.axhline(value, color=GREY, linestyle="--", linewidth=1.1, zorder=1)
-    axes.autoscale_view()
-    bottom, top = axes.get_ylim()
-    axes.set_ylim(bottom, top)
-    gap = 0.07 * (top - bottom)
-    levels = sorted(levels, key=lambda level: level[1])
-    heights = [value for _, value in levels]
-    for _ in range(100):  # push neighbours apart until none overlap
-        for i in range(1, len(heights)):
-            overlap = max(0.0, gap - (heights[i] - heights[i - 1]))
-            heights[i - 1] -= overlap / 2
-            heights[i] += overlap / 2
-    across = axes.get_yaxis_transform()
-    for (name, value), height in zip(levels, heights, strict=True):
-        axes.plot([1, 1.035], [value, height], color=GREY, linewidth=0.8, transform=across, clip_on=False)
-        axes.text(1.045, height, name, color=GREY, fontsize=9, va="center", transform=across)
-
-
-def _place_labels(
-    axes: Any,
-    labels: Sequence[tuple[float, float, str]],
-    spreads: Sequence[tuple[float, float, float, float]],
-) -> None:
-    """Writes each text near its point, where it covers the least of other texts, points and error bars."""
-    figure = axes.figure
-    figure.draw_without_rendering()
-    renderer = figure.canvas.get_renderer()
-    pixel = figure.dpi / 72
-    frame = tuple(axes.get_window_extent(renderer).extents)
-    taken: list[Box] = []
-    for left, low, right, high in spreads:
-        (x0, y0), (x1, y1) = axes.transData.transform([(left, low), (right, high)])
-        x, y, arm, dot = (x0 + x1) / 2, (y0 + y1) / 2, pixel, 5 * pixel
-        taken += [
-            (x0, y - arm, x1, y + arm),
-            (x - arm, y0, x + arm, y1),
-            (x - dot, y - dot, x + dot, y + dot),
-        ]
-    for x, y, text in labels:
-        note = axes.annotate(
-            text, (x, y), (0, 0), textcoords="offset points", color="#333333", fontsize=9, zorder=4
-        )
-
-        def place(offset: tuple[float, float], note: Any = note) -> Box:
-            note.set_position(offset)
-            note.set_ha("left" if offset[0] > 0 else "right" if offset[0] < 0 else "center")
-            note.set_va("bottom" if offset[1] > 0 else "top" if offset[1] < 0 else "center")
-            left, low, right, high = note.get_window_extent(renderer).extents
-            return left, low, right, high
-
-        def cost(offset: tuple[float, float], place: Any = place) -> float:
-            box = place(offset)
-            outside = _area(box) - _overlap(box, frame)
-            return sum(_overlap(box, other) for other in taken) + 10 * outside + math.hypot(*offset)
-
-        taken.append(place(min(OFFSETS, key=cost)))
-
-
-def _area(box: Box) -> float:
-    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
-
-
-def _overlap(a: Box, b: Box) -> float:
-    return _area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))

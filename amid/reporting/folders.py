@@ -1,6 +1,7 @@
 """What the folders of runs hold besides their records: answers, curves of the training, configurations."""
 
 import csv
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,7 +89,8 @@ def curves(folder: Path) -> dict[str, dict[int, float]]:
     """What was logged in a run's training: name -> optimiser step -> value, by step.
 
     From metrics.csv, and from metrics-N.csv, the earlier parts of a run that was cut off; of a step that was
-    done twice, the last value. Scores of the evaluation sets are left out.
+    done twice, the last value. Scores of the evaluation sets are left out, and so is a last line without an
+    end: a run that goes on is writing it, or one that was killed was.
 
     Raises:
         InputError: naming a file with a value that is no number.
@@ -96,17 +98,17 @@ def curves(folder: Path) -> dict[str, dict[int, float]]:
     parts = sorted(folder.glob("metrics-*.csv"), key=lambda file: (len(file.name), file.name))
     found: dict[str, dict[int, float]] = {}
     for file in [*parts, *folder.glob("metrics.csv")]:
-        with file.open(encoding="utf-8", newline="") as lines:
-            for row in csv.DictReader(lines):
-                for name, text in row.items():
-                    if text and name not in ("epoch", "step") and not str(name).startswith("test/"):
-                        try:
-                            found.setdefault(name, {})[int(row["step"])] = float(text)
-                        except (ValueError, KeyError, TypeError) as error:
-                            raise InputError(
-                                f"{file} has a line that is not numbers ({error}); delete the file, "
-                                "and the report is made without that run's curves"
-                            ) from error
+        written = file.read_text(encoding="utf-8")
+        for row in csv.DictReader(io.StringIO(written[: written.rfind("\n") + 1])):
+            for name, text in row.items():
+                if text and name not in ("epoch", "step") and not str(name).startswith("test/"):
+                    try:
+                        found.setdefault(name, {})[int(row["step"])] = float(text)
+                    except (ValueError, KeyError, TypeError) as error:
+                        raise InputError(
+                            f"{file} has a line that is not numbers ({error}); delete the file, "
+                            "and the report is made without that run's curves"
+                        ) from error
     return {name: dict(sorted(values.items())) for name, values in found.items()}
 
 

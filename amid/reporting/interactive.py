@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from amid.errors import InputError
+from amid.monitor import RunStatus
 from amid.reporting.claims import NOTE, claims
-from amid.reporting.figures import names_of
 from amid.reporting.folders import Drawn, Prompt, answers, configuration, curves, differences, sizes, thinned
+from amid.reporting.names import names_of
 from amid.reporting.published import other_pairs, published_score
+from amid.reporting.rows import AVERAGE, MISSING, Row, overrides
 from amid.reporting.sections import Section, number, outcome
-from amid.reporting.table import AVERAGE, SYMBOLS, Row, Table, title
-from amid.results import RunResult
+from amid.reporting.table import CORPUS_SELF_BLEU, SYMBOLS, Table, title
+from amid.results import Label, RunResult, better
 
 LARGEST = 6_000_000
 """Bytes that the page may have."""
@@ -29,11 +31,27 @@ _BYTES_OF_A_POINT = 18
 _READ = 3
 """So many times `LARGEST` of the answers' bytes are read at most: references stand in every run's files."""
 
+_MEANINGS = {
+    "exact_match": "share of the answers that equal a reference",
+    "distinct_2": "share of the pairs of words that are different ones",
+    CORPUS_SELF_BLEU: "Self-BLEU among all answers to a set",
+    "repetition": "share of the runs of four words that the answer had before",
+    "overlong": "share of the answers of over twice the words of the longest reference",
+    "eos_share": "share of the answers with an end-of-sequence token",
+    "length": "tokens of an answer",
+    "log_prob": "mean log-probability of a token by the model, in nats",
+}
+"""Of the scores beyond the table's columns."""
+
 _ASSETS = Path(__file__).with_name("assets")
 
 
 def interactive_page(
-    name: str, table: Table, sections: Sequence[Section], records: Mapping[Path, RunResult]
+    name: str,
+    table: Table,
+    sections: Sequence[Section],
+    records: Mapping[Path, RunResult],
+    unfinished: Mapping[Path, RunStatus],
 ) -> str:
     """The page, HTML with its style, its script and its data inside, of at most `LARGEST` bytes.
 
@@ -44,6 +62,7 @@ def interactive_page(
         table: of all runs.
         sections: further tables to show.
         records: the runs of the table by the folders that hold their answers, curves and configurations.
+        unfinished: runs without a result by their folders, which may hold curves.
 
     Raises:
         InputError: if a file in a run's folder is damaged, or there are so many runs that the page is larger
@@ -51,7 +70,7 @@ def interactive_page(
     """
     folder_of = {id(run): folder for folder, run in records.items()}
     places = [folder_of[id(run)] for row in table.rows for run in row.runs]
-    data = _data(name, table, sections, places)
+    data = _data(name, table, sections, places, unfinished)
     template = (_ASSETS / "page.html").read_text(encoding="utf-8")
     for mark, file in (("/*STYLE*/", "page.css"), ("/*SCRIPT*/", "page.js")):
         template = template.replace(mark, (_ASSETS / file).read_text(encoding="utf-8"))
@@ -103,7 +122,13 @@ def embedded(data: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _data(name: str, table: Table, sections: Sequence[Section], places: Sequence[Path]) -> dict[str, Any]:
+def _data(
+    name: str,
+    table: Table,
+    sections: Sequence[Section],
+    places: Sequence[Path],
+    unfinished: Mapping[Path, RunStatus],
+) -> dict[str, Any]:
     runs = [(index, run) for index, row in enumerate(table.rows) for run in row.runs]
     numbers = iter(range(len(runs)))
     grid = [row for row in table.rows if not row.baseline]
@@ -116,27 +141,45 @@ def _data(name: str, table: Table, sections: Sequence[Section], places: Sequence
             ("divergence_alpha", ("divergence", "order", "alpha")),
         )
     }
+    further = _further(table)
+    scores = [
+        *table.columns(),
+        *((dataset, metric) for metric in further for dataset in _sets(table, metric)),
+    ]
+    titles = {metric: title(metric) for _, metric in scores}
+    if CORPUS_SELF_BLEU in further:
+        titles[CORPUS_SELF_BLEU] += ", set"  # beside that per prompt
     columns = [
         {
             "key": f"{dataset}/{metric}",
-            "title": title(metric),
+            "title": titles[metric],
             "set": dataset,
-            "lower": metric == table.diversity,
             "metric": metric,
+            "better": better(metric),
+            "further": metric in further,
         }
-        for dataset, metric in table.columns()
+        for dataset, metric in scores
     ]
-    cells = [_cells(table, metric, dataset) for dataset, metric in table.columns()]
+    cells = [_cells(table, metric, dataset) for dataset, metric in scores]
     common, config = differences([configuration(place) for place in places])
-    logged = [curves(place) for place in places]
+    logged = [curves(place) for place in [*places, *unfinished]]
     n_curves = sum(len(of_run) for of_run in logged)
     points = max(2, min(POINTS, FOR_CURVES // (_BYTES_OF_A_POINT * max(1, n_curves))))
+    drawn = [
+        {
+            key: [[step, _rounded(value)] for step, value in thinned(curve, points)]
+            for key, curve in of_run.items()
+        }
+        for of_run in logged
+    ]
     found = claims(table)
     return {
         "title": name,
         "caption": table.caption_with("underlined"),
         "labels": [{"key": label, "title": SYMBOLS.get(label, label)} for label in table.varying],
+        "filters": _filters(table),
         "columns": columns,
+        "further": " ".join(f"{titles[metric]}: {_MEANINGS[metric]}." for metric in further),
         "quality": f"{table.overall(table.quality)}/{table.quality}",
         "diversity": f"{table.overall(table.diversity)}/{table.diversity}",
         "average": AVERAGE,
@@ -165,12 +208,13 @@ def _data(name: str, table: Table, sections: Sequence[Section], places: Sequence
                 "outcome": outcome(run, table.quality),
                 "diverged": run.diverged_step,
                 "config": {key: _value(value) for key, value in own.items()},
-                "curves": {
-                    key: [[step, _rounded(value)] for step, value in thinned(curve, points)]
-                    for key, curve in of_run.items()
-                },
+                "curves": of_run,
             }
-            for (index, run), place, own, of_run in zip(runs, places, config, logged, strict=True)
+            for (index, run), place, own, of_run in zip(runs, places, config, drawn[: len(runs)], strict=True)
+        ],
+        "unfinished": [
+            {"name": run.name, "folder": str(place), "state": run.state, "note": run.note, "curves": of_run}
+            for (place, run), of_run in zip(unfinished.items(), drawn[len(runs) :], strict=True)
         ],
         "common": {key: _value(value) for key, value in common.items()},
         "claims": [{"text": claim.text, "verdict": claim.verdict, "why": claim.why} for claim in found],
@@ -186,12 +230,14 @@ def _data(name: str, table: Table, sections: Sequence[Section], places: Sequence
 def _cells(table: Table, metric: str, dataset: str) -> list[dict[str, Any]]:
     """Of each row the score in one column, as shown and as a number, and what is published of it."""
     made = []
-    for row, place in zip(table.rows, table.places(metric, dataset), strict=True):
-        score = table.score(row, metric, dataset)
+    scores = [table.score(row, metric, dataset) for row in table.rows]
+    places = table.places(metric, dataset)
+    if len({score.mean for score in scores if score is not None and math.isfinite(score.mean)}) < 2:
+        places = [0] * len(places)  # such as where no answer matches exactly
+    for row, place, score in zip(table.rows, places, scores, strict=True):
         cell: dict[str, Any] = {"text": table.score_text(row, metric, 2, dataset)}
         if score is not None:
             cell["mean"], cell["std"] = _finite(score.mean), _finite(score.std)
-            cell["values"] = [_finite(value) for value in score.values]
         if place:
             cell["place"] = place
         if (theirs := published_score(table, row, metric, dataset)) is not None:
@@ -200,6 +246,38 @@ def _cells(table: Table, metric: str, dataset: str) -> list[dict[str, Any]]:
             cell["source"] = figures.source + (", read second-hand" if figures.second_hand else "")
         made.append(cell)
     return made
+
+
+def _further(table: Table) -> list[str]:
+    """The metrics that were measured and have no column in the table."""
+    measured = {name for row in table.rows for run in row.runs for by in run.scores.values() for name in by}
+    return [name for name in _MEANINGS if name in measured and name not in table.metrics]
+
+
+def _sets(table: Table, metric: str) -> list[str]:
+    """The sets of a metric, and their average after two or more."""
+    return list(dict.fromkeys([*table.sets(metric), table.overall(metric)]))
+
+
+def _filters(table: Table) -> list[dict[str, Any]]:
+    """What rows can be chosen by: what has two or more values among them, with the value of each row.
+
+    Each key of the settings stands for itself; a row without it has the default.
+    """
+    own = [dict(s.partition("=")[::2] for s in overrides(row.runs[0]) if s) for row in table.rows]
+    labels = dict.fromkeys([*SYMBOLS, *(label for row in table.rows for label in row.labels)])
+    found: dict[str, list[Label]] = {
+        label: [_label(row, label) for row in table.rows]
+        for label in labels
+        if label not in ("order", "assistant", "settings")
+    }
+    for key in sorted({key for of_row in own for key in of_row}):
+        found[key] = [of_row.get(key, "default") for of_row in own]
+    return [
+        {"key": key, "title": SYMBOLS.get(key, key), "values": values}
+        for key, values in found.items()
+        if len(set(values) - {None, MISSING}) > 1
+    ]
 
 
 def _by_prompt(
@@ -214,7 +292,7 @@ def _by_prompt(
     return sets
 
 
-def _label(row: Row, label: str) -> str | float | bool | None:
+def _label(row: Row, label: str) -> Label:
     if label in ("method", "divergence"):
         return row.method if label == "method" else row.divergence
     return row.labels.get(label)

@@ -63,12 +63,13 @@ def write_report(directory: str | Path) -> Report:
     report = directory / REPORT
     with tempfile.TemporaryDirectory(prefix=".report-", dir=directory) as temporary:
         made = Path(temporary)
-        figures = draw_figures(table, made)
+        figures = draw_figures(table, records, made)
         (made / "table.md").write_text(f"{table.to_markdown()}\n{table.caption}\n", encoding="utf-8")
         (made / "table.csv").write_text(table.to_csv(), encoding="utf-8")
         (made / "table.tex").write_text(table.to_latex(), encoding="utf-8")
         further, found = sections(directory, table, records), claims_in_words(table)
-        (made / PAGE).write_text(interactive_page(name, table, further, records), encoding="utf-8")
+        page = interactive_page(name, table, further, records, without_result(directory))
+        (made / PAGE).write_text(page, encoding="utf-8")
         text = _page(directory, table, further, found, figures, records)
         (made / "report.md").write_text(text, encoding="utf-8")
         report.mkdir(exist_ok=True)

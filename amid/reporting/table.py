@@ -24,7 +24,7 @@ from amid.reporting.rows import (
     Row,
     rows_of,
 )
-from amid.results import METRICS, RunResult, Score, quality_metrics
+from amid.results import METRICS, RunResult, Score, better, quality_metrics
 
 __all__ = ["AVERAGE", "SYMBOLS", "Row", "Table", "build_table", "markdown_line", "score_text", "title"]
 
@@ -300,11 +300,11 @@ class Table:
 
         Rows that are equal in the digits shown share a place. The teacher has none, and there is a second
         only where one row is the best of three or more. No row has one where the scores were not computed
-        alike in all, such as Self-BLEU among other numbers of answers.
+        alike in all, such as Self-BLEU among other numbers of answers, or where none is better.
         """
-        if not self._alike(metric, dataset):
+        direction = better(metric)
+        if direction is None or not self._alike(metric, dataset):
             return [0] * len(self.rows)
-        lower = metric == self.diversity
         means = [
             round(score.mean, digits)
             if (score := self.score(row, metric, dataset)) is not None
@@ -313,7 +313,7 @@ class Table:
             else None
             for row in self.rows
         ]
-        ranked = sorted((mean for mean in means if mean is not None), reverse=not lower)
+        ranked = sorted((mean for mean in means if mean is not None), reverse=direction == "higher")
         place = {ranked[1]: 2} if len(ranked) > 2 else {}
         place |= {ranked[0]: 1} if ranked else {}
         return [place.get(mean, 0) if mean is not None else 0 for mean in means]

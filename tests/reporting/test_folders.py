@@ -94,6 +94,10 @@ class TestCurves:
         (tmp_path / "metrics.csv").write_text("step,loss\n7,5.0\n9,6.0\n")
         assert curves(tmp_path) == {"loss": {7: 5.0, 9: 6.0}}
 
+    def test_a_last_line_that_was_cut_off(self, tmp_path):
+        (tmp_path / "metrics.csv").write_text("step,loss,lr\n7,5.25,0.1\n8,5.5,0.1\n9,1")
+        assert curves(tmp_path) == {"loss": {7: 5.25, 8: 5.5}, "lr": {7: 0.1, 8: 0.1}}
+
     def test_a_damaged_file_is_named(self, tmp_path):
         (tmp_path / "metrics.csv").write_text("step,loss\n7,much\n")
         with pytest.raises(InputError, match=r"metrics\.csv has a line .*much"):

@@ -7,6 +7,7 @@ from browser import CHROMIUM, chromium
 
 import amid.reporting.interactive as interactive
 from amid.errors import InputError
+from amid.monitor import without_result
 from amid.reporting import build_table, sections
 from amid.reporting.interactive import embedded, interactive_page
 from amid.results import Score, load_folders, save
@@ -41,7 +42,7 @@ def store(run, folder: Path, answer: str, prompts: int = 3) -> None:
 
 @pytest.fixture
 def experiment(tmp_path, make_run) -> Path:
-    """α × λ × two divergences with two seeds, baselines, and two runs that diverged."""
+    """α × λ × two divergences with two seeds, baselines; failed runs, one without a result."""
     folder = tmp_path / "outputs" / "grid"
     sets = ("dolly", "vicuna")
     number = 0
@@ -68,11 +69,24 @@ def experiment(tmp_path, make_run) -> Path:
                         run.training["diverged_step"] = 12.0
                         for name in sets:
                             run.scores[name].clear()
+                    elif run.diverged_step is None:
+                        for name in sets:
+                            run.scores[name]["repetition"] = Score.over_seeds([5 - alpha + lam])
+                    if (divergence, alpha, lam, seed) == ("kl", 1.0, 0.1, 2):
+                        run.training.update({"valid_rouge_l_before": 30.0, "valid_rouge_l": 3.0})
                     runs.append((run, f"Well, the RED fox {HOSTILE} sleeps"))
         for run, answer in runs:
             store(run, folder / f"{number:02d}", answer)
             number += 1
+    begin(folder / "begun", "failed", "out of memory")
     return folder
+
+
+def begin(folder: Path, state: str, note: str) -> None:
+    """A run's folder with a status and curves, the last line cut off, and no result."""
+    folder.mkdir()
+    (folder / "metrics.csv").write_text("epoch,step,train/loss\n0,0,4.0\n0,5,3.5\n0,7,3.")
+    (folder / "status.json").write_text(json.dumps({"state": state, "note": note, "step": 7, "steps": 9}))
 
 
 def write(folder: Path) -> None:
@@ -80,7 +94,9 @@ def write(folder: Path) -> None:
     records = load_folders(folder)
     table = build_table(list(records.values()))
     (folder / "report").mkdir(exist_ok=True)
-    page = interactive_page(folder.name, table, sections(folder, table, records), records)
+    page = interactive_page(
+        folder.name, table, sections(folder, table, records), records, without_result(folder)
+    )
     (folder / "report" / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -112,6 +128,17 @@ class TestPage:
         assert {cell["text"] for cell in data["rows"][row]["cells"]} == {"diverged"}
         curve = diverged[0]["curves"]["train/loss"]
         assert curve == [[0, 4.0], [3, 3.7], [6, 3.4], [9, 3.1]]
+        collapsed = [(run["row"], run["seed"]) for run in data["runs"] if run["outcome"] == "collapsed"]
+        assert [(data["rows"][i]["name"], seed) for i, seed in collapsed] == [("AMiD KL(p, r) α=1 λ=0.1", 2)]
+        assert data["unfinished"] == [
+            {
+                "name": "begun",
+                "folder": str(experiment / "begun"),
+                "state": "failed",
+                "note": "out of memory",
+                "curves": {"train/loss": [[0, 4.0], [5, 3.5]]},
+            }
+        ]
         amid = next(r for r in data["rows"] if r["name"] == "AMiD αβ(p, r) α=-5 λ=0.1")
         assert amid["cells"][0]["published"] == 26.44
         assert "second-hand" in amid["cells"][0]["source"]
@@ -123,6 +150,68 @@ class TestPage:
             [1, "A blue fish swims 1", 5, True],
             [2, "A blue fish swims 2", 5, False],
         ]
+
+    def test_further_scores(self, tmp_path, make_run):
+        """Each with its own direction; what is in the table already is none of them."""
+        further = ("exact_match", "distinct_2", "corpus_self_bleu", "repetition", "overlong", "eos_share")
+        for number in (1, 2, 3):
+            run = make_run(sets=("a", "b"), alpha=float(number))
+            for by in run.scores.values():
+                by |= {name: Score.over_seeds([float(number)]) for name in (*further, "length", "log_prob")}
+                by["exact_match"] = Score.over_seeds([0.0])
+            save(run, tmp_path / str(number))
+        write(tmp_path)
+        data = data_of((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
+        kept, more = ([c for c in data["columns"] if c["further"] == which] for which in (False, True))
+        assert [c["metric"] for c in kept] == ["rouge_l"] * 3 + ["self_bleu"] * 3
+        assert [c["set"] for c in more] == ["a", "b", "Avg"] * 8
+        index = {c["metric"]: i for i, c in enumerate(data["columns"]) if c["set"] == "Avg"}
+        marks = {
+            metric: [row["cells"][index[metric]].get("place", 0) for row in data["rows"]]
+            for metric in (*further, "length", "log_prob")
+        }
+        up, down, none = [0, 2, 1], [1, 2, 0], [0, 0, 0]
+        assert marks == {
+            "exact_match": none,  # all are equal
+            "distinct_2": up,
+            "corpus_self_bleu": down,
+            "repetition": down,
+            "overlong": down,
+            "eos_share": up,
+            "length": none,
+            "log_prob": none,
+        }
+        better = {c["metric"]: c["better"] for c in data["columns"]}
+        assert [better[name] for name in ("exact_match", "self_bleu", "repetition", "length")] == [
+            "higher",
+            "lower",
+            "lower",
+            None,
+        ]
+        titles = [c["title"] for c in data["columns"]]
+        assert len(set(titles)) == 10  # both Self-BLEU are told apart
+        assert all(f"{title}: " in data["further"] for title in titles[6:])
+
+    def test_filters_are_all_that_varies(self, tmp_path, make_run):
+        settings = ("data.train.size=5,optimizer.lr=0.1", "data.train.size=5,optimizer.lr=0.2", None)
+        runs = [
+            make_run(model=model, data=data, settings=text)
+            for model in ("a", "b")
+            for data in ("dolly", "samsum")
+            for text in settings
+        ]
+        for number, run in enumerate(runs):
+            save(run, tmp_path / f"{number:02d}")
+        write(tmp_path)
+        data = data_of((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
+        found = {filter["title"]: set(filter["values"]) for filter in data["filters"]}
+        assert found == {
+            "Model": {"a", "b"},
+            "Data": {"dolly", "samsum"},
+            "data.train.size": {"5", "default"},
+            "optimizer.lr": {"0.1", "0.2", "default"},
+        }
+        assert {len(filter["values"]) for filter in data["filters"]} == {len(data["rows"])}
 
     def test_as_many_prompts_as_fit(self, experiment, monkeypatch):
         write(experiment)
@@ -184,6 +273,7 @@ class TestBrowser:
         assert [url for url in browser.requests if not url.startswith(("file:", "data:"))] == []
         assert browser("document.title") == "grid"
         self.sorting(browser)
+        self.more_scores(browser)
         self.filters(browser)
         self.figures(browser)
         self.answers(browser)
@@ -224,6 +314,49 @@ class TestBrowser:
         )
         assert bold == 1
 
+    def more_scores(self, page):
+        def heads():
+            return page("[...document.querySelectorAll('#table th button')].map(b => b.dataset.sort)")
+
+        def pressed():
+            return page("document.querySelector('#further').getAttribute('aria-pressed')")
+
+        before = heads()
+        assert not {"dolly/repetition", "dolly/length"} & set(before)
+        assert pressed() == "false"
+        page("document.querySelector('#averages').focus()")
+        page.press("Tab")
+        assert page("document.activeElement.id") == "further"
+        page.press("Enter")
+        assert pressed() == "true"
+        more = [
+            f"{name}/{metric}" for metric in ("repetition", "length") for name in ("dolly", "vicuna", "Avg")
+        ]
+        assert heads() == [*before, *more]
+        assert "Repetition: share" in page("document.querySelector('#caption').innerText")
+        page.click('button[data-sort="dolly/repetition"]')
+        index = page(
+            "document.querySelector('button[data-sort=\"dolly/repetition\"]').closest('th').cellIndex"
+        )
+        texts = page(COLUMN.format(index))
+        values = [float(text.split()[0]) for text in texts if text not in ("–", "diverged")]
+        assert values == sorted(values)  # the best first, which is the lowest
+        assert values[0] == 4.1
+        page.click("#filters button")
+        page.click("#filters button")
+        assert pressed() == "true"
+        assert heads() == [*before, *more]
+        assert page(COLUMN.format(index)) == texts
+        page.click("#averages")
+        assert heads()[-3:] == ["Avg/self_bleu", "Avg/repetition", "Avg/length"]
+        page.click("#averages")
+        page.click("#further")
+        assert pressed() == "false"
+        assert heads() == before
+        page.click('button[data-sort="dolly/rouge_l"]')
+        for _ in range(2):
+            page.press("Enter")  # back to the order of the table
+
     def filters(self, page):
         page.click("#filters button")  # SFT
         assert page("document.querySelector('#filters button').getAttribute('aria-pressed')") == "false"
@@ -241,12 +374,24 @@ class TestBrowser:
         assert count("#alpha .legend button") == 4  # two divergences × two λ
         assert count("#divergence-alpha svg") == count("#alpha-lam svg") == 2
         assert count("#alpha-lam .cell") == 12
-        assert count("#curves path.line") == 28
+        assert count("#curves path.line") == 29
+        dotted = "#curves path.line.ended[stroke-dasharray]"
+        assert count(dotted) == count("#curves .pt path.stroke") == 4
+        labels = page("[...document.querySelectorAll('#curves .pt')].map(p => p.getAttribute('aria-label'))")
+        assert "AMiD KL(p, r) α=−1 λ=0.1, seed 2\ntrain/loss: 4.1 at step 9" in labels
+        assert "AMiD KL(p, r) α=1 λ=0.1, seed 2\ncollapsed\ntrain/loss: 4.1 at step 9" in labels
+        assert "begun\nfailed: out of memory\ntrain/loss: 3.5 at step 5" in labels
+        assert "failed: out of memory" in page("document.querySelector('#curves .panels svg').textContent")
+        page.click("#curves .legend button[data-name='without a result']")
+        assert count(dotted) == 3
+        page.click("#curves .legend button[data-name='without a result']")
         before = page("document.querySelector('#curves path.line').getAttribute('d')")
         page.click("#smooth")
         assert page("document.querySelector('#curves path.line').getAttribute('d')") != before
         assert "smoothed" in page("document.querySelector('#curves figcaption').innerText")
-        assert "2 diverged runs" in page("document.querySelector('#curves .legend').innerText")
+        failed = "2 diverged, 1 collapsed, 1 without a result"
+        assert failed in page("document.querySelector('#curves .legend').innerText")
+        assert "3 failed, 1 more without a result" in page("document.querySelector('#summary').innerText")
         page("document.querySelector('#plane .pt').focus()")
         tip = "getComputedStyle(document.querySelector('#tip')).visibility"
         assert page(tip) == "visible"
@@ -261,6 +406,23 @@ class TestBrowser:
         assert count("#alpha path.line") == 6
         self.choose(page, "#score", 1)
         assert "vicuna" in page("document.querySelector('#alpha .panels svg').textContent")
+        repetition, length = (
+            page(
+                f"[...document.querySelector('#score').options].find(o => o.text.startsWith('{name}')).value"
+            )
+            for name in ("Repetition", "Length")
+        )
+        self.choose(page, "#score", repetition)
+        assert "Down is better" in page("document.querySelector('#plane figcaption').innerText")
+        points = page("[...document.querySelectorAll('#plane .pt')].map(p => p.getAttribute('aria-label'))")
+        on_front = [label for label in points if "on the Pareto front" in label]
+        assert [label.split("\n")[0] for label in on_front] == [
+            f"AMiD {divergence}(p, r) α=1 λ={lam}" for divergence, lam in (("KL", 0.1),)
+        ]
+        assert page("document.querySelector('#alpha-lam .cell.best').textContent") == "4.1"
+        self.choose(page, "#score", length)
+        assert count("#plane .ring") == count("#alpha-lam .cell.best") == 0
+        assert "Pareto" not in page("document.querySelector('#plane figcaption').innerText")
 
     def answers(self, page):
         def marks(article):

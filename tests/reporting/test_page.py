@@ -6,6 +6,8 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
+import amid.reporting.figures as drawing
+import amid.reporting.folders as folders
 import amid.reporting.page as page
 from amid.errors import InputError
 from amid.report import run as report
@@ -32,7 +34,7 @@ def saved(tmp_path, sweep):
 
 
 def figures(runs, directory) -> list[str]:
-    drawn = [figure.file for figure in draw_figures(build_table(runs), directory)]
+    drawn = [figure.file for figure in draw_figures(build_table(runs), {}, directory)]
     assert sorted(file.name for file in directory.glob("*.png")) == sorted(drawn)
     assert sorted(file.stem for file in directory.glob("*.pdf")) == sorted(Path(file).stem for file in drawn)
     return drawn
@@ -58,7 +60,7 @@ class TestFigures:
             for divergence, lam in settings
             for alpha in (-5.0, 1.0)
         ]
-        draw_figures(build_table(runs), tmp_path)
+        draw_figures(build_table(runs), {}, tmp_path)
         pixels = matplotlib.image.imread(tmp_path / "plane.png")[..., :3]
         assert (pixels[:, [0, -1]] == 1).all()
 
@@ -123,6 +125,80 @@ class TestFigures:
             for a in (-5, -4.9, 1)
         ]
         assert figures(runs, tmp_path) == ["alpha.png", "plane.png", "divergence.png"]
+
+
+class TestFront:
+    def test_no_other_setting_is_better_in_both(self, make_run):
+        points = {
+            -5.0: (50.0, 30.0),
+            -3.0: (52.0, 40.0),
+            -1.0: (51.0, 41.0),
+            0.0: (49.0, 30.0),
+            1.0: (40.0, 20.0),
+        }
+        runs = [make_run((quality,), (bleu,), alpha=alpha) for alpha, (quality, bleu) in points.items()]
+        runs.append(make_run((90.0,), (1.0,), method="teacher", alpha=None, lam=None, divergence="none"))
+        canvas = drawing._draw_plane(build_table(runs))
+        dotted = [line for line in canvas.axes[0].lines if line.get_linestyle() == ":"]
+        rings = [line for line in canvas.axes[0].lines if line.get_markerfacecolor() == "none"]
+        assert len(dotted) == len(rings) == 1
+        for line in (*dotted, *rings):
+            assert line.get_xydata().tolist() == [[20.0, 40.0], [30.0, 50.0], [40.0, 52.0]]
+
+
+class TestCurves:
+    def store(self, run, folder, values):
+        save(run, folder)
+        lines = "".join(f"{10 * step},{value},\n" for step, value in enumerate(values))
+        (folder / "metrics.csv").write_text(f"step,train/loss,valid/rouge_l\n{lines}0,,30.0\n20,,40.0\n")
+
+    def test_the_mean_over_seeds_and_the_failed_runs(self, tmp_path, make_run):
+        runs = [make_run(seed=seed, alpha=alpha) for alpha in (-5.0, 1.0) for seed in (1, 2)]
+        runs[2].training["diverged_step"] = 25.0
+        runs[2].scores["dolly"].clear()
+        runs[3].training.update({"valid_rouge_l_before": 30.0, "valid_rouge_l": 3.0})
+        curves = [(3.0, 2.0, 1.0), (5.0, 3.0), (3.0, 4.0, "nan"), (3.0, 2.0, 99.0)]
+        for number, (run, values) in enumerate(zip(runs, curves, strict=True)):
+            self.store(run, tmp_path / str(number), values)
+        records = load_folders(tmp_path)
+        logged = {id(run): folders.curves(folder) for folder, run in records.items()}
+        canvas = drawing._draw_curves(build_table(list(records.values())), logged, "train/loss", "loss")
+        (axes,) = canvas.axes
+        solid = [line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == "-"]
+        dotted = [line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == ":"]
+        crosses = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "x"]
+        assert solid == [[[0.0, 4.0], [10.0, 2.5]], []]  # at the steps that both seeds have
+        high = 4.0 + (4.0 - 2.5) / 2  # far above the others a failed run is cut
+        assert dotted == [
+            [[0.0, 3.0], [10.0, 4.0], [25.0, 4.0]],
+            [[0.0, 3.0], [10.0, 2.0], [20.0, high], [20.0, high]],
+        ]
+        assert crosses == [[[25.0, 4.0]], [[20.0, high]]]
+
+    def test_a_panel_for_the_baselines_and_for_each_series(self, tmp_path, make_run):
+        runs = [make_run(method="kd"), make_run(method="sft")]
+        runs += [make_run(alpha=a, divergence=d) for a in (-5.0, 1.0) for d in ("kl", "alpha_beta")]
+        for number, run in enumerate(runs):
+            self.store(run, tmp_path / str(number), (3.0, 2.0))
+        written = write_report(tmp_path).read_text(encoding="utf-8")
+        for file in ("training", "validation"):
+            assert f"]({file}.png)" in written
+            assert (tmp_path / "report" / f"{file}.pdf").read_bytes().startswith(b"%PDF-")
+        records = load_folders(tmp_path)
+        logged = {id(run): folders.curves(folder) for folder, run in records.items()}
+        canvas = drawing._draw_curves(build_table(list(records.values())), logged, "valid/rouge_l", "score")
+        assert [axes.get_title() for axes in canvas.axes] == ["Baselines", "KL(p, r)", "αβ(p, r)"]
+        assert [len(axes.lines) for axes in canvas.axes] == [2, 2, 2]
+        (legend,) = canvas.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["α = −5", "α = 1"]
+
+    def test_none_of_more_series_than_there_is_room_for(self, make_run):
+        pairs = range(drawing.MOST_PANELS + 1)
+        runs = [make_run(alpha=a, model=f"pair {pair}") for pair in pairs for a in (-5.0, 1.0)]
+        for count, drawn in ((len(runs) - 2, True), (len(runs), False)):
+            logged = {id(run): {"train/loss": {0: 3.0, 10: 2.0}} for run in runs[:count]}
+            table = build_table(runs[:count])
+            assert (drawing._draw_curves(table, logged, "train/loss", "loss") is not None) == drawn
 
 
 class TestReport:

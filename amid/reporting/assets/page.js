@@ -25,40 +25,32 @@
 
   // ---- which settings are shown ------------------------------------------------------------------
 
-  const DIMENSIONS = [
-    ["method", "Method", (row) => row.labels.method],
-    ["divergence", "Divergence", (row) => row.labels.divergence],
-    ["alpha", "α", (row) => row.alpha],
-    ["lam", "λ", (row) => row.lam],
-  ];
-  const hidden = new Map(DIMENSIONS.map(([key]) => [key, new Set()]));
-  const isShown = (row) => DIMENSIONS.every(([key, , value]) => !hidden.get(key).has(value(row)));
+  const hidden = data.filters.map(() => new Set());
+  const isShown = (row) => data.filters.every((filter, i) => !hidden[i].has(filter.values[row.index]));
   const shownRows = () => data.rows.filter(isShown);
   const isRunShown = (run) => isShown(data.rows[run.row]);
-  data.rows.forEach((row, index) => (row.index = index));
+  data.rows.forEach((row, index) => Object.assign(row, { index, name: row.name.replaceAll("=-", "=−") }));
   data.runs.forEach((run, index) => (run.index = index));
   const runName = (run) => `${data.rows[run.row].name}, seed ${run.seed}`;
 
   function buildFilters() {
     const form = $("#filters");
     form.addEventListener("submit", (event) => event.preventDefault());
-    for (const [key, title, value] of DIMENSIONS) {
-      const values = unique(data.rows.map(value)).filter((v) => v !== null && v !== "–");
-      if (values.length < 2) continue;
-      if (typeof values[0] === "number") values.sort((a, b) => a - b);
+    data.filters.forEach((filter, i) => {
+      const values = unique(filter.values).filter((v) => v !== null && v !== "–");
+      values.sort((a, b) => (typeof a === "number" && typeof b === "number" ? a - b : 0));
       const buttons = values.map((v) => {
         const toggle = () => {
-          const set = hidden.get(key);
-          set.has(v) ? set.delete(v) : set.add(v);
-          button.setAttribute("aria-pressed", String(!set.has(v)));
+          hidden[i].has(v) ? hidden[i].delete(v) : hidden[i].add(v);
+          button.setAttribute("aria-pressed", String(!hidden[i].has(v)));
           drawAll();
         };
         const name = minus(v);
-        const button = el("button", { type: "button", "aria-pressed": "true", onclick: toggle }, name);
+        const button = el("button", { type: "button", "aria-pressed": "true", title: name.length > 32 ? name : null, onclick: toggle }, clip(name, 32));
         return button;
       });
-      form.append(el("fieldset", {}, el("legend", {}, title), buttons));
-    }
+      form.append(el("fieldset", { "data-filter": filter.key }, el("legend", {}, filter.title), buttons));
+    });
     const all = () => {
       hidden.forEach((set) => set.clear());
       form.querySelectorAll("[aria-pressed]").forEach((b) => b.setAttribute("aria-pressed", "true"));
@@ -72,7 +64,10 @@
 
   const order = { column: null, descending: false };
   const sets = unique(data.columns.map((column) => column.set));
-  let averagesOnly = false;
+  const averaged = new Set(data.columns.filter((column) => column.set === data.average).map((column) => column.metric));
+  const shownToo = { averages: false, further: false };
+  const ARROWS = { higher: " ↑", lower: " ↓" };
+  const columnName = (column) => column.title + (ARROWS[column.better] ?? "");
 
   function tableColumns() {
     const labels = data.labels.map((label) => ({
@@ -84,7 +79,8 @@
     if (counts.length > 1) labels.push({ title: "n", value: (row) => row.runs.length, number: true });
     const scores = data.columns
       .map((column, index) => ({ ...column, index, number: true, value: (row) => row.cells[index].mean ?? null }))
-      .filter((column) => !averagesOnly || column.set === data.average);
+      .filter((column) => !shownToo.averages || column.set === data.average || !averaged.has(column.metric))
+      .filter((column) => shownToo.further || !column.further);
     return [...labels, ...scores];
   }
 
@@ -99,7 +95,7 @@
   }
 
   function sortBy(column, title) {
-    const bestFirst = column.set !== undefined && !column.lower;
+    const bestFirst = column.set !== undefined && column.better !== "lower";
     if (order.column !== title) Object.assign(order, { column: title, descending: bestFirst });
     else if (order.descending === bestFirst) order.descending = !bestFirst;
     else Object.assign(order, { column: null, descending: false });
@@ -107,7 +103,11 @@
     $("#table").querySelector(`button[data-sort="${CSS.escape(title)}"]`).focus();
   }
 
-  function scoreCell(cell) {
+  const BROAD = 14; // columns that paper has room for
+  const classes = (column) =>
+    [column.number ? "number" : "", column.set === undefined ? "label" : "", column.further ? "further" : ""].join(" ").trim() || null;
+
+  function scoreCell(cell, kind) {
     const failed = cell.mean === undefined || cell.mean === null;
     const [mean, std] = cell.text.split(" ± ");
     const number = [mean, std ? el("span", { class: "std" }, ` ± ${std}`) : null];
@@ -116,7 +116,7 @@
     const difference = failed || theirs === undefined ? "" : ` (${cell.mean < theirs ? "−" : "+"}${Math.abs(cell.mean - theirs).toFixed(2)})`;
     return el(
       "td",
-      { class: failed && cell.text !== "–" ? "number failed" : "number" },
+      { class: failed && cell.text !== "–" ? `${kind} failed` : kind },
       marked,
       theirs === undefined
         ? null
@@ -130,16 +130,15 @@
       const key = column.key ?? column.title;
       const sorted = order.column === key;
       const arrow = sorted ? (order.descending ? "▾" : "▴") : "";
-      const name = column.set === undefined ? column.title : `${column.title} ${column.lower ? "↓" : "↑"}`;
       const state = sorted ? (order.descending ? "descending" : "ascending") : "none";
+      const sign = el("span", { class: "sorted", "aria-hidden": "true" }, arrow);
       return el(
         "th",
-        { scope: "col", "aria-sort": state, class: column.number ? "number" : null },
+        { scope: "col", "aria-sort": state, class: classes(column) },
         el(
           "button",
           { type: "button", "data-sort": key, onclick: () => sortBy(column, key) },
-          name,
-          el("span", { class: "sorted", "aria-hidden": "true" }, arrow),
+          column.number ? [sign, columnName(column)] : [columnName(column), sign],
           column.set === undefined ? null : el("small", {}, column.set),
         ),
       );
@@ -151,29 +150,47 @@
         "tr",
         { "data-row": row.index, class: !by && i && rows[i - 1].baseline !== row.baseline ? "rule" : null },
         columns.map((column) => {
-          if (column.set !== undefined) return scoreCell(row.cells[column.index]);
+          if (column.set !== undefined) return scoreCell(row.cells[column.index], classes(column));
           const value = column.value(row);
           const text = value === null ? "–" : typeof value === "number" ? minus(value) : String(value);
-          return el("td", { class: column.number ? "number" : null }, text);
+          return el("td", { class: classes(column) }, text);
         }),
       ),
     );
     $("#table").replaceChildren(el("thead", {}, el("tr", {}, head)), el("tbody", {}, body));
+    $("#table").classList.toggle("broad", columns.length > BROAD);
+    pinLabels();
+  }
+
+  /** Keeps the labels of the rows in sight while the scores are scrolled: all where they leave room, else the first. */
+  function pinLabels() {
+    const table = $("#table");
+    table.classList.remove("pinned");
+    const heads = [...table.rows[0].cells];
+    const edges = heads.map((head) => head.getBoundingClientRect());
+    const labels = heads.filter((head) => head.classList.contains("label")).length;
+    const lefts = edges.slice(0, labels).map((edge) => edge.left - edges[0].left);
+    table.classList.toggle("pinned", edges[labels - 1].right - edges[0].left < table.parentNode.clientWidth / 2);
+    for (const row of table.rows) lefts.forEach((left, i) => (row.cells[i].style.left = `${left}px`));
   }
 
   function buildTable() {
-    $("#caption").textContent = data.caption;
-    if (sets.length > 2 && sets.includes(data.average)) {
-      const toggle = () => {
-        averagesOnly = !averagesOnly;
-        button.textContent = averagesOnly ? "Show every set" : "Averages only";
-        drawTable();
-      };
-      const button = el("button", { type: "button", onclick: toggle }, "Averages only");
-      $("#table-tools").append(button);
-    }
     const sources = unique(data.rows.flatMap((row) => row.cells.map((cell) => cell.source)).filter(Boolean));
-    if (sources.length) $("#caption").append(` Published figures: ${sources.join("; ")}.`);
+    const caption = [data.caption, sources.length ? `Published figures: ${sources.join("; ")}.` : null];
+    const describe = () => ($("#caption").textContent = [...caption, shownToo.further ? data.further : null].filter(Boolean).join(" "));
+    const addToggle = (which, text) => {
+      const toggle = () => {
+        shownToo[which] = !shownToo[which];
+        button.setAttribute("aria-pressed", String(shownToo[which]));
+        drawTable();
+        describe();
+      };
+      const button = el("button", { type: "button", id: which, class: "toggle", "aria-pressed": "false", onclick: toggle }, text);
+      $("#table-tools").append(button);
+    };
+    if (sets.length > 2 && sets.includes(data.average)) addToggle("averages", "Averages only");
+    if (data.further) addToggle("further", "More scores");
+    describe();
   }
 
   // ---- drawing -----------------------------------------------------------------------------------
@@ -190,14 +207,16 @@
   ];
   const DASHES = ["", "7 3", "2 3", "9 3 2 3"];
   const BASELINES = -1;
-  const colour = (i) => (i === BASELINES ? "var(--muted)" : `var(--c${i % 8})`);
+  const WITHOUT_RESULT = -2;
+  const colour = (i) => (i < 0 ? "var(--muted)" : `var(--c${i % 8})`);
   const HEXAGON = "M0-5.6L4.9-2.8V2.8L0 5.6L-4.9 2.8V-2.8Z";
-  const shape = (i) => (i === BASELINES ? HEXAGON : SHAPES[i % SHAPES.length]);
-  const dash = (i) => DASHES[Math.floor(i / 8) % DASHES.length];
   const CROSS = "M-4-4L4 4M-4 4L4-4";
+  const shape = (i) => ({ [BASELINES]: HEXAGON, [WITHOUT_RESULT]: CROSS })[i] ?? SHAPES[i % SHAPES.length];
+  const dash = (i) => DASHES[Math.floor(i / 8) % DASHES.length];
 
   const sample = (fillWith, path) =>
-    svg("svg", { width: 14, height: 14, viewBox: "-7 -7 14 14", "aria-hidden": "true" }, svg("path", { d: path, fill: fillWith }));
+    svg("svg", { width: 14, height: 14, viewBox: "-7 -7 14 14", "aria-hidden": "true" },
+      svg("path", path === CROSS ? { d: path, class: "stroke", stroke: fillWith } : { d: path, fill: fillWith }));
 
   const tip = $("#tip");
   function showTip(target) {
@@ -334,9 +353,15 @@
   const offOf = (id) => off.get(id) ?? off.set(id, new Set()).get(id);
   const column = () => data.columns[chosen.column];
   const columnTitle = (c) => `${c.title} (${c.set === data.average ? "mean of all sets" : c.set})`;
+  const diversityMetric = data.diversity.slice(data.diversity.lastIndexOf("/") + 1);
+  const direction = (c) => ({ higher: 1, lower: -1 })[c.better] ?? 0;
+  function meaning(c) {
+    if (c.metric === diversityMetric) return ", lower is more diverse";
+    return c.further && c.better ? `, ${c.better} is better` : "";
+  }
 
   function diversityColumn() {
-    const beside = data.columns.findIndex((c) => c.lower && c.set === column().set);
+    const beside = data.columns.findIndex((c) => c.metric === diversityMetric && c.set === column().set);
     return beside >= 0 ? beside : data.columns.findIndex((c) => c.key === data.diversity);
   }
 
@@ -413,7 +438,7 @@
     const right = names.length ? 14 + 6.4 * Math.max(...names.map((name) => name.length)) : 16;
     const chart = axes({
       width, height: 300, x: padded(xs, 0.05), y: padded(ys, 0.1), xTicks: xs, right,
-      xTitle: symbol, yTitle: columnTitle(data.columns[c]) + (data.columns[c].lower ? ", lower is more diverse" : ""),
+      xTitle: symbol, yTitle: columnTitle(data.columns[c]) + meaning(data.columns[c]),
       label: `${columnTitle(data.columns[c])} against ${symbol}`,
     });
     const { root, sx, sy, inner } = chart;
@@ -450,6 +475,22 @@
     return roving(root);
   }
 
+  /**
+   * A name beside a point, where no box of `taken` is, to which its own is added, and no box of `lines` if that can be;
+   * null where there is no room.
+   */
+  function nameBeside(text, [px, py], inner, width, taken, lines = []) {
+    const size = 6.3 * text.length;
+    const places = [[12, -10], [12, 18], [-12 - size, -10], [-12 - size, 18], [-size / 2, -14], [-size / 2, 23], [12, 4], [-12 - size, 4]]
+      .map(([dx, dy]) => [px + dx, py + dy - 11, size, 14])
+      .filter((box) => box[0] > inner.left && box[0] + box[2] < width && box[1] > 14 && box[1] + 14 < inner.bottom && !taken.some((other) => crosses(box, other)));
+    const free = places.find((box) => !lines.some((line) => crosses(box, line))) ?? places[0];
+    if (!free) return null;
+    taken.push(free);
+    return svg("text", { class: "quiet", x: free[0], y: free[1] + 11 }, text);
+  }
+  const crosses = (a, b) => a[0] < b[0] + b[2] && b[0] < a[0] + a[2] && a[1] < b[1] + b[3] && b[1] < a[1] + a[3];
+
   function drawPlane() {
     const [qualityColumn, diversity] = [chosen.column, diversityColumn()];
     const groups = unique(data.rows.map((row) => row.series.alpha_lam ?? "Baselines"));
@@ -460,9 +501,11 @@
     if (diversity < 0 || diversity === qualityColumn || !scored.length) return figure("plane", [], []);
     legend("plane", groups.map((group) => [group, number.get(group)]), drawPlane);
     const rows = scored.filter((row) => isShown(row) && !offOf("plane").has(name(row)));
+    const up = direction(column());
     const caption = [
-      el("b", {}, "Quality against diversity. "),
-      "Up is better, left is more diverse. Ringed and dotted: the Pareto front, the settings that no other (the teacher aside) beats in both.",
+      el("b", {}, column().further ? `${column().title} against diversity. ` : "Quality against diversity. "),
+      `${up ? `${up > 0 ? "Up" : "Down"} is better, left` : "Left"} is more diverse.`,
+      up ? " Ringed and dotted: the Pareto front, the settings that no other (the teacher aside) beats in both." : "",
     ];
     if (!rows.length) return figure("plane", caption, [el("p", { class: "note" }, "Nothing of this is shown.")]);
     const width = panelWidth("plane", 1200);
@@ -472,14 +515,14 @@
       width, height: Math.min(460, Math.max(320, width * 0.55)), x, y: padded(spread(qualityColumn), 0.08),
       xTicks: niceTicks(x[0], x[1], width > 600 ? 8 : 5),
       xTitle: `${columnTitle(data.columns[diversity])}  (← more diverse)`, yTitle: columnTitle(column()),
-      label: "Quality against diversity",
+      label: `${columnTitle(column())} against diversity`,
     });
     const at = (row) => [sx(mean(row, diversity)), sy(mean(row, qualityColumn))];
     const front = [];
-    const ranked = rows.filter((row) => !row.teacher);
-    ranked.sort((a, b) => mean(a, diversity) - mean(b, diversity) || mean(b, qualityColumn) - mean(a, qualityColumn));
+    const ranked = up ? rows.filter((row) => !row.teacher) : [];
+    ranked.sort((a, b) => mean(a, diversity) - mean(b, diversity) || up * (mean(b, qualityColumn) - mean(a, qualityColumn)));
     for (const row of ranked) {
-      if (!front.length || mean(row, qualityColumn) > mean(front.at(-1), qualityColumn)) front.push(row);
+      if (!front.length || up * (mean(row, qualityColumn) - mean(front.at(-1), qualityColumn)) > 0) front.push(row);
     }
     for (const row of rows) {
       const [px, py] = at(row);
@@ -489,6 +532,11 @@
     }
     root.append(svg("path", { class: "front", d: front.map((row, i) => `${i ? "L" : "M"}${at(row).join(" ")}`).join("") }));
     const taken = rows.map((row) => [at(row)[0] - 6, at(row)[1] - 6, 12, 12]);
+    const dotted = front.slice(1).flatMap((row, i) => {
+      const [[x0, y0], [x1, y1]] = [at(front[i]), at(row)];
+      const pieces = Math.ceil(Math.hypot(x1 - x0, y1 - y0) / 8);
+      return Array.from({ length: pieces }, (_, k) => [x0 + ((x1 - x0) * k) / pieces - 2, y0 + ((y1 - y0) * k) / pieces - 2, 4, 4]);
+    });
     for (const row of rows) {
       const onFront = front.includes(row);
       const i = number.get(name(row));
@@ -499,18 +547,10 @@
     }
     for (const row of rows.filter((r) => r.baseline || front.includes(r))) {
       const text = row.baseline ? clip(row.name, 24) : shortName(row);
-      const size = 6.3 * text.length;
-      const [px, py] = at(row);
-      const places = [[12, -10], [12, 18], [-12 - size, -10], [-12 - size, 18], [-size / 2, -14], [-size / 2, 23], [12, 4], [-12 - size, 4]]
-        .map(([dx, dy]) => [px + dx, py + dy - 11, size, 14]);
-      const free = places.find((box) => box[0] > inner.left && box[0] + box[2] < width && box[1] > 14 && box[1] + 14 < inner.bottom && !taken.some((other) => crosses(box, other)));
-      if (!free) continue;
-      taken.push(free);
-      root.append(svg("text", { class: "quiet", x: free[0], y: free[1] + 11 }, text));
+      root.append(nameBeside(text, at(row), inner, width, taken, dotted) ?? "");
     }
     figure("plane", caption, [roving(root)]);
   }
-  const crosses = (a, b) => a[0] < b[0] + b[2] && b[0] < a[0] + a[2] && a[1] < b[1] + b[3] && b[1] < a[1] + a[3];
   const varies = (key) => unique(data.rows.map((row) => row[key]).filter((v) => v !== null)).length > 1;
   const shortName = (row) =>
     [varies("alpha") ? `α = ${minus(row.alpha)}` : null, varies("lam") ? `λ = ${row.lam}` : null].filter(Boolean).join(", ") || clip(row.name, 24);
@@ -533,7 +573,7 @@
     const finite = facets.flatMap(([, rows]) => rows.map((row) => mean(row, c))).filter((v) => v !== null);
     if (!finite.length) return figure(id, [], []);
     const [low, high] = [Math.min(...finite), Math.max(...finite)];
-    const best = column().lower ? low : high;
+    const best = { higher: high, lower: low }[column().better];
     const width = panelWidth(id, 560, 260);
     const panels = facets.map(([name, rows]) => {
       const alphas = unique(rows.map((row) => row.alpha)).sort((a, b) => a - b);
@@ -553,7 +593,7 @@
           const m = mean(row, c);
           const rgb = m === null ? null : cividis(high > low ? (m - low) / (high - low) : 0.5);
           const dark = rgb && 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2] < 128;
-          const isBest = m !== null && m.toFixed(1) === best.toFixed(1);
+          const isBest = m !== null && m.toFixed(1) === best?.toFixed(1);
           const text = m === null ? (row.cells[c].text === "–" ? "–" : "✕") : m.toFixed(1);
           root.append(
             spot({ class: `pt cell${isBest ? " best" : ""}`, fill: rgb ? (dark ? "#fff" : "#000") : "var(--bad)" }, label(row, [c]), row.index,
@@ -569,8 +609,8 @@
       return roving(root);
     });
     const bar = el("span", { class: "bar", style: `background: linear-gradient(to right, ${CIVIDIS.join(",")})`, "aria-hidden": "true" });
-    $(`#${id} .legend`).replaceChildren(`${columnTitle(column())}: ${low.toFixed(1)}`, bar, high.toFixed(1));
-    figure(id, [el("b", {}, caption), " Framed: the best; ✕: failed."], panels);
+    $(`#${id} .legend`).replaceChildren(el("span", { class: "scale" }, `${columnTitle(column())}: ${minus(low.toFixed(1))}`, bar, minus(high.toFixed(1))));
+    figure(id, [el("b", {}, caption), best === undefined ? " ✕: failed." : " Framed: the best; ✕: failed."], panels);
   }
 
   function drawFigures() {
@@ -583,7 +623,10 @@
 
   function buildFigures() {
     const select = el("select", { id: "score", onchange: () => { chosen.column = +select.value; drawFigures(); } },
-      data.columns.map((c, i) => option(i, columnTitle(c))));
+      [[false, "Scores"], [true, "More scores"]].map(([further, name]) => {
+        const options = data.columns.flatMap((c, i) => (c.further === further ? [option(i, columnTitle(c))] : []));
+        return options.length ? el("optgroup", { label: name }, options) : null;
+      }));
     select.value = chosen.column;
     $("#figure-tools").append(el("label", {}, "Score drawn ", select));
   }
@@ -602,7 +645,7 @@
   }
 
   function buildTraining() {
-    const keys = unique(data.runs.flatMap((run) => Object.keys(run.curves))).sort();
+    const keys = unique([...data.runs, ...data.unfinished].flatMap((run) => Object.keys(run.curves))).sort();
     if (!keys.length) return $("#training").remove();
     training.key = ["train/loss", "valid/loss"].find((key) => keys.includes(key)) ?? keys[0];
     const select = el("select", { id: "curve", onchange: () => { training.key = select.value; drawTraining(); } }, keys.map((key) => option(key, key)));
@@ -612,15 +655,36 @@
     $("#training .tools").append(el("label", {}, "Curve ", select), el("label", {}, log, "logarithmic"), el("label", {}, smooth, "smoothed"));
   }
 
+  const WITHOUT = "without a result";
+
+  /** The runs whose curve is drawn: how each ended, in words where it did not just train, and its row, if any. */
+  function curvesShown() {
+    const finished = data.runs.filter(isRunShown).map((run) => {
+      const failed = run.outcome !== "trained";
+      const ending = run.diverged === null ? run.outcome : `diverged at step ${run.diverged}`;
+      return { name: runName(run), group: data.rows[run.row].name, row: run.row, ending: failed ? ending : "", failed, diverged: run.diverged, curves: run.curves };
+    });
+    const others = data.unfinished.map((run) => {
+      const ending = [run.state, run.note].filter(Boolean).join(": ");
+      return { name: run.name, group: WITHOUT, row: null, ending, failed: run.state === "failed", diverged: null, curves: run.curves };
+    });
+    return [...finished, ...others].filter((run) => run.curves[training.key]?.length || run.diverged !== null);
+  }
+
   function drawTraining() {
     if (!training.key) return;
-    const named = (run) => data.rows[run.row].name;
-    const runs = data.runs.filter((run) => isRunShown(run) && !offOf("curves").has(named(run)));
-    const rows = data.rows.filter((row) => isShown(row) && row.runs.some((r) => data.runs[r].curves[training.key] || data.runs[r].diverged !== null));
-    const failed = data.runs.filter((run) => isRunShown(run) && run.diverged !== null).length;
-    const note = failed ? el("span", { class: "failed" }, `✕ ${failed} diverged run${failed > 1 ? "s" : ""}`) : null;
-    legend("curves", rows.map((row) => [row.name, row.index]), drawTraining, note ? [note] : []);
-    const caption = [el("b", {}, `${training.key} against the optimiser step, `), `a line for each run${training.smooth ? ", smoothed" : ""}; dotted, ending in ✕: diverged.`];
+    const all = curvesShown();
+    const runs = all.filter((run) => !offOf("curves").has(run.group));
+    const rows = data.rows.filter((row) => all.some((run) => run.row === row.index));
+    const begun = all.filter((run) => run.row === null).length;
+    const counts = ["diverged", "collapsed"].map((outcome) => [data.runs.filter((run) => isRunShown(run) && run.outcome === outcome).length, outcome]);
+    const words = [...counts, [begun, WITHOUT]].filter(([n]) => n).map(([n, word]) => `${n} ${word}`);
+    const note = words.length ? [el("span", { class: "failed" }, `✕ ${words.join(", ")}`)] : [];
+    legend("curves", [...rows.map((row) => [row.name, row.index]), ...(begun ? [[WITHOUT, WITHOUT_RESULT]] : [])], drawTraining, note);
+    const caption = [
+      el("b", {}, `${training.key} against the optimiser step, `), `a line for each run${training.smooth ? ", smoothed" : ""}`,
+      words.length ? "; dotted, ending in ✕: it diverged, collapsed or has no result (cut far above and below the others)." : ".",
+    ];
     const usable = (run) => {
       const curve = (run.curves[training.key] ?? []).filter(([, y]) => !training.log || y > 0);
       return training.smooth ? smoothed(curve) : curve;
@@ -628,33 +692,35 @@
     const points = runs.flatMap(usable);
     if (!points.length) return figure("curves", caption, [el("p", { class: "note" }, "Nothing of this is shown.")]);
     const width = panelWidth("curves", 1180);
-    const ends = runs.map((run) => run.diverged ?? 0);
-    const x = [0, Math.max(1, ...points.map(([step]) => step), ...ends) * 1.02];
-    const ys = points.map(([, y]) => y);
+    const x = [0, Math.max(1, ...points.map(([step]) => step), ...runs.map((run) => run.diverged ?? 0)) * 1.02];
+    const calm = runs.filter((run) => !run.failed).flatMap(usable);
+    const others = (calm.length ? calm : points).map(([, v]) => v);
+    const [low, high] = [Math.min(...others), Math.max(...others)];
+    const within = (v) => Math.min(Math.max(v, low - (high - low) / 2), high + (high - low) / 2); // or one that explodes flattens all
+    const ys = points.map(([, v]) => within(v));
     const y = training.log ? [Math.min(...ys) * 0.95, Math.max(...ys) * 1.05] : padded(ys, 0.06);
     const { root, sx, sy, inner } = axes({
       width, height: 340, x, y, xTicks: niceTicks(x[0], x[1], width > 600 ? 10 : 5), log: training.log,
       xTitle: "optimiser step", yTitle: training.key, label: `${training.key} against the optimiser step`,
     });
+    const [spots, taken, names] = [[], [], []];
     for (const run of runs) {
       const curve = usable(run);
-      const diverged = run.diverged !== null;
-      const i = run.row;
-      const d = curve.map(([step, v], n) => `${n ? "L" : "M"}${sx(step).toFixed(1)} ${sy(v).toFixed(1)}`).join("");
-      if (!diverged && !curve.length) continue;
-      const end = diverged
-        ? [sx(run.diverged), curve.length ? sy(curve.at(-1)[1]) : inner.bottom - 8]
-        : [sx(curve.at(-1)[0]), sy(curve.at(-1)[1])];
-      const ink = diverged ? { stroke: "var(--bad)", "stroke-dasharray": "1 4" } : { stroke: colour(i), "stroke-dasharray": dash(i) };
-      if (curve.length) root.append(svg("path", { class: runs.length > 12 ? "line fine" : "line", d: `${d}L${end.join(" ")}`, ...ink, "data-row": i }));
-      const text = diverged
-        ? `${runName(run)}\ndiverged at step ${run.diverged}`
-        : `${runName(run)}\n${training.key}: ${short(curve.at(-1)[1])} at step ${curve.at(-1)[0]}`;
-      root.append(
-        spot({ transform: `translate(${end.map((v) => v.toFixed(1)).join(" ")})` }, text, i, halo(),
-          diverged ? svg("path", { class: "stroke", d: CROSS, stroke: "var(--bad)" }) : marker(i)),
+      if (!curve.length && run.diverged === null) continue;
+      const d = curve.map(([step, v], n) => `${n ? "L" : "M"}${sx(step).toFixed(1)} ${sy(within(v)).toFixed(1)}`).join("");
+      const end = [sx(run.diverged ?? curve.at(-1)[0]), curve.length ? sy(within(curve.at(-1)[1])) : inner.bottom - 8];
+      const colouring = run.failed ? "var(--bad)" : run.row === null ? "var(--muted)" : colour(run.row);
+      const ink = { stroke: colouring, "stroke-dasharray": run.ending ? "1 3" : dash(run.row) };
+      if (curve.length) root.append(svg("path", { class: run.ending ? "line ended" : runs.length > 12 ? "line fine" : "line", d: `${d}L${end.join(" ")}`, ...ink, "data-row": run.row }));
+      const last = curve.length ? `${training.key}: ${short(curve.at(-1)[1])} at step ${curve.at(-1)[0]}` : null;
+      spots.push(
+        spot({ transform: `translate(${end.map((v) => v.toFixed(1)).join(" ")})` }, [run.name, run.ending, last].filter(Boolean).join("\n"), run.row, halo(),
+          run.ending ? svg("path", { class: "stroke", d: CROSS, stroke: colouring }) : marker(run.row)),
       );
+      taken.push([end[0] - 6, end[1] - 6, 12, 12]);
+      if (run.row === null) names.push([clip(run.ending, 36), end]);
     }
+    root.append(...spots, ...names.map(([text, end]) => nameBeside(text, end, inner, width, taken) ?? ""));
     figure("curves", caption, [roving(root)]);
   }
 
@@ -867,7 +933,7 @@
     $("#title").textContent = data.title;
     const count = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
     const failed = data.runs.filter((run) => run.outcome !== "trained").length;
-    const parts = [count(data.runs.length, "run"), `of ${count(data.rows.length, "setting")},`, failed ? `${failed} failed,` : "", `scored on ${sets.filter((s) => s !== data.average).join(", ")}`];
+    const parts = [count(data.runs.length, "run"), `of ${count(data.rows.length, "setting")},`, failed ? `${failed} failed,` : "", data.unfinished.length ? `${data.unfinished.length} more without a result,` : "", `scored on ${sets.filter((s) => s !== data.average).join(", ")}`];
     $("#summary").textContent = parts.filter(Boolean).join(" ") + ".";
     for (const section of document.querySelectorAll("main section")) {
       $("#nav").append(el("a", { href: `#${section.id}` }, $("h2", section).textContent));
@@ -897,7 +963,7 @@
   addEventListener("resize", () => {
     if (innerWidth === drawnAt) return;
     drawnAt = innerWidth;
-    requestAnimationFrame(() => { drawFigures(); drawTraining(); });
+    requestAnimationFrame(() => { pinLabels(); drawFigures(); drawTraining(); });
   });
   const opened = [];
   addEventListener("beforeprint", () => document.querySelectorAll("#common:not([open])").forEach((d) => { d.open = true; opened.push(d); }));
