@@ -14,7 +14,7 @@ from amid.metrics import Metric, set_score
 from amid.monitor import tell
 from amid.progress import Progress
 from amid.results import OF_ANSWERS, Score
-from amid.scoring import Answered, per_prompt, score_answers, write_answers, write_per_prompt
+from amid.scoring import Answered, answers_file, per_prompt, score_answers, write_answers, write_per_prompt
 
 
 def evaluate_sets(
@@ -48,7 +48,7 @@ def evaluate_sets(
                 Answered(example.instruction, example.input, example.outputs, row, example.fields)
                 for example, row in zip(sets[name], answers, strict=True)
             ]
-            write_answers(directory / f"{name}-{seed}.jsonl", answered, seed)
+            write_answers(answers_file(directory, name, seed), answered, seed)
             by_seed[name].append(answered)
     of_prompts = {
         name: {

@@ -102,10 +102,10 @@ class Sampling:
     ) -> list[list[Answer]]:
         """`samples` answers (by default those of the settings) to each prompt, in the prompts' order.
 
-        They are those of `token_ids`, as text.
+        They are those of `token_ids` with the tokenizer's vocabulary, as text.
         """
         if not holds_keys_and_values(model):
-            drawn = self.token_ids(model, tokenizer, prompts, seed, samples)
+            drawn = self.token_ids(model, tokenizer, prompts, seed, samples, len(tokenizer))
             return [[as_answer(ids, tokenizer, None) for ids in row] for row in drawn]
         names = streams(prompts, seed, samples or self.samples)
         return self._noted_answers(model, tokenizer, prompts, names)
@@ -152,7 +152,8 @@ class Sampling:
         """The answers with their log-probabilities; `names` of their random numbers, by prompt."""
         check_prompts(prompts)
         with _as_is(model):
-            rows = self._decode(Batch(model, log_probs=True), tokenizer, prompts, names, finished)
+            batch = Batch(model, len(tokenizer), log_probs=True)
+            rows = self._decode(batch, tokenizer, prompts, names, finished)
         return [
             [as_answer(row.tokens, tokenizer, [note[0] for note in row.notes]) for row in of_prompt]
             for of_prompt in rows

@@ -34,7 +34,7 @@ from amid.metrics import (
     rouge_n,
 )
 from amid.results import METRICS, OF_ANSWERS, Score
-from amid.scoring import Answered, per_prompt, read_answers, resampled, score_answers
+from amid.scoring import Answered, answers_files, per_prompt, read_answers, resampled, score_answers
 
 KNOWN: dict[str, Metric] = {
     "rouge_l": rouge_l,
@@ -177,17 +177,13 @@ def _systems(paths: Sequence[Path]) -> list[System]:
             systems.append(System(name, "", [read_answers(path)], metrics))
             continue
         folder = place / "generations" if (place / "generations").is_dir() else place
-        sets: dict[str, list[tuple[int, Path]]] = {}
-        for file in folder.glob("*-*.jsonl"):
-            dataset, _, seed = file.stem.rpartition("-")
-            if seed.isdigit():
-                sets.setdefault(dataset, []).append((int(seed), file))
+        sets = answers_files(folder)
         if not sets:
             raise InputError(f"{path} holds no generations/SET-SEED.jsonl; give the folder of a finished run")
         metrics = _of_run(place / "config.yaml")
         metrics |= {metric: KNOWN[metric] for metric in ALWAYS if metric not in metrics}
-        for dataset, files in sorted(sets.items()):
-            by_seed = [read_answers(file) for _, file in sorted(files)]
+        for dataset, files in sets.items():
+            by_seed = [read_answers(file) for file in files.values()]
             for answered in by_seed:
                 _check_same_prompts(f"{name} {dataset}", by_seed[0], f"{name} {dataset}", answered)
             systems.append(System(name, dataset, by_seed, metrics))

@@ -160,6 +160,26 @@ def resampled(metric: Metric, by_seed: Sequence[Sequence[Answered]]) -> Resample
     return of_draws
 
 
+def answers_file(folder: Path, dataset: str, seed: int) -> Path:
+    """Where a run keeps its answers to an evaluation set, drawn with a sampling seed: SET-SEED.jsonl."""
+    return folder / f"{dataset}-{seed}.jsonl"
+
+
+def answers_files(folder: Path) -> dict[str, dict[int, Path]]:
+    """The files of `answers_file` in a folder: set -> sampling seed -> file, in their order.
+
+    Raises:
+        InputError: naming a JSON Lines file that has another name.
+    """
+    found: dict[str, dict[int, Path]] = {}
+    for file in folder.glob("*.jsonl"):
+        dataset, _, seed = file.stem.rpartition("-")
+        if not dataset or not seed.isdecimal():
+            raise InputError(f"{file} is not named SET-SEED.jsonl; move it out of the folder of answers")
+        found.setdefault(dataset, {})[int(seed)] = file
+    return {dataset: dict(sorted(files.items())) for dataset, files in sorted(found.items())}
+
+
 def write_answers(file: Path, answered: Iterable[Answered], seed: int) -> None:
     """Writes a file of answers, whole or not at all.
 

@@ -1,6 +1,5 @@
 """What a run tells Weights & Biases besides its metrics: columns, tags, summaries, samples and its end."""
 
-import json
 import re
 import shlex
 import sys
@@ -14,6 +13,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from amid.monitor import STATES
 from amid.progress import FURTHER, LOSSES
 from amid.results import OF_ANSWERS, RunResult, average_scores
+from amid.scoring import answers_files, read_answers
 
 STEP = "trainer/global_step"
 """The key of the optimiser steps in a W&B run."""
@@ -187,14 +187,13 @@ COLUMNS = ("set", "instruction", "input", "reference", "answer", "tokens", "ende
 def _samples(result: RunResult, generations: Path) -> list[list[Any]]:
     """The first answer to each of the first prompts of each evaluation set, with the first seed."""
     rows: list[list[Any]] = []
+    files = answers_files(generations)
     for name in result.scores:
-        seeds = sorted(generations.glob(f"{name}-*.jsonl"))
-        with seeds[0].open(encoding="utf-8") as lines:
-            for line, _ in zip(lines, range(SAMPLES), strict=False):
-                row = json.loads(line)
-                answer = row["answers"][0]
-                shown = [row["instruction"], row["input"], row["references"][0]]
-                rows.append([name, *shown, answer["text"], answer["tokens"], answer["ended"]])
+        first = next(iter(files[name].values()))
+        for answered in read_answers(first, SAMPLES):
+            answer = answered.answers[0]
+            shown = [answered.instruction, answered.input, answered.references[0]]
+            rows.append([name, *shown, answer.text, answer.tokens, answer.ended])
     return rows
 
 

@@ -20,6 +20,8 @@ from amid.score import KNOWN, LEGEND
 from amid.scoring import (
     Answer,
     Answered,
+    answers_file,
+    answers_files,
     per_prompt,
     read_answers,
     resampled,
@@ -369,3 +371,17 @@ def by_rouge_score(kinds, references, texts):
         100 * sum(max(found[kind].fmeasure for found in of_refs) for of_refs in each) / len(each)
         for kind in kinds
     ]
+
+
+def test_files_of_answers_are_told_apart_by_set_and_come_by_seed(tmp_path):
+    for dataset, seed in (("mine-2", 10), ("mine", 30), ("mine", 5)):
+        write_answers(answers_file(tmp_path, dataset, seed), [], seed)
+    found = answers_files(tmp_path)
+    assert [(dataset, list(seeds)) for dataset, seeds in found.items()] == [
+        ("mine", [5, 30]),
+        ("mine-2", [10]),
+    ]
+    assert found["mine-2"][10] == tmp_path / "mine-2-10.jsonl"
+    (tmp_path / "other.jsonl").touch()
+    with pytest.raises(InputError, match="is not named SET-SEED"):
+        answers_files(tmp_path)

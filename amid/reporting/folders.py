@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from amid.errors import InputError
-from amid.scoring import read_answers
+from amid.scoring import answers_files, read_answers
 
 _PLACES = ("output_dir", "prepared_dir", "logger", "threads", "data.cache_dir", "teacher.cache_dir")
 """Keys of a configuration that say where a run writes."""
@@ -45,12 +45,12 @@ class Drawn:
 def sizes(folder: Path) -> dict[str, tuple[int, float]]:
     """Of each evaluation set of a run the number of prompts, and the mean bytes of one with all answers."""
     found: dict[str, tuple[int, float]] = {}
-    for file in _files(folder):
-        name, _ = _set_and_seed(file)
-        with file.open("rb") as lines:
-            prompts = sum(1 for _ in lines)
-        before = found.get(name, (0, 0.0))
-        found[name] = (max(before[0], prompts), before[1] + file.stat().st_size / max(1, prompts))
+    for name, files in answers_files(folder / "generations").items():
+        for file in files.values():
+            with file.open("rb") as lines:
+                prompts = sum(1 for _ in lines)
+            before = found.get(name, (0, 0.0))
+            found[name] = (max(before[0], prompts), before[1] + file.stat().st_size / max(1, prompts))
     return found
 
 
@@ -64,25 +64,14 @@ def answers(folder: Path, most: int) -> dict[str, dict[Prompt, list[Drawn]]]:
         InputError: naming the file and line that cannot be read.
     """
     sets: dict[str, dict[Prompt, list[Drawn]]] = {}
-    for file in _files(folder):
-        name, seed = _set_and_seed(file)
+    for name, files in answers_files(folder / "generations").items():
         prompts = sets.setdefault(name, {})
-        for answered in read_answers(file, most):
-            prompt = Prompt(answered.instruction, answered.input, answered.references)
-            drawn = [Drawn(seed, answer.text, answer.tokens, answer.ended) for answer in answered.answers]
-            prompts.setdefault(prompt, []).extend(drawn)
+        for seed, file in files.items():
+            for answered in read_answers(file, most):
+                prompt = Prompt(answered.instruction, answered.input, answered.references)
+                drawn = [Drawn(seed, answer.text, answer.tokens, answer.ended) for answer in answered.answers]
+                prompts.setdefault(prompt, []).extend(drawn)
     return sets
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted((folder / "generations").glob("*.jsonl"), key=_set_and_seed)
-
-
-def _set_and_seed(file: Path) -> tuple[str, int]:
-    name, _, seed = file.stem.rpartition("-")
-    if not name or not seed.isdecimal():
-        raise InputError(f"{file} is not named SET-SEED.jsonl; move it out of the folder of answers")
-    return name, int(seed)
 
 
 def curves(folder: Path) -> dict[str, dict[int, float]]:
