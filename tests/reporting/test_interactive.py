@@ -495,4 +495,5 @@ def test_the_table_of_a_page_is_that_of_the_report(experiment):
     table = build_table(list(load_folders(experiment).values()))
     for index, row in enumerate(table.rows):
         texts = [table.score_text(row, metric, 2, dataset) for dataset, metric in table.columns()]
-        assert [cell["text"] for cell in data["rows"][index]["cells"]] == texts
+        cells = [cell["text"] for cell in data["rows"][index]["cells"]]
+        assert cells[: len(texts)] == texts  # then those that the report leaves out
