@@ -23,7 +23,7 @@ from amid.config import config_hash
 from amid.data import InstructionData
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
-from amid.fit import fit, last_checkpoint, steps_of
+from amid.fit import fit, last_checkpoint, length_in_words, steps_of
 from amid.lora import merge
 from amid.models import shared_vocabulary
 from amid.module import DistillationModule
@@ -117,6 +117,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         valid_metric=data.valid_metric,
         metrics=data.metrics,
         sampling=parts.sampling,
+        steps=_steps(cfg["trainer"], data),
         log_every_n_steps=cfg["trainer"]["log_every_n_steps"],
         micro_batches=data.micro_batches,
         mean=data.mean,
@@ -176,6 +177,16 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         checkpoint.unlink()
     tracking.conclude(loggers, result, directory / "generations")
     return result
+
+
+def _steps(trainer: Config, data: InstructionData) -> int:
+    """The optimiser steps of a run; says so where they are fewer than `trainer.max_steps`."""
+    steps_of_all = len(data.train_dataloader())
+    steps = steps_of(trainer, steps_of_all)
+    if steps < trainer["max_steps"]:
+        length = length_in_words(trainer, steps_of_all, "trainer")
+        announce(f"trainer.max_steps={trainer['max_steps']} is not reached: {length}")
+    return steps
 
 
 def supply_text(cfg: Config, text: Text, tokenizer: PreTrainedTokenizerBase, data: InstructionData) -> None:

@@ -111,9 +111,10 @@ def fit(
         save_last=True,
         enable_version_counter=False,
     )
+    steps_of_epoch = max(1, _steps_of_epoch(cfg["trainer"], len(data.train_dataloader())))
     trainer: L.Trainer = instantiate(
-        cfg["trainer"],
-        callbacks=[checkpoint, progress(), StatusRecords()],
+        {**cfg["trainer"], "max_epochs": -(-module.steps // steps_of_epoch), "max_steps": -1},
+        callbacks=[checkpoint, progress(module.steps), StatusRecords(module.steps)],
         enable_progress_bar=sys.stdout.isatty(),
         logger=list(loggers),
         default_root_dir=str(directory),
@@ -121,6 +122,8 @@ def fit(
     try:
         if last is None:
             trainer.validate(module, datamodule=data, verbose=False)
+            if trainer.received_sigterm:  # which a validation only notes
+                raise KeyboardInterrupt
         forget_peak_memory(trainer.strategy.root_device)
         started = time.perf_counter()
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)

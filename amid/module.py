@@ -69,6 +69,7 @@ class DistillationModule(L.LightningModule):
         valid_metric: which of `metrics` scores the answers; None for no answers at validations.
         metrics: by name, what scores answers against references.
         sampling: how they are answered: one sample each, with the first of its seeds.
+        steps: optimiser steps of the whole training, which ends there.
         log_every_n_steps: steps between two records of the training.
         micro_batches: cuts the rows of an optimiser step into micro-batches.
         mean: over what the loss is a mean: "step" or "micro_batch".
@@ -98,6 +99,7 @@ class DistillationModule(L.LightningModule):
         valid_metric: str | None,
         metrics: Mapping[str, Metric],
         sampling: Sampling,
+        steps: int,
         log_every_n_steps: int,
         micro_batches: Callable[[Sequence[Row | SampledRow]], list[MicroBatch]],
         text: Text,
@@ -117,7 +119,7 @@ class DistillationModule(L.LightningModule):
         self._plain_text, self._plain_text_weight = plain_text, plain_text_weight
         self._optimizer, self._scheduler, self._clip_norm = optimizer, scheduler, clip_norm
         self._tokenizer, self._sampling = tokenizer, sampling
-        self._log_every_n_steps = log_every_n_steps
+        self.steps, self._log_every_n_steps = steps, log_every_n_steps
         self._schedule = schedule
         if schedule is not None:
             schedule.begin(objective)
@@ -137,8 +139,7 @@ class DistillationModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimiser over the student's trainable weights, and its schedule."""
         optimizer = self._optimizer([p for p in self.student.parameters() if p.requires_grad])
-        self._steps = int(self.trainer.estimated_stepping_batches)
-        return [optimizer], [self._scheduler(optimizer, self._steps)]
+        return [optimizer], [self._scheduler(optimizer, self.steps)]
 
     def setup(self, stage: str) -> None:
         """Brings the teacher to the student's device."""
@@ -148,6 +149,7 @@ class DistillationModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Puts the student into train mode: models come in eval mode."""
         self.student.train()
+        self._stop_at_the_last_step()
 
     def training_step(self, micro_batches: list[MicroBatch], batch_idx: int) -> Tensor:
         """One optimiser step over all its micro-batches; returns its loss.
@@ -209,10 +211,19 @@ class DistillationModule(L.LightningModule):
         if self._schedule is not None:
             means = {"loss": loss} | {name: sums[name] / all_counted for name in needed}
             over_devices = {name: float(self._mean_over_devices(x)) for name, x in means.items()}
-            self._schedule.update(step, self._steps, over_devices)
+            self._schedule.update(step, self.steps, over_devices)
             self._schedule.apply(self.objective)
         self.seconds_of_steps.append(time.perf_counter() - started)
+        self._stop_at_the_last_step()
         return total
+
+    def _stop_at_the_last_step(self) -> None:
+        """Ends the training where its steps are done, within an epoch if need be.
+
+        Lightning's own `max_steps` would count the epoch that a run goes on with twice.
+        """
+        if self.trainer.global_step >= self.steps:
+            self.trainer.should_stop = True
 
     def _denominators(self, micro_batches: Sequence[MicroBatch]) -> list[float]:
         """What the sum over the counted tokens of each micro-batch of a step is divided by."""
@@ -226,7 +237,7 @@ class DistillationModule(L.LightningModule):
         """What this step is taken on in place of the data; None for the data."""
         answer = _Answerer(self.student, self.teacher, self._tokenizer)
         with self._answering():
-            rows = self._text.rows(prompts_of(of_data), self.trainer.global_step, self._steps, answer)
+            rows = self._text.rows(prompts_of(of_data), self.trainer.global_step, self.steps, answer)
         self.text_counts["rows"] += (
             sum(len(batch["rows"]) for batch in of_data) if rows is None else len(rows)
         )

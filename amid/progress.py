@@ -34,9 +34,13 @@ def silence_bars() -> None:
         enable_progress_bars()
 
 
-def progress() -> Callback:
-    """A progress bar with loss, validation score and time left; lines where the output is no terminal."""
-    return ProgressBar(leave=False) if sys.stdout.isatty() else ProgressLines()
+def progress(steps: int) -> Callback:
+    """A progress bar with loss, validation score and time left; lines where the output is no terminal.
+
+    Args:
+        steps: of the whole training.
+    """
+    return ProgressBar(leave=False) if sys.stdout.isatty() else ProgressLines(steps)
 
 
 class ProgressBar(RichProgressBar):
@@ -52,11 +56,17 @@ class ProgressBar(RichProgressBar):
 
 
 class ProgressLines(Callback):
-    """Prints step, loss, the last validation score and time left about ten times in a run."""
+    """Prints step, mean loss since the last line, the last validation score and time left about ten times in a
+    run of `steps` steps.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
         self._started, self._first = time.perf_counter(), trainer.global_step
+        self._losses: list[float] = []
 
     @staticmethod
     def _scores(trainer: L.Trainer) -> str:
@@ -69,29 +79,33 @@ class ProgressLines(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Prints a line after each tenth of the steps."""
-        total, step = int(trainer.estimated_stepping_batches), trainer.global_step
+        total, step = self._steps, trainer.global_step
+        self._losses.append(float(outputs["loss"]))
         if step % max(1, total // 10) and step != total:
             return
         left = (time.perf_counter() - self._started) / (step - self._first) * (total - step)
         scores = self._scores(trainer) if step != total else ""  # the last step's validation is to come
-        loss = float(outputs["loss"])
+        loss = sum(self._losses) / len(self._losses)
+        self._losses.clear()
         print(f"  step {step}/{total}  loss {loss:.3f}{scores}  {left:.0f} s left", flush=True)
 
 
 class StatusRecords(Callback):
-    """Keeps a run's status on disk in training: step, loss, the last validation score and time left."""
+    """Keeps a run's status on disk in training: step of `steps`, loss, the last validation score and time left."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
         self._started, self._first = time.perf_counter(), trainer.global_step
-        steps = int(trainer.estimated_stepping_batches)
-        tell(step=trainer.global_step, steps=steps, note="training")
+        tell(step=trainer.global_step, steps=self._steps, note="training")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Writes, where the last record is some seconds old or the step is the last."""
-        total, step = int(trainer.estimated_stepping_batches), trainer.global_step
+        total, step = self._steps, trainer.global_step
         if not due() and step != total:
             return
         left = (time.perf_counter() - self._started) / (step - self._first) * (total - step)

@@ -16,16 +16,15 @@ from amid.progress import ProgressBar, ProgressLines, progress, silence_bars
 
 
 def test_lines_where_the_output_is_no_terminal(capsys):
-    lines = progress()
+    lines = progress(20)
     assert isinstance(lines, ProgressLines)
     trainer = SimpleNamespace(
         global_step=0,
-        estimated_stepping_batches=20,
         callback_metrics={"valid/rouge_l": 30.0},
     )
     lines.on_train_start(trainer, None)
     for trainer.global_step in range(1, 21):
-        lines.on_train_batch_end(trainer, None, {"loss": 1.25}, None, 0)
+        lines.on_train_batch_end(trainer, None, {"loss": 1 + (trainer.global_step % 2) / 2}, None, 0)
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 10
     assert all("  loss 1.250  valid ROUGE-L 30.0  " in line for line in out[:9])
@@ -34,14 +33,14 @@ def test_lines_where_the_output_is_no_terminal(capsys):
 
 
 def test_the_score_is_that_of_the_task(capsys):
-    trainer = SimpleNamespace(global_step=0, estimated_stepping_batches=2)
+    trainer = SimpleNamespace(global_step=0)
     trainer.callback_metrics = {
         "valid/loss": 1.0,
         "valid/kl_pq": 0.1,
         "valid/bleu": 20.0,
         "valid/bleu_best": 25.0,
     }
-    lines = ProgressLines()
+    lines = ProgressLines(2)
     lines.on_train_start(trainer, None)
     trainer.global_step = 1
     lines.on_train_batch_end(trainer, None, {"loss": 1.25}, None, 0)
