@@ -249,7 +249,6 @@ def test_answers_to_sets_are_those_to_each_set_with_each_seed(family):
         ended: list[int] = []
         assert list(sampling.answers_to_sets(model, TOKENS, sets, ended.append)) == expected
         assert sum(ended) == sum(len(row) for *_, answers in expected for row in answers)
-        assert min(ended) > 0
 
 
 def test_seeds_share_a_prefill():
