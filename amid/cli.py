@@ -122,7 +122,8 @@ def _hydra(name: str, arguments: list[str]) -> None:
     if not {"-h", "--help", "--hydra-help"} & flags:
         for word in arguments:
             if word not in (*overrides, *flags, "job", "hydra", "all"):
-                raise InputError(f"{word!r} is neither KEY=VALUE nor an option; see amid {name} --help")
+                remedy = f"for that run: run={word}" if Path(word).is_dir() else f"see amid {name} --help"
+                raise InputError(f"{word!r} is neither KEY=VALUE nor an option; {remedy}")
         cfg = check_overrides(name, overrides)
         if not several:
             _check_single(name, overrides)
@@ -223,9 +224,10 @@ def _launch(name: str, arguments: Sequence[str], runs: list[Path]) -> None:
         except Exception as error:
             if was_interrupted(error):
                 raise KeyboardInterrupt from error
-            failed.append(f"{directory.name}: {_one_line(error)}")
+            single = HydraConfig.get().mode == RunMode.RUN
+            failed.append(("" if single else f"{directory.name}: ") + _one_line(error))
             if _is_mistake(error):
-                if HydraConfig.get().mode == RunMode.RUN:  # of several runs, status and report tell
+                if single:  # of several runs, status and report tell
                     _remove_if_nothing_was_computed(directory)
             else:
                 with contextlib.suppress(OSError):
@@ -400,9 +402,11 @@ def _and_what_is_next(directories: Sequence[Path], report: bool) -> Iterator[Non
         from amid.results import RESULT_FILE
 
         finished = {directory.parent for directory in directories if (directory / RESULT_FILE).exists()}
-        for folder in sorted(finished) if report else []:
-            shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-            print(f"Report: amid report {shlex.quote(str(shown))}", flush=True)
+        if report and finished:
+            from amid.progress import shown
+
+            for folder in sorted(finished):
+                print(f"Report: amid report {shown(folder)}", flush=True)
 
 
 def _is_mistake(error: BaseException) -> bool:

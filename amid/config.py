@@ -90,7 +90,9 @@ def run_name(overrides: Sequence[str]) -> str:
     ]
     name = re.sub(r"[^\w.=,+-]+", "_", ",".join(sorted(parts)), flags=re.ASCII) or "default"
     if len(name) > LONGEST_NAME:
-        name = f"{name[: LONGEST_NAME - 10]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        begin = name[: LONGEST_NAME - 9]
+        begin = begin.rpartition(",")[0] or begin  # between two settings
+        name = f"{begin}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return name
 
 
@@ -203,7 +205,7 @@ def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
             if key not in keys:
                 raise InputError(
                     _of_another_choice(override, cfg, [o.key_or_group for o in groups])
-                    or f"no setting is named {key!r}{_nearest(key, [*keys, *_groups(loader)])}"
+                    or f"no setting is named {key!r}{_remedy(override, [*keys, *_groups(loader)])}"
                 )
         own = [_first_choice(o) for o in parsed if not o.key_or_group.startswith("hydra")]
         return _composed(config_name, own)
@@ -298,6 +300,16 @@ def _first_choice(override: Override) -> str:
         return line
     first = next(iter(override.sweep_string_iterator()))
     return f"{line.split('=')[0]}={first}"
+
+
+def _remedy(override: Override, names: Sequence[str]) -> str:
+    """What to write in place of a setting that does not exist."""
+    written = override.input_line or ""
+    if written.startswith("data.test."):
+        return f"; to add an evaluation set: +{written}"
+    if Path(written).is_dir():
+        return f"; for that run: run={written}"
+    return _nearest(override.key_or_group, names)
 
 
 def _nearest(name: str, candidates: Sequence[str]) -> str:

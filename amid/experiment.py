@@ -29,7 +29,7 @@ from amid.models import shared_vocabulary
 from amid.module import DistillationModule
 from amid.precision import announce_slow_bfloat16
 from amid.preparation import with_prepared_models
-from amid.progress import announce
+from amid.progress import announce, shown
 from amid.results import BEST, RunResult, Score, load, save
 from amid.teacher import Teacher, TeacherSupply
 from amid.text import TeacherText, Text
@@ -60,7 +60,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     key = config_hash(cfg)
     finished = _finished(directory, key)
     if finished is not None:
-        announce(f"{directory} is finished already")
+        announce(f"{shown(directory)} is finished already")
         return finished
     assistant = getattr(objective, "assistant", None)
     labels = {

@@ -17,7 +17,7 @@ from amid.allocator import forget_peak_memory, peak_memory
 from amid.data import InstructionData
 from amid.errors import InputError
 from amid.module import DistillationModule, Diverged
-from amid.progress import StatusRecords, announce, progress
+from amid.progress import StatusRecords, announce, progress, shown
 from amid.results import METRICS
 
 Config = Mapping[str, Any]
@@ -40,6 +40,9 @@ def check_trainer(trainer: Config, key: str) -> None:
             f"{key}.precision={trainer['precision']} would clip gradients before they are unscaled; "
             "use bf16-mixed or 32-true"
         )
+    for name in ("max_epochs", "max_steps"):
+        if trainer[name] is not None and not isinstance(trainer[name], int):
+            raise InputError(f"{key}.{name}={trainer[name]} must be a whole number; -1 is no limit")
     if trainer["max_epochs"] is None:
         raise InputError(
             f"{key}.max_epochs=null is no number of epochs; use -1 for as many as max_steps takes"
@@ -79,13 +82,15 @@ def last_checkpoint(directory: Path) -> Path | None:
     path = directory / "checkpoints" / "last.ckpt"
     if not path.exists():
         if (directory / "config.yaml").exists():
-            announce(f"{directory} was begun, and stopped before its first epoch ended: it starts over")
+            announce(
+                f"{shown(directory)} was begun, and stopped before its first epoch ended: it starts over"
+            )
         return None
     if not zipfile.is_zipfile(path):  # such as one that was cut while it was copied
-        announce(f"{path} is damaged: the run starts over")
+        announce(f"{shown(path)} is damaged: the run starts over")
         path.replace(path.with_suffix(".damaged"))
         return None
-    announce(f"{directory} goes on after its last finished epoch")
+    announce(f"{shown(directory)} goes on after its last finished epoch")
     return path
 
 

@@ -82,6 +82,10 @@ class Sampling:
                 if name == "max_new_tokens":
                     refusal += "; by default it is data.max_length - data.max_prompt_length"
                 raise InputError(refusal)
+        if not isinstance(self.seeds, Sequence) or isinstance(self.seeds, str):
+            raise InputError(
+                f"generation.seeds={self.seeds} must be a list, such as generation.seeds=[{self.seeds}]"
+            )
         if not self.seeds:
             raise InputError("generation.seeds=[] is empty; give at least one, such as [10]")
         if self.temperature < 0 or (self.temperature == 0 and self.samples > 1):

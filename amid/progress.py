@@ -1,8 +1,10 @@
 """What a run shows on the screen: a bar on a terminal, a line now and then elsewhere."""
 
+import shlex
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -20,6 +22,12 @@ LOSSES = ("valid/loss", "valid/cross_entropy")
 
 FURTHER = ("valid/perplexity", "valid/kl_pq", "valid/same_top")
 """What is logged besides, and not shown while a run goes on."""
+
+
+def shown(path: Path) -> str:
+    """A path as a command takes it: from the working folder, where it lies in it, and quoted if need be."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def announce(message: str) -> None:
@@ -56,8 +64,10 @@ class ProgressBar(RichProgressBar):
 
 
 class ProgressLines(Callback):
-    """Prints step, mean loss since the last line, the last validation score and time left about ten times in a
-    run of `steps` steps.
+    """Prints step, mean loss since the last line, validation score and time left, about ten times.
+
+    Args:
+        steps: of the whole training.
     """
 
     def __init__(self, steps: int) -> None:
@@ -91,7 +101,11 @@ class ProgressLines(Callback):
 
 
 class StatusRecords(Callback):
-    """Keeps a run's status on disk in training: step of `steps`, loss, the last validation score and time left."""
+    """Keeps a run's status on disk in training: step, loss, the last validation score and time left.
+
+    Args:
+        steps: of the whole training.
+    """
 
     def __init__(self, steps: int) -> None:
         self._steps = steps

@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,10 @@ def run(arguments: Sequence[str]) -> None:
     console.print(LEGEND + _signatures(lines), markup=False)
     for dataset in dict.fromkeys(system.dataset for system in systems):
         rivals = [system for system in systems if system.dataset == dataset]
+        if len(rivals) == 1 and len(systems) > 1 and not dataset:
+            console.print(
+                f"{rivals[0].name} is not compared: no other one answers its prompts.", markup=False
+            )
         if len(rivals) > 1:
             _print_differences(dataset, rivals, given.metric or next(iter(rivals[0].metrics)), console)
 
@@ -187,7 +191,42 @@ def _systems(paths: Sequence[Path]) -> list[System]:
             for answered in by_seed:
                 _check_same_prompts(f"{name} {dataset}", by_seed[0], f"{name} {dataset}", answered)
             systems.append(System(name, dataset, by_seed, metrics))
-    return systems
+    return _of_the_same_prompts(systems)
+
+
+def _of_the_same_prompts(systems: Sequence[System]) -> list[System]:
+    """The systems, those of files as answers to the set of another one that has the same prompts.
+
+    Its rows may stand in any order: prompts are the same where instruction, input and references are, or,
+    in a file without instructions, the references.
+    """
+    found = [system for system in systems if system.dataset]
+    placed = []
+    for system in systems:
+        if not system.dataset:
+            for other in found:
+                if (order := _order(system.by_seed[0], other.by_seed[0])) is not None:
+                    system = replace(system, by_seed=system.only(order), dataset=other.dataset)
+                    break
+            found.append(system)
+        placed.append(system)
+    return placed
+
+
+def _order(rows: Sequence[Answered], wanted: Sequence[Answered]) -> list[int] | None:
+    """Where the prompts of `wanted` stand in `rows`; None if they are other ones."""
+    instructed = all(row.instruction for row in rows)
+
+    def key(row: Answered) -> tuple[object, ...]:
+        return (row.instruction, row.input, row.references) if instructed else row.references
+
+    places: dict[tuple[object, ...], list[int]] = {}
+    for place, row in reversed(list(enumerate(rows))):
+        places.setdefault(key(row), []).append(place)
+    if len(rows) != len(wanted):
+        return None
+    found = [places[key(row)].pop() for row in wanted if places.get(key(row))]
+    return found if len(found) == len(wanted) else None
 
 
 def _names(places: Sequence[Path]) -> list[str]:

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from amid.config import KEYS_OF_SWEEPS, LABELS, further_settings
 from amid.errors import InputError
 from amid.experiment import run_experiment
 from amid.monitor import alone, end_of, watched
-from amid.progress import announce, silence_bars
+from amid.progress import announce, shown, silence_bars
 from amid.results import METRICS, RunResult, quality_metrics
 from amid.tracking import finish
 
@@ -33,6 +34,8 @@ def run(cfg: DictConfig) -> None:
         raise
     finish()
     announce(summary(result))
+    if hydra.mode == RunMode.RUN:
+        announce(f"Run: {shown(directory)}")
 
 
 def as_dict(cfg: DictConfig) -> dict[str, Any]:

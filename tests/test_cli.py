@@ -205,7 +205,16 @@ def test_what_changes_speed_and_memory_changes_nothing_else(quick, tmp_path):
     assert sum(padding[2]) < sum(padding[0])
 
 
-def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(quick, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "limits",
+    [[], ["trainer.max_steps=4"], ["trainer.max_epochs=-1", "trainer.max_steps=5"]],
+    ids=["epochs", "steps", "within an epoch"],
+)
+def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(
+    quick, tmp_path, monkeypatch, capsys, limits
+):
+    keys = {o.split("=")[0] for o in limits}
+    quick = [*(o for o in quick if o.split("=")[0] not in keys), *limits]
     assert run("train", *quick, f"output_dir={tmp_path / 'whole'}") == 0
     from amid.module import DistillationModule
 
@@ -232,7 +241,15 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(quick, tmp_pa
     assert run("train", *quick, f"output_dir={tmp_path / 'cut'}") == 0
     assert f"{cut} goes on after its last finished epoch\n" in capsys.readouterr().out
     assert results.load(cut).scores == results.load(whole).scores
-    assert results.load(cut).training["valid_loss"] == results.load(whole).training["valid_loss"]
+    for figure in ("valid_loss", "steps"):
+        assert results.load(cut).training[figure] == results.load(whole).training[figure]
+    assert results.load(whole).training["steps"] == (5 if "trainer.max_steps=5" in limits else 4)
+
+
+def test_a_limit_on_steps_that_is_not_reached_is_said(quick, tmp_path, capsys):
+    assert run("train", *quick, "trainer.max_steps=40") == 0
+    told = "trainer.max_steps=40 is not reached: 4 steps (2 epochs of 2); trainer.max_epochs sets this"
+    assert told in capsys.readouterr().out
 
 
 def test_a_run_interrupted_in_its_first_epoch_starts_over_and_says_so(quick, tmp_path, monkeypatch, capsys):
@@ -348,6 +365,8 @@ def test_wandb_offline(quick, tmp_path, capfd, monkeypatch):
         (["assistant.lam=1.5"], "lam must lie in [0, 1], got lam=1.5"),
         (["assistant.lam=1"], "no gradient"),
         (["seed=1.5"], "seed=1.5 must be a whole number"),
+        (["trainer.max_steps=ten"], "trainer.max_steps=ten must be a whole number; -1 is no limit"),
+        (["generation.seeds=10"], "generation.seeds=10 must be a list, such as generation.seeds=[10]"),
         (["assistant.alpha=nan"], "alpha must be a finite number"),
         (["method=kd", "objective.order=pr"], "names the assistant r"),
         (["method=kd", "schedule=taid"], "schedule TAID moves lam of an assistant"),

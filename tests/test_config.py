@@ -146,6 +146,7 @@ def test_sweeps_compose(file):
     [
         ("assistant.alhpa=1", "did you mean 'assistant.alpha'"),
         ("modell=tiny", "did you mean 'model'"),
+        ("data.test.mine=my.jsonl", r"; to add an evaluation set: \+data.test.mine=my.jsonl"),
         (
             "model=tinny",
             "model=tinny is no option of 'model'; did you mean 'tiny'[?] Choose one of from_scratch",

@@ -288,6 +288,25 @@ class TestCommand:
         err = capsys.readouterr().err
         assert "give a file of answers, JSON Lines, or the folder of a finished run" in err
 
+    def test_a_file_answers_the_set_of_a_run_that_has_its_prompts_in_any_order(self, tmp_path, capsys):
+        texts = ["the cat sat", "a dog", "yes"]
+        run = tmp_path / "run" / "generations"
+        run.mkdir(parents=True)
+        for dataset, references in (("mine", REFERENCES), ("other", [["x y"], ["z"]])):
+            answers = texts[: len(references)]
+            write_answers(run / f"{dataset}-1.jsonl", of(references, answers, tokens=2, ended=True), 1)
+        rows = [{"references": r, "answers": [a]} for r, a in zip(REFERENCES, texts, strict=True)]
+        apart = tmp_path / "apart.jsonl"
+        apart.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
+        assert main(["score", str(run.parent), str(apart)]) == 0
+        out = capsys.readouterr().out
+        told = [line.split() for line in out.splitlines() if line.split()[:2] == ["run", "apart"]]
+        assert told[0][2:6] == ["+0.00", "+0.00", "to", "+0.00"]
+        assert "not compared" not in out
+        apart.write_text(json.dumps({"references": "another", "answers": ["a"]}) + "\n")
+        assert main(["score", str(run.parent), str(apart)]) == 0
+        assert "apart is not compared: no other one answers its prompts" in capsys.readouterr().out
+
     def test_systems_that_answered_other_prompts_are_not_compared(self, tmp_path, capsys):
         one = foreign(tmp_path, "one", ["a", "b", "c"])
         other = tmp_path / "other.jsonl"
