@@ -22,6 +22,9 @@ from amid.results import METRICS
 
 Config = Mapping[str, Any]
 
+MOST_VALIDATIONS = 50
+"""Of a training: where its epochs are more, as with few rows, only some of them end with one."""
+
 
 def check_trainer(trainer: Config, key: str) -> None:
     """Refuses settings of a trainer, which stand at `key`, that do not fit.
@@ -82,9 +85,8 @@ def last_checkpoint(directory: Path) -> Path | None:
     path = directory / "checkpoints" / "last.ckpt"
     if not path.exists():
         if (directory / "config.yaml").exists():
-            announce(
-                f"{shown(directory)} was begun, and stopped before its first epoch ended: it starts over"
-            )
+            begun = f"{shown(directory)} was begun, and stopped before its first epoch ended"
+            announce(f"{begun}: it starts over")
         return None
     if not zipfile.is_zipfile(path):  # such as one that was cut while it was copied
         announce(f"{shown(path)} is damaged: the run starts over")
@@ -117,8 +119,10 @@ def fit(
         enable_version_counter=False,
     )
     steps_of_epoch = max(1, _steps_of_epoch(cfg["trainer"], len(data.train_dataloader())))
+    epochs = -(-module.steps // steps_of_epoch)
+    between = max(cfg["trainer"]["check_val_every_n_epoch"], epochs // MOST_VALIDATIONS)
     trainer: L.Trainer = instantiate(
-        {**cfg["trainer"], "max_epochs": -(-module.steps // steps_of_epoch), "max_steps": -1},
+        {**cfg["trainer"], "max_epochs": epochs, "max_steps": -1, "check_val_every_n_epoch": between},
         callbacks=[checkpoint, progress(module.steps), StatusRecords(module.steps)],
         enable_progress_bar=sys.stdout.isatty(),
         logger=list(loggers),
