@@ -303,6 +303,7 @@ def _sweep(arguments: list[str]) -> None:
     sweep = read_sweep(name, overrides, scale)
     for job in sweep.jobs[:1] if dry_run else sweep.jobs:
         check_overrides("train", job)
+    print(f"Sweep {name} in {sweep.output_dir}: {sweep.in_short}", flush=True)
     if dry_run:
         from amid.dry_run import show_plan
 

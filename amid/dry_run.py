@@ -64,7 +64,6 @@ def show_plan(sweep: Sweep, console: Console | None = None) -> None:
         table.add_row(
             escape(f"once: {work.what}"), "done" if work.done else "to do", *_cells(work.cost, time)
         )
-    console.print(f"Sweep {sweep.name} in {sweep.output_dir}: {len(plan)} runs", markup=False)
     console.print(table)
 
     open_works = [work.cost for work in works.values() if not work.done]

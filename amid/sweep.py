@@ -47,6 +47,13 @@ class Sweep:
                 runs.setdefault(frozenset(run.overrides), run)
         return list(runs.values())
 
+    @property
+    def in_short(self) -> str:
+        """How many runs there are: `8 runs, 6 of the grid and 2 baselines`."""
+        runs, grid = len(self.runs()), len(replace(self, jobs=self.jobs[:1]).runs())
+        baselines = f", {grid} of the grid and {runs - grid} baseline{'s' * (runs - grid > 1)}"
+        return f"{runs} run{'s' * (runs > 1)}" + (baselines if runs > grid else "")
+
     def configs(self) -> "Iterator[tuple[PlannedRun, DictConfig]]":
         """Every run with its configuration, as it will be run; composed once for all that differ in values
         of settings alone.

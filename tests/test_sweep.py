@@ -95,6 +95,8 @@ def test_a_file_without_scales_is_a_sweep_too(tmp_path, monkeypatch):
         [f"seed={i}", "clip_norm=2", "output_dir=outputs/own"] for i in (1, 2)
     ]
     assert str(sweep.output_dir) == "outputs/own"
+    assert sweep.in_short == "2 runs"
+    assert read_sweep("alpha", ["seed=1"]).in_short == "8 runs, 6 of the grid and 2 baselines"
     with pytest.raises(InputError, match="scale=full: sweep own has no scales; leave out scale="):
         read_sweep("own", [], "full")
 
