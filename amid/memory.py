@@ -8,17 +8,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from amid.losses.fused import BLOCK_ELEMENTS, BUFFER_BYTES
 from amid.models import output_rows
-
-_LOGITS_BYTES = 512 * 2**20
-"""What the fused loss lets the logits of a chunk take on a GPU."""
 
 _ACTIVATIONS = 1.5
 """What is kept for the backward pass, over the sizes of the linear layers' inputs and outputs: norms, masks,
 and the pieces of activation functions come on top, inputs that layers share count once."""
-
-_BLOCK_LOGITS = 2**26
-"""Logits of a chunk that the fused loss does its arithmetic on at once on a GPU."""
 
 _WORKING_COPIES, _WORKING_COPIES_WITHOUT_TEACHER = 18, 3
 """Float32 arrays as large as a block's logits that an α-mixture and cross-entropy hold at once."""
@@ -70,7 +65,7 @@ def training_memory(
     layers = [m for m in student.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
     width = sum(sum(layer.weight.shape) for layer in layers)
     vocabularies = [output_rows(model) for model in (student, teacher) if model is not None]
-    positions = min(tokens, _LOGITS_BYTES // (sum(vocabularies) * product_bytes))
+    positions = min(tokens, BUFFER_BYTES["cuda"] // (sum(vocabularies) * product_bytes))
     working = _WORKING_COPIES_WITHOUT_TEACHER if teacher is None else _WORKING_COPIES
     head_gradient = 4 * head.weight.numel() if any(head.weight is weight for weight in trained) else 0
     return TrainingMemory(
@@ -81,7 +76,7 @@ def training_memory(
         optimizer=2 * _bytes(trained),
         activations=int(_ACTIVATIONS * tokens * width * product_bytes),
         loss=positions * sum(vocabularies) * product_bytes
-        + 4 * working * min(positions * max(vocabularies), _BLOCK_LOGITS)
+        + 4 * working * min(positions * max(vocabularies), BLOCK_ELEMENTS["cuda"])
         + head_gradient,
     )
 

@@ -18,10 +18,10 @@ from amid.losses.counted import check_denominator, check_leading_shape, given, s
 
 Stats = dict[str, Tensor]
 
-_BUFFER_BYTES = {"cpu": 208 * 2**20, "cuda": 512 * 2**20}
+BUFFER_BYTES = {"cpu": 208 * 2**20, "cuda": 512 * 2**20}
 """What the logits of a chunk take at most, teacher and student together."""
 
-_BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
+BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 """Logits that the arithmetic is done on at once: on a CPU few enough that what it writes stays in the cache,
 elsewhere enough to keep the device busy, while some 18 arrays as large are held."""
 
@@ -370,7 +370,7 @@ class _Work:
     @property
     def block_elements(self) -> int:
         """Logits that the arithmetic is done on at once."""
-        elements = _COMPILED_ELEMENTS if self.objective.compiled else _BLOCK_ELEMENTS
+        elements = _COMPILED_ELEMENTS if self.objective.compiled else BLOCK_ELEMENTS
         return elements.get(self.student.hidden.device.type, elements["cuda"])
 
     def chunk_size(self) -> int:
@@ -380,7 +380,7 @@ class _Work:
             return min(self.chunk_tokens, n)
         sides = [side for side in (self.student, self.teacher) if side is not None]
         bytes_a_token = sum(len(side.weight) * side.weight.element_size() for side in sides)
-        budget = _BUFFER_BYTES.get(self.student.hidden.device.type, _BUFFER_BYTES["cuda"])
+        budget = BUFFER_BYTES.get(self.student.hidden.device.type, BUFFER_BYTES["cuda"])
         return min(max(budget // bytes_a_token // 64 * 64, 64), n)
 
     def to_gradient(self, products: Tensor, teacher_products: Tensor | None, chunk: slice) -> Tensor:
@@ -477,7 +477,7 @@ def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, scale: float) 
     if total.dtype == gradient.dtype:
         total.addmm_(gradient.t(), hidden, alpha=scale)
         return
-    size = max(_BLOCK_ELEMENTS.get(total.device.type, _BLOCK_ELEMENTS["cuda"]) * 4 // total.shape[1], 1)
+    size = max(BLOCK_ELEMENTS.get(total.device.type, BLOCK_ELEMENTS["cuda"]) * 4 // total.shape[1], 1)
     for start in range(0, len(total), size):
         rows = slice(start, start + size)
         total[rows].add_(gradient[:, rows].t() @ hidden, alpha=scale)
