@@ -247,7 +247,7 @@ def test_the_plan_of_a_sweep_is_written_before_its_runs(small_run, tmp_path, mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr("amid.cli._launch", nothing)
-    arguments = [*small_run, "assistant.alpha=-1,1"]
+    arguments = [*small_run, "assistant.alpha=-1,1", "seed=1"]
     assert main(["sweep", "alpha", *arguments]) == 130
     assert command_of(tmp_path / "runs") == f"amid sweep alpha {shlex.join(arguments)}"
     runs = read_status(tmp_path / "runs")

@@ -163,9 +163,10 @@ def test_from_scratch_makes_any_architecture_of_numbers(tmp_path, data):
     (best,) = (tmp_path / "runs").glob("*/checkpoints/best")
     config = json.loads((best / "config.json").read_text())
     assert (config["model_type"], config["hidden_size"], config["num_key_value_heads"]) == ("llama", 16, 1)
-    (folder,) = (tmp_path / "prepared").glob("sft-*/checkpoints/best")
-    config = json.loads((folder / "config.json").read_text())
-    assert (config["model_type"], config["n_embd"], config["n_layer"]) == ("gpt2", 32, 2)
+    prepared = (tmp_path / "prepared").glob("sft-*/checkpoints/best/config.json")
+    configs = [json.loads(file.read_text()) for file in prepared]
+    (config,) = [config for config in configs if config["model_type"] == "gpt2"]
+    assert (config["n_embd"], config["n_layer"]) == (32, 2)
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 2, "dropout": 0.0}], ids=["full", "lora"])

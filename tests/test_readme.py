@@ -64,7 +64,7 @@ def test_make_help_lists_the_targets():
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[1] == "score"])
 def test_every_file_of_answers_is_scored(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    rows = [{"references": [f"say {i}"], "answers": ["say 1"]} for i in range(4)]
+    rows = [{"references": [f"say {i}"], "answers": ["say 1"], "family": "say"} for i in range(4)]
     for folder in ("default", "method=distillm_srkl"):
         file = Path("outputs/train", folder, "generations/open-10.jsonl")
         file.parent.mkdir(parents=True, exist_ok=True)

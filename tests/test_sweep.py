@@ -87,6 +87,7 @@ def test_mistakes(arguments, message, capsys):
 
 
 def test_a_file_without_scales_is_a_sweep_too(tmp_path, monkeypatch):
+    assert read_sweep("alpha", ["seed=1"]).in_short == "8 runs, 6 of the grid and 2 baselines"
     text = "defaults: [train, _self_]\noutput_dir: outputs/own\nhydra: {sweeper: {params: {seed: '1,2'}}}\n"
     (tmp_path / "own.yaml").write_text(text)
     monkeypatch.setattr("amid.sweep.SWEEPS", tmp_path)
@@ -96,7 +97,6 @@ def test_a_file_without_scales_is_a_sweep_too(tmp_path, monkeypatch):
     ]
     assert str(sweep.output_dir) == "outputs/own"
     assert sweep.in_short == "2 runs"
-    assert read_sweep("alpha", ["seed=1"]).in_short == "8 runs, 6 of the grid and 2 baselines"
     with pytest.raises(InputError, match="scale=full: sweep own has no scales; leave out scale="):
         read_sweep("own", [], "full")
 
@@ -131,14 +131,15 @@ def test_a_dry_run_composes_every_run_and_starts_nothing(name, scale, offline, c
 
 
 def test_finished_runs_give_the_times(offline, capsys):
-    sweep = read_sweep("alpha", [])
+    sweep = read_sweep("alpha", ["seed=1"])
     first = sweep.runs()[0]
     timings = {"train": 3000.0, "evaluate": 600.0, "prepare": 1e6}
     save(RunResult(first.directory.name, {}, "", 1, {}, {}, timings, {}), first.directory)
-    assert main(["sweep", "alpha", "--dry-run"]) == 0
+    assert main(["sweep", "alpha", "--dry-run", "seed=1"]) == 0
     out = capsys.readouterr().out
     assert "In all: 1 done, 7 to do" in out
-    rows = {line.split()[0]: line for line in out.splitlines() if line.startswith((" alpha=", " method="))}
+    lines = [line for line in out.splitlines() if line.startswith((" alpha=", " method="))]
+    rows = {line.split()[0].removesuffix(",seed=1"): line for line in lines}
     assert " done " in rows["alpha=-5"]
     assert "60 min" in rows["alpha=-5"]
     assert "60 min" in rows["alpha=1"]
@@ -153,7 +154,7 @@ def test_finished_runs_of_another_sweep_give_the_times_where_the_own_has_none(of
     save(RunResult("a", {}, "", 1, {}, {}, {"train": 3000.0, "evaluate": 600.0}, {}), folder)
     OmegaConf.save({"hash": "h", "config": as_dict(cfg)}, folder / "config.yaml")
     save(RunResult("b", {}, "", 1, {}, {}, {"train": 1.0}, {}), offline / "outputs" / "damaged")
-    assert main(["sweep", "lambda", "--dry-run", "assistant.lam=0.1"]) == 0
+    assert main(["sweep", "lambda", "--dry-run", "assistant.lam=0.1", "seed=1"]) == 0
     out = capsys.readouterr().out
     (line,) = [line for line in out.splitlines() if "lam=0.1" in line]
     assert "60 min" in line
@@ -216,7 +217,7 @@ def test_what_is_neither_read_nor_public_is_named(offline, capsys):
 
 
 def test_what_a_run_would_refuse_is_said(offline, capsys):
-    assert main(["sweep", "lambda", "--dry-run", "assistant.lam=0.1,1"]) == 0
+    assert main(["sweep", "lambda", "--dry-run", "assistant.lam=0.1,1", "seed=1"]) == 0
     out = capsys.readouterr().out
     assert "1 refused" in out
     assert "lam=1 has no gradient" in out
@@ -227,7 +228,7 @@ def test_a_data_file_and_a_model_folder_need_no_hub(offline, jsonl, capsys):
     given = [f"data.train={path}", f"data.valid={path}", f"+data.test.mine={path}", "data/template=builtin"]
     given += ["data.max_length=40", "data.max_prompt_length=16", "data=jsonl"]
     given += ["trainer.limit_train_batches=null"]
-    assert main(["sweep", "alpha", "--dry-run", "assistant.alpha=1", *given]) == 0
+    assert main(["sweep", "alpha", "--dry-run", "assistant.alpha=1", "seed=1", *given]) == 0
     out = capsys.readouterr().out
     assert "Not known" not in out
     (line,) = [line for line in out.splitlines() if line.strip().startswith("alpha=1")]

@@ -309,7 +309,11 @@ def test_runs_from_the_cache_are_those_of_the_live_teacher(small_run, tmp_path, 
     common = [*small_run, "trainer.log_every_n_steps=1", "divergence=kl"]
     run = ["train", "-m", *common, "assistant.alpha=-5,1"]
     assert main([*run, "teacher=live", f"output_dir={tmp_path / 'live'}"]) == 0
-    prepared = f"{tmp_path / 'prepared'}/teacher-"
+    (prepared,) = [
+        str(file.parent)
+        for file in (tmp_path / "prepared").glob("sft-*/result.json")
+        if results.load(file).labels["role"] == "teacher"
+    ]
     loads.clear()
     assert main([*run, f"output_dir={tmp_path / 'auto'}"]) == 0
     assert len([source for source in loads if str(source.path).startswith(prepared)]) == 1
@@ -329,8 +333,8 @@ def test_runs_from_the_cache_are_those_of_the_live_teacher(small_run, tmp_path, 
 def test_the_cache_command_prepares_writes_and_tells(small_run, tmp_path, capsys):
     assert main(["cache", *small_run]) == 0
     out = capsys.readouterr().out
-    assert "The teacher is not fine-tuned" in out
-    assert "The student" not in out
+    assert "Fine-tuning the teacher first" in out
+    assert "the student" not in out
     assert f"in {tmp_path / 'cache'}/teacher-" in out
     assert "tokens/s" in out
     assert not (tmp_path / "runs").exists()

@@ -180,7 +180,7 @@ class TestCurves:
         runs += [make_run(alpha=a, divergence=d) for a in (-5.0, 1.0) for d in ("kl", "alpha_beta")]
         for number, run in enumerate(runs):
             self.store(run, tmp_path / str(number), (3.0, 2.0))
-        written = write_report(tmp_path).read_text(encoding="utf-8")
+        written = write_report(tmp_path).file.read_text(encoding="utf-8")
         for file in ("training", "validation"):
             assert f"]({file}.png)" in written
             assert (tmp_path / "report" / f"{file}.pdf").read_bytes().startswith(b"%PDF-")
