@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 
 from amid.config import check_seed
 from amid.data.datamodule import RESPONSES
+from amid.data.prompts import check_lengths
 from amid.data.sources import check_source
 from amid.errors import InputError
 from amid.fit import check_trainer
@@ -46,6 +47,7 @@ def parts_of(cfg: Config, prefix: str = "") -> Parts:
             its models among them.
     """
     check_seed(cfg["seed"])
+    check_lengths(cfg["data"]["max_prompt_length"], cfg["data"]["max_length"])
     objective: Loss = instantiate(cfg["objective"])
     text: Text = instantiate(cfg["text"])
     if text.from_student and on_student_text(objective) is None:

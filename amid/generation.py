@@ -78,10 +78,7 @@ class Sampling:
             ("no_repeat_ngram_size", 0),
         ):
             if getattr(self, name) < least:
-                refusal = f"generation.{name}={getattr(self, name)} must be at least {least}"
-                if name == "max_new_tokens":
-                    refusal += "; by default it is data.max_length - data.max_prompt_length"
-                raise InputError(refusal)
+                raise InputError(f"generation.{name}={getattr(self, name)} must be at least {least}")
         if not isinstance(self.seeds, Sequence) or isinstance(self.seeds, str):
             raise InputError(
                 f"generation.seeds={self.seeds} must be a list, such as generation.seeds=[{self.seeds}]"

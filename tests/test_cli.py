@@ -429,7 +429,7 @@ def test_failed_runs_among_others_stand_in_the_report(quick, tmp_path, capsys, m
         (
             ["data.max_length=64,8"],
             "run 2 of 2 (data.max_length=8)",
-            "data.max_length - data.max_prompt_length",
+            "leaves no room for a response",
         ),
         (["+data.test.own=null,no.jsonl"], "run 2 of 2 (+data.test.own=no.jsonl)", "no.jsonl cannot be read"),
         (["optimizer.lr=1e-3,-1"], "run 2 of 2 (optimizer.lr=-1)", "optimizer: torch.optim.AdamW"),

@@ -119,6 +119,16 @@ class Encoded(NamedTuple):
     """Whether the response lost its end, and with it EOS."""
 
 
+def check_lengths(max_prompt_length: int, max_length: int) -> None:
+    """Raises InputError if a prompt of `max_prompt_length` tokens would leave no room in `max_length`."""
+    if max_length <= max_prompt_length:
+        raise InputError(
+            f"data.max_length={max_length} leaves no room for a response after a prompt of up to "
+            f"data.max_prompt_length={max_prompt_length} tokens; use at least {max_prompt_length + 1}, or "
+            "lower data.max_prompt_length"
+        )
+
+
 @dataclass(frozen=True)
 class Encoder:
     """Turns examples into token ids, within the limits on length.
@@ -154,12 +164,7 @@ class Encoder:
                 f"data.max_prompt_length={self.max_prompt_length} is below what the template itself needs; "
                 f"use at least {longest + 1}"
             )
-        if self.max_length <= self.max_prompt_length:
-            raise InputError(
-                f"data.max_length={self.max_length} leaves no room for a response after a prompt of up to "
-                f"data.max_prompt_length={self.max_prompt_length} tokens; use at least "
-                f"{self.max_prompt_length + 1}, or lower data.max_prompt_length (to {longest + 1} at least)"
-            )
+        check_lengths(self.max_prompt_length, self.max_length)
 
     def prompt(self, example: Example) -> list[int]:
         """The prompt's token ids, at most `max_prompt_length`."""
