@@ -67,3 +67,15 @@ def small_run(tmp_path: Path) -> list[str]:
         f"prepared_dir={tmp_path / 'prepared'}",
         f"data.cache_dir={tmp_path / 'cache'}",
     ]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of fine-tuned tiny models for all tests of a file."""
+    return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture
+def quick(small_run: list[str], prepared: Path) -> list[str]:
+    """`small_run` with the models of `prepared`."""
+    return [*(o for o in small_run if not o.startswith("prepared_dir")), f"prepared_dir={prepared}"]

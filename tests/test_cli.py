@@ -20,17 +20,6 @@ def run(*arguments):
     return main([str(a) for a in arguments])
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """One folder of fine-tuned tiny models for all tests of this file."""
-    return tmp_path_factory.mktemp("prepared")
-
-
-@pytest.fixture
-def quick(small_run, prepared):
-    return [*(o for o in small_run if not o.startswith("prepared_dir")), f"prepared_dir={prepared}"]
-
-
 def curve(directory):
     with (directory / "metrics.csv").open() as file:
         return list(csv.DictReader(file))

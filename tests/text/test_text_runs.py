@@ -10,17 +10,6 @@ from amid.cli import main
 from amid.module import DistillationModule
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """One folder of fine-tuned tiny models for all runs of this file."""
-    return tmp_path_factory.mktemp("prepared")
-
-
-@pytest.fixture
-def quick(small_run, prepared):
-    return [*(o for o in small_run if not o.startswith("prepared_dir")), f"prepared_dir={prepared}"]
-
-
 def trained(*overrides):
     return main(["train", *overrides, "trainer.log_every_n_steps=1"])
 
