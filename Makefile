@@ -21,7 +21,7 @@ demo: .venv/installed  ## the default α sweep on the built-in pair and data, it
 	$(BIN)/amid sweep alpha divergence=kl seed=1
 
 test: .venv/installed  ## the test suite
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
 coverage: .venv/installed  ## the test suite, and which lines of amid/ it runs
 	$(BIN)/python -m pytest -m "not slow" --cov=amid --cov-report=term

@@ -116,6 +116,7 @@ def offline(monkeypatch, tmp_path):
 @pytest.mark.parametrize(("name", "scale"), SWEEPS_AT_SCALES)
 def test_a_dry_run_composes_every_run_and_starts_nothing(name, scale, offline, capsys):
     of_full = {"main": ["model=gpt2_xl_to_gpt2"], "tasks": ["data=samsum"]}
+    of_full["stability"] = ["assistant.alpha=-5,1", "assistant.lam=0.1,0.9"]
     narrow = ["seed=1", *(of_full.get(name, []) if scale == "full" else [])]
     assert main(["sweep", name, f"scale={scale}", "--dry-run", *narrow]) == 0
     out = capsys.readouterr().out
