@@ -195,20 +195,27 @@ def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
         loader = GlobalHydra.instance().config_loader()
         for override in parsed:
             _check_option(loader, override)
-        groups = [o for o in parsed if not o.is_delete() and loader.get_group_options(o.key_or_group)]
-        cfg = _composed(config_name, [_first_choice(o) for o in groups])
-        keys = [key for key in _flat(cfg) if not key.startswith("hydra")]
-        for override in parsed:
-            key = override.key_or_group
-            if override in groups or override.is_add() or override.is_force_add() or key.startswith("hydra."):
-                continue
-            if key not in keys:
-                raise InputError(
-                    _of_another_choice(override, cfg, [o.key_or_group for o in groups])
-                    or f"no setting is named {key!r}{_remedy(override, [*keys, *_groups(loader)])}"
-                )
         own = [_first_choice(o) for o in parsed if not o.key_or_group.startswith("hydra")]
-        return _composed(config_name, own)
+        try:
+            return _composed(config_name, own)
+        except InputError as error:
+            raise InputError(_unknown_setting(config_name, loader, parsed) or str(error)) from error
+
+
+def _unknown_setting(config_name: str, loader: ConfigLoader, overrides: Sequence[Override]) -> str | None:
+    """What is wrong with the first of `overrides` whose setting does not exist; None where all do."""
+    groups = [o for o in overrides if not o.is_delete() and loader.get_group_options(o.key_or_group)]
+    cfg = _composed(config_name, [_first_choice(o) for o in groups])
+    keys = [key for key in _flat(cfg) if not key.startswith("hydra")]
+    for override in overrides:
+        key = override.key_or_group
+        adds = override.is_add() or override.is_force_add()
+        if not (override in groups or adds or key.startswith("hydra.") or key in keys):
+            return (
+                _of_another_choice(override, cfg, [o.key_or_group for o in groups])
+                or f"no setting is named {key!r}{_remedy(override, [*keys, *_groups(loader)])}"
+            )
+    return None
 
 
 def _groups(loader: ConfigLoader) -> list[str]:
