@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from amid.data.datamodule import Tokens
+from amid.files import checksum, forget_parts, key_of, read_json, write_json
 from amid.generation import Sampling
 from amid.progress import Progress
-from amid.states import MANIFEST, checksum, key_of, read_json, write_json, write_tensors
+from amid.states import MANIFEST, write_tensors
 
 FORMAT = 1
 """Version of the teacher's answers on disk and of how they are made; another one is another folder."""
@@ -87,8 +88,7 @@ class AnswerFolder:
         `answer(prompts, part)` gives the answers of a file's prompts, and its number.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob("*.part"):
-            left.unlink()
+        forget_parts(self.folder)
         checksums = self._checksums()
         with Progress("teacher's text", len(self.prompts), unit="answers") as progress:
             for part, places in enumerate(self._parts):

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from amid.errors import InputError, choose_one
+from amid.files import checksum, key_of
 
 LABELS = ("method", "model", "data", "divergence", "assistant")
 """The groups whose choices name a run in a table."""
@@ -162,13 +163,8 @@ def _local_paths(cfg: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _content_hash(path: Path) -> str:
-    files = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.is_file())
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(file.name.encode())
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+    files = [path] if path.is_file() else [p for p in path.glob("*") if p.is_file()]
+    return key_of({file.name: checksum(file) for file in files})
 
 
 def check_seed(seed: Any) -> None:

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from amid.config import without_wandb
 from amid.errors import InputError
+from amid.files import written_whole
 from amid.progress import announce
 from amid.reporting.workspace import SweepScores, build_workspace, specification
 from amid.results import quality_metrics
@@ -32,9 +33,8 @@ def run(sweep: str, again: str, scale: str | None, entity: str | None, project: 
     if without_wandb():
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / SPECIFICATION
-        part = file.with_suffix(".part")
-        part.write_text(specification(build_workspace(scores, entity or "", project)), encoding="utf-8")
-        part.replace(file)
+        with written_whole(file) as part:
+            part.write_text(specification(build_workspace(scores, entity or "", project)), encoding="utf-8")
         announce(f"No W&B account, or no network. The workspace's specification: {file}")
         announce(f"To save it later: wandb login && {again}")
         return

@@ -1,7 +1,6 @@
 """One run, from its configuration to its result: prepare, train, score, record."""
 
 import copy
-import os
 import platform
 import shutil
 import time
@@ -23,6 +22,7 @@ from amid.config import config_hash
 from amid.data import InstructionData
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
+from amid.files import written_whole
 from amid.fit import fit, last_checkpoint, length_in_words, steps_of
 from amid.lora import merge
 from amid.models import shared_vocabulary
@@ -269,9 +269,8 @@ def _recorded_hash(directory: Path) -> str | None:
 def write_config(cfg: Config, directory: Path, key: str) -> None:
     """Writes `directory`/config.yaml, whole or not at all: a resolved configuration and its hash."""
     directory.mkdir(parents=True, exist_ok=True)
-    part = directory / "config.yaml.part"
-    OmegaConf.save(OmegaConf.create({"hash": key, "config": cfg}), part)
-    os.replace(part, directory / "config.yaml")
+    with written_whole(directory / "config.yaml") as part:
+        OmegaConf.save(OmegaConf.create({"hash": key, "config": cfg}), part)
 
 
 def _keep_metrics(directory: Path) -> None:

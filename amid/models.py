@@ -1,7 +1,5 @@
 """Teacher and student: where they come from, whether they fit together, and their logits where they count."""
 
-import functools
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -24,6 +22,7 @@ from transformers import (
 from transformers.utils import CONFIG_NAME
 
 from amid.errors import InputError
+from amid.files import checksum, key_of
 from amid.lora import LoRA, plain_head
 from amid.losses import Head
 
@@ -120,8 +119,7 @@ class ModelSource:
         place = Path(self.path)
         if place.exists():
             files = [place] if place.is_file() else sorted(f for f in place.iterdir() if f.suffix in _WEIGHTS)
-            hashes = [f"{file.name} {_sha256(file, *_stamp(file))}" for file in files]
-            weights = hashlib.sha256("\n".join(hashes if place.is_dir() else hashes[:1]).encode()).hexdigest()
+            weights = key_of({file.name: checksum(file) for file in files})
         else:
             _location(self.path)
             try:
@@ -343,18 +341,6 @@ class CountedStates:
 
 _WEIGHTS = (".json", ".safetensors", ".bin")
 """Kinds of files in a folder that decide a model's values."""
-
-
-def _stamp(file: Path) -> tuple[int, int, int]:
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino
-
-
-@functools.cache
-def _sha256(file: Path, size: int, mtime_ns: int, inode: int) -> str:
-    """A hash of a file's bytes: read once in a process while its size and time of change stay the same."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _unpacked(path: str) -> dict[str, Any]:

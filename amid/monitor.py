@@ -7,7 +7,6 @@ import shlex
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from amid.errors import InputError, was_interrupted
+from amid.files import write_json, written_whole
 from amid.results import METRICS, RESULT_FILE, SKIPPED_FOLDERS, files_below, load
 
 STATUS_FILE = "status.json"
@@ -140,12 +140,8 @@ class StatusWriter:
         return {"done": done or 0, "total": total, "seconds_left": fields.get("seconds_left")}
 
     def _replace(self) -> None:
-        part = self._file.with_name(f".{STATUS_FILE}.{uuid.uuid4().hex}")
-        try:
+        with written_whole(self._file, durable=False) as part:
             part.write_text(json.dumps(self._fields) + "\n", encoding="utf-8")
-            os.replace(part, self._file)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 _watched: list[StatusWriter] = []
@@ -246,9 +242,7 @@ def _reason(error: BaseException) -> str:
 def write_plan(output_dir: Path, names: Sequence[str], command: str) -> None:
     """Writes which runs a sweep consists of, by the names of their folders, before `command` starts them."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    part = output_dir / f".{PLAN_FILE}.{uuid.uuid4().hex}"
-    part.write_text(json.dumps({"command": command, "runs": list(names)}, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, output_dir / PLAN_FILE)
+    write_json(output_dir / PLAN_FILE, {"command": command, "runs": list(names)})
 
 
 def read_status(directory: str | Path) -> list[RunStatus]:

@@ -3,13 +3,13 @@
 import json
 import math
 import os
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from amid.errors import InputError
+from amid.files import written_whole
 
 RESULT_FILE = "result.json"
 BEST = Path("checkpoints") / "best"
@@ -173,15 +173,8 @@ def save(result: RunResult, directory: str | Path) -> Path:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / RESULT_FILE
-    temporary = directory / f".{RESULT_FILE}.{uuid.uuid4().hex}"
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(target) as part:
+        part.write_text(text, encoding="utf-8")
     return target
 
 

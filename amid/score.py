@@ -4,7 +4,6 @@ import argparse
 import csv
 import itertools
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from amid.errors import InputError, choose_one
+from amid.files import written_whole
 from amid.metrics import (
     Comparison,
     Metric,
@@ -431,9 +431,8 @@ def _check_same_prompts(one: str, first: Sequence[Answered], other: str, second:
 
 
 def _write_csv(file: Path, lines: Lines) -> None:
-    part = file.with_name(f"{file.name}.part")
     metrics = list(dict.fromkeys(metric for *_, scores in lines for metric in scores))
-    with part.open("w", encoding="utf-8", newline="") as out:
+    with written_whole(file) as part, part.open("w", encoding="utf-8", newline="") as out:
         writer: Any = csv.writer(out, lineterminator="\n")
         writer.writerow(["system", "set", "prompts", *(f"{m}_{s}" for m in metrics for s in ("mean", "std"))])
         for system, prompts, scores in lines:
@@ -444,4 +443,3 @@ def _write_csv(file: Path, lines: Lines) -> None:
                 for value in ((score.mean, score.std) if score else (None, None))
             ]
             writer.writerow([system.name, system.dataset, prompts, *cells])
-    os.replace(part, file)

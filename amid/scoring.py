@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,6 +12,7 @@ import numpy
 from numpy.typing import NDArray
 
 from amid.errors import InputError
+from amid.files import written_whole
 from amid.metrics import (
     Metric,
     Resampled,
@@ -186,8 +186,7 @@ def write_answers(file: Path, answered: Iterable[Answered], seed: int) -> None:
     One prompt a line: `instruction`, `input`, `references`, `seed` and `answers`, each with `text`, `tokens`,
     `ended` and `log_probs`; and its `fields`, those aside that are called as something that a line has.
     """
-    part = file.with_suffix(".part")
-    with part.open("w", encoding="utf-8") as out:
+    with written_whole(file) as part, part.open("w", encoding="utf-8") as out:
         for one in answered:
             line = {
                 "instruction": one.instruction,
@@ -206,7 +205,6 @@ def write_answers(file: Path, answered: Iterable[Answered], seed: int) -> None:
                 **{name: value for name, value in one.fields.items() if name not in _OF_A_LINE},
             }
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(part, file)
 
 
 def write_per_prompt(directory: Path, scores: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
@@ -215,9 +213,8 @@ def write_per_prompt(directory: Path, scores: Mapping[str, Mapping[str, Sequence
         name: {metric: [round(value, 4) for value in values] for metric, values in by.items()}
         for name, by in scores.items()
     }
-    part = directory / f"{PER_PROMPT}.part"
-    part.write_text(json.dumps(rounded), encoding="utf-8")
-    os.replace(part, directory / PER_PROMPT)
+    with written_whole(directory / PER_PROMPT) as part:
+        part.write_text(json.dumps(rounded), encoding="utf-8")
 
 
 def read_answers(file: str | Path, most: int | None = None) -> list[Answered]:

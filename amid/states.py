@@ -1,10 +1,6 @@
 """Hidden states on disk: written once in shards, verified, read through memory maps."""
 
 import contextlib
-import functools
-import hashlib
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +12,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from amid.files import checksum, forget_parts, read_json, write_json, written_whole
 from amid.progress import announce
 
 SHARD_BYTES = 256 * 2**20
@@ -132,8 +129,7 @@ class StateFolder:
         `states_of(rows)` gives the states of these rows in this order, in pieces [N, `width`].
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for part in self.folder.glob("*.part"):
-            part.unlink()
+        forget_parts(self.folder)
         shards = self._planned(width, dtype)
         about = {"made_from": self.made_from, "rows": len(self.order), "positions": sum(self.counts)}
         about |= {"width": width, "dtype": str(dtype).removeprefix("torch.")}
@@ -207,51 +203,6 @@ def only_writer(folder: Path, what: str) -> Iterator[None]:
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> str:
     """Writes a safetensors file that appears whole or not at all; returns its checksum."""
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    _write(file, data)
+    with written_whole(file) as part:
+        part.write_bytes(data)
     return xxhash.xxh3_128_hexdigest(data)
-
-
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file that appears whole or not at all."""
-    _write(file, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is none, or it is damaged."""
-    try:
-        content = json.loads(file.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def key_of(content: Mapping[str, Any]) -> str:
-    """A short hash of a JSON object."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def checksum(file: Path) -> str | None:
-    """The checksum of a file's bytes; None where there is none.
-
-    The file is read in full, once in a process while its size and time of change stay the same.
-    """
-    try:
-        stat = file.stat()
-    except FileNotFoundError:
-        return None
-    return _checksum(file, stat.st_size, stat.st_mtime_ns, stat.st_ino)
-
-
-@functools.cache
-def _checksum(file: Path, size: int, mtime_ns: int, inode: int) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
-
-
-def _write(file: Path, data: bytes) -> None:
-    part = file.with_name(file.name + ".part")
-    with part.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, file)

@@ -17,19 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.data.datamodule import NO_ROW, MicroBatch, Tokens, collate, counted_positions
 from amid.errors import InputError
+from amid.files import checksum, key_of, read_json, write_json
 from amid.losses import Head
 from amid.models import CountedStates, ModelSource, output_rows
 from amid.progress import Progress, announce
-from amid.states import (
-    StateFolder,
-    States,
-    checksum,
-    key_of,
-    only_writer,
-    read_json,
-    write_json,
-    write_tensors,
-)
+from amid.states import StateFolder, States, only_writer, write_tensors
 
 FORMAT = 2
 """Version of the cache's files and of how they are made; another one is another cache."""

@@ -75,14 +75,14 @@ def test_a_killed_writer_keeps_its_shards(tmp_path, small_shards):
 
     with pytest.raises(KeyboardInterrupt):
         folder(tmp_path, COUNTS).write(WIDTH, torch.bfloat16, killed)
-    (tmp_path / "states-00009.safetensors.part").write_bytes(b"half")
+    (tmp_path / ".states-00009.safetensors.0123.part").write_bytes(b"half")
     assert folder(tmp_path, COUNTS).open() is None
     kept = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("*.safetensors")}
     missing = folder(tmp_path, COUNTS).missing(WIDTH, torch.bfloat16)
     assert kept
     assert written(tmp_path, COUNTS) == missing == [2, 7, 3]
     assert all((tmp_path / name).stat().st_mtime_ns == time for name, time in kept.items())
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".*.part"))
     assert folder(tmp_path, COUNTS).open() is not None
 
 

@@ -4,7 +4,6 @@ import copy
 import functools
 import hashlib
 import json
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from amid.data.plain_text import packed
 from amid.data.prompts import IGNORE, Encoder, Template, Truncation
 from amid.data.sources import Fields, Source, TextSource, load_documents, load_examples
 from amid.errors import InputError
+from amid.files import key_of, written_whole
 from amid.progress import announce
 
 MicroBatch = dict[str, Tensor]
@@ -434,14 +434,12 @@ class InstructionData(L.LightningDataModule):
 
     def _kept(self, made_from: Sequence[object], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """What `make` gives, from the cache where it stands in it."""
-        key = hashlib.sha256(json.dumps([FORMAT, *made_from]).encode()).hexdigest()[:16]
-        file = self.cache_dir / f"tokens-{key}.safetensors"
+        file = self.cache_dir / f"tokens-{key_of([FORMAT, *made_from])}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             if not file.exists():
-                part = file.with_suffix(".part")
-                save_file(make(), part)
-                os.replace(part, file)
+                with written_whole(file) as part:
+                    save_file(make(), part)
         return load_file(file)
 
 
