@@ -36,4 +36,5 @@ def run(cfg: DictConfig) -> None:
     announce_slow_bfloat16(settings)
     with_prepared_models(settings, data, run_experiment)
     supply_text(settings, instantiate(settings["text"]), tokenizer, data)
-    supply_teacher(settings, tokenizer, data, with_student_text=False)
+    asked = [data.train_tokens, data.valid_tokens]
+    supply_teacher(settings, tokenizer, data, asked, with_student_text=False)

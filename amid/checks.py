@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +34,12 @@ class Parts:
     text: Text
     schedule: Schedule | None
     sampling: Sampling
+    compared: bool
+    """Whether its validations compare the student with a teacher that the objective does not need."""
 
 
 def parts_of(cfg: Config, prefix: str = "") -> Parts:
-    """The parts of a run that need neither data nor models; a teacher that it does not need leaves `cfg`.
+    """The parts of a run that need neither data nor models; a teacher that it has no use for leaves `cfg`.
 
     Args:
         cfg: of the run.
@@ -75,9 +78,10 @@ def parts_of(cfg: Config, prefix: str = "") -> Parts:
     schedule: Schedule | None = instantiate(cfg.get("schedule"))
     if schedule is not None:
         schedule.begin(objective)
+    compared = is_compared(cfg, objective)
     if objective.needs_teacher:
         instantiate(cfg["teacher"])
-    elif not text.from_teacher:
+    elif not (compared or text.from_teacher):
         cfg["model"].pop("teacher", None)
     for role in ("teacher", "student"):
         sft = cfg["model"].get(role, {}).get("sft")
@@ -85,7 +89,16 @@ def parts_of(cfg: Config, prefix: str = "") -> Parts:
             if sft["batch_size"] < 1:
                 raise InputError(f"model.{role}.sft.batch_size={sft['batch_size']} must be at least 1")
             parts_of(fine_tuning_settings(cfg, role), prefix=f"model.{role}.sft.")
-    return Parts(objective, text, schedule, instantiate(cfg["generation"]))
+    return Parts(objective, text, schedule, instantiate(cfg["generation"]), compared)
+
+
+def is_compared(cfg: Mapping[str, Any], objective: Loss) -> bool:
+    """Whether a run's validations compare the student with a teacher that its objective does not need.
+
+    That is so where the teacher's states are explicitly kept: they cost next to nothing then.
+    """
+    stored = (cfg.get("teacher") or {}).get("mode") == "cached"
+    return stored and bool(cfg["model"].get("teacher")) and not objective.needs_teacher
 
 
 class Checks:

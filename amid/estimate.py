@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from transformers import PreTrainedModel
 
 from amid.answers import AnswerFolder
+from amid.checks import is_compared
 from amid.data.datamodule import RESPONSES, Tokens
 from amid.facts import Facts, Lengths
 from amid.fit import steps_of
@@ -78,8 +79,10 @@ class Estimator:
         objective, text = instantiate(cfg["objective"]), instantiate(cfg["text"])
         student, teacher = self.facts.skeleton(cfg, "student"), None
         asking, asking_teacher = _operations(student), 0.0
-        if objective.needs_teacher:
+        with_teacher = objective.needs_teacher or is_compared(cfg, objective)
+        if with_teacher:
             teacher = self.facts.skeleton(cfg, "teacher")
+        if objective.needs_teacher:
             asking_teacher = _operations(teacher)
         cached, batch_size = self._cached(cfg), cfg["data"]["batch_size"]
         steps, validations = _steps(cfg["trainer"], self._rows(cfg, "train"), batch_size)
@@ -92,17 +95,22 @@ class Estimator:
         plain = steps * batch_size * self._plain_row(cfg)
         unstored = tokens if not cached else of_answers if text.from_student else 0.0
         scored_tokens, generations = self._scoring(cfg)
+        compared = with_teacher and not objective.needs_teacher  # the student's body is run once more
+        asked_beside = asking if compared else 0.0 if cached else asking_teacher
         operations = (
             _operations(student, in_training=True) * (tokens + plain)
             + asking_teacher * unstored
             + (asking + asking_teacher * text.sampled) * rows * answered * (data.prompt + answer)
-            + validations * self._validation(cfg, asking, 0.0 if cached else asking_teacher)
+            + validations * self._validation(cfg, asking, asked_beside)
             + asking * scored_tokens
         )
 
         memory = math.nan
-        if student is not None and (teacher is not None or not objective.needs_teacher):
-            memory = self._memory(cfg, student, teacher, body=text.from_student or not cached)
+        if student is not None and (teacher is not None or not with_teacher):
+            trained_by = teacher if objective.needs_teacher else None
+            memory = self._memory(cfg, student, trained_by, body=text.from_student or not cached)
+            if teacher is not trained_by:
+                memory += _state_bytes(teacher)[1]
         return Cost(
             steps=steps,
             tokens=tokens + plain,
@@ -115,8 +123,10 @@ class Estimator:
     def shared(self, cfg: Config) -> dict[str, Once]:
         """By what identifies it, the work that the run shares with others."""
         works = {}
-        text, needs_teacher = instantiate(cfg["text"]), instantiate(cfg["objective"]).needs_teacher
-        for role in ("teacher", "student") if needs_teacher or text.from_teacher else ("student",):
+        text, objective = instantiate(cfg["text"]), instantiate(cfg["objective"])
+        compared = is_compared(cfg, objective)
+        asked = objective.needs_teacher or compared
+        for role in ("teacher", "student") if asked or text.from_teacher else ("student",):
             if cfg["model"][role].get("sft"):
                 run, directory = fine_tuning(dict(cfg), role)
                 cost = self.run({**run, "teacher": {}})
@@ -135,17 +145,19 @@ class Estimator:
                 self._cost_of_asking(cfg, tokens, TOKEN_ID_BYTES * tokens),
                 self._teacher_has(cfg, text, "answers"),
             )
-        if needs_teacher and self._cached(cfg):
+        if asked and self._cached(cfg):
             valid, of_valid = self._rows(cfg, "valid"), self._lengths(cfg, "valid")
             states, head = _state_bytes(self.facts.skeleton(cfg, "teacher"))
+            if compared:
+                train, made_from = 0.0, [*made_from, "valid"]
             works[json.dumps(["states", *made_from], default=str)] = Once(
-                f"the teacher's states ({name})",
+                f"the teacher's states{' on data.valid' if compared else ''} ({name})",
                 self._cost_of_asking(
                     cfg,
                     train * (prompt + response) + valid * of_valid.row,
                     states * (train * response + valid * of_valid.response) + head,
                 ),
-                self._teacher_has(cfg, text, "states"),
+                self._teacher_has(cfg, text, "valid" if compared else "states"),
             )
         return works
 
@@ -227,8 +239,8 @@ class Estimator:
         return cfg["teacher"].get("mode", "live") in modes and bool(stored)
 
     def _teacher_has(self, cfg: Config, text: Text, what: str) -> bool:
-        """Whether the "answers" or "states" of the teacher on the data, which may be prepared first, are on
-        disk."""
+        """Whether the "answers" or "states" of the teacher on the data, which may be prepared first, or its
+        states on the "valid" part alone, are on disk."""
         cache_dir = Path(cfg["data"]["cache_dir"] if what == "answers" else cfg["teacher"]["cache_dir"])
         precision = str(cfg["trainer"]["precision"])
         teacher = {name: value for name, value in cfg["model"]["teacher"].items() if name != "sft"}
@@ -242,6 +254,8 @@ class Estimator:
 
         def find() -> bool:
             data, fingerprint = self.facts.data(cfg), instantiate(teacher).fingerprint()
+            if what == "valid":
+                return TeacherCache(cache_dir, fingerprint, precision, [data.valid_tokens]).listed
             train: Tokens | None = data.train_tokens
             if isinstance(text, TeacherText):
                 asked = (data.train_tokens, data.tokenizer, text.sampling, text.seed)

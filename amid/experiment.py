@@ -20,6 +20,7 @@ from amid import __version__, tracking
 from amid.checks import check_files, parts_of
 from amid.config import config_hash
 from amid.data import InstructionData
+from amid.data.datamodule import Tokens
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
 from amid.files import written_whole
@@ -97,8 +98,9 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
 
     started = time.perf_counter()
     teacher, shared_vocab = None, None
-    if objective.needs_teacher:
-        teacher = supply_teacher(cfg, tokenizer, data, with_student_text=text.from_student)
+    if objective.needs_teacher or parts.compared:
+        asked = [data.train_tokens, data.valid_tokens] if objective.needs_teacher else [data.valid_tokens]
+        teacher = supply_teacher(cfg, tokenizer, data, asked, with_student_text=text.from_student)
         shared_vocab = shared_vocabulary(teacher.vocabulary, student)
         L.seed_everything(cfg["seed"], workers=True, verbose=False)  # however the teacher was had
     timings["teacher"] = time.perf_counter() - started
@@ -212,9 +214,10 @@ def supply_teacher(
     cfg: Config,
     tokenizer: PreTrainedTokenizerBase,
     data: InstructionData,
+    asked: Sequence[Tokens],
     with_student_text: bool,
 ) -> Teacher:
-    """The teacher of `cfg`, prepared already, for the training and validation data: live, or from its cache.
+    """The teacher of `cfg`, prepared already, for the rows `asked` of `data`: live, or from its cache.
 
     Raises:
         InputError: see `TeacherSupply.teacher`.
@@ -225,7 +228,7 @@ def supply_teacher(
     return supply.teacher(
         instantiate(cfg["model"]["teacher"]),
         tokenizer,
-        [data.train_tokens, data.valid_tokens],
+        asked,
         fabric=_one_device(cfg),
         precision=str(settings["precision"]),
         passes=steps_of(settings, steps_of_all) / steps_of_all,

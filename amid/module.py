@@ -19,7 +19,7 @@ from amid.counted_loss import CountedLoss
 from amid.data.datamodule import Mean, MicroBatch, Row, SampledRow, counted_positions, padding_share
 from amid.errors import InputError
 from amid.generation import MixedAnswer, Sampling
-from amid.losses import CrossEntropy, Loss
+from amid.losses import KL, CrossEntropy, Loss, Objective
 from amid.metrics import Metric, set_score
 from amid.schedule import Schedule
 from amid.teacher import CachedTeacher, Teacher
@@ -58,7 +58,7 @@ class DistillationModule(L.LightningModule):
 
     Args:
         student: the model to train.
-        teacher: its teacher; None where the objective needs none.
+        teacher: its teacher; None where neither the objective nor a comparison at validations needs one.
         objective: an objective of `amid.losses`.
         optimizer: from parameters to an optimiser.
         scheduler: from (optimiser, number of steps) to a schedule stepped after each optimiser step.
@@ -78,7 +78,8 @@ class DistillationModule(L.LightningModule):
         plain_text: the batch of plain text with a given number, on which a cross-entropy is taken at each
             step, the mean over its own counted tokens, or of its micro-batches' means; None for none.
         plain_text_weight: of that loss.
-        shared_vocab: both models' logits are cut to their first so many entries; None if they are alike.
+        shared_vocab: where both models' logits are needed, they are cut to their first so many entries;
+            None if they are alike.
         schedule: moves settings of the objective's assistant after each optimiser step, in training and
             validation; None leaves them.
     """
@@ -125,7 +126,9 @@ class DistillationModule(L.LightningModule):
             schedule.begin(objective)
         self._valid_prompts, self._valid_references = valid_prompts, valid_references
         self.valid_metric, self._metrics = valid_metric, metrics
-        self._loss = CountedLoss(student, teacher, shared_vocab)
+        of_both = CountedLoss(student, teacher, shared_vocab)
+        self._loss = of_both if objective.needs_teacher else CountedLoss(student, None, None)
+        self._comparison = None if teacher is None or objective.needs_teacher else of_both
         self._valid_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         self.best_score = float("-inf")
         self.response_tokens = 0
@@ -295,6 +298,9 @@ class DistillationModule(L.LightningModule):
             loss, stats = self._loss(self.objective, batch, 1.0, with_stats, cross_entropy=True)
             self._valid_sums["loss"] += loss
             self._valid_sums["tokens"] += counted_positions(batch).sum()
+            if self._comparison is not None:
+                divergence = Objective(KL(), fused=self.objective.uses_fused)
+                stats |= self._comparison(divergence, batch, 1.0, return_stats=True)[1]
             for name in ("cross_entropy", "kl_pq", "same_top"):
                 if name in stats:
                     self._valid_sums[name] += stats[name]

@@ -73,13 +73,14 @@ class CachedTeacher:
 
     Args:
         head: of the teacher.
-        states: at the counted positions of each row, numbered as `MicroBatch` numbers them.
+        states: at the counted positions of each row.
+        first: the number that `MicroBatch` gives the first of these rows.
     """
 
-    def __init__(self, head: Head, states: States) -> None:
+    def __init__(self, head: Head, states: States, first: int = 0) -> None:
         self.head = head
         self.vocabulary = len(head.weight)
-        self._states = states
+        self._states, self._first = states, first
 
     @property
     def size(self) -> str:
@@ -95,7 +96,7 @@ class CachedTeacher:
 
         `positions` are the batch's counted positions: no others are stored.
         """
-        states = self._states[batch["rows"].cpu()]
+        states = self._states[batch["rows"].cpu() - self._first]
         if len(states) != int(positions.sum()):
             raise RuntimeError(f"{len(states)} stored states for {int(positions.sum())} positions")
         return states.to(positions.device)
@@ -154,7 +155,7 @@ class TeacherCache:
         cache_dir: where the folder is made.
         teacher: what decides the teacher's values (`ModelSource.fingerprint`).
         precision: of Lightning, that the teacher is run in.
-        sets: the sequences; rows are numbered on from set to set.
+        sets: the sequences; rows are numbered on from set to set, from the first one's own number.
     """
 
     def __init__(
@@ -186,7 +187,7 @@ class TeacherCache:
             if states is None:
                 return None
             parts.append(states)
-        return CachedTeacher(head, States.joined(parts))
+        return CachedTeacher(head, States.joined(parts), self.sets[0].first)
 
     @property
     def listed(self) -> bool:

@@ -156,6 +156,24 @@ def test_what_the_teacher_does_once():
     assert data.tokens - text.tokens == pytest.approx(1024 * (hand.response - 2))
 
 
+def test_a_comparison_with_a_stored_teacher_is_of_the_validation_text():
+    alone, compared = (
+        configured("method=sft", *SIZES, *STEPS, f"teacher={name}") for name in ("auto", "cached")
+    )
+    hand, one, other = Hand(alone), Estimator().run(alone), Estimator().run(compared)
+    valid = 64 * (hand.valid_prompt + hand.valid_response)
+    assert other.operations - one.operations == pytest.approx(5 * 2 * hand.student * valid)
+    assert other.memory - one.memory == 4 * hand.head
+    works = {work.what: work.cost for work in Estimator().shared(compared).values()}
+    (shared,) = (
+        works.keys()
+        - {work.what for work in Estimator().shared(alone).values()}
+        - {"fine-tuning of the teacher (random weights)"}
+    )
+    assert works[shared].operations == pytest.approx(2 * hand.teacher * valid)
+    assert works[shared].disk == pytest.approx(4 * (hand.width * 64 * hand.valid_response + hand.head))
+
+
 def test_the_disk_of_a_run_has_its_answers(tmp_path):
     cfg = configured(*SIZES, *STEPS, *LENGTHS)
     hand = Hand(cfg)

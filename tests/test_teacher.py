@@ -340,3 +340,32 @@ def test_the_cache_command_prepares_writes_and_tells(small_run, tmp_path, capsys
     assert not (tmp_path / "runs").exists()
     assert main(["cache", *small_run, "teacher=live"]) == 1
     assert "leave out teacher=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["sft", "seqkd"])
+def test_a_run_without_a_teacher_is_compared_with_a_stored_one(quick, tmp_path, method):
+    alone, compared = (
+        [f"method={method}", f"output_dir={tmp_path / name}"] for name in ("alone", "compared")
+    )
+    assert main(["train", *quick, *alone]) == 0
+    assert main(["train", *quick, *compared, "teacher=cached"]) == 0
+    (one,), (other,) = (
+        [results.load(path) for path in (tmp_path / name).iterdir()] for name in ("alone", "compared")
+    )
+    added = {name: value for name, value in other.training.items() if name not in one.training}
+    assert added.keys() == {
+        f"valid_{name}{when}" for name in ("kl_pq", "same_top") for when in ("", "_before")
+    }
+    assert added["valid_kl_pq"] > 0
+    assert 0 < added["valid_same_top"] < 1
+    for name in ("valid_loss", "valid_cross_entropy", "valid_rouge_l", "steps"):
+        assert one.training[name] == other.training[name]
+    assert one.scores == other.scores
+
+
+def test_the_teacher_is_none_away_from_itself(quick, tmp_path):
+    assert main(["train", *quick, "method=teacher", "teacher=cached"]) == 0
+    (path,) = (tmp_path / "runs").iterdir()
+    training = results.load(path).training
+    assert training["valid_kl_pq"] == pytest.approx(0, abs=1e-6)
+    assert training["valid_same_top"] == 1
