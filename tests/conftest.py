@@ -69,9 +69,9 @@ def small_run(tmp_path: Path) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder of fine-tuned tiny models for all tests of a file."""
+    """One folder of fine-tuned tiny models for all tests of a process."""
     return tmp_path_factory.mktemp("prepared")
 
 

@@ -44,6 +44,8 @@ _MEANINGS = {
 """Of the scores beyond the table's columns."""
 
 _ASSETS = Path(__file__).with_name("assets")
+_SCRIPTS = [f"{name}.js" for name in ("base", "scores", "drawing", "figures", "training", "answers", "page")]
+"""One script in parts, in their order."""
 
 
 def interactive_page(
@@ -72,8 +74,9 @@ def interactive_page(
     places = [folder_of[id(run)] for row in table.rows for run in row.runs]
     data = _data(name, table, sections, places, unfinished)
     template = (_ASSETS / "page.html").read_text(encoding="utf-8")
-    for mark, file in (("/*STYLE*/", "page.css"), ("/*SCRIPT*/", "page.js")):
-        template = template.replace(mark, (_ASSETS / file).read_text(encoding="utf-8"))
+    for mark, files in (("/*STYLE*/", ["page.css"]), ("/*SCRIPT*/", _SCRIPTS)):
+        text = "\n".join((_ASSETS / file).read_text(encoding="utf-8") for file in files)
+        template = template.replace(mark, text)
 
     size = [sizes(place) for place in places]
     totals = {

@@ -1,0 +1,14 @@
+"""Commands, as they are typed."""
+
+import csv
+
+from amid.cli import main
+
+
+def run(*arguments):
+    return main([str(a) for a in arguments])
+
+
+def curve(directory):
+    with (directory / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))

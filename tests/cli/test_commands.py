@@ -1,0 +1,113 @@
+"""What the commands say of themselves, of their arguments, and of defects."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from command_line import run
+
+
+def test_help_and_version(capsys):
+    assert run("--help") == 0
+    assert "amid sweep NAME" in capsys.readouterr().out
+    assert run("--version") == 0
+    assert run("sweep") == 0
+    assert "alpha" in capsys.readouterr().out
+    assert run("trian") == 1
+    assert "did you mean 'train'? Choose one of train, evaluate" in capsys.readouterr().err
+    assert run("nope") == 1
+    assert "'nope' is no command of amid; choose one of train, evaluate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["--help", "train --help", "sweep", "sweep alpha --dry-run"])
+def test_a_closed_pipe_ends_it_quietly(command, tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "amid", *command.split()],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        check=False,
+    )
+    os.close(write)
+    assert done.stderr == b""
+    assert done.returncode
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("report", "finished runs below FOLDER"),
+        ("status", "--follow refreshes"),
+        ("dashboard", "the W&B workspace of a sweep"),
+        ("sweep", "--dry-run lists the runs"),
+        ("sweep alpha", "--dry-run lists the runs"),
+        ("score", "Scores files of answers"),
+        ("evaluate", "Score the student of a finished run again, run=FOLDER"),
+        ("cache", "Write the teacher's states"),
+    ],
+)
+def test_help_of_a_command_says_what_it_does(command, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(*command.split(), "--help") == 0
+    assert words in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["status", "report", "score", "dashboard"])
+def test_an_interrupt_of_what_has_no_runs_says_nothing(command, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"amid.{command}.run", interrupted)
+    assert run(command, tmp_path) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "cache"])
+def test_several_values_without_multirun_are_one_line_with_the_command_for_them(
+    command, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(command, "seed=1", "assistant.alpha=-5,1") == 1
+    err = capsys.readouterr().err
+    assert f"amid {command} -m assistant.alpha=-5,1" in err
+    assert "seed" not in err
+    assert len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_that_a_library_turns_into_an_error_of_its_own_is_an_interrupt(
+    quick, tmp_path, capsys, monkeypatch
+):
+    def interrupted(self, *_):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise RuntimeError("no such key") from error
+
+    monkeypatch.setattr("amid.models.ModelSource.load", interrupted)
+    assert run("train", *quick) == 130
+    assert "To go on: amid train" in capsys.readouterr().err
+    (status,) = (tmp_path / "runs").glob("*/status.json")
+    assert json.loads(status.read_text())["state"] == "interrupted"
+
+
+def test_no_right_to_write(quick, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run("train", *quick, f"output_dir={tmp_path / 'file'}") == 1
+    assert "choose another output_dir=" in capsys.readouterr().err
+
+
+def test_a_defect_leaves_its_traceback_and_a_mistake_does_not(quick, tmp_path, capsys, monkeypatch):
+    def defective(*_):
+        list(zip([1], [], strict=True))
+
+    monkeypatch.setattr("amid.train.run_experiment", defective)
+    assert run("train", *quick) == 1
+    assert "error.log" in capsys.readouterr().err
+    (log,) = tmp_path.glob("runs/*/error.log")
+    assert "zip() argument 2 is shorter" in log.read_text()

@@ -1,0 +1,83 @@
+"""`amid evaluate`."""
+
+import shutil
+
+from command_line import run
+
+from amid import results
+
+
+def test_evaluate_without_a_model_or_a_whole_seed_says_what_it_takes(tmp_path, capsys):
+    assert run("evaluate", f"output_dir={tmp_path}") == 1
+    err = capsys.readouterr().err
+    assert "or a model and data, model.student.path=MODEL data=dolly" in err
+    assert run("evaluate", f"output_dir={tmp_path}", "model.student.path=any") == 1
+    assert "or a model and data" in capsys.readouterr().err
+    assert run("evaluate", f"output_dir={tmp_path}", "model.student.path=any", "seed=1.5") == 1
+    assert "seed=1.5 must be a whole number" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_refused_evaluations_count_as_failed_and_a_single_one_leaves_no_folder(tmp_path, capsys):
+    out = f"output_dir={tmp_path / 'scores'}"
+    assert run("evaluate", "run=nope", out) == 1
+    assert not list((tmp_path / "scores").iterdir())
+    assert run("evaluate", "-m", "run=nope,none", out) == 1
+    capsys.readouterr()
+    assert run("status", tmp_path / "scores") == 0
+    assert "2 runs: 2 failed" in capsys.readouterr().out
+    assert run("report", tmp_path / "scores") == 1
+    assert "no finished run to report (run=none: failed" in capsys.readouterr().err
+
+
+def test_evaluate_on_other_data_keeps_the_folder_of_each_run(quick, tmp_path, jsonl):
+    path = jsonl({"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"})
+    for seed in (1, 2):
+        assert run("train", *quick, f"seed={seed}") == 0
+    out = f"output_dir={tmp_path / 'scores'}"
+    for directory in (tmp_path / "runs").iterdir():
+        assert run("evaluate", f"run={directory}", f"+data.test.mine={path}", out) == 0
+    scored = results.load_all(tmp_path / "scores")
+    assert len(scored) == 2
+    assert all(set(result.scores) == {"open", "closed", "mine"} for result in scored)
+    assert all(result.timings["evaluate"] > 0 for result in scored)
+    assert {result.labels["method"] for result in scored} == {"amid"}
+    assert {result.seed for result in scored} == {1, 2}
+    assert len({result.config_hash for result in scored}) == 2
+    trained = results.load(directory).labels["settings"]
+    assert scored[0].labels["settings"] == f"{trained},data.test.mine={path}"
+    assert run("evaluate", f"run={directory}", "seed=3", out) == 1
+    model = tmp_path / "model"
+    shutil.copytree(next((tmp_path / "runs").iterdir()) / "checkpoints" / "best", model)
+    sets = ["data=jsonl", "data/template=builtin", f"+data.test.mine={path}", "generation.max_new_tokens=3"]
+    for pair in ("tiny", "gpt2_xl_to_gpt2"):
+        given = [f"model={pair}", f"model.student.path={model}", *sets]
+        assert run("evaluate", *given, f"output_dir={tmp_path / pair}") == 0
+
+
+def test_what_an_evaluation_is_given_goes_before_what_its_run_had(quick, tmp_path, jsonl, capsys):
+    assert run("train", *quick) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    path = jsonl({"instruction": "say it", "output": "it"})
+    out = f"output_dir={tmp_path / 'again'}"
+    given = [f"run={folder}", out, f"data.test.open={path}", "~data.test.closed", "data/metrics=summary"]
+    assert run("evaluate", *given, "name=teacher") == 0
+    (again,) = [results.load(file) for file in (tmp_path / "again").glob("*/result.json")]
+    assert list(again.scores) == ["open"]
+    assert {"rouge_l", "rouge_1", "rouge_2"} <= again.scores["open"].keys()
+    assert again.labels["method"] == "teacher"
+    (evaluation,) = (tmp_path / "again").iterdir()
+    assert run("evaluate", f"run={evaluation}", out) == 1
+    assert "has no student in checkpoints/best; give a training run" in capsys.readouterr().err
+
+
+def test_a_model_that_is_evaluated_has_its_own_name(quick, tmp_path, jsonl):
+    assert run("train", *quick) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    path = jsonl({"instruction": "say it", "output": "it"})
+    given = [f"model.student.path={folder / 'checkpoints' / 'best'}", "data=jsonl", f"+data.test.own={path}"]
+    given += ["data/template=builtin", "data.max_length=40", "data.max_prompt_length=16"]
+    out = f"output_dir={tmp_path / 'scores'}"
+    assert run("evaluate", *given, out, "generation.seeds=[1]") == 0
+    (scored,) = [results.load(file) for file in (tmp_path / "scores").glob("*/result.json")]
+    assert (scored.labels["method"], scored.labels["model"]) == ("best", "best")

@@ -1,0 +1,138 @@
+"""Mistakes in settings and data: one line, before anything is computed."""
+
+import logging
+import shutil
+
+import pytest
+from command_line import run
+
+from amid import results
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["assistant.lam=1.5"], "lam must lie in [0, 1], got lam=1.5"),
+        (["assistant.lam=1"], "no gradient"),
+        (["seed=1.5"], "seed=1.5 must be a whole number"),
+        (["trainer.max_steps=ten"], "trainer.max_steps=ten must be a whole number; -1 is no limit"),
+        (["generation.seeds=10"], "generation.seeds=10 must be a list, such as generation.seeds=[10]"),
+        (["assistant.alpha=nan"], "alpha must be a finite number"),
+        (["method=kd", "objective.order=pr"], "names the assistant r"),
+        (["method=kd", "schedule=taid"], "schedule TAID moves lam of an assistant"),
+        (["schedule=taid"], "schedule TAID ends where the objective cannot: order='pr' with lam=1"),
+        (["divergence=foo"], "no option of 'divergence'"),
+        (["data=jsonl"], "data.train has no value"),
+        (["data.max_length=8"], "data.max_length=8"),
+        (["data=jsonl", "data.train=nope.jsonl", "data.valid=nope.jsonl"], "nope.jsonl cannot be read"),
+        (
+            ["model.teacher.path=/no/where", "model.teacher.architecture=null", "model.teacher.sft=null"],
+            "/no/where",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_no_result(quick, tmp_path, capsys, overrides, message):
+    keys = {o.split("=")[0] for o in overrides}
+    drop = ("data.train.size", "data.valid.size") if "data=jsonl" in overrides else ()
+    base = [o for o in quick if o.split("=")[0] not in drop and o.split("=")[0] not in keys]
+    assert run("train", *base, *overrides) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_a_mistake_in_an_evaluation_set_comes_before_training_and_can_be_mended(
+    quick, tmp_path, jsonl, capsys, monkeypatch
+):
+    path = jsonl("{broken")
+    new = [*quick, f"prepared_dir={tmp_path / 'new'}", f"+data.test.mine={path}"]
+    assert run("train", *new) == 1
+    assert "data.jsonl:1: not valid JSON" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert not [*(tmp_path / "runs").iterdir()]
+    logging.getLogger("amid").warning("the log of a removed folder is not written to")
+    jsonl({"instruction": "a", "output": "b"})
+    assert run("train", *new) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "bad"),
+    [("train", "train"), ("train", "valid"), ("train", "plain_text"), ("cache", "train"), ("cache", "valid")],
+)
+def test_a_mistake_in_a_row_comes_before_anything_is_announced(
+    quick, tmp_path, jsonl, capsys, monkeypatch, command, bad
+):
+    monkeypatch.setattr("amid.precision.times_as_long", lambda: 9.0)
+    good = jsonl({"instruction": "a", "output": "b", "text": "c"})
+    files = dict.fromkeys(("train", "valid", "plain_text"), good) | {bad: jsonl("{broken", name="bad.jsonl")}
+    base = [o for o in quick if not o.startswith(("data.train.size", "data.valid.size"))]
+    own = ["data=jsonl", *(f"data.{name}={file}" for name, file in files.items())]
+    new = [f"prepared_dir={tmp_path / 'new'}", "trainer.precision=bf16-mixed"]
+    assert run(command, *base, *own, *new) == 1
+    out, err = capsys.readouterr()
+    assert "bad.jsonl:1: not valid JSON" in err
+    assert [line for line in out.splitlines() if not line.startswith("run ")] == []
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_model_with_another_vocabulary_is_refused(quick, tmp_path, capsys):
+    from amid.data.builtin import tokenizer
+
+    folder = tmp_path / "other"
+    assert run("train", *quick, "model.student.sft=null", f"output_dir={tmp_path / 'runs'}") == 0
+    (directory,) = (tmp_path / "runs").iterdir()
+    shutil.copytree(directory / "checkpoints" / "best", folder)
+    other = tokenizer()
+    other.add_tokens(["<new>"])
+    other.save_pretrained(folder)
+    given = [f"model.student.path={folder}", "model.student.architecture=null"]
+    assert run("train", *quick, *given, f"output_dir={tmp_path / 'more'}") == 1
+    assert "vocabularies do not match: token '<new>'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.precision=16-mixed", "use bf16-mixed"),
+        ("trainer.devices=2", "a run is trained on one device"),
+        ("clip_norm=-1", "clip_norm=-1 must be above 0"),
+        ("trainer.max_epochs=-1", "never end"),
+        ("optimizer.lr=fast", "AdamW does not take lr=fast"),
+        ("generation.samples=0", "generation.samples=0 must be at least 1"),
+        ("generation.top_p=2", "must be in (0, 1]"),
+    ],
+)
+def test_values_out_of_range(quick, capsys, override, message):
+    key = override.split("=")[0]
+    assert run("train", *(o for o in quick if not o.startswith(key)), override) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", ["data.micro_batch_size=2", "data.tokens_per_batch=64"])
+def test_a_loss_that_is_no_sum_of_parts_takes_no_micro_batches(quick, capsys, limit):
+    key = limit.split("=")[0]
+    base = [o for o in quick if not o.startswith(key)]
+    assert run("train", *base, "method=alphanet", "objective.maximum=batch", limit) == 1
+    assert "is no sum of parts" in capsys.readouterr().err
+
+
+def test_a_maximum_over_a_batch_is_over_each_micro_batch_where_the_mean_is_over_them(
+    quick, tmp_path, monkeypatch
+):
+    from amid.module import DistillationModule
+
+    divided = []
+    denominators = DistillationModule._denominators
+
+    def watched(self, micro_batches):
+        divided.append(denominators(self, micro_batches))
+        return divided[-1]
+
+    monkeypatch.setattr(DistillationModule, "_denominators", watched)
+    base = [o for o in quick if not o.startswith(("data.micro_batch_size", "data.tokens_per_batch"))]
+    parts = ["data.mean=micro_batch", "data.micro_batch_size=2"]
+    assert run("train", *base, "method=alphanet", "objective.maximum=batch", *parts) == 0
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert results.load(directory).diverged_step is None
+    assert any(len(set(of_step)) > 1 for of_step in divided), "each micro-batch has a number of its own"

@@ -1,0 +1,212 @@
+"""One run of `amid train`: what it leaves, that it repeats, and that it goes on."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from command_line import curve, run
+
+from amid import results
+
+
+def test_train_leaves_a_whole_run_that_is_not_run_again(quick, tmp_path, capsys):
+    assert run("train", *quick) == 0
+    (directory,) = (tmp_path / "runs").iterdir()
+    result = results.load(directory)
+    assert result.labels["divergence"] == "alpha_beta"
+    assert (result.labels["alpha"], result.labels["lam"], result.labels["order"]) == (-5.0, 0.1, "pr")
+    assert set(result.scores) == {"open", "closed"}
+    assert {"rouge_l", "self_bleu", "corpus_self_bleu", "exact_match", "length", "eos_share"} <= set(
+        result.scores["open"]
+    )
+    assert result.training["steps"] == 4
+    assert 0 < result.training["step_seconds"] < result.timings["train"]
+    assert 1e7 < result.training["peak_memory"] < 1e11
+    assert (directory / "checkpoints" / "best" / "model.safetensors").exists()
+    assert not list(directory.glob("checkpoints/*.ckpt"))
+    assert json.loads((directory / "status.json").read_text())["state"] == "done"
+    assert not (directory / "run.log").exists()
+    lines = (directory / "generations" / "open-1.jsonl").read_text().splitlines()
+    assert len(json.loads(lines[0])["answers"]) == 2
+    capsys.readouterr()
+    assert run("train", *quick) == 0
+    assert "is finished already" in capsys.readouterr().out
+
+    assert run("evaluate", f"run={directory}", f"output_dir={tmp_path / 'again'}") == 0
+    (again,) = (tmp_path / "again").iterdir()
+    assert results.load(again).scores == result.scores
+
+
+def test_the_same_seed_gives_the_same_run(quick, tmp_path):
+    for name in ("a", "b"):
+        assert run("train", *quick, f"output_dir={tmp_path / name}", "trainer.log_every_n_steps=1") == 0
+    (a,), (b,) = (tmp_path / "a").iterdir(), (tmp_path / "b").iterdir()
+    assert curve(a) == curve(b)
+    assert results.load(a).scores == results.load(b).scores
+    logged = {key for row in curve(a) for key, value in row.items() if value}
+    assert {
+        "train/loss",
+        "train/gradient_norm",
+        "train/entropy_r",
+        "train/gradient_weight",
+        "train/lr",
+    } <= logged
+    assert {"train/alpha", "train/lam", "valid/loss", "valid/rouge_l"} <= logged
+
+
+def test_what_changes_speed_and_memory_changes_nothing_else(quick, tmp_path):
+    curves, padding = [], []
+    settings = ["data.micro_batch_size=null", "data.micro_batch_size=2", "data.tokens_per_batch=60"]
+    for setting in (*settings, "objective.fused=false"):
+        name = setting.replace("=", "-")
+        arguments = [*quick, f"output_dir={tmp_path / name}", setting]
+        assert run("train", *arguments, "data.batch_size=8", "trainer.log_every_n_steps=1") == 0
+        (directory,) = (tmp_path / name).iterdir()
+        rows = [row for row in curve(directory) if row["train/loss"]]
+        curves.append([[float(row[f"train/{key}"]) for key in ("loss", "gradient_norm")] for row in rows])
+        padding.append([float(row["train/padding"]) for row in rows])
+    assert len(curves[0]) == 4
+    for other in curves[1:]:
+        torch.testing.assert_close(torch.tensor(curves[0]), torch.tensor(other), rtol=1e-4, atol=1e-6)
+    assert all(0 <= share < 1 for shares in padding for share in shares)
+    assert sum(padding[2]) < sum(padding[0])
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [[], ["trainer.max_steps=4"], ["trainer.max_epochs=-1", "trainer.max_steps=5"]],
+    ids=["epochs", "steps", "within an epoch"],
+)
+def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(
+    quick, tmp_path, monkeypatch, capsys, limits
+):
+    keys = {o.split("=")[0] for o in limits}
+    quick = [*(o for o in quick if o.split("=")[0] not in keys), *limits]
+    assert run("train", *quick, f"output_dir={tmp_path / 'whole'}") == 0
+    from amid.module import DistillationModule
+
+    step = DistillationModule.training_step
+
+    def killed(self, batches, index):
+        if self.trainer.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, batches, index)
+
+    monkeypatch.setattr(DistillationModule, "training_step", killed)
+    assert run("train", *quick, f"output_dir={tmp_path / 'cut'}") == 130
+    (cut,), (whole,) = (tmp_path / "cut").iterdir(), (tmp_path / "whole").iterdir()
+    assert not (cut / "result.json").exists()
+    assert (cut / "checkpoints" / "last.ckpt").exists()
+    monkeypatch.setattr(DistillationModule, "training_step", step)
+    shutil.copytree(cut, tmp_path / "torn" / cut.name)
+    torn = tmp_path / "torn" / cut.name / "checkpoints" / "last.ckpt"
+    torn.write_bytes(torn.read_bytes()[:1000])
+    capsys.readouterr()
+    assert run("train", *quick, f"output_dir={tmp_path / 'torn'}") == 0
+    assert "last.ckpt is damaged: the run starts over\n" in capsys.readouterr().out
+    assert results.load(tmp_path / "torn" / cut.name).scores == results.load(whole).scores
+    assert run("train", *quick, f"output_dir={tmp_path / 'cut'}") == 0
+    assert f"{cut} goes on after its last finished epoch\n" in capsys.readouterr().out
+    assert results.load(cut).scores == results.load(whole).scores
+    for figure in ("valid_loss", "steps"):
+        assert results.load(cut).training[figure] == results.load(whole).training[figure]
+    assert results.load(whole).training["steps"] == (5 if "trainer.max_steps=5" in limits else 4)
+
+
+def test_a_limit_on_steps_that_is_not_reached_is_said(quick, tmp_path, capsys):
+    assert run("train", *quick, "trainer.max_steps=40") == 0
+    told = "trainer.max_steps=40 is not reached: 4 steps (2 epochs of 2); trainer.max_epochs sets this"
+    assert told in capsys.readouterr().out
+
+
+def test_a_run_interrupted_in_its_first_epoch_starts_over_and_says_so(quick, tmp_path, monkeypatch, capsys):
+    from amid.module import DistillationModule
+
+    def stopped(self, batches, index):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DistillationModule, "training_step", stopped)
+        assert run("train", *quick) == 130
+    assert "finished runs and epochs stay. To go on: amid train" in capsys.readouterr().err
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert json.loads((directory / "status.json").read_text())["state"] == "interrupted"
+    assert run("train", *quick) == 0
+    assert "stopped before its first epoch ended: it starts over\n" in capsys.readouterr().out
+    assert results.load(directory).training["steps"] == 4
+
+
+def test_the_schedule_of_taid_moves_lam_alike_however_a_step_is_cut_and_goes_on_after_a_kill(
+    quick, tmp_path, monkeypatch
+):
+    from amid.module import DistillationModule
+
+    taid = [*quick, "method=taid", "schedule.rate=0.5", "data.batch_size=8", "trainer.log_every_n_steps=1"]
+    cuts = ("data.micro_batch_size=null", "data.micro_batch_size=2", "objective.fused=false")
+    for cut in cuts:
+        assert run("train", *taid, cut, f"output_dir={tmp_path / cut}") == 0
+    courses = [courses_of(tmp_path / cut) for cut in cuts]
+    lams = [lam for lam, _ in courses[0]]
+    assert len(lams) == 4
+    assert lams[0] == lams[1] == pytest.approx(0.4)
+    assert lams[1] < lams[2] < lams[3] < 1
+    for other in courses[1:]:
+        torch.testing.assert_close(torch.tensor(courses[0]), torch.tensor(other), rtol=1e-4, atol=1e-6)
+
+    step = DistillationModule.training_step
+
+    def killed(self, batches, index):
+        if self.trainer.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, batches, index)
+
+    monkeypatch.setattr(DistillationModule, "training_step", killed)
+    assert run("train", *taid, cuts[0], f"output_dir={tmp_path / 'cut'}") == 130
+    monkeypatch.setattr(DistillationModule, "training_step", step)
+    assert run("train", *taid, cuts[0], f"output_dir={tmp_path / 'cut'}") == 0
+    assert courses_of(tmp_path / "cut") == courses[0][2:]
+    (whole,), (cut,) = (results.load_all(tmp_path / name) for name in (cuts[0], "cut"))
+    assert cut.scores == whole.scores
+    assert cut.training["valid_loss"] == whole.training["valid_loss"]
+
+
+def courses_of(folder):
+    (directory,) = folder.iterdir()
+    rows = [row for row in curve(directory) if row["train/loss"]]
+    return [(float(row["train/lam"]), float(row["train/loss"])) for row in rows]
+
+
+def test_wandb_offline(quick, tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert run("train", *quick, "logger=wandb") == 0
+    assert "wandb sync" in capfd.readouterr().out
+    assert list((tmp_path / "runs").glob("*/wandb/offline-run-*"))
+    assert list((tmp_path / "runs").glob("*/metrics.csv"))
+
+
+def test_a_folder_of_another_configuration_is_left_alone(quick, tmp_path, capsys):
+    assert run("train", *quick) == 0
+    (directory,) = (tmp_path / "runs").iterdir()
+    config = directory / "config.yaml"
+    config.write_text(config.read_text().replace(results.load(directory).config_hash, "0" * 12, 1))
+    assert run("train", *quick) == 1
+    assert "another configuration" in capsys.readouterr().err
+    assert (directory / "result.json").exists()
+
+
+def test_the_student_trains_in_train_mode_and_the_teacher_never(quick, monkeypatch):
+    from amid.module import DistillationModule
+
+    seen = []
+    step = DistillationModule.training_step
+
+    def watched(self, batches, index):
+        if self.teacher is not None:
+            seen.append((self.student.training, self.teacher.model.training))
+        return step(self, batches, index)
+
+    monkeypatch.setattr(DistillationModule, "training_step", watched)
+    assert run("train", *quick) == 0
+    assert set(seen) == {(True, False)}

@@ -1,0 +1,164 @@
+"""Several runs: methods, sweeps, and what becomes of the others where one fails."""
+
+import logging
+import math
+import shutil
+
+import pytest
+from command_line import run
+
+from amid import results
+from amid.config import CONF, run_name
+from amid.errors import InputError
+
+
+def test_the_log_of_a_run_does_not_name_the_next(quick, tmp_path, monkeypatch):
+    def logged(cfg, directory, labels):
+        logging.getLogger("amid").warning("a word of the run")
+        raise InputError("enough")
+
+    monkeypatch.setattr("amid.train.run_experiment", logged)
+    assert run("train", "-m", *quick, "assistant.alpha=-1,1") == 1
+    logs = [file.read_text() for file in (tmp_path / "runs").glob("*/run.log")]
+    assert len(logs) == 2
+    assert all(log.endswith("WARNING amid: a word of the run\n") and log.count("\n") == 1 for log in logs)
+
+
+def test_every_method_trains(quick, tmp_path):
+    methods = sorted(file.stem for file in (CONF / "method").glob("*.yaml"))
+    assert {"taid", "akl", "bdkd", "tvd", "jsd", "alphanet", "gkd", "amid", "sft"} <= set(methods)
+    few = {
+        "trainer.max_epochs": 1,
+        "generation.seeds": "[1]",
+        "generation.samples": 1,
+        "data.test_prompts": 1,
+    }
+    few |= {"data.valid_prompts": 1, "generation.max_new_tokens": 2}
+    base = [o for o in quick if o.split("=")[0] not in few] + [f"{key}={value}" for key, value in few.items()]
+    assert run("train", "-m", *base, f"method={','.join(methods)}") == 0
+    found = {result.labels["method"]: result for result in results.load_all(tmp_path / "runs")}
+    assert sorted(found) == methods
+    still = {method: found.pop(method) for method in ("teacher", "start")}
+    for result in still.values():
+        assert result.training["steps"] == 0
+        assert result.training["valid_loss"] == result.training["valid_loss_before"]
+    assert still["teacher"].training["valid_loss"] != still["start"].training["valid_loss"]
+    assert still["start"].training["valid_loss"] == found["sft"].training["valid_loss_before"]
+    for result in found.values():
+        assert result.training["steps"] == 2
+        assert math.isfinite(result.training["valid_loss"])
+        assert result.training["valid_loss"] != result.training["valid_loss_before"]
+
+
+def test_a_sweep_runs_grid_and_baselines_skips_the_finished_and_reports(quick, tmp_path, capsys):
+    sweep = ["sweep", "alpha", *quick, "assistant.alpha=-1,1", "divergence=kl", "seed=1"]
+    assert run(*sweep) == 0
+    out = capsys.readouterr().out
+    runs = sorted(p.parent.name for p in (tmp_path / "runs").glob("*/result.json"))
+    assert len(runs) == 4
+    assert {results.load(tmp_path / "runs" / name).labels["method"] for name in runs} == {"amid", "sft", "kd"}
+    assert "SFT" in out
+    assert "report.md" in out
+    shutil.rmtree(tmp_path / "runs" / runs[0])
+    assert run(*sweep) == 0
+    out = capsys.readouterr().out
+    assert out.count("is finished already") == 3
+
+
+def test_failed_runs_among_others_stand_in_the_report(quick, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.jsonl").write_text('{"instruction": "Say", "output": "so"}\n')
+    (tmp_path / "empty.jsonl").write_text("")
+    assert run("train", "-m", *quick, "+data.test.own=good.jsonl,empty.jsonl") == 1
+    out = capsys.readouterr().out
+    assert "run 1 of 2: " in out
+    assert "run 2 of 2: " in out
+    (failed,) = [file.parent for file in tmp_path.glob("runs/*/status.json") if "failed" in file.read_text()]
+    told = f"{failed.name}: failed, data file empty.jsonl is empty; give a file with one example a row"
+    assert run("report", tmp_path / "runs") == 0
+    assert told in " ".join(capsys.readouterr().out.split())
+    for page in ("report.md", "report.html"):
+        assert told in (tmp_path / "runs" / "report" / page).read_text()
+    for result in tmp_path.glob("runs/*/result.json"):
+        shutil.rmtree(result.parent)
+    assert run("report", tmp_path / "runs") == 1
+    assert f"no finished run to report ({told}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "which", "message"),
+    [
+        (
+            ["generation.top_p=0.9,2"],
+            "run 2 of 2 (generation.top_p=2)",
+            "generation.top_p=2 must be in (0, 1]",
+        ),
+        (["assistant.lam=0.1,1"], "run 2 of 2 (assistant.lam=1)", "has no gradient"),
+        (
+            ["method=amid,kd", "assistant.alpha=-1"],
+            "run 2 of 2 (method=kd)",
+            "assistant.alpha=-1: method=kd (assistant=none) has no assistant; use method=amid",
+        ),
+        (
+            ["data.max_length=64,8"],
+            "run 2 of 2 (data.max_length=8)",
+            "leaves no room for a response",
+        ),
+        (["+data.test.own=null,no.jsonl"], "run 2 of 2 (+data.test.own=no.jsonl)", "no.jsonl cannot be read"),
+        (["optimizer.lr=1e-3,-1"], "run 2 of 2 (optimizer.lr=-1)", "optimizer: torch.optim.AdamW"),
+        (["trainer.devices=1,2"], "run 2 of 2 (trainer.devices=2)", "trainer.devices=2"),
+        (
+            ["model.student.sft.trainer.devices=1,2"],
+            "run 2 of 2 (model.student.sft.trainer.devices=2)",
+            "model.student.sft.trainer.devices=2",
+        ),
+    ],
+)
+def test_several_runs_one_of_which_would_be_refused_start_none(
+    quick, tmp_path, capsys, overrides, which, message
+):
+    keys = {o.split("=")[0] for o in overrides}
+    base = [o for o in quick if o.split("=")[0] not in keys]
+    assert run("train", "-m", *base, *overrides) == 1
+    err = capsys.readouterr().err
+    assert f"amid: {which}: " in err
+    assert message in err
+    assert err.rstrip().endswith("nothing was started")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_runs_of_different_settings_are_different_rows(quick, tmp_path, monkeypatch, capsys):
+    from amid.reporting import build_table
+
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "-m", *quick, "optimizer.lr=1e-3,2e-3", "seed=1,2") == 0
+    assert capsys.readouterr().out.endswith("\nReport: amid report runs\n")
+    table = build_table(results.load_all(tmp_path / "runs"))
+    assert sorted(len(row.runs) for row in table.rows) == [2, 2]
+
+
+def test_runs_that_failed_in_other_processes_are_told(quick, tmp_path, capsys, monkeypatch):
+    """As with a launcher such as joblib, whose jobs share nothing with this process."""
+
+    def nothing(cfg):
+        pass
+
+    monkeypatch.setattr("amid.train.run", nothing)
+    assert run("train", "-m", *quick, "seed=1,2") == 1
+    names = ", ".join(run_name([*quick, f"seed={seed}"]) for seed in (1, 2))
+    assert f"of {names}; amid status {tmp_path / 'runs'} says why" in capsys.readouterr().err
+
+
+def test_a_run_that_another_process_is_at_is_left_alone(quick, tmp_path, capsys):
+    from amid.monitor import alone
+
+    name = run_name(quick)
+    folder = tmp_path / "runs" / name
+    folder.mkdir(parents=True)
+    with alone(folder):
+        assert run("train", *quick) == 1
+    assert "is being run by another process; amid status" in capsys.readouterr().err
+    assert not (folder / "status.json").exists()
+    assert run("train", *quick) == 0
+    assert (folder / "result.json").exists()
