@@ -37,6 +37,7 @@ amid: distil large language models into small ones with the α-mixture assistant
   amid dashboard SWEEP              a W&B workspace of a sweep; entity=, project=
 
   amid train --help                 lists the choices and settings
+  amid help WORD                    what one is: amid help method, method=taid, assistant.alpha
   amid --version
 
 Examples
@@ -64,10 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "report": _report,
         "status": _status,
         "dashboard": _dashboard,
+        "help": _help,
     }
     try:
-        if command in ("-h", "--help", "help"):
-            _help()
+        if command in ("-h", "--help"):
+            _help([])
         elif command == "--version":
             print(f"amid {__version__}")
         elif command in commands:
@@ -103,10 +105,16 @@ def _unread() -> int:
     return 128 + signal.SIGPIPE
 
 
-def _help() -> None:
+def _help(arguments: list[str]) -> None:
     from amid.sweep import names
 
-    print(USAGE.format(sweeps=", ".join(names())))
+    if arguments:
+        from amid.reference import explain
+
+        for word in arguments:
+            explain(word)
+    else:
+        print(USAGE.format(sweeps=", ".join(names())))
 
 
 def _hydra(name: str, arguments: list[str]) -> None:

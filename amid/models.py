@@ -32,7 +32,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer at `path`: a hub id, a folder, or a GGUF file; padding stands on the left.
+    """A stored tokenizer; padding stands on the left.
+
+    Args:
+        path: a hub id, a folder written by `save_pretrained`, or a GGUF file.
 
     Raises:
         InputError: if there is none, with no network or a wrong name.

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from amid import config, results, score
+from amid.cli import main
 from amid.config import CONF, SWEEPS, check_overrides, register_resolvers
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +67,9 @@ def test_every_command_is_valid(command):
         assert score.parser().parse_args(words).paths
         return
     words = [word for word in words if not word.startswith("-")]
+    if name == "help":
+        assert main([name, *words]) == 0
+        return
     if name == "report":
         assert len(words) == 1
         return

@@ -61,6 +61,12 @@ def test_make_help_lists_the_targets():
     assert all(len(line.split()) > 1 for line in told.splitlines())
 
 
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[1] == "help"])
+def test_every_word_is_explained(command, capsys):
+    assert main(command.split()[1:]) == 0
+    assert capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[1] == "score"])
 def test_every_file_of_answers_is_scored(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

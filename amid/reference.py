@@ -1,0 +1,230 @@
+"""What choices and settings mean: comments in `conf/`, and docstrings of what they configure."""
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import griffe
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from amid.config import CONF, check_overrides
+from amid.errors import InputError, choose_one
+
+
+@dataclass(frozen=True)
+class Option:
+    """One choice of a group, or an entry point: a file of `conf/`."""
+
+    file: Path
+
+    @property
+    def name(self) -> str:
+        """As it is chosen."""
+        return self.file.stem
+
+    @property
+    def text(self) -> str:
+        """Of the file."""
+        return self.file.read_text(encoding="utf-8").strip()
+
+    @property
+    def about(self) -> str:
+        """What the file's first comment says."""
+        lines = self.text.splitlines()
+        if lines and lines[0].startswith("# @package"):
+            lines = lines[1:]
+        n = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+        return " ".join(line.lstrip("# ") for line in lines[:n])
+
+    @property
+    def targets(self) -> list[str]:
+        """Every `_target_`, the outermost first."""
+        return list(_targets(yaml.safe_load(self.text)))
+
+
+@dataclass(frozen=True)
+class Argument:
+    """Of a class or function."""
+
+    default: str | None
+    """As its signature has it; None where it has to be given."""
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a `_target_` is."""
+
+    summary: str
+    arguments: Mapping[str, Argument]
+    """Those that its docstring explains, in their order."""
+
+
+def groups() -> list[str]:
+    """The groups of options, but Hydra's own."""
+    found = {str(file.parent.relative_to(CONF)) for file in CONF.rglob("*.yaml")} - {"."}
+    return sorted(name for name in found if not name.startswith("hydra"))
+
+
+def options(group: str) -> list[Option]:
+    """The choices of a group; the entry points where it is empty."""
+    return [Option(file) for file in sorted((CONF / group).glob("*.yaml"))]
+
+
+@functools.cache
+def target(path: str) -> Target | None:
+    """What a `_target_` of this package is, from its source, which is not run; None for one of another's."""
+    if not path.startswith("amid."):
+        return None
+    found: Any = _package()[path.removeprefix("amid.")]
+    found = found.final_target if found.is_alias else found
+    sections = griffe.Docstring(found.docstring.value).parse("google", warnings=False)
+    about = {
+        argument.name: " ".join(argument.description.split())
+        for section in sections
+        if section.kind is griffe.DocstringSectionKind.parameters
+        for argument in section.value
+    }
+    arguments = {
+        parameter.name: Argument(_text(parameter.default), about[parameter.name])
+        for parameter in found.parameters
+        if parameter.name in about
+    }
+    return Target(sections[0].value.splitlines()[0], arguments)
+
+
+def explain(word: str, console: Console | None = None) -> None:
+    """Prints what a group, an option (GROUP=OPTION) or a setting of `amid train` is.
+
+    Raises:
+        InputError: if there is none of that name.
+    """
+    console = console or Console(highlight=False)
+    group, _, option = word.partition("=")
+    if group in groups():
+        _explain_options(console, group, option)
+    else:
+        _explain_setting(console, group)
+
+
+def _explain_options(console: Console, group: str, name: str) -> None:
+    found = options(group)
+    chosen = [option for option in found if not name or option.name == name]
+    if not chosen:
+        names = [option.name for option in found]
+        raise InputError(f"{word_of(group, name)} is no option of {group!r}{choose_one(name, names)}")
+    for option in chosen:
+        _say(console, word_of(group, option.name), option.about)
+    for path in dict.fromkeys(chosen[0].targets if name else []):
+        known = target(path)
+        if known is None:
+            _say(console, path, f"see the documentation of {path.split('.')[0]}")
+            continue
+        _say(console, path, known.summary)
+        for argument, about in known.arguments.items():
+            default = "" if about.default is None else f" Default: {about.default}."
+            _say(console, f"  {argument}", about.meaning + default)
+
+
+def word_of(group: str, option: str) -> str:
+    """How an option of a group, or an entry point, is chosen on the command line."""
+    return f"{group}={option}" if group else f"amid {option}"
+
+
+def _explain_setting(console: Console, key: str) -> None:
+    cfg = _config_with(key)
+    value = OmegaConf.select(cfg, key)
+    written = OmegaConf.to_yaml(value).rstrip() if OmegaConf.is_config(value) else str(_plain(cfg, key))
+    console.print(f"{key}: {written}" if "\n" not in written else f"{key}:\n{written}", markup=False)
+    parts = key.split(".")
+    for n in range(len(parts) - 1, 0, -1):
+        node = OmegaConf.select(cfg, ".".join(parts[:n]))
+        path = node.get("_target_") if isinstance(node, DictConfig) else None
+        if path is None:
+            continue
+        known = target(path)
+        if known is None:
+            _say(console, "", f"{parts[n]} of {path}: see the documentation of {path.split('.')[0]}")
+        elif parts[n] in known.arguments:
+            _say(console, "", known.arguments[parts[n]].meaning)
+            _say(console, "", f"({parts[n]} of {path})")
+        break
+    for comment, where in _comments(key).items():
+        _say(console, "", f"{', '.join(where)}: {comment}")
+
+
+def _config_with(key: str) -> DictConfig:
+    """A configuration that has a setting: that of `amid train` as it is, or with another option of its group.
+
+    Raises:
+        InputError: if none has it.
+    """
+    cfg = check_overrides("train", [])
+    if _has(cfg, key):
+        return cfg
+    group, _, rest = key.partition(".")
+    for option in options(group) if group in groups() else []:
+        other = check_overrides("train", [word_of(group, option.name)])
+        if rest and _has(other, key):
+            return other
+    check_overrides("train", [f"{key}=null"])
+    raise InputError(f"no setting is named {key!r}; amid train --help lists them")
+
+
+def _has(cfg: DictConfig, key: str) -> bool:
+    missing = object()
+    return OmegaConf.select(cfg, key, default=missing, throw_on_missing=False) is not missing
+
+
+def _plain(cfg: DictConfig, key: str) -> Any:
+    """A value as it is written, an interpolation too; `null` for none."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    values: Any = OmegaConf.to_container(node, resolve=False)
+    return "null" if values[name] is None else values[name]
+
+
+def _comments(key: str) -> dict[str, list[str]]:
+    """What the files of `conf/` say in the line of a setting, and what chooses each of them."""
+    group, _, name = key.rpartition(".")
+    found: dict[str, list[str]] = {}
+    for option in options(group) if group in ("", *groups()) else []:
+        for comment in re.findall(rf"(?m)^{re.escape(name)}:[^#\n]*#\s*(.+)$", option.text):
+            found.setdefault(comment, []).append(word_of(group, option.name))
+    return found
+
+
+def _say(console: Console, head: str, text: str) -> None:
+    if head:
+        console.print(head, markup=False)
+    console.print(Padding(Text(text), (0, 0, 0, 4 + 2 * head.startswith(" "))))
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for child in node.values():
+            yield from _targets(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _targets(child)
+
+
+@functools.cache
+def _package() -> Any:
+    return griffe.load("amid", resolve_aliases=True, search_paths=[str(Path(__file__).resolve().parents[1])])
+
+
+def _text(default: Any) -> str | None:
+    if default is None:
+        return None
+    text = str(default)
+    return "null" if text == "None" else text.strip("\"'")

@@ -1,0 +1,73 @@
+"""What `amid help` says of choices and settings."""
+
+import pytest
+import yaml
+
+from amid.cli import main
+from amid.reference import groups, options, target
+
+OPTIONS = [(group, option) for group in groups() for option in options(group)]
+
+
+def test_every_option_says_what_it_is():
+    assert len(OPTIONS) > 80
+    assert [f"{group}={option.name}" for group, option in OPTIONS if not option.about] == []
+
+
+@pytest.mark.parametrize("path", sorted({path for _, option in OPTIONS for path in option.targets}))
+def test_every_setting_is_an_argument_that_is_explained(path):
+    known = target(path)
+    if known is None:
+        assert not path.startswith("amid.")
+        return
+    assert known.summary
+    set_in_files = {
+        key
+        for _, option in OPTIONS
+        for node in nodes(yaml.safe_load(option.text))
+        if node.get("_target_") == path
+        for key in node
+        if not key.startswith("_") and key != "defaults"
+    }
+    assert set_in_files <= known.arguments.keys()
+
+
+def nodes(content):
+    if isinstance(content, dict):
+        yield content
+        for child in content.values():
+            yield from nodes(child)
+
+
+@pytest.mark.parametrize(
+    ("word", "parts"),
+    [
+        ("method", ["method=taid", "TAID (arXiv 2501.16937)", "method=sft"]),
+        ("divergence=alpha_beta", ["divergence=alpha_beta", "amid.losses.AlphaBeta", "alpha"]),
+        ("assistant.alpha", ["assistant.alpha: -5.0", "mode-seeking", "alpha of amid.losses.AlphaMixture"]),
+        ("text.share", ["text.share: 0.5", "the probability, in (0, 1]", "text=mixed, text=student:"]),
+        ("seed", ["seed: 1", "amid train: of the run"]),
+        ("optimizer.weight_decay", ["torch.optim.AdamW: see the documentation of torch"]),
+        ("data.test.open", ["_target_: amid.data.builtin.corpus", "evaluation sets by name"]),
+        ("data.train.seed", ["data.train.seed: 0"]),
+        ("data.valid.seed", ["data.valid.seed: ${data.train.seed}"]),
+    ],
+)
+def test_help_of_a_word(word, parts, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["help", word]) == 0
+    out = capsys.readouterr().out
+    for part in parts:
+        assert part in out
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("assistant.alph", "no setting is named 'assistant.alph'; did you mean 'assistant.alpha'?"),
+        ("method=tad", "method=tad is no option of 'method'; did you mean 'taid'?"),
+    ],
+)
+def test_help_of_a_word_that_is_none(word, message, capsys):
+    assert main(["help", word]) == 1
+    assert message in capsys.readouterr().err
