@@ -79,7 +79,7 @@ def parts_of(cfg: Config, prefix: str = "") -> Parts:
     if schedule is not None:
         schedule.begin(objective)
     compared = is_compared(cfg, objective)
-    if objective.needs_teacher:
+    if objective.needs_teacher or compared:
         instantiate(cfg["teacher"])
     elif not (compared or text.from_teacher):
         cfg["model"].pop("teacher", None)
@@ -95,10 +95,11 @@ def parts_of(cfg: Config, prefix: str = "") -> Parts:
 def is_compared(cfg: Mapping[str, Any], objective: Loss) -> bool:
     """Whether a run's validations compare the student with a teacher that its objective does not need.
 
-    That is so where the teacher's states are explicitly kept: they cost next to nothing then.
+    That is so with `teacher=cached`, which asks for the teacher's states, where they can be kept.
     """
-    stored = (cfg.get("teacher") or {}).get("mode") == "cached"
-    return stored and bool(cfg["model"].get("teacher")) and not objective.needs_teacher
+    asked = (cfg.get("teacher") or {}).get("mode") == "cached"
+    teacher = cfg["model"].get("teacher") or {}
+    return asked and bool(teacher.get("path") or teacher.get("sft")) and not objective.needs_teacher
 
 
 class Checks:

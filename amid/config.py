@@ -39,7 +39,7 @@ WANDB = "https://api.wandb.ai"
 SECONDS_TO_ANSWER = 5.0
 
 _PLACES = ("output_dir", "prepared_dir", "logger", "threads", "teacher")
-"""Root keys that say where and how fast a run goes, not what it computes."""
+"""Root keys that say where and how fast a run goes, not what it learns."""
 
 _NO_EFFECT = {
     "data": ("cache_dir", "micro_batch_size", "tokens_per_batch"),

@@ -148,16 +148,16 @@ class Estimator:
         if asked and self._cached(cfg):
             valid, of_valid = self._rows(cfg, "valid"), self._lengths(cfg, "valid")
             states, head = _state_bytes(self.facts.skeleton(cfg, "teacher"))
-            if compared:
-                train, made_from = 0.0, [*made_from, "valid"]
-            works[json.dumps(["states", *made_from], default=str)] = Once(
-                f"the teacher's states{' on data.valid' if compared else ''} ({name})",
-                self._cost_of_asking(
-                    cfg,
-                    train * (prompt + response) + valid * of_valid.row,
-                    states * (train * response + valid * of_valid.response) + head,
-                ),
-                self._teacher_has(cfg, text, "valid" if compared else "states"),
+            if not compared:
+                works[json.dumps(["states", *made_from], default=str)] = Once(
+                    f"the teacher's states in training ({name})",
+                    self._cost_of_asking(cfg, train * (prompt + response), states * train * response),
+                    self._teacher_has(cfg, text, "states"),
+                )
+            works[json.dumps(["states of valid", *made_from[:2]], default=str)] = Once(
+                f"the teacher's states at validations ({name})",
+                self._cost_of_asking(cfg, valid * of_valid.row, states * valid * of_valid.response + head),
+                self._teacher_has(cfg, text, "states of valid"),
             )
         return works
 
@@ -239,8 +239,8 @@ class Estimator:
         return cfg["teacher"].get("mode", "live") in modes and bool(stored)
 
     def _teacher_has(self, cfg: Config, text: Text, what: str) -> bool:
-        """Whether the "answers" or "states" of the teacher on the data, which may be prepared first, or its
-        states on the "valid" part alone, are on disk."""
+        """Whether the "answers" or "states" of the teacher on the training data, or its "states of valid",
+        are on disk; it may be prepared first."""
         cache_dir = Path(cfg["data"]["cache_dir"] if what == "answers" else cfg["teacher"]["cache_dir"])
         precision = str(cfg["trainer"]["precision"])
         teacher = {name: value for name, value in cfg["model"]["teacher"].items() if name != "sft"}
@@ -254,7 +254,7 @@ class Estimator:
 
         def find() -> bool:
             data, fingerprint = self.facts.data(cfg), instantiate(teacher).fingerprint()
-            if what == "valid":
+            if what == "states of valid":
                 return TeacherCache(cache_dir, fingerprint, precision, [data.valid_tokens]).listed
             train: Tokens | None = data.train_tokens
             if isinstance(text, TeacherText):
@@ -262,7 +262,7 @@ class Estimator:
                 train = AnswerFolder.of_teacher(data.cache_dir, fingerprint, precision, *asked).open()
             if what == "answers" or train is None:
                 return train is not None
-            return TeacherCache(cache_dir, fingerprint, precision, [train, data.valid_tokens]).listed
+            return TeacherCache(cache_dir, fingerprint, precision, [train]).listed
 
         key = [what, teacher, cfg["text"], str(cache_dir), precision, _data_key(cfg)]
         return self.facts.holds(f"whether the teacher's {what} are there", key, find)

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid import __version__, tracking
-from amid.checks import check_files, parts_of
+from amid.checks import Parts, check_files, parts_of
 from amid.config import config_hash
 from amid.data import InstructionData
 from amid.data.datamodule import Tokens
@@ -58,10 +58,12 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     objective, text, schedule = parts.objective, parts.text, parts.schedule
     if cfg["threads"] is not None:
         torch.set_num_threads(cfg["threads"])
-    key = config_hash(cfg)
+    key = _hash(cfg, parts)
     finished = _finished(directory, key)
     if finished is not None:
-        announce(f"{shown(directory)} is finished already")
+        lacks = parts.compared and "valid_kl_pq" not in finished.training
+        hint = ", without a teacher to compare with; to have one, delete the folder" if lacks else ""
+        announce(f"{shown(directory)} is finished already{hint}")
         return finished
     assistant = getattr(objective, "assistant", None)
     labels = {
@@ -102,7 +104,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         asked = [data.train_tokens, data.valid_tokens] if objective.needs_teacher else [data.valid_tokens]
         teacher = supply_teacher(cfg, tokenizer, data, asked, with_student_text=text.from_student)
         shared_vocab = shared_vocabulary(teacher.vocabulary, student)
-        L.seed_everything(cfg["seed"], workers=True, verbose=False)  # however the teacher was had
+    L.seed_everything(cfg["seed"], workers=True, verbose=False)  # whatever was loaded before
     timings["teacher"] = time.perf_counter() - started
 
     started = time.perf_counter()
@@ -179,6 +181,13 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         checkpoint.unlink()
     tracking.conclude(loggers, result, directory / "generations")
     return result
+
+
+def _hash(cfg: Config, parts: Parts) -> str:
+    """`config_hash`, in which a teacher that is only compared with has no part: it changes nothing learnt."""
+    if parts.compared and not parts.text.from_teacher:
+        cfg = {**cfg, "model": {name: part for name, part in cfg["model"].items() if name != "teacher"}}
+    return config_hash(cfg)
 
 
 def _steps(trainer: Config, data: InstructionData) -> int:

@@ -37,9 +37,10 @@ PART = ".part"
 """How the names end of files that are being written, or were when their process was killed."""
 
 
-def forget_parts(folder: Path) -> None:
-    """Deletes what killed processes left of files in `folder`; nothing else may be writing there."""
-    for part in folder.glob(f".*{PART}"):
+def forget_parts(folder: Path, name: str = "*") -> None:
+    """Deletes what killed processes left of files in `folder`, or of those called `name`, which nothing else
+    may be writing."""
+    for part in folder.glob(f".{name}.*{PART}"):
         part.unlink()
 
 

@@ -126,9 +126,13 @@ class DistillationModule(L.LightningModule):
             schedule.begin(objective)
         self._valid_prompts, self._valid_references = valid_prompts, valid_references
         self.valid_metric, self._metrics = valid_metric, metrics
-        of_both = CountedLoss(student, teacher, shared_vocab)
-        self._loss = of_both if objective.needs_teacher else CountedLoss(student, None, None)
-        self._comparison = None if teacher is None or objective.needs_teacher else of_both
+        with_teacher = objective.needs_teacher
+        self._loss = CountedLoss(
+            student, teacher if with_teacher else None, shared_vocab if with_teacher else None
+        )
+        self._comparison = (
+            None if teacher is None or with_teacher else CountedLoss(student, teacher, shared_vocab)
+        )
         self._valid_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         self.best_score = float("-inf")
         self.response_tokens = 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import griffe
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
@@ -139,14 +139,14 @@ def word_of(group: str, option: str) -> str:
 
 
 def _explain_setting(console: Console, key: str) -> None:
-    cfg = _config_with(key)
-    value = OmegaConf.select(cfg, key)
-    written = OmegaConf.to_yaml(value).rstrip() if OmegaConf.is_config(value) else str(_plain(cfg, key))
-    console.print(f"{key}: {written}" if "\n" not in written else f"{key}:\n{written}", markup=False)
     parts = key.split(".")
+    nodes: list[Any] = [_config_with(key)]
+    for part in parts:
+        nodes.append(nodes[-1][part])
+    written = yaml.safe_dump(nodes[-1], allow_unicode=True, sort_keys=False).removesuffix("...\n").rstrip()
+    console.print(f"{key}: {written}" if "\n" not in written else f"{key}:\n{written}", markup=False)
     for n in range(len(parts) - 1, 0, -1):
-        node = OmegaConf.select(cfg, ".".join(parts[:n]))
-        path = node.get("_target_") if isinstance(node, DictConfig) else None
+        path = nodes[n].get("_target_")
         if path is None:
             continue
         known = target(path)
@@ -160,35 +160,30 @@ def _explain_setting(console: Console, key: str) -> None:
         _say(console, "", f"{', '.join(where)}: {comment}")
 
 
-def _config_with(key: str) -> DictConfig:
-    """A configuration that has a setting: that of `amid train` as it is, or with another option of its group.
+def _config_with(key: str) -> dict[str, Any]:
+    """A configuration that has a setting: that of `amid train` as it is, or with another option of its group;
+    as it is written, interpolations too.
 
     Raises:
         InputError: if none has it.
     """
-    cfg = check_overrides("train", [])
-    if _has(cfg, key):
-        return cfg
     group, _, rest = key.partition(".")
-    for option in options(group) if group in groups() else []:
-        other = check_overrides("train", [word_of(group, option.name)])
-        if rest and _has(other, key):
-            return other
+    others = [word_of(group, option.name) for option in options(group)] if rest and group in groups() else []
+    for choice in ([], *([other] for other in others)):
+        cfg: Any = OmegaConf.to_container(check_overrides("train", choice), resolve=False)
+        if _has(cfg, key):
+            return dict(cfg)
     check_overrides("train", [f"{key}=null"])
     raise InputError(f"no setting is named {key!r}; amid train --help lists them")
 
 
-def _has(cfg: DictConfig, key: str) -> bool:
-    missing = object()
-    return OmegaConf.select(cfg, key, default=missing, throw_on_missing=False) is not missing
-
-
-def _plain(cfg: DictConfig, key: str) -> Any:
-    """A value as it is written, an interpolation too; `null` for none."""
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(cfg, parent) if parent else cfg
-    values: Any = OmegaConf.to_container(node, resolve=False)
-    return "null" if values[name] is None else values[name]
+def _has(content: Any, key: str) -> bool:
+    """Whether nested mappings have a setting."""
+    for part in key.split("."):
+        if not (isinstance(content, Mapping) and part in content):
+            return False
+        content = content[part]
+    return True
 
 
 def _comments(key: str) -> dict[str, list[str]]:

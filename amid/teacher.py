@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.data.datamodule import NO_ROW, MicroBatch, Tokens, collate, counted_positions
 from amid.errors import InputError
-from amid.files import checksum, key_of, read_json, write_json
+from amid.files import checksum, forget_parts, key_of, read_json, write_json
 from amid.losses import Head
 from amid.models import CountedStates, ModelSource, output_rows
 from amid.progress import Progress, announce
@@ -254,6 +254,7 @@ class TeacherCache:
 
     def _write_head(self, head: Head) -> None:
         self.folder.mkdir(exist_ok=True)
+        forget_parts(self.folder)
         tensors = {"weight": head.weight.detach().cpu()}
         if head.bias is not None:
             tensors["bias"] = head.bias.detach().cpu()
@@ -276,7 +277,8 @@ class TeacherSupply:
     """How a run gets its teacher's signal, which is the same either way, to rounding.
 
     Args:
-        mode: `live` runs the teacher on every batch. `cached` writes its states once and reads them.
+        mode: `live` runs the teacher on every batch. `cached` writes its states once and reads them; a run
+            whose objective has no teacher is then compared with it at validations.
             `auto` does so in a multirun and in a run that goes over its data twice or more, as long as they
             take no more than half of the free disk space, and reads them wherever they are written already;
             it is `live` where the student's own text is trained on, which has no states on disk. `cached`

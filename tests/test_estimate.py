@@ -140,12 +140,15 @@ def test_what_the_teacher_does_once():
     tokens = 256 * (hand.prompt + 2)
     assert answers.operations == pytest.approx(2 * hand.teacher * tokens)
     assert answers.disk == pytest.approx(4 * tokens)
-    states = works["the teacher's states (random weights)"]
+    states, of_valid = (
+        works[f"the teacher's states {when} (random weights)"] for when in ("in training", "at validations")
+    )
     valid = 64 * (hand.valid_prompt + hand.valid_response)
-    assert states.operations == pytest.approx(2 * hand.teacher * (tokens + valid))
-    positions = 256 * 2 + 64 * hand.valid_response
-    assert states.disk == pytest.approx(4 * (hand.width * positions + hand.head))
-    assert answers.checkpoints == states.checkpoints == 0
+    assert states.operations == pytest.approx(2 * hand.teacher * tokens)
+    assert states.disk == pytest.approx(4 * hand.width * 256 * 2)
+    assert of_valid.operations == pytest.approx(2 * hand.teacher * valid)
+    assert of_valid.disk == pytest.approx(4 * (hand.width * 64 * hand.valid_response + hand.head))
+    assert answers.checkpoints == states.checkpoints == of_valid.checkpoints == 0
     tuning = works["fine-tuning of the teacher (random weights)"]
     assert tuning.checkpoints == 2 * 3 * 4 * hand.teacher
     assert tuning.disk == 4 * hand.teacher
@@ -165,13 +168,18 @@ def test_a_comparison_with_a_stored_teacher_is_of_the_validation_text():
     assert other.operations - one.operations == pytest.approx(5 * 2 * hand.student * valid)
     assert other.memory - one.memory == 4 * hand.head
     works = {work.what: work.cost for work in Estimator().shared(compared).values()}
-    (shared,) = (
-        works.keys()
-        - {work.what for work in Estimator().shared(alone).values()}
-        - {"fine-tuning of the teacher (random weights)"}
-    )
+    shared = "the teacher's states at validations (random weights)"
+    assert works.keys() == {"fine-tuning of the teacher (random weights)", shared} | {
+        work.what for work in Estimator().shared(alone).values()
+    }
     assert works[shared].operations == pytest.approx(2 * hand.teacher * valid)
     assert works[shared].disk == pytest.approx(4 * (hand.width * 64 * hand.valid_response + hand.head))
+    of_kd, of_seqkd = (
+        Estimator().shared(configured(f"method={name}", *SIZES, *STEPS, "teacher=cached"))
+        for name in ("kd", "seqkd")
+    )
+    assert Estimator().shared(compared).keys() < of_kd.keys()
+    assert len(of_kd.keys() & of_seqkd.keys()) == 3  # both fine-tunings, and the states at validations
 
 
 def test_the_disk_of_a_run_has_its_answers(tmp_path):

@@ -2,8 +2,10 @@
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from amid.cli import main
+from amid.config import check_overrides
 from amid.reference import groups, options, target
 
 OPTIONS = [(group, option) for group in groups() for option in options(group)]
@@ -59,6 +61,22 @@ def test_help_of_a_word(word, parts, capsys, monkeypatch):
     out = capsys.readouterr().out
     for part in parts:
         assert part in out
+
+
+def test_help_of_any_setting(capsys):
+    def keys(content, prefix=""):
+        for name, child in content.items():
+            yield prefix + name
+            if isinstance(child, dict):
+                yield from keys(child, f"{prefix}{name}.")
+
+    cfg = OmegaConf.to_container(check_overrides("train", []), resolve=False)
+    cfg.pop("hydra")
+    settings = [key for key in keys(cfg) if key not in groups() and "." in key]
+    assert len(settings) > 100
+    for key in [*settings[::9], "logger.csv.save_dir", "logger.wandb.offline"]:
+        assert main(["help", key]) == 0
+        assert capsys.readouterr().out.startswith(f"{key}:")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from amid.data.plain_text import packed
 from amid.data.prompts import IGNORE, Encoder, Template, Truncation
 from amid.data.sources import Fields, Source, TextSource, load_documents, load_examples
 from amid.errors import InputError
-from amid.files import key_of, written_whole
+from amid.files import forget_parts, key_of, written_whole
 from amid.progress import announce
 
 MicroBatch = dict[str, Tensor]
@@ -438,6 +438,7 @@ class InstructionData(L.LightningDataModule):
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             if not file.exists():
+                forget_parts(file.parent, file.name)
                 with written_whole(file) as part:
                     save_file(make(), part)
         return load_file(file)
