@@ -50,6 +50,11 @@ def parts_of(cfg: Config, prefix: str = "") -> Parts:
             its models among them.
     """
     check_seed(cfg["seed"])
+    threads, test = cfg["threads"], cfg["data"]["test"]
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise InputError(f"threads={threads} must be a whole number from 1, or null for all cores")
+    if not isinstance(test, Mapping):
+        raise InputError(f"data.test={test} has no name; add a set by its name: +data.test.mine={test}")
     check_lengths(cfg["data"]["max_prompt_length"], cfg["data"]["max_length"])
     objective: Loss = instantiate(cfg["objective"])
     text: Text = instantiate(cfg["text"])

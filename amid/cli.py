@@ -108,7 +108,7 @@ def _unread() -> int:
 def _help(arguments: list[str]) -> None:
     from amid.sweep import names
 
-    if arguments:
+    if arguments and not {"-h", "--help"} & set(arguments):
         from amid.reference import explain
 
         for word in arguments:
@@ -294,7 +294,8 @@ def _sweep(arguments: list[str]) -> None:
         print(
             "\nscale=small, the default, is for a machine without a GPU; scale=full is the published size."
             "\n--dry-run lists the runs, with an estimate of time, memory and disk, and starts nothing."
-            "\nKEY=VALUE goes to every run; KEY=A,B runs each. Started again, it skips what is finished."
+            "\nKEY=VALUE goes to every run; KEY=A,B runs each. A baseline keeps its own method, divergence, "
+            "assistant, objective, schedule and text. Started again, it skips what is finished."
         )
         return
     name, words = arguments[0], arguments[1:]

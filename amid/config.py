@@ -7,7 +7,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +168,9 @@ def _content_hash(path: Path) -> str:
 
 
 def check_seed(seed: Any) -> None:
-    """Raises InputError for a seed that is no whole number, before anything is computed with it."""
-    if type(seed) is not int:  # True is an int
-        raise InputError(f"seed={seed} must be a whole number")
+    """Raises InputError for a seed that numpy and torch do not both take, before anything is computed."""
+    if type(seed) is not int or not 0 <= seed < 2**32:  # True is an int
+        raise InputError(f"seed={seed} must be a whole number, from 0 to {2**32 - 1}")
 
 
 def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
@@ -185,7 +185,8 @@ def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise InputError(
-            f"{str(error).splitlines()[0]}; write KEY=VALUE, quoted where it holds spaces"
+            f"{str(error).splitlines()[0]}; write KEY=VALUE, and a value with spaces or brackets in quotes "
+            "that the shell leaves: \"KEY='VALUE'\""
         ) from error
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
@@ -193,9 +194,27 @@ def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
             _check_option(loader, override)
         own = [_first_choice(o) for o in parsed if not o.key_or_group.startswith("hydra")]
         try:
-            return _composed(config_name, own)
+            cfg = _composed(config_name, own)
         except InputError as error:
             raise InputError(_unknown_setting(config_name, loader, parsed) or str(error)) from error
+    check_used(cfg, parsed)
+    return cfg
+
+
+def check_used(cfg: DictConfig, overrides: Iterable[Override]) -> None:
+    """Refuses a chosen divergence or assistant that the objective of a configuration does not take.
+
+    Raises:
+        InputError: naming the choice.
+    """
+    for override in overrides:
+        group = override.key_or_group
+        if group in ("divergence", "assistant") and cfg[group] is not None and group not in cfg.objective:
+            choices = cfg.hydra.runtime.choices
+            raise InputError(
+                f"{_first_choice(override)}: method={choices.method} (objective={choices.objective}) has no "
+                f"{group}; leave it out, or use another method"
+            )
 
 
 def _unknown_setting(config_name: str, loader: ConfigLoader, overrides: Sequence[Override]) -> str | None:

@@ -65,9 +65,12 @@ def _evaluate(cfg: DictConfig) -> None:
             "path": str(Path(cfg.run) / BEST),
             "dtype": saved.model.student.get("dtype", "float32"),
         }
-    elif (
-        OmegaConf.select(cfg, "model.student.path") is None or hydra.runtime.choices.get("data") == "builtin"
-    ):
+    elif OmegaConf.select(cfg, "model.student.path") and hydra.runtime.choices.get("data") == "builtin":
+        raise InputError(
+            "data=builtin is for models that were trained on it; give the data that the model is to answer, "
+            "such as data=dolly, or data=jsonl +data.test.mine=FILE"
+        )
+    elif OmegaConf.select(cfg, "model.student.path") is None:
         raise InputError(
             "give a finished run to score, run=FOLDER, or a model and data, "
             "model.student.path=MODEL data=dolly"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -82,8 +83,10 @@ class ModelSource:
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.architecture is None):
+            given = "both" if self.path is not None else "neither"
             raise InputError(
-                f"model path={self.path!r} and architecture={self.architecture!r}: give exactly one of them"
+                f"a model has {given} of path={self.path!r} and architecture=; give one, as in "
+                "model.teacher.path=FOLDER model.teacher.architecture=null (or model.student...)"
             )
         if self.dtype not in DTYPES:
             raise InputError(f"model dtype={self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
@@ -153,19 +156,24 @@ class ModelSource:
         } | dict(self.architecture)
         try:
             return AutoConfig.for_model(**given)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, StrictDataclassError) as error:
             raise InputError(
-                f"model architecture={dict(self.architecture)} is not usable: {error}"
+                f"model architecture={dict(self.architecture)} is not usable: {_first_line(error)}"
             ) from error
 
     def skeleton(self, config: PretrainedConfig) -> PreTrainedModel:
         """The model of a configuration with its layers and adapters, on the meta device: all but the values.
 
         Raises:
-            InputError: if `layers` or `lora` names a layer it does not have.
+            InputError: if there is no model of the configuration, or `layers` or `lora` names a layer it does
+                not have.
         """
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype])
+            try:
+                model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype])
+            except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
+                what = self.path or f"architecture={dict(self.architecture or {})}"
+                raise InputError(f"model {what} is not usable: {_first_line(error)}") from error
             return self._shaped(model)
 
     def _shaped(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -179,6 +187,10 @@ class ModelSource:
     def _adapters(self) -> LoRA | None:
         if self.lora is None:
             return None
+        if not isinstance(self.lora, Mapping):
+            raise InputError(
+                f"model lora={self.lora} has no settings; write lora={{r: 16, alpha: 64}}, or null"
+            )
         unknown = self.lora.keys() - {field.name for field in fields(LoRA)}
         if unknown:
             known = ", ".join(field.name for field in fields(LoRA))

@@ -11,7 +11,7 @@ from amid.config import config_hash
 from amid.data import InstructionData
 from amid.errors import InputError
 from amid.fit import length_in_words
-from amid.models import check_same_tokens, load_tokenizer
+from amid.models import ModelSource, check_same_tokens, load_tokenizer
 from amid.monitor import PREPARING, tell, watched
 from amid.progress import announce
 from amid.results import BEST, RESULT_FILE, RunResult, load
@@ -43,7 +43,8 @@ def with_prepared_models(cfg: Config, data: InstructionData, run: Run) -> None:
 
 
 def check_models(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Checks the settings of the models of `cfg`, and that their tokenizers are `tokenizer`.
+    """Checks the settings of the models of `cfg`, that there are such models, and that their tokenizers are
+    `tokenizer`.
 
     Raises:
         InputError: see `with_prepared_models`.
@@ -55,7 +56,8 @@ def check_models(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> None:
             "set model.teacher.lora=null too"
         )
     for role, source in models.items():
-        instantiate({key: value for key, value in source.items() if key != "sft"})
+        model: ModelSource = instantiate({key: value for key, value in source.items() if key != "sft"})
+        model.skeleton(model.config(tokenizer))
         if source.get("path") is not None:
             check_same_tokens(role, tokenizer, load_tokenizer(source["path"]))
 

@@ -1,5 +1,6 @@
 """What choices and settings mean: comments in `conf/`, and docstrings of what they configure."""
 
+import difflib
 import functools
 import re
 from collections.abc import Iterator, Mapping
@@ -41,7 +42,18 @@ class Option:
         if lines and lines[0].startswith("# @package"):
             lines = lines[1:]
         n = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-        return " ".join(line.lstrip("# ") for line in lines[:n])
+        text = ""
+        for line in (line.lstrip("# ") for line in lines[:n]):
+            between = ". " if line[:1].isupper() and text[-1:] not in ".,;:" else " "
+            text += between + line if text else line
+        return text
+
+    @property
+    def settings(self) -> str:
+        """The file without its comments' head."""
+        lines = self.text.splitlines()
+        n = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+        return "\n".join(lines[n:])
 
     @property
     def targets(self) -> list[str]:
@@ -101,17 +113,52 @@ def target(path: str) -> Target | None:
 
 
 def explain(word: str, console: Console | None = None) -> None:
-    """Prints what a group, an option (GROUP=OPTION) or a setting of `amid train` is.
+    """Prints what a group, an option (GROUP=OPTION, or OPTION alone) or a setting of `amid train` is.
 
     Raises:
         InputError: if there is none of that name.
     """
     console = console or Console(highlight=False)
-    group, _, option = word.partition("=")
-    if group in groups():
-        _explain_options(console, group, option)
+    name, _, value = word.lstrip("+").partition("=")
+    called = [(group, option.name) for group in groups() for option in options(group) if option.name == name]
+    if name in groups():
+        _explain_options(console, name, value)
+    elif re.fullmatch(r"\w+(\.\w+)*", name) and (found := _config_with(name)):
+        _explain_setting(console, name, *found)
+    elif called:
+        for group, option in called:
+            _explain_options(console, group, option)
+        if same := _settings_called(name):
+            console.print(f"Settings of that name: {', '.join(same)}")
     else:
-        _explain_setting(console, group)
+        raise InputError(f"{word!r} is no group, option or setting{_remedy(name)}")
+
+
+def _remedy(name: str) -> str:
+    """What to ask for in place of a name that there is not."""
+    if name in [option.name for option in options("")]:
+        return f"; amid {name} --help says what the command takes"
+    names = [*groups(), *(option.name for group in groups() for option in options(group)), *_settings()]
+    near = _settings_called(name)[:5] or difflib.get_close_matches(name, names, 1, 0.7)
+    return f"; did you mean {' or '.join(near)}?" if near else "; amid train --help lists them"
+
+
+def _settings() -> list[str]:
+    """Of `amid train` as it is."""
+    content: Any = OmegaConf.to_container(check_overrides("train", []), resolve=False)
+    return list(keys_of({key: value for key, value in content.items() if key != "hydra"}))
+
+
+def _settings_called(name: str) -> list[str]:
+    return [key for key in _settings() if key.rpartition(".")[2] == name and key != name]
+
+
+def keys_of(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The names of all settings in nested mappings, in dots."""
+    for key, child in content.items():
+        yield f"{prefix}{key}"
+        if isinstance(child, Mapping):
+            yield from keys_of(child, f"{prefix}{key}.")
 
 
 def _explain_options(console: Console, group: str, name: str) -> None:
@@ -122,15 +169,20 @@ def _explain_options(console: Console, group: str, name: str) -> None:
         raise InputError(f"{word_of(group, name)} is no option of {group!r}{choose_one(name, names)}")
     for option in chosen:
         _say(console, word_of(group, option.name), option.about)
-    for path in dict.fromkeys(chosen[0].targets if name else []):
+    if not name:
+        return
+    (option,) = chosen
+    _say(console, "", option.settings)
+    node: Any = OmegaConf.select(check_overrides("train", [word_of(group, name)]), group.replace("/", "."))
+    inherited = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else None
+    for path in dict.fromkeys([*option.targets, *_targets(inherited)]):
         known = target(path)
         if known is None:
             _say(console, path, f"see the documentation of {path.split('.')[0]}")
             continue
         _say(console, path, known.summary)
         for argument, about in known.arguments.items():
-            default = "" if about.default is None else f" Default: {about.default}."
-            _say(console, f"  {argument}", about.meaning + default)
+            _say(console, f"  {argument}", about.meaning)
 
 
 def word_of(group: str, option: str) -> str:
@@ -138,13 +190,15 @@ def word_of(group: str, option: str) -> str:
     return f"{group}={option}" if group else f"amid {option}"
 
 
-def _explain_setting(console: Console, key: str) -> None:
+def _explain_setting(console: Console, key: str, cfg: Mapping[str, Any], choice: str) -> None:
     parts = key.split(".")
-    nodes: list[Any] = [_config_with(key)]
+    nodes: list[Any] = [cfg]
     for part in parts:
         nodes.append(nodes[-1][part])
     written = yaml.safe_dump(nodes[-1], allow_unicode=True, sort_keys=False).removesuffix("...\n").rstrip()
-    console.print(f"{key}: {written}" if "\n" not in written else f"{key}:\n{written}", markup=False)
+    of = choice and f"   (with {choice})"
+    text = f"{key}: {written}{of}" if "\n" not in written else f"{key}:{of}\n{written}"
+    console.print(text, markup=False)
     for n in range(len(parts) - 1, 0, -1):
         path = nodes[n].get("_target_")
         if path is None:
@@ -160,21 +214,16 @@ def _explain_setting(console: Console, key: str) -> None:
         _say(console, "", f"{', '.join(where)}: {comment}")
 
 
-def _config_with(key: str) -> dict[str, Any]:
-    """A configuration that has a setting: that of `amid train` as it is, or with another option of its group;
-    as it is written, interpolations too.
-
-    Raises:
-        InputError: if none has it.
-    """
+def _config_with(key: str) -> tuple[dict[str, Any], str] | None:
+    """A configuration that has a setting, as it is written, and the choice that has it: none for that of
+    `amid train` as it is, else another option of its group. None where none has it."""
     group, _, rest = key.partition(".")
     others = [word_of(group, option.name) for option in options(group)] if rest and group in groups() else []
-    for choice in ([], *([other] for other in others)):
-        cfg: Any = OmegaConf.to_container(check_overrides("train", choice), resolve=False)
-        if _has(cfg, key):
-            return dict(cfg)
-    check_overrides("train", [f"{key}=null"])
-    raise InputError(f"no setting is named {key!r}; amid train --help lists them")
+    for choice in ("", *others):
+        cfg: Any = OmegaConf.to_container(check_overrides("train", [choice] if choice else []), resolve=False)
+        if key != "hydra" and not key.startswith("hydra.") and _has(cfg, key):
+            return dict(cfg), choice
+    return None
 
 
 def _has(content: Any, key: str) -> bool:

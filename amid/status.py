@@ -28,7 +28,7 @@ def run(directory: str, follow: bool) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         if follow:
-            raise InputError("--follow refreshes a terminal, and the output is none; leave it out")
+            raise InputError("--follow refreshes a terminal, and the output is no terminal; leave it out")
         console = Console(highlight=False, width=WIDTH_OF_FILES)
     runs = read_status(directory)
     if not follow:

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from amid.config import CONF, SWEEPS, check_overrides, register_resolvers, run_name
+from amid.config import CONF, SWEEPS, check_overrides, check_used, register_resolvers, run_name
 from amid.errors import InputError, choose_one
 from amid.results import RESULT_FILE
 
@@ -70,6 +70,8 @@ class Sweep:
                     cfg = self._config(run, composed)
                 except (HydraException, OmegaConfBaseException) as error:
                     raise InputError(f"{self.in_words(number)}: {self._reason(run, error)}") from error
+                except InputError as error:
+                    raise InputError(f"{self.in_words(number)}: {error}") from error
                 run = replace(run, directory=Path(cfg.output_dir) / run.directory.name)
                 _be_the_run(cfg, run, number)
                 yield run, cfg
@@ -95,6 +97,7 @@ class Sweep:
         cfg = copy.deepcopy(composed[choices])
         for override in values:
             OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+        check_used(cfg, overrides)
         return cfg
 
     @staticmethod

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from amid.cli import main
 from amid.config import check_overrides
-from amid.reference import groups, options, target
+from amid.reference import groups, keys_of, options, target
 
 OPTIONS = [(group, option) for group in groups() for option in options(group)]
 
@@ -48,6 +48,10 @@ def nodes(content):
         ("divergence=alpha_beta", ["divergence=alpha_beta", "amid.losses.AlphaBeta", "alpha"]),
         ("assistant.alpha", ["assistant.alpha: -5.0", "mode-seeking", "alpha of amid.losses.AlphaMixture"]),
         ("text.share", ["text.share: 0.5", "the probability, in (0, 1]", "text=mixed, text=student:"]),
+        ("+text.share=abc", ["text.share: 0.5   (with text=mixed)"]),
+        ("taid", ["method=taid", "lam: 0.4", "schedule=taid", "amid.schedule.TAID"]),
+        ("alpha", ["divergence=alpha", "Settings of that name: assistant.alpha"]),
+        ("text=mixed", ["share: 0.5", "amid.text.StudentText", "max_new_tokens"]),
         ("seed", ["seed: 1", "amid train: of the run"]),
         ("optimizer.weight_decay", ["torch.optim.AdamW: see the documentation of torch"]),
         ("data.test.open", ["_target_: amid.data.builtin.corpus", "evaluation sets by name"]),
@@ -64,15 +68,9 @@ def test_help_of_a_word(word, parts, capsys, monkeypatch):
 
 
 def test_help_of_any_setting(capsys):
-    def keys(content, prefix=""):
-        for name, child in content.items():
-            yield prefix + name
-            if isinstance(child, dict):
-                yield from keys(child, f"{prefix}{name}.")
-
     cfg = OmegaConf.to_container(check_overrides("train", []), resolve=False)
     cfg.pop("hydra")
-    settings = [key for key in keys(cfg) if key not in groups() and "." in key]
+    settings = [key for key in keys_of(cfg) if key not in groups() and "." in key]
     assert len(settings) > 100
     for key in [*settings[::9], "logger.csv.save_dir", "logger.wandb.offline"]:
         assert main(["help", key]) == 0
@@ -82,7 +80,12 @@ def test_help_of_any_setting(capsys):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("assistant.alph", "no setting is named 'assistant.alph'; did you mean 'assistant.alpha'?"),
+        ("assistant.alph", "no group, option or setting; did you mean assistant.alpha?"),
+        ("order", "did you mean objective.order?"),
+        ("train", "amid train --help says what the command takes"),
+        (".", "'.' is no group, option or setting"),
+        ("", "'' is no group, option or setting"),
+        ("hydra.job", "'hydra.job' is no group, option or setting"),
         ("method=tad", "method=tad is no option of 'method'; did you mean 'taid'?"),
     ],
 )

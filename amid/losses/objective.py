@@ -62,6 +62,8 @@ class Objective(Distillation):
         if compiled:  # as code of its own: what is kept compiled for one code object is limited
             own = types.FunctionType(Objective._block.__code__.replace(), globals(), "_block")
             self._arithmetic = torch.compile(types.MethodType(own, self), dynamic=True)
+        if not callable(divergence):
+            raise ValueError(f"divergence={divergence} is none; choose one, or objective=cross_entropy")
         self.divergence = divergence
         self.assistant = assistant
         self.order = order if order is not None else "pq" if assistant is None else "pr"

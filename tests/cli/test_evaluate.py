@@ -12,7 +12,7 @@ def test_evaluate_without_a_model_or_a_whole_seed_says_what_it_takes(tmp_path, c
     err = capsys.readouterr().err
     assert "or a model and data, model.student.path=MODEL data=dolly" in err
     assert run("evaluate", f"output_dir={tmp_path}", "model.student.path=any") == 1
-    assert "or a model and data" in capsys.readouterr().err
+    assert "data=builtin is for models that were trained on it" in capsys.readouterr().err
     assert run("evaluate", f"output_dir={tmp_path}", "model.student.path=any", "seed=1.5") == 1
     assert "seed=1.5 must be a whole number" in capsys.readouterr().err
     assert not list(tmp_path.rglob("result.json"))

@@ -15,6 +15,17 @@ from amid import results
         (["assistant.lam=1.5"], "lam must lie in [0, 1], got lam=1.5"),
         (["assistant.lam=1"], "no gradient"),
         (["seed=1.5"], "seed=1.5 must be a whole number"),
+        (["seed=-1"], "seed=-1 must be a whole number, from 0 to 4294967295"),
+        (["threads=0"], "threads=0 must be a whole number from 1"),
+        (["divergence=none"], "divergence=None is none; choose one, or objective=cross_entropy"),
+        (
+            ["method=sft", "divergence=kl"],
+            "divergence=kl: method=sft (objective=cross_entropy) has no divergence",
+        ),
+        (["data.test=my/test.jsonl"], "add a set by its name: +data.test.mine=my/test.jsonl"),
+        (["data.train=a[:9]"], "in quotes that the shell leaves"),
+        (["model.student.architecture.num_attention_heads=3"], "is not usable"),
+        (["+model.student.layers=[0,9]"], "model.student.layers=[0, 9]: choose indices from 0 to 1"),
         (["trainer.max_steps=ten"], "trainer.max_steps=ten must be a whole number; -1 is no limit"),
         (["generation.seeds=10"], "generation.seeds=10 must be a list, such as generation.seeds=[10]"),
         (["assistant.alpha=nan"], "alpha must be a finite number"),
@@ -36,9 +47,10 @@ def test_a_mistake_is_one_line_and_no_result(quick, tmp_path, capsys, overrides,
     drop = ("data.train.size", "data.valid.size") if "data=jsonl" in overrides else ()
     base = [o for o in quick if o.split("=")[0] not in drop and o.split("=")[0] not in keys]
     assert run("train", *base, *overrides) == 1
-    err = capsys.readouterr().err
+    out, err = capsys.readouterr()
     assert message in err
     assert "Traceback" not in err
+    assert "Fine-tuning" not in out
     assert not list((tmp_path / "runs").glob("*"))
 
 
