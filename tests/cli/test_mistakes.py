@@ -25,7 +25,7 @@ from amid import results
         (["data.test=my/test.jsonl"], "add a set by its name: +data.test.mine=my/test.jsonl"),
         (["data.train=a[:9]"], "in quotes that the shell leaves"),
         (["model.student.architecture.num_attention_heads=3"], "is not usable"),
-        (["+model.student.layers=[0,9]"], "model.student.layers=[0, 9]: choose indices from 0 to 1"),
+        (["+model.student.layers=[0,9]"], "model.student.layers=[0, 9]: choose indices from 0 to 0"),
         (["trainer.max_steps=ten"], "trainer.max_steps=ten must be a whole number; -1 is no limit"),
         (["generation.seeds=10"], "generation.seeds=10 must be a list, such as generation.seeds=[10]"),
         (["assistant.alpha=nan"], "alpha must be a finite number"),
