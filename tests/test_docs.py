@@ -1,5 +1,6 @@
 """The documentation is right: its commands, Python and YAML, the reference made of conf/, the examples."""
 
+import csv
 import importlib.util
 import re
 import runpy
@@ -16,6 +17,7 @@ from hydra.utils import instantiate
 from amid import config, results, score
 from amid.cli import main
 from amid.config import CONF, SWEEPS, check_overrides, register_resolvers
+from amid.reporting.table import build_table
 
 ROOT = Path(__file__).parents[1]
 PAGES = {str(file.relative_to(ROOT / "docs")): file.read_text("utf-8") for file in ROOT.glob("docs/**/*.md")}
@@ -55,6 +57,14 @@ def composed(folder, *overrides):
         return compose("train", list(overrides))
 
 
+def number(cell):
+    """A cell of a CSV file."""
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
 def test_there_is_something_to_check():
     assert len(COMMANDS) > 20
     assert len(SNIPPETS) >= 8
@@ -79,6 +89,17 @@ def test_every_command_is_valid(command):
     # Launchers are packages of their own, and these two options are made in the page itself.
     own = ("hydra/launcher=", "hydra.launcher.", "divergence=hellinger", "method=mine")
     check_overrides(name, [word for word in words if not word.startswith(own)])
+
+
+def test_the_table_of_the_study_is_made_of_its_records():
+    study = ROOT / "docs" / "study"
+    table = build_table(list(results.load_folders(study / "runs").values()))
+    texts = (table.to_csv(), (study / "table.csv").read_text("utf-8"))
+    made, kept = (list(csv.reader(text.splitlines())) for text in texts)
+    assert len(made) == len(kept) > 10
+    for mine, theirs in zip(made, kept, strict=True):
+        assert [number(cell) for cell in mine] == pytest.approx([number(cell) for cell in theirs], rel=1e-9)
+    assert table.to_markdown().strip() in PAGES["study.md"]
 
 
 @pytest.mark.parametrize("code", SNIPPETS)

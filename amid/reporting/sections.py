@@ -111,7 +111,7 @@ def _before_training(table: Table) -> str:
     for name in ON_VALIDATION:
         head, scale, digits, unit = _VALIDATION[name]
         found = [run.training.get(f"valid_{name}_before") for row in table.rows for run in row.runs]
-        texts = {f"{scale * value:.{digits}f}{unit}" for value in found if value is not None}
+        texts = {f"{scale * value:z.{digits}f}{unit}" for value in found if value is not None}
         if texts:
             alike = len(texts) == 1
             said.append(f"{head} {texts.pop() if alike else 'not the same in all runs (see table.csv)'}")

@@ -447,7 +447,7 @@ def score_text(row: Row, score: Score | None, digits: int, plus_minus: str = " Â
         word = "diverged" if any(run.diverged_step is not None for run in row.runs) else "failed"
         failed = sum(map(math.isnan, score.values))
         return word if failed in (0, len(score.values)) else f"{word} {failed}/{len(score.values)}"
-    text = f"{score.mean:.{digits}f}"
+    text = f"{score.mean:z.{digits}f}"  # no minus before a rounded zero
     return text if score.std is None else f"{text}{plus_minus}{score.std:.{digits}f}"
 
 
