@@ -85,7 +85,7 @@ class ModelSource:
         if (self.path is None) == (self.architecture is None):
             given = "both" if self.path is not None else "neither"
             raise InputError(
-                f"a model has {given} of path={self.path!r} and architecture=; give one, as in "
+                f"a model has {given} of path={self.path!r} and architecture=; give exactly one, as in "
                 "model.teacher.path=FOLDER model.teacher.architecture=null (or model.student...)"
             )
         if self.dtype not in DTYPES:

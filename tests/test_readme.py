@@ -103,7 +103,7 @@ def test_dashboard_commands_run(command, tmp_path, monkeypatch, capsys):
 
 
 def test_no_command_is_left_out():
-    tried = {"train", "sweep", "evaluate", "cache", "score", "status", "dashboard"}
+    tried = {"train", "sweep", "evaluate", "cache", "score", "status", "dashboard", "help"}
     assert STATUS
     assert DASHBOARDS
     assert {c.split()[1] for c in COMMANDS} - tried == {"report"}
