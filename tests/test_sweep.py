@@ -165,7 +165,8 @@ def test_finished_runs_of_another_sweep_give_the_times_where_the_own_has_none(of
 
 
 @pytest.mark.parametrize(
-    ("text", "what"), [("data", "states in training"), ("teacher", "states in training"), ("teacher", "answers")]
+    ("text", "what"),
+    [("data", "states in training"), ("teacher", "states in training"), ("teacher", "answers")],
 )
 def test_what_the_teacher_did_is_known_to_be_there(text, what, small_run, capsys):
     given = [*(o for o in small_run if not o.startswith("output_dir")), f"text={text}"]
