@@ -38,22 +38,23 @@ class Option:
     @property
     def about(self) -> str:
         """What the file's first comment says."""
-        lines = self.text.splitlines()
-        if lines and lines[0].startswith("# @package"):
-            lines = lines[1:]
-        n = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
         text = ""
-        for line in (line.lstrip("# ") for line in lines[:n]):
+        for line in (line.lstrip("# ") for line in self._lines[0] if not line.startswith("# @package")):
             between = ". " if line[:1].isupper() and text[-1:] not in ".,;:" else " "
             text += between + line if text else line
         return text
 
     @property
     def settings(self) -> str:
-        """The file without its comments' head."""
+        """The file without that comment."""
+        return "\n".join(self._lines[1])
+
+    @property
+    def _lines(self) -> tuple[list[str], list[str]]:
+        """Those of the first comment, and the others."""
         lines = self.text.splitlines()
         n = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-        return "\n".join(lines[n:])
+        return lines[:n], lines[n:]
 
     @property
     def targets(self) -> list[str]:
