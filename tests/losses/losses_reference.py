@@ -13,6 +13,12 @@ def log_probs(seed: int, *shape: int, scale: float = 2.0) -> Tensor:
     return torch.log_softmax(scale * torch.randn(*shape, generator=generator, dtype=torch.float64), -1)
 
 
+def on_default_device(values: dict[str, object]) -> dict[str, object]:
+    """The values, tensors of them where new tensors are made."""
+    device = torch.get_default_device()
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
+
+
 def pair(seed: int, *shape: int, scale: float = 2.0) -> tuple[Tensor, Tensor]:
     return log_probs(seed, *shape, scale=scale), log_probs(seed + 1000, *shape, scale=scale)
 

@@ -192,6 +192,8 @@ def test_float32_keeps_the_digits_of_close_distributions(divergence: Divergence,
     z_a, z_b = z_a.float(), z_b.float()
     truth = value_and_gradients(divergence, z_a.double(), z_b.double())
     actual = value_and_gradients(divergence, z_a, z_b)
+    if divergence == TotalVariation():
+        truth, actual = truth[:1], actual[:1]  # its gradient jumps where a = b, within their rounding
     for x, y in zip(actual, truth, strict=True):
         # What is left is the rounding of the log-probabilities themselves.
         assert relative_error(x, y) < 2e-6 / distance
@@ -217,8 +219,8 @@ def test_infinite_where_the_definition_is() -> None:
     half = math.log(0.5)
     log_a, log_b = torch.tensor([half, half, NEG_INF]), torch.tensor([0.0, NEG_INF, NEG_INF])
     assert KL()(log_a, log_b) == math.inf
-    assert KL()(log_b, log_a) == pytest.approx(math.log(2))
-    assert ReverseKL()(log_a, log_b) == pytest.approx(math.log(2))
+    assert KL()(log_b, log_a).item() == pytest.approx(math.log(2))
+    assert ReverseKL()(log_a, log_b).item() == pytest.approx(math.log(2))
     assert ReverseKL()(log_b, log_a) == math.inf
     for alpha, beta in ((0.5, -0.5), (0.5, 0.0), (0.0, 0.0), (1.5, -0.5), (-0.3, -0.4), (0.3, -0.9)):
         assert AlphaBeta(alpha, beta)(log_a, log_b) == math.inf
@@ -253,7 +255,7 @@ def test_disjoint_supports(divergence: Divergence) -> None:
     if divergence == TotalVariation():
         assert value == 1
     if divergence == JensenShannon(0.3):
-        assert value == pytest.approx(-0.3 * math.log(0.3) - 0.7 * math.log(0.7))
+        assert value.item() == pytest.approx(-0.3 * math.log(0.3) - 0.7 * math.log(0.7))
 
 
 def test_overflowing_powers_of_equal_tokens() -> None:

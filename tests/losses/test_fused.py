@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from losses_reference import on_default_device
 from torch import Tensor
 
 from amid.losses import (
@@ -109,7 +110,7 @@ def test_gradients_are_right_for_every_alpha_and_lam(order: str, divergence: Div
         if isinstance(divergence, TotalVariation) and lam == (0.01 if "q" in order else 0.99):
             continue  # its gradient jumps where r = q, within the rounding of float32 logits
         loss = Objective(divergence, AlphaMixture(alpha, lam), order)
-        check_equal(fused_gradients(loss, given, chunk_tokens=3), reference_gradients(loss, given), 2e-5)
+        check_equal(fused_gradients(loss, given, chunk_tokens=3), reference_gradients(loss, given), 5e-5)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES, ids=repr)
@@ -232,7 +233,7 @@ def test_infinite_logits(divergence: Divergence, order: str, alpha: float) -> No
     loss = Objective(divergence, AlphaMixture(alpha, 0.1), order)
     got, true = fused_gradients(loss, values), reference_gradients(loss, values)
     assert math.isfinite(got[0])
-    check_equal((got[0], got[1][:2]), (true[0], true[1][:2]), 2e-5)
+    check_equal((got[0], got[1][:2]), (true[0], true[1][:2]), 5e-5)
 
 
 @pytest.mark.parametrize("assistant", [None, AlphaMixture(-5, 0.1)], ids=repr)
@@ -313,7 +314,7 @@ def test_autocast_takes_products_in_bfloat16_and_keeps_float32_gradients() -> No
     values = inputs(64, 1000)
     loss = Objective(KL(), AlphaMixture())
     value, true = reference_gradients(loss, values)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         got_value, got = fused_gradients(loss, values)
     assert math.isclose(got_value, value, rel_tol=2e-2)
     assert got_value != loss.fused(**values)
@@ -447,9 +448,9 @@ def test_a_setting_changed_in_between_is_refused_in_a_sum_too() -> None:
         ({"mask": torch.ones(7)}, "mask must be boolean"),
     ],
 )
-def test_wrong_inputs_are_named(wrong: dict[str, Tensor], message: str) -> None:
+def test_wrong_inputs_are_named(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Objective(KL()).fused(**inputs() | wrong)
+        Objective(KL()).fused(**inputs() | on_default_device(wrong))
 
 
 def test_unknown_input_is_named() -> None:
