@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from command_line import run
 
 
@@ -111,3 +112,14 @@ def test_a_defect_leaves_its_traceback_and_a_mistake_does_not(quick, tmp_path, c
     assert "error.log" in capsys.readouterr().err
     (log,) = tmp_path.glob("runs/*/error.log")
     assert "zip() argument 2 is shorter" in log.read_text()
+
+
+def test_a_gpu_out_of_memory_is_told_in_short_with_the_remedy(quick, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 42.00 MiB. GPU 0 has none.")
+
+    monkeypatch.setattr("amid.train.run_experiment", full)
+    assert run("train", *quick) == 1
+    told = capsys.readouterr().err
+    assert "amid: CUDA out of memory: lower data.micro_batch_size for training" in told
+    assert "Tried to allocate 42.00 MiB" in next(tmp_path.glob("runs/*/error.log")).read_text()
