@@ -454,7 +454,7 @@ def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or "no message"
     if isinstance(error, RuntimeError) and "out of memory" in text:  # torch.OutOfMemoryError
         return (
-            f"{text.partition('. ')[0]}: lower data.micro_batch_size for training, generation.batch_size for "
-            "answers, or the sft's of a model while it is fine-tuned; a sweep's --dry-run estimates the memory"
+            f"{text.partition('. ')[0]}: lower data.micro_batch_size for training or "
+            "generation.batch_size for answers; a sweep's --dry-run estimates the memory"
         )
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
