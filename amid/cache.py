@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from amid.data import InstructionData
 from amid.errors import InputError
 from amid.experiment import run_experiment, supply_teacher, supply_text
+from amid.fit import one_device
 from amid.precision import announce_slow_bfloat16
 from amid.preparation import with_prepared_models
 from amid.progress import silence_bars
@@ -29,6 +30,7 @@ def run(cfg: DictConfig) -> None:
     settings["model"].pop("student")
     if settings["threads"] is not None:
         torch.set_num_threads(settings["threads"])
+    one_device(settings["trainer"])
     tokenizer = instantiate(settings["model"]["tokenizer"])
     data: InstructionData = instantiate(settings["data"], tokenizer=tokenizer)
     tokenizer = data.tokenizer

@@ -16,6 +16,7 @@ from amid.config import check_seed, config_hash, further_settings
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
 from amid.experiment import versions, write_config
+from amid.fit import one_device
 from amid.models import ModelSource, load_tokenizer
 from amid.monitor import watched
 from amid.precision import announce_slow_bfloat16
@@ -98,8 +99,7 @@ def _evaluate(cfg: DictConfig) -> None:
     sampling = instantiate(settings["generation"])
     data.announce_cuts(["test"])
     announce_slow_bfloat16(settings | {"model": {"student": settings["model"]["student"]}})
-    trainer = settings["trainer"]
-    fabric = L.Fabric(accelerator=trainer["accelerator"], devices=1, precision=trainer["precision"])
+    fabric = one_device(settings["trainer"])
     directory = Path(hydra.runtime.output_dir)
     write_config(settings, directory, config_hash(settings))
     started = time.perf_counter()

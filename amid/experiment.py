@@ -24,7 +24,7 @@ from amid.data.datamodule import Tokens
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
 from amid.files import written_whole
-from amid.fit import fit, last_checkpoint, length_in_words, steps_of
+from amid.fit import fit, last_checkpoint, length_in_words, one_device, steps_of
 from amid.lora import merge
 from amid.models import shared_vocabulary
 from amid.module import DistillationModule
@@ -65,6 +65,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         hint = ", without a teacher to compare with; to have one, delete the folder" if lacks else ""
         announce(f"{shown(directory)} is finished already{hint}")
         return finished
+    one_device(cfg["trainer"])
     assistant = getattr(objective, "assistant", None)
     labels = {
         **labels,
@@ -211,7 +212,7 @@ def supply_text(cfg: Config, text: Text, tokenizer: PreTrainedTokenizerBase, dat
             data.train_tokens,
             instantiate(cfg["model"]["teacher"]),
             tokenizer,
-            _one_device(cfg),
+            one_device(cfg["trainer"]),
             str(cfg["trainer"]["precision"]),
             data.cache_dir,
         )
@@ -238,18 +239,11 @@ def supply_teacher(
         instantiate(cfg["model"]["teacher"]),
         tokenizer,
         asked,
-        fabric=_one_device(cfg),
+        fabric=one_device(cfg["trainer"]),
         precision=str(settings["precision"]),
         passes=steps_of(settings, steps_of_all) / steps_of_all,
         with_student_text=with_student_text,
     )
-
-
-def _one_device(cfg: Config) -> L.Fabric:
-    """Where the teacher runs before the training."""
-    settings = cfg["trainer"]
-    devices = settings["devices"] if isinstance(settings["devices"], list) else 1
-    return L.Fabric(accelerator=settings["accelerator"], devices=devices, precision=settings["precision"])
 
 
 def _log_scores(loggers: Sequence[Logger], scores: Mapping[str, Mapping[str, Score]]) -> None:

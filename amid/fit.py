@@ -43,6 +43,7 @@ def check_trainer(trainer: Config, key: str) -> None:
             f"{key}.precision={trainer['precision']} would clip gradients before they are unscaled; "
             "use bf16-mixed or 32-true"
         )
+    _fabric(f"{key}.precision={trainer['precision']}", "cpu", trainer["precision"])
     for name in ("max_epochs", "max_steps"):
         if trainer[name] is not None and not isinstance(trainer[name], int):
             raise InputError(f"{key}.{name}={trainer[name]} must be a whole number; -1 is no limit")
@@ -52,6 +53,25 @@ def check_trainer(trainer: Config, key: str) -> None:
         )
     if trainer["max_epochs"] == -1 and trainer["max_steps"] == -1:
         raise InputError(f"{key}.max_epochs=-1 and {key}.max_steps=-1 never end; set one of them")
+
+
+def one_device(trainer: Config, key: str = "trainer") -> L.Fabric:
+    """Device and precision of the settings of a trainer, which stand at `key`.
+
+    Raises:
+        InputError: if this machine has no such device.
+    """
+    devices = trainer["devices"] if isinstance(trainer["devices"], list) else 1
+    given = f"{key}.accelerator={trainer['accelerator']} {key}.devices={trainer['devices']}"
+    return _fabric(given, trainer["accelerator"], trainer["precision"], devices)
+
+
+def _fabric(given: str, accelerator: str, precision: Any, devices: int | list[int] = 1) -> L.Fabric:
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    try:
+        return L.Fabric(accelerator=accelerator, devices=devices, precision=precision)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{given} cannot be had here: {error}") from error
 
 
 def steps_of(trainer: Config, steps_of_all: int) -> int:
