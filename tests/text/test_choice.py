@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import EOS, FORK, answer_with
 
-from amid import text
 from amid.data.datamodule import NO_ROW
 from amid.text import AdaptiveText, DataText, StudentText
+from amid.text import student as student_text
 
 
 @settings(max_examples=50)
@@ -75,7 +75,7 @@ def test_every_step_has_a_seed_of_its_own_and_rows_have_no_number():
     ],
 )
 def test_distillm_chooses_data_student_or_replay(monkeypatch, threshold, full, step, u, expected):
-    monkeypatch.setattr(text, "_uniform", lambda seed, step: u)
+    monkeypatch.setattr(student_text, "_uniform", lambda seed, step: u)
     adaptive = AdaptiveText(9, threshold=threshold, capacity=4)
     adaptive.buffer.extend((torch.tensor([9, i]), 1, NO_ROW) for i in range(4 if full else 3))
     before, answer = list(adaptive.buffer), answer_with(7, EOS)

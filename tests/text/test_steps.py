@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from small_models import CPU, EOS, TOKENS, data_of, fitted, network
 from torch.nn import functional as F
 
-from amid import text
 from amid.data.datamodule import Tokens, counted_positions
 from amid.data.prompts import IGNORE
 from amid.errors import InputError
@@ -18,6 +17,8 @@ from amid.losses import KL, CrossEntropy, Objective, WeightedSum
 from amid.models import ModelSource
 from amid.teacher import CachedTeacher, LiveTeacher, PartlyCachedTeacher, TeacherSupply
 from amid.text import AdaptiveText, DataText, StudentText, on_student_text, prompts_of
+from amid.text import student as student_text
+from amid.text.base import seed_of
 
 
 @settings(max_examples=20, deadline=None)
@@ -130,7 +131,7 @@ def test_a_step_on_student_text_is_one_on_the_same_text_given_as_data(tmp_path, 
 
     drawn = on_policy.sampling.token_ids  # in eval mode, by the student before the step
     with torch.autocast("cpu", torch.bfloat16, enabled=precision != "32-true"):
-        again = drawn(network(), data.tokenizer, prompts, text._seed(2, 0), vocabulary=len(TOKENS))
+        again = drawn(network(), data.tokenizer, prompts, seed_of(2, 0), vocabulary=len(TOKENS))
     assert [ids.tolist() for ids, _, _ in written] == [p + a for p, (a,) in zip(prompts, again, strict=True)]
 
     data.train_on(Tokens.of((ids.tolist(), n_prompt) for ids, n_prompt, _ in written))
@@ -209,7 +210,7 @@ def test_the_teacher_reads_rows_of_the_data_and_runs_on_others(saved, tmp_path):
     partly.live.model.model.register_forward_pre_hook(lambda *_: calls.append("body"))
     mixed = StudentText(max_new_tokens=7, share=0.5, seed=4)
     mine, _ = fitted(data, mixed, network(), teacher=partly, steps=6)
-    on_student = [text._uniform(4, step) < 0.5 for step in range(6)]
+    on_student = [student_text._uniform(4, step) < 0.5 for step in range(6)]
     assert {True, False} == set(on_student)
     assert len(calls) == 3 * sum(on_student), "three micro-batches in each of these steps"
     theirs, _ = fitted(data, mixed, network(), teacher=live, steps=6)

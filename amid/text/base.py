@@ -1,0 +1,146 @@
+"""What every choice of text shares: its interface, the rows that answers make, seeds, and devices."""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import distributed
+
+from amid.data.datamodule import NO_ROW, MicroBatch, Row, SampledRow, Tokens
+from amid.data.prompts import IGNORE
+from amid.errors import InputError
+from amid.generation import MixedAnswer, Sampling
+from amid.losses import Loss, WeightedSum
+
+AnyRow = TypeVar("AnyRow", Row, SampledRow)
+
+
+class Answerer(Protocol):
+    """The student, as it is at a step, and its teacher."""
+
+    @property
+    def end(self) -> int:
+        """The id of the token that ends an answer, EOS."""
+
+    def __call__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
+        """The token ids of its answer to each prompt, EOS included where it ended."""
+
+    def mixed(
+        self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int, teacher_share: float
+    ) -> list[MixedAnswer]:
+        """An answer of it and its teacher to each prompt, as `Sampling.mixed` says."""
+
+
+class Text:
+    """Whose responses follow the prompts of the data. A run asks it at each optimiser step."""
+
+    from_teacher = False
+    """Whether the teacher answers the training prompts before the training."""
+    from_student = False
+    """Whether steps may be taken on text of the student."""
+    sampled = False
+    """Whether rows come with what is known of their sampling, in every step."""
+    threshold: float | None = None
+    """The probability of such a step, where it moves."""
+
+    def begin(self, tokens: Tokens) -> None:
+        """Takes note of the training set, before the first step."""
+
+    def rows(
+        self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer
+    ) -> Sequence[Row | SampledRow] | None:
+        """What is trained on in place of the data's rows; None for these.
+
+        The choice depends on the settings and the step, and on nothing that differs between devices.
+
+        Args:
+            prompts: token ids of the prompts of the data's rows.
+            step: optimiser steps taken so far.
+            steps: optimiser steps of the run.
+            answer: the student.
+        """
+        return None
+
+    def validated(self, cross_entropy: float) -> None:
+        """Takes note of a validation: its cross-entropy in nats a token, first of all before the training."""
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run goes on from: numbers and tensors."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from it."""
+
+
+class DataText(Text):
+    """The data's own responses."""
+
+
+def prompts_of(micro_batches: Iterable[MicroBatch]) -> list[list[int]]:
+    """The token ids of the prompts of all rows."""
+    return [
+        ids[(mask == 1) & (labels == IGNORE)].tolist()
+        for batch in micro_batches
+        for ids, mask, labels in zip(
+            batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
+        )
+    ]
+
+
+def on_student_text(objective: Loss) -> Loss | None:
+    """What of an objective is taken on the student's own text, whose tokens are no labels; None for nothing.
+
+    A sum loses its terms that need labels, such as a cross-entropy.
+    """
+    if isinstance(objective, WeightedSum):
+        parts = [(weight, on_student_text(term)) for weight, term in objective.terms]
+        terms = [(weight, part) for weight, part in parts if part is not None]
+        return WeightedSum(terms, fused=objective.uses_fused) if terms else None
+    return None if objective.needs_labels else objective
+
+
+def sampling_of(
+    max_new_tokens: int, temperature: float, top_p: float, top_k: int, batch_size: int
+) -> Sampling:
+    """The settings of answers drawn for training, whose mistakes are told as those of `text`.
+
+    Raises:
+        InputError: for a value outside its range.
+    """
+    try:
+        return Sampling(
+            max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, batch_size=batch_size
+        )
+    except InputError as error:
+        raise InputError(str(error).replace("generation.", "text.")) from error
+
+
+def rows_of_answers(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[Row]:
+    """A row of each prompt and its answer: of no row of the data."""
+    return [
+        (torch.tensor([*prompt, *ids], dtype=torch.int32), len(prompt), NO_ROW)
+        for prompt, ids in zip(prompts, answers, strict=True)
+    ]
+
+
+def seed_of(seed: int, step: int) -> int:
+    """A seed for what is drawn at a step."""
+    return random.Random(f"{seed} text {step}").getrandbits(48)
+
+
+def devices_and_rank() -> tuple[int, int]:
+    """How many there are, and which of them this is."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 1, 0
+    return distributed.get_world_size(), distributed.get_rank()
+
+
+def of_all_devices(rows: list[AnyRow]) -> list[AnyRow]:
+    """The rows of each device, one after the other, so that every device keeps the same ones."""
+    devices, _ = devices_and_rank()
+    if devices == 1:
+        return rows
+    gathered: list[list[AnyRow]] = [[] for _ in range(devices)]
+    distributed.all_gather_object(gathered, rows)
+    return [row for part in gathered for row in part]

@@ -1,0 +1,121 @@
+"""MiniLLM's samples, drawn from student and teacher."""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amid.data.datamodule import NO_ROW, Row, SampledRow, Tokens, endless
+from amid.errors import InputError
+from amid.generation import MixedAnswer
+from amid.losses import rewards_to_go
+from amid.text.base import (
+    Answerer,
+    Text,
+    devices_and_rank,
+    of_all_devices,
+    rows_of_answers,
+    sampling_of,
+    seed_of,
+)
+
+
+class RolloutText(Text):
+    """MiniLLM's samples of student and teacher (arXiv 2306.08543), each used for several optimiser steps.
+
+    A sample answers `batches` times `rows_per_step` prompts of the training set on each device, taken in an
+    order of its own, each token drawn from q̃ = a p + (1-a) q with the student as it then is. It is gone
+    through `epochs` times, in another order each time, a batch a step. The log q̃ and the rewards-to-go that
+    come with the rows stay those of the sampling.
+
+    Args:
+        max_new_tokens: tokens of an answer at most; one that is cut there has no EOS.
+        rows_per_step: rows of an optimiser step, on each device.
+        batches: of these in a sample.
+        epochs: how often a sample is gone through; 1 with one batch is a new sample in each step.
+        teacher_share: a, 0 ≤ a < 1.
+        normalise: see `amid.losses.rewards_to_go`.
+        batch_size: answers drawn at once, at most.
+        seed: of the random numbers, together with the number of the sample.
+
+    Raises:
+        InputError: for a value outside its range.
+    """
+
+    from_student = True
+    sampled = True
+
+    def __init__(
+        self,
+        max_new_tokens: int,
+        rows_per_step: int,
+        batches: int = 4,
+        epochs: int = 4,
+        teacher_share: float = 0.2,
+        normalise: bool = True,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("rows_per_step", rows_per_step), ("batches", batches), ("epochs", epochs)):
+            if value < 1:
+                raise InputError(f"text.{name}={value} must be at least 1")
+        if not 0 <= teacher_share < 1:
+            raise InputError(f"text.teacher_share={teacher_share} must be in [0, 1); published: 0.2")
+        self.sampling = sampling_of(max_new_tokens, 1.0, 1.0, 0, batch_size)
+        self.rows_per_step, self.batches, self.epochs = rows_per_step, batches, epochs
+        self.teacher_share, self.normalise, self.seed = teacher_share, normalise, seed
+        self.sample: list[SampledRow] = []
+        self._tokens = Tokens.of([])
+
+    def begin(self, tokens: Tokens) -> None:
+        """As `Text` says: the prompts are those of `tokens`."""
+        self._tokens = tokens
+
+    def rows(
+        self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer
+    ) -> Sequence[Row | SampledRow] | None:
+        """As `Text` says; the prompts are those of the sample."""
+        number, place = divmod(step, self.batches * self.epochs)
+        if place == 0:
+            self.sample = self._sample(number, answer)
+        epoch, batch = divmod(place, self.batches)
+        order = list(range(len(self.sample)))
+        random.Random(f"{self.seed} rollout {number} {epoch}").shuffle(order)
+        devices, rank = devices_and_rank()
+        n = self.rows_per_step * devices
+        return [self.sample[i] for i in order[batch * n : (batch + 1) * n][rank::devices]]
+
+    def _sample(self, number: int, answer: Answerer) -> list[SampledRow]:
+        """That of all devices, each of which answers its part of the prompts."""
+        devices, rank = devices_and_rank()
+        n = self.batches * self.rows_per_step * devices
+        places = range(number * n, (number + 1) * n)[rank::devices]
+        chosen = endless(places, len(self._tokens), f"{self.seed} prompts")
+        prompts = [ids[:n_prompt].tolist() for ids, n_prompt, _ in map(self._tokens.__getitem__, chosen)]
+        answers = answer.mixed(self.sampling, prompts, seed_of(self.seed, number), self.teacher_share)
+        return of_all_devices(
+            [
+                (*row, self._of_sampling(drawn))
+                for row, drawn in zip(
+                    rows_of_answers(prompts, [drawn.tokens for drawn in answers]), answers, strict=True
+                )
+            ]
+        )
+
+    def _of_sampling(self, drawn: MixedAnswer) -> Tensor:
+        """log q̃ and R of each token, [tokens, 2]."""
+        log_p, log_q = drawn.log_teacher.unsqueeze(0), drawn.log_student.unsqueeze(0)
+        to_go = rewards_to_go(log_p, log_q, torch.ones_like(log_q, dtype=torch.bool), self.normalise)
+        return torch.stack([drawn.log_mixed, to_go.squeeze(0)], dim=-1)
+
+    def state(self) -> dict[str, Any]:
+        """As `Text` says: the sample."""
+        kept = Tokens.of((ids.tolist(), n_prompt) for ids, n_prompt, _, _ in self.sample)
+        return {"sampling": [sampling for _, _, _, sampling in self.sample], **kept.tensors}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """As `Text` says."""
+        rows = zip(Tokens.of_tensors(state), state["sampling"], strict=True)
+        self.sample = [(ids, n_prompt, NO_ROW, sampling) for (ids, n_prompt, _), sampling in rows]

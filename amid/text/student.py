@@ -1,0 +1,198 @@
+"""The student's own answers, in some steps or in all, new or replayed."""
+
+import math
+import random
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+from amid.data.datamodule import NO_ROW, Row, Tokens
+from amid.errors import InputError
+from amid.generation import Sampling
+from amid.text.base import (
+    Answerer,
+    Text,
+    devices_and_rank,
+    of_all_devices,
+    rows_of_answers,
+    sampling_of,
+    seed_of,
+)
+
+Labels = Literal["shifted", "unshifted"]
+
+
+class StudentText(Text):
+    """The student's own answers, as it is at each step: in all steps, or in each with a probability.
+
+    A share of 1 is on-policy distillation: ImitKD (arXiv 2009.07253), GKD with λ = 1 (2306.13649); 0.5 is
+    GKD's default.
+
+    Args:
+        max_new_tokens: tokens of an answer at most; one that is cut there has no EOS.
+        share: the probability, in (0, 1], that a step is taken on the student's text and not on the data's.
+        labels: "shifted", as the data's: each token of an answer, EOS included, is counted where it is
+            predicted. "unshifted", as in DistiLLM's code and its forks: the label of a token stands at the
+            token itself, and EOS, their padding, is dropped; so the first token of an answer is not
+            counted, and what is predicted after its last one is, also where the answer was cut.
+        temperature: 0 for greedy decoding.
+        top_p: in (0, 1]; 1 keeps all tokens.
+        top_k: 0 keeps all tokens.
+        batch_size: answers drawn at once, at most.
+        seed: of the random numbers, together with the step.
+
+    Raises:
+        InputError: for a value outside its range.
+    """
+
+    from_student = True
+
+    def __init__(
+        self,
+        max_new_tokens: int,
+        share: float = 1.0,
+        labels: Labels = "shifted",
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        if not 0 < share <= 1:
+            raise InputError(f"text.share={share} must be in (0, 1]; for none, use text=data")
+        self.share, self.labels, self.seed = share, _known(labels), seed
+        self.sampling = sampling_of(max_new_tokens, temperature, top_p, top_k, batch_size)
+
+    def rows(
+        self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer
+    ) -> list[Row] | None:
+        """As `Text` says."""
+        if _uniform(self.seed, step) >= self.share:
+            return None
+        return _by_student(answer, self.sampling, prompts, seed_of(self.seed, step), self.labels)
+
+
+class AdaptiveText(Text):
+    """DistiLLM's choice between data, the student's text, and a replay of it (arXiv 2402.03898).
+
+    With a threshold φ, a buffer of the student's latest answers, and a number u in [0, 1) drawn at each step:
+
+        u < φ (1 - step/steps), or u < φ while the buffer is not full:   the student answers; kept
+        u < φ otherwise:                                                 rows drawn from the buffer
+        u ≥ φ:                                                           the data
+
+    φ rises by `increase`, at most to 1, at each validation whose cross-entropy on the data is not below that
+    of the reference + `tolerance`; then that validation becomes the reference. The first reference is the
+    validation before the training.
+
+    Args:
+        max_new_tokens: tokens of an answer at most; one that is cut there has no EOS.
+        threshold: φ at first, in [0, 1].
+        increase: of φ, in [0, 1].
+        tolerance: nats a token; below 0, as much better it must be.
+        capacity: rows of the buffer; when it is full the oldest leave.
+        labels: see `StudentText`.
+        temperature: 0 for greedy decoding.
+        top_p: in (0, 1]; 1 keeps all tokens.
+        top_k: 0 keeps all tokens.
+        batch_size: answers drawn at once, at most.
+        seed: of the random numbers, together with the step.
+
+    Raises:
+        InputError: for a value outside its range.
+    """
+
+    from_student = True
+
+    def __init__(
+        self,
+        max_new_tokens: int,
+        threshold: float = 0.0,
+        increase: float = 0.1,
+        tolerance: float = 0.1,
+        capacity: int = 1000,
+        labels: Labels = "shifted",
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("threshold", threshold), ("increase", increase)):
+            if not 0 <= value <= 1:
+                raise InputError(f"text.{name}={value} must be in [0, 1]")
+        if not math.isfinite(tolerance):
+            raise InputError(f"text.tolerance={tolerance} must be a finite number of nats, such as 0.1")
+        if capacity < 1:
+            raise InputError(f"text.capacity={capacity} must be at least 1")
+        self.sampling = sampling_of(max_new_tokens, temperature, top_p, top_k, batch_size)
+        self.threshold: float = threshold
+        self.increase, self.tolerance, self.seed = increase, tolerance, seed
+        self.labels = _known(labels)
+        self.reference: float | None = None
+        self.buffer: deque[Row] = deque(maxlen=capacity)
+
+    def rows(
+        self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer
+    ) -> list[Row] | None:
+        """As `Text` says."""
+        u = _uniform(self.seed, step)
+        if u >= self.threshold:
+            return None
+        if u < self.threshold * (1 - step / steps) or len(self.buffer) < (self.buffer.maxlen or 0):
+            rows = _by_student(answer, self.sampling, prompts, seed_of(self.seed, step), self.labels)
+            self.buffer.extend(of_all_devices(rows))
+            return rows
+        _, rank = devices_and_rank()
+        rng = random.Random(f"{self.seed} replay {step} {rank}")
+        return rng.sample(list(self.buffer), min(len(prompts), len(self.buffer)))
+
+    def validated(self, cross_entropy: float) -> None:
+        """As `Text` says."""
+        if self.reference is None:
+            self.reference = cross_entropy
+        elif cross_entropy >= self.reference + self.tolerance:
+            self.reference = cross_entropy
+            self.threshold = min(self.threshold + self.increase, 1.0)
+
+    def state(self) -> dict[str, Any]:
+        """As `Text` says."""
+        kept = Tokens.of((ids.tolist(), n_prompt) for ids, n_prompt, _ in self.buffer)
+        return {"threshold": self.threshold, "reference": self.reference, **kept.tensors}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """As `Text` says."""
+        self.threshold, self.reference = state["threshold"], state["reference"]
+        kept = Tokens.of_tensors(state)
+        self.buffer.clear()
+        self.buffer.extend(
+            (ids, n_prompt, NO_ROW) for ids, n_prompt, _ in (kept[i] for i in range(len(kept)))
+        )
+
+
+def _by_student(
+    answer: Answerer, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int, labels: Labels
+) -> list[Row]:
+    """The student's answers to the prompts, with their labels as `StudentText` says."""
+    rows = rows_of_answers(prompts, answer(sampling, prompts, seed))
+    if labels == "shifted":
+        return rows
+    # The first token passes for one of the prompt; where no EOS was predicted, one stands in for what was.
+    end = torch.tensor([answer.end], dtype=torch.int32)
+    return [
+        (ids if ids[-1] == end else torch.cat([ids, end]), n_prompt + 1, number)
+        for ids, n_prompt, number in rows
+    ]
+
+
+def _known(labels: Labels) -> Labels:
+    if labels not in ("shifted", "unshifted"):
+        raise InputError(f"text.labels={labels} must be shifted or unshifted")
+    return labels
+
+
+def _uniform(seed: int, step: int) -> float:
+    """The number in [0, 1) that decides about a step: the same on every device."""
+    return random.Random(f"{seed} coin {step}").random()
