@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import EOS, FORK, TOKENS, data_of, fitted, network
 
-from amid import text
 from amid.data.datamodule import NO_ROW, Tokens
 from amid.data.prompts import IGNORE
 from amid.generation import MixedAnswer, Sampling
 from amid.losses import MiniLLM
 from amid.teacher import LiveTeacher
 from amid.text import RolloutText
+from amid.text.base import seed_of
 
 MODEL = network(eos_bias=5.0)
 
@@ -121,7 +121,7 @@ def test_steps_on_a_sample_are_those_computed_by_hand(tmp_path, fused):
         tuple(prompt): drawn
         for prompt, drawn in zip(
             prompts,
-            rollouts.sampling.mixed(student, teacher, TOKENS, prompts, text._seed(2, 0), 0.3),
+            rollouts.sampling.mixed(student, teacher, TOKENS, prompts, seed_of(2, 0), 0.3),
             strict=True,
         )
     }
