@@ -1,6 +1,7 @@
 """The memory of the process: how freed memory is handed back, and how much was taken at most."""
 
 import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -23,6 +24,18 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def free_memory() -> None:
+    """Frees what earlier runs of this process left: their models, and GPU memory held for new tensors.
+
+    A finished trainer and its module refer to each other, so they stay until they are looked for.
+    """
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def forget_peak_memory(device: "torch.device") -> None:

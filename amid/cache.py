@@ -1,13 +1,12 @@
 """The entry point of `amid cache`."""
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from amid.data import InstructionData
 from amid.errors import InputError
 from amid.experiment import run_experiment, supply_teacher, supply_text
-from amid.fit import one_device
+from amid.fit import one_device, use_threads
 from amid.precision import announce_slow_bfloat16
 from amid.preparation import with_prepared_models
 from amid.progress import silence_bars
@@ -28,8 +27,7 @@ def run(cfg: DictConfig) -> None:
     if settings["teacher"]["mode"] != "cached":
         raise InputError("amid cache writes the states that teacher=cached reads; leave out teacher=")
     settings["model"].pop("student")
-    if settings["threads"] is not None:
-        torch.set_num_threads(settings["threads"])
+    use_threads(settings["threads"])
     one_device(settings["trainer"])
     tokenizer = instantiate(settings["model"]["tokenizer"])
     data: InstructionData = instantiate(settings["data"], tokenizer=tokenizer)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from amid import __version__
 from amid.allocator import keep_freed_memory
-from amid.errors import InputError, choose_one, was_interrupted
+from amid.errors import Busy, InputError, choose_one, was_interrupted
 
 if TYPE_CHECKING:
     from amid.sweep import Sweep
@@ -139,9 +139,10 @@ def _hydra(name: str, arguments: list[str]) -> None:
             settings = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
             runs = _checked(Sweep(name, Path(cfg.output_dir), [settings], CONF))
     with _and_what_is_next(runs, report=several):
-        _launch(name, arguments, runs)
+        elsewhere = _launch(name, arguments, runs)
         if name == "train":
-            _check_results(runs)
+            _check_results([directory for directory in runs if directory not in elsewhere])
+        _tell_of(elsewhere)
 
 
 def _enumerates(overrides: Sequence[str]) -> bool:
@@ -195,8 +196,10 @@ def _quoted(argument: str) -> str:
     )
 
 
-def _launch(name: str, arguments: Sequence[str], runs: list[Path]) -> None:
+def _launch(name: str, arguments: Sequence[str], runs: list[Path]) -> list[Path]:
     """Runs an entry point's job, or jobs with -m; one that fails does not stop the others.
+
+    Of several jobs, those that another process is at are passed over, and their folders returned.
 
     Args:
         name: of the entry point.
@@ -216,6 +219,7 @@ def _launch(name: str, arguments: Sequence[str], runs: list[Path]) -> None:
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"
     failed: list[str] = []
+    elsewhere: list[Path] = []
 
     def task(cfg: DictConfig) -> None:
         module = importlib.import_module(f"amid.{name}")
@@ -233,9 +237,12 @@ def _launch(name: str, arguments: Sequence[str], runs: list[Path]) -> None:
             if was_interrupted(error):
                 raise KeyboardInterrupt from error
             single = HydraConfig.get().mode == RunMode.RUN
+            if isinstance(error, Busy) and not single:
+                elsewhere.append(directory)
+                return
             failed.append(("" if single else f"{directory.name}: ") + _one_line(error))
             if _is_mistake(error):
-                if single:  # of several runs, status and report tell
+                if single and not isinstance(error, Busy):  # of several runs, status and report tell
                     _remove_if_nothing_was_computed(directory)
             else:
                 with contextlib.suppress(OSError):
@@ -250,6 +257,20 @@ def _launch(name: str, arguments: Sequence[str], runs: list[Path]) -> None:
         sys.argv = before
     if failed:
         raise InputError("\namid: ".join(failed))
+    return elsewhere
+
+
+def _tell_of(elsewhere: Sequence[Path]) -> None:
+    """Says which runs were left to other processes."""
+    if elsewhere:
+        from amid.progress import shown
+
+        folder, names = shown(elsewhere[0].parent), ", ".join(directory.name for directory in elsewhere)
+        print(
+            f"{len(elsewhere)} left to other processes, which run them: {names}; amid status {folder} tells "
+            f"how far they are, and amid report {folder} has them when they end",
+            flush=True,
+        )
 
 
 def _check_results(runs: Sequence[Path]) -> None:
@@ -285,6 +306,7 @@ def _sweep(arguments: list[str]) -> None:
     """Runs the grid of a sweep file, then its baselines, then reports; finished runs are skipped."""
     from amid.config import check_overrides
     from amid.monitor import write_plan
+    from amid.results import RESULT_FILE
     from amid.sweep import names, read_sweep, title
 
     if not arguments or {"-h", "--help"} & set(arguments):
@@ -322,18 +344,20 @@ def _sweep(arguments: list[str]) -> None:
     again = f"amid sweep {shlex.join(arguments)}"
     write_plan(sweep.output_dir, [directory.name for directory in runs], again)
     failures: list[str] = []
+    elsewhere: list[Path] = []
     with _and_what_is_next(runs, report=False):
         for line in sweep.launch_arguments():
             try:
-                _launch("train", line, runs)
+                elsewhere += _launch("train", line, runs)
             except InputError as error:
                 failures.append(str(error))
                 print(f"amid: {error}", file=sys.stderr)
-    _report([str(sweep.output_dir)])
-    if not failures:
-        _check_results(runs)
-    else:
+    if any((directory / RESULT_FILE).exists() for directory in runs):
+        _report([str(sweep.output_dir)])
+    _tell_of(elsewhere)
+    if failures:
         raise InputError(f"some runs failed (above); to try them again: {again}")
+    _check_results([directory for directory in runs if directory not in elsewhere])
 
 
 def _report(arguments: list[str]) -> None:

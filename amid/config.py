@@ -44,8 +44,9 @@ _PLACES = ("output_dir", "prepared_dir", "logger", "threads", "teacher")
 _NO_EFFECT = {
     "data": ("cache_dir", "micro_batch_size", "tokens_per_batch"),
     "objective": ("fused", "compiled"),
-    "trainer": ("log_every_n_steps",),
+    "trainer": ("log_every_n_steps", "devices"),
     "text": ("batch_size",),
+    "generation": ("batch_size",),
     "sft": ("micro_batch_size", "tokens_per_batch"),
 }
 """Keys of further nodes of which the same is true."""
@@ -86,8 +87,7 @@ def run_name(overrides: Sequence[str]) -> str:
     """A short folder name for a run, from its overrides: `alpha=-5,seed=2`; `default` if there are none."""
     parts = [
         override.lstrip("+~").removeprefix("assistant.").removeprefix("objective.")
-        for override in overrides
-        if not _is_place(override)
+        for override in _telling(overrides)
     ]
     name = re.sub(r"[^\w.=,+-]+", "_", ",".join(sorted(parts)), flags=re.ASCII) or "default"
     if len(name) > LONGEST_NAME:
@@ -100,13 +100,25 @@ def run_name(overrides: Sequence[str]) -> str:
 def further_settings(overrides: Sequence[str]) -> str | None:
     """What the overrides set besides the seed and what a table has columns for; None for nothing."""
     columns = (*LABELS, "assistant.alpha", "assistant.lam", "objective.order", "seed", "run")
-    further = sorted(o.lstrip("+~") for o in overrides if not _is_place(o) and o.split("=")[0] not in columns)
+    further = sorted(o.lstrip("+~") for o in _telling(overrides) if o.split("=")[0] not in columns)
     return ",".join(further) or None
 
 
-def _is_place(override: str) -> bool:
-    key = override.lstrip("+~").split("=")[0]
-    return key.split(".")[0] in _PLACES or key == "data.cache_dir"
+def _telling(overrides: Sequence[str]) -> list[str]:
+    """The overrides that say what a run is, not where it goes and with how much memory.
+
+    So a run that ran out of memory goes on with other limits. The ways of computing an objective, which are
+    timed against each other, tell runs apart.
+    """
+    per_micro_batch = "data.mean=micro_batch" in overrides
+    telling = []
+    for override in overrides:
+        *nodes, key = override.lstrip("+~").split("=")[0].split(".")
+        idle = _NO_EFFECT.get(nodes[-1], ()) if nodes and nodes[-1] != "objective" else ()
+        counts = per_micro_batch and key == "micro_batch_size"
+        if ([*nodes, key][0] not in _PLACES and key not in idle) or counts:
+            telling.append(override)
+    return telling
 
 
 def without_wandb() -> bool:

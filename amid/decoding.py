@@ -178,6 +178,15 @@ class _RoomyLayer(DynamicLayer):
         self.values = self._appended("values", value_states)
         return self.keys, self.values
 
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps the rows of `indices`, in their order."""
+        super().batch_select_indices(indices)
+        self.forget_rooms()
+
+    def forget_rooms(self) -> None:
+        """Frees what was replaced, as by fewer rows or by more."""
+        self._rooms.clear()
+
     def _appended(self, name: str, new: Tensor) -> Tensor:
         held: Tensor = getattr(self, name)
         n = held.shape[-2] if held.numel() else 0
@@ -262,6 +271,8 @@ def _join_layers(layer: Any, other: Any, width: int) -> None:
         parts = (getattr(layer, name), getattr(other, name))
         padded = [F.pad(part, (0, 0, held - part.shape[-2], 0)) for part in parts]
         setattr(layer, name, torch.cat(padded))
+    if isinstance(layer, _RoomyLayer):
+        layer.forget_rooms()
     if isinstance(layer, DynamicSlidingWindowLayer):
         layer.cumulative_length = width
 

@@ -8,6 +8,10 @@ class InputError(ValueError):
     """A mistake in the user's input: the message names the argument, its value and the remedy."""
 
 
+class Busy(InputError):
+    """Another process is at the run that is asked for."""
+
+
 def choose_one(name: str, options: Sequence[str]) -> str:
     """The end of a message about a `name` that is none of `options`: the nearest one, and all."""
     choice = f"hoose one of {', '.join(options)}"

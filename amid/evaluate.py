@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
@@ -16,7 +15,7 @@ from amid.config import check_seed, config_hash, further_settings
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
 from amid.experiment import versions, write_config
-from amid.fit import one_device
+from amid.fit import one_device, use_threads
 from amid.models import ModelSource, load_tokenizer
 from amid.monitor import watched
 from amid.precision import announce_slow_bfloat16
@@ -86,8 +85,7 @@ def _evaluate(cfg: DictConfig) -> None:
         OmegaConf.update(cfg, "model.student.architecture", None, force_add=True)
     labels["settings"] = further
     settings = as_dict(cfg)
-    if settings["threads"] is not None:
-        torch.set_num_threads(settings["threads"])
+    use_threads(settings["threads"])
     L.seed_everything(settings["seed"], verbose=False)
     source: ModelSource = instantiate(settings["model"]["student"])
     tokenizer = load_tokenizer(settings["model"]["student"]["path"])

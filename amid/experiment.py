@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid import __version__, tracking
+from amid.allocator import free_memory
 from amid.checks import Parts, check_files, parts_of
 from amid.config import config_hash
 from amid.data import InstructionData
@@ -24,7 +25,7 @@ from amid.data.datamodule import Tokens
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
 from amid.files import written_whole
-from amid.fit import fit, last_checkpoint, length_in_words, one_device, steps_of
+from amid.fit import fit, last_checkpoint, length_in_words, one_device, steps_of, use_threads
 from amid.lora import merge
 from amid.models import shared_vocabulary
 from amid.module import DistillationModule
@@ -56,8 +57,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     cfg = copy.deepcopy(cfg)
     parts = parts_of(cfg)
     objective, text, schedule = parts.objective, parts.text, parts.schedule
-    if cfg["threads"] is not None:
-        torch.set_num_threads(cfg["threads"])
+    use_threads(cfg["threads"])
     key = _hash(cfg, parts)
     finished = _finished(directory, key)
     if finished is not None:
@@ -95,6 +95,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     timings["prepare"] = time.perf_counter() - started
 
     started = time.perf_counter()
+    free_memory()
     L.seed_everything(cfg["seed"], workers=True, verbose=False)
     student = instantiate(cfg["model"]["student"]).load(tokenizer)
     timings["load"] += time.perf_counter() - started
@@ -145,6 +146,8 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     tracking.begin(loggers, labels, cfg)
     trainer, training = fit(cfg, module, data, directory, loggers, last)
     timings["train"] = time.perf_counter() - started
+    if teacher is not None:
+        teacher.to(torch.device("meta"))  # the answers to come need its memory, not the teacher
     if "diverged_step" not in training:
         merge(student)
         _export(student, tokenizer, directory / BEST)

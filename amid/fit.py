@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from amid.allocator import forget_peak_memory, peak_memory
@@ -23,7 +24,12 @@ from amid.results import METRICS
 Config = Mapping[str, Any]
 
 MOST_VALIDATIONS = 50
-"""Of a training: where its epochs are more, as with few rows, only some of them end with one."""
+"""At most so many validations in a training; with more epochs, only every k-th ends with one."""
+
+PRECISIONS = ("32-true", "bf16-mixed", "64-true", "32", "bf16", "64")
+
+LAST = "last"
+"""Names the checkpoint of the latest validated epoch, from which an interrupted run goes on."""
 
 
 def check_trainer(trainer: Config, key: str) -> None:
@@ -38,12 +44,11 @@ def check_trainer(trainer: Config, key: str) -> None:
             f"{key}.devices={devices}: a run is trained on one device; use {key}.devices=1 (or [2] for "
             "the third), and run several side by side"
         )
-    if str(trainer["precision"]).startswith("16"):
+    if str(trainer["precision"]) not in PRECISIONS:
         raise InputError(
-            f"{key}.precision={trainer['precision']} would clip gradients before they are unscaled; "
-            "use bf16-mixed or 32-true"
+            f"{key}.precision={trainer['precision']}: use bf16-mixed, 32-true or 64-true; losses and counts "
+            "are summed in float32 at least, and gradients clipped as they are"
         )
-    _fabric(f"{key}.precision={trainer['precision']}", "cpu", trainer["precision"])
     for name in ("max_epochs", "max_steps"):
         if trainer[name] is not None and not isinstance(trainer[name], int):
             raise InputError(f"{key}.{name}={trainer[name]} must be a whole number; -1 is no limit")
@@ -62,16 +67,20 @@ def one_device(trainer: Config, key: str = "trainer") -> L.Fabric:
         InputError: if this machine has no such device.
     """
     devices = trainer["devices"] if isinstance(trainer["devices"], list) else 1
-    given = f"{key}.accelerator={trainer['accelerator']} {key}.devices={trainer['devices']}"
-    return _fabric(given, trainer["accelerator"], trainer["precision"], devices)
-
-
-def _fabric(given: str, accelerator: str, precision: Any, devices: int | list[int] = 1) -> L.Fabric:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     try:
-        return L.Fabric(accelerator=accelerator, devices=devices, precision=precision)
+        return L.Fabric(accelerator=trainer["accelerator"], devices=devices, precision=trainer["precision"])
     except (RuntimeError, TypeError, ValueError) as error:
+        given = f"{key}.accelerator={trainer['accelerator']} {key}.devices={trainer['devices']}"
         raise InputError(f"{given} cannot be had here: {error}") from error
+
+
+_ALL_THREADS = torch.get_num_threads()
+
+
+def use_threads(threads: int | None) -> None:
+    """Lets torch compute on so many CPU threads from now on; None for as many as it began with."""
+    torch.set_num_threads(threads or _ALL_THREADS)
 
 
 def steps_of(trainer: Config, steps_of_all: int) -> int:
@@ -102,7 +111,7 @@ def _count(number: str, what: str) -> str:
 
 def last_checkpoint(directory: Path) -> Path | None:
     """What a run that was begun before can go on from; one that is damaged is set aside."""
-    path = directory / "checkpoints" / "last.ckpt"
+    path = directory / "checkpoints" / f"{LAST}.ckpt"
     if not path.exists():
         if (directory / "config.yaml").exists():
             begun = f"{shown(directory)} was begun, and stopped before its first epoch ended"
@@ -135,15 +144,15 @@ def fit(
         cfg["checkpoint"],
         dirpath=str(directory / "checkpoints"),
         filename="best-epoch",
-        save_last=True,
         enable_version_counter=False,
     )
+    latest = ModelCheckpoint(checkpoint.dirpath, filename=LAST, enable_version_counter=False)
     steps_of_epoch = max(1, _steps_of_epoch(cfg["trainer"], len(data.train_dataloader())))
     epochs = -(-module.steps // steps_of_epoch)
     between = max(cfg["trainer"]["check_val_every_n_epoch"], epochs // MOST_VALIDATIONS)
     trainer: L.Trainer = instantiate(
         {**cfg["trainer"], "max_epochs": epochs, "max_steps": -1, "check_val_every_n_epoch": between},
-        callbacks=[checkpoint, progress(module.steps), StatusRecords(module.steps)],
+        callbacks=[checkpoint, latest, progress(module.steps), StatusRecords(module.steps)],
         enable_progress_bar=sys.stdout.isatty(),
         logger=list(loggers),
         default_root_dir=str(directory),

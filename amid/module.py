@@ -175,11 +175,10 @@ class DistillationModule(L.LightningModule):
             assert self._on_student_text is not None
             micro_batches, objective = student_text, self._on_student_text
         counted = sum(map(_counted, micro_batches))
-        all_counted = max(float(self._mean_over_devices(counted)), 1.0)
+        all_counted = max(self._mean_over_devices(counted), 1.0)
         step = self.trainer.global_step
         logging = (step + 1) % self._log_every_n_steps == 0
         needed = () if self._schedule is None else self._schedule.needs
-        optimizer.zero_grad()
         loss = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         for batch, denominator in zip(micro_batches, self._denominators(micro_batches), strict=True):
@@ -193,10 +192,11 @@ class DistillationModule(L.LightningModule):
         norm = nn.utils.clip_grad_norm_(
             self.student.parameters(), float("inf") if self._clip_norm is None else self._clip_norm
         )
-        values = (float(self._mean_over_devices(total)), float(norm))
+        values = (self._mean_over_devices(total), float(norm))
         if not all(map(math.isfinite, values)):
             raise Diverged(step + 1, "loss {:g}, gradient norm {:g}".format(*values))
         optimizer.step()
+        optimizer.zero_grad()  # gradients take no memory while the student answers
         self.response_tokens += counted
         self.response_tokens_here += counted
         if logging:
@@ -217,7 +217,7 @@ class DistillationModule(L.LightningModule):
         scheduler.step()
         if self._schedule is not None:
             means = {"loss": loss} | {name: sums[name] / all_counted for name in needed}
-            over_devices = {name: float(self._mean_over_devices(x)) for name, x in means.items()}
+            over_devices = {name: self._mean_over_devices(x) for name, x in means.items()}
             self._schedule.update(step, self.steps, over_devices)
             self._schedule.apply(self.objective)
         self.seconds_of_steps.append(time.perf_counter() - started)
@@ -236,9 +236,9 @@ class DistillationModule(L.LightningModule):
         """What the sum over the counted tokens of each micro-batch of a step is divided by."""
         counted = [_counted(batch) for batch in micro_batches]
         if self._mean == "micro_batch":
-            n = float(self._mean_over_devices(len(counted)))
+            n = self._mean_over_devices(len(counted))
             return [n * max(n_tokens, 1) for n_tokens in counted]
-        return [max(float(self._mean_over_devices(sum(counted))), 1.0)] * len(counted)
+        return [max(self._mean_over_devices(sum(counted)), 1.0)] * len(counted)
 
     def _student_text(self, of_data: list[MicroBatch]) -> list[MicroBatch] | None:
         """What this step is taken on in place of the data; None for the data."""
@@ -311,7 +311,7 @@ class DistillationModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation losses, and the score of the student's answers."""
-        sums = {name: float(self._mean_over_devices(value)) for name, value in self._valid_sums.items()}
+        sums = {name: self._mean_over_devices(value) for name, value in self._valid_sums.items()}
         if not sums.get("tokens"):
             raise InputError("the validation data hold no token of a response; choose other data.valid")
         self.validated_step = self.trainer.global_step
@@ -377,11 +377,12 @@ class DistillationModule(L.LightningModule):
     def _several_devices(self) -> bool:
         return self.trainer.world_size > 1
 
-    def _mean_over_devices(self, value: float | Tensor) -> Tensor:
+    def _mean_over_devices(self, value: float | Tensor) -> float:
+        if not self._several_devices:
+            return float(value)
         total = torch.as_tensor(value, dtype=torch.float32, device=self.device)
         mean = self.trainer.strategy.reduce(total, reduce_op="mean")
-        assert isinstance(mean, Tensor)
-        return mean
+        return float(mean)
 
 
 def _counted(batch: MicroBatch) -> int:
@@ -390,7 +391,7 @@ def _counted(batch: MicroBatch) -> int:
 
 @dataclass(frozen=True)
 class _Answerer:
-    """As in `amid.text`."""
+    """The `Answerer` of this run's student and teacher."""
 
     student: PreTrainedModel
     teacher: Teacher | None

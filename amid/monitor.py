@@ -18,7 +18,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from amid.errors import InputError, was_interrupted
+from amid.errors import Busy, InputError, was_interrupted
 from amid.files import write_json, written_whole
 from amid.results import METRICS, RESULT_FILE, SKIPPED_FOLDERS, files_below, load
 
@@ -173,13 +173,13 @@ def alone(directory: Path) -> Iterator[None]:
     """Keeps other processes from the run in `directory`, which exists.
 
     Raises:
-        InputError: where another process is at this run.
+        Busy: where another process is at this run.
     """
     lock = FileLock(directory / LOCK_FILE)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise InputError(
+        raise Busy(
             f"{directory} is being run by another process; amid status {directory} tells how far it is"
         ) from None
     try:

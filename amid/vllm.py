@@ -62,6 +62,11 @@ class VLLMSampling(Sampling):
             InputError: if vLLM is not installed, or cannot run this model.
         """
         vllm = _vllm()
+        if model.device.index:
+            raise InputError(
+                f"generation=vllm: vLLM takes the first GPU, and the student is on {model.device}; let the run "
+                f"see its GPU only, CUDA_VISIBLE_DEVICES={model.device.index}, with trainer.devices=1"
+            )
         for prompts in sets.values():
             check_prompts(prompts)
         with tempfile.TemporaryDirectory(prefix="amid-vllm-") as folder:

@@ -170,6 +170,21 @@ def test_run_names_are_short_and_without_separators():
     assert long[0] != long[1]
 
 
+def test_limits_of_memory_tell_no_runs_apart():
+    limits = [
+        "data.micro_batch_size=2",
+        "data.tokens_per_batch=9",
+        "generation.batch_size=3",
+        "trainer.devices=[1]",
+    ]
+    assert run_name([*limits, "model.teacher.sft.micro_batch_size=1", "seed=2"]) == "seed=2"
+    assert run_name(["objective.fused=false"]) == "fused=false"
+    of_micro_batches = ["data.mean=micro_batch", "data.micro_batch_size=2"]
+    assert run_name(of_micro_batches) == "data.mean=micro_batch,data.micro_batch_size=2"
+    assert config_hash({"generation": {"batch_size": 1}}) == config_hash({"generation": {"batch_size": 2}})
+    assert config_hash({"trainer": {"devices": 1}}) == config_hash({"trainer": {"devices": [1]}})
+
+
 def test_the_hash_follows_what_a_run_computes_and_the_content_of_its_files(jsonl):
     path = jsonl({"instruction": "a", "output": "b"})
     cfg = {"seed": 1, "data": {"train": str(path), "cache_dir": "a"}, "output_dir": "x"}

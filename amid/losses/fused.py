@@ -433,8 +433,8 @@ class _FusedFunction(torch.autograd.Function):
                 "the objective on logits"
             )
         gradients, ctx.gradients = ctx.gradients, None
-        factor = float(grad_outputs[0])
-        if factor != 1:
+        (factor,) = grad_outputs
+        if factor.device.type != "cpu" or factor != 1:  # a GPU would have to be waited for
             gradients = [None if g is None else g.mul_(factor) for g in gradients]
         return *gradients, None
 

@@ -83,7 +83,7 @@ def prompts_of(micro_batches: Iterable[MicroBatch]) -> list[list[int]]:
         ids[(mask == 1) & (labels == IGNORE)].tolist()
         for batch in micro_batches
         for ids, mask, labels in zip(
-            batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
+            *(batch[name].cpu() for name in ("input_ids", "attention_mask", "labels")), strict=True
         )
     ]
 

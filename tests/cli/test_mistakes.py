@@ -27,7 +27,7 @@ from amid import results
         (["model.student.architecture.num_attention_heads=3"], "is not usable"),
         (["+model.student.layers=[0,9]"], "model.student.layers=[0, 9]: choose indices from 0 to 0"),
         (["trainer.max_steps=ten"], "trainer.max_steps=ten must be a whole number; -1 is no limit"),
-        (["trainer.precision=fp8"], "trainer.precision=fp8 cannot be had here: Precision 'fp8' is invalid"),
+        (["trainer.precision=bf16-true"], "trainer.precision=bf16-true: use bf16-mixed, 32-true or 64-true"),
         (["trainer.accelerator=foo"], "trainer.accelerator=foo trainer.devices=1 cannot be had here"),
         (["generation.seeds=10"], "generation.seeds=10 must be a list, such as generation.seeds=[10]"),
         (["assistant.alpha=nan"], "alpha must be a finite number"),

@@ -1,5 +1,6 @@
 """One run of `amid train`: what it leaves, that it repeats, and that it goes on."""
 
+import itertools
 import json
 import shutil
 
@@ -112,6 +113,33 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(
     for figure in ("valid_loss", "steps"):
         assert results.load(cut).training[figure] == results.load(whole).training[figure]
     assert results.load(whole).training["steps"] == (5 if "trainer.max_steps=5" in limits else 4)
+
+
+def test_a_run_goes_on_after_its_last_epoch_also_where_an_earlier_one_was_better(
+    quick, tmp_path, monkeypatch, capsys
+):
+    from amid.module import DistillationModule
+
+    scores = itertools.chain([5.0, 9.0], itertools.repeat(1.0))  # before the training, after the first epoch
+    steps = []
+    step = DistillationModule.training_step
+
+    def noted(self, batches, index):
+        steps.append(self.trainer.global_step)
+        return step(self, batches, index)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    assert run("train", *quick, f"output_dir={tmp_path / 'prepared'}") == 0
+    monkeypatch.setattr(DistillationModule, "training_step", noted)
+    monkeypatch.setattr(DistillationModule, "_score", lambda *_: next(scores))
+    with monkeypatch.context() as patched:
+        patched.setattr("amid.experiment.evaluate_sets", killed)
+        assert run("train", *quick) == 130
+    assert run("train", *quick) == 0
+    assert steps == [0, 1, 2, 3]
+    assert "kept: step 2 of 4" in capsys.readouterr().out
 
 
 def test_a_limit_on_steps_that_is_not_reached_is_said(quick, tmp_path, capsys):

@@ -9,7 +9,7 @@ from command_line import run
 
 from amid import results
 from amid.config import CONF, run_name
-from amid.errors import InputError
+from amid.errors import Busy, InputError
 
 
 def test_the_log_of_a_run_does_not_name_the_next(quick, tmp_path, monkeypatch):
@@ -156,9 +156,25 @@ def test_a_run_that_another_process_is_at_is_left_alone(quick, tmp_path, capsys)
     name = run_name(quick)
     folder = tmp_path / "runs" / name
     folder.mkdir(parents=True)
+    (folder / "status.json").write_text("{}")
     with alone(folder):
         assert run("train", *quick) == 1
-    assert "is being run by another process; amid status" in capsys.readouterr().err
-    assert not (folder / "status.json").exists()
+        assert (folder / "status.json").read_text() == "{}"
+        assert "is being run by another process; amid status" in capsys.readouterr().err
+        assert run("train", "-m", *quick) == 0
+        out = capsys.readouterr().out
+    assert f"1 left to other processes, which run them: {name}; amid status {tmp_path / 'runs'} tells" in out
+    assert not (folder / "result.json").exists()
     assert run("train", *quick) == 0
     assert (folder / "result.json").exists()
+
+
+def test_a_sweep_whose_runs_are_all_elsewhere_leaves_them_there(quick, tmp_path, capsys, monkeypatch):
+    def elsewhere(directory):
+        raise Busy(str(directory))
+
+    monkeypatch.setattr("amid.train.alone", elsewhere)
+    assert run("sweep", "alpha", *quick, "assistant.alpha=-1", "divergence=kl", "seed=1") == 0
+    out = capsys.readouterr().out
+    assert "3 left to other processes" in out
+    assert not (tmp_path / "runs" / "report").exists()
