@@ -64,8 +64,8 @@ class VLLMSampling(Sampling):
         vllm = _vllm()
         if model.device.index:
             raise InputError(
-                f"generation=vllm: vLLM takes the first GPU, and the student is on {model.device}; let the run "
-                f"see its GPU only, CUDA_VISIBLE_DEVICES={model.device.index}, with trainer.devices=1"
+                f"generation=vllm: vLLM takes the first GPU, and the student is on {model.device}; let the "
+                f"run see its GPU only, CUDA_VISIBLE_DEVICES={model.device.index}, with trainer.devices=1"
             )
         for prompts in sets.values():
             check_prompts(prompts)

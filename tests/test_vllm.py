@@ -152,5 +152,5 @@ def test_vllm_itself():
 def test_a_student_on_another_gpu_than_the_first_is_refused(stand_in, monkeypatch):
     model = network()
     monkeypatch.setattr(type(model), "device", torch.device("cuda:1"))
-    with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES=1, with trainer.devices=1"):
+    with pytest.raises(InputError, match=r"CUDA_VISIBLE_DEVICES=1, with trainer\.devices=1"):
         next(VLLMSampling(max_new_tokens=2).answers_to_sets(model, TOKENS, SETS))
