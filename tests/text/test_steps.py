@@ -128,6 +128,7 @@ def test_a_step_on_student_text_is_one_on_the_same_text_given_as_data(tmp_path, 
     lengths = [len(ids) - n_prompt for ids, n_prompt, _ in written]
     assert logged["train/student_text_tokens"] == pytest.approx(sum(lengths) / 8)
     assert module.response_tokens == sum(lengths)
+    assert all(weight.grad is None for weight in module.student.parameters())  # no memory while it answers
 
     drawn = on_policy.sampling.token_ids  # in eval mode, by the student before the step
     with torch.autocast("cpu", torch.bfloat16, enabled=precision != "32-true"):
