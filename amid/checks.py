@@ -86,7 +86,7 @@ def parts_of(cfg: Config, prefix: str = "") -> Parts:
     compared = is_compared(cfg, objective)
     if objective.needs_teacher or compared:
         instantiate(cfg["teacher"])
-    elif not (compared or text.from_teacher):
+    elif not text.from_teacher:
         cfg["model"].pop("teacher", None)
     for role in ("teacher", "student"):
         sft = cfg["model"].get(role, {}).get("sft")

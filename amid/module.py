@@ -174,14 +174,15 @@ class DistillationModule(L.LightningModule):
         if student_text is not None:
             assert self._on_student_text is not None
             micro_batches, objective = student_text, self._on_student_text
-        counted = sum(map(_counted, micro_batches))
+        counts = [_counted(batch) for batch in micro_batches]
+        counted = sum(counts)
         all_counted = max(self._mean_over_devices(counted), 1.0)
         step = self.trainer.global_step
         logging = (step + 1) % self._log_every_n_steps == 0
         needed = () if self._schedule is None else self._schedule.needs
         loss = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        for batch, denominator in zip(micro_batches, self._denominators(micro_batches), strict=True):
+        for batch, denominator in zip(micro_batches, self._denominators(counts), strict=True):
             part, stats = self._loss(objective, batch, denominator, return_stats=logging or bool(needed))
             self.manual_backward(part)
             loss += part.detach()
@@ -232,9 +233,8 @@ class DistillationModule(L.LightningModule):
         if self.trainer.global_step >= self.steps:
             self.trainer.should_stop = True
 
-    def _denominators(self, micro_batches: Sequence[MicroBatch]) -> list[float]:
-        """What the sum over the counted tokens of each micro-batch of a step is divided by."""
-        counted = [_counted(batch) for batch in micro_batches]
+    def _denominators(self, counted: Sequence[int]) -> list[float]:
+        """What the sum over each micro-batch of a step is divided by, given its number of counted tokens."""
         if self._mean == "micro_batch":
             n = self._mean_over_devices(len(counted))
             return [n * max(n_tokens, 1) for n_tokens in counted]
@@ -284,7 +284,9 @@ class DistillationModule(L.LightningModule):
         batches = self._plain_text(number)
         objective = CrossEntropy(fused=self.objective.uses_fused)
         total = torch.zeros((), device=self.device)
-        for batch, denominator in zip(batches, self._denominators(batches), strict=True):
+        for batch, denominator in zip(
+            batches, self._denominators([_counted(batch) for batch in batches]), strict=True
+        ):
             batch = {name: value.to(self.device) for name, value in batch.items()}
             loss, _ = self._loss(objective, batch, denominator)
             self.manual_backward(self._plain_text_weight * loss)
