@@ -57,6 +57,8 @@ def _evaluate(cfg: DictConfig) -> None:
             raise InputError(f"run={cfg.run} {evaluation if result.diverged_step is None else diverged}")
         labels = dict(result.labels) | ({} if cfg.name is None else {"method": cfg.name})
         further = ",".join(str(part) for part in (labels.get("settings"), further) if part) or None
+        if any(override.startswith("data=") for override in overrides):
+            labels["data"] = hydra.runtime.choices.get("data")
         cfg.seed = result.seed
         saved = OmegaConf.select(OmegaConf.load(Path(cfg.run) / "config.yaml"), "config")
         _take_from(cfg, saved, overrides)

@@ -58,7 +58,7 @@ def evaluate_sets(
         }
         for name, answered in by_seed.items()
     }
-    write_per_prompt(directory, of_prompts)
+    write_per_prompt(directory, of_prompts, {name: answered[0] for name, answered in by_seed.items()})
     return {name: score_answers(answered, metrics) for name, answered in by_seed.items()}
 
 

@@ -276,10 +276,11 @@ def _recorded_hash(directory: Path) -> str | None:
 
 
 def write_config(cfg: Config, directory: Path, key: str) -> None:
-    """Writes `directory`/config.yaml, whole or not at all: a resolved configuration and its hash."""
+    """Writes `directory`/config.yaml, whole or not at all: a resolved configuration, without secrets, and its
+    hash."""
     directory.mkdir(parents=True, exist_ok=True)
     with written_whole(directory / "config.yaml") as part:
-        OmegaConf.save(OmegaConf.create({"hash": key, "config": cfg}), part)
+        OmegaConf.save(OmegaConf.create({"hash": key, "config": tracking.without_secrets(cfg)}), part)
 
 
 def _keep_metrics(directory: Path) -> None:

@@ -264,8 +264,9 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
             if hasattr(module, "layer_idx"):
                 module.layer_idx = position  # type: ignore[assignment]
     setattr(parent, name, kept)
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = [model.config.layer_types[i] for i in layers]
+    for name, of_layers in list(vars(model.config).items()):  # such as layer_types
+        if isinstance(of_layers, list) and len(of_layers) == len(stack):
+            setattr(model.config, name, [of_layers[i] for i in layers])
     model.config.num_hidden_layers = len(kept)
 
 

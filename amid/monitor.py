@@ -351,7 +351,7 @@ def _status_of(directory: Path) -> RunStatus:
 
 def _alive(record: Mapping[str, Any], age: float) -> bool:
     """Whether the process that wrote `record`, `age` seconds ago, is there, as far as can be told here."""
-    if record["host"] != socket.gethostname():
+    if record["host"] != socket.gethostname() or age >= SILENCE:  # then its number may be another's by now
         return age < SILENCE
     try:
         os.kill(int(record["pid"]), 0)

@@ -12,7 +12,7 @@ import numpy
 from numpy.typing import NDArray
 
 from amid.errors import InputError
-from amid.files import written_whole
+from amid.files import key_of, written_whole
 from amid.metrics import (
     Metric,
     Resampled,
@@ -27,6 +27,7 @@ from amid.metrics import (
 from amid.results import Score
 
 PER_PROMPT = "per_prompt.json"
+PROMPTS = "prompts"
 """Beside a run's answers: set -> metric -> the mean score of the answers to each prompt."""
 
 _REFERENCES = ("references", "reference", "output")
@@ -207,10 +208,16 @@ def write_answers(file: Path, answered: Iterable[Answered], seed: int) -> None:
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def write_per_prompt(directory: Path, scores: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-    """Writes `directory`/`PER_PROMPT`, whole or not at all, to four digits."""
+def write_per_prompt(
+    directory: Path,
+    scores: Mapping[str, Mapping[str, Sequence[float]]],
+    sets: Mapping[str, Sequence[Answered]],
+) -> None:
+    """Writes `directory`/`PER_PROMPT`, whole or not at all: the scores of the prompts of each set, to four
+    digits, and as `PROMPTS` a key of these prompts and their references."""
     rounded = {
         name: {metric: [round(value, 4) for value in values] for metric, values in by.items()}
+        | {PROMPTS: key_of([(one.instruction, one.input, *one.references) for one in sets[name]])}
         for name, by in scores.items()
     }
     with written_whole(directory / PER_PROMPT) as part:
@@ -286,7 +293,18 @@ def _of_record(answer: Any) -> Answer:
         return Answer(answer)
     if not isinstance(answer, dict) or not isinstance(answer.get("text"), str):
         raise ValueError(f"an answer must be a string or an object with a text, got {str(answer)[:40]!r}")
-    return Answer(answer["text"], answer.get("tokens"), answer.get("ended"), answer.get("log_probs"))
+    tokens, ended, log_probs = (answer.get(name) for name in ("tokens", "ended", "log_probs"))
+    if not (tokens is None or type(tokens) is int):
+        raise ValueError(f"tokens must be a number of tokens, got {str(tokens)[:40]!r}")
+    if not (ended is None or isinstance(ended, bool)):
+        raise ValueError(f"ended must be true or false, got {str(ended)[:40]!r}")
+    if not (log_probs is None or (isinstance(log_probs, list) and all(map(_is_number, log_probs)))):
+        raise ValueError(f"log_probs must be a list of numbers, one a token, got {str(log_probs)[:40]!r}")
+    return Answer(answer["text"], tokens, ended, log_probs)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _mean(values: Sequence[float]) -> float:

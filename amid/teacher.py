@@ -58,7 +58,10 @@ class LiveTeacher:
     @torch.no_grad()
     def hidden(self, batch: MicroBatch, positions: Tensor) -> Tensor:
         """The last hidden states [N, D] where `positions` [rows, length] is true, row by row."""
-        longer = -batch["input_ids"].shape[1] % ATTENTION_BLOCK
+        length = batch["input_ids"].shape[1]
+        longer = -length % ATTENTION_BLOCK
+        if (most := getattr(self.model.config, "max_position_embeddings", None)) is not None:
+            longer = min(longer, max(int(most) - length, 0))
         input_ids = pad(batch["input_ids"], (0, longer))
         return self._states.hidden(input_ids, pad(positions, (0, longer)))
 

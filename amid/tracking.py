@@ -21,7 +21,9 @@ STEP = "trainer/global_step"
 SAMPLES = 64
 """Answers of each evaluation set in the table of samples."""
 
-SECRET = re.compile(r"(api_?key|secret|password|passwd|credentials?|(^|_)token)$", re.IGNORECASE)
+SECRET = re.compile(
+    r"((api|access|private|secret)_?key|secret|password|passwd|credentials?|(^|_)token)$", re.IGNORECASE
+)
 """Names of settings whose values are not logged."""
 
 OFFLINE_RUNS = "wandb/offline-run-*"
@@ -80,7 +82,7 @@ def begin(loggers: Sequence[Logger], labels: Mapping[str, Any], cfg: Mapping[str
         columns = dict(labels) | {
             "text": _text(cfg["text"]),
             "seed": cfg["seed"],
-            "config": _without_secrets(cfg),
+            "config": without_secrets(cfg),
         }
         logger.log_hyperparams(columns)
         run = logger.experiment
@@ -207,13 +209,13 @@ def _text(settings: Mapping[str, Any]) -> str:
     )
 
 
-def _without_secrets(node: Any) -> Any:
+def without_secrets(node: Any) -> Any:
     """`node` with the values of secrets hidden, also those of addresses with a password."""
     if isinstance(node, Mapping):
         return {
-            key: "hidden" if SECRET.search(str(key)) and child is not None else _without_secrets(child)
+            key: "hidden" if SECRET.search(str(key)) and child is not None else without_secrets(child)
             for key, child in node.items()
         }
     if isinstance(node, list):
-        return [_without_secrets(child) for child in node]
+        return [without_secrets(child) for child in node]
     return re.sub(r"(?<=://)[^/@\s]+@", "", node) if isinstance(node, str) else node

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.errors import InputError
 from amid.generation import Sampling, as_answer, check_prompts, streams, untold
+from amid.models import output_rows
 from amid.scoring import Answer
 
 
@@ -69,6 +70,8 @@ class VLLMSampling(Sampling):
             )
         for prompts in sets.values():
             check_prompts(prompts)
+        padded = output_rows(model) > len(tokenizer)  # by rows that stand for no token
+        allowed = list(range(len(tokenizer))) if padded else None
         with tempfile.TemporaryDirectory(prefix="amid-vllm-") as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
@@ -87,7 +90,7 @@ class VLLMSampling(Sampling):
             try:
                 for name, prompts in sets.items():
                     for seed in self.seeds:
-                        drawn = self._drawn(vllm, engine, tokenizer, prompts, seed)
+                        drawn = self._drawn(vllm, engine, tokenizer, prompts, seed, allowed)
                         finished(len(prompts) * self.samples)
                         yield name, seed, drawn
             finally:
@@ -101,6 +104,7 @@ class VLLMSampling(Sampling):
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Sequence[int]],
         seed: int,
+        allowed: list[int] | None,
     ) -> list[list[Answer]]:
         requests, settings = [], []
         eos = tokenizer.eos_token_id
@@ -116,6 +120,7 @@ class VLLMSampling(Sampling):
                         ignore_eos=True,
                         stop_token_ids=[] if eos is None else [eos],
                         seed=int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little") >> 1,
+                        allowed_token_ids=allowed,
                         logprobs=0,
                         detokenize=False,
                     )

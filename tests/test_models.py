@@ -74,6 +74,15 @@ def test_kept_layers_are_those_of_the_original():
         keep_layers(network, [5])
 
 
+def test_lists_of_the_configuration_keep_what_belongs_to_the_kept_layers():
+    network = model("llama")
+    network.config.no_rope_layers = [1, 0, 1]
+    network.config.of_something_else = [1, 2]
+    keep_layers(network, [1, 2])
+    assert network.config.no_rope_layers == [0, 1]
+    assert network.config.of_something_else == [1, 2]
+
+
 def test_a_pruned_model_is_saved_and_loaded(tmp_path):
     network = model("gpt2")
     keep_layers(network, [1])

@@ -16,6 +16,7 @@ from amid.generation import Sampling
 from amid.module import DistillationModule
 from amid.monitor import (
     PREPARING,
+    SILENCE,
     RunStatus,
     StatusWriter,
     command_of,
@@ -44,6 +45,14 @@ def shown(runs):
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(to_terminal(runs))
     return console.export_text()
+
+
+def test_a_number_that_is_another_process_s_by_now_does_not_keep_a_run_alive(tmp_path):
+    file = started(tmp_path / "a", step=1, steps=40)
+    assert read_status(tmp_path)[0].state == "running"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"updated": record["updated"] - SILENCE}))
+    assert read_status(tmp_path)[0].state == "failed"
 
 
 def test_every_state_is_told_from_what_runs_write(tmp_path):

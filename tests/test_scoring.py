@@ -113,6 +113,9 @@ def test_a_draw_of_prompts_has_the_score_of_their_answers():
         ('{"answers": ["a"]}', "no references or reference or output"),
         ('{"references": [], "answers": ["a"]}', "references must be"),
         ('{"references": ["a"], "answers": [1]}', "an answer must be"),
+        ('{"references": ["a"], "answers": [{"text": "b", "tokens": "3"}]}', "tokens must be a number"),
+        ('{"references": ["a"], "answers": [{"text": "b", "ended": "yes"}]}', "ended must be true or false"),
+        ('{"references": ["a"], "answers": [{"text": "b", "log_probs": -3.2}]}', "log_probs must be a list"),
         ("", "is empty"),
     ],
 )

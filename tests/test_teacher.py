@@ -8,7 +8,7 @@ from collections import namedtuple
 import lightning as L
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from amid import results, states
 from amid.cli import main
@@ -384,3 +384,13 @@ def test_the_teacher_is_none_away_from_itself(quick, tmp_path):
     training = results.load(path).training
     assert training["valid_kl_pq"] == pytest.approx(0, abs=1e-6)
     assert training["valid_same_top"] == 1
+
+
+def test_rows_as_long_as_the_positions_of_a_teacher():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2, n_positions=20)
+    teacher = LiveTeacher(GPT2LMHeadModel(config))
+    ids = torch.randint(50, (2, 20))
+    positions = torch.ones_like(ids, dtype=torch.bool)
+    states = teacher.hidden({"input_ids": ids}, positions)
+    torch.testing.assert_close(states, teacher.model.transformer(ids).last_hidden_state[positions])

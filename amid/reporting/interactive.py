@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -134,6 +135,7 @@ def _data(
 ) -> dict[str, Any]:
     runs = [(index, run) for index, row in enumerate(table.rows) for run in row.runs]
     numbers = iter(range(len(runs)))
+    root = Path(os.path.commonpath([place.parent for place in (*places, *unfinished)]))
     grid = [row for row in table.rows if not row.baseline]
     series = {
         key: dict(zip(map(id, grid), names_of(table, grid, without), strict=True)) if grid else {}
@@ -203,7 +205,7 @@ def _data(
         "runs": [
             {
                 "name": run.name,
-                "folder": str(place),
+                "folder": str(place.relative_to(root)),
                 "row": index,
                 "seed": run.seed,
                 "hash": run.config_hash,
@@ -216,7 +218,13 @@ def _data(
             for (index, run), place, own, of_run in zip(runs, places, config, drawn[: len(runs)], strict=True)
         ],
         "unfinished": [
-            {"name": run.name, "folder": str(place), "state": run.state, "note": run.note, "curves": of_run}
+            {
+                "name": run.name,
+                "folder": str(place.relative_to(root)),
+                "state": run.state,
+                "note": run.note,
+                "curves": of_run,
+            }
             for (place, run), of_run in zip(unfinished.items(), drawn[len(runs) :], strict=True)
         ],
         "common": {key: _value(value) for key, value in common.items()},

@@ -143,8 +143,8 @@ def beside_published(table: Table) -> Section | None:
         f"{', '.join(sorted(matches[0][1].sets))} (published: {_sources(matches)}, of {', '.join(theirs)}). "
         f"Ours is another experiment: {_differences(matches)}. "
         "Δ: AMiD less the method, ours the mean ± standard error over the training seeds that both have. "
-        "Direction: ours agrees with the published sign, or does not, where its mean is more than twice that "
-        "error from 0; within the spread it cannot be told, and one training seed only points a way."
+        "Direction: ours agrees with the published sign, or does not, where 0 is outside of its 95% interval "
+        "(Student's t); within the spread it cannot be told, and one training seed only points a way."
     )
     return Section(
         "Beside the published figures (another experiment: compare directions, not numbers)",

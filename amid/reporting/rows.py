@@ -131,7 +131,7 @@ def rows_of(results: Sequence[RunResult]) -> tuple[list[Row], tuple[Repeat, ...]
     """The rows of a table of one result or more, in its order, and the runs that are in none.
 
     A run that repeats an earlier one, as that of a point which two sweeps share, is left out: it is so where
-    labels, configuration, seed and versions are equal.
+    labels, configuration, seed and versions are equal. So is an evaluation of a trained run on the same sets.
     """
     groups: dict[Any, list[RunResult]] = {}
     turns: Counter[Any] = Counter()
@@ -139,14 +139,18 @@ def rows_of(results: Sequence[RunResult]) -> tuple[list[Row], tuple[Repeat, ...]
     shared = _shared_settings(results)
     known: dict[Any, RunResult] = {}
     repeats: list[Repeat] = []
-    for result in results:
+    for result in sorted(results, key=_is_evaluation):
         labels = _labels(result, shared)
         key = frozenset(labels.items())
         same = (key, result.config_hash, result.seed, frozenset(result.versions.items()))
-        if result.config_hash and same in known:  # an evaluation has no hash
-            repeats.append(Repeat(result, known[same]))
+        scored = (key, result.seed, frozenset(result.scores))
+        counted = known.get(same) or (known.get(scored) if _is_evaluation(result) else None)
+        if counted is not None:
+            repeats.append(Repeat(result, counted))
             continue
         known[same] = result
+        if not _is_evaluation(result):
+            known.setdefault(scored, result)
         # A seed that comes twice is no repetition: the runs differ in something that no label tells.
         groups.setdefault((key, turns[key, result.seed]), []).append(result)
         turns[key, result.seed] += 1
@@ -159,6 +163,10 @@ def rows_of(results: Sequence[RunResult]) -> tuple[list[Row], tuple[Repeat, ...]
         in_grid = labels.get("alpha") is not None and (method in ("amid", None) or len(mixtures[method]) > 1)
         rows.append(Row(labels, tuple(runs), baseline=not in_grid))
     return sorted(rows, key=_place), tuple(repeats)
+
+
+def _is_evaluation(result: RunResult) -> bool:
+    return not result.training
 
 
 def overrides(result: RunResult) -> list[str]:

@@ -59,7 +59,8 @@ def outcome(run: RunResult, quality: str) -> Outcome:
     means = [by[quality].mean for by in run.scores.values() if quality in by]
     before = run.training.get(f"valid_{quality}_before", math.nan)
     after = run.training.get(f"valid_{quality}", math.nan)
-    near_zero = bool(means) and not sum(means) / len(means) >= NEAR_ZERO
+    began_near_zero = before < NEAR_ZERO  # as with exact answers to hard questions
+    near_zero = bool(means) and not began_near_zero and not sum(means) / len(means) >= NEAR_ZERO
     return "collapsed" if near_zero or after < COLLAPSE_SHARE * before else "trained"
 
 

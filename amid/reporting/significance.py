@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from amid.errors import InputError
 from amid.metrics import paired_bootstrap
@@ -11,12 +12,14 @@ from amid.reporting.rows import MISSING, OF_NO_METHOD, Row
 from amid.reporting.sections import Section
 from amid.reporting.table import Table, title
 from amid.results import RunResult
-from amid.scoring import PER_PROMPT
+from amid.scoring import PER_PROMPT, PROMPTS
 
 NAMED = 3
 """So many settings at most are named in a verdict; more are counted."""
 
-Scores = Mapping[str, Mapping[str, Sequence[float]]]
+Scores = Mapping[str, Mapping[str, Any]]
+OfPrompts = tuple[str | None, list[float]]
+"""The key of the prompts of a set, None where a run has not recorded it, and the scores of each."""
 
 
 def against_the_best(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
@@ -89,14 +92,17 @@ def _read(folder: Path) -> Scores:
     return scores
 
 
-def _of_row(runs: Sequence[Scores], table: Table) -> dict[str, list[float]]:
-    """Of each set the mean over the runs of the score of each prompt; without what some run lacks."""
-    found: dict[str, list[float]] = {}
+def _of_row(runs: Sequence[Scores], table: Table) -> dict[str, OfPrompts]:
+    """Of each set the mean over the runs of the score of each prompt; without what some run lacks, or has of
+    other prompts."""
+    found: dict[str, OfPrompts] = {}
     for name in table.datasets:
         scores = [run.get(name, {}).get(table.quality) for run in runs]
         known = [values for values in scores if values]
-        if len(known) == len(scores) and len({len(values) for values in known}) == 1:
-            found[name] = [sum(values) / len(values) for values in zip(*known, strict=True)]
+        prompts = {run.get(name, {}).get(PROMPTS) for run in runs}
+        if len(known) == len(scores) and len(prompts) == 1 and len({len(values) for values in known}) == 1:
+            means = [sum(values) / len(values) for values in zip(*known, strict=True)]
+            found[name] = (prompts.pop(), means)
     return found
 
 
@@ -105,9 +111,12 @@ def _overall(table: Table, row: Row) -> float:
     return score.mean if score is not None and math.isfinite(score.mean) else -math.inf
 
 
-def _cell(first: list[float] | None, second: list[float] | None) -> str:
-    if first is None or second is None or len(first) != len(second) or len(first) < 2:
+def _cell(first: OfPrompts | None, second: OfPrompts | None) -> str:
+    if first is None or second is None:
         return MISSING
-    found = paired_bootstrap(first, second)
+    (prompts, ours), (others, theirs) = first, second
+    if prompts != others or len(ours) != len(theirs) or len(ours) < 2:
+        return MISSING
+    found = paired_bootstrap(ours, theirs)
     mark = "*" if found.significant else ""
     return f"{found.difference:+.2f} ({found.low:+.2f} to {found.high:+.2f}){mark}"

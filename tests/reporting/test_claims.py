@@ -74,6 +74,10 @@ class TestJudge:
         assert judge({1: 10.0, 2: 12.0}, {1: 11.0, 2: 10.5})[0] == "cannot be told"
         assert judge({1: 10.0, 2: 12.0}, {1: 11.0, 2: 10.5}, at_least=True)[0] == "holds"
 
+    def test_few_seeds_tell_less_than_many_with_the_same_spread(self):
+        assert judge({1: 5.0, 2: 6.0}, {1: 0.0, 2: 0.0})[0] == "cannot be told"
+        assert judge({1: 5.0, 2: 6.0, 3: 5.5}, dict.fromkeys((1, 2, 3), 0.0))[0] == "holds"
+
     def test_seeds_that_differ_are_not_compared(self):
         unlike = judge({1: 10.0, 2: 11.0}, {3: 1.0, 4: 1.0})
         assert unlike == ("cannot be told", "missing runs: no seed has both")
@@ -225,6 +229,13 @@ class TestMethods:
         both = verdicts([*runs(55, "a"), *runs(45, "b")])
         assert [v for text, v in both.items() if "(a)" in text] == ["holds"]
         assert [v for text, v in both.items() if "(b)" in text] == ["does not hold"]
+
+    def test_a_baseline_over_lam_or_alpha_stays_one(self, make_run):
+        skewed = [make_run((60.0,), method="distillm_srkl", lam=lam, alpha=-1.0) for lam in (0.7, 0.9)]
+        found = claim([make_run((50.0,)), *skewed], "AMiD is above every baseline, DistiLLM SRKL")
+        assert "the other way" in found.why
+        skewed = [make_run((60.0,), method="distillm_srkl", alpha=alpha) for alpha in (-5.0, -1.0, 1.0)]
+        assert [c.text for c in claims(build_table([make_run(), *skewed]))] == [found.text]
 
     def test_another_setting_of_amid_is_not_the_paper_s(self, make_run):
         assert not verdicts([make_run(lam=0.5), make_run(method="kd")])

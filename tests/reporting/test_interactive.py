@@ -133,7 +133,7 @@ class TestPage:
         assert data["unfinished"] == [
             {
                 "name": "begun",
-                "folder": str(experiment / "begun"),
+                "folder": "begun",
                 "state": "failed",
                 "note": "out of memory",
                 "curves": {"train/loss": [[0, 4.0], [5, 3.5]]},
@@ -439,7 +439,7 @@ class TestBrowser:
         assert names[2].startswith("AMiD")
         notes = page("[...document.querySelectorAll('#side-by-side article > small')].map(n => n.innerText)")
         assert [note.split(" · ")[0] for note in notes] == ["training seed 1"] * 3
-        assert notes[0].endswith("/grid/00/generations")
+        assert notes[0].endswith("· 00/generations")
         assert marks(0) == []
         assert marks(1) == ["The", "red", "fox"]
         assert marks(2) == ["the", "RED", "fox", "sleeps"]

@@ -24,6 +24,8 @@ class TestSections:
         fallen = with_training(make_run(), valid_rouge_l_before=40.0, valid_rouge_l=19.0)
         assert outcome(fallen, "rouge_l") == "collapsed"
         assert outcome(with_training(fallen, valid_rouge_l=21.0), "rouge_l") == "trained"
+        hard = with_training(make_run((0.6,)), valid_rouge_l_before=0.3, valid_rouge_l=0.6)
+        assert outcome(hard, "rouge_l") == "trained"
 
     def test_divergences_over_alpha(self, sweep):
         (section,) = pivots(build_table(sweep))

@@ -61,6 +61,15 @@ def test_other_prompts_and_runs_without_scores_are_not_compared(folder):
     assert against_the_best(build_table(list(records.values())), records) is None
 
 
+def test_as_many_other_prompts_are_not_compared(folder):
+    file = folder / "sft" / "generations" / "per_prompt.json"
+    scores = json.loads(file.read_text())
+    file.write_text(json.dumps({"dolly": scores["dolly"] | {"prompts": "a key of others"}}))
+    records = load_folders(folder)
+    section = against_the_best(build_table(list(records.values())), records)
+    assert [line[0] for line in section.lines if line[-1] != "–"] == ["AMiD α=1"]
+
+
 def test_a_damaged_file_is_named(folder):
     (folder / "a1" / "generations" / "per_prompt.json").write_text("{")
     records = load_folders(folder)

@@ -85,10 +85,14 @@ class TestRows:
         assert sum(len(row.runs) for row in table.rows) == 2
         assert not table.repeats
 
-    def test_evaluations_which_have_no_configuration_are_no_repeats(self, make_run):
-        runs = [dataclasses.replace(make_run(), config_hash="", name=name) for name in ("one", "other")]
-        table = build_table(runs)
-        assert [line["Run"] for line in markdown(table)] == ["one", "other"]
+    def test_an_evaluation_of_a_trained_run_on_its_sets_is_a_repeat_wherever_it_lies(self, make_run):
+        trained = [dataclasses.replace(make_run(seed=seed), training={"steps": 1.0}) for seed in (1, 2)]
+        again = dataclasses.replace(make_run((7.0,), seed=1), config_hash="other", training={})
+        table = build_table([again, *trained])
+        assert [row.runs for row in table.rows] == [tuple(trained)]
+        assert [(repeat.run, repeat.counted) for repeat in table.repeats] == [(again, trained[0])]
+        elsewhere = dataclasses.replace(make_run(sets=("b",), seed=1), config_hash="other", training={})
+        assert len(build_table([elsewhere, *trained]).rows) == 2
 
     def test_the_default_order_is_the_same_setting(self, make_run):
         assert len(build_table([make_run(seed=1, order="pr"), make_run(seed=2, order=None)]).rows) == 1
