@@ -26,15 +26,15 @@ def keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def free_memory() -> None:
-    """Frees what earlier runs of this process left: their models, and GPU memory held for new tensors.
+def free_gpu_memory() -> None:
+    """Frees what earlier runs of this process left on a GPU: their models, and memory held for new tensors.
 
     A finished trainer and its module refer to each other, so they stay until they are looked for.
     """
     import torch
 
-    gc.collect()
     if torch.cuda.is_initialized():
+        gc.collect()
         torch.cuda.empty_cache()
 
 

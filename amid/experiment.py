@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid import __version__, tracking
-from amid.allocator import free_memory
+from amid.allocator import free_gpu_memory
 from amid.checks import Parts, check_files, parts_of
 from amid.config import config_hash
 from amid.data import InstructionData
@@ -95,7 +95,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     timings["prepare"] = time.perf_counter() - started
 
     started = time.perf_counter()
-    free_memory()
+    free_gpu_memory()
     L.seed_everything(cfg["seed"], workers=True, verbose=False)
     student = instantiate(cfg["model"]["student"]).load(tokenizer)
     timings["load"] += time.perf_counter() - started

@@ -113,7 +113,18 @@ def offline(monkeypatch, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(("name", "scale"), SWEEPS_AT_SCALES)
+SLOW_TO_LIST = ("main", "study", "divergence", "overhead", "assistants", "stability", "tasks")
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        pytest.param(
+            name, scale, marks=[pytest.mark.slow] if name in SLOW_TO_LIST and scale == "full" else []
+        )
+        for name, scale in SWEEPS_AT_SCALES
+    ],
+)
 def test_a_dry_run_composes_every_run_and_starts_nothing(name, scale, offline, capsys):
     of_full = {"main": ["model=gpt2_xl_to_gpt2"], "tasks": ["data=samsum"]}
     of_full["stability"] = ["assistant.alpha=-5,1", "assistant.lam=0.1,0.9"]
