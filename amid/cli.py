@@ -119,6 +119,9 @@ def _help(arguments: list[str]) -> None:
 
 def _hydra(name: str, arguments: list[str]) -> None:
     """Runs an entry point under Hydra, after a check of what was written."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     from amid.config import CONF, check_overrides
     from amid.sweep import Sweep
 
@@ -132,14 +135,19 @@ def _hydra(name: str, arguments: list[str]) -> None:
             if word not in (*overrides, *flags, "job", "hydra", "all"):
                 remedy = f"for that run: run={word}" if Path(word).is_dir() else f"see amid {name} --help"
                 raise InputError(f"{word!r} is neither KEY=VALUE nor an option; {remedy}")
-        cfg = check_overrides(name, overrides)
         if not several:
             _check_single(name, overrides)
-        elif name == "train" and flags <= {"-m", "--multirun"} and _enumerates(overrides):
-            settings = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
-            runs = _checked(Sweep(name, Path(cfg.output_dir), [settings], CONF))
+        else:
+            cfg = check_overrides(name, overrides)
+            if name == "train" and flags <= {"-m", "--multirun"} and _enumerates(overrides):
+                settings = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
+                runs = _checked(Sweep(name, Path(cfg.output_dir), [settings], CONF))
     with _and_what_is_next(runs, report=several):
-        elsewhere = _launch(name, arguments, runs)
+        try:
+            elsewhere = _launch(name, arguments, runs)
+        except (HydraException, OmegaConfBaseException):
+            check_overrides(name, overrides)  # which says more of a mistake in them
+            raise
         if name == "train":
             _check_results([directory for directory in runs if directory not in elsewhere])
         _tell_of(elsewhere)
@@ -177,9 +185,9 @@ def _checked(sweep: "Sweep") -> list[Path]:
 
 
 def _check_single(name: str, overrides: Sequence[str]) -> None:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from amid.config import parsed_overrides
 
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for override in parsed_overrides(overrides):
         if override.is_sweep_override():
             raise InputError(
                 f"{override.input_line} has several values, each for a run of its own: "
@@ -214,7 +222,7 @@ def _launch(name: str, arguments: Sequence[str], runs: list[Path]) -> list[Path]
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
-    from amid.config import CONF, register_resolvers
+    from amid.config import CONF, check_used, register_resolvers
 
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -230,6 +238,7 @@ def _launch(name: str, arguments: Sequence[str], runs: list[Path]) -> list[Path]
         if name == "train":
             print(f"run{place} {directory.name}", flush=True)
         try:
+            check_used(cfg, HydraConfig.get())
             module.run(cfg)
         except BrokenPipeError:
             sys.exit(_unread())  # Hydra would report it
@@ -332,8 +341,7 @@ def _sweep(arguments: list[str]) -> None:
                 raise InputError(f"{word!r} is neither KEY=VALUE nor --dry-run; see amid sweep --help")
             overrides.append(_quoted(word))
     sweep = read_sweep(name, overrides, scale)
-    for job in sweep.jobs[:1] if dry_run else sweep.jobs:
-        check_overrides("train", job)
+    check_overrides("train", sweep.jobs[0])
     print(f"Sweep {name} in {sweep.output_dir}: {sweep.in_short}", flush=True)
     if dry_run:
         from amid.dry_run import show_plan

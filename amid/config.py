@@ -7,7 +7,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +185,21 @@ def check_seed(seed: Any) -> None:
         raise InputError(f"seed={seed} must be a whole number, from 0 to {2**32 - 1}")
 
 
+def parsed_overrides(overrides: Sequence[str]) -> list[Override]:
+    """What Hydra reads in KEY=VALUE.
+
+    Raises:
+        InputError: for what it cannot read.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise InputError(
+            f"{str(error).splitlines()[0]}; write KEY=VALUE, and a value with spaces or brackets in quotes "
+            "that the shell leaves: \"KEY='VALUE'\""
+        ) from error
+
+
 def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
     """The configuration with the first of all values, so that a mistake is answered before anything runs.
 
@@ -193,13 +208,7 @@ def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
             with the choices that have it, or the nearest one; and for whatever else Hydra refuses.
     """
     register_resolvers()
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise InputError(
-            f"{str(error).splitlines()[0]}; write KEY=VALUE, and a value with spaces or brackets in quotes "
-            "that the shell leaves: \"KEY='VALUE'\""
-        ) from error
+    parsed = parsed_overrides(overrides)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         for override in parsed:
@@ -209,22 +218,26 @@ def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
             cfg = _composed(config_name, own)
         except InputError as error:
             raise InputError(_unknown_setting(config_name, loader, parsed) or str(error)) from error
-    check_used(cfg, parsed)
+    check_used(cfg, cfg.hydra)
     return cfg
 
 
-def check_used(cfg: DictConfig, overrides: Iterable[Override]) -> None:
+def check_used(cfg: DictConfig, hydra: Any) -> None:
     """Refuses a chosen divergence or assistant that the objective of a configuration does not take.
+
+    Args:
+        cfg: the configuration.
+        hydra: Hydra's own part of it.
 
     Raises:
         InputError: naming the choice.
     """
-    for override in overrides:
-        group = override.key_or_group
+    for override in hydra.overrides.task:
+        group = override.partition("=")[0]
         if group in ("divergence", "assistant") and cfg[group] is not None and group not in cfg.objective:
-            choices = cfg.hydra.runtime.choices
+            choices = hydra.runtime.choices
             raise InputError(
-                f"{_first_choice(override)}: method={choices.method} (objective={choices.objective}) has no "
+                f"{override}: method={choices.method} (objective={choices.objective}) has no "
                 f"{group}; leave it out, or use another method"
             )
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from amid.config import check_seed, config_hash, further_settings
+from amid.config import check_seed, config_hash, further_settings, parsed_overrides
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
 from amid.experiment import versions, write_config
@@ -130,7 +129,7 @@ def _evaluate(cfg: DictConfig) -> None:
 def _take_from(cfg: DictConfig, saved: Any, overrides: list[str]) -> None:
     """Puts a run's own data, sampling and precision into `cfg`, below what `overrides` say."""
     composed = copy.deepcopy(cfg)
-    given = OverridesParser.create().parse_overrides(overrides)
+    given = parsed_overrides(overrides)
     with open_dict(cfg):
         for name in ("data", "generation", "trainer"):
             if any(override.key_or_group == name for override in given):

@@ -146,8 +146,14 @@ def _remedy(name: str) -> str:
 
 def _settings() -> list[str]:
     """Of `amid train` as it is."""
-    content: Any = OmegaConf.to_container(check_overrides("train", []), resolve=False)
-    return list(keys_of({key: value for key, value in content.items() if key != "hydra"}))
+    return list(keys_of({key: value for key, value in _composed("").items() if key != "hydra"}))
+
+
+@functools.cache
+def _composed(choice: str) -> dict[str, Any]:
+    """The configuration of `amid train`, with a choice if one is named, as it is written."""
+    content: Any = OmegaConf.to_container(check_overrides("train", [choice] if choice else []), resolve=False)
+    return dict(content)
 
 
 def _settings_called(name: str) -> list[str]:
@@ -174,9 +180,10 @@ def _explain_options(console: Console, group: str, name: str) -> None:
         return
     (option,) = chosen
     _say(console, "", option.settings)
-    node: Any = OmegaConf.select(check_overrides("train", [word_of(group, name)]), group.replace("/", "."))
-    inherited = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else None
-    for path in dict.fromkeys([*option.targets, *_targets(inherited)]):
+    content: Any = _composed(word_of(group, name))
+    for part in group.split("/"):
+        content = content.get(part) or {}
+    for path in dict.fromkeys([*option.targets, *_targets(content)]):
         known = target(path)
         if known is None:
             _say(console, path, f"see the documentation of {path.split('.')[0]}")
@@ -221,9 +228,9 @@ def _config_with(key: str) -> tuple[dict[str, Any], str] | None:
     group, _, rest = key.partition(".")
     others = [word_of(group, option.name) for option in options(group)] if rest and group in groups() else []
     for choice in ("", *others):
-        cfg: Any = OmegaConf.to_container(check_overrides("train", [choice] if choice else []), resolve=False)
+        cfg = _composed(choice)
         if key != "hydra" and not key.startswith("hydra.") and _has(cfg, key):
-            return dict(cfg), choice
+            return cfg, choice
     return None
 
 

@@ -10,13 +10,20 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from amid.config import CONF, SWEEPS, check_overrides, check_used, register_resolvers, run_name
+from amid.config import (
+    CONF,
+    SWEEPS,
+    check_overrides,
+    check_used,
+    parsed_overrides,
+    register_resolvers,
+    run_name,
+)
 from amid.errors import InputError, choose_one
 from amid.results import RESULT_FILE
 
@@ -87,7 +94,7 @@ class Sweep:
 
     def _config(self, run: "PlannedRun", composed: dict[tuple[str, ...], DictConfig]) -> DictConfig:
         """The configuration of a run, from that of its choices alone, which is kept in `composed`."""
-        overrides = OverridesParser.create().parse_overrides(run.overrides)
+        overrides = parsed_overrides(run.overrides)
         values = [override for override in overrides if _only_sets_a_value(override)]
         choices = tuple(o.input_line or "" for o in overrides if o not in values)
         if choices not in composed:
@@ -97,7 +104,7 @@ class Sweep:
         cfg = copy.deepcopy(composed[choices])
         for override in values:
             OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
-        check_used(cfg, overrides)
+        check_used(cfg, cfg.hydra)
         return cfg
 
     @staticmethod
@@ -118,7 +125,7 @@ class Sweep:
 
     def _of_job(self, job: Sequence[str]) -> "list[PlannedRun]":
         choices = {}
-        for override in OverridesParser.create().parse_overrides(list(job)):
+        for override in parsed_overrides(job):
             key = override.get_key_element()
             values = (
                 override.sweep_string_iterator()

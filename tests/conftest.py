@@ -6,10 +6,13 @@ from pathlib import Path
 import absl.logging
 import pytest
 import torch
+import yaml
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 torch.set_num_threads(1)
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # OmegaConf's: reads conf/ a thousand times
 settings.register_profile("amid", deadline=None)  # the machine decides how long an example takes
 settings.load_profile("amid")
 

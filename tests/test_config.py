@@ -1,9 +1,8 @@
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
-from amid.config import CONF, SWEEPS, check_overrides, check_seed, config_hash, register_resolvers, run_name
+from amid.config import CONF, check_overrides, check_seed, config_hash, register_resolvers, run_name
 from amid.errors import InputError
 from amid.losses import KL, AlphaBeta, CrossEntropy, JensenShannon, ReverseKL
 
@@ -131,14 +130,6 @@ def test_the_command_line_comes_after_a_preset():
     cfg = composed("method=distillm_skl", "divergence=alpha_beta", "assistant.lam=0.3", "optimizer.lr=1")
     assert cfg.divergence._target_.endswith("AlphaBeta")
     assert (cfg.assistant.lam, cfg.optimizer.lr) == (0.3, 1)
-
-
-@pytest.mark.parametrize("file", sorted(SWEEPS.glob("*.yaml")), ids=lambda file: file.stem)
-def test_sweeps_compose(file):
-    sweep = OmegaConf.load(file)
-    check_overrides("train", [f"{key}={value}" for key, value in sweep.hydra.sweeper.params.items()])
-    for line in sweep.baselines:
-        check_overrides("train", line.split())
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ import math
 import shutil
 
 import pytest
-from command_line import run
+from command_line import curve, run
 
 from amid import results
 from amid.config import CONF, run_name
 from amid.errors import Busy, InputError
+from amid.results import RunResult, save
 
 
 def test_the_log_of_a_run_does_not_name_the_next(quick, tmp_path, monkeypatch):
@@ -24,6 +25,16 @@ def test_the_log_of_a_run_does_not_name_the_next(quick, tmp_path, monkeypatch):
     assert all(log.endswith("WARNING amid: a word of the run\n") and log.count("\n") == 1 for log in logs)
 
 
+LOGGED = {
+    "amid": {"alpha", "lam", "entropy_r"},
+    "taid": {"lam"},
+    "imitkd": {"student_text", "student_text_tokens"},
+    "gkd": {"student_text"},
+    "minillm": {"importance", "to_go", "plain_text_loss"},
+}
+"""What steps tell of a method besides the loss."""
+
+
 def test_every_method_trains(quick, tmp_path):
     methods = sorted(file.stem for file in (CONF / "method").glob("*.yaml"))
     assert {"taid", "akl", "bdkd", "tvd", "jsd", "alphanet", "gkd", "amid", "sft"} <= set(methods)
@@ -33,7 +44,7 @@ def test_every_method_trains(quick, tmp_path):
         "generation.samples": 1,
         "data.test_prompts": 1,
     }
-    few |= {"data.valid_prompts": 1, "generation.max_new_tokens": 2}
+    few |= {"data.valid_prompts": 1, "generation.max_new_tokens": 2, "trainer.log_every_n_steps": 1}
     base = [o for o in quick if o.split("=")[0] not in few] + [f"{key}={value}" for key, value in few.items()]
     assert run("train", "-m", *base, f"method={','.join(methods)}") == 0
     found = {result.labels["method"]: result for result in results.load_all(tmp_path / "runs")}
@@ -44,25 +55,32 @@ def test_every_method_trains(quick, tmp_path):
         assert result.training["valid_loss"] == result.training["valid_loss_before"]
     assert still["teacher"].training["valid_loss"] != still["start"].training["valid_loss"]
     assert still["start"].training["valid_loss"] == found["sft"].training["valid_loss_before"]
-    for result in found.values():
+    for method, result in found.items():
         assert result.training["steps"] == 2
         assert math.isfinite(result.training["valid_loss"])
         assert result.training["valid_loss"] != result.training["valid_loss_before"]
+        logged = {
+            key
+            for row in curve(tmp_path / "runs" / result.name)
+            for key, value in row.items()
+            if value
+        }
+        assert {f"train/{name}" for name in {"loss", *LOGGED.get(method, ())}} <= logged
 
 
 def test_a_sweep_runs_grid_and_baselines_skips_the_finished_and_reports(quick, tmp_path, capsys):
-    sweep = ["sweep", "alpha", *quick, "assistant.alpha=-1,1", "divergence=kl", "seed=1"]
+    sweep = ["sweep", "alpha", *quick, "assistant.alpha=-1", "divergence=kl", "seed=1"]
     assert run(*sweep) == 0
     out = capsys.readouterr().out
     runs = sorted(p.parent.name for p in (tmp_path / "runs").glob("*/result.json"))
-    assert len(runs) == 4
+    assert len(runs) == 3
     assert {results.load(tmp_path / "runs" / name).labels["method"] for name in runs} == {"amid", "sft", "kd"}
     assert "SFT" in out
     assert "report.md" in out
     shutil.rmtree(tmp_path / "runs" / runs[0])
     assert run(*sweep) == 0
     out = capsys.readouterr().out
-    assert out.count("is finished already") == 3
+    assert out.count("is finished already") == 2
 
 
 def test_failed_runs_among_others_stand_in_the_report(quick, tmp_path, capsys, monkeypatch):
@@ -131,6 +149,12 @@ def test_several_runs_one_of_which_would_be_refused_start_none(
 def test_runs_of_different_settings_are_different_rows(quick, tmp_path, monkeypatch, capsys):
     from amid.reporting import build_table
 
+    def finished(cfg, directory, labels):
+        result = RunResult(directory.name, labels, "", cfg["seed"], {"open": {}}, {}, {}, {})
+        save(result, directory)
+        return result
+
+    monkeypatch.setattr("amid.train.run_experiment", finished)
     monkeypatch.chdir(tmp_path)
     assert run("train", "-m", *quick, "optimizer.lr=1e-3,2e-3", "seed=1,2") == 0
     assert capsys.readouterr().out.endswith("\nReport: amid report runs\n")

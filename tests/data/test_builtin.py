@@ -23,19 +23,17 @@ def tok():
 
 def test_depends_on_its_arguments_alone_across_processes():
     script = (
-        "import hashlib; from amid.data.builtin import corpus, tokenizer;"
-        "made = [repr(corpus(s, 3, 500)) for s in ('train', 'valid', 'test')];"
-        "made.append(tokenizer().backend_tokenizer.to_str());"
-        "print(hashlib.sha256(''.join(made).encode()).hexdigest())"
+        "import hashlib; from amid.data.builtin import corpus, tokenizer\n"
+        "made = [repr(corpus(s, 3, 500)) for s in ('train', 'valid', 'test')]\n"
+        "made.append(tokenizer().backend_tokenizer.to_str())\n"
+        "digest = hashlib.sha256(''.join(made).encode()).hexdigest()\n"
     )
-    digests = set()
-    for hash_seed in ("1", "4242"):
-        env = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        done = subprocess.run(
-            [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True
-        )
-        digests.add(done.stdout)
-    assert len(digests) == 1
+    env = {**os.environ, "PYTHONHASHSEED": "1"}
+    command = [sys.executable, "-c", f"{script}print(digest)"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    here: dict[str, str] = {}
+    exec(script, here)
+    assert done.stdout.strip() == here["digest"]
 
 
 def test_calls_leave_no_trace_on_later_calls():

@@ -22,13 +22,9 @@ def curve(directory):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["method=seqkd"], {"train/loss"}),
         (["method=kd", "text=teacher"], {"train/kl_pq"}),
-        (["method=imitkd"], {"train/student_text", "train/student_text_tokens"}),
-        (["method=gkd"], {"train/student_text"}),
         (["method=distillm_skl", "text.threshold=1"], {"train/text_threshold", "train/student_text_tokens"}),
         (["text=adaptive", "teacher=cached"], {"train/text_threshold", "train/gradient_weight"}),
-        (["method=minillm"], {"train/importance", "train/to_go", "train/plain_text_loss"}),
         (["text=rollouts", "teacher=cached", "text.epochs=1"], {"train/gradient_weight"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
