@@ -142,15 +142,17 @@ def _hydra(name: str, arguments: list[str]) -> None:
             if name == "train" and flags <= {"-m", "--multirun"} and _enumerates(overrides):
                 settings = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
                 runs = _checked(Sweep(name, Path(cfg.output_dir), [settings], CONF))
+    elsewhere: list[Path] = []
     with _and_what_is_next(runs, report=several):
         try:
-            elsewhere = _launch(name, arguments, runs)
+            _launch(name, arguments, runs, elsewhere)
         except (HydraException, OmegaConfBaseException):
             check_overrides(name, overrides)  # which says more of a mistake in them
             raise
+        finally:
+            _tell_of(elsewhere)
         if name == "train":
             _check_results([directory for directory in runs if directory not in elsewhere])
-        _tell_of(elsewhere)
 
 
 def _enumerates(overrides: Sequence[str]) -> bool:
@@ -204,15 +206,16 @@ def _quoted(argument: str) -> str:
     )
 
 
-def _launch(name: str, arguments: Sequence[str], runs: list[Path]) -> list[Path]:
+def _launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: list[Path]) -> None:
     """Runs an entry point's job, or jobs with -m; one that fails does not stop the others.
 
-    Of several jobs, those that another process is at are passed over, and their folders returned.
+    Of several jobs, those that another process is at are passed over.
 
     Args:
         name: of the entry point.
         arguments: of Hydra's command line.
         runs: the folders of all runs of the command, in their order; those that are not known yet are added.
+        elsewhere: to which the folders of those that are passed over are added.
 
     Raises:
         InputError: naming the failed jobs, after all have run.
@@ -227,7 +230,6 @@ def _launch(name: str, arguments: Sequence[str], runs: list[Path]) -> list[Path]
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"
     failed: list[str] = []
-    elsewhere: list[Path] = []
 
     def task(cfg: DictConfig) -> None:
         module = importlib.import_module(f"amid.{name}")
@@ -266,7 +268,6 @@ def _launch(name: str, arguments: Sequence[str], runs: list[Path]) -> list[Path]
         sys.argv = before
     if failed:
         raise InputError("\namid: ".join(failed))
-    return elsewhere
 
 
 def _tell_of(elsewhere: Sequence[Path]) -> None:
@@ -356,7 +357,7 @@ def _sweep(arguments: list[str]) -> None:
     with _and_what_is_next(runs, report=False):
         for line in sweep.launch_arguments():
             try:
-                elsewhere += _launch("train", line, runs)
+                _launch("train", line, runs, elsewhere)
             except InputError as error:
                 failures.append(str(error))
                 print(f"amid: {error}", file=sys.stderr)

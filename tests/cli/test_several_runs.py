@@ -174,22 +174,32 @@ def test_runs_that_failed_in_other_processes_are_told(quick, tmp_path, capsys, m
     assert f"of {names}; amid status {tmp_path / 'runs'} says why" in capsys.readouterr().err
 
 
-def test_a_run_that_another_process_is_at_is_left_alone(quick, tmp_path, capsys):
+def test_a_run_that_another_process_is_at_is_left_alone(quick, tmp_path, capsys, monkeypatch):
     from amid.monitor import alone
 
-    name = run_name(quick)
+    def refused(cfg, directory, labels):
+        raise InputError("enough")
+
+    one, both = [*quick, "seed=1"], ["-m", *quick, "seed=1,2"]
+    name = run_name(one)
     folder = tmp_path / "runs" / name
     folder.mkdir(parents=True)
     (folder / "status.json").write_text("{}")
     with alone(folder):
-        assert run("train", *quick) == 1
+        assert run("train", *one) == 1
         assert (folder / "status.json").read_text() == "{}"
         assert "is being run by another process; amid status" in capsys.readouterr().err
-        assert run("train", "-m", *quick) == 0
-        out = capsys.readouterr().out
-    assert f"1 left to other processes, which run them: {name}; amid status {tmp_path / 'runs'} tells" in out
+        told = f"1 left to other processes, which run them: {name}; amid status {tmp_path / 'runs'} tells"
+        with monkeypatch.context() as patched:
+            patched.setattr("amid.train.run_experiment", refused)
+            assert run("train", *both) == 1
+        out, err = capsys.readouterr()
+        assert told in out
+        assert "enough" in err
+        assert run("train", *both) == 0
+        assert told in capsys.readouterr().out
     assert not (folder / "result.json").exists()
-    assert run("train", *quick) == 0
+    assert run("train", *one) == 0
     assert (folder / "result.json").exists()
 
 
