@@ -327,7 +327,8 @@ def _sweep(arguments: list[str]) -> None:
             "\nscale=small, the default, is for a machine without a GPU; scale=full is the published size."
             "\n--dry-run lists the runs, with an estimate of time, memory and disk, and starts nothing."
             "\nKEY=VALUE goes to every run; KEY=A,B runs each. A baseline keeps its own method, divergence, "
-            "assistant, objective, schedule and text. Started again, it skips what is finished."
+            "assistant, objective, schedule and text, and gets text.KEY, objective.fused and "
+            "objective.compiled where it has them. Started again, it skips what is finished."
         )
         return
     name, words = arguments[0], arguments[1:]

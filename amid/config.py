@@ -41,15 +41,17 @@ SECONDS_TO_ANSWER = 5.0
 _PLACES = ("output_dir", "prepared_dir", "logger", "threads", "teacher")
 """Root keys that say where and how fast a run goes, not what it learns."""
 
-_NO_EFFECT = {
+_LIMITS = {
     "data": ("cache_dir", "micro_batch_size", "tokens_per_batch"),
-    "objective": ("fused", "compiled"),
     "trainer": ("log_every_n_steps", "devices"),
     "text": ("batch_size",),
     "generation": ("batch_size",),
     "sft": ("micro_batch_size", "tokens_per_batch"),
 }
 """Keys of further nodes of which the same is true."""
+
+_WAYS_TO_COMPUTE = {"objective": ("fused", "compiled")}
+"""Keys that change no result, and yet tell runs apart: they are timed against each other."""
 
 
 def _folder(name: str) -> Path:
@@ -107,14 +109,13 @@ def further_settings(overrides: Sequence[str]) -> str | None:
 def _telling(overrides: Sequence[str]) -> list[str]:
     """The overrides that say what a run is, not where it goes and with how much memory.
 
-    So a run that ran out of memory goes on with other limits. The ways of computing an objective, which are
-    timed against each other, tell runs apart.
+    So a run that ran out of memory goes on with other limits.
     """
     per_micro_batch = "data.mean=micro_batch" in overrides
     telling = []
     for override in overrides:
         *nodes, key = override.lstrip("+~").split("=")[0].split(".")
-        idle = _NO_EFFECT.get(nodes[-1], ()) if nodes and nodes[-1] != "objective" else ()
+        idle = _LIMITS.get(nodes[-1], ()) if nodes else ()
         counts = per_micro_batch and key == "micro_batch_size"
         if ([*nodes, key][0] not in _PLACES and key not in idle) or counts:
             telling.append(override)
@@ -153,7 +154,7 @@ def _effective(node: Any, counts: Collection[str], name: str = "") -> Any:
     """`node` without the keys that have no effect on a result; those of `counts` have one."""
     if not isinstance(node, Mapping):
         return node
-    idle = set(_NO_EFFECT.get(name, ())).difference(counts)
+    idle = {*_LIMITS.get(name, ()), *_WAYS_TO_COMPUTE.get(name, ())}.difference(counts)
     return {key: _effective(child, counts, str(key)) for key, child in node.items() if key not in idle}
 
 
@@ -318,6 +319,30 @@ def _methods_with(group: str, options: Collection[str]) -> list[str]:
         if any(choices.values())
         else []
     )
+
+
+def takes(overrides: Sequence[str], setting: str) -> bool:
+    """Whether a run has a setting `GROUP.KEY`, by the option of the group that it chooses.
+
+    Args:
+        overrides: of the run, GROUP=OPTION among them; a method's choices are taken from its file.
+        setting: such as `text.share`.
+    """
+    group, _, key = setting.partition(".")
+    chosen = dict(override.split("=", 1) for override in overrides)
+    usual = _defaults(CONF / "train.yaml")
+    of_method = _defaults(CONF / "method" / f"{chosen.get('method', usual['method'])}.yaml")
+    option = chosen.get(group) or of_method.get(f"override /{group}") or usual[group]
+    return key in _keys(CONF / group / f"{option}.yaml")
+
+
+def _keys(file: Path) -> set[str]:
+    """The keys of a file, those of the files it builds on among them."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    built_on = [
+        entry for entry in content.get("defaults", []) if isinstance(entry, str) and entry != "_self_"
+    ]
+    return {*content}.union(*(_keys(file.with_name(f"{entry}.yaml")) for entry in built_on))
 
 
 def _defaults(file: Path) -> dict[str, str]:

@@ -23,6 +23,7 @@ from amid.config import (
     parsed_overrides,
     register_resolvers,
     run_name,
+    takes,
 )
 from amid.errors import InputError, choose_one
 from amid.results import RESULT_FILE
@@ -31,7 +32,10 @@ SMALL = "small"
 """The scale where none is said; the other ones write to folders of their own."""
 
 OF_THE_GRID = re.compile(r"[+~]*(assistant|divergence|objective|method|schedule|text)\b")
-"""What is not handed on to the baselines, which say it themselves."""
+"""What is not handed on to the baselines, which say it themselves, but for `OF_ALL`."""
+
+OF_ALL = re.compile(r"text\.|objective\.(fused|compiled)=")
+"""Settings of `OF_THE_GRID` that baselines get too: those whose text or objective has them."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,8 @@ def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) ->
 
     A sweep file is a primary configuration with the keys `hydra.sweeper.params`, its grid; `baselines`, a
     list of further runs; `scales`, the overrides of each scale. Later ones replace earlier ones: those of the
-    grid, of the scale, then `overrides`. A baseline gets those that are not about the grid.
+    grid, of the scale, then `overrides`. A baseline gets those that are not about the grid, and of the others
+    those of `OF_ALL` that it has.
 
     Raises:
         InputError: if there is no such sweep or scale.
@@ -204,10 +209,20 @@ def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) ->
     everywhere = [*scales.get(scale, []), *overrides]
     lines = [line.split() for line in file.get("baselines", [])]
     jobs = [_merged([*grid, *everywhere])]
-    jobs += [_merged([*line, *(o for o in everywhere if not OF_THE_GRID.match(o))]) for line in lines]
+    jobs += [_merged([*line, *(o for o in everywhere if _reaches(o, line))]) for line in lines]
     given = [o.split("=", 1)[1] for o in overrides if o.startswith("output_dir=")]
     output_dir = given[-1] if given else file.output_dir + ("" if scale == SMALL else f"-{scale}")
     return Sweep(name, Path(output_dir), [_merged([*job, f"output_dir={output_dir}"]) for job in jobs])
+
+
+def _reaches(override: str, line: Sequence[str]) -> bool:
+    """Whether a baseline gets an override of the sweep: all runs of its `line` have to take it."""
+    if not OF_THE_GRID.match(override):
+        return True
+    runs = itertools.product(
+        *([f"{k}={v}" for v in vs.split(",")] for k, vs in (o.split("=", 1) for o in line))
+    )
+    return bool(OF_ALL.match(override)) and all(takes(run, override.split("=")[0]) for run in runs)
 
 
 def _merged(overrides: Sequence[str]) -> list[str]:

@@ -55,6 +55,14 @@ def test_published_settings():
     assert objective.order == "pr"
 
 
+def test_published_settings_of_openllama():
+    cfg = composed("model=openllama2_7b_to_3b", "data=dolly")
+    teacher, init = cfg.model.teacher.sft, cfg.model.student.sft
+    assert (cfg.optimizer.lr, cfg.data.batch_size, cfg.trainer.max_epochs) == (5e-4, 32, 10)
+    assert (teacher.optimizer.lr, teacher.batch_size, teacher.trainer.max_epochs) == (5e-4, 16, 20)
+    assert (init.optimizer.lr, init.batch_size, init.trainer.max_epochs) == (5e-4, 32, 3)
+
+
 @pytest.mark.parametrize(("student", "epochs", "rows"), [("125m", 20, 32), ("350m", 20, 32), ("1.3b", 10, 8)])
 def test_published_settings_of_opt(student, epochs, rows):
     cfg = composed(f"model=opt_2.7b_to_{student}", "data=dolly")

@@ -6,7 +6,8 @@ gradient of the sequences' KL(q ‖ p) = -E Σ_t r_t over y ~ q falls into two p
     single step     Σ_t ∇ KL(q(· | s_t) ‖ p(· | s_t)),    exact over the vocabulary
     long term      -Σ_t R_t ∇ log q_t,                     R_t = Σ_{t'>t} r_t'
 
-both in expectation over y ~ q. The single step is `Objective(KL(), order="qp")`. MiniLLM's third part,
+both in expectation over y ~ q. Of text that was drawn from another q̃, both parts have the importance
+weight ρ_t = q_t/q̃_t, a constant in the single step, where its mean over y_t is 1. MiniLLM's third part,
 cross-entropy on plain text, is `CrossEntropy` on a batch of its own.
 
 R and the probabilities that the tokens were drawn with are constants of the sample. With them the loss is a
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from amid.losses.assistant import finite_number, log_normalise, softmaxes
-from amid.losses.counted import check_denominator, check_labels, check_leading_shape, given, select
+from amid.losses.counted import check_denominator, check_labels, check_leading_shape, given, mean, select
 from amid.losses.divergence import KL
 from amid.losses.fused import Loss, Stats
 from amid.losses.objective import Objective
@@ -132,11 +133,13 @@ class MiniLLM(Loss):
     Both are made anew at each step of those that are taken on the same sample; what is known of its
     sampling stays. Without `sampling`, on text that was not sampled, the loss is the single step alone.
 
-    Of further sums, `return_stats=True` gives "single_step" (KL(q ‖ p)), and with `sampling` "to_go" (R) and
-    those of `long_term_loss`.
+    Of further sums, `return_stats=True` gives "single_step" (KL(q ‖ p), without weights), and with `sampling`
+    "to_go" (R) and those of `long_term_loss`.
 
     Args:
         clip: see `long_term_loss`.
+        weighted_single_step: whether the single step has the importance weight q/q̃ of its token, as in the
+            paper; False: none, as in the published script. Both have the same mean over the sampled token.
         fused: whether training goes through `fused`, where the models' heads can be split off.
 
     Raises:
@@ -147,14 +150,17 @@ class MiniLLM(Loss):
     needs_labels = False
     uses_sampling = True
 
-    def __init__(self, clip: float | None = 0.2, fused: bool = True) -> None:
+    def __init__(
+        self, clip: float | None = 0.2, weighted_single_step: bool = True, fused: bool = True
+    ) -> None:
         self.clip = clip
+        self.weighted_single_step = weighted_single_step
         self.uses_fused = fused
         self.single_step = Objective(KL(), order="qp")
         self.check()
 
     def __repr__(self) -> str:
-        return f"MiniLLM(clip={self.clip})"
+        return f"MiniLLM(clip={self.clip}, weighted_single_step={self.weighted_single_step})"
 
     def on_logits(
         self,
@@ -183,8 +189,12 @@ class MiniLLM(Loss):
             check_leading_shape("sampling", sampling.shape[:-1], student_logits.shape[:-1])
             index = select(mask, labels.unsqueeze(-1))
             check_labels(index, logits.shape[-1])
-            log_q = log_normalise(_precise(logits)).gather(-1, index.long()).squeeze(-1)
-            long, of_long = self._long_term(log_q, select(mask, sampling), denominator)
+            log_q = log_normalise(_precise(logits))
+            chosen, drawn = log_q.gather(-1, index.long()).squeeze(-1), select(mask, sampling)
+            if self.weighted_single_step:
+                log_p = log_normalise(_precise(select(mask, teacher_logits.detach())))
+                loss = mean(_importance(chosen, drawn) * KL()(log_q, log_p), denominator)
+            long, of_long = self._long_term(chosen, drawn, denominator)
             loss = loss + long
             stats |= of_long
         return loss, stats if with_stats else {}
@@ -198,7 +208,9 @@ class MiniLLM(Loss):
         with_stats: bool,
         sampling: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Stats]:
-        """As `Loss` says: unless clipped, the long term's is -ρ R, less q of it at every token."""
+        """As `Loss` says: unless clipped, the long term's is -ρ R, less q of it at every token; the single
+        step's is that of each token times its weight.
+        """
         value, gradient, stats = self.single_step.value_and_gradient(
             student_logits, teacher_logits, None, with_gradient, with_stats
         )
@@ -208,6 +220,12 @@ class MiniLLM(Loss):
             check_labels(index, student_logits.shape[-1])
             log_q, q = softmaxes(student_logits)
             chosen = log_q.gather(-1, index.long())
+            if self.weighted_single_step:
+                weights = _importance(chosen.squeeze(-1), sampling)
+                log_p = log_normalise(_precise(given("teacher_logits", teacher_logits)))
+                value = (weights * KL()(log_q, log_p)).sum()
+                if gradient is not None:
+                    gradient = gradient * weights.to(gradient.dtype).unsqueeze(-1)
             with torch.set_grad_enabled(with_gradient):
                 chosen = chosen.requires_grad_(with_gradient)
                 long, of_long = self._long_term(chosen.squeeze(-1), sampling, 1)
@@ -237,6 +255,11 @@ class MiniLLM(Loss):
             clip=self.clip,
         )
         return loss, stats | {"to_go": to_go.sum()}
+
+
+def _importance(log_q: Tensor, sampling: Tensor) -> Tensor:
+    """ρ = q/q̃ of the sampled tokens [N], a constant."""
+    return (log_q.detach() - sampling.detach()[..., 0]).exp()
 
 
 def _precise(x: Tensor) -> Tensor:

@@ -60,10 +60,7 @@ def test_every_method_trains(quick, tmp_path):
         assert math.isfinite(result.training["valid_loss"])
         assert result.training["valid_loss"] != result.training["valid_loss_before"]
         logged = {
-            key
-            for row in curve(tmp_path / "runs" / result.name)
-            for key, value in row.items()
-            if value
+            key for row in curve(tmp_path / "runs" / result.name) for key, value in row.items() if value
         }
         assert {f"train/{name}" for name in {"loss", *LOGGED.get(method, ())}} <= logged
 

@@ -109,6 +109,29 @@ def test_importance_weights_are_exact_where_only_the_weighted_token_was_mixed() 
     assert on_policy.norm() > 0.01
 
 
+def test_the_weights_of_the_single_step_change_its_variance_and_not_its_mean() -> None:
+    """Over the tokens of one place, drawn from a p + (1-a) q."""
+    student, teacher = torch.randn(V).requires_grad_(), torch.randn(V)
+    log_q, log_p = student.detach().log_softmax(-1), teacher.log_softmax(-1)
+    log_sampling = mixed_log_probs(log_p, log_q, 0.3)
+    gradients = []
+    for weighted in (True, False):
+        loss = MiniLLM(clip=None, weighted_single_step=weighted)
+        parts = [
+            loss(
+                student_logits=student.unsqueeze(0),
+                teacher_logits=teacher.unsqueeze(0),
+                labels=torch.tensor([token]),
+                sampling=torch.stack([log_sampling[token], torch.zeros(())]).unsqueeze(0),
+            )
+            for token in range(V)
+        ]
+        assert (torch.stack(parts).std() > 1e-3) == weighted
+        (gradient,) = torch.autograd.grad((log_sampling.exp() * torch.stack(parts)).sum(), student)
+        gradients.append(gradient)
+    torch.testing.assert_close(*gradients)
+
+
 def test_rewards_to_go_are_means_over_what_comes_after() -> None:
     log_p = torch.tensor([[0.0, -1.0, -2.0, -4.0], [0.0, -3.0, math.nan, math.inf]])
     log_q = torch.tensor([[-1.0, -1.5, -1.0, -2.0], [-9.0, -1.0, math.nan, 0.0]])
@@ -185,7 +208,12 @@ def test_parts_and_stats_of_the_whole_loss() -> None:
         to_go=sampling[..., 1],
         mask=mask,
     )
-    torch.testing.assert_close(value, single + long)
+    torch.testing.assert_close(MiniLLM(weighted_single_step=False)(**given), single + long)
+    log_q, log_p = (given[f"{name}_logits"][mask].log_softmax(-1) for name in ("student", "teacher"))
+    chosen = log_q.gather(-1, index[mask]).squeeze(-1)
+    weights = (chosen - sampling[mask][:, 0]).exp()
+    assert weights.std() > 0.1
+    torch.testing.assert_close(value, (weights * KL()(log_q, log_p)).mean() + long)
     torch.testing.assert_close(stats["single_step"], single * 10)
     torch.testing.assert_close(stats["to_go"], sampling[..., 1].sum())
     torch.testing.assert_close({name: stats[name] for name in of_long}, of_long)
@@ -212,8 +240,10 @@ def test_parts_and_stats_of_the_whole_loss() -> None:
 
 
 @pytest.mark.parametrize("clip", [None, 0.2, 1e-3])
-@pytest.mark.parametrize("sampled", [True, False])
-def test_the_fused_form_has_the_value_the_gradients_and_the_sums(clip: float | None, sampled: bool) -> None:
+@pytest.mark.parametrize(("sampled", "weighted"), [(True, True), (True, False), (False, True)])
+def test_the_fused_form_has_the_value_the_gradients_and_the_sums(
+    clip: float | None, sampled: bool, weighted: bool
+) -> None:
     given = sample(torch.float32)
     if not sampled:
         del given["labels"], given["sampling"]
@@ -221,7 +251,7 @@ def test_the_fused_form_has_the_value_the_gradients_and_the_sums(clip: float | N
     hidden, weight = torch.randn(4, 6, width), torch.randn(n_vocab, width)
     teacher = {"teacher_hidden": torch.randn(4, 6, 3), "teacher_weight": torch.randn(n_vocab, 3)}
     rest = {name: x for name, x in given.items() if "logits" not in name} | {"denominator": 7.0}
-    term = MiniLLM(clip=clip)
+    term = MiniLLM(clip=clip, weighted_single_step=weighted)
     for loss in (term, WeightedSum([(0.5, term), (2.0, Objective(KL()))])):
         leaves = [x.clone().requires_grad_() for x in (hidden, weight)]
         value, stats = loss.fused(
