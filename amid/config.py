@@ -339,10 +339,8 @@ def takes(overrides: Sequence[str], setting: str) -> bool:
 def _keys(file: Path) -> set[str]:
     """The keys of a file, those of the files it builds on among them."""
     content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    built_on = [
-        entry for entry in content.get("defaults", []) if isinstance(entry, str) and entry != "_self_"
-    ]
-    return {*content}.union(*(_keys(file.with_name(f"{entry}.yaml")) for entry in built_on))
+    entries = [entry for entry in content.get("defaults", []) if isinstance(entry, str)]
+    return {*content}.union(*(_keys(file.with_name(f"{name}.yaml")) for name in entries if name != "_self_"))
 
 
 def _defaults(file: Path) -> dict[str, str]:

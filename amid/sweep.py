@@ -219,9 +219,8 @@ def _reaches(override: str, line: Sequence[str]) -> bool:
     """Whether a baseline gets an override of the sweep: all runs of its `line` have to take it."""
     if not OF_THE_GRID.match(override):
         return True
-    runs = itertools.product(
-        *([f"{k}={v}" for v in vs.split(",")] for k, vs in (o.split("=", 1) for o in line))
-    )
+    choices = [(name, values.split(",")) for name, values in (o.split("=", 1) for o in line)]
+    runs = itertools.product(*([f"{name}={value}" for value in values] for name, values in choices))
     return bool(OF_ALL.match(override)) and all(takes(run, override.split("=")[0]) for run in runs)
 
 

@@ -72,24 +72,19 @@ def test_what_is_given_comes_last_and_the_grid_stays_off_the_baselines():
 
 
 def test_baselines_get_the_settings_of_text_and_computing_that_they_have():
-    given = ["text=mixed", "text.labels=unshifted", "text.threshold=0.5", "objective.fused=false"]
-    runs = read_sweep("main", [*given, "objective.order=pr", "seed=1"]).runs()
-    of = {
-        next(o for o in run.overrides if o.startswith("method=")).split("=")[1]: run.overrides for run in runs
-    }
-    assert {"text=mixed", "objective.order=pr"} <= {*of["amid"]}
-    for method, overrides in of.items():
-        if method != "amid":
-            assert not {"text=mixed", "objective.order=pr"} & {*overrides}
-            assert "objective.fused=false" in overrides
-    assert {m for m, o in of.items() if "text.labels=unshifted" in o} == {
-        *("amid", "imitkd", "gkd", "distillm_skl", "distillm_srkl")
-    }
-    assert {m for m, o in of.items() if "text.threshold=0.5" in o} == {
-        "amid",
-        "distillm_skl",
-        "distillm_srkl",
-    }
+    given = ["text=adaptive", "text.labels=unshifted", "text.threshold=0.5", "objective.fused=false"]
+    of = {}
+    for run in read_sweep("main", [*given, "objective.order=pr", "seed=1"]).runs():
+        said = dict(override.split("=", 1) for override in run.overrides)
+        of[said["method"]] = said
+    assert (of["amid"]["text"], of["amid"]["objective.order"]) == ("adaptive", "pr")
+    for method, said in of.items():
+        assert said["objective.fused"] == "False"
+        assert method == "amid" or not {"text", "objective.order"} & said.keys()
+    with_labels = {method for method, said in of.items() if "text.labels" in said}
+    assert with_labels == {"amid", "imitkd", "gkd", "distillm_skl", "distillm_srkl"}
+    with_threshold = {method for method, said in of.items() if "text.threshold" in said}
+    assert with_threshold == {"amid", "distillm_skl", "distillm_srkl"}
 
 
 @pytest.mark.parametrize(
