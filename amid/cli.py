@@ -37,7 +37,7 @@ amid: distil large language models into small ones with the α-mixture assistant
   amid dashboard SWEEP              a W&B workspace of a sweep; entity=, project=
 
   amid train --help                 lists the choices and settings
-  amid help WORD                    what one is: amid help method, method=taid, assistant.alpha
+  amid help WORD                    what each is: amid help method method=taid assistant.alpha
   amid --version
 
 Examples

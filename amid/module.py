@@ -25,6 +25,9 @@ from amid.schedule import Schedule
 from amid.teacher import CachedTeacher, Teacher
 from amid.text import Text, on_student_text, prompts_of
 
+_STEPS_OF_A_SEED = 10**7
+"""More steps than a run has, so that the steps of no two seeds have the same number."""
+
 
 class Diverged(Exception):
     """At an optimiser step, counted from 1, the student's loss, gradient or logits are not finite."""
@@ -156,6 +159,7 @@ class DistillationModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Puts the student into train mode: models come in eval mode."""
         self.student.train()
+        self._seed = torch.initial_seed()
         self._stop_at_the_last_step()
 
     def training_step(self, micro_batches: list[MicroBatch], batch_idx: int) -> Tensor:
@@ -165,6 +169,7 @@ class DistillationModule(L.LightningModule):
             Diverged: if its loss or gradient, or the student's logits where it answers, are not finite.
         """
         started = time.perf_counter()
+        self._seed_step()
         optimizer = self.optimizers()
         scheduler = self.lr_schedulers()
         assert not isinstance(optimizer, list)
@@ -224,6 +229,11 @@ class DistillationModule(L.LightningModule):
         self.seconds_of_steps.append(time.perf_counter() - started)
         self._stop_at_the_last_step()
         return total
+
+    def _seed_step(self) -> None:
+        """Lets dropout be one of the seed and the step alone, also in a run that goes on."""
+        number = self.trainer.global_step * self.trainer.world_size + self.trainer.global_rank
+        torch.manual_seed((self._seed * _STEPS_OF_A_SEED + number) % 2**63)
 
     def _stop_at_the_last_step(self) -> None:
         """Ends the training where its steps are done, within an epoch if need be.

@@ -48,6 +48,9 @@ STATES = {
 }
 """What a run can be, and its colour."""
 
+_URGENCY = ("running", "failed", "interrupted", "diverged", "waiting", "done")
+"""Its states, the one that whoever waits looks for first."""
+
 
 @dataclass(frozen=True)
 class RunStatus:
@@ -289,11 +292,12 @@ def _planned(directory: Path) -> list[str]:
     return names
 
 
-def command_of(directory: Path) -> str:
-    """The command that started the runs of a sweep's folder, and goes on with them."""
+def command_of(directory: Path) -> str | None:
+    """The command that started the runs of a sweep's folder, and goes on with them; None for single runs."""
     if plan := _read_json(directory / PLAN_FILE):
         return str(plan.get("command", "the command that started them"))
-    overrides = _overrides_of_multirun(directory)
+    if not (overrides := _overrides_of_multirun(directory)):
+        return None
     of_hydra = [o for o in overrides["hydra"] if not o.startswith("hydra.mode=")]
     return f"amid train -m {shlex.join([*overrides['task'], *of_hydra])}"
 
@@ -381,8 +385,8 @@ def seconds_left(runs: Iterable[RunStatus]) -> float | None:
     return max(known, default=0.0) + ahead
 
 
-def to_terminal(runs: Sequence[RunStatus]) -> Group:
-    """The runs as a table, and a line that counts them."""
+def to_terminal(runs: Sequence[RunStatus], most: int | None = None) -> Group:
+    """The runs as a table, and a line that counts them; with `most` only so many, the running ones first."""
     metrics = list(dict.fromkeys(run.metric for run in runs if run.metric))
     score = f"valid {METRICS.get(metrics[0], metrics[0]) if len(metrics) == 1 else 'score'}"
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -391,7 +395,8 @@ def to_terminal(runs: Sequence[RunStatus]) -> Group:
     for name in ("step", "loss", score, "left"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
-    for run in runs:
+    shown = sorted(runs, key=lambda run: _URGENCY.index(run.state))[:most] if most is not None else runs
+    for run in shown:
         table.add_row(
             Text(run.name),
             Text(run.state, style=STATES[run.state]),
@@ -401,12 +406,13 @@ def to_terminal(runs: Sequence[RunStatus]) -> Group:
             "" if run.seconds_left is None else in_words(run.seconds_left),
             Text(_doing(run) if run.state == "running" else run.note),
         )
+    hidden = len(runs) - len(shown)
     counts = {state: sum(run.state == state for run in runs) for state in STATES}
     line = f"{len(runs)} runs: " + ", ".join(f"{n} {state}" for state, n in counts.items() if n)
     left = seconds_left(runs)
     if counts["running"] and left is not None:
         line += f"; about {in_words(left)} left"
-    return Group(table, Text(line))
+    return Group(table, *([Text(f"and {hidden} more", style="dim")] if hidden else []), Text(line))
 
 
 def _doing(run: RunStatus) -> str:

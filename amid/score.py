@@ -160,14 +160,34 @@ def run(arguments: Sequence[str]) -> None:
     for table in _tables(lines, console):
         console.print(table)
     console.print(LEGEND + _signatures(lines), markup=False)
-    for dataset in dict.fromkeys(system.dataset for system in systems):
-        rivals = [system for system in systems if system.dataset == dataset]
-        if len(rivals) == 1 and len(systems) > 1 and not dataset:
-            console.print(
-                f"{rivals[0].name} is not compared: no other one answers its prompts.", markup=False
-            )
+    sets = [system.dataset for system in systems]
+    for rivals in _rivals(systems):
+        first = rivals[0]
         if len(rivals) > 1:
-            _print_differences(dataset, rivals, given.metric or next(iter(rivals[0].metrics)), console)
+            _print_differences(rivals, given.metric or _main_metric(rivals), console)
+        elif len(systems) > 1 and (not first.dataset or sets.count(first.dataset) > 1):
+            what = f"{first.name} {first.dataset}".strip()
+            console.print(f"{what} is not compared: no other one answers its prompts.", markup=False)
+
+
+def _rivals(systems: Sequence[System]) -> list[list[System]]:
+    """The systems with answers to the same prompts of a set, those of each in one order."""
+    groups: list[list[System]] = []
+    for system in systems:
+        for group in groups:
+            order = _order(system.by_seed[0], group[0].by_seed[0])
+            if system.dataset == group[0].dataset and order is not None:
+                group.append(replace(system, by_seed=system.only(order)))
+                break
+        else:
+            groups.append([system])
+    return groups
+
+
+def _main_metric(systems: Sequence[System]) -> str:
+    """That of the first run which names metrics; else the first of `ALWAYS`."""
+    own = [system.metrics for system in systems if list(system.metrics) != list(ALWAYS)]
+    return next(iter(own[0])) if own else ALWAYS[0]
 
 
 def _systems(paths: Sequence[Path]) -> list[System]:
@@ -215,7 +235,7 @@ def _of_the_same_prompts(systems: Sequence[System]) -> list[System]:
 
 def _order(rows: Sequence[Answered], wanted: Sequence[Answered]) -> list[int] | None:
     """Where the prompts of `wanted` stand in `rows`; None if they are other ones."""
-    instructed = all(row.instruction for row in rows)
+    instructed = all(row.instruction for row in (*rows, *wanted))
 
     def key(row: Answered) -> tuple[object, ...]:
         return (row.instruction, row.input, row.references) if instructed else row.references
@@ -368,13 +388,13 @@ def _cell(score: Score | None) -> str:
     return f"{score.mean:.2f}" + ("" if score.std is None else f" ±{score.std:.2f}")
 
 
-def _print_differences(dataset: str, systems: Sequence[System], name: str, console: Console) -> None:
+def _print_differences(systems: Sequence[System], name: str, console: Console) -> None:
     """Every two systems' difference in the metric `name`, or why there is none to test."""
     if len(systems[0].by_seed[0]) == 1:
         console.print("One prompt tells nothing of a difference; two or more are needed.\n", markup=False)
         return
     metric, title = _metric(name, systems), METRICS.get(name, name)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=dataset or None, title_justify="left")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=systems[0].dataset or None, title_justify="left")
     for column in ("First", "Second", f"{title} difference", "95% interval", "p", ""):
         is_text = column in ("First", "Second", "")
         table.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
@@ -385,7 +405,6 @@ def _print_differences(dataset: str, systems: Sequence[System], name: str, conso
     except ValueError as error:
         raise InputError(f"--metric={name} cannot score these answers: {error}") from error
     for (one, first), (other, second) in itertools.combinations(zip(systems, scores, strict=True), 2):
-        _check_same_prompts(one.name, one.by_seed[0], other.name, other.by_seed[0])
         if first is None or second is None:
             console.print(
                 f"{title} is of a whole set, and does not tell what prompts drawn anew would make of it: no "

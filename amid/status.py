@@ -3,11 +3,11 @@
 import time
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 
 from amid.errors import InputError
-from amid.monitor import command_of, in_words, read_status, to_terminal
+from amid.monitor import RunStatus, command_of, read_status, to_terminal
 
 REFRESH = 2.0
 """Seconds between two looks."""
@@ -22,6 +22,8 @@ WIDTH_OF_FILES = 200
 def run(directory: str, follow: bool) -> None:
     """Prints how far the runs in `directory` are; with `follow` until all are finished, or none is running.
 
+    Where none is, and some are not finished, also the command that goes on with them.
+
     Raises:
         InputError: if it is no folder or has no runs, or is to be followed where there is no terminal.
     """
@@ -31,21 +33,32 @@ def run(directory: str, follow: bool) -> None:
             raise InputError("--follow refreshes a terminal, and the output is no terminal; leave it out")
         console = Console(highlight=False, width=WIDTH_OF_FILES)
     runs = read_status(directory)
-    if not follow:
-        console.print(to_terminal(runs))
-        return
+    if follow:
+        runs = _followed(directory, runs, console)
+    console.print(to_terminal(runs))
+    unfinished = [run for run in runs if run.state in ("waiting", "failed", "interrupted")]
+    again = command_of(Path(directory))
+    if unfinished and again and not any(run.state == "running" for run in runs):
+        console.print(f"None is running. To go on: {again}", markup=False, soft_wrap=True)
+
+
+def _followed(directory: str, runs: list[RunStatus], console: Console) -> list[RunStatus]:
+    """The runs as they were in the end, shown meanwhile as far as the terminal is high."""
     ran = time.monotonic()
-    with Live(to_terminal(runs), console=console, auto_refresh=False) as live:
+    with Live(_fitting(runs, console), console=console, auto_refresh=False, transient=True) as live:
         while any(run.state in ("running", "waiting") for run in runs) and time.monotonic() - ran <= PATIENCE:
             time.sleep(REFRESH)
             runs = read_status(directory)
-            live.update(to_terminal(runs), refresh=True)
+            live.update(_fitting(runs, console), refresh=True)
             if any(run.state == "running" for run in runs):
                 ran = time.monotonic()
-    if waiting := sum(run.state == "waiting" for run in runs):
-        console.print(
-            f"{waiting} waiting, none running for {in_words(PATIENCE)}. If nothing is to start them, "
-            f"to go on: {command_of(Path(directory))}",
-            markup=False,
-            soft_wrap=True,
-        )
+    return runs
+
+
+def _fitting(runs: list[RunStatus], console: Console) -> Group:
+    """As many of the runs as the terminal has lines for, below which one is left."""
+    for most in range(min(len(runs), console.height), 0, -1):
+        group = to_terminal(runs, most)
+        if len(console.render_lines(group)) < console.height:
+            break
+    return group

@@ -252,7 +252,7 @@ def test_a_sweep_is_followed_while_it_runs(small_run, tmp_path, capsys, monkeypa
 
 
 def test_the_plan_of_a_sweep_is_written_before_its_runs(small_run, tmp_path, monkeypatch):
-    def nothing(name, arguments, directories):
+    def nothing(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("amid.cli._launch", nothing)
@@ -310,5 +310,23 @@ def test_follow_ends_where_none_runs_with_the_command_that_goes_on(tmp_path, mon
 
     status.run(str(tmp_path), follow=True)
     assert now[0] == 250  # two minutes after it last ran, at 100
-    told = "1 waiting, none running for 2 min. If nothing is to start them, to go on: amid sweep mine seed=1"
-    assert told in console.export_text()
+    assert "None is running. To go on: amid sweep mine seed=1" in console.export_text()
+
+
+def test_following_shows_what_matters_in_a_low_terminal(tmp_path, monkeypatch):
+    from amid import status
+
+    names = [f"a{i:02}" for i in range(29)]
+    write_plan(tmp_path, [*names, "z"], "amid sweep mine")
+    for name in names[:20]:
+        finished(tmp_path / name, steps=2.0)
+    started(tmp_path / "z", step=1, steps=2)
+    console = Console(force_terminal=True, width=100, height=12)
+    group = status._fitting(read_status(tmp_path), console)
+    with console.capture() as captured:
+        console.print(group)
+    lines = captured.get().splitlines()
+    assert len(lines) < 12
+    assert any(line.startswith("z") for line in lines)
+    assert any("and 22 more" in line for line in lines)
+    assert "30 runs: 1 running, 20 done, 9 waiting" in lines[-1]

@@ -245,6 +245,9 @@ class TestCommand:
             "rouge_l_mean",
         ]
         assert "words is of a whole set" in capsys.readouterr().out
+        apart = foreign(tmp_path, "apart", ["one two"] * 3)
+        assert main(["score", str(apart), runs[0]]) == 0
+        assert "words is of a whole set" in capsys.readouterr().out, "that of the run, which comes second"
         assert main(["score", *runs, "--metric", "rouge_l"]) == 0
         assert re.search("a/alpha=1 +b/alpha=1", capsys.readouterr().out)
         (tmp_path / "of_mine.py").unlink()
@@ -314,10 +317,15 @@ class TestCommand:
         one = foreign(tmp_path, "one", ["a", "b", "c"])
         other = tmp_path / "other.jsonl"
         other.write_text(json.dumps({"output": "another", "prediction": "a"}) + "\n")
-        assert main(["score", str(one), str(other), "--csv", str(tmp_path / "all.csv")]) == 1
-        assert "they differ at prompt 1" in capsys.readouterr().err
+        like_one = foreign(tmp_path, "like-one", ["a", "b", "yes"])
+        paths = [str(path) for path in (one, other, like_one)]
+        assert main(["score", *paths, "--csv", str(tmp_path / "all.csv")]) == 0
+        out = capsys.readouterr().out
+        assert "other is not compared: no other one answers its prompts" in out
+        assert re.search(r"^ ?one +like-one +-33.33 ", out, re.MULTILINE)
+        assert "one is not compared" not in out
         with (tmp_path / "all.csv").open() as file:
-            assert [row["system"] for row in csv.DictReader(file)] == ["one", "other"]
+            assert [row["system"] for row in csv.DictReader(file)] == ["one", "other", "like-one"]
         assert main(["score", str(one), "--csv", str(tmp_path / "none" / "all.csv")]) == 1
         assert "make it first" in capsys.readouterr().err
 

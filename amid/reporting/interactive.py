@@ -87,12 +87,16 @@ def interactive_page(
     most = max(1, int(_READ * LARGEST / bytes_of_a_prompt)) if bytes_of_a_prompt else 0
     sets = _by_prompt([answers(place, most) for place in places])
 
+    for of, rows in sets.items():
+        if totals[of] <= most:  # lines, all of them read; those of the same prompt are one
+            totals[of] = len(rows)
+
     def page(prompts: int) -> str:
         shown = {of: dict(list(rows.items())[:prompts]) for of, rows in sets.items()}
         generations = [
             {
                 "set": of,
-                "total": max(totals[of], len(rows)),
+                "total": totals[of],
                 "prompts": [
                     [
                         prompt.instruction,

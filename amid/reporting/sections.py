@@ -190,8 +190,9 @@ def cost(table: Table) -> Section | None:
     note = (
         "Step: mean of the optimiser steps without the first, of each run. Tokens/s: of responses, over the "
         "whole training. Memory: at most, of the GPU; where there is none, of the process with all that "
-        "its earlier runs left in it, too coarse to compare settings by. × direct: against the same "
-        "divergence without the assistant, the first of its lines."
+        "its earlier runs left in it, too coarse to compare settings by. On a machine that does other work "
+        "besides, times vary by more than an assistant costs. × direct: against the same divergence without "
+        "the assistant, the first of its lines."
     )
     return Section("What the assistant costs", heads, lines, note)
 

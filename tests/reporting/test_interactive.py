@@ -226,6 +226,14 @@ class TestPage:
             ] * 2
             assert {g["total"] for g in data_of(file.read_text(encoding="utf-8"))["generations"]} == {3}
 
+    def test_lines_of_one_prompt_are_not_left_out(self, tmp_path, make_run):
+        store(make_run(), tmp_path / "a", "word", prompts=2)
+        for file in (tmp_path / "a" / "generations").glob("dolly-*.jsonl"):
+            file.write_text(file.read_text() + file.read_text().splitlines()[0] + "\n")
+        write(tmp_path)
+        (dolly,) = data_of((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))["generations"]
+        assert (dolly["total"], len(dolly["prompts"])) == (2, 2)
+
     def test_large_answers_are_not_all_read(self, tmp_path, make_run, monkeypatch):
         store(make_run(), tmp_path / "a", "word " * 20_000, prompts=400)
         write(tmp_path)

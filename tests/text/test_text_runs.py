@@ -54,7 +54,10 @@ def test_micro_batches_change_neither_the_coin_nor_the_text(quick, tmp_path):
 @pytest.mark.parametrize(
     "method",
     [
-        ["method=distillm_skl", "text.threshold=0.8", "text.capacity=20", "text.tolerance=-9"],
+        [
+            *("method=distillm_skl", "text.threshold=0.8", "text.capacity=20", "text.tolerance=-9"),
+            *("+model.student.architecture.attention_dropout=0.2", "model.student.sft=null"),
+        ],
         ["method=minillm", "text.batches=3", "text.epochs=2"],
     ],
     ids=lambda overrides: overrides[0],
