@@ -6,6 +6,7 @@ import json
 import os
 import re
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -126,12 +127,14 @@ def without_wandb() -> bool:
     """Whether W&B cannot be reached: no account is known here, WANDB_MODE says so, or nothing answers."""
     if os.environ.get("WANDB_MODE", "online") != "online":
         return True
+    server = os.environ.get("WANDB_BASE_URL", WANDB)
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    known = netrc.exists() and "wandb" in netrc.read_text(errors="replace")
+    host = str(urllib.parse.urlsplit(server).hostname)
+    known = netrc.exists() and host in netrc.read_text(errors="replace")
     if not (known or os.environ.get("WANDB_API_KEY")):
         return True
     try:
-        urllib.request.urlopen(os.environ.get("WANDB_BASE_URL", WANDB), timeout=SECONDS_TO_ANSWER).close()
+        urllib.request.urlopen(server, timeout=SECONDS_TO_ANSWER).close()
     except urllib.error.HTTPError:
         return False
     except OSError:

@@ -31,6 +31,7 @@ METRICS = {
     "exact_match": "Exact match",
     "self_bleu": "Self-BLEU",
     "corpus_self_bleu": "Self-BLEU",
+    "distinct_1": "Distinct-1",
     "distinct_2": "Distinct-2",
     "repetition": "Repetition",
     "overlong": "Overlong",

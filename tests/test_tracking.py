@@ -228,12 +228,16 @@ def test_a_secret_is_not_recorded_with_a_run(tmp_path):
     assert "abc123" not in (tmp_path / "config.yaml").read_text()
 
 
-def test_without_account_or_network_wandb_is_offline(offline, monkeypatch):
+def test_without_account_or_network_wandb_is_offline(offline, tmp_path, monkeypatch):
     assert without_wandb()
     monkeypatch.setenv("WANDB_API_KEY", "x")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     assert without_wandb()
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO())
+    assert not without_wandb()
+    monkeypatch.delenv("WANDB_API_KEY")
+    assert without_wandb()
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password x")
     assert not without_wandb()
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert without_wandb()

@@ -317,7 +317,7 @@ def _draw_curves(
         _draw_failed(axes, failed)
         axes.set_title(textwrap.fill(of_panel, TITLE_CHARACTERS), fontsize=10)
         if of_panel.startswith(BASELINES):
-            axes.legend(fontsize=8)
+            axes.legend(fontsize=8, frameon=True, framealpha=0.85, edgecolor="none")
         if failed:
             legend["failed"] = Line2D([], [], color=GREY, linestyle=":", marker="x")
     for axes in all_axes[len(panels) :]:

@@ -34,6 +34,7 @@ _READ = 3
 
 _MEANINGS = {
     "exact_match": "share of the answers that equal a reference",
+    "distinct_1": "share of the words that are different ones",
     "distinct_2": "share of the pairs of words that are different ones",
     CORPUS_SELF_BLEU: "Self-BLEU among all answers to a set",
     "repetition": "share of the runs of four words that the answer had before",

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from pathlib import Path
 
@@ -264,6 +265,7 @@ class TestPage:
 @pytest.fixture
 def browser(tmp_path):
     if CHROMIUM is None:
+        assert "AMID_REQUIRE_BROWSER" not in os.environ, "Chromium was installed and is not there"
         pytest.skip("no chromium on this machine: the report page is not tried in a browser")
     with chromium(tmp_path / "profile") as page:
         yield page
