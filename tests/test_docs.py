@@ -83,6 +83,25 @@ def test_every_command_is_valid(command):
     check_overrides(name, [word for word in words if not word.startswith(own)])
 
 
+def test_the_search_of_the_study_is_made_of_its_records():
+    found = {}
+    for run in results.load_all(ROOT / "docs" / "study" / "search_runs"):
+        name = run.labels["divergence"] if run.labels["method"] == "amid" else run.labels["method"]
+        found.setdefault(name, []).append(run)
+    words = {
+        "kl": "KL(p, r)",
+        "alpha_beta": "αβ",
+        "reverse_kl": "KL(r ‖ p)",
+        "sft": "SFT",
+        "jsd": "Jensen-Shannon",
+    }
+    text = " ".join(PAGES["study.md"].split())
+    for name, in_words in words.items():
+        means = [f"{run.scores['dev']['rouge_l'].mean:.1f}" for run in found.pop(name)]
+        assert f"{in_words} {' / '.join(means)}" in text
+    assert not found
+
+
 def test_the_table_of_the_study_is_made_of_its_records():
     study = ROOT / "docs" / "study"
     table = build_table(list(results.load_folders(study / "runs").values()))
