@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help demo test coverage test-slow bench lint docs format clean
+.PHONY: help install demo test coverage test-slow bench lint docs format clean
 
 help:  ## this list
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "%-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,8 @@ help:  ## this list
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev,docs]'
 	touch $@
+
+install: .venv/installed  ## the installation alone, into .venv
 
 demo: .venv/installed  ## the default α sweep on the built-in pair and data, its table and report
 	$(BIN)/amid sweep alpha divergence=kl seed=1

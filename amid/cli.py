@@ -134,6 +134,8 @@ def _hydra(name: str, arguments: list[str]) -> None:
         for word in arguments:
             if word not in (*overrides, *flags, "job", "hydra", "all"):
                 remedy = f"for that run: run={word}" if Path(word).is_dir() else f"see amid {name} --help"
+                if "=" in arguments:
+                    remedy = "write KEY=VALUE without spaces around ="
                 raise InputError(f"{word!r} is neither KEY=VALUE nor an option; {remedy}")
         if not several:
             _check_single(name, overrides)

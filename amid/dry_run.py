@@ -4,7 +4,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from amid.checks import parts_of
+from amid.checks import Config, parts_of
 from amid.config import LONGEST_NAME
 from amid.errors import InputError
 from amid.estimate import Cost, Estimator, Once
@@ -73,8 +73,10 @@ def show_plan(sweep: Sweep, console: Console | None = None) -> None:
     states = {state: sum(e.state.startswith(state) for e in plan) for state in ("done", "to do", "refused")}
     counts = ", ".join(f"{n} {state}" for state, n in states.items() if n)
     facts = estimator.facts
+    measured = any(entry.seconds for entry in (*plan, *elsewhere))
     lines = [
-        f"In all: {counts}; {_operations(operations)} operations, {_time(time)} of time, "
+        f"In all: {counts}; {_operations(operations)} operations, "
+        f"{'' if measured or math.isnan(time) else 'at least '}{_time(time)} of time, "
         f"{_size(sum(cost.disk for cost in costs))} on disk (and at most "
         f"{_size(_most(cost.checkpoints for cost in costs))} of checkpoints while one trains), "
         f"{_size(_most(cost.memory for cost in costs))} of memory at most.",
@@ -82,10 +84,10 @@ def show_plan(sweep: Sweep, console: Console | None = None) -> None:
         "one that is only asked or draws answers, as it does in training, at validations and for the scores "
         f"(each prompt is read once); rows without padding, as long as {SAMPLE} of them are; answers as long "
         "as the training data's responses; text=adaptive with as many answers as it can come to.",
-        "Not counted: attention; that answers are drawn more slowly than trained on; the metrics; reading "
-        "weights and caches; logs and tokenised data on disk; the memory of keys and values where answers "
+        "Not counted: attention; that answers are drawn more slowly than trained on; the metrics; what a run "
+        "takes to begin; reading weights and caches; logs and tokenised data on disk; the memory of keys and values where answers "
         "are drawn, and of Python and its libraries (about 1 GB).",
-        _rates_in_words(device, operations, any(entry.seconds for entry in (*plan, *elsewhere))),
+        _rates_in_words(device, operations, measured),
     ]
     if facts.assumed is not None:
         lines.append(f"Assumed, and not read (amid/hub_facts.yaml): {facts.assumed}.")
@@ -115,31 +117,39 @@ class _Entry:
 def _plan(sweep: Sweep) -> tuple[list[_Entry], list[_Entry], Estimator]:
     """The runs of a sweep, finished ones of their kinds elsewhere in the outputs, and what estimated them."""
     estimator = Estimator()
-    entries = []
+    entries: list[_Entry] = []
     outputs = set()
+    of_settings: dict[frozenset[str], _Entry] = {}  # without the seed, which costs nothing
     for run, composed in sweep.configs():
-        composed.logger = {}
-        cfg = as_dict(composed)
+        settings = frozenset(override for override in run.overrides if not override.startswith("seed="))
         text = run.directory.name
         if len(text) >= LONGEST_NAME - 1:  # cut
             text += "\n" + " ".join(o for o in run.overrides if not o.startswith("output_dir="))
-        cost, shared = Cost(), dict[str, Once]()
-        seconds, state = None, "to do"
-        try:
-            parts_of(copy.deepcopy(cfg))
-            cost, shared = estimator.run(cfg), estimator.shared(cfg)
-        except (ValueError, InstantiationException) as error:
-            state = f"refused: {reason_of(error)}"  # as the run itself would be
+        if settings not in of_settings:
+            composed.logger = {}
+            cfg = as_dict(composed)
+            of_settings[settings] = _estimated(cfg, estimator)
+            outputs.add(Path(cfg["prepared_dir"]).parent)
+        entry = replace(of_settings[settings], text=text)
         if run.finished:
             with contextlib.suppress(InputError):
-                result = load(run.directory)
-                seconds, state = _seconds(result), "done"
-        entries.append(_Entry(text, estimator.kind(cfg), state, cost, shared, seconds))
-        outputs.add(Path(cfg["prepared_dir"]).parent)
+                entry = replace(entry, state="done", seconds=_seconds(load(run.directory)))
+        entries.append(entry)
     kinds, planned = {entry.kind for entry in entries}, {run.directory.resolve() for run in sweep.runs()}
     folders = [file.parent for place in outputs for file in files_below(place, RESULT_FILE)]
     others = _finished(folder for folder in folders if folder.resolve() not in planned)
     return entries, [entry for entry in others if entry.kind in kinds], estimator
+
+
+def _estimated(cfg: Config, estimator: Estimator) -> _Entry:
+    """A run of this configuration, to do or refused."""
+    cost, shared, state = Cost(), dict[str, Once](), "to do"
+    try:
+        parts_of(copy.deepcopy(cfg))
+        cost, shared = estimator.run(cfg), estimator.shared(cfg)
+    except (ValueError, InstantiationException) as error:
+        state = f"refused: {reason_of(error)}"  # as the run itself would be
+    return _Entry("", estimator.kind(cfg), state, cost, shared, None)
 
 
 def _finished(folders: Iterable[Path]) -> list[_Entry]:

@@ -38,6 +38,9 @@ from amid.text import TeacherText, Text
 
 Config = dict[str, Any]
 
+FEW_STEPS = 20
+"""Steps of a training below which its length is said."""
+
 
 def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> RunResult:
     """Trains and scores one student, unless `directory` already holds the result of this configuration.
@@ -195,12 +198,14 @@ def _hash(cfg: Config, parts: Parts) -> str:
 
 
 def _steps(trainer: Config, data: InstructionData) -> int:
-    """The optimiser steps of a run; says so where they are fewer than `trainer.max_steps`."""
+    """The optimiser steps of a run; says so where they are few, or fewer than `trainer.max_steps`."""
     steps_of_all = len(data.train_dataloader())
     steps = steps_of(trainer, steps_of_all)
+    length = length_in_words(trainer, steps_of_all, "trainer")
     if steps < trainer["max_steps"]:
-        length = length_in_words(trainer, steps_of_all, "trainer")
         announce(f"trainer.max_steps={trainer['max_steps']} is not reached: {length}")
+    elif steps < FEW_STEPS:
+        announce(f"Few steps: {length}")
     return steps
 
 

@@ -408,7 +408,9 @@ def to_terminal(runs: Sequence[RunStatus], most: int | None = None) -> Group:
         )
     hidden = len(runs) - len(shown)
     counts = {state: sum(run.state == state for run in runs) for state in STATES}
-    line = f"{len(runs)} runs: " + ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+    line = f"{len(runs)} run{'s' * (len(runs) != 1)}: " + ", ".join(
+        f"{n} {state}" for state, n in counts.items() if n
+    )
     left = seconds_left(runs)
     if counts["running"] and left is not None:
         line += f"; about {in_words(left)} left"

@@ -171,7 +171,7 @@ def test_a_finished_run_stays_so_and_an_interrupt_is_told(tmp_path):
         raise KeyboardInterrupt
     (cut,) = read_status(tmp_path / "cut")
     assert (cut.state, cut.note) == ("interrupted", "")
-    assert "1 runs: 1 interrupted" in shown([cut])
+    assert "1 run: 1 interrupted" in shown([cut])
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_follow_ends_with_the_last_run(tmp_path, monkeypatch):
     monkeypatch.setattr(status, "Console", lambda **_: console)
     monkeypatch.setattr(status.time, "sleep", lambda _: finished(tmp_path / "a", steps=2.0))
     status.run(str(tmp_path), follow=True)
-    assert "1 runs: 1 done" in console.export_text()
+    assert "1 run: 1 done" in console.export_text()
 
 
 def test_follow_ends_where_none_runs_with_the_command_that_goes_on(tmp_path, monkeypatch):

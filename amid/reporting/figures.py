@@ -44,6 +44,7 @@ LEGEND_CHARACTERS = 64
 PANELS_ACROSS = 3
 MOST_PANELS = 12
 TITLE_CHARACTERS = 36
+SMOOTHED_FROM = 40
 
 
 @dataclass(frozen=True)
@@ -296,6 +297,7 @@ def _draw_curves(
     shared: Literal["all", "none"] = "all" if key.startswith("valid/") else "none"
     all_axes = [*figure.subplots(down, across, squeeze=False, sharex=True, sharey=shared).flat]
     legend: dict[str, Any] = {}
+    smoothed = False
     for axes, (of_panel, lines) in zip(all_axes, panels.items(), strict=False):
         failed: list[tuple[dict[int, float], int | None, Any]] = []
         for own, row, colour in lines:
@@ -311,6 +313,7 @@ def _draw_curves(
             steps = sorted(set.intersection(*map(set, trained))) if trained else []
             means = [sum(curve[step] for curve in trained) / len(trained) for step in steps]
             marker = "o" if len(steps) == 1 else ""
+            smoothed = smoothed or len(means) >= SMOOTHED_FROM
             (line,) = axes.plot(steps, _smoothed(means), color=colour, label=own, marker=marker)
             if not of_panel.startswith(BASELINES):
                 legend.setdefault(own, line)
@@ -325,7 +328,7 @@ def _draw_curves(
     for axes in all_axes[len(panels) - across : len(panels)]:
         axes.tick_params(labelbottom=True)
     figure.supxlabel("optimiser step", fontsize=10)
-    figure.supylabel(name, fontsize=10)
+    figure.supylabel(f"{name}, smoothed" if smoothed else name, fontsize=10)
     if legend:
         columns = max(LEGEND_CHARACTERS * across // 2 // (max(map(len, legend)) + 4), 1)
         figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=columns)
@@ -346,7 +349,7 @@ def _draw_failed(axes: Any, failed: Sequence[tuple[Mapping[int, float], int | No
 
 def _smoothed(values: Sequence[float]) -> list[float]:
     """Each value's mean with its neighbours, a fortieth of all to either side."""
-    reach = len(values) // 40
+    reach = len(values) // SMOOTHED_FROM
     around = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
     return [sum(near) / len(near) for near in around]
 
