@@ -85,8 +85,8 @@ def show_plan(sweep: Sweep, console: Console | None = None) -> None:
         f"(each prompt is read once); rows without padding, as long as {SAMPLE} of them are; answers as long "
         "as the training data's responses; text=adaptive with as many answers as it can come to.",
         "Not counted: attention; that answers are drawn more slowly than trained on; the metrics; what a run "
-        "takes to begin; reading weights and caches; logs and tokenised data on disk; the memory of keys and values where answers "
-        "are drawn, and of Python and its libraries (about 1 GB).",
+        "takes to begin; reading weights and caches; logs and tokenised data on disk; the memory of keys and "
+        "values where answers are drawn, and of Python and its libraries (about 1 GB).",
         _rates_in_words(device, operations, measured),
     ]
     if facts.assumed is not None:
