@@ -45,6 +45,7 @@ PANELS_ACROSS = 3
 MOST_PANELS = 12
 TITLE_CHARACTERS = 36
 SMOOTHED_FROM = 40
+ROOM_OF_A_LINE = 0.1
 
 
 @dataclass(frozen=True)
@@ -315,12 +316,15 @@ def _draw_curves(
             marker = "o" if len(steps) == 1 else ""
             smoothed = smoothed or len(means) >= SMOOTHED_FROM
             (line,) = axes.plot(steps, _smoothed(means), color=colour, label=own, marker=marker)
-            if not of_panel.startswith(BASELINES):
+            if not of_panel.startswith(BASELINES) and (of_panel or len(lines) > 1):
                 legend.setdefault(own, line)
         _draw_failed(axes, failed)
-        axes.set_title(textwrap.fill(of_panel, TITLE_CHARACTERS), fontsize=10)
+        heading = of_panel or (lines[0][0] if len(lines) == 1 else "")
+        axes.set_title(textwrap.fill(heading, TITLE_CHARACTERS), fontsize=10)
         if of_panel.startswith(BASELINES):
-            axes.legend(fontsize=8, frameon=True, framealpha=0.85, edgecolor="none")
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, high + (high - low) * ROOM_OF_A_LINE * math.ceil(len(lines) / 2))
+            axes.legend(fontsize=8, loc="upper center", ncols=2)
         if failed:
             legend["failed"] = Line2D([], [], color=GREY, linestyle=":", marker="x")
     for axes in all_axes[len(panels) :]:
