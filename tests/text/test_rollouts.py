@@ -140,13 +140,14 @@ def test_steps_on_a_sample_are_those_computed_by_hand(tmp_path, fused):
                 for model in (student, teacher)
             )
             log_p = log_p.detach()
-            total = total + (log_q.exp() * (log_q - log_p)).sum()
+            single_step = (log_q.exp() * (log_q - log_p)).sum(-1)
             reward = (drawn.log_teacher - drawn.log_student).tolist()
             for t, token in enumerate(drawn.tokens):
                 later = reward[t + 1 :]
                 to_go = sum(later) / len(later) if later else 0.0
                 ratio = (log_q[t, token] - drawn.log_mixed[t]).exp()
                 clipped += float((ratio.detach() - 1) * to_go) > 0.2 * abs(to_go)
+                total = total + ratio.detach() * single_step[t]
                 total = total - torch.minimum(ratio * to_go, ratio.clamp(0.8, 1.2) * to_go)
         return total / n, clipped / n
 
