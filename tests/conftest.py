@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import sys
@@ -22,6 +23,16 @@ absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="of the tensors in tests/losses, such as cuda")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported stays: the collector need not visit half a million objects again and again
+
+
+@pytest.fixture(autouse=True)
+def hydra_mode_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra would compose each command's configuration once more, to read hydra.mode, which is null here."""
+    monkeypatch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="session")
