@@ -299,7 +299,7 @@ def _of_another_choice(override: Override, cfg: DictConfig, said: Collection[str
     key, choices = override.key_or_group, cfg.hydra.runtime.choices
     group, _, name = key.partition(".")
     files = sorted((CONF / group).glob("*.yaml"))
-    options = [file.stem for file in files if {name, key} & set(_flat(OmegaConf.load(file)))]
+    options = [file.stem for file in files if {name, key} & _settings(file)]
     if group not in choices or not options or choices[group] in options:
         return None
     remedies = [f"{group}={', '.join(options)}"]
@@ -336,14 +336,16 @@ def takes(overrides: Sequence[str], setting: str) -> bool:
     usual = _defaults(CONF / "train.yaml")
     of_method = _defaults(CONF / "method" / f"{chosen.get('method', usual['method'])}.yaml")
     option = chosen.get(group) or of_method.get(f"override /{group}") or usual[group]
-    return key in _keys(CONF / group / f"{option}.yaml")
+    return key in _settings(CONF / group / f"{option}.yaml")
 
 
-def _keys(file: Path) -> set[str]:
-    """The keys of a file, those of the files it builds on among them."""
-    content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    entries = [entry for entry in content.get("defaults", []) if isinstance(entry, str)]
-    return {*content}.union(*(_keys(file.with_name(f"{name}.yaml")) for name in entries if name != "_self_"))
+def _settings(file: Path) -> set[str]:
+    """The settings in a file, `KEY` and `KEY.KEY`, those of the files it builds on among them."""
+    content: Any = OmegaConf.load(file)
+    entries = [entry for entry in content.pop("defaults", []) if isinstance(entry, str)]
+    return {*_flat(content)}.union(
+        *(_settings(file.with_name(f"{name}.yaml")) for name in entries if name != "_self_")
+    )
 
 
 def _defaults(file: Path) -> dict[str, str]:

@@ -31,11 +31,8 @@ from amid.results import RESULT_FILE
 SMALL = "small"
 """The scale where none is said; the other ones write to folders of their own."""
 
-OF_THE_GRID = re.compile(r"[+~]*(assistant|divergence|objective|method|schedule|text)\b")
-"""What is not handed on to the baselines, which say it themselves, but for `OF_ALL`."""
-
-OF_ALL = re.compile(r"text\.|objective\.(fused|compiled)=")
-"""Settings of `OF_THE_GRID` that baselines get too: those whose text or objective has them."""
+SAID_BY_BASELINES = ("assistant", "divergence", "objective", "method", "schedule", "text")
+"""The groups that make a method: of these a baseline has its own, and gets none of the grid."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,9 @@ class Sweep:
         """Every run, in the order in which they are started; of the same run said twice, the first."""
         runs: dict[frozenset[str], PlannedRun] = {}
         for job in self.jobs:
-            for run in self._of_job(job):
-                runs.setdefault(frozenset(run.overrides), run)
+            for overrides in _multiplied(job):
+                run = PlannedRun(overrides, self.output_dir / run_name(overrides))
+                runs.setdefault(frozenset(overrides), run)
         return list(runs.values())
 
     @property
@@ -127,20 +125,19 @@ class Sweep:
                 *("-m", "hydra.sweeper.params=null", *job),
             ]
 
-    def _of_job(self, job: Sequence[str]) -> "list[PlannedRun]":
-        choices = {}
-        for override in parsed_overrides(job):
-            key = override.get_key_element()
-            values = (
-                override.sweep_string_iterator()
-                if override.is_sweep_override()
-                else [override.get_value_element_as_str()]
-            )
-            choices[key] = [f"{key}={value}" for value in values]
-        return [
-            PlannedRun(list(overrides), self.output_dir / run_name(overrides))
-            for overrides in itertools.product(*choices.values())
-        ]
+
+def _multiplied(job: Sequence[str]) -> list[list[str]]:
+    """The overrides of each run of a multirun: every combination of the values of its overrides."""
+    choices = {}
+    for override in parsed_overrides(job):
+        key = override.get_key_element()
+        values = (
+            override.sweep_string_iterator()
+            if override.is_sweep_override()
+            else [override.get_value_element_as_str()]
+        )
+        choices[key] = [f"{key}={value}" for value in values]
+    return [list(overrides) for overrides in itertools.product(*choices.values())]
 
 
 def _only_sets_a_value(override: Override) -> bool:
@@ -190,8 +187,8 @@ def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) ->
 
     A sweep file is a primary configuration with the keys `hydra.sweeper.params`, its grid; `baselines`, a
     list of further runs; `scales`, the overrides of each scale. Later ones replace earlier ones: those of the
-    grid, of the scale, then `overrides`. A baseline gets those that are not about the grid, and of the others
-    those of `OF_ALL` that it has.
+    grid, of the scale, then `overrides`. A baseline gets those of the scale and `overrides` that do not make
+    another method of it (`SAID_BY_BASELINES`).
 
     Raises:
         InputError: if there is no such sweep or scale.
@@ -216,12 +213,13 @@ def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) ->
 
 
 def _reaches(override: str, line: Sequence[str]) -> bool:
-    """Whether a baseline gets an override of the sweep: all runs of its `line` have to take it."""
-    if not OF_THE_GRID.match(override):
+    """Whether a baseline gets an override of the sweep: what makes no method, such as `data=dolly`, and where
+    each run of its `line` has it also how text is drawn and how the loss is computed."""
+    key = override.partition("=")[0].lstrip("+~")
+    if re.split("[.@]", key)[0] not in SAID_BY_BASELINES:
         return True
-    choices = [(name, values.split(",")) for name, values in (o.split("=", 1) for o in line)]
-    runs = itertools.product(*([f"{name}={value}" for value in values] for name, values in choices))
-    return bool(OF_ALL.match(override)) and all(takes(run, override.split("=")[0]) for run in runs)
+    makes_no_method = key.startswith("text.") or key in ("objective.fused", "objective.compiled")
+    return makes_no_method and all(takes(run, key) for run in _multiplied(line))
 
 
 def _merged(overrides: Sequence[str]) -> list[str]:
