@@ -7,7 +7,13 @@ diverse: `self_bleu`, `self_bleu_per_prompt`; higher: `distinct_n`. What goes wr
 """
 
 from amid.metrics.answers import exact_answer, final_number
-from amid.metrics.comparison import Comparison, Resampled, paired_bootstrap, paired_bootstrap_of_sets
+from amid.metrics.comparison import (
+    Comparison,
+    Resampled,
+    paired_bootstrap,
+    paired_bootstrap_of_sets,
+    paired_bootstraps,
+)
 from amid.metrics.diversity import distinct_n, overlong, repetition, self_bleu, self_bleu_per_prompt
 from amid.metrics.quality import exact_match, rouge_l, rouge_n
 from amid.metrics.scores import Metric, SetScore, set_score
@@ -27,6 +33,7 @@ __all__ = [
     "overlong",
     "paired_bootstrap",
     "paired_bootstrap_of_sets",
+    "paired_bootstraps",
     "repetition",
     "rouge_l",
     "rouge_n",

@@ -1,6 +1,6 @@
 """Whether two systems differ by more than the choice of prompts explains."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy
@@ -52,21 +52,44 @@ def paired_bootstrap(
 
     Reference: Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation".
     """
-    if len(first) != len(second) or len(first) < 2:
-        raise ValueError(
-            f"first and second need the scores of the same prompts, at least 2, got {len(first)} and "
-            f"{len(second)}"
-        )
-    differences = numpy.asarray(first, float) - numpy.asarray(second, float)
-    if not numpy.isfinite(differences).all():
-        raise ValueError("first and second need finite scores, got one that is not")
-    return _compared(
-        float(differences.mean()),
-        lambda drawn: differences[drawn].mean(1),
-        len(differences),
-        resamples,
-        seed,
+    return paired_bootstraps([first, second], [(0, 1)], resamples=resamples, seed=seed)[0]
+
+
+def paired_bootstraps(
+    systems: Sequence[Sequence[float]],
+    pairs: Iterable[tuple[int, int]],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> list[Comparison]:
+    """`paired_bootstrap` of many pairs of systems, equal to it; the prompts are drawn once for all.
+
+    Args:
+        systems: of each the scores of the same prompts in the same order.
+        pairs: places in `systems` of the two to compare, the first less the second.
+        resamples: sets of prompts drawn.
+        seed: of what is drawn; the same one gives the same result.
+
+    Raises:
+        ValueError: as `paired_bootstrap`.
+    """
+    counts = [len(scores) for scores in systems]
+    if len(set(counts)) != 1 or counts[0] < 2:
+        raise ValueError(f"systems need the scores of the same prompts, at least 2, got {counts} of them")
+    scores = numpy.asarray(systems, float)
+    if not numpy.isfinite(scores).all():
+        raise ValueError("systems need finite scores, got one that is not")
+    resampled = numpy.concatenate(
+        [
+            numpy.stack([of_system[drawn].mean(1) for of_system in scores])
+            for drawn in _drawn(scores.shape[1], resamples, seed)
+        ],
+        axis=1,
     )
+    means = scores.mean(1)
+    return [
+        _compared(float(means[one] - means[other]), resampled[one] - resampled[other]) for one, other in pairs
+    ]
 
 
 def paired_bootstrap_of_sets(
@@ -96,27 +119,22 @@ def paired_bootstrap_of_sets(
         return difference(draws.reshape(len(drawn), prompts))
 
     whole = difference(numpy.ones((1, prompts), numpy.int64))
-    return _compared(float(whole[0]), of_drawn, prompts, resamples, seed)
+    found = [of_drawn(drawn) for drawn in _drawn(prompts, resamples, seed)]
+    return _compared(float(whole[0]), numpy.concatenate(found))
 
 
-def _compared(
-    difference: float,
-    of_drawn: Callable[[NDArray[numpy.int64]], NDArray[numpy.float64]],
-    prompts: int,
-    resamples: int,
-    seed: int,
-) -> Comparison:
-    """`of_drawn` gives from the places of the drawn prompts, [draws, prompts], each draw's difference."""
+def _drawn(prompts: int, resamples: int, seed: int) -> Iterator[NDArray[numpy.int64]]:
+    """The places of the drawn prompts, [draws, prompts], as many draws at once as memory is meant for."""
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
     random = numpy.random.default_rng(seed)
     at_once = max(1, _DRAWN_AT_ONCE // prompts)
-    found = numpy.concatenate(
-        [
-            of_drawn(random.integers(prompts, size=(min(at_once, resamples - start), prompts)))
-            for start in range(0, resamples, at_once)
-        ]
-    )
-    against = found <= 0 if difference > 0 else found >= 0
-    low, high = numpy.quantile(found, [0.025, 0.975])
+    for start in range(0, resamples, at_once):
+        yield random.integers(prompts, size=(min(at_once, resamples - start), prompts))
+
+
+def _compared(difference: float, resampled: NDArray[numpy.float64]) -> Comparison:
+    """Of the difference on all prompts and on those of each draw."""
+    against = resampled <= 0 if difference > 0 else resampled >= 0
+    low, high = numpy.quantile(resampled, [0.025, 0.975])
     return Comparison(difference, float(low), float(high), min(1.0, 2 * float(against.mean())))

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amid.metrics import paired_bootstrap, paired_bootstrap_of_sets
+from amid.metrics import paired_bootstrap, paired_bootstrap_of_sets, paired_bootstraps
 
 scores = st.lists(st.floats(0, 100), min_size=2, max_size=30)
 
@@ -55,7 +55,7 @@ def test_one_in_twenty_of_equal_systems_is_called_different():
     ("first", "second", "resamples", "message"),
     [
         ([1.0], [1.0], 10, "at least 2"),
-        ([1.0, 2.0], [1.0], 10, "got 2 and 1"),
+        ([1.0, 2.0], [1.0], 10, r"got \[2, 1\]"),
         ([1.0, 2.0], [1.0, float("nan")], 10, "finite"),
         ([1.0, 2.0], [1.0, 2.0], 0, "resamples must be at least 1"),
     ],
@@ -63,6 +63,20 @@ def test_one_in_twenty_of_equal_systems_is_called_different():
 def test_what_is_refused(first, second, resamples, message):
     with pytest.raises(ValueError, match=message):
         paired_bootstrap(first, second, resamples=resamples)
+
+
+def test_many_pairs_are_compared_as_each_alone():
+    """To the last bit, however many systems share the draws, and in both orders."""
+    random = numpy.random.default_rng(4)
+    systems = random.normal(20, 5, (4, 70)) + [[0], [0.1], [2], [2]]
+    systems[3] = systems[2]
+    pairs = [(i, j) for i in range(4) for j in range(4)]
+    found = paired_bootstraps(systems, pairs, seed=5)
+    assert found == [paired_bootstrap(systems[i], systems[j], seed=5) for i, j in pairs]
+    same = found[pairs.index((2, 3))]
+    assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+    with pytest.raises(ValueError, match=r"got \[\]"):
+        paired_bootstraps([], [])
 
 
 def mean_of(values):
