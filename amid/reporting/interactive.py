@@ -46,7 +46,10 @@ _MEANINGS = {
 """Of the scores beyond the table's columns."""
 
 _ASSETS = Path(__file__).with_name("assets")
-_SCRIPTS = [f"{name}.js" for name in ("base", "scores", "drawing", "figures", "training", "answers", "page")]
+_SCRIPTS = [
+    f"{name}.js"
+    for name in ("base", "scores", "drawing", "figures", "training", "answers", "differences", "page")
+]
 """One script in parts, in their order."""
 
 
@@ -235,9 +238,7 @@ def _data(
         "common": {key: _value(value) for key, value in common.items()},
         "claims": [{"text": claim.text, "verdict": claim.verdict, "why": claim.why} for claim in found],
         "claimsNote": " ".join(filter(None, (NOTE, other_pairs(table)))) if found else "",
-        "sections": [
-            {"title": s.title, "heads": s.heads, "lines": s.lines, "note": s.note} for s in sections
-        ],
+        "sections": [section.to_page() for section in sections],
         "versions": _versions([run for _, run in runs]),
         "megabytes": LARGEST / 1e6,
     }

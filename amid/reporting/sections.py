@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -45,6 +45,10 @@ class Section:
         for line in self.lines:
             table.add_row(*map(escape, line))
         return table
+
+    def to_page(self) -> dict[str, Any]:
+        """What the page draws it from, as JSON has it."""
+        return {"title": self.title, "heads": self.heads, "lines": self.lines, "note": self.note}
 
 
 def outcome(run: RunResult, quality: str) -> Outcome:

@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from amid.errors import InputError
-from amid.metrics import paired_bootstrap
+from amid.metrics import Comparison, paired_bootstraps
 from amid.reporting.rows import MISSING, OF_NO_METHOD, Row
 from amid.reporting.sections import Section
 from amid.reporting.table import Table, title
@@ -17,16 +18,68 @@ from amid.scoring import PER_PROMPT, PROMPTS
 NAMED = 3
 """So many settings at most are named in a verdict; more are counted."""
 
+PAIRS = 5_000
+"""So many pairs, those of about 100 settings, the page holds at most; of more, it has the best's alone."""
+
 Scores = Mapping[str, Mapping[str, Any]]
 OfPrompts = tuple[str | None, list[float]]
 """The key of the prompts of a set, None where a run has not recorded it, and the scores of each."""
+
+Compared = Mapping[tuple[int, int], Comparison]
+"""By the places of two rows in the table, the first less the second."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of one pair and data that have scores of their prompts, by their places in the table."""
+
+    rows: Sequence[int]
+    """In ascending order, with the teacher."""
+    students: Sequence[int]
+    best: int
+    """Of the students."""
+
+
+@dataclass(frozen=True)
+class AgainstAny(Section):
+    """Settings against the best one; on the page, against any that the reader chooses."""
+
+    page_title: str
+    page_note: str
+    sets: Sequence[str]
+    groups: Sequence[Group]
+    compared: Sequence[Compared]
+    """Of each set; with each row less every one before it in its group, where both have the same prompts."""
+
+    def to_page(self) -> dict[str, Any]:
+        """Of each group and set a triangle: a line for each row, in it a cell for each row before that.
+
+        A cell is [difference, low, high], rounded as in Markdown, with a 1 after them if the interval leaves
+        out 0; None where the two are not compared.
+        """
+        groups = [
+            {
+                "rows": group.rows,
+                "best": group.best,
+                "less": [
+                    [
+                        [_numbers(of.get((row, other))) for other in group.rows[:i]]
+                        for i, row in enumerate(group.rows)
+                    ]
+                    for of in self.compared
+                ],
+            }
+            for group in self.groups
+        ]
+        return {"title": self.page_title, "note": self.page_note, "sets": self.sets, "groups": groups}
 
 
 def against_the_best(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
     """Each row against the best of its pair and data: difference, 95% interval, and a mark, for each set.
 
     By paired bootstrap over the prompts of a set, of `table.quality`, each prompt's score being the mean over
-    its answers and the training seeds. None where no two rows have the scores of their prompts.
+    its answers and the training seeds. None where no two rows have the scores of their prompts. The teacher
+    is in no row; on the page it can be chosen to compare with.
 
     Args:
         table: of the runs.
@@ -36,37 +89,70 @@ def against_the_best(table: Table, records: Mapping[Path, RunResult]) -> Section
         InputError: naming a file of scores that cannot be read.
     """
     folders = {id(run): folder for folder, run in records.items()}
-    means = {id(row): _of_row([_read(folders[id(run)]) for run in row.runs], table) for row in table.rows}
-    groups: dict[tuple[object, ...], list[Row]] = {}
-    for row in table.rows:
-        if means[id(row)] and row.labels.get("method") != "teacher":
-            groups.setdefault(tuple(row.labels.get(label) for label in OF_NO_METHOD), []).append(row)
-    sets = table.sets(table.quality)
-    lines, verdicts = [], []
-    for rows in groups.values():
-        best = max(rows, key=lambda row: _overall(table, row))
-        told: dict[str, list[str]] = {}
-        for row in rows:
-            if row is not best:
-                cells = [_cell(means[id(row)].get(name), means[id(best)].get(name)) for name in sets]
-                lines.append([table.name(row), table.name(best), *cells])
-                marked = [name for name, cell in zip(sets, cells, strict=True) if cell.endswith("*")]
-                told.setdefault(", ".join(marked) or "no set", []).append(table.name(row))
-        if told:
-            verdicts.append(_verdict(table.name(best), told))
-    if not lines:
+    means = [_of_row([_read(folders[id(run)]) for run in row.runs], table) for row in table.rows]
+    groups = _groups(table, [bool(of_row) for of_row in means])
+    with_best = [(row, group.best) for group in groups for row in group.students if row != group.best]
+    if not with_best:
         return None
-    return Section(
-        f"{title(table.quality)} against the best setting",
-        ["Setting", "Best", *sets],
-        lines,
-        f"{' '.join(verdicts)}\n\n"
-        f"Best: the highest {title(table.quality)} over all sets in the table of scores. "
+    every = [(row, other) for group in groups for i, row in enumerate(group.rows) for other in group.rows[:i]]
+    on_page = every if len(every) <= PAIRS else []
+    sets = table.sets(table.quality)
+    compared = [_compared([of.get(name) for of in means], {*with_best, *on_page}) for name in sets]
+
+    lines = []
+    told: dict[int, dict[str, list[str]]] = {}
+    for row, best in with_best:
+        name, cells = table.name(table.rows[row]), [_cell(of.get((row, best))) for of in compared]
+        lines.append([name, table.name(table.rows[best]), *cells])
+        marked = [of for of, cell in zip(sets, cells, strict=True) if cell.endswith("*")]
+        told.setdefault(best, {}).setdefault(", ".join(marked) or "no set", []).append(name)
+    verdicts = " ".join(_verdict(table.name(table.rows[best]), by_sets) for best, by_sets in told.items())
+    quality = title(table.quality)
+    note = (
+        f"Best: the highest {quality} over all sets in the table of scores. "
         "Difference of the means over prompts, and its 95% interval by paired bootstrap over the prompts of "
         "a set (Koehn 2004); *: the interval leaves out 0. It tells of the choice of prompts; what training "
         "seeds make of a setting is told by the deviations of the first table, where it has several. "
-        "Self-BLEU is not tested.",
+        "Self-BLEU is not tested."
     )
+    heads = ["Setting", "Best", *sets]
+    text = (f"{quality} against the best setting", heads, lines, f"{verdicts}\n\n{note}")
+    if not on_page:
+        return Section(*text)
+    page_note = f"Each setting less the chosen one. {note}"
+    return AgainstAny(*text, f"{quality} against any setting", page_note, sets, groups, compared)
+
+
+def _groups(table: Table, scored: Sequence[bool]) -> list[Group]:
+    """The groups of two or more rows that have `scored` their prompts, one of them a student."""
+    by_labels: dict[tuple[object, ...], list[int]] = {}
+    for place, row in enumerate(table.rows):
+        if scored[place]:
+            by_labels.setdefault(tuple(row.labels.get(label) for label in OF_NO_METHOD), []).append(place)
+    groups = []
+    for rows in by_labels.values():
+        students = [place for place in rows if table.rows[place].labels.get("method") != "teacher"]
+        if students and len(rows) > 1:
+            best = max(students, key=lambda place: _overall(table, table.rows[place]))
+            groups.append(Group(rows, students, best))
+    return groups
+
+
+def _compared(scores: Sequence[OfPrompts | None], pairs: Collection[tuple[int, int]]) -> Compared:
+    """Those of `pairs` that have scores of the same prompts of a set, by `scores` of each row."""
+    alike: dict[tuple[str | None, int], dict[int, list[float]]] = {}
+    for place, of_row in enumerate(scores):
+        if of_row is not None and len(of_row[1]) > 1:
+            prompts, values = of_row
+            alike.setdefault((prompts, len(values)), {})[place] = values
+    found: dict[tuple[int, int], Comparison] = {}
+    for systems in alike.values():
+        index = {place: n for n, place in enumerate(systems)}
+        chosen = [(row, other) for row, other in pairs if row in index and other in index]
+        if chosen:
+            both = [(index[row], index[other]) for row, other in chosen]
+            found |= zip(chosen, paired_bootstraps(list(systems.values()), both), strict=True)
+    return found
 
 
 def _verdict(best: str, told: Mapping[str, Sequence[str]]) -> str:
@@ -111,12 +197,15 @@ def _overall(table: Table, row: Row) -> float:
     return score.mean if score is not None and math.isfinite(score.mean) else -math.inf
 
 
-def _cell(first: OfPrompts | None, second: OfPrompts | None) -> str:
-    if first is None or second is None:
+def _cell(found: Comparison | None) -> str:
+    if found is None:
         return MISSING
-    (prompts, ours), (others, theirs) = first, second
-    if prompts != others or len(ours) != len(theirs) or len(ours) < 2:
-        return MISSING
-    found = paired_bootstrap(ours, theirs)
     mark = "*" if found.significant else ""
     return f"{found.difference:+.2f} ({found.low:+.2f} to {found.high:+.2f}){mark}"
+
+
+def _numbers(found: Comparison | None) -> list[float] | None:
+    if found is None:
+        return None
+    rounded = [float(f"{value:.2f}") for value in (found.difference, found.low, found.high)]
+    return [*rounded, 1] if found.significant else rounded

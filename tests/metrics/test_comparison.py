@@ -68,7 +68,7 @@ def test_what_is_refused(first, second, resamples, message):
 def test_many_pairs_are_compared_as_each_alone():
     """To the last bit, however many systems share the draws, and in both orders."""
     random = numpy.random.default_rng(4)
-    systems = random.normal(20, 5, (4, 70)) + [[0], [0.1], [2], [2]]
+    systems = random.normal([[20], [20.1], [22], [22]], 5, (4, 70))
     systems[3] = systems[2]
     pairs = [(i, j) for i in range(4) for j in range(4)]
     found = paired_bootstraps(systems, pairs, seed=5)

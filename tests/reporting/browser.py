@@ -104,7 +104,7 @@ class Page:
 
     def press(self, key: str, text: str = "") -> None:
         """Presses a key, such as Tab, Enter or ArrowRight."""
-        code = {"Tab": 9, "Enter": 13, " ": 32, "Escape": 27, "ArrowRight": 39}.get(key, 0)
+        code = {"Tab": 9, "Enter": 13, " ": 32, "Escape": 27, "ArrowRight": 39, "ArrowDown": 40}.get(key, 0)
         event = {"key": key, "code": key, "windowsVirtualKeyCode": code}
         text = text or ("\r" if key == "Enter" else key if key == " " else "")
         self.send("Input.dispatchKeyEvent", type="keyDown", **event, **({"text": text} if text else {}))

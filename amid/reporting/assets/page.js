@@ -21,10 +21,11 @@ function buildClaims() {
 }
 
 function buildSections() {
+  const plain = ({ title, heads, lines }) => el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": title }, el("table", {}, plainTable(heads, lines, 1)));
   data.sections.forEach((section, i) =>
     $("#sections").append(
       el("section", { id: `section-${i}` }, el("h2", {}, section.title),
-        el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": section.title }, el("table", {}, plainTable(section.heads, section.lines, 1))),
+        section === against ? buildDifferences() : plain(section),
         el("p", { class: "note" }, section.note)),
     ),
   );
@@ -75,6 +76,7 @@ function drawAll() {
   drawFigures();
   drawTraining();
   drawAnswers();
+  drawDifferences();
   drawRuns();
 }
 
