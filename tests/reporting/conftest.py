@@ -1,7 +1,10 @@
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import CHROMIUM, Page, chromium
 
 from amid.results import RunResult, Score
 
@@ -72,3 +75,14 @@ def sweep() -> list[RunResult]:
                     )
                 )
     return runs
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Page]:
+    """A page of Chromium that must have nothing to complain about; skips the test where there is none."""
+    if CHROMIUM is None:
+        assert "AMID_REQUIRE_BROWSER" not in os.environ, "Chromium was installed and is not there"
+        pytest.skip("no chromium on this machine: the report page is not tried in a browser")
+    with chromium(tmp_path / "profile") as page:
+        yield page
+        assert page.problems == []

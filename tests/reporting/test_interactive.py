@@ -1,10 +1,8 @@
 import json
-import os
 import re
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, chromium
 
 import amid.reporting.interactive as interactive
 from amid.errors import InputError
@@ -260,16 +258,6 @@ class TestPage:
         text = embedded([HOSTILE])
         assert not set("<>&") & set(text)
         assert json.loads(text) == [HOSTILE]
-
-
-@pytest.fixture
-def browser(tmp_path):
-    if CHROMIUM is None:
-        assert "AMID_REQUIRE_BROWSER" not in os.environ, "Chromium was installed and is not there"
-        pytest.skip("no chromium on this machine: the report page is not tried in a browser")
-    with chromium(tmp_path / "profile") as page:
-        yield page
-        assert page.problems == []
 
 
 COLUMN = "[...document.querySelectorAll('#table tbody tr')].map(row => row.cells[{}].innerText)"

@@ -1,12 +1,17 @@
+import itertools
 import json
 
+import numpy
 import pytest
 
+import amid.reporting.significance as significance
 from amid.errors import InputError
+from amid.metrics import paired_bootstrap
 from amid.report import run as report
 from amid.reporting import build_table
+from amid.reporting.interactive import interactive_page
 from amid.reporting.significance import against_the_best
-from amid.results import load_folders, save
+from amid.results import Score, load_folders, save
 
 
 @pytest.fixture
@@ -47,7 +52,7 @@ def test_it_stands_in_the_report(folder, capsys):
     report(str(folder))
     assert "-3.00 (-3.00 to -3.00)*" in capsys.readouterr().out
     assert "-3.00 (-3.00 to -3.00)*" in (folder / "report" / "report.md").read_text()
-    assert "-3.00 (-3.00 to -3.00)*" in (folder / "report" / "report.html").read_text()
+    assert "ROUGE-L against any setting" in (folder / "report" / "report.html").read_text()
 
 
 def test_other_prompts_and_runs_without_scores_are_not_compared(folder):
@@ -75,3 +80,161 @@ def test_a_damaged_file_is_named(folder):
     records = load_folders(folder)
     with pytest.raises(InputError, match=r"per_prompt\.json cannot be read"):
         against_the_best(build_table(list(records.values())), records)
+
+
+PROMPTS = {"long": 50, "short": 12}
+TEACHER = {"method": "teacher", "divergence": None, "alpha": None, "lam": None}
+
+
+@pytest.fixture
+def several(tmp_path, make_run):
+    """A teacher and five settings on two sets, KD on other prompts of one; two settings of other data.
+
+    Their records; the files of scores, by the seed, which is another in each run.
+    """
+    random = numpy.random.default_rng(0)
+    settings = [TEACHER, {"method": "sft"}, {"method": "kd"}, *({"alpha": float(a)} for a in (-5, -1, 1))]
+    labels = [{"data": "dolly", **own} for own in settings]
+    labels += [{"data": "samsum", "method": "sft"}, {"data": "samsum", "alpha": -5.0}]
+    written = []
+    for seed, own in enumerate(labels):
+        run = make_run(seed=seed, sets=PROMPTS, **own)
+        written.append({})
+        for name, prompts in PROMPTS.items():
+            scores = list(random.normal(20 + seed / 2, 6, prompts))
+            key = "others" if own.get("method") == "kd" and name == "short" else "these"
+            written[seed][name] = {"rouge_l": scores, "prompts": key}
+            run.scores[name]["rouge_l"] = Score.over_seeds([numpy.mean(scores)])
+        save(run, tmp_path / "runs" / str(seed))
+        answers = tmp_path / "runs" / str(seed) / "generations"
+        answers.mkdir()
+        (answers / "per_prompt.json").write_text(json.dumps(written[seed]))
+    return load_folders(tmp_path / "runs"), written
+
+
+def cells(table, written, row, other):
+    """What is told of two rows, from the scores of the prompts themselves."""
+    made = []
+    for name in PROMPTS:
+        one, two = (written[table.rows[place].runs[0].seed][name] for place in (row, other))
+        if one["prompts"] != two["prompts"]:
+            made.append("–")
+            continue
+        found = paired_bootstrap(one["rouge_l"], two["rouge_l"])
+        mark = "*" if found.significant else ""
+        made.append(f"{found.difference:+.2f} ({found.low:+.2f} to {found.high:+.2f}){mark}")
+    return made
+
+
+class TestAgainstAny:
+    def test_every_pair_is_that_of_paired_bootstrap(self, several):
+        records, written = several
+        table = build_table(list(records.values()))
+        page = against_the_best(table, records).to_page()
+        assert page["sets"] == list(PROMPTS)
+        assert [len(group["rows"]) for group in page["groups"]] == [6, 2]
+        for group in page["groups"]:
+            rows = group["rows"]
+            for triangle in group["less"]:
+                assert [len(line) for line in triangle] == list(range(len(rows)))
+            for i, j in itertools.combinations(range(len(rows)), 2):
+                told = []
+                for cell in (triangle[j][i] for triangle in group["less"]):
+                    difference, low, high, *apart = cell or (0, 0, 0)
+                    mark = "*" if apart else ""
+                    told.append(f"{difference:+.2f} ({low:+.2f} to {high:+.2f}){mark}" if cell else "–")
+                assert told == cells(table, written, rows[j], rows[i])
+
+    def test_the_teacher_is_in_no_line(self, several):
+        records, written = several
+        table = build_table(list(records.values()))
+        section = against_the_best(table, records)
+        for group, count in zip(section.groups, (5, 2), strict=True):
+            quality = {row: table.score(table.rows[row], "rouge_l").mean for row in group.students}
+            assert len(quality) == count
+            assert group.best == max(quality, key=quality.get)
+        assert section.lines == [
+            [
+                table.name(table.rows[row]),
+                table.name(table.rows[group.best]),
+                *cells(table, written, row, group.best),
+            ]
+            for group in section.groups
+            for row in group.rows
+            if row != group.best and table.rows[row].labels["method"] != "teacher"
+        ]
+
+    def test_of_very_many_settings_the_page_has_the_best_alone(self, several, monkeypatch):
+        records, _ = several
+        table = build_table(list(records.values()))
+        section = against_the_best(table, records)
+        monkeypatch.setattr(significance, "PAIRS", 16)  # those of 6 settings and of 2
+        assert against_the_best(table, records) == section
+        monkeypatch.setattr(significance, "PAIRS", 15)
+        alone = against_the_best(table, records)
+        assert alone.to_markdown() == section.to_markdown()
+        assert alone.to_page()["lines"] == section.lines
+        assert "groups" not in alone.to_page()
+
+
+HEADS = "[...document.querySelectorAll('#differences th')].map(head => head.innerText)"
+LINES = (
+    "[...document.querySelectorAll('#differences tbody tr')]"
+    ".map(row => [...row.cells].map(cell => cell.innerText))"
+)
+SELECT = "document.querySelector('#compare-with')"
+CHOSEN = f"{SELECT}.selectedOptions[0].text"
+TOLD = "document.querySelector('#told-apart').innerText"
+
+
+def test_any_setting_is_chosen_by_keyboard(several, browser, tmp_path):
+    records, written = several
+    table, section = open_page(records, browser, tmp_path)
+
+    def shown(cells_of_line):
+        return [cell.replace("-", "−") for cell in cells_of_line]
+
+    assert browser(CHOSEN) == "the best of each pair and data"
+    assert browser(HEADS) == ["Setting", "Best", *PROMPTS]
+    assert browser(LINES) == [shown(line) for line in section.lines]
+    assert browser(f"{SELECT}.labels[0].innerText").startswith("Compare with")
+
+    names = [name for row in table.rows for name in shown([table.name(row)])]
+    browser(f"{SELECT}.focus()")
+    for other in range(len(table.rows)):
+        browser.press("ArrowDown")
+        (group,) = (group for group in section.groups if other in group.rows)
+        assert browser(CHOSEN) == names[other] + (" (best)" if other == group.best else "")
+        assert browser(HEADS) == ["Setting", *PROMPTS]
+        lines = browser(LINES)
+        assert lines == [
+            [names[row], *shown(cells(table, written, row, other))] for row in group.students if row != other
+        ]
+        told = browser(TOLD)
+        assert told.startswith(f"Told apart from {names[other]}, of {len(lines)} settings: long ")
+        marked = [[line[i][0] for line in lines if line[i].endswith("*")] for i in (1, 2)]
+        for part, signs in zip(told.split(";"), marked, strict=True):
+            assert ("none" in part) == (not signs)
+            for word, sign in (("higher", "+"), ("lower", "−")):
+                assert (f"{signs.count(sign)} {word}" in part) == (sign in signs)
+
+    assert [line[0] for line in browser(LINES)] == [names[other] for other in group.students[:-1]]
+    browser("[...document.querySelectorAll('#filters button')].find(b => b.innerText === 'SFT').click()")
+    left = [row for row in group.students[:-1] if table.rows[row].labels["method"] != "sft"]
+    assert [line[0] for line in browser(LINES)] == [names[row] for row in left]
+
+    of_one = {place: run for place, run in records.items() if run.labels["data"] == "dolly"}
+    table, section = open_page(of_one, browser, tmp_path)
+    best = table.name(table.rows[section.groups[0].best])
+    assert browser(CHOSEN) == f"{shown([best])[0]} (best)"
+    assert browser(HEADS) == ["Setting", *PROMPTS]
+    assert browser(LINES) == [shown([name, *differences]) for name, _, *differences in section.lines]
+
+
+def open_page(records, browser, folder):
+    table = build_table(list(records.values()))
+    section = against_the_best(table, records)
+    file = folder / f"{len(records)}.html"
+    file.write_text(interactive_page("runs", table, [section], records, {}), encoding="utf-8")
+    browser.open(file)
+    return table, section
