@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 Resampled = Callable[[NDArray[numpy.int64]], NDArray[numpy.float64]]
 """From how often each item of a set is drawn, [draws, items], to the score of each draw, [draws]."""
 
-_DRAWN_AT_ONCE = 2**22
-"""Prompts drawn at once, over all resamples: 32 MB of indices."""
+_DRAWN_AT_ONCE = 2**18
+"""Prompts drawn at once, over all resamples: 2 MB of indices, so that a cache holds them."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def paired_bootstrap_of_sets(
 
 
 def _drawn(prompts: int, resamples: int, seed: int) -> Iterator[NDArray[numpy.int64]]:
-    """The places of the drawn prompts, [draws, prompts], as many draws at once as memory is meant for."""
+    """The places of the drawn prompts, [draws, prompts], all draws in parts."""
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
     random = numpy.random.default_rng(seed)
