@@ -20,7 +20,7 @@ from amid.config import LONGEST_NAME
 from amid.errors import InputError
 from amid.estimate import Cost, Estimator, Once
 from amid.facts import SAMPLE, hub_as_far_as_it_can_be_reached, reason_of
-from amid.results import RESULT_FILE, RunResult, files_below, load
+from amid.results import RESULT_FILE, files_below, load
 from amid.sweep import Sweep
 from amid.train import as_dict
 
@@ -133,7 +133,7 @@ def _plan(sweep: Sweep) -> tuple[list[_Entry], list[_Entry], Estimator]:
         entry = replace(of_settings[settings], text=text)
         if run.finished:
             with contextlib.suppress(InputError):
-                entry = replace(entry, state="done", seconds=_seconds(load(run.directory)))
+                entry = replace(entry, state="done", seconds=load(run.directory).own_seconds)
         entries.append(entry)
     kinds, planned = {entry.kind for entry in entries}, {run.directory.resolve() for run in sweep.runs()}
     folders = [file.parent for place in outputs for file in files_below(place, RESULT_FILE)]
@@ -161,13 +161,11 @@ def _finished(folders: Iterable[Path]) -> list[_Entry]:
             if result.timings.get("train"):
                 cfg = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["config"]
                 entries.append(
-                    _Entry(folder.name, estimator.kind(cfg), "done", estimator.run(cfg), {}, _seconds(result))
+                    _Entry(
+                        folder.name, estimator.kind(cfg), "done", estimator.run(cfg), {}, result.own_seconds
+                    )
                 )
     return entries
-
-
-def _seconds(result: RunResult) -> float:
-    return sum(result.timings.get(part, 0.0) for part in ("load", "train", "evaluate"))
 
 
 def _measured(plan: Sequence[_Entry], elsewhere: Sequence[_Entry]) -> Callable[[_Entry, float], float]:

@@ -18,7 +18,7 @@ from amid.fit import one_device, use_threads
 from amid.models import ModelSource, load_tokenizer
 from amid.monitor import watched
 from amid.precision import announce_slow_bfloat16
-from amid.progress import announce, silence_bars
+from amid.progress import announce, shown, silence_bars
 from amid.results import BEST, Label, RunResult, load, save
 from amid.train import as_dict, summary
 
@@ -123,7 +123,7 @@ def _evaluate(cfg: DictConfig) -> None:
         versions=versions(),
     )
     save(result, directory)
-    announce(f"{summary(result)}\n  {directory}")
+    announce(f"{summary(result)}\nEvaluation: {shown(directory)}")
 
 
 def _take_from(cfg: DictConfig, saved: Any, overrides: list[str]) -> None:

@@ -80,7 +80,7 @@ class RunStatus:
     note: str = ""
     """What it is doing, or why it failed."""
     seconds: float | None = None
-    """What a finished run took in all."""
+    """What a finished run took by itself (`RunResult.own_seconds`)."""
 
 
 _OF_A_PHASE = ("part", "done", "total", "seconds_left")
@@ -338,7 +338,7 @@ def _status_of(directory: Path) -> RunStatus:
             step=steps,
             steps=total,
             seconds_left=None,
-            seconds=sum(result.timings.values()),
+            seconds=result.own_seconds,
             note=f"at step {result.diverged_step}" if diverged else "",
         )
     if not record:
@@ -366,22 +366,27 @@ def _alive(record: Mapping[str, Any], age: float) -> bool:
     return True
 
 
-def seconds_left(runs: Iterable[RunStatus]) -> float | None:
+def seconds_left(runs: Iterable[RunStatus], starting: int = 0) -> float | None:
     """Of all runs that are not finished; None where nothing tells.
 
     A waiting run takes as long as a finished one did on average, and as many run at once as do now. The time
     left of a preparation says nothing of the run that follows.
+
+    Args:
+        runs: all of them.
+        starting: how many of the waiting ones begin now.
     """
     runs = list(runs)
     running = [run for run in runs if run.state == "running"]
     waiting = sum(run.state == "waiting" for run in runs)
     known = [run.seconds_left for run in running if run.seconds_left is not None and run.note != PREPARING]
-    if len(known) < len(running) or (waiting and not running):
+    at_once = len(running) + starting
+    if len(known) < len(running) or (waiting and not at_once):
         return None
     took = [run.seconds for run in runs if run.seconds is not None and run.state == "done"]
     if waiting and not took:
         return None
-    ahead = waiting * sum(took) / len(took) / len(running) if waiting else 0.0
+    ahead = waiting * sum(took) / len(took) / at_once if waiting else 0.0
     return max(known, default=0.0) + ahead
 
 

@@ -64,7 +64,7 @@ class ProgressBar(RichProgressBar):
 
 
 class ProgressLines(Callback):
-    """Prints step, mean loss since the last line, validation score and time left, about ten times.
+    """Prints step, mean loss and validation score since the last line, and time left, about ten times.
 
     Args:
         steps: of the whole training.
@@ -77,9 +77,16 @@ class ProgressLines(Callback):
         """Starts the clock."""
         self._started, self._first = time.perf_counter(), trainer.global_step
         self._losses: list[float] = []
+        self._validated = False
 
-    @staticmethod
-    def _scores(trainer: L.Trainer) -> str:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The next line has a new score to tell."""
+        self._validated = True
+
+    def _scores(self, trainer: L.Trainer) -> str:
+        if not self._validated:
+            return ""
+        self._validated = False
         metrics = trainer.callback_metrics
         return "".join(
             f"  valid {name} {float(metrics[key]):.1f}" for key, name in _validation_scores(metrics).items()

@@ -131,6 +131,8 @@ def explain(word: str, console: Console | None = None) -> None:
             _explain_options(console, group, option)
         if same := _settings_called(name):
             console.print(f"Settings of that name: {', '.join(same)}")
+    elif len(same := _settings_called(name)) == 1 and name not in [command.name for command in options("")]:
+        explain(same[0], console)
     else:
         raise InputError(f"{word!r} is no group, option or setting{_remedy(name)}")
 

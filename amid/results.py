@@ -147,6 +147,11 @@ class RunResult:
         step = self.training.get("diverged_step")
         return None if step is None else int(step)
 
+    @property
+    def own_seconds(self) -> float:
+        """What the run took without what is done once for several: fine-tunings, the teacher's states."""
+        return sum(self.timings.get(part, 0.0) for part in ("load", "train", "evaluate"))
+
 
 def average_scores(result: RunResult) -> dict[str, float]:
     """The mean of each metric that all evaluation sets of a run have, over the sets."""

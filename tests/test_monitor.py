@@ -38,7 +38,12 @@ def started(folder, **fields):
 
 
 def finished(folder, **training):
-    save(RunResult(folder.name, {}, "", 1, {}, training, {"train": 50.0, "evaluate": 10.0}, {}), folder)
+    save(
+        RunResult(
+            folder.name, {}, "", 1, {}, training, {"prepare": 500.0, "train": 50.0, "evaluate": 10.0}, {}
+        ),
+        folder,
+    )
 
 
 def shown(runs):
@@ -203,6 +208,9 @@ def test_time_left():
     assert seconds_left([done, one]) == 10
     assert seconds_left([done, one, waiting]) == 70
     assert seconds_left([done, one, other, waiting]) == 50
+    assert seconds_left([done, one, waiting], starting=1) == 40
+    assert seconds_left([done, waiting, waiting], starting=1) == 120
+    assert seconds_left([waiting], starting=1) is None
     assert seconds_left([one, waiting]) is None
     assert seconds_left([done, waiting]) is None
     assert seconds_left([done, RunStatus("e", "running")]) is None

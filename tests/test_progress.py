@@ -25,9 +25,12 @@ def test_lines_where_the_output_is_no_terminal(capsys):
     lines.on_train_start(trainer, None)
     for trainer.global_step in range(1, 21):
         lines.on_train_batch_end(trainer, None, {"loss": 1 + (trainer.global_step % 2) / 2}, None, 0)
+        if trainer.global_step % 5 == 0:
+            lines.on_validation_end(trainer, None)
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 10
-    assert all("  loss 1.250  valid ROUGE-L 30.0  " in line for line in out[:9])
+    assert all("  loss 1.250  " in line for line in out)
+    assert [n for n, line in enumerate(out) if "  valid ROUGE-L 30.0  " in line] == [2, 5, 7]  # once each
     assert out[8].startswith("  step 18/20  ")
     assert out[9] == "  step 20/20  loss 1.250  0 s left"
 
@@ -42,6 +45,7 @@ def test_the_score_is_that_of_the_task(capsys):
     }
     lines = ProgressLines(2)
     lines.on_train_start(trainer, None)
+    lines.on_validation_end(trainer, None)
     trainer.global_step = 1
     lines.on_train_batch_end(trainer, None, {"loss": 1.25}, None, 0)
     assert capsys.readouterr().out.startswith("  step 1/2  loss 1.250  valid BLEU 20.0  ")

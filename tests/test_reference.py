@@ -56,6 +56,7 @@ def nodes(content):
         ("optimizer.weight_decay", ["torch.optim.AdamW: see the documentation of torch"]),
         ("data.test.open", ["_target_: amid.data.builtin.corpus", "evaluation sets by name"]),
         ("data.train.seed", ["data.train.seed: 0"]),
+        ("lam", ["assistant.lam: 0.1", "weight of the teacher"]),
         ("data.valid.seed", ["data.valid.seed: ${data.train.seed}"]),
     ],
 )
@@ -81,7 +82,7 @@ def test_help_of_any_setting(capsys):
     ("word", "message"),
     [
         ("assistant.alph", "no group, option or setting; did you mean assistant.alpha?"),
-        ("order", "did you mean objective.order?"),
+        ("lr", "did you mean optimizer.lr or model.teacher.sft.optimizer.lr or "),
         ("train", "amid train --help says what the command takes"),
         (".", "'.' is no group, option or setting"),
         ("", "'' is no group, option or setting"),

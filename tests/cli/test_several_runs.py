@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import shutil
 
 import pytest
@@ -71,6 +72,11 @@ def test_a_sweep_runs_grid_and_baselines_skips_the_finished_and_reports(quick, t
     out = capsys.readouterr().out
     runs = sorted(p.parent.name for p in (tmp_path / "runs").glob("*/result.json"))
     assert len(runs) == 3
+    assert [bool(told) for told in re.findall(r"run \d of 3: \S+(  \(about \d+ s left in all\))?", out)] == [
+        0,
+        1,
+        1,
+    ]
     assert {results.load(tmp_path / "runs" / name).labels["method"] for name in runs} == {"amid", "sft", "kd"}
     assert "SFT" in out
     assert "report.md" in out
