@@ -34,6 +34,9 @@ class AMiDTrainer(Trainer):
     device, and in no checkpoint. What the model adds to its own loss, such as a router's auxiliary loss, is
     no part of this one. One process on one device: the body is called apart from the wrappers of several.
 
+    Another subclass of `Trainer`, such as TRL's `SFTTrainer`, may be a base after this one: it prepares the
+    data, this one gives the loss.
+
     Args:
         model: the student.
         teacher: a model with the same tokens in the same places; None for objectives without a teacher.

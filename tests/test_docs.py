@@ -42,6 +42,11 @@ def module(path):
     return loaded
 
 
+def needs_trl(it_does):
+    if it_does:
+        pytest.importorskip("trl", reason="no TRL here: pip install -e '.[trl]'")
+
+
 def with_file(monkeypatch, tmp_path, name, text):
     """A copy of conf/ with one more file."""
     folder = tmp_path / "conf"
@@ -116,6 +121,7 @@ def test_the_table_of_the_study_is_made_of_its_records():
 
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_every_snippet_runs(code, tmp_path, monkeypatch):
+    needs_trl("from trl import" in code)
     run = results.RunResult(
         name="a",
         labels={"divergence": "kl", "alpha": -1.0},
@@ -197,8 +203,9 @@ def test_the_pictures_are_those_of_their_script(tmp_path):
         assert f"](images/{name})" in PAGES["concepts.md"]
 
 
-@pytest.mark.parametrize("name", ["torch_loop", "hf_trainer", "lightning_module"])
+@pytest.mark.parametrize("name", ["torch_loop", "hf_trainer", "trl_sft_then_amid", "lightning_module"])
 def test_the_examples_lower_the_loss(name, monkeypatch, capsys):
+    needs_trl(name.startswith("trl"))
     monkeypatch.syspath_prepend(ROOT / "examples")
     runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
     before, after = map(float, re.search(r"loss ([\d.]+) -> ([\d.]+)", capsys.readouterr().out).groups())
