@@ -6,8 +6,10 @@ import re
 import runpy
 import shlex
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 import yaml
@@ -29,6 +31,18 @@ SNIPPETS = [
     for page, text in PAGES.items()
     for i, code in enumerate(re.findall(r"```python\n(.*?)```", text, flags=re.S))
 ]
+
+
+SITES = sorted(
+    {
+        link
+        for text in [
+            *PAGES.values(),
+            *((ROOT / name).read_text("utf-8") for name in ("README.md", "CHANGELOG.md")),
+        ]
+        for link in re.findall(r"\]\((https?:[^)#\s]+)", text)
+    }
+)
 
 
 def blocks(page, language):
@@ -217,3 +231,20 @@ def test_links_outside_the_site_lead_somewhere(name):
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text("utf-8"))
     assert name != "README.md" or len(links) > 2
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def status_of(link):
+    """The HTTP status of a page; None where it cannot be reached from here."""
+    try:
+        return httpx.get(link, follow_redirects=True, timeout=20).status_code
+    except httpx.TransportError:
+        return None
+
+
+def test_links_to_other_sites_lead_somewhere():
+    assert len(SITES) > 10
+    with ThreadPoolExecutor() as pool:
+        found = dict(zip(SITES, pool.map(status_of, SITES), strict=True))
+    if set(found.values()) == {None}:
+        pytest.skip("no other site can be reached from here")
+    assert [link for link, status in found.items() if status in (404, 410)] == []
