@@ -14,7 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 torch.set_num_threads(1)
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # OmegaConf's: reads conf/ a thousand times
-settings.register_profile("amid", deadline=None)  # the machine decides how long an example takes
+settings.register_profile("amid", deadline=None, max_examples=50)  # the machine decides how long one takes
 settings.load_profile("amid")
 
 # rouge_score's logger closes the stream it began with, pytest's own, when Hydra sets up logging anew.
