@@ -20,6 +20,7 @@ from amid.config import LONGEST_NAME
 from amid.errors import InputError
 from amid.estimate import Cost, Estimator, Once
 from amid.facts import SAMPLE, hub_as_far_as_it_can_be_reached, reason_of
+from amid.progress import in_bytes
 from amid.results import RESULT_FILE, files_below, load
 from amid.sweep import Sweep
 from amid.train import as_dict
@@ -230,6 +231,4 @@ def _time(seconds: float) -> str:
 
 
 def _size(size: float) -> str:
-    if math.isnan(size):
-        return UNKNOWN
-    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
+    return UNKNOWN if math.isnan(size) else in_bytes(size)

@@ -13,32 +13,50 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from amid.config import check_seed, config_hash, further_settings, parsed_overrides
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
-from amid.experiment import versions, write_config
+from amid.experiment import recorded_hash, versions, write_config
 from amid.fit import one_device, use_threads
 from amid.models import ModelSource, load_tokenizer
-from amid.monitor import watched
+from amid.monitor import alone, watched
 from amid.precision import announce_slow_bfloat16
 from amid.progress import announce, shown, silence_bars
-from amid.results import BEST, Label, RunResult, load, save
+from amid.results import BEST, RESULT_FILE, Label, RunResult, load, save
 from amid.train import as_dict, summary
 
 
 def run(cfg: DictConfig) -> None:
     """Scores the student of a finished run, or `model.student` as it is.
 
-    Writes config.yaml, generations and result.json. The data, sampling and precision are those of the run
-    where the command line says nothing else.
+    Writes config.yaml, generations and result.json, unless they are there. The data, sampling and precision
+    are those of the run where the command line says nothing else.
 
     Raises:
         InputError: if `run` is no finished run, the model cannot be loaded, or there is nothing to answer.
     """
-    with watched(Path(HydraConfig.get().runtime.output_dir)):
-        _evaluate(cfg)
-
-
-def _evaluate(cfg: DictConfig) -> None:
-    hydra = HydraConfig.get()
     silence_bars()
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    with alone(directory):
+        result = _finished(cfg, directory)
+        if result is None:
+            (directory / RESULT_FILE).unlink(missing_ok=True)
+            with watched(directory):
+                result = _evaluate(*_settings(cfg), directory)
+    announce(f"{summary(result)}\nEvaluation: {shown(directory)}")
+
+
+def _finished(cfg: DictConfig, directory: Path) -> RunResult | None:
+    """What `directory` holds of this evaluation, of the same data and model; None for nothing."""
+    if not (directory / RESULT_FILE).exists():
+        return None
+    settings, _ = _settings(copy.deepcopy(cfg))
+    if recorded_hash(directory) != config_hash(settings):
+        return None
+    announce(f"{shown(directory)} is finished already")
+    return load(directory)
+
+
+def _settings(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Label]]:
+    """The settings of the evaluation that `cfg` describes, which is changed, and what tables call it."""
+    hydra = HydraConfig.get()
     overrides = list(hydra.overrides.task)
     check_seed(cfg.seed)
     labels: dict[str, Label]
@@ -85,7 +103,10 @@ def _evaluate(cfg: DictConfig) -> None:
         OmegaConf.update(cfg, "model.student.lora", None, force_add=True)
         OmegaConf.update(cfg, "model.student.architecture", None, force_add=True)
     labels["settings"] = further
-    settings = as_dict(cfg)
+    return as_dict(cfg), labels
+
+
+def _evaluate(settings: dict[str, Any], labels: dict[str, Label], directory: Path) -> RunResult:
     use_threads(settings["threads"])
     L.seed_everything(settings["seed"], verbose=False)
     source: ModelSource = instantiate(settings["model"]["student"])
@@ -99,8 +120,8 @@ def _evaluate(cfg: DictConfig) -> None:
     data.announce_cuts(["test"])
     announce_slow_bfloat16(settings | {"model": {"student": settings["model"]["student"]}})
     fabric = one_device(settings["trainer"])
-    directory = Path(hydra.runtime.output_dir)
-    write_config(settings, directory, config_hash(settings))
+    key = config_hash(settings)
+    write_config(settings, directory, key)
     started = time.perf_counter()
     scores = evaluate_sets(
         source.load(tokenizer).to(fabric.device),  # type: ignore[arg-type]
@@ -115,7 +136,7 @@ def _evaluate(cfg: DictConfig) -> None:
     result = RunResult(
         name=directory.name,
         labels=labels,
-        config_hash=config_hash(settings),
+        config_hash=key,
         seed=settings["seed"],
         scores=scores,
         training={},
@@ -123,7 +144,7 @@ def _evaluate(cfg: DictConfig) -> None:
         versions=versions(),
     )
     save(result, directory)
-    announce(f"{summary(result)}\nEvaluation: {shown(directory)}")
+    return result
 
 
 def _take_from(cfg: DictConfig, saved: Any, overrides: list[str]) -> None:

@@ -32,7 +32,7 @@ from amid.module import DistillationModule
 from amid.precision import announce_slow_bfloat16
 from amid.preparation import with_prepared_models
 from amid.progress import announce, shown
-from amid.results import BEST, RunResult, Score, load, save
+from amid.results import BEST, RESULT_FILE, RunResult, Score, load, save
 from amid.teacher import Teacher, TeacherSupply
 from amid.text import TeacherText, Text
 
@@ -45,8 +45,8 @@ FEW_STEPS = 20
 def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> RunResult:
     """Trains and scores one student, unless `directory` already holds the result of this configuration.
 
-    An unfinished run of the same configuration goes on from its last epoch. One that diverges ends there: its
-    result says at which step, and has no scores.
+    An unfinished run of the same configuration goes on from its last validated epoch. One that diverges ends
+    there: its result says at which step, and has no scores.
 
     Args:
         cfg: a resolved configuration of conf/train.yaml.
@@ -139,7 +139,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     timings["load"] += time.perf_counter() - started
 
     last = last_checkpoint(directory)
-    begun_before = _recorded_hash(directory) == key
+    begun_before = recorded_hash(directory) == key
     write_config(cfg, directory, key)
     started = time.perf_counter()
     scores: dict[str, dict[str, Score]] = {name: {} for name in evaluation_sets}
@@ -265,16 +265,17 @@ def _log_scores(loggers: Sequence[Logger], scores: Mapping[str, Mapping[str, Sco
 
 
 def _finished(directory: Path, key: str) -> RunResult | None:
-    old, computed = _recorded_hash(directory), (directory / "result.json", directory / "checkpoints")
-    if old not in (None, key) and any(path.exists() for path in computed):
+    result = load(directory) if (directory / RESULT_FILE).exists() else None
+    old = recorded_hash(directory) or (result and result.config_hash)
+    if old != key and (result is not None or (directory / "checkpoints").exists()):
         raise InputError(
-            f"{directory} holds a run of another configuration (hash {old}, now {key}); "
+            f"{directory} holds a run of another configuration (hash {old or 'not recorded'}, now {key}); "
             "choose another output_dir=, or delete the folder"
         )
-    return load(directory) if (directory / "result.json").exists() else None
+    return result
 
 
-def _recorded_hash(directory: Path) -> str | None:
+def recorded_hash(directory: Path) -> str | None:
     """That of the configuration that was begun in `directory`; None where none was."""
     file = directory / "config.yaml"
     return str(OmegaConf.select(OmegaConf.load(file), "hash")) if file.exists() else None

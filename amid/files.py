@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+from filelock import FileLock, Timeout
 
 
 @contextlib.contextmanager
@@ -44,6 +45,22 @@ def forget_parts(folder: Path, name: str = "*") -> None:
         part.unlink()
 
 
+@contextlib.contextmanager
+def only_writer(place: Path, what: str) -> Iterator[None]:
+    """Waits until no other process writes `what` to a file or folder, and keeps others from it."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"Waiting for another run that writes {what} in {place}", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file that appears whole or not at all."""
     with written_whole(file) as part:
@@ -54,7 +71,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one where there is none, or it is damaged."""
     try:
         content = json.loads(file.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -85,6 +85,13 @@ class Sampling:
             )
         if not self.seeds:
             raise InputError("generation.seeds=[] is empty; give at least one, such as [10]")
+        if any(type(seed) is not int or seed < 0 for seed in self.seeds):  # True is an int
+            raise InputError(f"generation.seeds={list(self.seeds)} must be whole numbers, from 0")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise InputError(
+                f"generation.seeds={list(self.seeds)} has a seed twice, whose answers are the same; "
+                "give different ones, or generation.samples for several answers with each"
+            )
         if self.temperature < 0 or (self.temperature == 0 and self.samples > 1):
             raise InputError(
                 f"generation.temperature={self.temperature} with generation.samples={self.samples}: use a "

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from amid.errors import Busy, InputError, was_interrupted
-from amid.files import write_json, written_whole
+from amid.files import read_json, write_json, written_whole
 from amid.results import METRICS, RESULT_FILE, SKIPPED_FOLDERS, files_below, load
 
 STATUS_FILE = "status.json"
@@ -33,7 +33,7 @@ HEARTBEAT = 60.0
 """Seconds between two signs of life of a run that has nothing else to write."""
 
 SILENCE = 600.0
-"""A run on another machine that has written nothing for so many seconds counts as failed."""
+"""A run that has given no sign of life for so many seconds, as while its machine sleeps, counts as failed."""
 
 PREPARING = "preparing"
 """The note of a run before its training."""
@@ -283,7 +283,7 @@ def without_result(directory: Path) -> dict[Path, RunStatus]:
 
 def _planned(directory: Path) -> list[str]:
     """The runs that `amid sweep` wrote down, then those of the last `amid train -m`, which Hydra has."""
-    names = [str(name) for name in _read_json(directory / PLAN_FILE).get("runs", [])]
+    names = [str(name) for name in read_json(directory / PLAN_FILE).get("runs", [])]
     if overrides := _overrides_of_multirun(directory):
         from amid.sweep import Sweep
 
@@ -294,7 +294,7 @@ def _planned(directory: Path) -> list[str]:
 
 def command_of(directory: Path) -> str | None:
     """The command that started the runs of a sweep's folder, and goes on with them; None for single runs."""
-    if plan := _read_json(directory / PLAN_FILE):
+    if plan := read_json(directory / PLAN_FILE):
         return str(plan.get("command", "the command that started them"))
     if not (overrides := _overrides_of_multirun(directory)):
         return None
@@ -316,7 +316,7 @@ def _is_run(directory: Path) -> bool:
 
 
 def _status_of(directory: Path) -> RunStatus:
-    record = _read_json(directory / STATUS_FILE)
+    record = read_json(directory / STATUS_FILE)
     fields = {name: record[name] for name in RunStatus.__dataclass_fields__ if name in record}
     status = RunStatus(**{"name": directory.name, "state": "waiting"} | fields)
     if (directory / RESULT_FILE).exists():
@@ -432,12 +432,3 @@ def in_words(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; an empty one where there is none, or it is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -10,12 +10,12 @@ from transformers import PreTrainedTokenizerBase
 from amid.config import config_hash
 from amid.data import InstructionData
 from amid.errors import InputError
+from amid.files import only_writer
 from amid.fit import length_in_words
 from amid.models import ModelSource, check_same_tokens, load_tokenizer
 from amid.monitor import PREPARING, tell, watched
 from amid.progress import announce
 from amid.results import BEST, RESULT_FILE, RunResult, load
-from amid.states import only_writer
 
 Config = dict[str, Any]
 

@@ -30,6 +30,11 @@ def shown(path: Path) -> str:
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
+def in_bytes(size: float) -> str:
+    """A number of bytes in its largest fitting unit: `1.54 MB`, `1.7 GB`."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
+
+
 def announce(message: str) -> None:
     """Prints one line for the user."""
     print(message, flush=True)

@@ -1,6 +1,5 @@
 """Hidden states on disk: written once in shards, verified, read through memory maps."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import torch
 import xxhash
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -182,22 +180,6 @@ class StateFolder:
 
     def _whole(self, shard: Shard) -> bool:
         return shard.checksum is not None and shard.checksum == checksum(self.folder / shard.file)
-
-
-@contextlib.contextmanager
-def only_writer(folder: Path, what: str) -> Iterator[None]:
-    """Waits until no other process writes `what` in `folder`, and keeps others from it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        announce(f"Waiting for another run that writes {what} in {folder}")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> str:

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.data.datamodule import NO_ROW, MicroBatch, Tokens, collate, counted_positions
 from amid.errors import InputError
-from amid.files import checksum, forget_parts, key_of, read_json, write_json
+from amid.files import checksum, forget_parts, key_of, only_writer, read_json, write_json
 from amid.losses import Head
 from amid.models import CountedStates, ModelSource, output_rows
-from amid.progress import Progress, announce
-from amid.states import StateFolder, States, only_writer, write_tensors
+from amid.progress import Progress, announce, in_bytes
+from amid.states import StateFolder, States, write_tensors
 
 FORMAT = 2
 """Version of the cache's files and of how they are made; another one is another cache."""
@@ -88,7 +88,7 @@ class CachedTeacher:
     @property
     def size(self) -> str:
         """The positions and bytes of the states, in words."""
-        return f"{self._states.positions:,} positions, {_gb(self._states.nbytes)}"
+        return f"{self._states.positions:,} positions, {in_bytes(self._states.nbytes)}"
 
     def to(self, device: torch.device) -> None:
         """Moves the head to `device`; the states stay on disk until they are asked for."""
@@ -232,14 +232,14 @@ class TeacherCache:
             positions += sum(counted[row] for row in rows)
             total += sum(lengths[row] for row in rows)
         size = positions * width * dtype.itemsize
-        told = f"{positions:,} positions × {width} × {dtype.itemsize} bytes = {_gb(size)}"
+        told = f"{positions:,} positions × {width} × {dtype.itemsize} bytes = {in_bytes(size)}"
         free = shutil.disk_usage(self.folder.parent).free
         if size + head.weight.nbytes > share * free:
             raise InputError(
-                f"the teacher's states to be written are {told}, and in {self.folder.parent} {_gb(free)} are "
-                "free; free some, choose another data.cache_dir=, or use teacher=live"
+                f"the teacher's states to be written are {told}, and in {self.folder.parent} "
+                f"{in_bytes(free)} are free; free some, choose another data.cache_dir=, or use teacher=live"
             )
-        announce(f"Writing the teacher's states, {told}, in {self.folder} ({_gb(free)} free)")
+        announce(f"Writing the teacher's states, {told}, in {self.folder} ({in_bytes(free)} free)")
         self._write_head(head)
         with Progress("teacher's states", total) as progress:
             for tokens, part in zip(self.sets, self._parts, strict=True):
@@ -375,7 +375,3 @@ def _states(teacher: LiveTeacher, batch: MicroBatch, fabric: L.Fabric) -> Tensor
     """The states at the counted positions of a batch."""
     batch = {name: value.to(fabric.device) for name, value in batch.items()}
     return teacher.hidden(batch, counted_positions(batch))
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"

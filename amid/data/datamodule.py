@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +14,6 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -26,7 +26,7 @@ from amid.data.plain_text import packed
 from amid.data.prompts import IGNORE, Encoder, Template, Truncation
 from amid.data.sources import Fields, Source, TextSource, load_documents, load_examples
 from amid.errors import InputError
-from amid.files import forget_parts, key_of, written_whole
+from amid.files import forget_parts, key_of, only_writer, written_whole
 from amid.progress import announce
 
 MicroBatch = dict[str, Tensor]
@@ -195,7 +195,7 @@ class InstructionData(L.LightningDataModule):
             "right", its own end, that of the template with it, as in published scripts.
         batch_size: rows of an optimiser step.
         micro_batch_size: rows that go through the models at once; null for all of the step. Changes
-            memory and speed, not the gradient.
+            memory and speed, not the gradient, but for what dropout draws.
         tokens_per_batch: the same limit in tokens, padding included, in place of `micro_batch_size`: a step
             is cut into as few parts of like lengths as keep to it. A longer row goes alone.
         mean: of the loss: "step", over all counted tokens of a step; "micro_batch", the mean of the means of
@@ -256,6 +256,12 @@ class InstructionData(L.LightningDataModule):
         ):
             if value is not None and value < 1:
                 raise InputError(f"data.{name}={value} must be at least 1")
+        for name in test:
+            if not re.fullmatch(r"[\w.-]+", str(name)):
+                raise InputError(
+                    f"data.test.{name}: name an evaluation set with letters, digits, and . _ - alone, as the "
+                    "files of its answers are named by it"
+                )
         if not plain_text_weight > 0:
             raise InputError(
                 f"data.plain_text_weight={plain_text_weight} must be above 0; data.plain_text=null for none"
@@ -436,7 +442,7 @@ class InstructionData(L.LightningDataModule):
         """What `make` gives, from the cache where it stands in it."""
         file = self.cache_dir / f"tokens-{key_of([FORMAT, *made_from])}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):
+        with only_writer(file, "the tokenised data"):
             if not file.exists():
                 forget_parts(file.parent, file.name)
                 with written_whole(file) as part:

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from amid.answers import AnswerFolder
 from amid.data.datamodule import Tokens
 from amid.errors import InputError
+from amid.files import only_writer
 from amid.models import ModelSource
 from amid.progress import announce
-from amid.states import only_writer
 from amid.text.base import Text, sampling_of, seed_of
 
 

@@ -5,6 +5,7 @@ import shutil
 from command_line import run
 
 from amid import results
+from amid.errors import InputError
 
 
 def test_evaluate_without_a_model_or_a_whole_seed_says_what_it_takes(tmp_path, capsys):
@@ -55,7 +56,13 @@ def test_evaluate_on_other_data_keeps_the_folder_of_each_run(quick, tmp_path, js
         assert run("evaluate", *given, f"output_dir={tmp_path / pair}") == 0
 
 
-def test_what_an_evaluation_is_given_goes_before_what_its_run_had(quick, tmp_path, jsonl, capsys):
+def cut_off(*_):
+    raise InputError("no more")
+
+
+def test_what_an_evaluation_is_given_goes_before_what_its_run_had(
+    quick, tmp_path, jsonl, capsys, monkeypatch
+):
     assert run("train", *quick) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     path = jsonl({"instruction": "say it", "output": "it"})
@@ -67,6 +74,17 @@ def test_what_an_evaluation_is_given_goes_before_what_its_run_had(quick, tmp_pat
     assert {"rouge_l", "rouge_1", "rouge_2"} <= again.scores["open"].keys()
     assert again.labels["method"] == "teacher"
     (evaluation,) = (tmp_path / "again").iterdir()
+    capsys.readouterr()
+    assert run("evaluate", *given, "name=teacher") == 0
+    assert f"{evaluation} is finished already\n" in capsys.readouterr().out
+    jsonl({"instruction": "say this", "output": "this"})
+    with monkeypatch.context() as patched:
+        patched.setattr("amid.evaluate.evaluate_sets", cut_off)
+        assert run("evaluate", *given, "name=teacher") == 1
+    assert not (evaluation / "result.json").exists()
+    assert run("evaluate", *given, "name=teacher") == 0
+    assert results.load(evaluation).config_hash != again.config_hash
+    capsys.readouterr()
     assert run("evaluate", f"run={evaluation}", out) == 1
     assert "has no student in checkpoints/best; give a training run" in capsys.readouterr().err
 

@@ -222,7 +222,13 @@ def test_a_folder_of_another_configuration_is_left_alone(quick, tmp_path, capsys
     config.write_text(config.read_text().replace(results.load(directory).config_hash, "0" * 12, 1))
     assert run("train", *quick) == 1
     assert "another configuration" in capsys.readouterr().err
-    assert (directory / "result.json").exists()
+    config.unlink()
+    assert run("train", *quick, "optimizer.lr=1e-3", f"hydra.run.dir={directory}") == 1
+    assert "another configuration" in capsys.readouterr().err
+    (directory / "result.json").unlink()
+    assert run("train", *quick) == 1
+    assert "another configuration (hash not recorded, now" in capsys.readouterr().err
+    assert (directory / "checkpoints").exists()
 
 
 def test_the_student_trains_in_train_mode_and_the_teacher_never(quick, monkeypatch):

@@ -14,12 +14,12 @@ from amid.data.prompts import IGNORE, Encoder, Template
 from amid.errors import InputError
 
 
-def data(tmp_path, **settings):
+def data(tmp_path, test=None, **settings):
     return InstructionData(
         tokenizer=tokenizer(),
         train=corpus("train", size=100),
         valid=corpus("valid", size=10),
-        test={"open": corpus("test", size=5, kind="open")},
+        test=test or {"open": corpus("test", size=5, kind="open")},
         template=Template(TEMPLATE, TEMPLATE_WITH_INPUT),
         max_prompt_length=40,
         max_length=64,
@@ -242,6 +242,11 @@ def test_pad_equal_to_eos_keeps_the_eos_label(tmp_path):
 def test_numbers_that_are_not_positive(tmp_path, name):
     with pytest.raises(InputError, match=f"data.{name}=0 must be at least 1"):
         data(tmp_path, **{name: 0})
+
+
+def test_a_set_whose_name_is_no_file_name_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"data\.test\.a/b: name an evaluation set with letters"):
+        data(tmp_path, test={"a/b": "any.jsonl"})
 
 
 def test_examples_of_the_sets(tmp_path):
