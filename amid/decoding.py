@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from amid.losses import mixed_log_probs
+
 
 class Row:
     """An answer while it is decoded.
@@ -212,7 +214,7 @@ class MixedBatch:
         self, student: PreTrainedModel, teacher: PreTrainedModel, teacher_share: float, vocabulary: int
     ) -> None:
         self._batches = (Batch(teacher, vocabulary), Batch(student, vocabulary))
-        self._shares = torch.tensor([teacher_share, 1 - teacher_share]).log().tolist()
+        self._teacher_share = teacher_share
         self._parts: list[Tensor] = []
 
     def join(self, prompts: Sequence[tuple[int, ...]]) -> None:
@@ -240,8 +242,7 @@ class MixedBatch:
 
     def _mix(self) -> None:
         self._parts = [batch.logits.float().log_softmax(-1) for batch in self._batches]
-        log_p, log_q = (part + share for part, share in zip(self._parts, self._shares, strict=True))
-        self.logits = torch.logaddexp(log_p, log_q)
+        self.logits = mixed_log_probs(*self._parts, self._teacher_share)
 
 
 def holds_keys_and_values(model: PreTrainedModel) -> bool:

@@ -35,19 +35,19 @@ def mixed_log_probs(log_p: Tensor, log_q: Tensor, teacher_share: float = 0.2) ->
     Args:
         log_p: [...], log-probabilities of the teacher: of a vocabulary to sample from, or of what was.
         log_q: [...], the same of the student.
-        teacher_share: a, 0 ≤ a < 1; published: 0.2.
+        teacher_share: a, 0 ≤ a ≤ 1; published: 0.2.
 
     Returns:
-        [...]; log_q itself where a = 0.
+        [...]; log_q itself where a = 0, log_p where a = 1.
 
     Raises:
-        ValueError: if `teacher_share` lies outside [0, 1).
+        ValueError: if `teacher_share` lies outside [0, 1].
     """
-    remedy = "choose 0 <= teacher_share < 1, such as 0.2"
-    if not 0 <= finite_number("teacher_share", teacher_share, remedy) < 1:
-        raise ValueError(f"teacher_share must lie in [0, 1), got teacher_share={teacher_share!r}; {remedy}")
-    if teacher_share == 0:
-        return log_q
+    remedy = "choose 0 <= teacher_share <= 1, such as 0.2"
+    if not 0 <= finite_number("teacher_share", teacher_share, remedy) <= 1:
+        raise ValueError(f"teacher_share must lie in [0, 1], got teacher_share={teacher_share!r}; {remedy}")
+    if teacher_share in (0, 1):
+        return log_p if teacher_share else log_q
     return torch.logaddexp(log_p + math.log(teacher_share), log_q + math.log1p(-teacher_share))
 
 

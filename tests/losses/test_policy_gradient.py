@@ -170,7 +170,8 @@ def test_mixed_log_probs_are_the_arithmetic_assistant() -> None:
     log_p, log_q = torch.randn(2, 5, 9, dtype=torch.float64).log_softmax(-1)
     torch.testing.assert_close(mixed_log_probs(log_p, log_q, 0.2), AlphaMixture(-1, 0.2)(log_p, log_q))
     assert torch.equal(mixed_log_probs(log_p, log_q, 0.0), log_q)
-    for bad in (1, -0.1, math.nan):
+    assert torch.equal(mixed_log_probs(log_p, log_q, 1), log_p)
+    for bad in (1.1, -0.1, math.nan):
         with pytest.raises(ValueError, match="teacher_share"):
             mixed_log_probs(log_p, log_q, bad)
 
