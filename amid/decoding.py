@@ -241,8 +241,9 @@ class MixedBatch:
         return [tuple(row) for row in torch.cat(columns, dim=1).tolist()]
 
     def _mix(self) -> None:
-        self._parts = [batch.logits.float().log_softmax(-1) for batch in self._batches]
-        self.logits = mixed_log_probs(*self._parts, self._teacher_share)
+        log_p, log_q = (batch.logits.float().log_softmax(-1) for batch in self._batches)
+        self._parts = [log_p, log_q]
+        self.logits = mixed_log_probs(log_p, log_q, self._teacher_share)
 
 
 def holds_keys_and_values(model: PreTrainedModel) -> bool:
