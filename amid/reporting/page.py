@@ -94,7 +94,7 @@ def sections(directory: Path, table: Table, records: Mapping[Path, RunResult]) -
     further = (
         on_validation(table),
         against_the_best(table, records),
-        cost(table),
+        cost(table, records),
         against_published(table),
         beside_published(table),
     )

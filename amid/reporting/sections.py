@@ -1,14 +1,16 @@
 """Further tables of a report: on the validation text, pivots, what failed, and what the assistant costs."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as TerminalTable
 
+from amid.reporting.folders import configuration
 from amid.reporting.rows import AVERAGE, MISSING, ON_VALIDATION, Row
 from amid.reporting.table import SYMBOLS, Table, markdown_line, score_text, title
 from amid.results import RunResult, Score
@@ -168,24 +170,39 @@ def pivots(table: Table) -> list[Section]:
     return made
 
 
-def cost(table: Table) -> Section | None:
+_OF_AN_ASSISTANT = ("assistant", "objective.assistant", "objective.order", "schedule")
+"""Keys of a configuration in which a run with an assistant may differ from the one it is compared with."""
+
+
+def cost(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
     """What the assistant costs: step time and memory against the same divergence between p and q directly.
 
-    None where no row with an assistant has a row of its divergence without one.
+    A row is compared with one whose configuration, with a seed that both have, is the same but for the
+    assistant, its schedule and the order of the divergence's arguments: of the same text, data, pair and all
+    else. A row without such a one is left out. None where that is every row.
+
+    Args:
+        table: of the runs.
+        records: the runs of `table`, by their folders, which hold their configurations.
+
+    Raises:
+        InputError: naming a configuration that cannot be read.
     """
+    folders = {id(run): folder for folder, run in records.items()}
+
+    def without_assistant(row: Row) -> list[dict[str, Any]]:
+        found = [configuration(folders[id(run)]) for run in row.runs]
+        own = tuple(f"{key}." for key in _OF_AN_ASSISTANT)
+        return [{k: v for k, v in of.items() if not f"{k}.".startswith(own)} for of in found if of]
+
+    trained = [row for row in table.rows if _figure(row, "step_seconds")]  # not those scored again
+    grid = [(row, without_assistant(row)) for row in trained if not row.baseline]
     lines: list[list[str]] = []
-    for direct in table.rows:
+    for direct in trained if grid else []:
         if direct.labels.get("alpha") is not None or direct.labels.get("order") != "pq":
             continue
-        same = ("divergence", "model", "data")
-        rows = [
-            row
-            for row in table.rows
-            if not row.baseline
-            and all(row.labels.get(name) == direct.labels.get(name) for name in same)
-            and _figure(row, "step_seconds")  # a student that was scored again costs nothing
-        ]
-        if rows and _figure(direct, "step_seconds"):
+        same = without_assistant(direct)
+        if rows := [row for row, others in grid if any(other in same for other in others)]:
             lines += [_cost_line(table, row, direct) for row in (direct, *rows)]
     if not lines:
         return None
@@ -196,7 +213,8 @@ def cost(table: Table) -> Section | None:
         "whole training. Memory: at most, of the GPU; where there is none, of the process with all that "
         "its earlier runs left in it, too coarse to compare settings by. On a machine that does other work "
         "besides, times vary by more than an assistant costs. × direct: against the same divergence without "
-        "the assistant, the first of its lines."
+        "the assistant, the first of its lines, on the same text and with the same settings in all else; a "
+        "row without such a one is left out."
     )
     return Section("What the assistant costs", heads, lines, note)
 

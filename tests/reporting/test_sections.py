@@ -1,11 +1,15 @@
 import csv
 import dataclasses
 import io
+import json
 
 import pytest
 
 from amid.reporting import build_table
 from amid.reporting.sections import cost, on_validation, outcome, pivots
+
+
+ALONE = {"assistant": "none", "alpha": None, "lam": None}
 
 
 def with_training(run, **figures):
@@ -43,20 +47,66 @@ class TestSections:
     def test_one_axis_is_no_map(self, make_run):
         assert not pivots(build_table([make_run(alpha=a) for a in (-5.0, 1.0)]))
 
-    def test_the_cost_is_against_the_same_divergence(self, make_run):
-        def timed(seconds, **labels):
-            return with_training(make_run(**labels), step_seconds=seconds, peak_memory=2e9 * seconds)
 
-        direct = timed(1.0, rouge_l=(40.0,), method="kd")
-        runs = [direct, timed(1.5, rouge_l=(42.0,), divergence="kl"), timed(9.0)]
-        section = cost(build_table(runs))
-        assert [line[1:] for line in section.lines] == [
+class TestCost:
+    @pytest.fixture
+    def of(self, tmp_path, make_run):
+        """The section on runs of (seconds a step, settings of the configuration, labels, ROUGE-L)."""
+
+        def section(*runs):
+            records = {}
+            for number, (seconds, config, labels, rouge_l) in enumerate(runs):
+                folder = tmp_path / str(number)
+                folder.mkdir(exist_ok=True)
+                text = json.dumps({"config": {"seed": 1, "text": "data", "assistant": None} | config})
+                (folder / "config.yaml").write_text(text)
+                run = make_run((rouge_l,), **labels)
+                figures = {"step_seconds": seconds, "peak_memory": 2e9 * (seconds or 0)}
+                records[folder] = with_training(run, **figures) if seconds else run
+            return cost(build_table(list(records.values())), records)
+
+        return section
+
+    KD = (1.0, {"divergence": "kl"}, {"method": "kd"}, 40.0)
+    IMITKD = (
+        4.0,
+        {"divergence": "kl", "text": "student"},
+        {"method": "imitkd", "divergence": "kl", "order": "pq", **ALONE},
+        41.0,
+    )
+    ASSISTANT = {"assistant": {"alpha": -5.0}, "objective": {"order": "pr", "assistant": {"alpha": -5.0}}}
+    AMID = (1.5, {"divergence": "kl", **ASSISTANT}, {"divergence": "kl"}, 42.0)
+
+    def test_against_the_same_divergence(self, of):
+        other = (9.0, {"divergence": "alpha_beta", **self.ASSISTANT}, {}, 50.0)
+        expected = [
             ["1,000.0", "1.00", "–", "2.00", "1.00", "+0.00"],
             ["1,500.0", "1.50", "–", "3.00", "1.50", "+2.00"],
         ]
-        assert cost(build_table(runs[1:])) is None
-        again = make_run(rouge_l=(43.0,), divergence="kl", settings="generation.samples=8")
-        assert [line[1] for line in cost(build_table([*runs, again])).lines] == ["1,000.0", "1,500.0"]
+        assert [line[1:] for line in of(self.KD, self.AMID, other).lines] == expected
+        assert of(self.AMID, other) is None
+        again = (None, *self.AMID[1:2], {"divergence": "kl", "settings": "generation.samples=8"}, 43.0)
+        assert [line[1:] for line in of(self.KD, self.AMID, other, again).lines] == expected
+
+    def test_on_the_same_text(self, of):
+        """KD is on the data, ImitKD on the student's own answers, as this assistant is."""
+        own = (6.0, self.AMID[1] | {"text": "student"}, {"divergence": "kl", "settings": "text=student"}, 45.0)
+        lines = of(self.KD, self.IMITKD, self.AMID, own).lines
+        assert [line[:3] for line in lines] == [
+            ["KD", "1,000.0", "1.00"],
+            ["AMiD", "1,500.0", "1.50"],
+            ["ImitKD", "4,000.0", "1.00"],
+            ["AMiD settings=text=student", "6,000.0", "1.50"],
+        ]
+        assert of(self.KD, own) is None
+        assert of(self.IMITKD, self.AMID) is None
+
+    def test_with_the_same_settings(self, of):
+        for key in ("optimizer", "trainer"):
+            labels = {"divergence": "kl", "settings": f"{key}.lr=1"}
+            assert of(self.KD, (1.5, self.AMID[1] | {key: {"lr": 1}}, labels, 42.0)) is None
+        moved = (1.5, self.AMID[1] | {"schedule": {"lam": 0.5}}, {"divergence": "kl"}, 42.0)
+        assert len(of(self.KD, moved).lines) == 2
 
 
 class TestOnTheValidationText:
