@@ -28,5 +28,6 @@ def run(directory: str) -> None:
         console.print("\nWhat the paper claims", markup=False)
         for line in report.claims:
             console.print(line, markup=False)
-    console.print(f"Page: {report.page}", soft_wrap=True, markup=False)
+    page = report.page or f"left out: {report.why_no_page}"
+    console.print(f"Page: {page}", soft_wrap=True, markup=False)
     console.print(f"Report: {report.file}", soft_wrap=True, markup=False)

@@ -53,6 +53,10 @@ _SCRIPTS = [
 """One script in parts, in their order."""
 
 
+class PageTooLarge(InputError):
+    """There are so many runs that the page has more than `LARGEST` bytes even without any answer."""
+
+
 def interactive_page(
     name: str,
     table: Table,
@@ -72,8 +76,8 @@ def interactive_page(
         unfinished: runs without a result by their folders, which may hold curves.
 
     Raises:
-        InputError: if a file in a run's folder is damaged, or there are so many runs that the page is larger
-            even without any answer.
+        PageTooLarge: if there are so many runs that it is larger even without any answer.
+        InputError: if a file in a run's folder is damaged.
     """
     folder_of = {id(run): folder for folder, run in records.items()}
     places = [folder_of[id(run)] for row in table.rows for run in row.runs]
@@ -121,7 +125,7 @@ def interactive_page(
     most = max((len(rows) for rows in sets.values()), default=0)
     left_out = bisect_left(range(most + 1), True, key=lambda n: len(page(most - n).encode()) <= LARGEST)
     if left_out > most:
-        raise InputError(
+        raise PageTooLarge(
             f"the page of {len(places)} runs has more than {LARGEST / 1e6:g} MB without any answer; "
             "report fewer at once, such as one folder of outputs at a time"
         )

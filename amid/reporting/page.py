@@ -10,7 +10,7 @@ from amid.errors import InputError
 from amid.monitor import without_result
 from amid.reporting.claims import NOTE, claims
 from amid.reporting.figures import Figure, draw_figures
-from amid.reporting.interactive import interactive_page
+from amid.reporting.interactive import PageTooLarge, interactive_page
 from amid.reporting.published import against_published, beside_published, other_pairs
 from amid.reporting.sections import Section, cost, on_validation, pivots
 from amid.reporting.significance import against_the_best
@@ -27,8 +27,10 @@ class Report:
 
     file: Path
     """report.md."""
-    page: Path
-    """report.html, the same as one interactive page."""
+    page: Path | None
+    """report.html, the same as one interactive page; None where it is left out."""
+    why_no_page: str | None
+    """Why it is left out: it is too large."""
     table: Table
     sections: Sequence[Section]
     claims: Sequence[str]
@@ -40,7 +42,9 @@ def write_report(directory: str | Path) -> Report:
 
     report.html (all of it as one interactive page), report.md (tables, the paper's claims, figures, runs),
     table.md, table.csv, table.tex, and for each figure a PNG and a PDF file.
-    All is made in a hidden folder first, so that a report that fails leaves the last one as it was.
+    All is made in a hidden folder first, so that a report that fails leaves the last one as it was. Where the
+    page would be too large, it alone is left out, and the last one is removed, as figures are that are no
+    longer drawn.
 
     Raises:
         InputError: if there is no finished run, or the record of one is damaged.
@@ -68,16 +72,22 @@ def write_report(directory: str | Path) -> Report:
         (made / "table.csv").write_text(table.to_csv(), encoding="utf-8")
         (made / "table.tex").write_text(table.to_latex(), encoding="utf-8")
         further, found = sections(directory, table, records), claims_in_words(table)
-        page = interactive_page(name, table, further, records, without_result(directory))
-        (made / PAGE).write_text(page, encoding="utf-8")
         text = _page(directory, table, further, found, figures, records)
+        why_no_page = None
+        try:
+            page = interactive_page(name, table, further, records, without_result(directory))
+            (made / PAGE).write_text(page, encoding="utf-8")
+        except PageTooLarge as error:
+            why_no_page = str(error)
+            text += f"\n{PAGE} is left out: {why_no_page}.\n"
         (made / "report.md").write_text(text, encoding="utf-8")
         report.mkdir(exist_ok=True)
-        for stale in [*report.glob("*.png"), *report.glob("*.pdf")]:
+        for stale in [*report.glob("*.png"), *report.glob("*.pdf"), *report.glob(PAGE)]:
             stale.unlink()
         for file in sorted(made.iterdir(), key=lambda file: file.suffix == ".md"):
             os.replace(file, report / file.name)
-    return Report(report / "report.md", report / PAGE, table, further, found)
+    written = None if why_no_page else report / PAGE
+    return Report(report / "report.md", written, why_no_page, table, further, found)
 
 
 def sections(directory: Path, table: Table, records: Mapping[Path, RunResult]) -> list[Section]:

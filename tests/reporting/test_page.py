@@ -8,6 +8,7 @@ import pytest
 
 import amid.reporting.figures as drawing
 import amid.reporting.folders as folders
+import amid.reporting.interactive as interactive
 import amid.reporting.page as page
 from amid.errors import InputError
 from amid.report import run as report
@@ -274,6 +275,21 @@ class TestReport:
         with pytest.raises(ZeroDivisionError):
             write_report(saved)
         assert not (saved / "report").exists()
+
+    def test_a_page_that_is_too_large_costs_nothing_else(self, saved, monkeypatch, capsys):
+        report(str(saved))
+        kept = {file.name for file in (saved / "report").iterdir()} - {"report.html"}
+        before = (saved / "report" / "report.md").read_text(encoding="utf-8")
+        capsys.readouterr()
+        monkeypatch.setattr(interactive, "LARGEST", 20_000)
+        report(str(saved))
+        assert {file.name for file in (saved / "report").iterdir()} == kept  # the last page is not of these
+        why = "left out: the page of 22 runs has more than 0.02 MB without any answer; report fewer at once"
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "Page: " in line]
+        assert line.startswith(f"Page: {why}")
+        after = (saved / "report" / "report.md").read_text(encoding="utf-8")
+        assert after.startswith(before)
+        assert after.removeprefix(before).startswith(f"\nreport.html is {why}")
 
     def test_nothing_to_report(self, tmp_path):
         with pytest.raises(InputError, match=r"has no result\.json .* amid sweep alpha"):
