@@ -1,11 +1,7 @@
 """The entry point of `amid report`."""
 
-from rich.console import Console
-
+from amid.console import console
 from amid.reporting import write_report
-
-WIDTH_OF_FILES = 200
-"""Columns where the output is no terminal, so that nothing is folded."""
 
 
 def run(directory: str) -> None:
@@ -15,19 +11,17 @@ def run(directory: str) -> None:
         InputError: if there is no finished run, or the record of one is damaged.
     """
     report = write_report(directory)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH_OF_FILES)
-    console.print(report.table.to_terminal())
-    console.print(report.table.caption, markup=False)
+    out = console()
+    out.print(report.table.to_terminal())
+    out.print(report.table.caption, markup=False)
     for section in report.sections:
-        console.print(f"\n{section.title}", markup=False)
-        console.print(section.to_terminal())
-        console.print(section.note, markup=False)
+        out.print(f"\n{section.title}", markup=False)
+        out.print(section.to_terminal())
+        out.print(section.note, markup=False)
     if report.claims:
-        console.print("\nWhat the paper claims", markup=False)
+        out.print("\nWhat the paper claims", markup=False)
         for line in report.claims:
-            console.print(line, markup=False)
+            out.print(line, markup=False)
     page = report.page or f"left out: {report.why_no_page}"
-    console.print(f"Page: {page}", soft_wrap=True, markup=False)
-    console.print(f"Report: {report.file}", soft_wrap=True, markup=False)
+    out.print(f"Page: {page}", soft_wrap=True, markup=False)
+    out.print(f"Report: {report.file}", soft_wrap=True, markup=False)

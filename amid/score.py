@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from amid.console import console
 from amid.errors import InputError, choose_one
 from amid.files import written_whole
 from amid.metrics import (
@@ -156,18 +157,18 @@ def run(arguments: Sequence[str]) -> None:
             lines.append((system, name, scores))
     if given.csv:
         _write_csv(Path(given.csv), lines)
-    console = Console(highlight=False, width=None if Console().is_terminal else 200)
-    for table in _tables(lines, console):
-        console.print(table)
-    console.print(LEGEND + _signatures(lines), markup=False)
+    out = console()
+    for table in _tables(lines, out):
+        out.print(table)
+    out.print(LEGEND + _signatures(lines), markup=False)
     sets = [system.dataset for system in systems]
     for rivals in _rivals(systems):
         first = rivals[0]
         if len(rivals) > 1:
-            _print_differences(rivals, given.metric or _main_metric(rivals), console)
+            _print_differences(rivals, given.metric or _main_metric(rivals), out)
         elif len(systems) > 1 and (not first.dataset or sets.count(first.dataset) > 1):
             what = f"{first.name} {first.dataset}".strip()
-            console.print(f"{what} is not compared: no other one answers its prompts.", markup=False)
+            out.print(f"{what} is not compared: no other one answers its prompts.", markup=False)
 
 
 def _rivals(systems: Sequence[System]) -> list[list[System]]:
@@ -329,7 +330,7 @@ def _parts(system: System, by: str) -> dict[str, list[int]]:
     return dict(sorted(parts.items()))
 
 
-def _tables(lines: Lines, console: Console) -> Iterator[Table]:
+def _tables(lines: Lines, out: Console) -> Iterator[Table]:
     """A row for each of `lines`; where the terminal is too narrow, a column, in as many tables as needed."""
     metrics = [*_quality(lines), "self_bleu", "corpus_self_bleu", *OTHERS]
     titles = METRICS | OTHERS | {"self_bleu": "Self-BLEU", "corpus_self_bleu": "Self-BLEU, set"}
@@ -350,10 +351,10 @@ def _tables(lines: Lines, console: Console) -> Iterator[Table]:
         wide.add_column(name, justify="left" if name in labels else "right")
     for row in zip(*columns.values(), strict=True):
         wide.add_row(*map(escape, row))
-    if console.measure(wide, options=console.options.update(width=WIDEST)).maximum <= console.width:
+    if out.measure(wide, options=out.options.update(width=WIDEST)).maximum <= out.width:
         yield wide
         return
-    at_once = max((console.width - max(map(len, columns))) // COLUMN, 1)
+    at_once = max((out.width - max(map(len, columns))) // COLUMN, 1)
     for start in range(0, len(lines), at_once):
         some = slice(start, start + at_once)
         narrow = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -388,10 +389,10 @@ def _cell(score: Score | None) -> str:
     return f"{score.mean:.2f}" + ("" if score.std is None else f" ±{score.std:.2f}")
 
 
-def _print_differences(systems: Sequence[System], name: str, console: Console) -> None:
+def _print_differences(systems: Sequence[System], name: str, out: Console) -> None:
     """Every two systems' difference in the metric `name`, or why there is none to test."""
     if len(systems[0].by_seed[0]) == 1:
-        console.print("One prompt tells nothing of a difference; two or more are needed.\n", markup=False)
+        out.print("One prompt tells nothing of a difference; two or more are needed.\n", markup=False)
         return
     metric, title = _metric(name, systems), METRICS.get(name, name)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title=systems[0].dataset or None, title_justify="left")
@@ -406,7 +407,7 @@ def _print_differences(systems: Sequence[System], name: str, console: Console) -
         raise InputError(f"--metric={name} cannot score these answers: {error}") from error
     for (one, first), (other, second) in itertools.combinations(zip(systems, scores, strict=True), 2):
         if first is None or second is None:
-            console.print(
+            out.print(
                 f"{title} is of a whole set, and does not tell what prompts drawn anew would make of it: no "
                 "difference in it is tested.\n",
                 markup=False,
@@ -421,9 +422,9 @@ def _print_differences(systems: Sequence[System], name: str, console: Console) -
             f"{found.p_value:.4f}" if found.p_value else "<0.0002",  # none of 10,000 resamples; one is 0.0002
             "*" if found.significant else "",
         )
-    console.print(table)
+    out.print(table)
     of = "scores of the set" if callable(scores[0]) else "means over prompts"
-    console.print(
+    out.print(
         f"Difference of the {of}, with its 95% interval by paired bootstrap over the prompts; "
         "*: the interval leaves out 0.\n",
         markup=False,

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.live import Live
 
+from amid.console import console
 from amid.errors import InputError
 from amid.monitor import RunStatus, command_of, read_status, to_terminal
 
@@ -14,9 +15,6 @@ REFRESH = 2.0
 
 PATIENCE = 120.0
 """Seconds after which following ends where none runs, though some wait."""
-
-WIDTH_OF_FILES = 200
-"""Columns where the output is no terminal, so that nothing is folded."""
 
 
 def run(directory: str, follow: bool) -> None:
@@ -27,38 +25,36 @@ def run(directory: str, follow: bool) -> None:
     Raises:
         InputError: if it is no folder or has no runs, or is to be followed where there is no terminal.
     """
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        if follow:
-            raise InputError("--follow refreshes a terminal, and the output is no terminal; leave it out")
-        console = Console(highlight=False, width=WIDTH_OF_FILES)
+    out = console()
+    if follow and not out.is_terminal:
+        raise InputError("--follow refreshes a terminal, and the output is no terminal; leave it out")
     runs = read_status(directory)
     if follow:
-        runs = _followed(directory, runs, console)
-    console.print(to_terminal(runs))
+        runs = _followed(directory, runs, out)
+    out.print(to_terminal(runs))
     unfinished = [run for run in runs if run.state in ("waiting", "failed", "interrupted")]
     again = command_of(Path(directory))
     if unfinished and again and not any(run.state == "running" for run in runs):
-        console.print(f"None is running. To go on: {again}", markup=False, soft_wrap=True)
+        out.print(f"None is running. To go on: {again}", markup=False, soft_wrap=True)
 
 
-def _followed(directory: str, runs: list[RunStatus], console: Console) -> list[RunStatus]:
+def _followed(directory: str, runs: list[RunStatus], out: Console) -> list[RunStatus]:
     """The runs as they were in the end, shown meanwhile as far as the terminal is high."""
     ran = time.monotonic()
-    with Live(_fitting(runs, console), console=console, auto_refresh=False, transient=True) as live:
+    with Live(_fitting(runs, out), console=out, auto_refresh=False, transient=True) as live:
         while any(run.state in ("running", "waiting") for run in runs) and time.monotonic() - ran <= PATIENCE:
             time.sleep(REFRESH)
             runs = read_status(directory)
-            live.update(_fitting(runs, console), refresh=True)
+            live.update(_fitting(runs, out), refresh=True)
             if any(run.state == "running" for run in runs):
                 ran = time.monotonic()
     return runs
 
 
-def _fitting(runs: list[RunStatus], console: Console) -> Group:
+def _fitting(runs: list[RunStatus], out: Console) -> Group:
     """As many of the runs as the terminal has lines for, below which one is left."""
-    for most in range(min(len(runs), console.height), 0, -1):
+    for most in range(min(len(runs), out.height), 0, -1):
         group = to_terminal(runs, most)
-        if len(console.render_lines(group)) < console.height:
+        if len(out.render_lines(group)) < out.height:
             break
     return group

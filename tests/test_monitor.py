@@ -293,7 +293,7 @@ def test_follow_ends_with_the_last_run(tmp_path, monkeypatch):
 
     started(tmp_path / "a", step=1, steps=2)
     console = Console(force_terminal=True, width=200, record=True, file=io.StringIO())
-    monkeypatch.setattr(status, "Console", lambda **_: console)
+    monkeypatch.setattr(status, "console", lambda: console)
     monkeypatch.setattr(status.time, "sleep", lambda _: finished(tmp_path / "a", steps=2.0))
     status.run(str(tmp_path), follow=True)
     assert "1 run: 1 done" in console.export_text()
@@ -305,7 +305,7 @@ def test_follow_ends_where_none_runs_with_the_command_that_goes_on(tmp_path, mon
     write_plan(tmp_path, ["a", "b"], "amid sweep mine seed=1")
     finished(tmp_path / "a", steps=2.0)
     console = Console(force_terminal=True, width=200, record=True, file=io.StringIO())
-    monkeypatch.setattr(status, "Console", lambda **_: console)
+    monkeypatch.setattr(status, "console", lambda: console)
     now = [0.0]
     monkeypatch.setattr(status, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: later()))
 

@@ -88,7 +88,7 @@ def test_status_commands_run(command, tmp_path, monkeypatch, capsys):
     folder = command.split()[2]
     monkeypatch.chdir(tmp_path)
     save(RunResult("a", {}, "", 1, {}, {"steps": 4.0}, {}, {}), tmp_path / folder / "a")
-    monkeypatch.setattr("amid.status.Console", lambda **_: Console(force_terminal=True, width=100))
+    monkeypatch.setattr("amid.status.console", lambda: Console(force_terminal=True, width=100))
     assert main(command.split()[1:]) == 0
     assert "1 done" in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Literal
 
 from amid.reporting.rows import METHODS, Row
-from amid.reporting.sections import number, outcome
+from amid.reporting.sections import failed, number
 from amid.reporting.table import Table, title
 from amid.results import Label, Score
 
@@ -160,17 +160,16 @@ def _lambda(table: Table) -> Iterator[Claim]:
         where = f" with {_setting(table, rows[0], 'lam')}"
         texts = (f"λ = 0.1 is the best at α = -5{where}", f"No λ fails at α = -5{where}")
         missing = [f"λ = {lam:g}" for lam in LAMBDAS if lam not in by_lam]
-        failed = [row for row in rows if _failures(table, row)]
+        failing = [row for row in rows if failed(table, row)]
         if missing:
             yield Claim(texts[0], "cannot be told", f"missing runs: {', '.join(missing)}")
         else:
             best = max((row for lam, row in by_lam.items() if lam != 0.1), key=lambda row: _mean(table, row))
             verdict, why = _compared(table, by_lam[0.1], best)
             yield Claim(texts[0], verdict, f"to λ = {number(best, 'lam'):g}: {why}")
-        if failed:
+        if failing:
             names = ", ".join(
-                f"{_failures(table, row)} of {len(row.runs)} with λ = {number(row, 'lam'):g}"
-                for row in failed
+                f"{failed(table, row)} of {len(row.runs)} with λ = {number(row, 'lam'):g}" for row in failing
             )
             yield Claim(texts[1], "does not hold", names)
         elif missing:
@@ -216,12 +215,12 @@ def _corner(table: Table, rows: Sequence[Row]) -> Claim:
     corner = next((row for row in rows if number(row, "alpha") == 1.0), None)
     if corner is None:
         return Claim(text, "cannot be told", "missing runs: α = 1")
-    failed, runs = _failures(table, corner), len(corner.runs)
+    failures, runs = failed(table, corner), len(corner.runs)
     score = f"{title(table.quality)} {table.score_text(corner, table.quality)}"
-    why = f"{failed} of {runs} runs failed, {score}"
+    why = f"{failures} of {runs} runs failed, {score}"
     if runs == 1:
-        return Claim(text, *_one_seed(failed == 1, failed == 0, why))
-    verdict: Verdict = "holds" if failed == runs else "cannot be told" if failed else "does not hold"
+        return Claim(text, *_one_seed(failures == 1, failures == 0, why))
+    verdict: Verdict = "holds" if failures == runs else "cannot be told" if failures else "does not hold"
     return Claim(text, verdict, why)
 
 
@@ -270,10 +269,10 @@ def _compared(
     """`judge` of two rows; nothing can be told by the seeds that are left where some diverged."""
     metric = metric or table.quality
     verdict, why = judge(by_seed(table, better, metric), by_seed(table, worse, metric), at_least)
-    if not (failed := diverged(better, worse)):
+    if not (n_diverged := diverged(better, worse)):
         return verdict, why
     runs = len(better.runs) + len(worse.runs)
-    return "cannot be told", f"{failed} of {runs} runs diverged; of the others {why}"
+    return "cannot be told", f"{n_diverged} of {runs} runs diverged; of the others {why}"
 
 
 def _mean(table: Table, row: Row, metric: str | None = None) -> float:
@@ -291,14 +290,10 @@ def _validation(table: Table, row: Row) -> float:
 def _spreads(table: Table, rows: Sequence[Row]) -> dict[int, float]:
     """By training seed, the difference between the best and the worst of `rows`, where all were run; a run
     that diverged counts as 0."""
-    failed = [{run.seed: 0.0 for run in row.runs if run.diverged_step is not None} for row in rows]
-    by_row = [by_seed(table, row, table.quality) | zeros for row, zeros in zip(rows, failed, strict=True)]
+    zeroed = [{run.seed: 0.0 for run in row.runs if run.diverged_step is not None} for row in rows]
+    by_row = [by_seed(table, row, table.quality) | zeros for row, zeros in zip(rows, zeroed, strict=True)]
     seeds = set.intersection(*(set(values) for values in by_row)) if by_row else set()
     return {seed: max(v[seed] for v in by_row) - min(v[seed] for v in by_row) for seed in sorted(seeds)}
-
-
-def _failures(table: Table, row: Row) -> int:
-    return sum(outcome(run, table.quality) != "trained" for run in row.runs)
 
 
 def _setting(table: Table, row: Row, without: str) -> str:

@@ -243,7 +243,7 @@ def _data(
         "claims": [{"text": claim.text, "verdict": claim.verdict, "why": claim.why} for claim in found],
         "claimsNote": " ".join(filter(None, (NOTE, other_pairs(table)))) if found else "",
         "sections": [section.to_page() for section in sections],
-        "versions": _versions([run for _, run in runs]),
+        "versions": table.versions,
         "megabytes": LARGEST / 1e6,
     }
 
@@ -317,16 +317,6 @@ def _label(row: Row, label: str) -> Label:
     if label in ("method", "divergence"):
         return row.method if label == "method" else row.divergence
     return row.labels.get(label)
-
-
-def _versions(runs: list[RunResult]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for run in runs:
-        for package, version in run.versions.items():
-            found.setdefault(package, [])
-            if version not in found[package]:
-                found[package].append(version)
-    return found
 
 
 def _finite(value: float | None) -> float | None:

@@ -170,16 +170,9 @@ def _page(
             for repeat in table.repeats
         ]
         parts.append("\n".join(["Left out:\n", *left_out]))
-    versions: dict[str, list[str]] = {}
-    for _, run in runs:
-        for package, version in run.versions.items():
-            known = versions.setdefault(package, [])
-            if version not in known:
-                known.append(version)
-    if versions:
-        parts.append(
-            "Versions: " + ", ".join(f"{name} {' and '.join(v)}" for name, v in versions.items()) + "."
-        )
+    if table.versions:
+        versions = ", ".join(f"{name} {' and '.join(of)}" for name, of in table.versions.items())
+        parts.append(f"Versions: {versions}.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -157,11 +157,11 @@ def pivots(table: Table) -> list[Section]:
             f"{quality} over {over}, as in the table above.",
         )
     ]
-    if all(len(found) > 1 for found in values.values()) or any(_failed(table, row) for row in grid):
+    if all(len(found) > 1 for found in values.values()) or any(failed(table, row) for row in grid):
         made.append(
             section(
                 "Runs that failed",
-                lambda row: f"{_failed(table, row)}/{len(row.runs)}",
+                lambda row: f"{failed(table, row)}/{len(row.runs)}",
                 f"Runs that diverged (a loss or gradient that is not finite) or collapsed ({quality} below "
                 f"{NEAR_ZERO:g}, or on the validation prompts below {COLLAPSE_SHARE:.0%} of what the student "
                 "began with), of all.",
@@ -252,5 +252,6 @@ def _line(table: Table, row: Row, across: str) -> str:
     return f"{row.divergence} {rest}".strip()
 
 
-def _failed(table: Table, row: Row) -> int:
+def failed(table: Table, row: Row) -> int:
+    """How many runs of a row diverged or collapsed."""
     return sum(outcome(run, table.quality) != "trained" for run in row.runs)

@@ -133,6 +133,16 @@ class Table:
                 shown.append("divergence" if label == "order" else label)
         return _unique(shown) or ["method"]
 
+    @cached_property
+    def versions(self) -> dict[str, list[str]]:
+        """Of each package that the numbers depend on, the versions that runs had."""
+        runs = [run for row in self.rows for run in row.runs]
+        packages = _unique(package for run in runs for package in run.versions)
+        return {
+            package: _unique(run.versions[package] for run in runs if package in run.versions)
+            for package in packages
+        }
+
     def score(self, row: Row, metric: str, dataset: str | None = None) -> Score | None:
         """A row's score on one set, by default on all (`overall`)."""
         return row.score(dataset or self.overall(metric), metric, self.sets(metric))

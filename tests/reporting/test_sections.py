@@ -8,8 +8,14 @@ import pytest
 from amid.reporting import build_table
 from amid.reporting.sections import cost, on_validation, outcome, pivots
 
-
 ALONE = {"assistant": "none", "alpha": None, "lam": None}
+
+# Seconds a step, settings of the configuration, labels and ROUGE-L of a run
+KL = {"divergence": "kl"}
+ASSISTANT = {"assistant": {"alpha": -5.0}, "objective": {"order": "pr", "assistant": {"alpha": -5.0}}}
+KD = (1.0, KL, {"method": "kd"}, 40.0)
+IMITKD = (4.0, KL | {"text": "student"}, {"method": "imitkd", "order": "pq"} | KL | ALONE, 41.0)
+AMID = (1.5, KL | ASSISTANT, KL, 42.0)
 
 
 def with_training(run, **figures):
@@ -51,7 +57,7 @@ class TestSections:
 class TestCost:
     @pytest.fixture
     def of(self, tmp_path, make_run):
-        """The section on runs of (seconds a step, settings of the configuration, labels, ROUGE-L)."""
+        """The section on such runs."""
 
         def section(*runs):
             records = {}
@@ -67,46 +73,41 @@ class TestCost:
 
         return section
 
-    KD = (1.0, {"divergence": "kl"}, {"method": "kd"}, 40.0)
-    IMITKD = (
-        4.0,
-        {"divergence": "kl", "text": "student"},
-        {"method": "imitkd", "divergence": "kl", "order": "pq", **ALONE},
-        41.0,
-    )
-    ASSISTANT = {"assistant": {"alpha": -5.0}, "objective": {"order": "pr", "assistant": {"alpha": -5.0}}}
-    AMID = (1.5, {"divergence": "kl", **ASSISTANT}, {"divergence": "kl"}, 42.0)
-
     def test_against_the_same_divergence(self, of):
-        other = (9.0, {"divergence": "alpha_beta", **self.ASSISTANT}, {}, 50.0)
+        other = (9.0, {"divergence": "alpha_beta"} | ASSISTANT, {}, 50.0)
         expected = [
             ["1,000.0", "1.00", "–", "2.00", "1.00", "+0.00"],
             ["1,500.0", "1.50", "–", "3.00", "1.50", "+2.00"],
         ]
-        assert [line[1:] for line in of(self.KD, self.AMID, other).lines] == expected
-        assert of(self.AMID, other) is None
-        again = (None, *self.AMID[1:2], {"divergence": "kl", "settings": "generation.samples=8"}, 43.0)
-        assert [line[1:] for line in of(self.KD, self.AMID, other, again).lines] == expected
+        assert [line[1:] for line in of(KD, AMID, other).lines] == expected
+        assert of(AMID, other) is None
+        again = (None, AMID[1], KL | {"settings": "generation.samples=8"}, 43.0)
+        assert [line[1:] for line in of(KD, AMID, other, again).lines] == expected
 
     def test_on_the_same_text(self, of):
         """KD is on the data, ImitKD on the student's own answers, as this assistant is."""
-        own = (6.0, self.AMID[1] | {"text": "student"}, {"divergence": "kl", "settings": "text=student"}, 45.0)
-        lines = of(self.KD, self.IMITKD, self.AMID, own).lines
+        own = (
+            6.0,
+            AMID[1] | {"text": "student"},
+            KL | {"settings": "text=student"},
+            45.0,
+        )
+        lines = of(KD, IMITKD, AMID, own).lines
         assert [line[:3] for line in lines] == [
             ["KD", "1,000.0", "1.00"],
             ["AMiD", "1,500.0", "1.50"],
             ["ImitKD", "4,000.0", "1.00"],
             ["AMiD settings=text=student", "6,000.0", "1.50"],
         ]
-        assert of(self.KD, own) is None
-        assert of(self.IMITKD, self.AMID) is None
+        assert of(KD, own) is None
+        assert of(IMITKD, AMID) is None
 
     def test_with_the_same_settings(self, of):
         for key in ("optimizer", "trainer"):
-            labels = {"divergence": "kl", "settings": f"{key}.lr=1"}
-            assert of(self.KD, (1.5, self.AMID[1] | {key: {"lr": 1}}, labels, 42.0)) is None
-        moved = (1.5, self.AMID[1] | {"schedule": {"lam": 0.5}}, {"divergence": "kl"}, 42.0)
-        assert len(of(self.KD, moved).lines) == 2
+            labels = KL | {"settings": f"{key}.lr=1"}
+            assert of(KD, (1.5, AMID[1] | {key: {"lr": 1}}, labels, 42.0)) is None
+        moved = (1.5, AMID[1] | {"schedule": {"lam": 0.5}}, KL, 42.0)
+        assert len(of(KD, moved).lines) == 2
 
 
 class TestOnTheValidationText:
