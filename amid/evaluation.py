@@ -14,7 +14,16 @@ from amid.metrics import Metric, set_score
 from amid.monitor import tell
 from amid.progress import Progress
 from amid.results import OF_ANSWERS, Score
-from amid.scoring import Answered, answers_file, per_prompt, score_answers, write_answers, write_per_prompt
+from amid.scoring import (
+    Answered,
+    answers_file,
+    applied,
+    per_prompt,
+    score_answers,
+    set_scores,
+    write_answers,
+    write_per_prompt,
+)
 
 
 def evaluate_sets(
@@ -50,16 +59,17 @@ def evaluate_sets(
             ]
             write_answers(answers_file(directory, name, seed), answered, seed)
             by_seed[name].append(answered)
+    given = {name: applied(metrics, answered) for name, answered in by_seed.items()}
     of_prompts = {
         name: {
             metric: values
-            for metric, score in metrics.items()
-            if (values := per_prompt(score, answered)) is not None
+            for metric, scores in given[name].items()
+            if (values := per_prompt(scores, answered)) is not None
         }
         for name, answered in by_seed.items()
     }
     write_per_prompt(directory, of_prompts, {name: answered[0] for name, answered in by_seed.items()})
-    return {name: score_answers(answered, metrics) for name, answered in by_seed.items()}
+    return {name: set_scores(given[name]) | score_answers(answered, {}) for name, answered in by_seed.items()}
 
 
 def check_metrics(metrics: Mapping[str, Metric], sets: Mapping[str, Sequence[Example]]) -> None:

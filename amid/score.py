@@ -35,7 +35,7 @@ from amid.metrics import (
     rouge_n,
 )
 from amid.results import METRICS, OF_ANSWERS, Score
-from amid.scoring import Answered, answers_files, per_prompt, read_answers, resampled, score_answers
+from amid.scoring import Answered, answers_files, applied, per_prompt, read_answers, resampled, score_answers
 
 KNOWN: dict[str, Metric] = {
     "rouge_l": rouge_l,
@@ -400,11 +400,13 @@ def _print_differences(systems: Sequence[System], name: str, out: Console) -> No
         is_text = column in ("First", "Second", "")
         table.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
     try:
-        scores = [
-            per_prompt(metric, system.by_seed) or resampled(metric, system.by_seed) for system in systems
-        ]
+        given = [applied({name: metric}, system.by_seed)[name] for system in systems]
     except ValueError as error:
         raise InputError(f"--metric={name} cannot score these answers: {error}") from error
+    scores = [
+        per_prompt(of, system.by_seed) or resampled(of, system.by_seed)
+        for of, system in zip(given, systems, strict=True)
+    ]
     for (one, first), (other, second) in itertools.combinations(zip(systems, scores, strict=True), 2):
         if first is None or second is None:
             out.print(

@@ -22,7 +22,6 @@ from amid.metrics import (
     repetition,
     self_bleu,
     self_bleu_per_prompt,
-    set_score,
 )
 from amid.results import Score
 
@@ -66,6 +65,35 @@ class Answered:
     """What else is told of it, such as a category."""
 
 
+Given = Sequence[Sequence[float] | SetScore]
+"""What a metric gives the answers of each seed: a score for each answer, in their order, or one for all."""
+
+
+def applied(metrics: Mapping[str, Metric], by_seed: Sequence[Sequence[Answered]]) -> dict[str, Given]:
+    """What each of `metrics` gives the answers of each seed, computed once for all that is made from it.
+
+    Raises:
+        ValueError: if a metric refuses the answers.
+    """
+    answers = [_flat(answered) for answered in by_seed]
+    return {name: [metric(*of_seed) for of_seed in answers] for name, metric in metrics.items()}
+
+
+def _flat(answered: Sequence[Answered]) -> tuple[list[str], list[list[str]]]:
+    """The texts of all answers, and the references of each."""
+    texts = [answer.text for row in answered for answer in row.answers]
+    return texts, [list(row.references) for row in answered for _ in row.answers]
+
+
+def set_scores(given: Mapping[str, Given]) -> dict[str, Score]:
+    """Each metric's score over all answers of a seed, from what it gives them: the only one, or the mean."""
+    found = {}
+    for name, of_seeds in given.items():
+        whole = [scores if isinstance(scores, SetScore) else SetScore(_mean(scores)) for scores in of_seeds]
+        found[name] = Score.over_seeds([score.value for score in whole], whole[-1].signature)
+    return found
+
+
 def score_answers(by_seed: Sequence[Sequence[Answered]], metrics: Mapping[str, Metric]) -> dict[str, Score]:
     """The scores of several answers to each prompt, drawn with several seeds.
 
@@ -74,16 +102,19 @@ def score_answers(by_seed: Sequence[Sequence[Answered]], metrics: Mapping[str, M
         metrics: by name, what scores the answers against the references.
 
     Returns:
-        Each of `metrics`, over all answers of a seed. As means over them: eos_share (0..100), length (tokens)
-        and log_prob (nats a token), left out where an answer does not tell; repetition and overlong (0..100,
-        see `amid.metrics`). distinct_1 and distinct_2 (0..100) over all answers of a seed. corpus_self_bleu
-        (0..100): Self-BLEU over all answers of a seed. self_bleu (0..100): Self-BLEU over the answers to one
-        prompt, mean over the prompts; with one sample a seed, over the answers of all seeds (and then a
-        single value, without a deviation); left out where there is only one answer. The signature of both
-        says among how many answers, as other numbers cannot be compared.
+        Each of `metrics`, over all answers of a seed (`set_scores`). As means over them: eos_share (0..100),
+        length (tokens) and log_prob (nats a token), left out where an answer does not tell; repetition and
+        overlong (0..100, see `amid.metrics`). distinct_1 and distinct_2 (0..100) over all answers of a seed.
+        corpus_self_bleu (0..100): Self-BLEU over all answers of a seed. self_bleu (0..100): Self-BLEU over
+        the answers to one prompt, mean over the prompts; with one sample a seed, over the answers of all
+        seeds (and then a single value, without a deviation); left out where there is only one answer. The
+        signature of both says among how many answers, as other numbers cannot be compared.
+
+    Raises:
+        ValueError: if a metric refuses the answers.
     """
     values: dict[str, list[float]] = {}
-    signatures: dict[str, str | None] = {}
+    signatures: dict[str, str] = {}
 
     def add(name: str, value: float) -> None:
         values.setdefault(name, []).append(value)
@@ -95,12 +126,7 @@ def score_answers(by_seed: Sequence[Sequence[Answered]], metrics: Mapping[str, M
 
     for answered in by_seed:
         flat = [answer for row in answered for answer in row.answers]
-        texts = [answer.text for answer in flat]
-        targets = [list(row.references) for row in answered for _ in row.answers]
-        for name, metric in metrics.items():
-            score = set_score(metric, texts, targets)
-            add(name, score.value)
-            signatures[name] = score.signature
+        texts, targets = _flat(answered)
         for name, told in _TOLD.items():
             if (mean := _mean_if_known(map(told, flat))) is not None:
                 add(name, mean)
@@ -115,7 +141,8 @@ def score_answers(by_seed: Sequence[Sequence[Answered]], metrics: Mapping[str, M
             add_self_bleu([[a.text for a in row.answers] for row in answered])
     if "self_bleu" not in values and len(by_seed) > 1:
         add_self_bleu([[a.text for row in rows for a in row.answers] for rows in zip(*by_seed, strict=True)])
-    return {name: Score.over_seeds(per_seed, signatures.get(name)) for name, per_seed in values.items()}
+    of_answers = {name: Score.over_seeds(each, signatures.get(name)) for name, each in values.items()}
+    return set_scores(applied(metrics, by_seed)) | of_answers
 
 
 _TOLD: dict[str, Callable[[Answer], float | None]] = {
@@ -125,30 +152,28 @@ _TOLD: dict[str, Callable[[Answer], float | None]] = {
 }
 
 
-def per_prompt(metric: Metric, by_seed: Sequence[Sequence[Answered]]) -> list[float] | None:
-    """The mean score of all answers to each prompt; None for a metric of whole sets."""
-    rows = list(zip(*by_seed, strict=True))
-    texts = [a.text for row in rows for answered in row for a in answered.answers]
-    targets = [list(x.references) for row in rows for x in row for _ in x.answers]
-    scores = metric(texts, targets)
-    if isinstance(scores, SetScore):
+def per_prompt(given: Given, by_seed: Sequence[Sequence[Answered]]) -> list[float] | None:
+    """The mean score of all answers to each prompt, from what a metric gives them (`applied`).
+
+    None for a metric of whole sets.
+    """
+    waiting = [iter(scores) for scores in given if not isinstance(scores, SetScore)]
+    if len(waiting) < len(given):
         return None
-    waiting = iter(scores)
-    return [_mean([next(waiting) for answered in row for _ in answered.answers]) for row in rows]
+    return [
+        _mean([next(scores) for one, scores in zip(row, waiting, strict=True) for _ in one.answers])
+        for row in zip(*by_seed, strict=True)
+    ]
 
 
-def resampled(metric: Metric, by_seed: Sequence[Sequence[Answered]]) -> Resampled | None:
+def resampled(given: Given, by_seed: Sequence[Sequence[Answered]]) -> Resampled | None:
     """The mean over the seeds of a score of whole sets, from how often each prompt is drawn.
 
     None for a metric of single answers (see `per_prompt`), or one that does not tell.
     """
     sets = []
-    for answered in by_seed:
+    for score, answered in zip(given, by_seed, strict=True):
         numbers = [len(row.answers) for row in answered]
-        score = metric(
-            [answer.text for row in answered for answer in row.answers],
-            [list(row.references) for row in answered for _ in row.answers],
-        )
         if not isinstance(score, SetScore) or score.resampled is None:
             return None
         sets.append((score.resampled, numbers))

@@ -4,7 +4,10 @@ import json
 import math
 import re
 import sys
+from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -13,15 +16,19 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
 from amid.cli import main
+from amid.data.examples import Example
 from amid.errors import InputError
+from amid.evaluation import evaluate_sets
 from amid.metrics import bleu, chrf, rouge_l, set_score
 from amid.results import METRICS, OF_ANSWERS
 from amid.score import KNOWN, LEGEND
 from amid.scoring import (
+    PER_PROMPT,
     Answer,
     Answered,
     answers_file,
     answers_files,
+    applied,
     per_prompt,
     read_answers,
     resampled,
@@ -85,9 +92,13 @@ def test_what_is_not_known_of_the_answers_is_left_out():
 
 def test_a_prompt_has_the_mean_over_all_its_answers():
     one, other = answered("the cat sat on the mat", "a dog barked", "yes"), answered("", "", "")
-    assert per_prompt(rouge_l, [one]) == [100, 100, 100]
-    assert per_prompt(rouge_l, [one, other]) == [50, 50, 50]
-    assert per_prompt(bleu, [one]) is None
+
+    def means(metric, *by_seed):
+        return per_prompt(applied({"m": metric}, by_seed)["m"], by_seed)
+
+    assert means(rouge_l, one) == [100, 100, 100]
+    assert means(rouge_l, one, other) == [50, 50, 50]
+    assert means(bleu, one) is None
 
 
 def test_a_draw_of_prompts_has_the_score_of_their_answers():
@@ -96,12 +107,47 @@ def test_a_draw_of_prompts_has_the_score_of_their_answers():
     twice = [replace(a, answers=a.answers + b.answers) for a, b in zip(one, other, strict=True)]
     draws = numpy.array([[1, 1, 1], [0, 3, 1]])
     for metric in SETS.values():
-        expected = [
-            score_answers([[rows[i] for i in drawn] for rows in (one, twice)], {"m": metric})["m"].mean
-            for drawn in ([0, 1, 2], [1, 1, 1, 2])
-        ]
-        assert resampled(metric, [one, twice])(draws) == pytest.approx(expected)
-    assert resampled(rouge_l, [one]) is None
+        drawn = [[[rows[i] for i in draw] for rows in (one, twice)] for draw in ([0, 1, 2], [1, 1, 1, 2])]
+        expected = [score_answers(rows, {"m": metric})["m"].mean for rows in drawn]
+        given = applied({"m": metric}, [one, twice])["m"]
+        assert resampled(given, [one, twice])(draws) == pytest.approx(expected)
+    assert resampled(applied({"m": rouge_l}, [one])["m"], [one]) is None
+
+
+def test_a_run_computes_each_metric_once_an_answer(tmp_path):
+    """Two seeds with two answers to each of three prompts: all scores of these are made from one call."""
+    seen = Counter()
+
+    def counted(name, metric):
+        def score(texts, references):
+            seen[name] += len(texts)
+            return metric(texts, references)
+
+        return score
+
+    texts = {1: ["the cat", "a dog", "yes", "no", "on the mat", "yes"], 2: ["the mat sat", "", "a dog"] * 2}
+    drawn = {seed: [[Answer(text) for text in of[i::3]] for i in range(3)] for seed, of in texts.items()}
+    sampling = SimpleNamespace(
+        seeds=[1, 2],
+        samples=2,
+        answers_to_sets=lambda *_: [("mine", seed, answers) for seed, answers in drawn.items()],
+    )
+    sets = {"mine": [Example(f"say {i}", "", tuple(outputs)) for i, outputs in enumerate(REFERENCES)]}
+    metrics = {name: counted(name, metric) for name, metric in {"rouge_l": rouge_l, **SETS}.items()}
+    encoder = SimpleNamespace(prompt=lambda _: [0])
+    scores = evaluate_sets(None, None, sets, encoder, sampling, metrics, tmp_path, nullcontext)["mine"]
+    assert seen == dict.fromkeys(metrics, 12)
+
+    in_turn = [[a.text for row in drawn[seed] for a in row] for seed in (1, 2)]
+    targets = [outputs for outputs in REFERENCES for _ in range(2)]
+    of_answers = [rouge_l(each, targets) for each in in_turn]
+    assert scores["rouge_l"].values == [sum(each) / 6 for each in of_answers]
+    for name, metric in SETS.items():
+        assert scores[name].values == [metric(each, targets).value for each in in_turn]
+    of_prompts = json.loads((tmp_path / PER_PROMPT).read_text())["mine"]
+    expected = [sum(each[2 * i] + each[2 * i + 1] for each in of_answers) / 4 for i in range(3)]
+    assert of_prompts["rouge_l"] == [round(value, 4) for value in expected]
+    assert not SETS.keys() & of_prompts.keys()
 
 
 @pytest.mark.parametrize(
