@@ -200,7 +200,7 @@ def answers_files(folder: Path) -> dict[str, dict[int, Path]]:
     found: dict[str, dict[int, Path]] = {}
     for file in folder.glob("*.jsonl"):
         dataset, _, seed = file.stem.rpartition("-")
-        if not dataset or not seed.isdecimal():
+        if not dataset or not seed.isdecimal() or file != answers_file(folder, dataset, int(seed)):
             raise InputError(f"{file} is not named SET-SEED.jsonl; move it out of the folder of answers")
         found.setdefault(dataset, {})[int(seed)] = file
     return {dataset: dict(sorted(files.items())) for dataset, files in sorted(found.items())}

@@ -4,14 +4,18 @@ import json
 import math
 import re
 import sys
+import tempfile
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy
 import pytest
 import sacrebleu
+from hypothesis import given
+from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
@@ -457,6 +461,19 @@ def test_files_of_answers_are_told_apart_by_set_and_come_by_seed(tmp_path):
         ("mine-2", [10]),
     ]
     assert found["mine-2"][10] == tmp_path / "mine-2-10.jsonl"
-    (tmp_path / "other.jsonl").touch()
-    with pytest.raises(InputError, match="is not named SET-SEED"):
-        answers_files(tmp_path)
+    for other in ("other", "-1", "mine-05", "mine-٣", "mine-1_0"):
+        (tmp_path / f"{other}.jsonl").touch()
+        with pytest.raises(InputError, match="is not named SET-SEED"):
+            answers_files(tmp_path)
+        (tmp_path / f"{other}.jsonl").unlink()
+
+
+@given(st.dictionaries(st.text("a1-._", min_size=1), st.sets(st.integers(0, 30), min_size=1), max_size=4))
+def test_the_name_of_a_file_of_answers_tells_its_set_and_seed(sets):
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        written = {of: {seed: answers_file(folder, of, seed) for seed in sets[of]} for of in sets}
+        for file in (file for files in written.values() for file in files.values()):
+            assert not file.exists(), "no other set and seed have this name"
+            file.touch()
+        assert answers_files(folder) == written
