@@ -21,41 +21,50 @@ SCHEMA = 1
 SKIPPED_FOLDERS = frozenset({"report", "prepared"})
 """Folders that `load_all` does not enter: they hold what was made from runs, or for them."""
 
-METRICS = {
-    "rouge_l": "ROUGE-L",
-    "rouge_1": "ROUGE-1",
-    "rouge_2": "ROUGE-2",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "exact_answer": "Exact answer",
-    "exact_match": "Exact match",
-    "self_bleu": "Self-BLEU",
-    "corpus_self_bleu": "Self-BLEU",
-    "distinct_1": "Distinct-1",
-    "distinct_2": "Distinct-2",
-    "repetition": "Repetition",
-    "overlong": "Overlong",
-    "eos_share": "Ended",
-    "length": "Length",
-    "log_prob": "Log p",
+Better = Literal["higher", "lower"] | None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of score: how it is written, and what its values say."""
+
+    title: str
+    meaning: str
+    better: Better = "higher"
+    """Which of its values are the better ones; None where neither are."""
+    of_answers: bool = False
+    """Whether it tells of the answers of every run something else than their quality."""
+
+
+KINDS = {
+    "rouge_l": Kind("ROUGE-L", "F1 of the longest common subsequence of words with the likest reference"),
+    "rouge_1": Kind("ROUGE-1", "F1 of the words with the likest reference"),
+    "rouge_2": Kind("ROUGE-2", "F1 of the pairs of words with the likest reference"),
+    "bleu": Kind("BLEU", "of the whole set, by sacrebleu"),
+    "chrf": Kind("chrF", "of the whole set, by sacrebleu"),
+    "exact_answer": Kind("Exact answer", "share of the answers that end in the reference's number"),
+    "exact_match": Kind("Exact match", "share of the answers that equal a reference"),
+    "self_bleu": Kind("Self-BLEU", "likeness of the answers to one prompt", "lower", True),
+    "corpus_self_bleu": Kind("Self-BLEU, set", "likeness of all answers to a set", "lower", True),
+    "distinct_1": Kind("Distinct-1", "share of the words that are different ones", "higher", True),
+    "distinct_2": Kind("Distinct-2", "share of the pairs of words that are different ones", "higher", True),
+    "repetition": Kind(
+        "Repetition", "share of the runs of four words that the answer had before", "lower", True
+    ),
+    "overlong": Kind(
+        "Overlong", "share of the answers of over twice the words of the longest reference", "lower", True
+    ),
+    "eos_share": Kind("Ended", "share of the answers with an end-of-sequence token", "higher", True),
+    "length": Kind("Length", "tokens of an answer", None, True),
+    "log_prob": Kind("Log p", "mean log-probability of a token by the model, in nats", None, True),
 }
-"""How metrics are written; others as they are called."""
+"""By name, in the order of reports. Of others higher is better, and they are written as they are called."""
 
-OF_ANSWERS = (
-    "eos_share",
-    "length",
-    "log_prob",
-    "repetition",
-    "overlong",
-    "distinct_1",
-    "distinct_2",
-    "corpus_self_bleu",
-    "self_bleu",
-)
+METRICS = {name: kind.title for name, kind in KINDS.items()}
+"""How metrics are written."""
+
+OF_ANSWERS = tuple(name for name, kind in KINDS.items() if kind.of_answers)
 """What is told of the answers besides their quality, of every run."""
-
-_LOWER = ("self_bleu", "corpus_self_bleu", "repetition", "overlong")
-_NEITHER = ("length", "log_prob")
 
 Label = str | int | float | bool | None
 
@@ -73,9 +82,9 @@ def quality_metrics(measured: Iterable[Iterable[str]]) -> list[str]:
     return [name for name in metrics if name != "exact_match"] or list(metrics)
 
 
-def better(metric: str) -> Literal["higher", "lower"] | None:
+def better(metric: str) -> Better:
     """Which values of a metric are the better ones; None where neither are."""
-    return None if metric in _NEITHER else "lower" if metric in _LOWER else "higher"
+    return KINDS[metric].better if metric in KINDS else "higher"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from amid.config import CONF
 from amid.console import console
 from amid.errors import InputError, choose_one
 from amid.files import written_whole
@@ -25,47 +25,35 @@ from amid.metrics import (
     Comparison,
     Metric,
     Resampled,
-    bleu,
-    chrf,
-    exact_answer,
-    exact_match,
     paired_bootstrap,
     paired_bootstrap_of_sets,
-    rouge_l,
-    rouge_n,
 )
-from amid.results import METRICS, OF_ANSWERS, Score
+from amid.results import KINDS, METRICS, OF_ANSWERS, Score
 from amid.scoring import Answered, answers_files, applied, per_prompt, read_answers, resampled, score_answers
 
-KNOWN: dict[str, Metric] = {
-    "rouge_l": rouge_l,
-    "rouge_1": partial(rouge_n, n=1),
-    "rouge_2": partial(rouge_n, n=2),
-    "exact_match": exact_match,
-    "exact_answer": exact_answer,
-    "bleu": bleu,
-    "chrf": chrf,
-}
+
+def _known() -> dict[str, Metric]:
+    """What the files of conf/data/metrics name, each as the first that has it, in the order of reports."""
+    found: dict[str, Any] = {}
+    for file in sorted((CONF / "data" / "metrics").glob("*.yaml")):
+        found = yaml.safe_load(file.read_text(encoding="utf-8")) | found
+    order = list(METRICS)
+    names = sorted(found, key=lambda name: order.index(name) if name in order else len(order))
+    return {name: instantiate(found[name]) for name in names}
+
+
+KNOWN = _known()
+"""The metrics that the data sets of this project are scored by."""
 ALWAYS = ("rouge_l", "rouge_1", "rouge_2", "exact_match")
 """Those of `KNOWN` that any answers are scored by."""
-OTHERS = {
-    "distinct_1": "Distinct-1",
-    "distinct_2": "Distinct-2",
-    "repetition": "Rep-4",
-    "overlong": "Overlong",
-    "eos_share": "EOS",
-    "length": "Length",
-    "log_prob": "Log p",
-}
 PARTS_OF_LENGTH = 3
 WIDEST = 10_000
 COLUMN = 16
 LEGEND = (
-    "0 to 100, but Length (tokens) and Log p (nats a token, by the model). Of ROUGE, exact match and answer, "
-    "BLEU and chrF, higher is better. Self-BLEU, among the answers to one prompt, or to all (set): lower is "
-    "more diverse. Distinct-1, Distinct-2: words, and pairs of them, that are different ones. Rep-4: runs of "
-    "four words that the answer had before. Overlong: answers of over twice the words of the longest "
-    "reference. EOS: answers that ended. ±: over the seeds.\n"
+    f"0 to 100, but {METRICS['length']} and {METRICS['log_prob']}. Of ROUGE, exact match and answer, BLEU "
+    "and chrF, higher is better; of Self-BLEU, lower is more diverse. "
+    + " ".join(f"{KINDS[name].title}: {KINDS[name].meaning}." for name in OF_ANSWERS)
+    + " ±: over the seeds.\n"
 )
 ABOUT = """\
 Scores files of answers, or runs, and says whether they differ.
@@ -332,8 +320,7 @@ def _parts(system: System, by: str) -> dict[str, list[int]]:
 
 def _tables(lines: Lines, out: Console) -> Iterator[Table]:
     """A row for each of `lines`; where the terminal is too narrow, a column, in as many tables as needed."""
-    metrics = [*_quality(lines), "self_bleu", "corpus_self_bleu", *OTHERS]
-    titles = METRICS | OTHERS | {"self_bleu": "Self-BLEU", "corpus_self_bleu": "Self-BLEU, set"}
+    metrics = [*_quality(lines), *OF_ANSWERS]
     columns = {
         "System": [system.name for system, *_ in lines],
         "Set": [system.dataset for system, *_ in lines],
@@ -345,7 +332,7 @@ def _tables(lines: Lines, out: Console) -> Iterator[Table]:
     labels = list(columns)
     for metric in metrics:
         if any(metric in scores for *_, scores in lines):
-            columns[titles.get(metric, metric)] = [_cell(scores.get(metric)) for *_, scores in lines]
+            columns[METRICS.get(metric, metric)] = [_cell(scores.get(metric)) for *_, scores in lines]
     wide = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         wide.add_column(name, justify="left" if name in labels else "right")

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from amid.monitor import STATES
 from amid.progress import FURTHER, LOSSES
-from amid.results import OF_ANSWERS, RunResult, average_scores
+from amid.results import OF_ANSWERS, RunResult, average_scores, better
 from amid.scoring import answers_files, read_answers
 
 STEP = "trainer/global_step"
@@ -69,7 +69,7 @@ def begin(loggers: Sequence[Logger], labels: Mapping[str, Any], cfg: Mapping[str
     `seed` and the whole configuration as `config`, in which values of secrets are hidden. Its sweep, method
     and divergence are its tags, and its state in the summary is `running`, which stays where it is killed.
     The summaries of what is logged in training are its best value and its last. Scores of the end are defined
-    as better when higher, Self-BLEU when lower.
+    as better when higher, those as better when lower of which that is true, such as Self-BLEU.
 
     Args:
         loggers: of the run; those that are not of W&B are left out.
@@ -107,7 +107,7 @@ def _directions(data: Mapping[str, Any]) -> dict[str, str]:
     if metric := data.get("valid_metric"):
         best[f"valid/{metric}"] = "max"
     of_answers = dict.fromkeys(data.get("metrics") or (), "max")
-    of_answers |= {name: "min" for name in OF_ANSWERS if name.endswith("self_bleu")}
+    of_answers |= {name: "min" for name in OF_ANSWERS if better(name) == "lower"}
     groups = [*(f"test/{name}" for name in data.get("test") or ()), "average"]
     return best | {f"{group}/{name}": which for group in groups for name, which in of_answers.items()}
 

@@ -14,12 +14,14 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import sacrebleu
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
 from amid.cli import main
+from amid.config import CONF
 from amid.data.examples import Example
 from amid.errors import InputError
 from amid.evaluation import evaluate_sets
@@ -86,6 +88,12 @@ def test_self_bleu_says_among_how_many_answers():
     rows = answered("a", "b", "c")
     assert score_answers([rows], {})["corpus_self_bleu"].signature == "among 3 answers"
     assert score_answers([rows, rows], {})["self_bleu"].signature == "among 2 answers to a prompt"
+
+
+def test_what_data_sets_are_scored_by_is_known_to_all_that_tell_of_scores():
+    named = [yaml.safe_load(file.read_text()) for file in (CONF / "data" / "metrics").glob("*.yaml")]
+    assert {name for names in named for name in names} == KNOWN.keys() == METRICS.keys() - set(OF_ANSWERS)
+    assert KNOWN["rouge_2"](["a b c"], [["a b d"]]) == [50]
 
 
 def test_what_is_not_known_of_the_answers_is_left_out():
@@ -202,7 +210,10 @@ class TestCommand:
         assert rows["bad"][1] == "0.00"
         (difference,) = [line for line in out.splitlines() if "+100.00 to" in line]
         assert difference.split() == ["good", "bad", "+100.00", "+100.00", "to", "+100.00", "<0.0002", "*"]
-        for name in ("Self-BLEU", "Distinct-2", "Rep-4", "Overlong", "EOS", "Length", "Log p", "±"):
+        heads = {head.strip() for head in re.split("  +", out.splitlines()[1])}
+        titles = {METRICS[name] for name in OF_ANSWERS}
+        assert titles - {"Self-BLEU", "Ended", "Length", "Log p"} < heads
+        for name in (*titles, "±"):
             assert name in LEGEND
         assert " ".join(LEGEND.split()) in " ".join(out.split())
 

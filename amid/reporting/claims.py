@@ -120,7 +120,7 @@ def _alpha(table: Table) -> Iterator[Claim]:
     for rows in _series(table, "alpha"):
         by_alpha = {number(row, "alpha"): row for row in rows}
         where = f" with {_setting(table, rows[0], 'alpha')}"
-        falls = {table.quality: f"{quality} falls", table.diversity: "Self-BLEU falls"}
+        falls = {table.quality: f"{quality} falls", table.diversity: f"{title(table.diversity)} falls"}
         for metric, text in falls.items():
             text = f"{text} from α = -5 to 1{where}"
             grid = _over_the_grid(table, by_alpha, metric)

@@ -67,7 +67,7 @@ def draw_figures(table: Table, records: Mapping[Path, RunResult], directory: Pat
     Raises:
         InputError: naming a file of curves that cannot be read.
     """
-    quality = title(table.quality)
+    quality, diversity = title(table.quality), title(table.diversity)
     logged = {id(run): curves(folder) for folder, run in records.items()}
     by_step = (
         "by optimiser step: the mean over a setting's training seeds. "
@@ -78,12 +78,12 @@ def draw_figures(table: Table, records: Mapping[Path, RunResult], directory: Pat
             (
                 "alpha.png",
                 _draw_lines(table, "alpha"),
-                f"{quality} and Self-BLEU against α. Error bars: standard deviation; dashed: baselines.",
+                f"{quality} and {diversity} against α. Error bars: standard deviation; dashed: baselines.",
             ),
             (
                 "lambda.png",
                 _draw_lines(table, "lam"),
-                f"{quality} and Self-BLEU against λ, the weight of the teacher in the mixture. "
+                f"{quality} and {diversity} against λ, the weight of the teacher in the mixture. "
                 "Error bars: standard deviation; dashed: baselines.",
             ),
             (

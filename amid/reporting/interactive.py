@@ -16,8 +16,8 @@ from amid.reporting.names import names_of
 from amid.reporting.published import other_pairs, published_score
 from amid.reporting.rows import AVERAGE, MISSING, Row, overrides
 from amid.reporting.sections import Section, number, outcome
-from amid.reporting.table import CORPUS_SELF_BLEU, SYMBOLS, Table, title
-from amid.results import Label, RunResult, better
+from amid.reporting.table import SYMBOLS, Table, title
+from amid.results import KINDS, Label, RunResult, better
 
 LARGEST = 6_000_000
 """Bytes that the page may have."""
@@ -31,19 +31,6 @@ POINTS = 400
 _BYTES_OF_A_POINT = 18
 _READ = 3
 """So many times `LARGEST` of the answers' bytes are read at most: references stand in every run's files."""
-
-_MEANINGS = {
-    "exact_match": "share of the answers that equal a reference",
-    "distinct_1": "share of the words that are different ones",
-    "distinct_2": "share of the pairs of words that are different ones",
-    CORPUS_SELF_BLEU: "Self-BLEU among all answers to a set",
-    "repetition": "share of the runs of four words that the answer had before",
-    "overlong": "share of the answers of over twice the words of the longest reference",
-    "eos_share": "share of the answers with an end-of-sequence token",
-    "length": "tokens of an answer",
-    "log_prob": "mean log-probability of a token by the model, in nats",
-}
-"""Of the scores beyond the table's columns."""
 
 _ASSETS = Path(__file__).with_name("assets")
 _SCRIPTS = [
@@ -163,13 +150,10 @@ def _data(
         *table.columns(),
         *((dataset, metric) for metric in further for dataset in _sets(table, metric)),
     ]
-    titles = {metric: title(metric) for _, metric in scores}
-    if CORPUS_SELF_BLEU in further:
-        titles[CORPUS_SELF_BLEU] += ", set"  # beside that per prompt
     columns = [
         {
             "key": f"{dataset}/{metric}",
-            "title": titles[metric],
+            "title": title(metric),
             "set": dataset,
             "metric": metric,
             "better": better(metric),
@@ -196,7 +180,7 @@ def _data(
         "labels": [{"key": label, "title": SYMBOLS.get(label, label)} for label in table.varying],
         "filters": _filters(table),
         "columns": columns,
-        "further": " ".join(f"{titles[metric]}: {_MEANINGS[metric]}." for metric in further),
+        "further": " ".join(f"{title(metric)}: {KINDS[metric].meaning}." for metric in further),
         "quality": f"{table.overall(table.quality)}/{table.quality}",
         "diversity": f"{table.overall(table.diversity)}/{table.diversity}",
         "average": AVERAGE,
@@ -272,7 +256,7 @@ def _cells(table: Table, metric: str, dataset: str) -> list[dict[str, Any]]:
 def _further(table: Table) -> list[str]:
     """The metrics that were measured and have no column in the table."""
     measured = {name for row in table.rows for run in row.runs for by in run.scores.values() for name in by}
-    return [name for name in _MEANINGS if name in measured and name not in table.metrics]
+    return [name for name in KINDS if name in measured and name not in table.metrics]
 
 
 def _sets(table: Table, metric: str) -> list[str]:

@@ -183,7 +183,7 @@ class Table:
         )
         sentences = [
             *([f"{quality}: 0 to 100, higher is better."] if quality else []),
-            f"Self-BLEU: 0 to 100, among {among}, lower is more diverse.",
+            f"{title(self.diversity)}: 0 to 100, among {among}, lower is more diverse.",
             f"Numbers: {spread}. Bold: best of the column at the digits shown; {second}: the second.",
         ]
         if AVERAGE in (dataset for dataset, _ in self.columns()):

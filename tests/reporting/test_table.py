@@ -247,8 +247,8 @@ class TestColumns:
         run = make_run()
         run.scores["dolly"]["corpus_self_bleu"] = run.scores["dolly"].pop("self_bleu")
         table = build_table([run])
-        assert markdown(table)[0]["Self-BLEU ↓ dolly"] == "**40.00**"
-        assert "among all answers to a set" in table.caption
+        assert markdown(table)[0]["Self-BLEU, set ↓ dolly"] == "**40.00**"
+        assert "Self-BLEU, set: 0 to 100, among all answers to a set" in table.caption
 
 
 class TestCells:
