@@ -239,7 +239,10 @@ def _order(rows: Sequence[Answered], wanted: Sequence[Answered]) -> list[int] | 
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """The shortest end of each path, without the suffix of a file, that no other one of them has."""
+    """The shortest end of each path, without the suffix of a file, that no other one of them has.
+
+    Of the KEY=VALUE of runs' folders, those that all have are left out.
+    """
     parts = [
         place.parts if place.is_dir() else (*place.parts[:-1], place.stem if place.suffix else place.name)
         for place in places
@@ -252,7 +255,10 @@ def _names(places: Sequence[Path]) -> list[str]:
                 return "/".join(own[-n:])
         return str(place)
 
-    return [name(place, own) for place, own in zip(places, parts, strict=True)]
+    names = [name(place, own) for place, own in zip(places, parts, strict=True)]
+    settings = [name.split(",") for name in names]
+    own = [",".join(s for s in of if not all(s in others for others in settings)) for of in settings]
+    return own if all(own) and len(set(own)) == len(set(names)) else names
 
 
 def _of_run(config: Path) -> dict[str, Metric]:

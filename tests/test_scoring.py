@@ -27,7 +27,7 @@ from amid.errors import InputError
 from amid.evaluation import evaluate_sets
 from amid.metrics import bleu, chrf, rouge_l, set_score
 from amid.results import METRICS, OF_ANSWERS
-from amid.score import KNOWN, LEGEND
+from amid.score import KNOWN, LEGEND, _names
 from amid.scoring import (
     PER_PROMPT,
     Answer,
@@ -160,6 +160,18 @@ def test_a_run_computes_each_metric_once_an_answer(tmp_path):
     expected = [sum(each[2 * i] + each[2 * i + 1] for each in of_answers) / 4 for i in range(3)]
     assert of_prompts["rouge_l"] == [round(value, 4) for value in expected]
     assert not SETS.keys() & of_prompts.keys()
+
+
+def test_runs_are_called_by_the_settings_that_tell_them_apart(tmp_path):
+    def names(*runs):
+        return _names([tmp_path / run for run in runs])
+
+    for run in ("a=1,b=2,c=3", "a=1,b=2,c=4", "a=1"):
+        (tmp_path / run).mkdir()
+    assert names("a=1,b=2,c=3", "a=1,b=2,c=4", "a=2.jsonl") == ["a=1,b=2,c=3", "a=1,b=2,c=4", "a=2"]
+    assert names("a=1,b=2,c=3", "a=1,b=2,c=4") == ["c=3", "c=4"]
+    assert names("a=1,b=2,c=3", "a=1") == ["a=1,b=2,c=3", "a=1"]
+    assert names("a=1,b=2,c=3") == ["a=1,b=2,c=3"]
 
 
 @pytest.mark.parametrize(
