@@ -171,7 +171,8 @@ def fit(
         if module.validated_step != trainer.global_step:
             now = trainer.validate(module, datamodule=data, verbose=False)[0][checkpoint.monitor]
             then = checkpoint.best_model_score
-            if then is None or (now >= float(then) if checkpoint.mode == "max" else now <= float(then)):
+            # of equal ones the earlier is kept, as by the checkpoint
+            if then is None or (now > float(then) if checkpoint.mode == "max" else now < float(then)):
                 best = ""
     except SystemExit as error:
         if trainer.interrupted:

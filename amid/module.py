@@ -87,7 +87,14 @@ class DistillationModule(L.LightningModule):
             validation; None leaves them.
     """
 
-    KEPT: ClassVar = ("best_score", "response_tokens", "before", "validation", "text_counts")
+    KEPT: ClassVar = (
+        "best_score",
+        "response_tokens",
+        "before",
+        "validation",
+        "validated_step",
+        "text_counts",
+    )
 
     def __init__(
         self,

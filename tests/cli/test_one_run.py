@@ -1,6 +1,5 @@
 """One run of `amid train`: what it leaves, that it repeats, and that it goes on."""
 
-import itertools
 import json
 import shutil
 
@@ -116,12 +115,13 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(
     assert results.load(whole).training["steps"] == (5 if "trainer.max_steps=5" in limits else 4)
 
 
-def test_a_run_goes_on_after_its_last_epoch_also_where_an_earlier_one_was_better(
-    quick, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize("last", [1.0, 9.0], ids=["worse", "equal"])
+def test_a_run_cut_after_its_training_keeps_the_first_of_its_best_epochs(
+    quick, tmp_path, monkeypatch, capsys, last
 ):
     from amid.module import DistillationModule
 
-    scores = itertools.chain([5.0, 9.0], itertools.repeat(1.0))  # before the training, after the first epoch
+    scores = iter([5.0, 9.0, last])  # before the training, after each epoch, and never again
     steps = []
     step = DistillationModule.training_step
 
@@ -138,9 +138,25 @@ def test_a_run_goes_on_after_its_last_epoch_also_where_an_earlier_one_was_better
     with monkeypatch.context() as patched:
         patched.setattr("amid.experiment.evaluate_sets", killed)
         assert run("train", *quick) == 130
+    assert "kept: step 2 of 4" in capsys.readouterr().out
     assert run("train", *quick) == 0
     assert steps == [0, 1, 2, 3]
     assert "kept: step 2 of 4" in capsys.readouterr().out
+
+
+def test_of_equal_epochs_the_earlier_is_kept_also_where_the_last_is_validated_after_the_training(
+    quick, monkeypatch, capsys
+):
+    from amid.module import DistillationModule
+
+    validated = []
+    monkeypatch.setattr(
+        DistillationModule, "_score", lambda self, _: validated.append(self.trainer.global_step) or 9.0
+    )
+    sparse = ["trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2"]
+    assert run("train", *(o for o in quick if "max_epochs" not in o), *sparse) == 0
+    assert validated[-3:] == [0, 4, 6]
+    assert "kept: step 4 of 6" in capsys.readouterr().out
 
 
 def test_a_limit_on_steps_that_is_not_reached_is_said(quick, tmp_path, capsys):
