@@ -1,6 +1,7 @@
 """The training of a student by Lightning: how long, from where it goes on, and the weights that are kept."""
 
 import logging
+import math
 import sys
 import time
 import zipfile
@@ -24,7 +25,8 @@ from amid.results import METRICS
 Config = Mapping[str, Any]
 
 MOST_VALIDATIONS = 50
-"""At most so many validations in a training; with more epochs, only every k-th ends with one."""
+"""At most so many validations in a training, that before it left out; with more epochs, only every k-th ends
+with one."""
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true", "32", "bf16", "64")
 
@@ -97,6 +99,12 @@ def _steps_of_epoch(trainer: Config, steps_of_all: int) -> int:
     return int(limit * steps_of_all) if isinstance(limit, float) else min(limit, steps_of_all)
 
 
+def epochs_of_validation(trainer: Config, epochs: int) -> int:
+    """How many epochs lie between two validations of a run of so many; the last epoch ends with one too."""
+    least: int = trainer["check_val_every_n_epoch"]
+    return max(least, math.ceil(epochs / MOST_VALIDATIONS))
+
+
 def length_in_words(trainer: Config, steps_of_all: int, key: str) -> str:
     """The steps and epochs of a run over `steps_of_all`, and the setting below `key` that gives them."""
     steps, epoch = steps_of(trainer, steps_of_all), _steps_of_epoch(trainer, steps_of_all)
@@ -148,10 +156,10 @@ def fit(
     )
     latest = ModelCheckpoint(checkpoint.dirpath, filename=LAST, enable_version_counter=False)
     steps_of_epoch = max(1, _steps_of_epoch(cfg["trainer"], len(data.train_dataloader())))
-    epochs = -(-module.steps // steps_of_epoch)
-    between = max(cfg["trainer"]["check_val_every_n_epoch"], epochs // MOST_VALIDATIONS)
+    epochs = math.ceil(module.steps / steps_of_epoch)
+    every = epochs_of_validation(cfg["trainer"], epochs)
     trainer: L.Trainer = instantiate(
-        {**cfg["trainer"], "max_epochs": epochs, "max_steps": -1, "check_val_every_n_epoch": between},
+        {**cfg["trainer"], "max_epochs": epochs, "max_steps": -1, "check_val_every_n_epoch": every},
         callbacks=[checkpoint, latest, progress(module.steps), StatusRecords(module.steps)],
         enable_progress_bar=sys.stdout.isatty(),
         logger=list(loggers),

@@ -1,0 +1,15 @@
+"""How long a training is, and what is kept of it."""
+
+import math
+
+import pytest
+
+from amid.fit import MOST_VALIDATIONS, epochs_of_validation
+
+
+@pytest.mark.parametrize("epochs", [1, 49, 50, 51, 99, 100, 101, 149, 1000])
+def test_validations_are_as_many_as_there_may_be(epochs):
+    every = epochs_of_validation({"check_val_every_n_epoch": 1}, epochs)
+    assert math.ceil(epochs / every) <= MOST_VALIDATIONS
+    assert every == 1 or math.ceil(epochs / (every - 1)) > MOST_VALIDATIONS
+    assert epochs_of_validation({"check_val_every_n_epoch": 7}, epochs) == max(7, every)
