@@ -14,7 +14,7 @@ from amid.answers import AnswerFolder
 from amid.checks import is_compared
 from amid.data.datamodule import RESPONSES, Tokens
 from amid.facts import Facts, Lengths
-from amid.fit import steps_of
+from amid.fit import epochs_of_validation, steps_of
 from amid.memory import training_memory
 from amid.preparation import fine_tuning, prepared
 from amid.results import BEST, RESULT_FILE
@@ -276,8 +276,8 @@ def _steps(trainer: Config, rows: float, batch_size: int) -> tuple[float, float]
     of_all = math.ceil(rows / batch_size)
     steps = steps_of(trainer, of_all)
     epoch = steps_of({**trainer, "max_epochs": 1, "max_steps": -1}, of_all)
-    every = trainer.get("check_val_every_n_epoch") or 1
-    return steps, 1 + math.ceil(steps / max(epoch, 1) / every)
+    epochs = math.ceil(steps / max(epoch, 1))
+    return steps, 1 + math.ceil(epochs / epochs_of_validation(trainer, epochs))
 
 
 def _shares(text: Text, validations: float) -> tuple[float, float]:

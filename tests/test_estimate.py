@@ -118,6 +118,22 @@ def test_validations_without_answers_and_in_every_other_epoch():
     assert every - fewer == pytest.approx(trained + 2 * (answering + validating))
 
 
+def test_of_many_epochs_fifty_end_with_a_validation_at_most():
+    def run(epochs):
+        return Estimator().run(configured("method=sft", *SIZES, "data.valid_metric=null", *epochs_of(epochs)))
+
+    def epochs_of(n):
+        return ["trainer.limit_train_batches=1", f"trainer.max_epochs={n}"]
+
+    hand = Hand(configured(*SIZES))
+    validating = 2 * hand.student * 64 * (hand.valid_prompt + hand.valid_response)
+    training = 6 * hand.student * 32 * (hand.prompt + hand.response)
+    # of 50 epochs all, of 99 every other and the last, of 200 every fourth
+    assert run(99).operations - run(50).operations == pytest.approx(49 * training)
+    assert run(200).operations - run(50).operations == pytest.approx(150 * training)
+    assert run(50).operations - run(49).operations == pytest.approx(training + validating)
+
+
 def test_adapters_are_trained_at_less():
     plain, adapted = (
         Estimator().run(configured("method=sft", *SIZES, *STEPS, f"model.student.lora={lora}"))
