@@ -133,6 +133,28 @@ def last_checkpoint(directory: Path) -> Path | None:
     return path
 
 
+class _Moved(L.Callback):
+    """Lets a run whose folder was moved find its checkpoints, whose whole paths stand in the last one.
+
+    Without it Lightning forgets how good the best epoch was.
+    """
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Says where the checkpoints are now, before their callbacks go on from it."""
+        for callback in trainer.checkpoint_callbacks:
+            assert isinstance(callback, ModelCheckpoint)
+            assert callback.dirpath is not None
+            folder, state = Path(callback.dirpath), checkpoint["callbacks"][callback.state_key]
+            for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                state[name] = state[name] and str(folder / Path(state[name]).name)
+            state["best_k_models"] = {
+                str(folder / Path(path).name): score for path, score in state["best_k_models"].items()
+            }
+            state["dirpath"] = callback.dirpath
+
+
 def fit(
     cfg: Config,
     module: DistillationModule,
@@ -160,7 +182,7 @@ def fit(
     every = epochs_of_validation(cfg["trainer"], epochs)
     trainer: L.Trainer = instantiate(
         {**cfg["trainer"], "max_epochs": epochs, "max_steps": -1, "check_val_every_n_epoch": every},
-        callbacks=[checkpoint, latest, progress(module.steps), StatusRecords(module.steps)],
+        callbacks=[checkpoint, latest, _Moved(), progress(module.steps), StatusRecords(module.steps)],
         enable_progress_bar=sys.stdout.isatty(),
         logger=list(loggers),
         default_root_dir=str(directory),

@@ -133,6 +133,7 @@ def test_a_run_cut_after_its_training_keeps_the_first_of_its_best_epochs(
         raise KeyboardInterrupt
 
     assert run("train", *quick, f"output_dir={tmp_path / 'prepared'}") == 0
+    capsys.readouterr()
     monkeypatch.setattr(DistillationModule, "training_step", noted)
     monkeypatch.setattr(DistillationModule, "_score", lambda *_: next(scores))
     with monkeypatch.context() as patched:
@@ -141,6 +142,37 @@ def test_a_run_cut_after_its_training_keeps_the_first_of_its_best_epochs(
     assert "kept: step 2 of 4" in capsys.readouterr().out
     assert run("train", *quick) == 0
     assert steps == [0, 1, 2, 3]
+    assert "kept: step 2 of 4" in capsys.readouterr().out
+
+
+def test_a_run_whose_folder_was_moved_still_knows_its_best_epoch(quick, tmp_path, monkeypatch, capsys):
+    from amid.module import DistillationModule
+
+    scores = iter([5.0, 9.0, 1.0])
+    step = DistillationModule.training_step
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+
+    def killed(self, batches, index):
+        if self.trainer.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, batches, index)
+
+    def killed_while_scoring(*_):
+        raise KeyboardInterrupt
+
+    assert run("train", *quick, f"output_dir={tmp_path / 'prepared'}") == 0
+    capsys.readouterr()
+    monkeypatch.setattr(DistillationModule, "_score", lambda *_: next(scores))
+    with monkeypatch.context() as patched:
+        patched.setattr(DistillationModule, "training_step", killed)
+        assert run("train", *quick, f"output_dir={folders[0]}") == 130
+    folders[0].rename(folders[1])
+    with monkeypatch.context() as patched:
+        patched.setattr("amid.experiment.evaluate_sets", killed_while_scoring)
+        assert run("train", *quick, f"output_dir={folders[1]}") == 130
+    assert "kept: step 2 of 4" in capsys.readouterr().out
+    folders[1].rename(folders[2])
+    assert run("train", *quick, f"output_dir={folders[2]}") == 0
     assert "kept: step 2 of 4" in capsys.readouterr().out
 
 
