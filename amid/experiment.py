@@ -141,14 +141,12 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     last = last_checkpoint(directory)
     begun_before = recorded_hash(directory) == key
     write_config(cfg, directory, key)
-    started = time.perf_counter()
     scores: dict[str, dict[str, Score]] = {name: {} for name in evaluation_sets}
     _keep_metrics(directory)
     settings = tracking.going_on(cfg["logger"], directory) if begun_before else cfg["logger"]
     loggers: list[Logger] = list(instantiate(settings).values())
     tracking.begin(loggers, labels, cfg)
-    trainer, training = fit(cfg, module, data, directory, loggers, last)
-    timings["train"] = time.perf_counter() - started
+    trainer, training, timings["train"] = fit(cfg, module, data, directory, loggers, last)
     if teacher is not None:
         teacher.to(torch.device("meta"))  # the answers to come need its memory, not the teacher
     if "diverged_step" not in training:

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,56 @@ def last_checkpoint(directory: Path) -> Path | None:
     return path
 
 
+class _Taken(L.Callback):
+    """What a training has taken so far; of one that went on, in all its processes.
+
+    Of a process that was cut, what came before the checkpoint counts from which the next one went on.
+    """
+
+    def __init__(self) -> None:
+        self._began = self._fit_began = time.perf_counter()
+        self._device = torch.device("cpu")
+        self._steps: list[float] = []
+        self._before: Mapping[str, float] = Counter()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Begins to count the time and the memory of the fit."""
+        if stage == "fit":
+            self._device = trainer.strategy.root_device
+            forget_peak_memory(self._device)
+            self._fit_began = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begins a step."""
+        self._step_began = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ends a step."""
+        self._steps.append(time.perf_counter() - self._step_began)
+
+    def state_dict(self) -> dict[str, float]:
+        """Seconds: of all since this was made, of the fit, and of `timed_steps` optimiser steps, the first of
+        each process left out where it has more; and the most memory in bytes."""
+        now, steps = time.perf_counter(), self._steps[1:] or self._steps
+        here = {
+            "seconds": now - self._began,
+            "fit_seconds": now - self._fit_began,
+            "step_seconds": sum(steps),
+            "timed_steps": len(steps),
+        }
+        taken = {name: value + self._before[name] for name, value in here.items()}
+        peak = max(self._before["peak_memory"], peak_memory(self._device))
+        return {**taken, "peak_memory": float(peak)}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Goes on from it."""
+        self._before = state_dict
+
+
 class _Moved(L.Callback):
     """Lets a run whose folder was moved find its checkpoints, whose whole paths stand in the last one.
 
@@ -162,12 +213,14 @@ def fit(
     directory: Path,
     loggers: Sequence[Logger],
     last: Path | None,
-) -> tuple[L.Trainer, dict[str, float]]:
+) -> tuple[L.Trainer, dict[str, float], float]:
     """Trains, from the checkpoint `last` where there is one, and leaves the best weights in the module.
 
     Returns:
-        The trainer, and what `RunResult.training` holds: where the training diverged, with `diverged_step`.
+        The trainer; what `RunResult.training` holds, where the training diverged with `diverged_step`; and
+        the seconds that the training took, validations included, in all processes of a run that goes on.
     """
+    taking = _Taken()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     checkpoint = instantiate(
@@ -182,7 +235,7 @@ def fit(
     every = epochs_of_validation(cfg["trainer"], epochs)
     trainer: L.Trainer = instantiate(
         {**cfg["trainer"], "max_epochs": epochs, "max_steps": -1, "check_val_every_n_epoch": every},
-        callbacks=[checkpoint, latest, _Moved(), progress(module.steps), StatusRecords(module.steps)],
+        callbacks=[taking, checkpoint, latest, _Moved(), progress(module.steps), StatusRecords(module.steps)],
         enable_progress_bar=sys.stdout.isatty(),
         logger=list(loggers),
         default_root_dir=str(directory),
@@ -192,11 +245,8 @@ def fit(
             trainer.validate(module, datamodule=data, verbose=False)
             if trainer.received_sigterm:  # which a validation only notes
                 raise KeyboardInterrupt
-        forget_peak_memory(trainer.strategy.root_device)
-        started = time.perf_counter()
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
-        seconds = time.perf_counter() - started
-        figures = _figures(module) | {"peak_memory": float(peak_memory(trainer.strategy.root_device))}
+        taken = taking.state_dict()
         best = checkpoint.best_model_path
         if module.validated_step != trainer.global_step:
             now = trainer.validate(module, datamodule=data, verbose=False)[0][checkpoint.monitor]
@@ -210,7 +260,9 @@ def fit(
         raise
     except Diverged as error:
         announce(f"{directory} diverged at {error}; it ends here")
-        return trainer, {**module.before, **_figures(module), "diverged_step": float(error.step)}
+        taken = taking.state_dict()
+        training = {**module.before, **_figures(module, taken), "diverged_step": float(error.step)}
+        return trainer, training, taken["seconds"]
     kept: dict[str, Any] = {"validation": module.validation}
     if best:
         kept = torch.load(best, map_location="cpu", weights_only=True)
@@ -219,10 +271,11 @@ def fit(
     training = {
         **module.before,
         **kept["validation"],
-        **figures,
-        "response_tokens_per_second": module.response_tokens_here / seconds,
+        **_figures(module, taken),
+        "peak_memory": taken["peak_memory"],
+        "response_tokens_per_second": module.response_tokens / taken["fit_seconds"],
     }
-    return trainer, training
+    return trainer, training, taking.state_dict()["seconds"]
 
 
 def _in_words(kept: Mapping[str, Any], steps: int, metric: str | None) -> str:
@@ -235,8 +288,8 @@ def _in_words(kept: Mapping[str, Any], steps: int, metric: str | None) -> str:
     return text
 
 
-def _figures(module: DistillationModule) -> dict[str, float]:
-    """What the training so far consisted of, and the time of its steps in this process."""
+def _figures(module: DistillationModule, taken: Mapping[str, float]) -> dict[str, float]:
+    """What the training so far consisted of, and the mean time of its steps."""
     figures = {"steps": float(module.global_step), "response_tokens": float(module.response_tokens)}
-    seconds = module.seconds_of_steps[1:] or module.seconds_of_steps
-    return figures | ({"step_seconds": sum(seconds) / len(seconds)} if seconds else {})
+    n = taken["timed_steps"]
+    return figures | ({"step_seconds": taken["step_seconds"] / n} if n else {})

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -146,9 +145,7 @@ class DistillationModule(L.LightningModule):
         self._valid_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         self.best_score = float("-inf")
         self.response_tokens = 0
-        self.response_tokens_here = 0
         self.text_counts = {"rows": 0, "student_rows": 0, "student_tokens": 0}
-        self.seconds_of_steps: list[float] = []
         self.before: dict[str, float] = {}
         self.validation: dict[str, float] = {}
         self.validated_step = -1
@@ -175,7 +172,6 @@ class DistillationModule(L.LightningModule):
         Raises:
             Diverged: if its loss or gradient, or the student's logits where it answers, are not finite.
         """
-        started = time.perf_counter()
         self._seed_step()
         optimizer = self.optimizers()
         scheduler = self.lr_schedulers()
@@ -211,7 +207,6 @@ class DistillationModule(L.LightningModule):
         optimizer.step()
         optimizer.zero_grad()  # gradients take no memory while the student answers
         self.response_tokens += counted
-        self.response_tokens_here += counted
         if logging:
             rates: dict[str, float | Tensor] = {f"train/{k}": v / all_counted for k, v in sums.items()}
             assistant = getattr(self.objective, "assistant", None)
@@ -233,7 +228,6 @@ class DistillationModule(L.LightningModule):
             over_devices = {name: self._mean_over_devices(x) for name, x in means.items()}
             self._schedule.update(step, self.steps, over_devices)
             self._schedule.apply(self.objective)
-        self.seconds_of_steps.append(time.perf_counter() - started)
         self._stop_at_the_last_step()
         return total
 

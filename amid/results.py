@@ -142,11 +142,11 @@ class RunResult:
 
     Such as `steps`, `valid_loss`, `valid_rouge_l` and the same before the first step (`valid_loss_before`),
     `response_tokens_per_second` (of the whole training), `step_seconds` (mean of the optimiser steps, without
-    the first), `peak_memory` (bytes: of the GPU, or of the process where there is none); of a diverged run
-    `diverged_step`.
+    the first of each process), `peak_memory` (bytes: of the GPU, or of the process where there is none); of a
+    diverged run `diverged_step`. They are of all processes of a run that was interrupted and went on.
     """
     timings: dict[str, float]
-    """Seconds of each part of the run."""
+    """Seconds of each part of the run: `train` of all processes of one that went on, others of the last."""
     versions: dict[str, str]
     """Of the packages that the numbers depend on."""
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -143,6 +145,45 @@ def test_a_run_cut_after_its_training_keeps_the_first_of_its_best_epochs(
     assert run("train", *quick) == 0
     assert steps == [0, 1, 2, 3]
     assert "kept: step 2 of 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cut", ["in an epoch", "while scoring"])
+def test_the_figures_of_a_run_that_went_on_are_those_of_its_whole_training(quick, tmp_path, monkeypatch, cut):
+    from amid.module import DistillationModule
+
+    step = DistillationModule.training_step
+    later, peak = 0, 7e9  # seconds by which each step puts the clock forward; the memory of the first process
+
+    def slow(self, batches, index):
+        nonlocal later
+        if kills and cut == "in an epoch" and self.trainer.global_step == 3:
+            raise KeyboardInterrupt
+        later += 1000 + 1000 * (self.trainer.global_step == 0)
+        return step(self, batches, index)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + later)
+    monkeypatch.setattr("amid.fit.time", clock)
+    monkeypatch.setattr("amid.fit.peak_memory", lambda _: peak)
+    monkeypatch.setattr(DistillationModule, "training_step", slow)
+    kills = False
+    assert run("train", *quick, f"output_dir={tmp_path / 'prepared'}") == 0
+    with monkeypatch.context() as patched:
+        kills = True
+        patched.setattr("amid.experiment.evaluate_sets", killed)
+        assert run("train", *quick) == 130
+    kills, peak = False, 1e9
+    assert run("train", *quick) == 0
+    (result,) = results.load_all(tmp_path / "runs")
+    training = result.training
+    assert training["step_seconds"] == pytest.approx(1000, rel=0.02)
+    assert training["peak_memory"] == 7e9
+    # the step that was lost in the epoch that was cut is none of the training's
+    seconds = training["response_tokens"] / training["response_tokens_per_second"]
+    assert seconds == pytest.approx(5000, rel=0.02)
+    assert seconds < result.timings["train"] < 5100
 
 
 def test_a_run_whose_folder_was_moved_still_knows_its_best_epoch(quick, tmp_path, monkeypatch, capsys):
