@@ -40,9 +40,9 @@ class DistillationModule(L.LightningModule):
     """Trains a student on an objective between it, a frozen teacher and the data.
 
     One item of the data loader is one optimiser step, given as a list of micro-batches. The loss is the sum
-    over the counted tokens of all of them (of all devices) divided by their number, so that the way a step
-    is cut into micro-batches changes memory and speed only; or, with `mean="micro_batch"`, the mean of their
-    own means. The student is in train mode, with whatever dropout its own configuration says; the teacher
+    over the counted tokens of all of them divided by their number, so that the way a step is cut into
+    micro-batches changes memory and speed only; or, with `mean="micro_batch"`, the mean of their own means.
+    The student is in train mode, with whatever dropout its own configuration says; the teacher
     always in eval mode. A step whose loss or gradient is not finite leaves the student as it is, and raises
     `Diverged`.
 
@@ -156,7 +156,13 @@ class DistillationModule(L.LightningModule):
         return [optimizer], [self._scheduler(optimizer, self.steps)]
 
     def setup(self, stage: str) -> None:
-        """Brings the teacher to the student's device."""
+        """Brings the teacher to the student's device.
+
+        Raises:
+            InputError: in a training on several devices.
+        """
+        if self.trainer.world_size > 1:
+            raise InputError(f"devices={self.trainer.world_size}: a student is trained on one device; use 1")
         if self.teacher is not None:
             self.teacher.to(self.device)
 
@@ -184,7 +190,7 @@ class DistillationModule(L.LightningModule):
             micro_batches, objective = student_text, self._on_student_text
         counts = [_counted(batch) for batch in micro_batches]
         counted = sum(counts)
-        all_counted = max(self._mean_over_devices(counted), 1.0)
+        all_counted = max(counted, 1)
         step = self.trainer.global_step
         logging = (step + 1) % self._log_every_n_steps == 0
         needed = () if self._schedule is None else self._schedule.needs
@@ -201,7 +207,7 @@ class DistillationModule(L.LightningModule):
         norm = nn.utils.clip_grad_norm_(
             self.student.parameters(), float("inf") if self._clip_norm is None else self._clip_norm
         )
-        values = (self._mean_over_devices(total), float(norm))
+        values = (float(total), float(norm))
         if not all(map(math.isfinite, values)):
             raise Diverged(step + 1, "loss {:g}, gradient norm {:g}".format(*values))
         optimizer.step()
@@ -220,21 +226,19 @@ class DistillationModule(L.LightningModule):
                 rates |= self._text_rates()
             rates |= {"train/gradient_norm": norm, "train/lr": scheduler.get_last_lr()[0]}
             for name, rate in rates.items():
-                self.log(name, rate, sync_dist=self._several_devices)
-            self.log("train/loss", total, prog_bar=True, sync_dist=self._several_devices)
+                self.log(name, rate)
+            self.log("train/loss", total, prog_bar=True)
         scheduler.step()
         if self._schedule is not None:
             means = {"loss": loss} | {name: sums[name] / all_counted for name in needed}
-            over_devices = {name: self._mean_over_devices(x) for name, x in means.items()}
-            self._schedule.update(step, self.steps, over_devices)
+            self._schedule.update(step, self.steps, {name: float(mean) for name, mean in means.items()})
             self._schedule.apply(self.objective)
         self._stop_at_the_last_step()
         return total
 
     def _seed_step(self) -> None:
         """Lets dropout be one of the seed and the step alone, also in a run that goes on."""
-        number = self.trainer.global_step * self.trainer.world_size + self.trainer.global_rank
-        torch.manual_seed((self._seed * _STEPS_OF_A_SEED + number) % 2**63)
+        torch.manual_seed((self._seed * _STEPS_OF_A_SEED + self.trainer.global_step) % 2**63)
 
     def _stop_at_the_last_step(self) -> None:
         """Ends the training where its steps are done, within an epoch if need be.
@@ -244,12 +248,11 @@ class DistillationModule(L.LightningModule):
         if self.trainer.global_step >= self.steps:
             self.trainer.should_stop = True
 
-    def _denominators(self, counted: Sequence[int]) -> list[float]:
+    def _denominators(self, counted: Sequence[int]) -> list[int]:
         """What the sum over each micro-batch of a step is divided by, given its number of counted tokens."""
         if self._mean == "micro_batch":
-            n = self._mean_over_devices(len(counted))
-            return [n * max(n_tokens, 1) for n_tokens in counted]
-        return [max(self._mean_over_devices(sum(counted)), 1.0)] * len(counted)
+            return [len(counted) * max(n_tokens, 1) for n_tokens in counted]
+        return [max(sum(counted), 1)] * len(counted)
 
     def _student_text(self, of_data: list[MicroBatch]) -> list[MicroBatch] | None:
         """What this step is taken on in place of the data; None for the data."""
@@ -291,8 +294,7 @@ class DistillationModule(L.LightningModule):
     def _plain_text_backward(self) -> Tensor:
         """Adds the gradient of the loss on plain text, and returns it without its weight."""
         assert self._plain_text is not None
-        number = self.trainer.global_step * self.trainer.world_size + self.trainer.global_rank
-        batches = self._plain_text(number)
+        batches = self._plain_text(self.trainer.global_step)
         objective = CrossEntropy(fused=self.objective.uses_fused)
         total = torch.zeros((), device=self.device)
         for batch, denominator in zip(
@@ -324,7 +326,7 @@ class DistillationModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation losses, and the score of the student's answers."""
-        sums = {name: self._mean_over_devices(value) for name, value in self._valid_sums.items()}
+        sums = {name: float(value) for name, value in self._valid_sums.items()}
         if not sums.get("tokens"):
             raise InputError("the validation data hold no token of a response; choose other data.valid")
         self.validated_step = self.trainer.global_step
@@ -385,17 +387,6 @@ class DistillationModule(L.LightningModule):
         return {
             name for name, weight in self.named_parameters(remove_duplicate=False) if not weight.requires_grad
         }
-
-    @property
-    def _several_devices(self) -> bool:
-        return self.trainer.world_size > 1
-
-    def _mean_over_devices(self, value: float | Tensor) -> float:
-        if not self._several_devices:
-            return float(value)
-        total = torch.as_tensor(value, dtype=torch.float32, device=self.device)
-        mean = self.trainer.strategy.reduce(total, reduce_op="mean")
-        return float(mean)
 
 
 def _counted(batch: MicroBatch) -> int:

@@ -34,7 +34,7 @@ class Schedule(ABC):
         Args:
             step: how many came before it, from 0.
             steps: of the whole training.
-            means: over all counted tokens of the step, alike on all devices: "loss" and what it `needs`.
+            means: over all counted tokens of the step: "loss" and what it `needs`.
         """
 
     @abstractmethod

@@ -1,19 +1,16 @@
-"""What every choice of text shares: its interface, the rows that answers make, seeds, and devices."""
+"""What every choice of text shares: its interface, the rows that answers make, and seeds."""
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
-from torch import distributed
 
 from amid.data.datamodule import NO_ROW, MicroBatch, Row, SampledRow, Tokens
 from amid.data.prompts import IGNORE
 from amid.errors import InputError
 from amid.generation import MixedAnswer, Sampling
 from amid.losses import Loss, WeightedSum
-
-AnyRow = TypeVar("AnyRow", Row, SampledRow)
 
 
 class Answerer(Protocol):
@@ -52,7 +49,8 @@ class Text:
     ) -> Sequence[Row | SampledRow] | None:
         """What is trained on in place of the data's rows; None for these.
 
-        The choice depends on the settings and the step, and on nothing that differs between devices.
+        The choice between them depends on the settings, the step and the validations so far, and on nothing
+        else.
 
         Args:
             prompts: token ids of the prompts of the data's rows.
@@ -127,20 +125,3 @@ def rows_of_answers(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence
 def seed_of(seed: int, step: int) -> int:
     """A seed for what is drawn at a step."""
     return random.Random(f"{seed} text {step}").getrandbits(48)
-
-
-def devices_and_rank() -> tuple[int, int]:
-    """How many there are, and which of them this is."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 1, 0
-    return distributed.get_world_size(), distributed.get_rank()
-
-
-def of_all_devices(rows: list[AnyRow]) -> list[AnyRow]:
-    """The rows of each device, one after the other, so that every device keeps the same ones."""
-    devices, _ = devices_and_rank()
-    if devices == 1:
-        return rows
-    gathered: list[list[AnyRow]] = [[] for _ in range(devices)]
-    distributed.all_gather_object(gathered, rows)
-    return [row for part in gathered for row in part]

@@ -14,8 +14,6 @@ from amid.losses import rewards_to_go
 from amid.text.base import (
     Answerer,
     Text,
-    devices_and_rank,
-    of_all_devices,
     rows_of_answers,
     sampling_of,
     seed_of,
@@ -25,14 +23,14 @@ from amid.text.base import (
 class RolloutText(Text):
     """MiniLLM's samples of student and teacher (arXiv 2306.08543), each used for several optimiser steps.
 
-    A sample answers `batches` times `rows_per_step` prompts of the training set on each device, taken in an
-    order of its own, each token drawn from q̃ = a p + (1-a) q with the student as it then is. It is gone
+    A sample answers `batches` times `rows_per_step` prompts of the training set, taken in an order of
+    its own, each token drawn from q̃ = a p + (1-a) q with the student as it then is. It is gone
     through `epochs` times, in another order each time, a batch a step. The log q̃ and the rewards-to-go that
     come with the rows stay those of the sampling.
 
     Args:
         max_new_tokens: tokens of an answer at most; one that is cut there has no EOS.
-        rows_per_step: rows of an optimiser step, on each device.
+        rows_per_step: rows of an optimiser step.
         batches: of these in a sample.
         epochs: how often a sample is gone through; 1 with one batch is a new sample in each step.
         teacher_share: a, 0 ≤ a < 1.
@@ -83,26 +81,16 @@ class RolloutText(Text):
         epoch, batch = divmod(place, self.batches)
         order = list(range(len(self.sample)))
         random.Random(f"{self.seed} rollout {number} {epoch}").shuffle(order)
-        devices, rank = devices_and_rank()
-        n = self.rows_per_step * devices
-        return [self.sample[i] for i in order[batch * n : (batch + 1) * n][rank::devices]]
+        n = self.rows_per_step
+        return [self.sample[i] for i in order[batch * n : (batch + 1) * n]]
 
     def _sample(self, number: int, answer: Answerer) -> list[SampledRow]:
-        """That of all devices, each of which answers its part of the prompts."""
-        devices, rank = devices_and_rank()
-        n = self.batches * self.rows_per_step * devices
-        places = range(number * n, (number + 1) * n)[rank::devices]
-        chosen = endless(places, len(self._tokens), f"{self.seed} prompts")
+        n = self.batches * self.rows_per_step
+        chosen = endless(range(number * n, (number + 1) * n), len(self._tokens), f"{self.seed} prompts")
         prompts = [ids[:n_prompt].tolist() for ids, n_prompt, _ in map(self._tokens.__getitem__, chosen)]
         answers = answer.mixed(self.sampling, prompts, seed_of(self.seed, number), self.teacher_share)
-        return of_all_devices(
-            [
-                (*row, self._of_sampling(drawn))
-                for row, drawn in zip(
-                    rows_of_answers(prompts, [drawn.tokens for drawn in answers]), answers, strict=True
-                )
-            ]
-        )
+        rows = rows_of_answers(prompts, [drawn.tokens for drawn in answers])
+        return [(*row, self._of_sampling(drawn)) for row, drawn in zip(rows, answers, strict=True)]
 
     def _of_sampling(self, drawn: MixedAnswer) -> Tensor:
         """log q̃ and R of each token, [tokens, 2]."""

@@ -14,8 +14,6 @@ from amid.generation import Sampling
 from amid.text.base import (
     Answerer,
     Text,
-    devices_and_rank,
-    of_all_devices,
     rows_of_answers,
     sampling_of,
     seed_of,
@@ -143,10 +141,9 @@ class AdaptiveText(Text):
             return None
         if u < self.threshold * (1 - step / steps) or len(self.buffer) < (self.buffer.maxlen or 0):
             rows = _by_student(answer, self.sampling, prompts, seed_of(self.seed, step), self.labels)
-            self.buffer.extend(of_all_devices(rows))
+            self.buffer.extend(rows)
             return rows
-        _, rank = devices_and_rank()
-        rng = random.Random(f"{self.seed} replay {step} {rank}")
+        rng = random.Random(f"{self.seed} replay {step} 0")  # the 0 is an earlier version's, for equal runs
         return rng.sample(list(self.buffer), min(len(prompts), len(self.buffer)))
 
     def validated(self, cross_entropy: float) -> None:
@@ -194,5 +191,5 @@ def _known(labels: Labels) -> Labels:
 
 
 def _uniform(seed: int, step: int) -> float:
-    """The number in [0, 1) that decides about a step: the same on every device."""
+    """The number in [0, 1) that decides about a step, of the seed and the step alone."""
     return random.Random(f"{seed} coin {step}").random()

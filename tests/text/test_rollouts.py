@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import EOS, FORK, TOKENS, data_of, fitted, network
+from small_models import EOS, TOKENS, data_of, fitted, network
 
 from amid.data.datamodule import NO_ROW, Tokens
 from amid.data.prompts import IGNORE
@@ -74,36 +74,6 @@ def test_a_sample_is_gone_through_in_batches_again_and_again(rows_per_step, batc
             mine, theirs = after.rows([[0]], cut, 10**6, None), before.rows([[0]], cut, 10**6, None)
             assert [ids.tolist() for ids, *_ in mine] == [ids.tolist() for ids, *_ in theirs]
             assert all(torch.equal(a[3], b[3]) for a, b in zip(mine, theirs, strict=True))
-
-
-def one_of_two_samplers(rank, file, answers):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    rollouts, models = RolloutText(9, 3, batches=2, epochs=2, seed=1), Models()
-    rollouts.begin(prompts_only(50))
-    steps = [rollouts.rows([[0]], step, 99, models) for step in range(4)]
-    prompts = [[int(ids[0]) for ids, *_ in rows] for rows in steps]
-    asked = [prompt for (prompt,) in models.asked[0][0]]
-    answers.put((rank, prompts, asked, [ids.tolist() for ids, *_ in rollouts.sample]))
-    torch.distributed.destroy_process_group()
-
-
-def test_devices_share_a_sample_and_take_their_parts_of_each_batch(tmp_path):
-    answers = FORK.Queue()
-    processes = [
-        FORK.Process(target=one_of_two_samplers, args=(rank, tmp_path / "store", answers))
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    (_, first, mine, ours), (_, second, theirs, yours) = sorted(answers.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join()
-    assert ours == yours
-    assert (len(mine), len(theirs), len({*mine, *theirs})) == (6, 6, 12)
-    for epoch in (slice(0, 2), slice(2, 4)):
-        taken = [prompt for step in (*first[epoch], *second[epoch]) for prompt in step]
-        assert sorted(taken) == sorted([*mine, *theirs])
-    assert {len(step) for step in (*first, *second)} == {3}
 
 
 @pytest.mark.parametrize("fused", [True, False])

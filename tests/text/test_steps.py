@@ -1,6 +1,7 @@
 """Labels of generated text, and steps on the student's text."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,6 +143,13 @@ def test_a_step_on_student_text_is_one_on_the_same_text_given_as_data(tmp_path, 
         torch.testing.assert_close(mine[name], value)
     moved = [name for name, value in before.items() if not torch.equal(value, mine[name])]
     assert moved == list(before)
+
+
+def test_several_devices_are_refused(tmp_path):
+    module, _ = fitted(data_of(tmp_path, size=8), DataText(), network())
+    module.trainer = SimpleNamespace(world_size=2)
+    with pytest.raises(InputError, match=r"devices=2: a student is trained on one device; use 1"):
+        module.setup("fit")
 
 
 def test_the_student_answers_without_dropout_and_then_trains_on(tmp_path, monkeypatch):
