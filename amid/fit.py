@@ -119,18 +119,18 @@ def _count(number: str, what: str) -> str:
 
 
 def last_checkpoint(directory: Path) -> Path | None:
-    """What a run that was begun before can go on from; one that is damaged is set aside."""
+    """The last validated epoch of a run that was begun before, to go on from; a damaged one is set aside."""
     path = directory / "checkpoints" / f"{LAST}.ckpt"
     if not path.exists():
         if (directory / "config.yaml").exists():
-            begun = f"{shown(directory)} was begun, and stopped before its first epoch ended"
+            begun = f"{shown(directory)} was begun, and stopped before its first validated epoch"
             announce(f"{begun}: it starts over")
         return None
     if not zipfile.is_zipfile(path):  # such as one that was cut while it was copied
         announce(f"{shown(path)} is damaged: the run starts over")
         path.replace(path.with_suffix(".damaged"))
         return None
-    announce(f"{shown(directory)} goes on after its last finished epoch")
+    announce(f"{shown(directory)} goes on after its last validated epoch")
     return path
 
 
@@ -214,7 +214,8 @@ def fit(
     loggers: Sequence[Logger],
     last: Path | None,
 ) -> tuple[L.Trainer, dict[str, float], float]:
-    """Trains, from the checkpoint `last` where there is one, and leaves the best weights in the module.
+    """Trains, and leaves the best weights in the module; from the checkpoint `last` on, if there is one,
+    that of the last validated epoch.
 
     Returns:
         The trainer; what `RunResult.training` holds, where the training diverged with `diverged_step`; and

@@ -323,7 +323,7 @@ class TeacherSupply:
             sets: the sequences that it is asked about.
             fabric: device and precision that the cache is written with.
             precision: its name.
-            passes: how often the run goes over the first of the sets.
+            passes: how often the run goes over its training data.
             with_student_text: whether it is asked about rows besides those of the sets.
 
         Raises:

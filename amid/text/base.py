@@ -56,7 +56,7 @@ class Text:
             prompts: token ids of the prompts of the data's rows.
             step: optimiser steps taken so far.
             steps: optimiser steps of the run.
-            answer: the student.
+            answer: the student and its teacher, as they are at this step.
         """
         return None
 

@@ -110,7 +110,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(
         assert "last.ckpt is damaged: the run starts over\n" in capsys.readouterr().out
         assert results.load(torn).scores == results.load(whole).scores
     assert run("train", *quick, f"output_dir={tmp_path / 'cut'}") == 0
-    assert f"{cut} goes on after its last finished epoch\n" in capsys.readouterr().out
+    assert f"{cut} goes on after its last validated epoch\n" in capsys.readouterr().out
     assert results.load(cut).scores == results.load(whole).scores
     for figure in ("valid_loss", "steps"):
         assert results.load(cut).training[figure] == results.load(whole).training[figure]
@@ -251,7 +251,7 @@ def test_a_run_interrupted_in_its_first_epoch_starts_over_and_says_so(quick, tmp
     (directory,) = (tmp_path / "runs").iterdir()
     assert json.loads((directory / "status.json").read_text())["state"] == "interrupted"
     assert run("train", *quick) == 0
-    assert "stopped before its first epoch ended: it starts over\n" in capsys.readouterr().out
+    assert "stopped before its first validated epoch: it starts over\n" in capsys.readouterr().out
     assert results.load(directory).training["steps"] == 4
 
 
