@@ -19,7 +19,7 @@ from amid.memory import training_memory
 from amid.preparation import fine_tuning, prepared
 from amid.results import BEST, RESULT_FILE
 from amid.teacher import TeacherCache
-from amid.text import AdaptiveText, RolloutText, StudentText, TeacherText, Text
+from amid.text import TeacherText, Text
 
 TEXT_BYTES = 4.5
 """Of a token as text in `generations/`."""
@@ -87,8 +87,8 @@ class Estimator:
         cached, batch_size = self._cached(cfg), cfg["data"]["batch_size"]
         steps, validations = _steps(cfg["trainer"], self._rows(cfg, "train"), batch_size)
 
-        rows = steps * (text.rows_per_step if isinstance(text, RolloutText) else batch_size)
-        on_answers, answered = _shares(text, validations)
+        rows = steps * (text.rows_per_step or batch_size)
+        on_answers, answered = text.shares(validations)
         data, answer = self._lengths(cfg, "train"), self._answer(cfg, text)
         of_answers = rows * on_answers * (data.prompt + answer)
         tokens = rows * (1 - on_answers) * data.row + of_answers
@@ -278,28 +278,6 @@ def _steps(trainer: Config, rows: float, batch_size: int) -> tuple[float, float]
     epoch = steps_of({**trainer, "max_epochs": 1, "max_steps": -1}, of_all)
     epochs = math.ceil(steps / max(epoch, 1))
     return steps, 1 + math.ceil(epochs / epochs_of_validation(trainer, epochs))
-
-
-def _shares(text: Text, validations: float) -> tuple[float, float]:
-    """Of the rows trained on, the share that are answers, and the answers drawn for each row in training.
-
-    The threshold φ of `AdaptiveText` is taken to rise at each validation, the most that it can, and its share
-    of new answers, φ (1 - step/steps), to be that of the middle between two validations.
-    """
-    if isinstance(text, TeacherText):
-        return 1.0, 0.0
-    if isinstance(text, RolloutText):
-        return 1.0, 1 / text.epochs
-    if isinstance(text, StudentText):
-        return text.share, text.share
-    if not isinstance(text, AdaptiveText):
-        return 0.0, 0.0
-    if math.isnan(validations):
-        return math.nan, math.nan
-    parts = int(validations) - 1
-    thresholds = [min(text.threshold + i * text.increase, 1.0) for i in range(parts)]
-    new = [threshold * (1 - (i + 0.5) / parts) for i, threshold in enumerate(thresholds)]
-    return sum(thresholds) / max(parts, 1), sum(new) / max(parts, 1)
 
 
 def _data_key(cfg: Config) -> str:

@@ -29,7 +29,7 @@ MOST_VALIDATIONS = 50
 """At most so many validations in a training, that before it left out; with more epochs, only every k-th ends
 with one."""
 
-PRECISIONS = ("32-true", "bf16-mixed", "64-true", "32", "bf16", "64")
+PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 
 LAST = "last"
 """Names the checkpoint of the latest validated epoch, from which an interrupted run goes on."""
@@ -55,6 +55,11 @@ def check_trainer(trainer: Config, key: str) -> None:
     for name in ("max_epochs", "max_steps"):
         if trainer[name] is not None and not isinstance(trainer[name], int):
             raise InputError(f"{key}.{name}={trainer[name]} must be a whole number; -1 is no limit")
+    every = trainer["check_val_every_n_epoch"]
+    if type(every) is not int or every < 1:
+        raise InputError(
+            f"{key}.check_val_every_n_epoch={every} must be a whole number of epochs, at least 1"
+        )
     if trainer["max_epochs"] is None:
         raise InputError(
             f"{key}.max_epochs=null is no number of epochs; use -1 for as many as max_steps takes"

@@ -1,5 +1,6 @@
 """What every choice of text shares: its interface, the rows that answers make, and seeds."""
 
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -40,9 +41,22 @@ class Text:
     """Whether rows come with what is known of their sampling, in every step."""
     threshold: float | None = None
     """The probability of such a step, where it moves."""
+    rows_per_step: int | None = None
+    """Rows of an optimiser step, where they are not as many as the data's."""
 
     def begin(self, tokens: Tokens) -> None:
         """Takes note of the training set, before the first step."""
+
+    def shares(self, validations: float) -> tuple[float, float]:
+        """What an estimate of a run needs to know, NaN where it cannot be said.
+
+        Args:
+            validations: of the run, that before the first step among them; NaN if that is not known.
+
+        Returns:
+            The share of the rows trained on that are answers, and the answers drawn for each row in training.
+        """
+        return (math.nan, math.nan) if self.from_student else (float(self.from_teacher), 0.0)
 
     def rows(
         self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer

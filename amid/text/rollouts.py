@@ -62,10 +62,15 @@ class RolloutText(Text):
         if not 0 <= teacher_share < 1:
             raise InputError(f"text.teacher_share={teacher_share} must be in [0, 1); published: 0.2")
         self.sampling = sampling_of(max_new_tokens, 1.0, 1.0, 0, batch_size)
-        self.rows_per_step, self.batches, self.epochs = rows_per_step, batches, epochs
+        self.rows_per_step: int = rows_per_step
+        self.batches, self.epochs = batches, epochs
         self.teacher_share, self.normalise, self.seed = teacher_share, normalise, seed
         self.sample: list[SampledRow] = []
         self._tokens = Tokens.of([])
+
+    def shares(self, validations: float) -> tuple[float, float]:
+        """As `Text` says: each answer is trained on `epochs` times."""
+        return 1.0, 1 / self.epochs
 
     def begin(self, tokens: Tokens) -> None:
         """As `Text` says: the prompts are those of `tokens`."""

@@ -63,6 +63,10 @@ class StudentText(Text):
         self.share, self.labels, self.seed = share, _known(labels), seed
         self.sampling = sampling_of(max_new_tokens, temperature, top_p, top_k, batch_size)
 
+    def shares(self, validations: float) -> tuple[float, float]:
+        """As `Text` says: all answers are new."""
+        return self.share, self.share
+
     def rows(
         self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer
     ) -> list[Row] | None:
@@ -131,6 +135,16 @@ class AdaptiveText(Text):
         self.labels = _known(labels)
         self.reference: float | None = None
         self.buffer: deque[Row] = deque(maxlen=capacity)
+
+    def shares(self, validations: float) -> tuple[float, float]:
+        """As `Text` says: with φ rising at each validation, the most that it can, and as many new answers,
+        φ (1 - step/steps), as in the middle between two validations."""
+        if math.isnan(validations):
+            return math.nan, math.nan
+        parts = int(validations) - 1
+        thresholds = [min(self.threshold + i * self.increase, 1.0) for i in range(parts)]
+        new = [threshold * (1 - (i + 0.5) / parts) for i, threshold in enumerate(thresholds)]
+        return sum(thresholds) / max(parts, 1), sum(new) / max(parts, 1)
 
     def rows(
         self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer

@@ -28,6 +28,10 @@ from amid import results
         (["+model.student.layers=[0,9]"], "model.student.layers=[0, 9]: choose indices from 0 to 0"),
         (["trainer.max_steps=ten"], "trainer.max_steps=ten must be a whole number; -1 is no limit"),
         (["trainer.precision=bf16-true"], "trainer.precision=bf16-true: use bf16-mixed, 32-true or 64-true"),
+        (
+            ["trainer.check_val_every_n_epoch=null"],
+            "trainer.check_val_every_n_epoch=None must be a whole number",
+        ),
         (["trainer.accelerator=foo"], "trainer.accelerator=foo trainer.devices=1 cannot be had here"),
         (["generation.seeds=10"], "generation.seeds=10 must be a list, such as generation.seeds=[10]"),
         (["assistant.alpha=nan"], "alpha must be a finite number"),
@@ -109,6 +113,7 @@ def test_a_model_with_another_vocabulary_is_refused(quick, tmp_path, capsys):
     ("override", "message"),
     [
         ("trainer.precision=16-mixed", "use bf16-mixed"),
+        ("trainer.precision=bf16", "use bf16-mixed"),
         ("trainer.devices=2", "a run is trained on one device"),
         ("clip_norm=-1", "clip_norm=-1 must be above 0"),
         ("trainer.max_epochs=-1", "never end"),

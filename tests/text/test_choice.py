@@ -1,6 +1,7 @@
 """Which text a step is taken on."""
 
 import io
+import math
 import random
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from small_models import EOS, answer_with
 
 from amid.data.datamodule import NO_ROW
-from amid.text import AdaptiveText, DataText, StudentText
+from amid.text import AdaptiveText, DataText, RolloutText, StudentText, TeacherText, Text
 from amid.text import student as student_text
 
 
@@ -147,3 +148,18 @@ def test_the_coin_of_adaptive_text_depends_on_seed_and_step_only():
         taken.append([part is not None for part in rows])
     assert taken[0] == taken[1]
     assert set(taken[0]) == {True, False}
+
+
+def test_shares_of_answers_are_those_of_steps():
+    assert DataText().shares(math.nan) == (0.0, 0.0)
+    assert TeacherText(4).shares(math.nan) == (1.0, 0.0)
+    assert StudentText(4, share=0.25).shares(math.nan) == (0.25, 0.25)
+    assert RolloutText(4, 8, epochs=4).shares(math.nan) == (1.0, 0.25)
+    rising = AdaptiveText(4, threshold=0.5, increase=0.5)
+    assert rising.shares(3) == (0.75, (0.5 * 0.75 + 1.0 * 0.25) / 2)  # between three validations two parts
+    assert all(map(math.isnan, rising.shares(math.nan)))
+
+    class Own(Text):
+        from_student = True
+
+    assert all(map(math.isnan, Own().shares(3)))
