@@ -58,7 +58,7 @@ class Sweep:
 
     @property
     def in_short(self) -> str:
-        """How many runs there are: `8 runs, 6 of the grid and 2 baselines`."""
+        """How many runs there are: `10 runs, 6 of the grid and 4 baselines`."""
         runs, grid = len(self.runs()), len(replace(self, jobs=self.jobs[:1]).runs())
         baselines = f", {grid} of the grid and {runs - grid} baseline{'s' * (runs - grid > 1)}"
         return f"{runs} run{'s' * (runs > 1)}" + (baselines if runs > grid else "")

@@ -268,7 +268,7 @@ def test_the_plan_of_a_sweep_is_written_before_its_runs(small_run, tmp_path, mon
     assert main(["sweep", "alpha", *arguments]) == 130
     assert command_of(tmp_path / "runs") == f"amid sweep alpha {shlex.join(arguments)}"
     runs = read_status(tmp_path / "runs")
-    assert len(runs) == 4
+    assert len(runs) == 6
     assert {run.state for run in runs} == {"waiting"}
 
 

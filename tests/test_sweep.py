@@ -103,7 +103,7 @@ def test_mistakes(arguments, message, capsys):
 
 
 def test_a_file_without_scales_is_a_sweep_too(tmp_path, monkeypatch):
-    assert read_sweep("alpha", ["seed=1"]).in_short == "8 runs, 6 of the grid and 2 baselines"
+    assert read_sweep("alpha", ["seed=1"]).in_short == "10 runs, 6 of the grid and 4 baselines"
     text = "defaults: [train, _self_]\noutput_dir: outputs/own\nhydra: {sweeper: {params: {seed: '1,2'}}}\n"
     (tmp_path / "own.yaml").write_text(text)
     monkeypatch.setattr("amid.sweep.SWEEPS", tmp_path)

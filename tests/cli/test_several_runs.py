@@ -71,19 +71,17 @@ def test_a_sweep_runs_grid_and_baselines_skips_the_finished_and_reports(quick, t
     assert run(*sweep) == 0
     out = capsys.readouterr().out
     runs = sorted(p.parent.name for p in (tmp_path / "runs").glob("*/result.json"))
-    assert len(runs) == 3
-    assert [bool(told) for told in re.findall(r"run \d of 3: \S+(  \(about \d+ s left in all\))?", out)] == [
-        0,
-        1,
-        1,
-    ]
-    assert {results.load(tmp_path / "runs" / name).labels["method"] for name in runs} == {"amid", "sft", "kd"}
+    methods = {results.load(tmp_path / "runs" / name).labels["method"] for name in runs}
+    assert methods == {"amid", "teacher", "start", "sft", "kd"}
+    assert len(runs) == 5
+    told = re.findall(r"run \d of 5: \S+(  \(about \d+ s left in all\))?", out)
+    assert [bool(left) for left in told] == [False, True, True, True, True]
     assert "SFT" in out
     assert "report.md" in out
     shutil.rmtree(tmp_path / "runs" / runs[0])
     assert run(*sweep) == 0
     out = capsys.readouterr().out
-    assert out.count("is finished already") == 2
+    assert out.count("is finished already") == 4
 
 
 def test_failed_runs_among_others_stand_in_the_report(quick, tmp_path, capsys, monkeypatch):
