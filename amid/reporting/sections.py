@@ -114,14 +114,18 @@ def _on_validation(row: Row, name: str, score: Score | None) -> str:
 
 
 def _before_training(table: Table) -> str:
-    said = []
+    trained = [run.training for row in table.rows for run in row.runs if run.training.get("steps")]
+    said, unlike = [], []
     for name in ON_VALIDATION:
         head, scale, digits, unit = _VALIDATION[name]
-        found = [run.training.get(f"valid_{name}_before") for row in table.rows for run in row.runs]
+        found = [training.get(f"valid_{name}_before") for training in trained]
         texts = {f"{scale * value:z.{digits}f}{unit}" for value in found if value is not None}
-        if texts:
-            alike = len(texts) == 1
-            said.append(f"{head} {texts.pop() if alike else 'not the same in all runs (see table.csv)'}")
+        if len(texts) > 1:
+            unlike.append(head)
+        elif texts:
+            said.append(f"{head} {texts.pop()}")
+    if unlike:
+        said.append(f"{' and '.join(unlike)} not the same in all runs (see table.csv)")
     return f"Before the training: {', '.join(said)}." if said else ""
 
 
