@@ -117,7 +117,7 @@ class Estimator:
             operations=operations,
             memory=memory,
             disk=_bytes(student) + generations,
-            checkpoints=2 * 3 * _bytes(student, trained=True),
+            checkpoints=2 * 3 * _bytes(student, trained=True) if steps != 0 else 0.0,
         )
 
     def shared(self, cfg: Config) -> dict[str, Once]:

@@ -37,7 +37,9 @@ def run(cfg: DictConfig) -> None:
     with alone(directory):
         result = _finished(cfg, directory)
         if result is None:
-            (directory / RESULT_FILE).unlink(missing_ok=True)
+            if (directory / RESULT_FILE).exists():
+                announce(f"{shown(directory)} is of other data or another model than now: scored anew")
+                (directory / RESULT_FILE).unlink()
             with watched(directory):
                 result = _evaluate(*_settings(cfg), directory)
     announce(f"{summary(result)}\nEvaluation: {shown(directory)}")

@@ -267,8 +267,9 @@ def _finished(directory: Path, key: str) -> RunResult | None:
     old = recorded_hash(directory) or (result and result.config_hash)
     if old != key and (result is not None or (directory / "checkpoints").exists()):
         raise InputError(
-            f"{directory} holds a run of another configuration (hash {old or 'not recorded'}, now {key}); "
-            "choose another output_dir=, or delete the folder"
+            f"{directory} holds a run of another configuration, or of data or models whose files have "
+            f"changed since (hash {old or 'not recorded'}, now {key}); choose another output_dir=, or delete "
+            "the folder"
         )
     return result
 

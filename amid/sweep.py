@@ -34,6 +34,9 @@ SMALL = "small"
 SAID_BY_BASELINES = ("assistant", "divergence", "objective", "method", "schedule", "text")
 """The groups that make a method: of these a baseline has its own, and gets none of the grid."""
 
+UNTRAINED = {"method=teacher", "method=start"}
+"""What baselines choose that score a model as it is."""
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -188,7 +191,7 @@ def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) ->
     A sweep file is a primary configuration with the keys `hydra.sweeper.params`, its grid; `baselines`, a
     list of further runs; `scales`, the overrides of each scale. Later ones replace earlier ones: those of the
     grid, of the scale, then `overrides`. A baseline gets those of the scale and `overrides` that do not make
-    another method of it (`SAID_BY_BASELINES`).
+    another method of it (`SAID_BY_BASELINES`), and one that trains nothing (`UNTRAINED`) a single seed.
 
     Raises:
         InputError: if there is no such sweep or scale.
@@ -206,10 +209,18 @@ def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) ->
     everywhere = [*scales.get(scale, []), *overrides]
     lines = [line.split() for line in file.get("baselines", [])]
     jobs = [_merged([*grid, *everywhere])]
-    jobs += [_merged([*line, *(o for o in everywhere if _reaches(o, line))]) for line in lines]
+    jobs += [_merged([*line, *_reaching(line, everywhere)]) for line in lines]
     given = [o.split("=", 1)[1] for o in overrides if o.startswith("output_dir=")]
     output_dir = given[-1] if given else file.output_dir + ("" if scale == SMALL else f"-{scale}")
     return Sweep(name, Path(output_dir), [_merged([*job, f"output_dir={output_dir}"]) for job in jobs])
+
+
+def _reaching(line: Sequence[str], everywhere: Sequence[str]) -> list[str]:
+    """What a baseline gets of the overrides for every run; of several seeds one that trains nothing gets the
+    first, as it is the same with each."""
+    trains = any(UNTRAINED.isdisjoint(run) for run in _multiplied(line))
+    reaching = [override for override in everywhere if _reaches(override, line)]
+    return [o if trains or not o.startswith("seed=") else _multiplied([o])[0][0] for o in reaching]
 
 
 def _reaches(override: str, line: Sequence[str]) -> bool:

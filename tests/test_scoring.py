@@ -404,7 +404,12 @@ class TestCommand:
 
     def test_a_folder_without_answers(self, tmp_path, capsys):
         assert main(["score", str(tmp_path)]) == 1
-        assert "holds no generations/SET-SEED.jsonl" in capsys.readouterr().err
+        assert capsys.readouterr().err.endswith("give the folder of a finished run\n")
+        run = tmp_path / "a=1"
+        run.mkdir()
+        (run / "result.json").touch()
+        assert main(["score", str(tmp_path)]) == 1
+        assert f"give the folder of a finished run, such as {run}\n" in capsys.readouterr().err
 
     def test_a_run_is_scored_as_it_scored_itself(self, small_run, tmp_path, capsys):
         assert main(["train", *small_run, "seed=1"]) == 0

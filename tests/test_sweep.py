@@ -71,6 +71,16 @@ def test_what_is_given_comes_last_and_the_grid_stays_off_the_baselines():
     assert not any({"assistant.alpha", "text", "objective.order"} & run.keys() for run in baselines)
 
 
+def test_what_trains_nothing_has_one_seed():
+    for seeds, first in (("seed=3,4", "3"), ("seed=range(5,8)", "5"), ("seed=7", "7")):
+        runs = [dict(o.split("=") for o in run.overrides) for run in read_sweep("alpha", [seeds]).runs()]
+        for method in ("teacher", "start"):
+            assert [run["seed"] for run in runs if run.get("method") == method] == [first]
+        assert len({run["seed"] for run in runs if run.get("method") == "sft"}) == seeds.count(",") + 1 + (
+            "range" in seeds
+        )
+
+
 def test_baselines_get_the_settings_of_text_and_computing_that_they_have():
     given = ["text=adaptive", "text.labels=unshifted", "text.threshold=0.5", "objective.fused=false"]
     of = {}
@@ -165,7 +175,7 @@ def test_finished_runs_give_the_times(offline, capsys):
     save(RunResult(first.directory.name, {}, "", 1, {}, {}, timings, {}), first.directory)
     assert main(["sweep", "alpha", "--dry-run", "seed=1"]) == 0
     out = capsys.readouterr().out
-    assert "In all: 1 done, 7 to do" in out
+    assert "In all: 1 done, 9 to do" in out
     lines = [line for line in out.splitlines() if line.startswith((" alpha=", " method="))]
     rows = {line.split()[0].removesuffix(",seed=1"): line for line in lines}
     assert " done " in rows["alpha=-5"]

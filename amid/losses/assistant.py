@@ -99,8 +99,9 @@ class AlphaMixture:
     q and p themselves.
 
     Args:
-        alpha: any finite real number. Smaller is mode-seeking, larger is mode-covering.
-        lam: weight of the teacher, 0 ≤ λ ≤ 1. Both can be set again at any time, also during training.
+        alpha: any finite real number. Smaller is mode-seeking, larger is mode-covering. It can be set again
+            at any time, also during training.
+        lam: weight of the teacher, 0 ≤ λ ≤ 1. It can be set again as `alpha` can.
         detach_student: treat q inside r as a constant, so that no gradient reaches the student through
             r (TAID).
 

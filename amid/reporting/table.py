@@ -181,10 +181,13 @@ class Table:
         quality = ", ".join(
             title(name) + (" (F1 × 100)" if name.startswith("rouge") else "") for name in self._quality
         )
+        teacher = any(row.labels.get("method") == "teacher" for row in self.rows)
+        without = ", the teacher left out" if teacher else ""
         sentences = [
             *([f"{quality}: 0 to 100, higher is better."] if quality else []),
             f"{title(self.diversity)}: 0 to 100, among {among}, lower is more diverse.",
-            f"Numbers: {spread}. Bold: best of the column at the digits shown; {second}: the second.",
+            f"Numbers: {spread}. Bold: best of the column at the digits shown{without}; "
+            f"{second}: the second.",
         ]
         if AVERAGE in (dataset for dataset, _ in self.columns()):
             sentences.append(f"{AVERAGE}: the mean over the sets, each with the same weight.")

@@ -316,7 +316,7 @@ def test_a_folder_of_another_configuration_is_left_alone(quick, tmp_path, capsys
     assert "another configuration" in capsys.readouterr().err
     (directory / "result.json").unlink()
     assert run("train", *quick) == 1
-    assert "another configuration (hash not recorded, now" in capsys.readouterr().err
+    assert "changed since (hash not recorded, now" in capsys.readouterr().err
     assert (directory / "checkpoints").exists()
 
 
