@@ -228,6 +228,7 @@ def _launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: li
     from omegaconf import DictConfig
 
     from amid.config import CONF, check_used, register_resolvers
+    from amid.monitor import time_left
 
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -238,7 +239,7 @@ def _launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: li
         directory = Path(HydraConfig.get().runtime.output_dir)
         place, left = "", ""
         if directory in runs:
-            place, left = f" {runs.index(directory) + 1} of {len(runs)}:", _time_left(directory, runs)
+            place, left = f" {runs.index(directory) + 1} of {len(runs)}:", time_left(directory, runs)
         else:
             runs.append(directory)
         if name == "train":
@@ -272,19 +273,6 @@ def _launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: li
         sys.argv = before
     if failed:
         raise InputError("\namid: ".join(failed))
-
-
-def _time_left(directory: Path, runs: Sequence[Path]) -> str:
-    """How long the runs from the one in `directory` on may take, by those of them that are finished."""
-    from amid.monitor import in_words, read_status, seconds_left
-
-    if len(runs) < 2 or not directory.parent.is_dir():
-        return ""
-    names = {run.name for run in runs}
-    of_runs = [run for run in read_status(directory.parent) if run.name in names]
-    starts = any(run.name == directory.name and run.state == "waiting" for run in of_runs)
-    left = seconds_left(of_runs, starting=1) if starts else None
-    return "" if left is None else f"  (about {in_words(left)} left in all)"
 
 
 def _tell_of(elsewhere: Sequence[Path]) -> None:

@@ -390,6 +390,20 @@ def seconds_left(runs: Iterable[RunStatus], starting: int = 0) -> float | None:
     return max(known, default=0.0) + ahead
 
 
+def time_left(directory: Path, runs: Sequence[Path]) -> str:
+    """How long the runs of a command may take from the one in `directory` on: `  (about 12 min left in all)`.
+
+    By those of them that are finished; empty where nothing tells.
+    """
+    if len(runs) < 2 or not directory.parent.is_dir():
+        return ""
+    names = {run.name for run in runs}
+    of_runs = [run for run in read_status(directory.parent) if run.name in names]
+    starts = any(run.name == directory.name and run.state == "waiting" for run in of_runs)
+    left = seconds_left(of_runs, starting=1) if starts else None
+    return "" if left is None else f"  (about {in_words(left)} left in all)"
+
+
 def to_terminal(runs: Sequence[RunStatus], most: int | None = None) -> Group:
     """The runs as a table, and a line that counts them; with `most` only so many, the running ones first."""
     metrics = list(dict.fromkeys(run.metric for run in runs if run.metric))
