@@ -19,7 +19,7 @@ from amid.checks import Config, parts_of
 from amid.config import LONGEST_NAME
 from amid.errors import InputError
 from amid.estimate import Cost, Estimator, Once
-from amid.facts import SAMPLE, hub_as_far_as_it_can_be_reached, reason_of
+from amid.facts import SAMPLE, reason_of
 from amid.progress import in_bytes
 from amid.results import RESULT_FILE, files_below, load
 from amid.sweep import Sweep
@@ -41,8 +41,7 @@ def show_plan(sweep: Sweep, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=max(console.width, 160), file=console.file)
-    with hub_as_far_as_it_can_be_reached():
-        plan, elsewhere, estimator = _plan(sweep)
+    plan, elsewhere, estimator = _plan(sweep)
     to_do = [entry for entry in plan if entry.state == "to do"]
     works = {key: work for entry in plan for key, work in entry.shared.items() if entry in to_do}
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -19,6 +19,11 @@ def choose_one(name: str, options: Sequence[str]) -> str:
     return f"; did you mean {near[0]!r}? C{choice}" if near else f"; c{choice}"
 
 
+def first_line(error: BaseException) -> str:
+    """That of its message; the kind of error where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def was_interrupted(error: BaseException) -> bool:
     """Whether an interrupt led to `error`: a library may answer it with an error of its own."""
     chain: list[BaseException] = [error]

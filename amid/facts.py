@@ -1,23 +1,21 @@
 """What estimates need to know of models and data: read, or else taken from `hub_facts.yaml`."""
 
-import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from huggingface_hub import constants, get_session
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from amid.data import InstructionData
 from amid.data.examples import Example
 from amid.data.sources import HUB_PREFIX, load_examples, path_and_rows
+from amid.hub import SILENT
 from amid.models import ModelSource
 
 SAMPLE = 256
@@ -206,27 +204,10 @@ class Facts:
         return answer
 
 
-@contextlib.contextmanager
-def hub_as_far_as_it_can_be_reached() -> Iterator[None]:
-    """Keeps from asking the hub again and again where it does not answer; what is in its cache is found."""
-    before, verbosity = constants.HF_HUB_OFFLINE, transformers_logging.get_verbosity()
-    try:
-        get_session().head(constants.ENDPOINT, timeout=3)
-    except Exception:  # whatever the HTTP client of this version of the hub raises
-        constants.HF_HUB_OFFLINE = True
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-        transformers_logging.set_verbosity(verbosity)
-
-
 def reason_of(error: BaseException) -> str:
     """Why something was refused or could not be had, in a line."""
     text = " ".join(str(error.__cause__ if isinstance(error, InstantiationException) else error).split())
-    hidden = "hub" in text and constants.HF_HUB_OFFLINE
-    return "the hub does not answer, and its cache has none" if hidden else text
+    return SILENT if SILENT in text else text
 
 
 def _fact(source: Any) -> Mapping[str, Any] | None:

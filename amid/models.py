@@ -22,8 +22,9 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME
 
-from amid.errors import InputError
+from amid.errors import InputError, first_line
 from amid.files import checksum, key_of
+from amid.hub import ask_its_cache_alone_if_it_is_silent, reason_of
 from amid.lora import LoRA, plain_head
 from amid.losses import Head
 
@@ -41,8 +42,9 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     Raises:
         InputError: if there is none, with no network or a wrong name.
     """
+    location = _location(path)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**_location(path))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**location)
     except (OSError, ValueError) as error:
         raise _not_loadable("tokenizer", path, error) from error
     if tokenizer.pad_token_id is None:
@@ -142,8 +144,9 @@ class ModelSource:
             InputError: if there is nothing at `path`, or the architecture is not usable.
         """
         if self.path is not None:
+            location = _location(self.path)
             try:
-                stored: PretrainedConfig = AutoConfig.from_pretrained(**_location(self.path))
+                stored: PretrainedConfig = AutoConfig.from_pretrained(**location)
             except (OSError, ValueError) as error:
                 raise _not_loadable("model", self.path, error) from error
             return stored
@@ -158,7 +161,7 @@ class ModelSource:
             return AutoConfig.for_model(**given)
         except (TypeError, ValueError, StrictDataclassError) as error:
             raise InputError(
-                f"model architecture={dict(self.architecture)} is not usable: {_first_line(error)}"
+                f"model architecture={dict(self.architecture)} is not usable: {first_line(error)}"
             ) from error
 
     def skeleton(self, config: PretrainedConfig) -> PreTrainedModel:
@@ -173,7 +176,7 @@ class ModelSource:
                 model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype])
             except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
                 what = self.path or f"architecture={dict(self.architecture or {})}"
-                raise InputError(f"model {what} is not usable: {_first_line(error)}") from error
+                raise InputError(f"model {what} is not usable: {first_line(error)}") from error
             return self._shaped(model)
 
     def _shaped(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -206,9 +209,10 @@ class ModelSource:
 
     def _stored(self) -> PreTrainedModel:
         assert self.path is not None
+        location = _location(self.path)
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                **_location(self.path),
+                **location,
                 **_unpacked(self.path),
                 dtype=DTYPES[self.dtype],
                 trust_remote_code=False,
@@ -219,7 +223,7 @@ class ModelSource:
         except RuntimeError as error:
             raise InputError(
                 f"model path={self.path!r}: the weights do not fit the architecture of its config.json "
-                f"({_first_line(error)}); give the folder that the weights were saved with"
+                f"({first_line(error)}); give the folder that the weights were saved with"
             ) from error
         model: PreTrainedModel = loaded[0]
         report: dict[str, Any] = loaded[1]
@@ -373,16 +377,16 @@ def _location(path: str) -> dict[str, str]:
             "pretrained_model_name_or_path": str(Path(path).parent),
             "gguf_file": Path(path).name,
         }
+    if not Path(path).is_dir():
+        ask_its_cache_alone_if_it_is_silent()
     return {"pretrained_model_name_or_path": path}
 
 
 def _not_loadable(what: str, path: str, error: Exception) -> InputError:
-    where = "is a folder, but" if Path(path).is_dir() else "is no folder here, and"
+    is_there = Path(path).exists()
+    where = "is there, but" if is_there else "is no folder here, and"
+    reason = first_line(error) if is_there else reason_of(error)
     return InputError(
-        f"{what} path={path!r} {where} could not be loaded ({_first_line(error)}); give a hub id that can be "
+        f"{what} path={path!r} {where} could not be loaded ({reason}); give a hub id that can be "
         "reached, a folder written by save_pretrained, or a GGUF file"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from amid.data.examples import Example
 from amid.errors import InputError
+from amid.hub import ask_its_cache_alone_if_it_is_silent, reason_of
 
 HUB_PREFIX = "hf://datasets/"
 
@@ -249,10 +250,11 @@ def _download(url: str) -> Path:
     name, _, file = rest.partition("/")
     if not (owner and name and file):
         raise InputError(f"data source {url!r} is incomplete; write {HUB_PREFIX}OWNER/NAME/FILE")
+    ask_its_cache_alone_if_it_is_silent()
     try:
         return Path(hf_hub_download(f"{owner}/{name}", file, repo_type="dataset"))
     except (RepositoryNotFoundError, EntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise InputError(
-            f"data source {url!r} is neither in the hub's cache nor can it be downloaded "
-            f"({type(error).__name__}); check the name and the network, or give the path of a file"
+            f"data source {url!r} cannot be had ({reason_of(error)}); check the name and the network, "
+            "or give the path of a file"
         ) from error

@@ -1,0 +1,36 @@
+"""The Hugging Face hub, where it answers and where it does not."""
+
+import functools
+
+from huggingface_hub import constants, get_session
+
+from amid.errors import first_line
+
+SECONDS_TO_ANSWER = 5.0
+
+SILENT = "the hub does not answer, and its cache has none"
+
+
+def ask_its_cache_alone_if_it_is_silent() -> None:
+    """Where the hub does not answer, goes on in this process as with `HF_HUB_OFFLINE=1`.
+
+    What is in its cache is found then, and what is not is missed at once: otherwise each file would be asked
+    for six times in half a minute.
+    """
+    if not (constants.HF_HUB_OFFLINE or _answers(constants.ENDPOINT)):
+        constants.HF_HUB_OFFLINE = True
+
+
+@functools.cache
+def _answers(endpoint: str) -> bool:
+    """Asked once in a process."""
+    try:
+        get_session().head(endpoint, timeout=SECONDS_TO_ANSWER)
+    except Exception:  # whatever the HTTP client of this version of the hub raises
+        return False
+    return True
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a file of the hub could not be had: the first line of `error`, or that the hub is silent."""
+    return SILENT if constants.HF_HUB_OFFLINE else first_line(error)

@@ -1,0 +1,61 @@
+"""The hub: where it does not answer, its cache alone is asked."""
+
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+from amid import hub
+from amid.data.sources import load_examples
+from amid.errors import InputError
+from amid.models import load_tokenizer
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def silent_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", NOWHERE)
+    hub._answers.cache_clear()
+
+
+@pytest.mark.usefixtures("silent_hub")
+@pytest.mark.parametrize(
+    "asked",
+    [lambda: load_tokenizer("owner/name"), lambda: load_examples("hf://datasets/owner/name/file.jsonl")],
+)
+def test_a_file_that_is_not_in_the_cache_is_missed_at_once(asked, monkeypatch, capfd):
+    slept = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    with pytest.raises(InputError, match="the hub does not answer, and its cache has none"):
+        asked()
+    assert not slept
+    assert "Retrying" not in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("silent_hub")
+def test_its_cache_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    place = tmp_path / "datasets--owner--name"
+    (place / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0" * 40)
+    row = '{"instruction": "Say yes.", "output": "Yes."}\n'
+    (place / "snapshots" / ("0" * 40) / "file.jsonl").write_text(row)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    (example,) = load_examples("hf://datasets/owner/name/file.jsonl")
+    assert example.outputs == ("Yes.",)
+
+
+def test_a_hub_that_answers_is_asked(monkeypatch: pytest.MonkeyPatch):
+    class Session:
+        def head(self, url: str, timeout: float) -> None:
+            assert url == NOWHERE
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", NOWHERE)
+    monkeypatch.setattr(hub, "get_session", Session)
+    hub._answers.cache_clear()
+    hub.ask_its_cache_alone_if_it_is_silent()
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
