@@ -95,7 +95,10 @@ def _interrupted(arguments: Sequence[str]) -> int:
     """Says how to go on with what was interrupted, where it had runs; returns the exit status."""
     if arguments[0] in ("train", "evaluate", "cache", "sweep"):
         again = f"amid {shlex.join(arguments)}"
-        print(f"\namid: interrupted; finished runs and epochs stay. To go on: {again}", file=sys.stderr)
+        print(
+            f"\namid: interrupted; finished runs, epochs and answered sets stay. To go on: {again}",
+            file=sys.stderr,
+        )
     return 128 + signal.SIGINT
 
 

@@ -133,6 +133,7 @@ def _evaluate(settings: dict[str, Any], labels: dict[str, Label], directory: Pat
         sampling,
         data.metrics,
         directory / "generations",
+        {"config": key, "student": source.fingerprint()},
         fabric.autocast,
     )
     result = RunResult(

@@ -1,14 +1,17 @@
 """The scores of a model: its answers to the evaluation sets, and what they are worth."""
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.data.examples import Example
 from amid.data.prompts import Encoder
 from amid.errors import InputError
+from amid.files import read_json, write_json
 from amid.generation import Sampling
 from amid.metrics import Metric, set_score
 from amid.monitor import tell
@@ -19,11 +22,15 @@ from amid.scoring import (
     answers_file,
     applied,
     per_prompt,
+    read_answers,
     score_answers,
     set_scores,
     write_answers,
     write_per_prompt,
 )
+
+MANIFEST = ".made_from.json"
+"""Beside a run's answers: what decided them."""
 
 
 def evaluate_sets(
@@ -34,31 +41,49 @@ def evaluate_sets(
     sampling: Sampling,
     metrics: Mapping[str, Metric],
     directory: Path,
+    made_from: Mapping[str, Any],
     precision: Callable[[], AbstractContextManager[None]],
 ) -> dict[str, dict[str, Score]]:
     """Answers every set with every seed, keeps the answers, and scores them.
 
     The answers are written to `directory/SET-SEED.jsonl` (`write_answers`), the mean scores of each
-    prompt to `directory/per_prompt.json`.
+    prompt to `directory/per_prompt.json`. Sets that were answered before an interruption are read.
 
-    `precision` makes the context that the model is run in. How many answers are finished is shown.
+    Args:
+        model: the student.
+        tokenizer: of it.
+        sets: by name, the prompts and their acceptable answers.
+        encoder: of the prompts.
+        sampling: how answers are drawn.
+        metrics: what scores them against the references.
+        directory: of the answers; with others than those `made_from` this, it is made anew.
+        made_from: JSON values that decide the answers: of model, data and sampling.
+        precision: makes the context that the model is run in.
 
     Returns:
         Set -> metric -> score over the seeds (`score_answers`).
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    prompts = {name: [encoder.prompt(example) for example in examples] for name, examples in sets.items()}
-    by_seed: dict[str, list[list[Answered]]] = {name: [] for name in sets}
-    total = sum(map(len, sets.values())) * len(sampling.seeds) * sampling.samples
+    manifest = directory / MANIFEST
+    if read_json(manifest) != made_from:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        write_json(manifest, made_from)
+    files = {name: [answers_file(directory, name, seed) for seed in sampling.seeds] for name in sets}
+    unanswered = {
+        name: [encoder.prompt(example) for example in examples]
+        for name, examples in sets.items()
+        if not all(file.exists() for file in files[name])
+    }
+    total = sum(map(len, unanswered.values())) * len(sampling.seeds) * sampling.samples
     tell(note="scoring")
     with precision(), Progress("answers", total, unit="answers") as progress:
-        for name, seed, answers in sampling.answers_to_sets(model, tokenizer, prompts, progress.advance):
+        for name, seed, answers in sampling.answers_to_sets(model, tokenizer, unanswered, progress.advance):
             answered = [
                 Answered(example.instruction, example.input, example.outputs, row, example.fields)
                 for example, row in zip(sets[name], answers, strict=True)
             ]
             write_answers(answers_file(directory, name, seed), answered, seed)
-            by_seed[name].append(answered)
+    by_seed = {name: [read_answers(file) for file in of_set] for name, of_set in files.items()}
     given = {name: applied(metrics, answered) for name, answered in by_seed.items()}
     of_prompts = {
         name: {

@@ -27,7 +27,7 @@ from amid.evaluation import check_metrics, evaluate_sets
 from amid.files import written_whole
 from amid.fit import fit, last_checkpoint, length_in_words, one_device, steps_of, use_threads
 from amid.lora import merge
-from amid.models import shared_vocabulary
+from amid.models import ModelSource, shared_vocabulary
 from amid.module import DistillationModule
 from amid.precision import announce_slow_bfloat16
 from amid.preparation import with_prepared_models
@@ -163,6 +163,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
                 parts.sampling,
                 data.metrics,
                 directory / "generations",
+                {"config": key, "student": ModelSource(str(directory / BEST)).fingerprint()},
                 trainer.precision_plugin.forward_context,
             )
         except FloatingPointError as error:

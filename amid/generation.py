@@ -5,7 +5,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import torch
@@ -127,27 +127,22 @@ class Sampling:
     ) -> Iterator[tuple[str, int, list[list[Answer]]]]:
         """The set's name, a seed, and its answers to that set's prompts: for every set and every seed.
 
-        They are those of `answers`, drawn together: the model reads each prompt once for all its answers.
-        `finished` is called with the number of answers that have ended since its last call.
+        They are those of `answers`, set by set, all seeds together: the model reads each prompt once for all
+        its answers. `finished` is called with the number of answers that have ended since its last call.
         """
         if not holds_keys_and_values(model):
             for name, prompts in sets.items():
                 for seed in self.seeds:
-                    drawn = self.answers(model, tokenizer, prompts, seed)
+                    of_seed = self.answers(model, tokenizer, prompts, seed)
                     finished(len(prompts) * self.samples)
-                    yield name, seed, drawn
+                    yield name, seed, of_seed
             return
-        of_sets = [
-            zip(*(streams(prompts, seed, self.samples) for seed in self.seeds), strict=True)
-            for prompts in sets.values()
-        ]
-        prompts_of_all = [prompt for prompts in sets.values() for prompt in prompts]
-        names_of_all = [list(chain(*of_seeds)) for of_seeds in chain(*of_sets)]
-        answers = iter(self._noted_answers(model, tokenizer, prompts_of_all, names_of_all, finished))
         for name, prompts in sets.items():
-            of_set = list(islice(answers, len(prompts)))
+            of_seeds = zip(*(streams(prompts, seed, self.samples) for seed in self.seeds), strict=True)
+            names = [list(chain(*of_prompt)) for of_prompt in of_seeds]
+            drawn = self._noted_answers(model, tokenizer, prompts, names, finished)
             for i, seed in enumerate(self.seeds):
-                yield name, seed, [row[i * self.samples : (i + 1) * self.samples] for row in of_set]
+                yield name, seed, [row[i * self.samples : (i + 1) * self.samples] for row in drawn]
 
     def _noted_answers(
         self,

@@ -62,6 +62,8 @@ class VLLMSampling(Sampling):
         Raises:
             InputError: if vLLM is not installed, or cannot run this model.
         """
+        if not sets:
+            return
         vllm = _vllm()
         if model.device.index:
             raise InputError(

@@ -10,6 +10,7 @@ import torch
 from command_line import curve, run
 
 from amid import results
+from amid.generation import Sampling
 
 
 def test_train_leaves_a_whole_run_that_is_not_run_again(quick, tmp_path, capsys):
@@ -186,6 +187,40 @@ def test_the_figures_of_a_run_that_went_on_are_those_of_its_whole_training(quick
     assert seconds < result.timings["train"] < 5100
 
 
+def test_scoring_goes_on_with_the_sets_that_were_not_answered(quick, tmp_path, monkeypatch):
+    answers_to_sets, asked = Sampling.answers_to_sets, []
+
+    def killed_after_the_first_set(self, model, tokenizer, sets, finished):
+        asked.extend([list(sets)] if sets else [])  # a fine-tuning has none
+        for name, seed, answers in answers_to_sets(self, model, tokenizer, sets, finished):
+            if kill and name != next(iter(sets)):
+                raise KeyboardInterrupt
+            yield name, seed, answers
+
+    monkeypatch.setattr(Sampling, "answers_to_sets", killed_after_the_first_set)
+    kill = False
+    assert run("train", *quick, f"output_dir={tmp_path / 'whole'}") == 0
+    kill = True
+    assert run("train", *quick) == 130
+    (folder,) = (tmp_path / "runs").iterdir()
+    first, second = asked[0]
+    before = (folder / "generations" / f"{first}-1.jsonl").stat().st_ino
+    kill = False
+    assert run("train", *quick) == 0
+    assert asked == [[first, second], [first, second], [second]]
+    assert (folder / "generations" / f"{first}-1.jsonl").stat().st_ino == before
+    (whole,) = results.load_all(tmp_path / "whole")
+    assert results.load(folder).scores == whole.scores
+
+    kill = True  # answers of another student, or to other prompts, are not taken
+    out = f"output_dir={tmp_path / 'again'}"
+    assert run("evaluate", f"run={folder}", out) == 130
+    kill = False
+    assert run("evaluate", f"run={folder}", out, "data.test_prompts=2") == 0
+    assert run("evaluate", f"run={folder}", out) == 0
+    assert asked[3:] == [[first, second], [first, second], [second]]
+
+
 def test_a_run_whose_folder_was_moved_still_knows_its_best_epoch(quick, tmp_path, monkeypatch, capsys):
     from amid.module import DistillationModule
 
@@ -247,7 +282,7 @@ def test_a_run_interrupted_in_its_first_epoch_starts_over_and_says_so(quick, tmp
     with monkeypatch.context() as patched:
         patched.setattr(DistillationModule, "training_step", stopped)
         assert run("train", *quick) == 130
-    assert "finished runs and epochs stay. To go on: amid train" in capsys.readouterr().err
+    assert "finished runs, epochs and answered sets stay. To go on: amid train" in capsys.readouterr().err
     (directory,) = (tmp_path / "runs").iterdir()
     assert json.loads((directory / "status.json").read_text())["state"] == "interrupted"
     assert run("train", *quick) == 0
