@@ -3,6 +3,7 @@
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from amid.config import as_dict
 from amid.data import InstructionData
 from amid.errors import InputError
 from amid.experiment import run_experiment, supply_teacher, supply_text
@@ -10,7 +11,6 @@ from amid.fit import one_device, use_threads
 from amid.precision import announce_slow_bfloat16
 from amid.preparation import with_prepared_models
 from amid.progress import silence_bars
-from amid.train import as_dict
 
 
 def run(cfg: DictConfig) -> None:

@@ -14,7 +14,7 @@ from amid.config import check_seed
 from amid.data.datamodule import RESPONSES
 from amid.data.prompts import check_lengths
 from amid.data.sources import check_source
-from amid.errors import InputError
+from amid.errors import InputError, first_line
 from amid.fit import check_trainer
 from amid.generation import Sampling
 from amid.losses import Loss
@@ -149,7 +149,8 @@ def _check_optimizer(optimizer: Config, key: str) -> None:
         instantiate(optimizer)([torch.nn.Parameter(torch.zeros(1))])
     except (HydraException, TypeError, ValueError) as error:
         given = ", ".join(f"{name}={value}" for name, value in optimizer.items() if not name.startswith("_"))
-        raise InputError(f"{key}: {optimizer['_target_']} does not take {given} ({error})") from error
+        remedy = f"see the documentation of {optimizer['_target_']}"
+        raise InputError(f"{key} does not take {given} ({first_line(error)}); {remedy}") from error
 
 
 def _check_monitor(monitor: str, valid_metric: str | None) -> None:

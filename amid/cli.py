@@ -1,7 +1,6 @@
 """The `amid` command."""
 
 import contextlib
-import errno
 import importlib
 import logging
 import os
@@ -14,11 +13,11 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amid import __version__
 from amid.allocator import keep_freed_memory
-from amid.errors import Busy, InputError, choose_one, was_interrupted
+from amid.errors import Busy, InputError, choose_one, in_one_line, is_mistake, was_interrupted
 
 if TYPE_CHECKING:
     from amid.sweep import Sweep
@@ -48,6 +47,9 @@ Examples
   amid train data=jsonl data.train=my/train.jsonl data.valid=my/valid.jsonl
 """
 
+OPTIONS = ("-m", "--multirun", "-h", "--help", "--hydra-help", "-c", "--cfg", "-p", "--package", "--resolve")
+"""Of Hydra, that the commands which train, evaluate and write states take."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
@@ -56,26 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     keep_freed_memory()
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    commands: dict[str, Callable[[list[str]], None]] = {
-        "train": lambda rest: _hydra("train", rest),
-        "evaluate": lambda rest: _hydra("evaluate", rest),
-        "cache": lambda rest: _hydra("cache", rest),
-        "sweep": _sweep,
-        "score": _score,
-        "report": _report,
-        "status": _status,
-        "dashboard": _dashboard,
-        "help": _help,
-    }
     try:
         if command in ("-h", "--help"):
             _help([])
         elif command == "--version":
             print(f"amid {__version__}")
-        elif command in commands:
-            commands[command](rest)
+        elif command in COMMANDS:
+            COMMANDS[command](rest)
         else:
-            raise InputError(f"{command!r} is no command of amid{choose_one(command, list(commands))}")
+            raise InputError(f"{command!r} is no command of amid{choose_one(command, list(COMMANDS))}")
         sys.stdout.flush()
     except BrokenPipeError:
         return _unread()
@@ -86,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if was_interrupted(error):
             return _interrupted(arguments)
-        print(f"amid: {_one_line(error)}", file=sys.stderr)
+        print(f"amid: {in_one_line(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -111,13 +102,15 @@ def _unread() -> int:
 def _help(arguments: list[str]) -> None:
     from amid.sweep import names
 
-    if arguments and not {"-h", "--help"} & set(arguments):
+    if arguments == ["help"] or not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE.format(sweeps=", ".join(names())))
+    elif arguments[0] in COMMANDS:
+        COMMANDS[arguments[0]](["--help"])
+    else:
         from amid.reference import explain
 
         for word in arguments:
             explain(word)
-    else:
-        print(USAGE.format(sweeps=", ".join(names())))
 
 
 def _hydra(name: str, arguments: list[str]) -> None:
@@ -140,6 +133,8 @@ def _hydra(name: str, arguments: list[str]) -> None:
                 if "=" in arguments:
                     remedy = "write KEY=VALUE without spaces around ="
                 raise InputError(f"{word!r} is neither KEY=VALUE nor an option; {remedy}")
+        for flag in (flag for flag in flags if flag.partition("=")[0] not in OPTIONS):
+            raise InputError(f"{flag} is no option of amid {name}{choose_one(flag, OPTIONS)}")
         if not several:
             _check_single(name, overrides)
         else:
@@ -171,24 +166,38 @@ def _checked(sweep: "Sweep") -> list[Path]:
     Raises:
         InputError: naming the first run that would be refused.
     """
-    from amid.checks import Checks
-    from amid.train import as_dict
+    from hydra.utils import instantiate
 
-    checks = Checks()
+    from amid.config import as_dict
+
     folders: list[Path] = []
+    to_check: dict[int, dict[str, Any]] = {}
     try:
-        for run, cfg in sweep.configs():
+        for number, (run, cfg) in enumerate(sweep.configs()):
             folders.append(run.directory.absolute())
-            if run.finished:
-                continue
-            cfg.logger = {}
-            try:
-                checks.check(as_dict(cfg))
-            except Exception as error:
-                raise InputError(f"{sweep.in_words(len(folders) - 1)}: {_one_line(error)}") from error
+            if not run.finished:
+                cfg.logger = {}
+                with _about(sweep.in_words(number)):
+                    to_check[number] = as_dict(cfg)
+                    instantiate(cfg.objective)
+        from amid.checks import Checks  # takes seconds
+
+        checks = Checks()
+        for number, settings in to_check.items():
+            with _about(sweep.in_words(number)):
+                checks.check(settings)
     except InputError as error:
         raise InputError(f"{error}; nothing was started") from error
     return folders
+
+
+@contextlib.contextmanager
+def _about(run: str) -> Iterator[None]:
+    """Has an error begin with the run that it is about."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"{run}: {in_one_line(error)}") from error
 
 
 def _check_single(name: str, overrides: Sequence[str]) -> None:
@@ -228,6 +237,7 @@ def _launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: li
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+    from hydra.utils import instantiate
     from omegaconf import DictConfig
 
     from amid.config import CONF, check_used, register_resolvers
@@ -238,7 +248,6 @@ def _launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: li
     failed: list[str] = []
 
     def task(cfg: DictConfig) -> None:
-        module = importlib.import_module(f"amid.{name}")
         directory = Path(HydraConfig.get().runtime.output_dir)
         place, left = "", ""
         if directory in runs:
@@ -249,7 +258,9 @@ def _launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: li
             print(f"run{place} {directory.name}{left}", flush=True)
         try:
             check_used(cfg, HydraConfig.get())
-            module.run(cfg)
+            if name == "train":
+                instantiate(cfg.objective)  # whose mistakes are told before the next import, of seconds
+            importlib.import_module(f"amid.{name}").run(cfg)
         except BrokenPipeError:
             sys.exit(_unread())  # Hydra would report it
         except Exception as error:
@@ -259,8 +270,8 @@ def _launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: li
             if isinstance(error, Busy) and not single:
                 elsewhere.append(directory)
                 return
-            failed.append(("" if single else f"{directory.name}: ") + _one_line(error))
-            if _is_mistake(error):
+            failed.append(("" if single else f"{directory.name}: ") + in_one_line(error))
+            if is_mistake(error):
                 if single and not isinstance(error, Busy):  # of several runs, status and report tell
                     _remove_if_nothing_was_computed(directory)
             else:
@@ -461,42 +472,14 @@ def _and_what_is_next(directories: Sequence[Path], report: bool) -> Iterator[Non
                 print(f"Report: amid report {shown(folder)}", flush=True)
 
 
-def _is_mistake(error: BaseException) -> bool:
-    """Whether `error` says what the user wrote wrong, so that a traceback adds nothing."""
-    from hydra.errors import InstantiationException
-    from omegaconf.errors import MissingMandatoryValue
-
-    if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        return isinstance(error.__cause__, ValueError) or _is_mistake(error.__cause__)
-    return isinstance(error, InputError | OSError | MissingMandatoryValue)
-
-
-def _one_line(error: BaseException) -> str:
-    """What went wrong, in one line: the message of a mistake, the kind and message of anything else."""
-    from hydra.errors import InstantiationException
-    from omegaconf.errors import MissingMandatoryValue
-
-    if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        where = re.search(r"full_key: (\S+)", str(error))
-        return (f"{where.group(1)}: " if where else "") + _one_line(error.__cause__)
-    if isinstance(error, MissingMandatoryValue):
-        return f"{getattr(error, 'full_key', '') or str(error).splitlines()[0]} has no value; set it"
-    out_of_space = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if out_of_space or "No space left on device" in str(error):
-        return "no disk space left where results are written; free some and run the command again"
-    if isinstance(error, FileNotFoundError):
-        return f"{error.filename} does not exist; check the paths that were given"
-    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or (
-        isinstance(error, OSError) and error.errno == errno.EROFS
-    ):
-        return (
-            f"cannot write {error.filename} ({error.strerror}); "
-            "choose another output_dir=, prepared_dir= or data.cache_dir="
-        )
-    text = " ".join(str(error).split()) or "no message"
-    if isinstance(error, RuntimeError) and "out of memory" in text:  # torch.OutOfMemoryError
-        return (
-            f"{text.partition('. ')[0]}: lower data.micro_batch_size for training or "
-            "generation.batch_size for answers; a sweep's --dry-run estimates the memory"
-        )
-    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": lambda arguments: _hydra("train", arguments),
+    "evaluate": lambda arguments: _hydra("evaluate", arguments),
+    "cache": lambda arguments: _hydra("cache", arguments),
+    "sweep": _sweep,
+    "score": _score,
+    "report": _report,
+    "status": _status,
+    "dashboard": _dashboard,
+    "help": _help,
+}

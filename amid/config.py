@@ -10,7 +10,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
@@ -89,7 +89,7 @@ def _multirun() -> bool:
 def run_name(overrides: Sequence[str]) -> str:
     """A short folder name for a run, from its overrides: `alpha=-5,seed=2`; `default` if there are none."""
     parts = [
-        override.lstrip("+~").removeprefix("assistant.").removeprefix("objective.")
+        re.sub(r"['\"]", "", override).lstrip("+~").removeprefix("assistant.").removeprefix("objective.")
         for override in _telling(overrides)
     ]
     name = re.sub(r"[^\w.=,+-]+", "_", ",".join(sorted(parts)), flags=re.ASCII) or "default"
@@ -121,6 +121,22 @@ def _telling(overrides: Sequence[str]) -> list[str]:
         if ([*nodes, key][0] not in _PLACES and key not in idle) or counts:
             telling.append(override)
     return telling
+
+
+def as_dict(cfg: DictConfig) -> dict[str, Any]:
+    """`cfg` with everything resolved, the student that it names, and without the keys that only sweeps read.
+
+    Raises:
+        InputError: if `student_is` is neither student nor teacher.
+    """
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    for key in KEYS_OF_SWEEPS:
+        settings.pop(key, None)
+    student = settings.pop("student_is")
+    if student not in ("student", "teacher"):
+        raise InputError(f"student_is={student} must be student or teacher, of the pair")
+    settings["model"]["student"] = settings["model"][student]
+    return settings
 
 
 def without_wandb() -> bool:

@@ -31,11 +31,12 @@ def run(sweep: str, again: str, scale: str | None, entity: str | None, project: 
     """
     folder, scores = _scores(sweep, scale)
     if without_wandb():
+        unstarted = "" if folder.exists() else " (no run of it has started yet)"
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / SPECIFICATION
         with written_whole(file) as part:
             part.write_text(specification(build_workspace(scores, entity or "", project)), encoding="utf-8")
-        announce(f"No W&B account, or no network. The workspace's specification: {file}")
+        announce(f"No W&B account, or no network. The workspace's specification: {file}{unstarted}")
         announce(f"To save it later: wandb login && {again}")
         return
     try:

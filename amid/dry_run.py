@@ -16,14 +16,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from amid.checks import Config, parts_of
-from amid.config import LONGEST_NAME
+from amid.config import LONGEST_NAME, as_dict
 from amid.errors import InputError
 from amid.estimate import Cost, Estimator, Once
 from amid.facts import SAMPLE, reason_of
 from amid.progress import in_bytes
 from amid.results import RESULT_FILE, files_below, load
 from amid.sweep import Sweep
-from amid.train import as_dict
 
 RATES = {"cpu": 5e10, "cuda": 1.5e14}
 """Useful operations a second that are assumed where no finished run tells: of a few cores; of an H100

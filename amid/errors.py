@@ -1,6 +1,8 @@
 """The error that stands for a mistake in the user's input."""
 
 import difflib
+import errno
+import re
 from collections.abc import Sequence
 
 
@@ -31,3 +33,45 @@ def was_interrupted(error: BaseException) -> bool:
         before = (link.__cause__, link.__context__)
         chain += [other for other in before if other is not None and other not in chain]
     return any(isinstance(link, KeyboardInterrupt) for link in chain)
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether `error` says what the user wrote wrong, so that a traceback adds nothing."""
+    from hydra.errors import InstantiationException
+    from omegaconf.errors import MissingMandatoryValue
+
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return isinstance(error.__cause__, ValueError) or is_mistake(error.__cause__)
+    return isinstance(error, InputError | OSError | MissingMandatoryValue)
+
+
+def in_one_line(error: BaseException) -> str:
+    """What went wrong, in one line: the message of a mistake, the kind and message of anything else."""
+    from hydra.errors import InstantiationException
+    from omegaconf.errors import MissingMandatoryValue
+
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        where = re.search(r"full_key: (\S+)", str(error))
+        return (f"{where.group(1)}: " if where else "") + in_one_line(error.__cause__)
+    if isinstance(error, MissingMandatoryValue):
+        key = getattr(error, "full_key", "") or first_line(error)
+        return f"{key} has no value; give it one, {key}=VALUE (amid help {key} says what it is)"
+    out_of_space = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if out_of_space or "No space left on device" in str(error):
+        return "no disk space left where results are written; free some and run the command again"
+    if isinstance(error, FileNotFoundError):
+        return f"{error.filename} does not exist; check the paths that were given"
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or (
+        isinstance(error, OSError) and error.errno == errno.EROFS
+    ):
+        return (
+            f"cannot write {error.filename} ({error.strerror}); "
+            "choose another output_dir=, prepared_dir= or data.cache_dir="
+        )
+    text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, RuntimeError) and "out of memory" in text:  # torch.OutOfMemoryError
+        return (
+            f"{text.partition('. ')[0]}: lower data.micro_batch_size for training or "
+            "generation.batch_size for answers; a sweep's --dry-run estimates the memory"
+        )
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"

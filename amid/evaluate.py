@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from amid.config import check_seed, config_hash, further_settings, parsed_overrides
+from amid.config import as_dict, check_seed, config_hash, further_settings, parsed_overrides
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
 from amid.experiment import recorded_hash, versions, write_config
@@ -20,7 +20,7 @@ from amid.monitor import alone, watched
 from amid.precision import announce_slow_bfloat16
 from amid.progress import announce, shown, silence_bars
 from amid.results import BEST, RESULT_FILE, Label, RunResult, load, save
-from amid.train import as_dict, summary
+from amid.train import summary
 
 
 def run(cfg: DictConfig) -> None:
@@ -52,7 +52,7 @@ def _finished(cfg: DictConfig, directory: Path) -> RunResult | None:
     settings, _ = _settings(copy.deepcopy(cfg))
     if recorded_hash(directory) != config_hash(settings):
         return None
-    announce(f"{shown(directory)} is finished already")
+    announce(f"{shown(directory)} is finished already; to score it anew, delete the folder")
     return load(directory)
 
 

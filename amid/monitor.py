@@ -71,7 +71,7 @@ class RunStatus:
     total: int | None = None
     """Of `part`, in all; None where it is not known."""
     loss: float | None = None
-    """Of the last step written."""
+    """Mean of the last tenth of the steps."""
     score: float | None = None
     """The last score of validation answers, of `metric`."""
     metric: str | None = None

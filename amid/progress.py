@@ -3,16 +3,19 @@
 import shlex
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import transformers
 from huggingface_hub.utils.tqdm import enable_progress_bars
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from torch import Tensor
 
 from amid.monitor import due, tell
 from amid.results import METRICS
@@ -22,6 +25,10 @@ LOSSES = ("valid/loss", "valid/cross_entropy")
 
 FURTHER = ("valid/perplexity", "valid/kl_pq", "valid/same_top")
 """What is logged besides, and not shown while a run goes on."""
+
+
+SECONDS_BETWEEN_LINES = 3.0
+"""At least, from the beginning of a computation to its first line, and from one to the next."""
 
 
 def shown(path: Path) -> str:
@@ -68,8 +75,8 @@ class ProgressBar(RichProgressBar):
         return shown | {name: metrics[key] for key, name in _validation_scores(metrics).items()}
 
 
-class ProgressLines(Callback):
-    """Prints step, mean loss and validation score since the last line, and time left, about ten times.
+class _Watch(Callback):
+    """Knows the mean loss of the last tenth of the steps, and the time left.
 
     Args:
         steps: of the whole training.
@@ -77,12 +84,34 @@ class ProgressLines(Callback):
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
+        self._losses: deque[Tensor] = deque(maxlen=max(1, steps // 10))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
         self._started, self._first = time.perf_counter(), trainer.global_step
-        self._losses: list[float] = []
-        self._validated = False
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Takes note of the loss, without waiting for a GPU to compute it."""
+        self._losses.append(outputs["loss"].detach())
+
+    @property
+    def _loss(self) -> float:
+        return float(torch.stack(list(self._losses)).mean())
+
+    def _seconds_left(self, step: int) -> float:
+        return (time.perf_counter() - self._started) / (step - self._first) * (self._steps - step)
+
+
+class ProgressLines(_Watch):
+    """Prints step, mean loss and validation score since the last line, and time left, about ten times.
+
+    Args:
+        steps: of the whole training.
+    """
+
+    _validated = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The next line has a new score to tell."""
@@ -101,41 +130,35 @@ class ProgressLines(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Prints a line after each tenth of the steps."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         total, step = self._steps, trainer.global_step
-        self._losses.append(float(outputs["loss"]))
         if step % max(1, total // 10) and step != total:
             return
-        left = (time.perf_counter() - self._started) / (step - self._first) * (total - step)
         scores = self._scores(trainer) if step != total else ""  # the last step's validation is to come
-        loss = sum(self._losses) / len(self._losses)
-        self._losses.clear()
-        print(f"  step {step}/{total}  loss {loss:.3f}{scores}  {left:.0f} s left", flush=True)
+        left = f"{self._seconds_left(step):.0f} s left"
+        print(f"  step {step}/{total}  loss {self._loss:.3f}{scores}  {left}", flush=True)
 
 
-class StatusRecords(Callback):
+class StatusRecords(_Watch):
     """Keeps a run's status on disk in training: step, loss, the last validation score and time left.
 
     Args:
         steps: of the whole training.
     """
 
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
-        self._started, self._first = time.perf_counter(), trainer.global_step
+        super().on_train_start(trainer, pl_module)
         tell(step=trainer.global_step, steps=self._steps, note="training")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Writes, where the last record is some seconds old or the step is the last."""
-        total, step = self._steps, trainer.global_step
-        if not due() and step != total:
-            return
-        left = (time.perf_counter() - self._started) / (step - self._first) * (total - step)
-        tell(step=step, loss=float(outputs["loss"]), seconds_left=left, **self._score(trainer))
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        step = trainer.global_step
+        if due() or step == self._steps:
+            tell(step=step, loss=self._loss, seconds_left=self._seconds_left(step), **self._score(trainer))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the last score."""
@@ -158,7 +181,8 @@ def _validation_scores(metrics: Iterable[str]) -> dict[str, str]:
 
 
 class Progress:
-    """How far a computation over `total` tokens is: a bar on a terminal, about ten lines elsewhere.
+    """How far a computation over `total` tokens is: a bar on a terminal, ten lines at most elsewhere, and
+    none of what is done at once.
 
     The status of the run tells it too.
 
@@ -170,7 +194,7 @@ class Progress:
 
     def __init__(self, what: str, total: int, unit: str = "tokens") -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, 0
-        self._started = time.perf_counter()
+        self._started = self._told = time.perf_counter()
         self._bar: RichProgress | None = None
         if sys.stdout.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
@@ -203,12 +227,17 @@ class Progress:
         """At this rate, after the first ones."""
         return (self.total - self.done) / self.rate
 
+    @property
+    def _silent(self) -> bool:
+        return time.perf_counter() - self._told >= SECONDS_BETWEEN_LINES
+
     def advance(self, tokens: int) -> None:
         """Counts as many further ones as done."""
         before, self.done = self.done, self.done + tokens
         if self._bar is not None:
             self._bar.advance(self._task, tokens)
-        elif before * 10 // self.total < self.done * 10 // self.total:
+        elif before * 10 // self.total < self.done * 10 // self.total and self._silent:
+            self._told = time.perf_counter()
             share = 100 * self.done // self.total
             rate = f"{self.rate:,.0f} {self.unit}/s"
             announce(f"  {self.what} {share}%  {rate}  {self.seconds_left:.0f} s left")

@@ -127,11 +127,11 @@ def explain(word: str, console: Console | None = None) -> None:
     elif re.fullmatch(r"\w+(\.\w+)*", name) and (found := _config_with(name)):
         _explain_setting(console, name, *found)
     elif called:
+        for key in _settings_called(name):
+            explain(key, console)
         for group, option in called:
             _explain_options(console, group, option)
-        if same := _settings_called(name):
-            console.print(f"Settings of that name: {', '.join(same)}")
-    elif len(same := _settings_called(name)) == 1 and name not in [command.name for command in options("")]:
+    elif len(same := _settings_called(name)) == 1:
         explain(same[0], console)
     else:
         raise InputError(f"{word!r} is no group, option or setting{_remedy(name)}")
@@ -139,8 +139,6 @@ def explain(word: str, console: Console | None = None) -> None:
 
 def _remedy(name: str) -> str:
     """What to ask for in place of a name that there is not."""
-    if name in [option.name for option in options("")]:
-        return f"; amid {name} --help says what the command takes"
     names = [*groups(), *(option.name for group in groups() for option in options(group)), *_settings()]
     near = _settings_called(name)[:5] or difflib.get_close_matches(name, names, 1, 0.7)
     return f"; did you mean {' or '.join(near)}?" if near else "; amid train --help lists them"

@@ -206,7 +206,7 @@ def load(path: str | Path) -> RunResult:
     except FileNotFoundError:
         raise InputError(
             f"result {file} does not exist: there is no finished run; give the folder of a run that holds "
-            f"{RESULT_FILE}, or let the run finish"
+            f"{RESULT_FILE}{run_below(path)}, or let the run finish"
         ) from None
     except OSError as error:
         raise InputError(
@@ -250,6 +250,12 @@ def load_folders(directory: str | Path) -> dict[Path, RunResult]:
         )
     files = files_below(directory, RESULT_FILE)
     return {file.parent: result for file in files if (result := load(file)).scores}
+
+
+def run_below(folder: Path) -> str:
+    """`, such as RUN`, for a finished run in a folder that is none itself; empty where there is none."""
+    runs = sorted(file.parent for file in folder.glob(f"*/{RESULT_FILE}"))
+    return f", such as {runs[0]}" if runs else ""
 
 
 def files_below(directory: Path, name: str) -> list[Path]:

@@ -28,7 +28,7 @@ from amid.metrics import (
     paired_bootstrap,
     paired_bootstrap_of_sets,
 )
-from amid.results import KINDS, METRICS, OF_ANSWERS, RESULT_FILE, Score
+from amid.results import KINDS, METRICS, OF_ANSWERS, Score, run_below
 from amid.scoring import Answered, answers_files, applied, per_prompt, read_answers, resampled, score_answers
 
 
@@ -194,7 +194,7 @@ def _systems(paths: Sequence[Path]) -> list[System]:
         if not sets:
             raise InputError(
                 f"{path} holds no generations/SET-SEED.jsonl; give the folder of a finished run"
-                f"{_below(place)}"
+                f"{run_below(place)}"
             )
         metrics = _of_run(place / "config.yaml")
         metrics |= {metric: KNOWN[metric] for metric in ALWAYS if metric not in metrics}
@@ -262,12 +262,6 @@ def _names(places: Sequence[Path]) -> list[str]:
     settings = [name.split(",") for name in names]
     own = [",".join(s for s in of if not all(s in others for others in settings)) for of in settings]
     return own if all(own) and len(set(own)) == len(set(names)) else names
-
-
-def _below(folder: Path) -> str:
-    """Which folder of a run lies in one that is none, as an example."""
-    runs = sorted(file.parent for file in folder.glob(f"*/{RESULT_FILE}"))
-    return f", such as {runs[0]}" if runs else ""
 
 
 def _of_run(config: Path) -> dict[str, Metric]:

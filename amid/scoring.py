@@ -278,8 +278,8 @@ def read_answers(file: str | Path, most: int | None = None) -> list[Answered]:
         raise InputError(f"{file} is no text ({error}); {FORM}") from error
     except OSError as error:
         raise InputError(
-            f"{file} cannot be read ({error}); give a file of answers, JSON Lines, or the folder of a "
-            "finished run"
+            f"{file} cannot be read ({error.strerror}); give a file of answers, JSON Lines, or the folder of "
+            "a finished run"
         ) from error
     if not answered:
         raise InputError(f"{file} is empty; {FORM}")

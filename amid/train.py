@@ -2,18 +2,16 @@
 
 import logging
 from pathlib import Path
-from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from amid.config import KEYS_OF_SWEEPS, LABELS, further_settings
-from amid.errors import InputError
+from amid.config import LABELS, as_dict, further_settings
 from amid.experiment import run_experiment
 from amid.monitor import alone, end_of, watched
 from amid.progress import announce, shown, silence_bars
-from amid.results import METRICS, RunResult, quality_metrics
+from amid.results import METRICS, RESULT_FILE, RunResult, quality_metrics
 from amid.tracking import finish
 
 
@@ -23,6 +21,7 @@ def run(cfg: DictConfig) -> None:
     labels = {name: hydra.runtime.choices.get(name) for name in LABELS}
     labels["settings"] = further_settings(hydra.overrides.task)
     directory = Path(hydra.runtime.output_dir)
+    finished = (directory / RESULT_FILE).exists()
     for name in ("pytorch_lightning", "lightning.pytorch", "httpx", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
     silence_bars()
@@ -35,23 +34,8 @@ def run(cfg: DictConfig) -> None:
     finish()
     announce(summary(result))
     if hydra.mode == RunMode.RUN:
-        announce(f"Run: {shown(directory)}")
-
-
-def as_dict(cfg: DictConfig) -> dict[str, Any]:
-    """`cfg` with everything resolved, the student that it names, and without the keys that only sweeps read.
-
-    Raises:
-        InputError: if `student_is` is neither student nor teacher.
-    """
-    settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
-    for key in KEYS_OF_SWEEPS:
-        settings.pop(key, None)
-    student = settings.pop("student_is")
-    if student not in ("student", "teacher"):
-        raise InputError(f"student_is={student} must be student or teacher, of the pair")
-    settings["model"]["student"] = settings["model"][student]
-    return settings
+        anew = " (to train it anew, delete the folder)" if finished else ""
+        announce(f"Run: {shown(directory)}{anew}")
 
 
 def summary(result: RunResult) -> str:

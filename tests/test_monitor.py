@@ -234,6 +234,7 @@ def test_a_sweep_is_followed_while_it_runs(small_run, tmp_path, capsys, monkeypa
         return answers_to_sets(self, model, tokenizer, sets, told)
 
     monkeypatch.setattr("amid.monitor.SECONDS_BETWEEN_WRITES", 0.0)
+    monkeypatch.setattr("amid.progress.SECONDS_BETWEEN_LINES", 0.0)
     monkeypatch.setattr(DistillationModule, "training_step", look)
     monkeypatch.setattr(Sampling, "answers_to_sets", look_again)
     arguments = [*small_run, "model.teacher.sft=null", "model.student.sft=null", "divergence=kl"]

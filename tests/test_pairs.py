@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from amid.cli import main
-from amid.config import CONF, register_resolvers
+from amid.config import CONF, as_dict, register_resolvers
 from amid.data import Example, InstructionData, Template
 from amid.data.builtin import tokenizer
 from amid.data.datamodule import counted_positions
@@ -17,7 +17,6 @@ from amid.experiment import run_experiment
 from amid.losses import AlphaBeta, AlphaMixture, Objective
 from amid.models import CountedStates, ModelSource, shared_vocabulary
 from amid.teacher import LiveTeacher, TeacherSupply
-from amid.train import as_dict
 
 register_resolvers()
 

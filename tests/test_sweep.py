@@ -2,14 +2,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from amid.cli import main
-from amid.config import SWEEPS
+from amid.config import SWEEPS, as_dict
 from amid.dry_run import RATES
 from amid.errors import InputError
 from amid.estimate import Estimator
 from amid.preparation import fine_tuning
 from amid.results import RunResult, save
 from amid.sweep import names, read_sweep
-from amid.train import as_dict
 
 SCALES = ("small", "full")
 SWEEPS_AT_SCALES = [

@@ -55,6 +55,8 @@ def test_help_of_a_command_says_what_it_does(command, words, tmp_path, capsys, m
     monkeypatch.chdir(tmp_path)
     assert run(*command.split(), "--help") == 0
     assert words in capsys.readouterr().out
+    assert run("help", command.split()[0]) == 0
+    assert words in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 

@@ -76,7 +76,9 @@ def test_what_an_evaluation_is_given_goes_before_what_its_run_had(
     (evaluation,) = (tmp_path / "again").iterdir()
     capsys.readouterr()
     assert run("evaluate", *given, "name=teacher") == 0
-    assert f"{evaluation} is finished already\n" in capsys.readouterr().out
+    assert (
+        f"{evaluation} is finished already; to score it anew, delete the folder\n" in capsys.readouterr().out
+    )
     jsonl({"instruction": "say this", "output": "this"})
     with monkeypatch.context() as patched:
         patched.setattr("amid.evaluate.evaluate_sets", cut_off)

@@ -39,7 +39,7 @@ from amid import results
         (["method=kd", "schedule=taid"], "schedule TAID moves lam of an assistant"),
         (["schedule=taid"], "schedule TAID ends where the objective cannot: order='pr' with lam=1"),
         (["divergence=foo"], "no option of 'divergence'"),
-        (["data=jsonl"], "data.train has no value"),
+        (["data=jsonl"], "data.train has no value; give it one, data.train=VALUE "),
         (["data.max_length=8"], "data.max_length=8"),
         (["data=jsonl", "data.train=nope.jsonl", "data.valid=nope.jsonl"], "nope.jsonl cannot be read"),
         (
@@ -58,6 +58,20 @@ def test_a_mistake_is_one_line_and_no_result(quick, tmp_path, capsys, overrides,
     assert "Traceback" not in err
     assert "Fine-tuning" not in out
     assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_an_option_that_there_is_not(capsys):
+    assert run("train", "--mutlirun", "seed=1") == 1
+    assert "--mutlirun is no option of amid train; did you mean '--multirun'?" in capsys.readouterr().err
+
+
+def test_a_folder_of_runs_in_place_of_a_run(tmp_path, capsys):
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "result.json").write_text("{}")
+    assert run("evaluate", f"run={tmp_path / 'runs'}", f"output_dir={tmp_path / 'again'}") == 1
+    assert f"give the folder of a run that holds result.json, such as {tmp_path}/runs/one" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_mistake_in_an_evaluation_set_comes_before_training_and_can_be_mended(
@@ -117,7 +131,7 @@ def test_a_model_with_another_vocabulary_is_refused(quick, tmp_path, capsys):
         ("trainer.devices=2", "a run is trained on one device"),
         ("clip_norm=-1", "clip_norm=-1 must be above 0"),
         ("trainer.max_epochs=-1", "never end"),
-        ("optimizer.lr=fast", "AdamW does not take lr=fast"),
+        ("optimizer.lr=fast", "optimizer does not take lr=fast, "),
         ("generation.samples=0", "generation.samples=0 must be at least 1"),
         ("generation.top_p=2", "must be in (0, 1]"),
     ],

@@ -124,7 +124,7 @@ def test_failed_runs_among_others_stand_in_the_report(quick, tmp_path, capsys, m
             "leaves no room for a response",
         ),
         (["+data.test.own=null,no.jsonl"], "run 2 of 2 (+data.test.own=no.jsonl)", "no.jsonl cannot be read"),
-        (["optimizer.lr=1e-3,-1"], "run 2 of 2 (optimizer.lr=-1)", "optimizer: torch.optim.AdamW"),
+        (["optimizer.lr=1e-3,-1"], "run 2 of 2 (optimizer.lr=-1)", "optimizer does not take lr=-1, "),
         (["trainer.devices=1,2"], "run 2 of 2 (trainer.devices=2)", "trainer.devices=2"),
         (
             ["model.student.sft.trainer.devices=1,2"],
