@@ -4,57 +4,35 @@ import argparse
 import csv
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from hydra.errors import HydraException
-from hydra.utils import instantiate
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from amid.config import CONF
 from amid.console import console
-from amid.errors import InputError, choose_one
+from amid.errors import InputError
 from amid.files import written_whole
 from amid.metrics import (
     Comparison,
-    Metric,
     Resampled,
     paired_bootstrap,
     paired_bootstrap_of_sets,
 )
-from amid.results import KINDS, METRICS, OF_ANSWERS, Score, run_below
-from amid.scoring import Answered, answers_files, applied, per_prompt, read_answers, resampled, score_answers
+from amid.results import KINDS, METRICS, OF_ANSWERS, Score
+from amid.scoring import applied, per_prompt, resampled, score_answers
+from amid.systems import ALWAYS, KNOWN, System, main_metric, metric_of, read_systems, rivals
 
-
-def _known() -> dict[str, Metric]:
-    """What the files of conf/data/metrics name, each as the first that has it, in the order of reports."""
-    found: dict[str, Any] = {}
-    for file in sorted((CONF / "data" / "metrics").glob("*.yaml")):
-        found = yaml.safe_load(file.read_text(encoding="utf-8")) | found
-    order = list(METRICS)
-    names = sorted(found, key=lambda name: order.index(name) if name in order else len(order))
-    return {name: instantiate(found[name]) for name in names}
-
-
-KNOWN = _known()
-"""The metrics that the data sets of this project are scored by."""
-ALWAYS = ("rouge_l", "rouge_1", "rouge_2", "exact_match")
-"""Those of `KNOWN` that any answers are scored by."""
+ALL = "all"
+"""The part that all prompts are."""
 PARTS_OF_LENGTH = 3
 WIDEST = 10_000
 COLUMN = 16
-LEGEND = (
-    f"0 to 100, but {METRICS['length']} and {METRICS['log_prob']}. Of ROUGE, exact match and answer, BLEU "
-    "and chrF, higher is better; of Self-BLEU, lower is more diverse. "
-    + " ".join(f"{KINDS[name].title}: {KINDS[name].meaning}." for name in OF_ANSWERS)
-    + " ±: over the seeds.\n"
-)
 ABOUT = """\
 Scores files of answers, or runs, and says whether they differ.
 
@@ -68,6 +46,7 @@ scores  Always: {", ".join(ALWAYS)}; self_bleu (among the answers to one prompt)
         corpus_self_bleu (among all), distinct_1, distinct_2, repetition, overlong. Where the lines tell:
         eos_share, length, log_prob. Of a run also the metrics that its config.yaml names in data.metrics,
         such as exact_answer of data=gsm8k, bleu and chrf of data=opus100.
+parts   The main score, or --metric, and Self-BLEU; --csv has all scores of all parts.
 tests   Every two systems with answers to the same set: the difference of their scores, its 95% interval and
         p by paired bootstrap over the prompts. BLEU and chrF are computed anew for each draw.
 
@@ -77,18 +56,13 @@ amid score ours.jsonl theirs.jsonl --metric bleu
 
 
 @dataclass(frozen=True)
-class System:
-    """The answers of one model to one set: prompt by prompt for each seed."""
+class Line:
+    """The scores of a system on a part of the prompts of a set."""
 
-    name: str
-    dataset: str
-    by_seed: list[list[Answered]]
-    metrics: Mapping[str, Metric]
-    """Those that a run names, the main one first, and those of all."""
-
-    def only(self, prompts: Sequence[int]) -> list[list[Answered]]:
-        """The answers to these prompts."""
-        return [[answered[i] for i in prompts] for answered in self.by_seed]
+    system: System
+    part: str
+    prompts: int
+    scores: Mapping[str, Score]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -116,10 +90,6 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-Lines = Sequence[tuple[System, str, Mapping[str, Score]]]
-"""Of a system, the scores of a part of the prompts, by the name of the part."""
-
-
 def run(arguments: Sequence[str]) -> None:
     """Prints the scores of each file or run, by parts with --by, and every two systems' difference.
 
@@ -129,167 +99,41 @@ def run(arguments: Sequence[str]) -> None:
     given = parser().parse_args(arguments)
     if given.csv and not Path(given.csv).parent.is_dir():
         raise InputError(f"--csv={given.csv}: there is no folder {Path(given.csv).parent}; make it first")
-    systems = _systems([Path(path) for path in given.paths])
+    systems = read_systems([Path(path) for path in given.paths])
     if given.by and given.by != "length":
         _check_field(systems, given.by)
-    named = {given.metric: _metric(given.metric, systems)} if given.metric else {}
-    lines: list[tuple[System, str, dict[str, Score]]] = []
+    named = {given.metric: metric_of(given.metric, systems)} if given.metric else {}
+    lines: list[Line] = []
     for system in systems:
-        parts = {"all": list(range(len(system.by_seed[0])))} | (_parts(system, given.by) if given.by else {})
+        parts = {ALL: list(range(len(system.by_seed[0])))} | (_parts(system, given.by) if given.by else {})
         for name, prompts in parts.items():
             try:
                 scores = score_answers(system.only(prompts), named | dict(system.metrics))
             except ValueError as error:
                 where = f"{system.name} {system.dataset}".strip()
                 raise InputError(f"{where} cannot be scored: {error}") from error
-            lines.append((system, name, scores))
+            lines.append(Line(system, name, len(prompts), scores))
     if given.csv:
         _write_csv(Path(given.csv), lines)
     out = console()
-    for table in _tables(lines, out):
+    for table in _tables([line for line in lines if line.part == ALL], out):
         out.print(table)
-    out.print(LEGEND + _signatures(lines), markup=False)
+    out.print(_legend(lines), markup=False)
+    groups = rivals(systems)
+    if given.by:
+        for group in groups:
+            members = [(system.name, system.dataset) for system in group]
+            of_group = [x for x in lines if x.part != ALL and (x.system.name, x.system.dataset) in members]
+            for table in _parts_tables(of_group, given.by, given.metric or main_metric(group), out):
+                out.print(table)
     sets = [system.dataset for system in systems]
-    for rivals in _rivals(systems):
-        first = rivals[0]
-        if len(rivals) > 1:
-            _print_differences(rivals, given.metric or _main_metric(rivals), out)
+    for group in groups:
+        first = group[0]
+        if len(group) > 1:
+            _print_differences(group, given.metric or main_metric(group), out)
         elif len(systems) > 1 and (not first.dataset or sets.count(first.dataset) > 1):
             what = f"{first.name} {first.dataset}".strip()
             out.print(f"{what} is not compared: no other one answers its prompts.", markup=False)
-
-
-def _rivals(systems: Sequence[System]) -> list[list[System]]:
-    """The systems with answers to the same prompts of a set, those of each in one order."""
-    groups: list[list[System]] = []
-    for system in systems:
-        for group in groups:
-            order = _order(system.by_seed[0], group[0].by_seed[0])
-            if system.dataset == group[0].dataset and order is not None:
-                group.append(replace(system, by_seed=system.only(order)))
-                break
-        else:
-            groups.append([system])
-    return groups
-
-
-def _main_metric(systems: Sequence[System]) -> str:
-    """That of the first run which names metrics; else the first of `ALWAYS`."""
-    own = [system.metrics for system in systems if list(system.metrics) != list(ALWAYS)]
-    return next(iter(own[0])) if own else ALWAYS[0]
-
-
-def _systems(paths: Sequence[Path]) -> list[System]:
-    """The sets of each run's folder, and each file as a set of its own."""
-    places = [path.resolve() for path in paths]
-    places = [place.parent if place.name == "generations" and place.is_dir() else place for place in places]
-    systems = []
-    for place, path, name in zip(places, paths, _names(places), strict=True):
-        if not path.is_dir():
-            metrics = {metric: KNOWN[metric] for metric in ALWAYS}
-            systems.append(System(name, "", [read_answers(path)], metrics))
-            continue
-        folder = place / "generations" if (place / "generations").is_dir() else place
-        sets = answers_files(folder)
-        if not sets:
-            raise InputError(
-                f"{path} holds no generations/SET-SEED.jsonl; give the folder of a finished run"
-                f"{run_below(place)}"
-            )
-        metrics = _of_run(place / "config.yaml")
-        metrics |= {metric: KNOWN[metric] for metric in ALWAYS if metric not in metrics}
-        for dataset, files in sets.items():
-            by_seed = [read_answers(file) for file in files.values()]
-            for answered in by_seed:
-                _check_same_prompts(f"{name} {dataset}", by_seed[0], f"{name} {dataset}", answered)
-            systems.append(System(name, dataset, by_seed, metrics))
-    return _of_the_same_prompts(systems)
-
-
-def _of_the_same_prompts(systems: Sequence[System]) -> list[System]:
-    """The systems, those of files as answers to the set of another one that has the same prompts.
-
-    Its rows may stand in any order: prompts are the same where instruction, input and references are, or,
-    in a file without instructions, the references.
-    """
-    found = [system for system in systems if system.dataset]
-    placed = []
-    for system in systems:
-        if not system.dataset:
-            for other in found:
-                if (order := _order(system.by_seed[0], other.by_seed[0])) is not None:
-                    system = replace(system, by_seed=system.only(order), dataset=other.dataset)
-                    break
-            found.append(system)
-        placed.append(system)
-    return placed
-
-
-def _order(rows: Sequence[Answered], wanted: Sequence[Answered]) -> list[int] | None:
-    """Where the prompts of `wanted` stand in `rows`; None if they are other ones."""
-    instructed = all(row.instruction for row in (*rows, *wanted))
-
-    def key(row: Answered) -> tuple[object, ...]:
-        return (row.instruction, row.input, row.references) if instructed else row.references
-
-    places: dict[tuple[object, ...], list[int]] = {}
-    for place, row in reversed(list(enumerate(rows))):
-        places.setdefault(key(row), []).append(place)
-    if len(rows) != len(wanted):
-        return None
-    found = [places[key(row)].pop() for row in wanted if places.get(key(row))]
-    return found if len(found) == len(wanted) else None
-
-
-def _names(places: Sequence[Path]) -> list[str]:
-    """The shortest end of each path, without the suffix of a file, that no other one of them has.
-
-    Of the KEY=VALUE of runs' folders, those that all have are left out.
-    """
-    parts = [
-        place.parts if place.is_dir() else (*place.parts[:-1], place.stem if place.suffix else place.name)
-        for place in places
-    ]
-
-    def name(place: Path, own: tuple[str, ...]) -> str:
-        others = {theirs for theirs, other in zip(parts, places, strict=True) if other != place}
-        for n in range(1, len(own)):
-            if all(theirs[-n:] != own[-n:] for theirs in others):
-                return "/".join(own[-n:])
-        return str(place)
-
-    names = [name(place, own) for place, own in zip(places, parts, strict=True)]
-    settings = [name.split(",") for name in names]
-    own = [",".join(s for s in of if not all(s in others for others in settings)) for of in settings]
-    return own if all(own) and len(set(own)) == len(set(names)) else names
-
-
-def _of_run(config: Path) -> dict[str, Metric]:
-    """The metrics that a run's configuration names, the main one first; none where there is no such file."""
-    if not config.exists():
-        return {}
-    try:
-        data = yaml.safe_load(config.read_text(encoding="utf-8"))["config"]["data"]
-        metrics = {str(name): instantiate(node) for name, node in (data.get("metrics") or {}).items()}
-        main = data.get("valid_metric")
-    except HydraException as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{config} names data.metrics that cannot be had ({reason}); install or repair what they are from"
-        ) from error
-    except (yaml.YAMLError, OSError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{config} is no configuration of a run ({reason}); delete it") from error
-    return dict(sorted(metrics.items(), key=lambda metric: metric[0] != main))
-
-
-def _metric(name: str, systems: Sequence[System]) -> Metric:
-    """What `name` is, to the first of the systems that has it."""
-    for metrics in [*(system.metrics for system in systems), KNOWN]:
-        if name in metrics:
-            return metrics[name]
-    known = list(dict.fromkeys([*KNOWN, *(metric for system in systems for metric in system.metrics)]))
-    raise InputError(f"--metric={name} is no metric of these answers{choose_one(name, known)}")
 
 
 def _check_field(systems: Sequence[System], by: str) -> None:
@@ -319,7 +163,8 @@ def _parts(system: System, by: str) -> dict[str, list[int]]:
         for low, high in itertools.pairwise([0, *cuts, len(order)]):
             if prompts := order[low:high]:
                 shortest, longest = words[prompts[0]], words[prompts[-1]]
-                parts[f"{shortest}{'' if shortest == longest else f'-{longest}'} words"] = sorted(prompts)
+                span = f"{shortest}" if shortest == longest else f"{shortest}-{longest}"
+                parts[f"{span} word{'s' * (longest != 1)}"] = sorted(prompts)
         return parts
     if any(by in answered.fields for answered in first):
         for index, answered in enumerate(first):
@@ -327,21 +172,14 @@ def _parts(system: System, by: str) -> dict[str, list[int]]:
     return dict(sorted(parts.items()))
 
 
-def _tables(lines: Lines, out: Console) -> Iterator[Table]:
+def _tables(lines: Sequence[Line], out: Console) -> Iterator[Table]:
     """A row for each of `lines`; where the terminal is too narrow, a column, in as many tables as needed."""
-    metrics = [*_quality(lines), *OF_ANSWERS]
-    columns = {
-        "System": [system.name for system, *_ in lines],
-        "Set": [system.dataset for system, *_ in lines],
-        "Prompts": [part for _, part, _ in lines],
-    }
-    for name in ("Set", "Prompts"):
-        if all(cell in ("", "all") for cell in columns[name]):
-            del columns[name]
+    columns = {"System": [line.system.name for line in lines]}
+    if any(line.system.dataset for line in lines):
+        columns["Set"] = [line.system.dataset for line in lines]
     labels = list(columns)
-    for metric in metrics:
-        if any(metric in scores for *_, scores in lines):
-            columns[METRICS.get(metric, metric)] = [_cell(scores.get(metric)) for *_, scores in lines]
+    for metric in _measured(lines):
+        columns[METRICS.get(metric, metric)] = [_cell(line.scores.get(metric)) for line in lines]
     wide = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         wide.add_column(name, justify="left" if name in labels else "right")
@@ -356,27 +194,77 @@ def _tables(lines: Lines, out: Console) -> Iterator[Table]:
         narrow = Table(box=SIMPLE_HEAD, pad_edge=False)
         narrow.add_column("System")
         for name in columns["System"][some]:
-            narrow.add_column(escape(name), justify="right", overflow="fold", max_width=COLUMN - 2)
+            _add_column(narrow, name)
         for name, cells in columns.items():
             if name != "System":
                 narrow.add_row(name, *map(escape, cells[some]))
         yield narrow
 
 
-def _quality(lines: Lines) -> list[str]:
-    """The metrics against the references that some line has."""
-    return list(dict.fromkeys(name for *_, scores in lines for name in scores if name not in OF_ANSWERS))
+def _parts_tables(lines: Sequence[Line], by: str, metric: str, out: Console) -> Iterator[Table]:
+    """A row for each part of the prompts of a set, with `metric` and Self-BLEU of each system.
+
+    There are as many tables as the width of the terminal needs.
+    """
+    if not lines:
+        return
+    names = list(dict.fromkeys(line.system.name for line in lines))
+    parts = dict.fromkeys(line.part for line in lines)
+    told = [name for name in (metric, "self_bleu") if any(name in line.scores for line in lines)]
+    at_once = max((out.width - max(map(len, [*parts, by]), default=0) - 10) // (COLUMN * len(told)), 1)
+    for start in range(0, len(names), at_once):
+        some = names[start : start + at_once]
+        title = " ".join(filter(None, (lines[0].system.dataset, some[0] if len(names) == 1 else "")))
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, title=escape(title) or None, title_justify="left")
+        table.add_column(escape(by))
+        table.add_column("prompts", justify="right")
+        for name, column in itertools.product(told, some):
+            label = METRICS.get(name, name)
+            _add_column(table, label if len(names) == 1 else f"{label}, {column}")
+        for part in parts:
+            of_part = {line.system.name: line for line in lines if line.part == part}
+            cells = [
+                _cell(of_part[name].scores.get(score) if name in of_part else None)
+                for score, name in itertools.product(told, some)
+            ]
+            prompts = next(iter(of_part.values())).prompts
+            table.add_row(escape(part.removeprefix(f"{by}=")), str(prompts), *cells)
+        yield table
 
 
-def _signatures(lines: Lines) -> str:
-    """How the metrics of whole sets were computed, a line each."""
-    told = dict.fromkeys(
-        f"{METRICS.get(name, name)}: {scores[name].signature}\n"
-        for name in _quality(lines)
-        for *_, scores in lines
-        if name in scores and scores[name].signature
+def _add_column(table: Table, name: str) -> None:
+    """A column of numbers, whose name goes on in a new line behind a comma."""
+    table.add_column(
+        escape(re.sub(",(?! )", ",\n", name)), justify="right", overflow="fold", max_width=COLUMN - 2
     )
-    return "".join(told)
+
+
+def _measured(lines: Sequence[Line]) -> list[str]:
+    """The scores that some line has: those against the references first."""
+    found = dict.fromkeys(name for line in lines for name in line.scores)
+    return [*(name for name in found if name not in OF_ANSWERS), *(n for n in OF_ANSWERS if n in found)]
+
+
+def _legend(lines: Sequence[Line]) -> str:
+    """What the scores of `lines` are, and how those of whole sets were computed, a line each."""
+    measured = _measured(lines)
+    unlike = " and ".join(METRICS[name] for name in ("length", "log_prob") if name in measured)
+    quality = ", ".join(METRICS.get(name, name) for name in measured if name not in OF_ANSWERS)
+    kinds = [
+        f"{KINDS[name].title}: {KINDS[name].meaning}{', lower is more diverse' * ('self_bleu' in name)}."
+        for name in measured
+        if name in OF_ANSWERS
+    ]
+    spread = any(score.std is not None for line in lines for score in line.scores.values())
+    seeds = " ±: over the seeds." if spread else ""
+    signatures = dict.fromkeys(
+        f"{METRICS.get(name, name)}: {line.scores[name].signature}\n"
+        for name in measured
+        for line in lines
+        if name not in OF_ANSWERS and name in line.scores and line.scores[name].signature
+    )
+    scale = "0 to 100" + (f", but {unlike}" if unlike else "")
+    return f"{scale}. Higher is better of {quality}. {' '.join(kinds)}{seeds}\n{''.join(signatures)}"
 
 
 def _cell(score: Score | None) -> str:
@@ -390,7 +278,7 @@ def _print_differences(systems: Sequence[System], name: str, out: Console) -> No
     if len(systems[0].by_seed[0]) == 1:
         out.print("One prompt tells nothing of a difference; two or more are needed.\n", markup=False)
         return
-    metric, title = _metric(name, systems), METRICS.get(name, name)
+    metric, title = metric_of(name, systems), METRICS.get(name, name)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title=systems[0].dataset or None, title_justify="left")
     for column in ("First", "Second", f"{title} difference", "95% interval", "p", ""):
         is_text = column in ("First", "Second", "")
@@ -439,25 +327,16 @@ def _compared(
     return paired_bootstrap(first, second)
 
 
-def _check_same_prompts(one: str, first: Sequence[Answered], other: str, second: Sequence[Answered]) -> None:
-    for number, (a, b) in enumerate(itertools.zip_longest(first, second), 1):
-        if a is None or b is None or a.references != b.references:
-            raise InputError(
-                f"{one} and {other} do not answer the same prompts: they differ at prompt {number}; "
-                "score them apart"
-            )
-
-
-def _write_csv(file: Path, lines: Lines) -> None:
-    metrics = list(dict.fromkeys(metric for *_, scores in lines for metric in scores))
+def _write_csv(file: Path, lines: Sequence[Line]) -> None:
+    metrics = list(dict.fromkeys(metric for line in lines for metric in line.scores))
     with written_whole(file) as part, part.open("w", encoding="utf-8", newline="") as out:
         writer: Any = csv.writer(out, lineterminator="\n")
         writer.writerow(["system", "set", "prompts", *(f"{m}_{s}" for m in metrics for s in ("mean", "std"))])
-        for system, prompts, scores in lines:
+        for line in lines:
             cells = [
                 value
                 for metric in metrics
-                for score in [scores.get(metric)]
+                for score in [line.scores.get(metric)]
                 for value in ((score.mean, score.std) if score else (None, None))
             ]
-            writer.writerow([system.name, system.dataset, prompts, *cells])
+            writer.writerow([line.system.name, line.system.dataset, line.part, *cells])

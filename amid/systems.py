@@ -1,0 +1,190 @@
+"""Systems whose answers are scored: runs and files, and which of them answer the same prompts."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+
+from amid.config import CONF
+from amid.errors import InputError, choose_one
+from amid.metrics import Metric
+from amid.results import METRICS, run_below
+from amid.scoring import Answered, answers_files, read_answers
+
+
+def _known() -> dict[str, Metric]:
+    """What the files of conf/data/metrics name, each as the first that has it, in the order of reports."""
+    found: dict[str, Any] = {}
+    for file in sorted((CONF / "data" / "metrics").glob("*.yaml")):
+        found = yaml.safe_load(file.read_text(encoding="utf-8")) | found
+    order = list(METRICS)
+    names = sorted(found, key=lambda name: order.index(name) if name in order else len(order))
+    return {name: instantiate(found[name]) for name in names}
+
+
+KNOWN = _known()
+"""The metrics that the data sets of this project are scored by."""
+ALWAYS = ("rouge_l", "rouge_1", "rouge_2", "exact_match")
+"""Those of `KNOWN` that any answers are scored by."""
+
+
+@dataclass(frozen=True)
+class System:
+    """The answers of one model to one set: prompt by prompt for each seed."""
+
+    name: str
+    dataset: str
+    by_seed: list[list[Answered]]
+    metrics: Mapping[str, Metric]
+    """Those that a run names, the main one first, and those of all."""
+
+    def only(self, prompts: Sequence[int]) -> list[list[Answered]]:
+        """The answers to these prompts."""
+        return [[answered[i] for i in prompts] for answered in self.by_seed]
+
+
+def read_systems(paths: Sequence[Path]) -> list[System]:
+    """The sets of each run's folder, and each file as a set of its own."""
+    places = [path.resolve() for path in paths]
+    places = [place.parent if place.name == "generations" and place.is_dir() else place for place in places]
+    systems = []
+    for place, path, name in zip(places, paths, _names(places), strict=True):
+        if not path.is_dir():
+            metrics = {metric: KNOWN[metric] for metric in ALWAYS}
+            systems.append(System(name, "", [read_answers(path)], metrics))
+            continue
+        folder = place / "generations" if (place / "generations").is_dir() else place
+        sets = answers_files(folder)
+        if not sets:
+            raise InputError(
+                f"{path} holds no generations/SET-SEED.jsonl; give the folder of a finished run"
+                f"{run_below(place)}"
+            )
+        metrics = _of_run(place / "config.yaml")
+        metrics |= {metric: KNOWN[metric] for metric in ALWAYS if metric not in metrics}
+        for dataset, files in sets.items():
+            by_seed = [read_answers(file) for file in files.values()]
+            for answered in by_seed:
+                _check_same_prompts(f"{name} {dataset}", by_seed[0], f"{name} {dataset}", answered)
+            systems.append(System(name, dataset, by_seed, metrics))
+    return _of_the_same_prompts(systems)
+
+
+def _of_the_same_prompts(systems: Sequence[System]) -> list[System]:
+    """The systems, those of files as answers to the set of another one that has the same prompts.
+
+    Its rows may stand in any order: prompts are the same where instruction, input and references are, or,
+    in a file without instructions, the references.
+    """
+    found = [system for system in systems if system.dataset]
+    placed = []
+    for system in systems:
+        if not system.dataset:
+            for other in found:
+                if (order := _order(system.by_seed[0], other.by_seed[0])) is not None:
+                    system = replace(system, by_seed=system.only(order), dataset=other.dataset)
+                    break
+            found.append(system)
+        placed.append(system)
+    return placed
+
+
+def _order(rows: Sequence[Answered], wanted: Sequence[Answered]) -> list[int] | None:
+    """Where the prompts of `wanted` stand in `rows`; None if they are other ones."""
+    instructed = all(row.instruction for row in (*rows, *wanted))
+
+    def key(row: Answered) -> tuple[object, ...]:
+        return (row.instruction, row.input, row.references) if instructed else row.references
+
+    places: dict[tuple[object, ...], list[int]] = {}
+    for place, row in reversed(list(enumerate(rows))):
+        places.setdefault(key(row), []).append(place)
+    if len(rows) != len(wanted):
+        return None
+    found = [places[key(row)].pop() for row in wanted if places.get(key(row))]
+    return found if len(found) == len(wanted) else None
+
+
+def _names(places: Sequence[Path]) -> list[str]:
+    """The shortest end of each path, without the suffix of a file, that no other one of them has.
+
+    Of the KEY=VALUE of runs' folders, those that all have are left out.
+    """
+    parts = [
+        place.parts if place.is_dir() else (*place.parts[:-1], place.stem if place.suffix else place.name)
+        for place in places
+    ]
+
+    def name(place: Path, own: tuple[str, ...]) -> str:
+        others = {theirs for theirs, other in zip(parts, places, strict=True) if other != place}
+        for n in range(1, len(own)):
+            if all(theirs[-n:] != own[-n:] for theirs in others):
+                return "/".join(own[-n:])
+        return str(place)
+
+    names = [name(place, own) for place, own in zip(places, parts, strict=True)]
+    settings = [name.split(",") for name in names]
+    own = [",".join(s for s in of if not all(s in others for others in settings)) for of in settings]
+    return own if all(own) and len(set(own)) == len(set(names)) else names
+
+
+def _of_run(config: Path) -> dict[str, Metric]:
+    """The metrics that a run's configuration names, the main one first; none where there is no such file."""
+    if not config.exists():
+        return {}
+    try:
+        data = yaml.safe_load(config.read_text(encoding="utf-8"))["config"]["data"]
+        metrics = {str(name): instantiate(node) for name, node in (data.get("metrics") or {}).items()}
+        main = data.get("valid_metric")
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{config} names data.metrics that cannot be had ({reason}); install or repair what they are from"
+        ) from error
+    except (yaml.YAMLError, OSError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{config} is no configuration of a run ({reason}); delete it") from error
+    return dict(sorted(metrics.items(), key=lambda metric: metric[0] != main))
+
+
+def metric_of(name: str, systems: Sequence[System]) -> Metric:
+    """What `name` is, to the first of the systems that has it."""
+    for metrics in [*(system.metrics for system in systems), KNOWN]:
+        if name in metrics:
+            return metrics[name]
+    known = list(dict.fromkeys([*KNOWN, *(metric for system in systems for metric in system.metrics)]))
+    raise InputError(f"--metric={name} is no metric of these answers{choose_one(name, known)}")
+
+
+def rivals(systems: Sequence[System]) -> list[list[System]]:
+    """The systems with answers to the same prompts of a set, those of each in one order."""
+    groups: list[list[System]] = []
+    for system in systems:
+        for group in groups:
+            order = _order(system.by_seed[0], group[0].by_seed[0])
+            if system.dataset == group[0].dataset and order is not None:
+                group.append(replace(system, by_seed=system.only(order)))
+                break
+        else:
+            groups.append([system])
+    return groups
+
+
+def main_metric(systems: Sequence[System]) -> str:
+    """That of the first run which names metrics; else the first of `ALWAYS`."""
+    own = [system.metrics for system in systems if list(system.metrics) != list(ALWAYS)]
+    return next(iter(own[0])) if own else ALWAYS[0]
+
+
+def _check_same_prompts(one: str, first: Sequence[Answered], other: str, second: Sequence[Answered]) -> None:
+    for number, (a, b) in enumerate(itertools.zip_longest(first, second), 1):
+        if a is None or b is None or a.references != b.references:
+            raise InputError(
+                f"{one} and {other} do not answer the same prompts: they differ at prompt {number}; "
+                "score them apart"
+            )
