@@ -7,6 +7,8 @@ from amid.reporting import write_report
 def run(directory: str) -> None:
     """Writes the report of the runs below `directory`, prints its tables, the claims and where it is.
 
+    How the figures of the further tables were made, and what the claims rest on, the report tells.
+
     Raises:
         InputError: if there is no finished run, or the record of one is damaged.
     """
@@ -17,11 +19,12 @@ def run(directory: str) -> None:
     for section in report.sections:
         out.print(f"\n{section.title}", markup=False)
         out.print(section.to_terminal())
-        out.print(section.note, markup=False)
+        if section.finding:
+            out.print(section.finding, markup=False)
     if report.claims:
         out.print("\nWhat the paper claims", markup=False)
-        for line in report.claims:
-            out.print(line, markup=False)
+        for line in report.claims[:-1]:
+            out.print(f"- {line}", markup=False)
     page = report.page or f"left out: {report.why_no_page}"
     out.print(f"Page: {page}", soft_wrap=True, markup=False)
     out.print(f"Report: {report.file}", soft_wrap=True, markup=False)

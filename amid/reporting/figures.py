@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from amid.reporting.folders import curves
 from amid.reporting.labels import GREY, draw_levels, place_labels
 from amid.reporting.names import by_name, named_baselines, names_of
-from amid.reporting.sections import outcome
+from amid.reporting.sections import FAILED, outcome
 from amid.reporting.table import AVERAGE, SYMBOLS, Row, Table, title
 from amid.results import RunResult
 
@@ -307,7 +307,7 @@ def _draw_curves(
                 curve = {s: y for s, y in logged.get(id(run), {}).get(key, {}).items() if math.isfinite(y)}
                 if not curve:
                     continue
-                if outcome(run, table.quality) == "trained":
+                if outcome(run, table.quality) not in FAILED:
                     trained.append(curve)
                 else:
                     failed.append((curve, run.diverged_step, colour))

@@ -15,7 +15,7 @@ from amid.reporting.folders import Drawn, Prompt, answers, configuration, curves
 from amid.reporting.names import names_of
 from amid.reporting.published import other_pairs, published_score
 from amid.reporting.rows import AVERAGE, MISSING, Row, overrides
-from amid.reporting.sections import Section, number, outcome
+from amid.reporting.sections import FAILED, Section, number, outcome
 from amid.reporting.table import SYMBOLS, Table, title
 from amid.results import KINDS, Label, RunResult, better
 
@@ -206,7 +206,8 @@ def _data(
                 "seed": run.seed,
                 "hash": run.config_hash,
                 "seconds": round(sum(run.timings.values()), 1),
-                "outcome": outcome(run, table.quality),
+                "outcome": (ending := outcome(run, table.quality)),
+                "failed": ending in FAILED,
                 "diverged": run.diverged_step,
                 "config": {key: _value(value) for key, value in own.items()},
                 "curves": of_run,

@@ -117,7 +117,8 @@ def beside_published(table: Table) -> Section | None:
     """Our averages beside those published of another pair or other settings, and AMiD less each method.
 
     Numbers of unlike experiments cannot be compared; whether AMiD is above or below a method can. Of each
-    pair, data and settings in the table with a row that no published figure belongs to; None for none.
+    pair, data and settings in the table with a row that no published figure belongs to; None where AMiD with
+    published settings is not among the rows.
     """
     groups: dict[object, list[Match]] = {}
     for row in table.rows:
@@ -133,7 +134,7 @@ def beside_published(table: Table) -> Section | None:
         and any(table.score(row, figures.metric) for row, figures in group)
     ]
     matches = [match for group in unlike for match in group]
-    if not matches:
+    if not any(row.labels.get("method") == "amid" for row, _ in matches):
         return None
     lines = [line for group in unlike for line in _beside(table, group)]
     metric = matches[0][1].metric

@@ -21,7 +21,8 @@ NEAR_ZERO = 1.0
 COLLAPSE_SHARE = 0.5
 """A student whose validation score is below this share of the score that it began with has collapsed."""
 
-Outcome = Literal["diverged", "collapsed", "trained"]
+Outcome = Literal["diverged", "collapsed", "trained", "not trained"]
+FAILED: tuple[Outcome, Outcome] = ("diverged", "collapsed")
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,18 @@ class Section:
     heads: Sequence[str]
     lines: Sequence[Sequence[str]]
     note: str
+    """What the figures are."""
+    finding: str = ""
+    """What they say, in a sentence or two."""
 
     def to_markdown(self) -> str:
-        """Title, table and note in Markdown."""
+        """Title, table, finding and note in Markdown."""
         rule = ["---", *("---:" for _ in self.heads[1:])]
         table = "\n".join(markdown_line(line) for line in (self.heads, rule, *self.lines))
-        return f"## {self.title}\n\n{table}\n\n{self.note}"
+        return "\n\n".join(filter(None, (f"## {self.title}", table, self.finding, self.note)))
 
     def to_terminal(self) -> TerminalTable:
-        """The table for the terminal, without title and note."""
+        """The table for the terminal, alone."""
         table = TerminalTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for index, head in enumerate(self.heads):
             table.add_column(escape(head), justify="right" if index else "left", no_wrap=index > 0)
@@ -50,11 +54,17 @@ class Section:
 
     def to_page(self) -> dict[str, Any]:
         """What the page draws it from, as JSON has it."""
-        return {"title": self.title, "heads": self.heads, "lines": self.lines, "note": self.note}
+        return {
+            "title": self.title,
+            "heads": self.heads,
+            "lines": self.lines,
+            "finding": self.finding,
+            "note": self.note,
+        }
 
 
 def outcome(run: RunResult, quality: str) -> Outcome:
-    """How a run ended: it diverged, collapsed (`NEAR_ZERO`, `COLLAPSE_SHARE`), or neither.
+    """How a run ended: diverged, collapsed (`NEAR_ZERO`, `COLLAPSE_SHARE`), or neither, after steps or none.
 
     Args:
         run: with or without scores.
@@ -67,7 +77,9 @@ def outcome(run: RunResult, quality: str) -> Outcome:
     after = run.training.get(f"valid_{quality}", math.nan)
     began_near_zero = before < NEAR_ZERO  # as with exact answers to hard questions
     near_zero = bool(means) and not began_near_zero and not sum(means) / len(means) >= NEAR_ZERO
-    return "collapsed" if near_zero or after < COLLAPSE_SHARE * before else "trained"
+    if near_zero or after < COLLAPSE_SHARE * before:
+        return "collapsed"
+    return "trained" if run.training.get("steps", 0) > 0 else "not trained"
 
 
 _VALIDATION = {
@@ -210,7 +222,7 @@ def cost(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
             lines += [_cost_line(table, row, direct) for row in (direct, *rows)]
     if not lines:
         return None
-    heads = ["Setting", "Step (ms)", "× direct", "Tokens/s", "Memory (GB)", "× direct"]
+    heads = ["Setting", "Step (ms)", "Step × direct", "Tokens/s", "Memory (GB)", "Memory × direct"]
     heads.append(f"{title(table.quality)} gained")
     note = (
         "Step: mean of the optimiser steps without the first, of each run. Tokens/s: of responses, over the "
@@ -258,4 +270,4 @@ def _line(table: Table, row: Row, across: str) -> str:
 
 def failed(table: Table, row: Row) -> int:
     """How many runs of a row diverged or collapsed."""
-    return sum(outcome(run, table.quality) != "trained" for run in row.runs)
+    return sum(outcome(run, table.quality) in FAILED for run in row.runs)

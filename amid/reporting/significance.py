@@ -40,7 +40,7 @@ class Group:
     """Of the students."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AgainstAny(Section):
     """Settings against the best one; on the page, against any that the reader chooses."""
 
@@ -116,11 +116,17 @@ def against_the_best(table: Table, records: Mapping[Path, RunResult]) -> Section
         "Self-BLEU is not tested."
     )
     heads = ["Setting", "Best", *sets]
-    text = (f"{quality} against the best setting", heads, lines, f"{verdicts}\n\n{note}")
+    text = (f"{quality} against the best setting", heads, lines, note, verdicts)
     if not on_page:
         return Section(*text)
-    page_note = f"Each setting less the chosen one. {note}"
-    return AgainstAny(*text, f"{quality} against any setting", page_note, sets, groups, compared)
+    return AgainstAny(
+        *text,
+        page_title=f"{quality} against any setting",
+        page_note=f"Each setting less the chosen one. {note}",
+        sets=sets,
+        groups=groups,
+        compared=compared,
+    )
 
 
 def _groups(table: Table, scored: Sequence[bool]) -> list[Group]:
@@ -156,12 +162,12 @@ def _compared(scores: Sequence[OfPrompts | None], pairs: Collection[tuple[int, i
 
 
 def _verdict(best: str, told: Mapping[str, Sequence[str]]) -> str:
-    """In a sentence from which settings, by the sets that they are told apart on, the best one is."""
+    """In a sentence from which settings the best one differs, by the sets on which it does."""
     parts = [
         f"from {', '.join(names) if len(names) <= NAMED else f'{len(names)} settings'} on {sets}"
         for sets, names in sorted(told.items(), key=lambda item: item[0] == "no set")
     ]
-    return f"{best} is told apart {'; '.join(parts)}."
+    return f"{best} differs, by more than the choice of prompts explains, {'; '.join(parts)}."
 
 
 def _read(folder: Path) -> Scores:

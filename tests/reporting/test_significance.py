@@ -43,9 +43,11 @@ def test_a_difference_on_every_prompt_is_marked_and_noise_is_not(folder):
     assert lines["AMiD α=1"] == ["AMiD α=-5", "-3.00 (-3.00 to -3.00)*"]
     assert lines["SFT"][1].startswith("-1.00 (")
     assert not lines["SFT"][1].endswith("*")
-    verdict, _, note = section.note.partition("\n\n")
-    assert verdict == "AMiD α=-5 is told apart from AMiD α=1 on dolly; from SFT on no set."
-    assert "Self-BLEU is not tested." in note
+    assert section.finding == (
+        "AMiD α=-5 differs, by more than the choice of prompts explains, from AMiD α=1 on dolly; "
+        "from SFT on no set."
+    )
+    assert "Self-BLEU is not tested." in section.note
 
 
 def test_it_stands_in_the_report(folder, capsys):
@@ -211,7 +213,7 @@ def test_any_setting_is_chosen_by_keyboard(several, browser, tmp_path):
             [names[row], *shown(cells(table, written, row, other))] for row in group.students if row != other
         ]
         told = browser(TOLD)
-        assert told.startswith(f"Told apart from {names[other]}, of {len(lines)} settings: long ")
+        assert told.startswith(f"Of {len(lines)} settings differ from {names[other]} by more than the ")
         marked = [[line[i][0] for line in lines if line[i].endswith("*")] for i in (1, 2)]
         for part, signs in zip(told.split(";"), marked, strict=True):
             assert ("none" in part) == (not signs)

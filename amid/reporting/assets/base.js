@@ -17,7 +17,8 @@ const el = (tag, attributes = {}, ...children) => fill(document.createElement(ta
 const svg = (tag, attributes = {}, ...children) =>
   fill(document.createElementNS(SVG, tag), attributes, children);
 const unique = (values) => [...new Set(values)];
-const minus = (text) => String(text).replace("-", "−");
+/** A text whose numbers below 0 have a minus sign: names and options keep their hyphens. */
+const minus = (text) => String(text).replace(/(^|[\s(=,])-(?=[\d.])/g, "$1−");
 const short = (x) => (x === null || x === undefined ? "–" : minus(String(+x.toPrecision(4))));
 const score = (x) => (x === null || x === undefined ? "–" : minus(x.toFixed(2)));
 const clip = (text, length) => (text.length > length ? text.slice(0, length - 1) + "…" : text);
@@ -29,7 +30,7 @@ const hidden = data.filters.map(() => new Set());
 const isShown = (row) => data.filters.every((filter, i) => !hidden[i].has(filter.values[row.index]));
 const shownRows = () => data.rows.filter(isShown);
 const isRunShown = (run) => isShown(data.rows[run.row]);
-data.rows.forEach((row, index) => Object.assign(row, { index, name: row.name.replaceAll("=-", "=−") }));
+data.rows.forEach((row, index) => Object.assign(row, { index, name: minus(row.name) }));
 data.runs.forEach((run, index) => (run.index = index));
 const runName = (run) => `${data.rows[run.row].name}, seed ${run.seed}`;
 

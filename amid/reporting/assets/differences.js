@@ -59,5 +59,5 @@ function drawDifferences() {
     return `${name} ${counts.map(([n, word]) => `${n} ${word}`).join(", ") || "none"}`;
   });
   const reference = chosen === "best" ? "the best of its pair and data" : data.rows[chosen].name;
-  $("#told-apart").textContent = `Told apart from ${reference}, of ${lines.length} settings: ${told.join("; ")}.`;
+  $("#told-apart").textContent = `Of ${lines.length} settings differ from ${reference} by more than the choice of prompts explains: ${told.join("; ")}.`;
 }

@@ -4,7 +4,7 @@ function plainTable(heads, lines, numbersFrom) {
   const kind = (i) => ({ class: i >= numbersFrom ? "number" : null });
   return [
     el("thead", {}, el("tr", {}, heads.map((head, i) => el("th", { scope: "col", ...kind(i) }, head)))),
-    el("tbody", {}, lines.map((line) => el("tr", {}, line.map((cell, i) => el("td", kind(i), cell))))),
+    el("tbody", {}, lines.map((line) => el("tr", {}, line.map((cell, i) => el("td", kind(i), typeof cell === "string" ? minus(cell) : cell))))),
   ];
 }
 
@@ -14,10 +14,10 @@ function buildClaims() {
   const classes = { holds: "holds", "does not hold": "not", "cannot be told": "unknown" };
   $("#claims ul").append(
     ...data.claims.map((claim) =>
-      el("li", {}, el("b", { class: classes[claim.verdict] }, kinds[claim.verdict] + claim.verdict), claim.text, " ", el("span", {}, `(${claim.why})`)),
+      el("li", {}, el("b", { class: classes[claim.verdict] }, kinds[claim.verdict] + claim.verdict), minus(claim.text), " ", el("span", {}, `(${minus(claim.why)})`)),
     ),
   );
-  $("#claims .note").textContent = data.claimsNote;
+  $("#claims .note").textContent = minus(data.claimsNote);
 }
 
 function buildSections() {
@@ -26,7 +26,8 @@ function buildSections() {
     $("#sections").append(
       el("section", { id: `section-${i}` }, el("h2", {}, section.title),
         section === against ? buildDifferences() : plain(section),
-        el("p", { class: "note" }, section.note)),
+        section === against || !section.finding ? null : el("p", {}, minus(section.finding)),
+        el("p", { class: "note" }, minus(section.note))),
     ),
   );
 }
@@ -38,7 +39,7 @@ function drawRuns() {
     el("tr", { "data-row": run.row },
       el("td", {}, data.rows[run.row].name),
       el("td", { class: "number" }, run.seed),
-      el("td", { class: run.outcome === "trained" ? null : "failed" }, run.diverged === null ? run.outcome : `diverged at step ${run.diverged}`),
+      el("td", { class: run.failed ? "failed" : null }, run.diverged === null ? run.outcome : `diverged at step ${run.diverged}`),
       el("td", { class: "number" }, duration(run.seconds)),
       el("td", {}, Object.entries(run.config).map(([key, value]) => el("code", {}, el("span", { class: "note" }, `${key}: `), value))),
       el("td", {}, el("code", { title: run.folder }, clip(run.name, 48)), el("code", {}, run.hash)),
@@ -63,7 +64,7 @@ function buildHead() {
   document.title = data.title;
   $("#title").textContent = data.title;
   const count = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
-  const failed = data.runs.filter((run) => run.outcome !== "trained").length;
+  const failed = data.runs.filter((run) => run.failed).length;
   const parts = [count(data.runs.length, "run"), `of ${count(data.rows.length, "setting")},`, failed ? `${failed} failed,` : "", data.unfinished.length ? `${data.unfinished.length} more without a result,` : "", `scored on ${sets.filter((s) => s !== data.average).join(", ")}`];
   $("#summary").textContent = parts.filter(Boolean).join(" ") + ".";
   for (const section of document.querySelectorAll("main section")) {

@@ -115,7 +115,7 @@ function pinLabels() {
 function buildTable() {
   const sources = unique(data.rows.flatMap((row) => row.cells.map((cell) => cell.source)).filter(Boolean));
   const caption = [data.caption, sources.length ? `Published figures: ${sources.join("; ")}.` : null];
-  const describe = () => ($("#caption").textContent = [...caption, shownToo.further ? data.further : null].filter(Boolean).join(" "));
+  const describe = () => ($("#caption").textContent = minus([...caption, shownToo.further ? data.further : null].filter(Boolean).join(" ")));
   const addToggle = (which, text) => {
     const toggle = () => {
       shownToo[which] = !shownToo[which];

@@ -27,9 +27,8 @@ const WITHOUT = "without a result";
 /** The runs whose curve is drawn: how each ended, in words where it did not just train, and its row, if any. */
 function curvesShown() {
   const finished = data.runs.filter(isRunShown).map((run) => {
-    const failed = run.outcome !== "trained";
     const ending = run.diverged === null ? run.outcome : `diverged at step ${run.diverged}`;
-    return { name: runName(run), group: data.rows[run.row].name, row: run.row, ending: failed ? ending : "", failed, diverged: run.diverged, curves: run.curves };
+    return { name: runName(run), group: data.rows[run.row].name, row: run.row, ending: run.failed ? ending : "", failed: run.failed, diverged: run.diverged, curves: run.curves };
   });
   const others = data.unfinished.map((run) => {
     const ending = [run.state, run.note].filter(Boolean).join(": ");
