@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     keep_freed_memory()
+    with contextlib.suppress(FileNotFoundError):  # a working folder that was deleted
+        sys.path.append(os.getcwd())  # for what a `_target_` names; last, so that nothing installed is hidden
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     try:
         if command in ("-h", "--help"):

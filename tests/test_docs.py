@@ -23,7 +23,7 @@ from amid.reporting.table import build_table
 
 ROOT = Path(__file__).parents[1]
 PAGES = {str(file.relative_to(ROOT / "docs")): file.read_text("utf-8") for file in ROOT.glob("docs/**/*.md")}
-COMMAND = re.compile(r"^    (?:PYTHONPATH=\. )?(amid .*)$", flags=re.M)
+COMMAND = re.compile(r"^    (amid .*)$", flags=re.M)
 COMMANDS = [line.split("  #")[0].strip() for text in PAGES.values() for line in COMMAND.findall(text)]
 COMMANDS += [c for text in PAGES.values() for c in re.findall(r"\| `(amid [^`]*)`", text)]
 SNIPPETS = [

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import time
 from types import SimpleNamespace
 
@@ -39,6 +40,17 @@ def test_train_leaves_a_whole_run_that_is_not_run_again(quick, tmp_path, capsys)
     assert run("evaluate", f"run={directory}", f"output_dir={tmp_path / 'again'}") == 0
     (again,) = (tmp_path / "again").iterdir()
     assert results.load(again).scores == result.scores
+
+
+def test_a_target_in_the_working_folder_is_found(quick, tmp_path, monkeypatch):
+    code = "def squared(log_a, log_b):\n    return ((log_a.exp() - log_b.exp()) ** 2).sum(-1)\n"
+    (tmp_path / "of_this_folder.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", sys.path.copy())
+    own = ["divergence=kl", "divergence._target_=of_this_folder.squared", "+divergence._partial_=true"]
+    assert run("train", *quick, *own) == 0
+    (result,) = results.load_all(tmp_path / "runs")
+    assert result.training["steps"] == 4
 
 
 def test_the_same_seed_gives_the_same_run(quick, tmp_path):
