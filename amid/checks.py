@@ -1,6 +1,5 @@
 """What can be checked of a run before a row of its data or a weight of its models is read."""
 
-import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,9 +36,15 @@ class Parts:
     compared: bool
     """Whether its validations compare the student with a teacher that the objective does not need."""
 
+    def used(self, cfg: Config) -> Config:
+        """The configuration of the run without a teacher that it has no use for."""
+        if self.objective.needs_teacher or self.compared or self.text.from_teacher:
+            return cfg
+        return {**cfg, "model": {name: part for name, part in cfg["model"].items() if name != "teacher"}}
+
 
 def parts_of(cfg: Config, prefix: str = "") -> Parts:
-    """The parts of a run that need neither data nor models; a teacher that it has no use for leaves `cfg`.
+    """The parts of a run that need neither data nor models.
 
     Args:
         cfg: of the run.
@@ -86,15 +91,15 @@ def parts_of(cfg: Config, prefix: str = "") -> Parts:
     compared = is_compared(cfg, objective)
     if objective.needs_teacher or compared:
         instantiate(cfg["teacher"])
-    elif not text.from_teacher:
-        cfg["model"].pop("teacher", None)
+    parts = Parts(objective, text, schedule, instantiate(cfg["generation"]), compared)
+    cfg = parts.used(cfg)
     for role in ("teacher", "student"):
         sft = cfg["model"].get(role, {}).get("sft")
         if sft:
             if sft["batch_size"] < 1:
                 raise InputError(f"model.{role}.sft.batch_size={sft['batch_size']} must be at least 1")
             parts_of(fine_tuning_settings(cfg, role), prefix=f"model.{role}.sft.")
-    return Parts(objective, text, schedule, instantiate(cfg["generation"]), compared)
+    return parts
 
 
 def is_compared(cfg: Mapping[str, Any], objective: Loss) -> bool:
@@ -120,8 +125,7 @@ class Checks:
         Raises:
             InputError: as `amid.experiment.run_experiment` would, for settings, tokenizers and files of data.
         """
-        cfg = copy.deepcopy(cfg)
-        parts_of(cfg)
+        cfg = parts_of(cfg).used(cfg)
         models_and_data = [cfg["model"], {**cfg["data"], "seed": None}]
         key = json.dumps(models_and_data, sort_keys=True, default=str)
         if key not in self._sound:

@@ -1,7 +1,6 @@
 """`amid sweep NAME --dry-run`: the runs of a sweep, and what they will take, without starting any."""
 
 import contextlib
-import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -144,7 +143,7 @@ def _estimated(cfg: Config, estimator: Estimator) -> _Entry:
     """A run of this configuration, to do or refused."""
     cost, shared, state = Cost(), dict[str, Once](), "to do"
     try:
-        parts_of(copy.deepcopy(cfg))
+        parts_of(cfg)
         cost, shared = estimator.run(cfg), estimator.shared(cfg)
     except (ValueError, InstantiationException) as error:
         state = f"refused: {reason_of(error)}"  # as the run itself would be

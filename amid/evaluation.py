@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,31 @@ from amid.scoring import (
 
 MANIFEST = ".made_from.json"
 """Beside a run's answers: what decided them."""
+
+
+@dataclass(frozen=True)
+class ValidationScore:
+    """The score of a student's answers to the prompts of a validation: one each, with the first seed.
+
+    Args:
+        name: of the score, such as `rouge_l`.
+        metric: what scores the answers against the references.
+        prompts: token ids of each.
+        references: acceptable answers to each.
+        sampling: how they are answered.
+    """
+
+    name: str
+    metric: Metric
+    prompts: Sequence[Sequence[int]]
+    references: Sequence[Sequence[str]]
+    sampling: Sampling
+
+    def __call__(self, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
+        """Draws the answers and scores them: 0 to 100."""
+        seed = self.sampling.seeds[0]
+        answers = self.sampling.answers(student, tokenizer, self.prompts, seed, samples=1)
+        return set_score(self.metric, [answer[0].text for answer in answers], self.references).value
 
 
 def evaluate_sets(

@@ -23,9 +23,10 @@ from amid.config import config_hash
 from amid.data import InstructionData
 from amid.data.datamodule import Tokens
 from amid.errors import InputError
-from amid.evaluation import check_metrics, evaluate_sets
+from amid.evaluation import ValidationScore, check_metrics, evaluate_sets
 from amid.files import written_whole
 from amid.fit import fit, last_checkpoint, length_in_words, one_device, steps_of, use_threads
+from amid.generation import Sampling
 from amid.lora import merge
 from amid.models import ModelSource, shared_vocabulary
 from amid.module import DistillationModule
@@ -57,8 +58,8 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     Raises:
         InputError: for settings that do not fit, or a directory with a run of another configuration.
     """
-    cfg = copy.deepcopy(cfg)
     parts = parts_of(cfg)
+    cfg = copy.deepcopy(parts.used(cfg))
     objective, text, schedule = parts.objective, parts.text, parts.schedule
     use_threads(cfg["threads"])
     key = _hash(cfg, parts)
@@ -121,11 +122,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         scheduler=instantiate(cfg["scheduler"]),
         clip_norm=cfg["clip_norm"],
         tokenizer=tokenizer,
-        valid_prompts=[data.encoder.prompt(example) for example in valid],
-        valid_references=[list(example.outputs) for example in valid],
-        valid_metric=data.valid_metric,
-        metrics=data.metrics,
-        sampling=parts.sampling,
+        valid_score=_valid_score(data, parts.sampling),
         steps=_steps(cfg["trainer"], data),
         log_every_n_steps=cfg["trainer"]["log_every_n_steps"],
         micro_batches=data.micro_batches,
@@ -194,6 +191,20 @@ def _hash(cfg: Config, parts: Parts) -> str:
     if parts.compared and not parts.text.from_teacher:
         cfg = {**cfg, "model": {name: part for name, part in cfg["model"].items() if name != "teacher"}}
     return config_hash(cfg)
+
+
+def _valid_score(data: InstructionData, sampling: Sampling) -> ValidationScore | None:
+    """What the answers at validations are scored by: `data.valid_metric`."""
+    if data.valid_metric is None:
+        return None
+    examples = data.valid_examples[: data.valid_prompts]
+    return ValidationScore(
+        data.valid_metric,
+        data.metrics[data.valid_metric],
+        [data.encoder.prompt(example) for example in examples],
+        [list(example.outputs) for example in examples],
+        sampling,
+    )
 
 
 def _steps(trainer: Config, data: InstructionData) -> int:

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from amid.counted_loss import CountedLoss
 from amid.data.datamodule import Mean, MicroBatch, Row, SampledRow, counted_positions, padding_share
 from amid.errors import InputError
+from amid.evaluation import ValidationScore
 from amid.generation import MixedAnswer, Sampling
 from amid.losses import KL, CrossEntropy, Loss, Objective
-from amid.metrics import Metric, set_score
 from amid.schedule import Schedule
 from amid.teacher import CachedTeacher, Teacher
 from amid.text import Text, on_student_text, prompts_of
@@ -56,7 +56,7 @@ class DistillationModule(L.LightningModule):
     has it with its weight. Logged at each validation: `valid/loss`, `valid/cross_entropy` (nats a token),
     `valid/perplexity`, its exponential; with a teacher `valid/kl_pq` (nats a token) and `valid/same_top`, the
     share of tokens whose likeliest token is the teacher's (0..1), also logged in training; `valid/METRIC` and
-    `valid/METRIC_best` of `valid_metric`, such as `valid/rouge_l` (0..100).
+    `valid/METRIC_best` of `valid_score`, such as `valid/rouge_l` (0..100).
 
     Args:
         student: the model to train.
@@ -66,11 +66,7 @@ class DistillationModule(L.LightningModule):
         scheduler: from (optimiser, number of steps) to a schedule stepped after each optimiser step.
         clip_norm: the gradient is scaled down to this norm, above 0; None never.
         tokenizer: of both models.
-        valid_prompts: token ids of the prompts answered at each validation.
-        valid_references: acceptable answers to each.
-        valid_metric: which of `metrics` scores the answers; None for no answers at validations.
-        metrics: by name, what scores answers against references.
-        sampling: how they are answered: one sample each, with the first of its seeds.
+        valid_score: of the student's answers at validations; None for none.
         steps: optimiser steps of the whole training, which ends there.
         log_every_n_steps: steps between two records of the training.
         micro_batches: cuts the rows of an optimiser step into micro-batches.
@@ -104,11 +100,7 @@ class DistillationModule(L.LightningModule):
         scheduler: Callable[[Optimizer, int], LRScheduler],
         clip_norm: float | None,
         tokenizer: PreTrainedTokenizerBase,
-        valid_prompts: Sequence[Sequence[int]],
-        valid_references: Sequence[Sequence[str]],
-        valid_metric: str | None,
-        metrics: Mapping[str, Metric],
-        sampling: Sampling,
+        valid_score: ValidationScore | None,
         steps: int,
         log_every_n_steps: int,
         micro_batches: Callable[[Sequence[Row | SampledRow]], list[MicroBatch]],
@@ -128,13 +120,11 @@ class DistillationModule(L.LightningModule):
         self._on_student_text = on_student_text(objective)
         self._plain_text, self._plain_text_weight = plain_text, plain_text_weight
         self._optimizer, self._scheduler, self._clip_norm = optimizer, scheduler, clip_norm
-        self._tokenizer, self._sampling = tokenizer, sampling
+        self._tokenizer, self._valid_score = tokenizer, valid_score
         self.steps, self._log_every_n_steps = steps, log_every_n_steps
         self._schedule = schedule
         if schedule is not None:
             schedule.begin(objective)
-        self._valid_prompts, self._valid_references = valid_prompts, valid_references
-        self.valid_metric, self._metrics = valid_metric, metrics
         with_teacher = objective.needs_teacher
         self._loss = CountedLoss(
             student, teacher if with_teacher else None, shared_vocab if with_teacher else None
@@ -337,22 +327,18 @@ class DistillationModule(L.LightningModule):
         for name, value in self.validation.items():
             self.log(name.replace("_", "/", 1), value)
         self._text.validated(self.validation["valid_cross_entropy"])
-        if self.valid_metric is not None:
-            score = self._score(self._metrics[self.valid_metric])
+        if self._valid_score is not None:
+            name, score = self._valid_score.name, self._score(self._valid_score)
             self.best_score = max(self.best_score, score)
-            self.log(f"valid/{self.valid_metric}", score, prog_bar=True)
-            self.log(f"valid/{self.valid_metric}_best", self.best_score)
-            self.validation[f"valid_{self.valid_metric}"] = score
+            self.log(f"valid/{name}", score, prog_bar=True)
+            self.log(f"valid/{name}_best", self.best_score)
+            self.validation[f"valid_{name}"] = score
         if not self.before:
             self.before = {f"{name}_before": value for name, value in self.validation.items()}
 
-    def _score(self, metric: Metric) -> float:
-        """The score of the student's answers to the validation prompts."""
+    def _score(self, of: ValidationScore) -> float:
         with self._answering(), self.trainer.precision_plugin.forward_context():
-            answers = self._sampling.answers(
-                self.student, self._tokenizer, self._valid_prompts, self._sampling.seeds[0], samples=1
-            )
-        return set_score(metric, [answer[0].text for answer in answers], self._valid_references).value
+            return of(self.student, self._tokenizer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what a resumed run goes on from: no frozen weights, which are where they came from."""

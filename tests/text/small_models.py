@@ -9,7 +9,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from amid.data import InstructionData
 from amid.data.builtin import TEMPLATE, TEMPLATE_WITH_INPUT, corpus, tokenizer
 from amid.data.prompts import Template
-from amid.generation import Sampling
 from amid.losses import KL, Objective
 from amid.module import DistillationModule
 from amid.teacher import LiveTeacher
@@ -65,11 +64,7 @@ def fitted(data, which, student, teacher=None, objective=None, steps=1, lr=0.1, 
         scheduler=lambda optimizer, n: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
         clip_norm=None,
         tokenizer=data.tokenizer,
-        valid_prompts=[[5, 6]],
-        valid_references=[["a"]],
-        valid_metric=None,
-        metrics={},
-        sampling=Sampling(max_new_tokens=2),
+        valid_score=None,
         steps=steps,
         log_every_n_steps=1,
         micro_batches=data.micro_batches,
