@@ -191,6 +191,16 @@ def test_the_hash_follows_what_a_run_computes_and_the_content_of_its_files(jsonl
     assert key == config_hash(cfg | {"output_dir": "y", "threads": 2, "teacher": {"mode": "live"}})
     assert key == config_hash(cfg | {"data": {"train": str(path), "cache_dir": "b"}})
     assert key != config_hash(cfg | {"seed": 2})
+    model = path.parent / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    cfg["model"] = {"student": {"path": str(model)}}
+    key = config_hash(cfg)
+    (model / "README.md").write_text("A model.")
+    assert key == config_hash(cfg)
+    (model / "model.safetensors").write_text("0")
+    assert key != config_hash(cfg)
+    key = config_hash(cfg)
     path.write_text('{"instruction": "a", "output": "c"}\n')
     assert key != config_hash(cfg)
 

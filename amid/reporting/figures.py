@@ -45,7 +45,9 @@ PANELS_ACROSS = 3
 MOST_PANELS = 12
 TITLE_CHARACTERS = 36
 SMOOTHED_FROM = 40
+"""Records of a training curve from which on it is drawn smoothed."""
 ROOM_OF_A_LINE = 0.1
+"""Share of a panel's height that a line of its legend takes."""
 
 
 @dataclass(frozen=True)
