@@ -195,7 +195,7 @@ def _local_paths(cfg: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _content_hash(path: Path) -> str:
-    """That of a file, or of the files in a folder that can decide what a model does: not what describes it."""
+    """That of a file, or of those in a folder that can decide what a model does, not of what describes it."""
     files = [path] if path.is_file() else [p for p in path.glob("[!.]*") if p.is_file() and p.suffix != ".md"]
     return key_of({file.name: checksum(file) for file in files})
 
