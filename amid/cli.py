@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from amid import __version__
 from amid.allocator import keep_freed_memory
 from amid.errors import Busy, InputError, choose_one, in_one_line, is_mistake, was_interrupted
+from amid.own_modules import search_working_folder
 
 if TYPE_CHECKING:
     from amid.sweep import Sweep
@@ -47,7 +48,7 @@ Examples
   amid train data=jsonl data.train=my/train.jsonl data.valid=my/valid.jsonl
 """
 
-OPTIONS = ("-m", "--multirun", "-h", "--help", "--hydra-help", "-c", "--cfg", "-p", "--package", "--resolve")
+OPTIONS = ("-m", "--multirun", "-h", "--help", "--hydra-help", "-c", "--cfg", "--resolve")
 """Of Hydra, that the commands which train, evaluate and write states take."""
 
 
@@ -57,8 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     keep_freed_memory()
-    with contextlib.suppress(FileNotFoundError):  # a working folder that was deleted
-        sys.path.append(os.getcwd())  # for what a `_target_` names; last, so that nothing installed is hidden
+    search_working_folder()
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     try:
         if command in ("-h", "--help"):
@@ -104,14 +104,16 @@ def _unread() -> int:
 def _help(arguments: list[str]) -> None:
     from amid.sweep import names
 
-    if arguments == ["help"] or not arguments or {"-h", "--help"} & set(arguments):
+    if not arguments or {"-h", "--help", "help"} & set(arguments):
         print(USAGE.format(sweeps=", ".join(names())))
-    elif arguments[0] in COMMANDS:
-        COMMANDS[arguments[0]](["--help"])
-    else:
-        from amid.reference import explain
+        return
+    for word in arguments:
+        if word in COMMANDS:
+            with contextlib.suppress(SystemExit):  # as argparse ends with
+                COMMANDS[word](["--help"])
+        else:
+            from amid.reference import explain
 
-        for word in arguments:
             explain(word)
 
 
@@ -137,6 +139,7 @@ def _hydra(name: str, arguments: list[str]) -> None:
                 raise InputError(f"{word!r} is neither KEY=VALUE nor an option; {remedy}")
         for flag in (flag for flag in flags if flag.partition("=")[0] not in OPTIONS):
             raise InputError(f"{flag} is no option of amid {name}{choose_one(flag, OPTIONS)}")
+        arguments = [a for a in arguments if a not in overrides] + overrides  # Hydra wants options first
         if not several:
             _check_single(name, overrides)
         else:
@@ -166,7 +169,8 @@ def _checked(sweep: "Sweep") -> list[Path]:
     """The folders of the runs, in their order, after a check of the settings of all that are not finished.
 
     Raises:
-        InputError: naming the first run that would be refused.
+        InputError: naming the first run whose objective would be refused, then the first that would be for
+            anything else.
     """
     from hydra.utils import instantiate
 
@@ -181,7 +185,7 @@ def _checked(sweep: "Sweep") -> list[Path]:
                 cfg.logger = {}
                 with _about(sweep.in_words(number)):
                     to_check[number] = as_dict(cfg)
-                    instantiate(cfg.objective)
+                    instantiate(to_check[number]["objective"])
         from amid.checks import Checks  # takes seconds
 
         checks = Checks()
@@ -239,7 +243,6 @@ def _launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: li
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from hydra.utils import instantiate
     from omegaconf import DictConfig
 
     from amid.config import CONF, check_used, register_resolvers
@@ -250,6 +253,7 @@ def _launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: li
     failed: list[str] = []
 
     def task(cfg: DictConfig) -> None:
+        search_working_folder()  # also where a launcher starts it in a process of its own
         directory = Path(HydraConfig.get().runtime.output_dir)
         place, left = "", ""
         if directory in runs:
@@ -260,8 +264,6 @@ def _launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: li
             print(f"run{place} {directory.name}{left}", flush=True)
         try:
             check_used(cfg, HydraConfig.get())
-            if name == "train":
-                instantiate(cfg.objective)  # whose mistakes are told before the next import, of seconds
             importlib.import_module(f"amid.{name}").run(cfg)
         except BrokenPipeError:
             sys.exit(_unread())  # Hydra would report it
@@ -320,9 +322,9 @@ def _check_results(runs: Sequence[Path]) -> None:
 
 
 def _remove_if_nothing_was_computed(directory: Path) -> None:
-    from amid.monitor import LOCK_FILE, STATUS_FILE
+    from amid.monitor import LOCK_FILE, STATUS_FILE, alone
 
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, Busy), alone(directory):
         if {file.name for file in directory.iterdir()} <= {".hydra", LOCK_FILE, STATUS_FILE}:
             for handler in logging.getLogger().handlers[:]:
                 if (

@@ -89,7 +89,11 @@ def _multirun() -> bool:
 def run_name(overrides: Sequence[str]) -> str:
     """A short folder name for a run, from its overrides: `alpha=-5,seed=2`; `default` if there are none."""
     parts = [
-        re.sub(r"['\"]", "", override).lstrip("+~").removeprefix("assistant.").removeprefix("objective.")
+        re.sub(r"['\"]", "", override)
+        .replace(":", "-")
+        .lstrip("+~")
+        .removeprefix("assistant.")
+        .removeprefix("objective.")
         for override in _telling(overrides)
     ]
     name = re.sub(r"[^\w.=,+-]+", "_", ",".join(sorted(parts)), flags=re.ASCII) or "default"

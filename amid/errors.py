@@ -1,4 +1,4 @@
-"""The error that stands for a mistake in the user's input."""
+"""Errors: the one that stands for a mistake in the user's input, and what is told of any."""
 
 import difflib
 import errno
@@ -26,13 +26,18 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def was_interrupted(error: BaseException) -> bool:
-    """Whether an interrupt led to `error`: a library may answer it with an error of its own."""
+def chain_of(error: BaseException) -> list[BaseException]:
+    """An error and those that led to it."""
     chain: list[BaseException] = [error]
     for link in chain:
         before = (link.__cause__, link.__context__)
         chain += [other for other in before if other is not None and other not in chain]
-    return any(isinstance(link, KeyboardInterrupt) for link in chain)
+    return chain
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Whether an interrupt led to `error`: a library may answer it with an error of its own."""
+    return any(isinstance(link, KeyboardInterrupt) for link in chain_of(error))
 
 
 def is_mistake(error: BaseException) -> bool:

@@ -1,7 +1,6 @@
 """The entry point of an evaluation."""
 
 import copy
-import time
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +123,7 @@ def _evaluate(settings: dict[str, Any], labels: dict[str, Label], directory: Pat
     fabric = one_device(settings["trainer"])
     key = config_hash(settings)
     write_config(settings, directory, key)
-    started = time.perf_counter()
-    scores = evaluate_sets(
+    evaluation = evaluate_sets(
         source.load(tokenizer).to(fabric.device),  # type: ignore[arg-type]
         tokenizer,
         data.test_examples,
@@ -141,9 +139,9 @@ def _evaluate(settings: dict[str, Any], labels: dict[str, Label], directory: Pat
         labels=labels,
         config_hash=key,
         seed=settings["seed"],
-        scores=scores,
+        scores=evaluation.scores,
         training={},
-        timings={"evaluate": time.perf_counter() - started},
+        timings={"evaluate": evaluation.seconds},
         versions=versions(),
     )
     save(result, directory)

@@ -1,6 +1,7 @@
 """The scores of a model: its answers to the evaluation sets, and what they are worth."""
 
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -31,7 +32,17 @@ from amid.scoring import (
 )
 
 MANIFEST = ".made_from.json"
-"""Beside a run's answers: what decided them."""
+"""Beside a run's answers: the configuration and student that they are of, and the seconds that they took."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the answers of a model are worth."""
+
+    scores: dict[str, dict[str, Score]]
+    """Set -> metric -> score over the seeds (`score_answers`)."""
+    seconds: float
+    """That answering and scoring took, those of sets answered before an interruption among them."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ def evaluate_sets(
     directory: Path,
     made_from: Mapping[str, Any],
     precision: Callable[[], AbstractContextManager[None]],
-) -> dict[str, dict[str, Score]]:
+) -> Evaluation:
     """Answers every set with every seed, keeps the answers, and scores them.
 
     The answers are written to `directory/SET-SEED.jsonl` (`write_answers`), the mean scores of each
@@ -83,17 +94,18 @@ def evaluate_sets(
         sampling: how answers are drawn.
         metrics: what scores them against the references.
         directory: of the answers; with others than those `made_from` this, it is made anew.
-        made_from: JSON values that decide the answers: of model, data and sampling.
+        made_from: JSON values of the run's configuration and of its student.
         precision: makes the context that the model is run in.
-
-    Returns:
-        Set -> metric -> score over the seeds (`score_answers`).
     """
+    started = time.perf_counter()
     manifest = directory / MANIFEST
-    if read_json(manifest) != made_from:
+    known = read_json(manifest)
+    if known.get("made_from") != made_from:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-        write_json(manifest, made_from)
+        known = {"made_from": made_from, "seconds": 0.0}
+        write_json(manifest, known)
+    before = known["seconds"]
     files = {name: [answers_file(directory, name, seed) for seed in sampling.seeds] for name in sets}
     unanswered = {
         name: [encoder.prompt(example) for example in examples]
@@ -109,6 +121,7 @@ def evaluate_sets(
                 for example, row in zip(sets[name], answers, strict=True)
             ]
             write_answers(answers_file(directory, name, seed), answered, seed)
+            write_json(manifest, known | {"seconds": before + time.perf_counter() - started})
     by_seed = {name: [read_answers(file) for file in of_set] for name, of_set in files.items()}
     given = {name: applied(metrics, answered) for name, answered in by_seed.items()}
     of_prompts = {
@@ -120,7 +133,8 @@ def evaluate_sets(
         for name, answered in by_seed.items()
     }
     write_per_prompt(directory, of_prompts, {name: answered[0] for name, answered in by_seed.items()})
-    return {name: set_scores(given[name]) | score_answers(answered, {}) for name, answered in by_seed.items()}
+    scores = {name: set_scores(given[name]) | score_answers(of, {}) for name, of in by_seed.items()}
+    return Evaluation(scores, before + time.perf_counter() - started)
 
 
 def check_metrics(metrics: Mapping[str, Metric], sets: Mapping[str, Sequence[Example]]) -> None:

@@ -149,10 +149,9 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     if "diverged_step" not in training:
         merge(student)
         _export(student, tokenizer, directory / BEST)
-        started = time.perf_counter()
         module.to(trainer.strategy.root_device)
         try:
-            scores = evaluate_sets(
+            evaluation = evaluate_sets(
                 student,
                 tokenizer,
                 evaluation_sets,
@@ -163,10 +162,11 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
                 {"config": key, "student": ModelSource(str(directory / BEST)).fingerprint()},
                 trainer.precision_plugin.forward_context,
             )
+            scores, timings["evaluate"] = evaluation.scores, evaluation.seconds
         except FloatingPointError as error:
             announce(f"{directory} diverged: {error}; it ends here")
             training["diverged_step"] = training["steps"]
-        timings["evaluate"] = time.perf_counter() - started
+            shutil.rmtree(directory / "generations")
         _log_scores(loggers, scores)
 
     result = RunResult(

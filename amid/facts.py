@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from amid.data import InstructionData
 from amid.data.examples import Example
 from amid.data.sources import HUB_PREFIX, load_examples, path_and_rows
-from amid.hub import SILENT
+from amid.hub import NOT_CACHED
 from amid.models import ModelSource
 
 SAMPLE = 256
@@ -207,7 +208,8 @@ class Facts:
 def reason_of(error: BaseException) -> str:
     """Why something was refused or could not be had, in a line."""
     text = " ".join(str(error.__cause__ if isinstance(error, InstantiationException) else error).split())
-    return SILENT if SILENT in text else text
+    silent = re.search(rf"\((.*{NOT_CACHED})\)", text)
+    return silent.group(1) if silent else text
 
 
 def _fact(source: Any) -> Mapping[str, Any] | None:

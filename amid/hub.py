@@ -3,12 +3,14 @@
 import functools
 
 from huggingface_hub import constants, get_session
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from amid.errors import first_line
+from amid.errors import chain_of, first_line
 
 SECONDS_TO_ANSWER = 5.0
 
-SILENT = "the hub does not answer, and its cache has none"
+NOT_CACHED = "and its cache has none"
+"""How the reason ends where the hub was not asked."""
 
 
 def ask_its_cache_alone_if_it_is_silent() -> None:
@@ -32,5 +34,9 @@ def _answers(endpoint: str) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a file of the hub could not be had: the first line of `error`, or that the hub is silent."""
-    return SILENT if constants.HF_HUB_OFFLINE else first_line(error)
+    """Why a file of the hub could not be had, in a line."""
+    if any(isinstance(link, LocalEntryNotFoundError | OfflineModeIsEnabled) for link in chain_of(error)):
+        asked = _answers.cache_info().currsize > 0
+        why = "the hub does not answer" if asked else "HF_HUB_OFFLINE keeps from asking the hub"
+        return f"{why}, {NOT_CACHED}"
+    return first_line(error)

@@ -129,9 +129,9 @@ class ModelSource:
             files = [place] if place.is_file() else sorted(f for f in place.iterdir() if f.suffix in _WEIGHTS)
             weights = key_of({file.name: checksum(file) for file in files})
         else:
-            _location(self.path)
+            repository = _location(self.path)["pretrained_model_name_or_path"]
             try:
-                weights = Path(hf_hub_download(self.path, CONFIG_NAME)).parent.name
+                weights = Path(hf_hub_download(repository, CONFIG_NAME)).parent.name
             except (OSError, ValueError) as error:
                 raise _not_loadable("model", self.path, error) from error
         layers = None if self.layers is None else list(self.layers)
@@ -370,6 +370,7 @@ def _unpacked(path: str) -> dict[str, Any]:
 
 
 def _location(path: str) -> dict[str, str]:
+    """How transformers are told of a path; of one on the hub after a look whether that answers."""
     if path.endswith(".gguf"):
         if not Path(path).is_file():
             raise InputError(f"model path={path!r} does not exist; give the path of a GGUF file")

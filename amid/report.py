@@ -3,6 +3,9 @@
 from amid.console import console
 from amid.reporting import write_report
 
+MARKS = {"*": "its 95% interval leaves out 0", "†": "read second-hand"}
+"""What the marks in the further tables mean."""
+
 
 def run(directory: str) -> None:
     """Writes the report of the runs below `directory`, prints its tables, the claims and where it is.
@@ -19,8 +22,10 @@ def run(directory: str) -> None:
     for section in report.sections:
         out.print(f"\n{section.title}", markup=False)
         out.print(section.to_terminal())
-        if section.finding:
-            out.print(section.finding, markup=False)
+        cells = "".join(cell for line in section.lines for cell in line)
+        marks = [f"{mark}: {meaning}." for mark, meaning in MARKS.items() if mark in cells]
+        if text := " ".join(filter(None, (section.finding, *marks))):
+            out.print(text, markup=False)
     if report.claims:
         out.print("\nWhat the paper claims", markup=False)
         for line in report.claims[:-1]:

@@ -102,38 +102,47 @@ def run(arguments: Sequence[str]) -> None:
     systems = read_systems([Path(path) for path in given.paths])
     if given.by and given.by != "length":
         _check_field(systems, given.by)
-    named = {given.metric: metric_of(given.metric, systems)} if given.metric else {}
-    lines: list[Line] = []
-    for system in systems:
-        parts = {ALL: list(range(len(system.by_seed[0])))} | (_parts(system, given.by) if given.by else {})
+    groups = rivals(systems)
+    lines = [_lines(group, given.by, given.metric or main_metric(group)) for group in groups]
+    of_all = [line for of_group in lines for line in of_group]
+    if given.csv:
+        _write_csv(Path(given.csv), of_all)
+    out = console()
+    for table in _tables([line for line in of_all if line.part == ALL], out):
+        out.print(table)
+    out.print(_legend(of_all), markup=False)
+    sets = [system.dataset for system in systems]
+    for group, of_group in zip(groups, lines, strict=True):
+        first, metric = group[0], given.metric or main_metric(group)
+        if given.by:
+            for table in _parts_tables(of_group, given.by, metric, out):
+                out.print(table)
+        if len(group) > 1:
+            _print_differences(group, metric, out)
+        elif len(systems) > 1 and (not first.dataset or sets.count(first.dataset) > 1):
+            what = f"{first.name} {first.dataset}".strip()
+            out.print(f"{what} is not compared: no other one answers its prompts.", markup=False)
+
+
+def _lines(group: Sequence[System], by: str | None, metric: str) -> list[Line]:
+    """The scores of systems that answer the same prompts, `metric` among them; with `by` also those of parts.
+
+    The parts are those of the first of them whose lines have the field.
+    """
+    parts = {ALL: list(range(len(group[0].by_seed[0])))}
+    if by:
+        parts |= next(filter(None, (_parts(system, by) for system in group)), {})
+    main = {metric: metric_of(metric, group)}
+    lines = []
+    for system in group:
         for name, prompts in parts.items():
             try:
-                scores = score_answers(system.only(prompts), named | dict(system.metrics))
+                scores = score_answers(system.only(prompts), main | dict(system.metrics))
             except ValueError as error:
                 where = f"{system.name} {system.dataset}".strip()
                 raise InputError(f"{where} cannot be scored: {error}") from error
             lines.append(Line(system, name, len(prompts), scores))
-    if given.csv:
-        _write_csv(Path(given.csv), lines)
-    out = console()
-    for table in _tables([line for line in lines if line.part == ALL], out):
-        out.print(table)
-    out.print(_legend(lines), markup=False)
-    groups = rivals(systems)
-    if given.by:
-        for group in groups:
-            members = [(system.name, system.dataset) for system in group]
-            of_group = [x for x in lines if x.part != ALL and (x.system.name, x.system.dataset) in members]
-            for table in _parts_tables(of_group, given.by, given.metric or main_metric(group), out):
-                out.print(table)
-    sets = [system.dataset for system in systems]
-    for group in groups:
-        first = group[0]
-        if len(group) > 1:
-            _print_differences(group, given.metric or main_metric(group), out)
-        elif len(systems) > 1 and (not first.dataset or sets.count(first.dataset) > 1):
-            what = f"{first.name} {first.dataset}".strip()
-            out.print(f"{what} is not compared: no other one answers its prompts.", markup=False)
+    return lines
 
 
 def _check_field(systems: Sequence[System], by: str) -> None:
@@ -204,30 +213,24 @@ def _tables(lines: Sequence[Line], out: Console) -> Iterator[Table]:
 def _parts_tables(lines: Sequence[Line], by: str, metric: str, out: Console) -> Iterator[Table]:
     """A row for each part of the prompts of a set, with `metric` and Self-BLEU of each system.
 
-    There are as many tables as the width of the terminal needs.
+    There are as many tables as the width of the terminal needs, and none where there are no parts.
     """
-    if not lines:
-        return
     names = list(dict.fromkeys(line.system.name for line in lines))
-    parts = dict.fromkeys(line.part for line in lines)
+    parts = {line.part: line.prompts for line in lines if line.part != ALL}
+    scores = {(line.system.name, line.part): line.scores for line in lines}
     told = [name for name in (metric, "self_bleu") if any(name in line.scores for line in lines)]
-    at_once = max((out.width - max(map(len, [*parts, by]), default=0) - 10) // (COLUMN * len(told)), 1)
-    for start in range(0, len(names), at_once):
+    at_once = max((out.width - max(map(len, [*parts, by])) - 10) // (COLUMN * len(told)), 1)
+    for start in range(0, len(names) if parts else 0, at_once):
         some = names[start : start + at_once]
         title = " ".join(filter(None, (lines[0].system.dataset, some[0] if len(names) == 1 else "")))
         table = Table(box=SIMPLE_HEAD, pad_edge=False, title=escape(title) or None, title_justify="left")
         table.add_column(escape(by))
         table.add_column("prompts", justify="right")
-        for name, column in itertools.product(told, some):
-            label = METRICS.get(name, name)
-            _add_column(table, label if len(names) == 1 else f"{label}, {column}")
-        for part in parts:
-            of_part = {line.system.name: line for line in lines if line.part == part}
-            cells = [
-                _cell(of_part[name].scores.get(score) if name in of_part else None)
-                for score, name in itertools.product(told, some)
-            ]
-            prompts = next(iter(of_part.values())).prompts
+        for score, name in itertools.product(told, some):
+            label = METRICS.get(score, score)
+            _add_column(table, label if len(names) == 1 else f"{label}, {name}")
+        for part, prompts in parts.items():
+            cells = [_cell(scores[name, part].get(score)) for score, name in itertools.product(told, some)]
             table.add_row(escape(part.removeprefix(f"{by}=")), str(prompts), *cells)
         yield table
 
@@ -279,8 +282,10 @@ def _print_differences(systems: Sequence[System], name: str, out: Console) -> No
         out.print("One prompt tells nothing of a difference; two or more are needed.\n", markup=False)
         return
     metric, title = metric_of(name, systems), METRICS.get(name, name)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=systems[0].dataset or None, title_justify="left")
-    for column in ("First", "Second", f"{title} difference", "95% interval", "p", ""):
+    table = Table(
+        box=SIMPLE_HEAD, pad_edge=False, title=escape(systems[0].dataset) or None, title_justify="left"
+    )
+    for column in ("First", "Second", f"{escape(title)} difference", "95% interval", "p", ""):
         is_text = column in ("First", "Second", "")
         table.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
     try:

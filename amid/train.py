@@ -1,18 +1,18 @@
 """The entry point of a training run."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from amid.config import LABELS, as_dict, further_settings
-from amid.experiment import run_experiment
 from amid.monitor import alone, end_of, watched
-from amid.progress import announce, shown, silence_bars
 from amid.results import METRICS, RESULT_FILE, RunResult, quality_metrics
-from amid.tracking import finish
 
 
 def run(cfg: DictConfig) -> None:
@@ -22,20 +22,34 @@ def run(cfg: DictConfig) -> None:
     labels["settings"] = further_settings(hydra.overrides.task)
     directory = Path(hydra.runtime.output_dir)
     finished = (directory / RESULT_FILE).exists()
-    for name in ("pytorch_lightning", "lightning.pytorch", "httpx", "datasets"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    silence_bars()
-    try:
-        with alone(directory), watched(directory):
-            result = run_experiment(as_dict(cfg), directory, labels)
-    except BaseException as error:
-        finish(end_of(error))
-        raise
-    finish()
+    with alone(directory), watched(directory):
+        settings = as_dict(cfg)
+        instantiate(settings["objective"])  # whose mistakes are told before imports that take seconds
+        result = _run(settings, directory, labels)
+
+    from amid.progress import announce, shown
+
     announce(summary(result))
     if hydra.mode == RunMode.RUN:
         anew = " (to train it anew, delete the folder)" if finished else ""
         announce(f"Run: {shown(directory)}{anew}")
+
+
+def _run(settings: dict[str, Any], directory: Path, labels: Mapping[str, Any]) -> RunResult:
+    from amid.experiment import run_experiment
+    from amid.progress import silence_bars
+    from amid.tracking import finish
+
+    for name in ("pytorch_lightning", "lightning.pytorch", "httpx", "datasets"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    silence_bars()
+    try:
+        result = run_experiment(settings, directory, labels)
+    except BaseException as error:
+        finish(end_of(error))
+        raise
+    finish()
+    return result
 
 
 def summary(result: RunResult) -> str:

@@ -164,6 +164,8 @@ def test_run_names_are_short_and_without_separators():
     assert run_name([]) == "default"
     assert run_name(["seed=2", "assistant.alpha=-5", "output_dir=x/y"]) == "alpha=-5,seed=2"
     assert "/" not in run_name(["model.teacher.path=/a/b"])
+    parts = [run_name([f"data.train='a.jsonl{part}'"]) for part in ("[:9]", "[9:]")]
+    assert parts == ["data.train=a.jsonl_-9_", "data.train=a.jsonl_9-_"]
     long = [run_name([f"data.train={'x' * 200}{i}"]) for i in range(2)]
     assert len(long[0]) < 101
     assert long[0] != long[1]

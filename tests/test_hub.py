@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from amid import hub
 from amid.data.sources import load_examples
 from amid.errors import InputError
-from amid.models import load_tokenizer
+from amid.models import ModelSource, load_tokenizer
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -44,8 +44,30 @@ def test_its_cache_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     row = '{"instruction": "Say yes.", "output": "Yes."}\n'
     (place / "snapshots" / ("0" * 40) / "file.jsonl").write_text(row)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("asked again"))
     (example,) = load_examples("hf://datasets/owner/name/file.jsonl")
     assert example.outputs == ("Yes.",)
+
+
+@pytest.mark.usefixtures("silent_hub")
+def test_what_is_in_the_cache_and_cannot_be_used_is_told_as_such(monkeypatch, tmp_path):
+    place = tmp_path / "models--owner--name"
+    (place / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0" * 40)
+    (place / "snapshots" / ("0" * 40) / "config.json").write_text('{"model_type": "of_tomorrow"}')
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="model type `of_tomorrow`"):
+        ModelSource("owner/name").config(None)
+    with pytest.raises(InputError, match="the hub does not answer, and its cache has none"):
+        ModelSource("owner/other").config(None)
+
+
+def test_an_hf_hub_offline_of_the_user_is_told_as_such():
+    hub._answers.cache_clear()
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE keeps from asking the hub, and its cache has none"):
+        load_tokenizer("owner/name")
 
 
 def test_a_hub_that_answers_is_asked(monkeypatch: pytest.MonkeyPatch):

@@ -143,7 +143,9 @@ def test_a_run_computes_each_metric_once_an_answer(tmp_path):
     sets = {"mine": [Example(f"say {i}", "", tuple(outputs)) for i, outputs in enumerate(REFERENCES)]}
     metrics = {name: counted(name, metric) for name, metric in {"rouge_l": rouge_l, **SETS}.items()}
     encoder = SimpleNamespace(prompt=lambda _: [0])
-    scores = evaluate_sets(None, None, sets, encoder, sampling, metrics, tmp_path, {}, nullcontext)["mine"]
+    scores = evaluate_sets(None, None, sets, encoder, sampling, metrics, tmp_path, {}, nullcontext).scores[
+        "mine"
+    ]
     assert seen == dict.fromkeys(metrics, 12)
 
     in_turn = [[a.text for row in drawn[seed] for a in row] for seed in (1, 2)]

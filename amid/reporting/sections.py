@@ -79,7 +79,7 @@ def outcome(run: RunResult, quality: str) -> Outcome:
     near_zero = bool(means) and not began_near_zero and not sum(means) / len(means) >= NEAR_ZERO
     if near_zero or after < COLLAPSE_SHARE * before:
         return "collapsed"
-    return "trained" if run.training.get("steps", 0) > 0 else "not trained"
+    return "not trained" if run.training.get("steps") == 0 else "trained"
 
 
 _VALIDATION = {
@@ -228,7 +228,7 @@ def cost(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
         "Step: mean of the optimiser steps without the first, of each run. Tokens/s: of responses, over the "
         "whole training. Memory: at most, of the GPU; where there is none, of the process with all that "
         "its earlier runs left in it, too coarse to compare settings by. On a machine that does other work "
-        "besides, times vary by more than an assistant costs. × direct: against the same divergence without "
+        "besides, times vary by more than an assistant costs. × direct: over the same divergence without "
         "the assistant, the first of its lines, on the same text and with the same settings in all else; a "
         "row without such a one is left out."
     )

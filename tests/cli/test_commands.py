@@ -60,6 +60,15 @@ def test_help_of_a_command_says_what_it_does(command, words, tmp_path, capsys, m
     assert not list(tmp_path.iterdir())
 
 
+def test_help_of_several_words_and_options_behind_settings(capsys):
+    assert run("help", "score", "assistant.alpha", "cache") == 0
+    out = capsys.readouterr().out
+    parts = ["Scores files of answers", "assistant.alpha: -5.0", "Write the teacher's states"]
+    assert [out.index(part) for part in parts] == sorted(out.index(part) for part in parts)
+    assert run("train", "seed=1", "--cfg", "job", "assistant.alpha=-2") == 0
+    assert "alpha: -2" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["status", "report", "score", "dashboard"])
 def test_an_interrupt_of_what_has_no_runs_says_nothing(command, tmp_path, capsys, monkeypatch):
     def interrupted(*_):
@@ -109,7 +118,7 @@ def test_a_defect_leaves_its_traceback_and_a_mistake_does_not(quick, tmp_path, c
     def defective(*_):
         list(zip([1], [], strict=True))
 
-    monkeypatch.setattr("amid.train.run_experiment", defective)
+    monkeypatch.setattr("amid.experiment.run_experiment", defective)
     assert run("train", *quick) == 1
     assert "error.log" in capsys.readouterr().err
     (log,) = tmp_path.glob("runs/*/error.log")
@@ -120,7 +129,7 @@ def test_a_gpu_out_of_memory_is_told_in_short_with_the_remedy(quick, tmp_path, c
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 42.00 MiB. GPU 0 has none.")
 
-    monkeypatch.setattr("amid.train.run_experiment", full)
+    monkeypatch.setattr("amid.experiment.run_experiment", full)
     assert run("train", *quick) == 1
     told = capsys.readouterr().err
     assert "amid: CUDA out of memory: lower data.micro_batch_size for training" in told

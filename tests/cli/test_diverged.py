@@ -4,6 +4,7 @@ import pytest
 from command_line import run
 
 from amid import results
+from amid.generation import Sampling
 
 
 def test_a_run_that_diverges_ends_at_once_and_is_neither_run_again_nor_scored(quick, tmp_path, capsys):
@@ -42,3 +43,20 @@ def test_a_student_that_can_answer_no_more_has_diverged(quick, tmp_path, overrid
     result = results.load(directory)
     assert result.diverged_step == 1
     assert result.scores == {"open": {}, "closed": {}}
+
+
+def test_no_answers_stay_of_a_student_that_diverged_in_the_second_set(quick, tmp_path, capsys, monkeypatch):
+    answers_to_sets = Sampling.answers_to_sets
+
+    def broken(self, model, tokenizer, sets, finished):
+        for name, seed, answers in answers_to_sets(self, model, tokenizer, sets, finished):
+            if name != next(iter(sets)):
+                raise FloatingPointError("no token is left")
+            yield name, seed, answers
+
+    monkeypatch.setattr(Sampling, "answers_to_sets", broken)
+    assert run("train", *quick) == 0
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert results.load(directory).diverged_step == 4
+    assert run("score", directory) == 1
+    assert "holds no generations" in capsys.readouterr().err

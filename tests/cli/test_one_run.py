@@ -1,8 +1,8 @@
 """One run of `amid train`: what it leaves, that it repeats, and that it goes on."""
 
+import importlib.util
 import json
 import shutil
-import sys
 import time
 from types import SimpleNamespace
 
@@ -45,12 +45,13 @@ def test_train_leaves_a_whole_run_that_is_not_run_again(quick, tmp_path, capsys)
 def test_a_target_in_the_working_folder_is_found(quick, tmp_path, monkeypatch):
     code = "def squared(log_a, log_b):\n    return ((log_a.exp() - log_b.exp()) ** 2).sum(-1)\n"
     (tmp_path / "of_this_folder.py").write_text(code)
+    (tmp_path / "vllm").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", sys.path.copy())
     own = ["divergence=kl", "divergence._target_=of_this_folder.squared", "+divergence._partial_=true"]
     assert run("train", *quick, *own) == 0
     (result,) = results.load_all(tmp_path / "runs")
     assert result.training["steps"] == 4
+    assert importlib.util.find_spec("vllm") is None, "a folder without modules is no package"
 
 
 def test_the_same_seed_gives_the_same_run(quick, tmp_path):
@@ -200,16 +201,20 @@ def test_the_figures_of_a_run_that_went_on_are_those_of_its_whole_training(quick
 
 
 def test_scoring_goes_on_with_the_sets_that_were_not_answered(quick, tmp_path, monkeypatch):
-    answers_to_sets, asked = Sampling.answers_to_sets, []
+    answers_to_sets, asked, later = Sampling.answers_to_sets, [], 0
 
     def killed_after_the_first_set(self, model, tokenizer, sets, finished):
         asked.extend([list(sets)] if sets else [])  # a fine-tuning has none
+        nonlocal later
         for name, seed, answers in answers_to_sets(self, model, tokenizer, sets, finished):
             if kill and name != next(iter(sets)):
                 raise KeyboardInterrupt
+            later += 100 * kill
             yield name, seed, answers
 
     monkeypatch.setattr(Sampling, "answers_to_sets", killed_after_the_first_set)
+    clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + later)
+    monkeypatch.setattr("amid.evaluation.time", clock)
     kill = False
     assert run("train", *quick, f"output_dir={tmp_path / 'whole'}") == 0
     kill = True
@@ -223,6 +228,7 @@ def test_scoring_goes_on_with_the_sets_that_were_not_answered(quick, tmp_path, m
     assert (folder / "generations" / f"{first}-1.jsonl").stat().st_ino == before
     (whole,) = results.load_all(tmp_path / "whole")
     assert results.load(folder).scores == whole.scores
+    assert results.load(folder).timings["evaluate"] > 100
 
     kill = True  # answers of another student, or to other prompts, are not taken
     out = f"output_dir={tmp_path / 'again'}"

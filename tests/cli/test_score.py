@@ -120,7 +120,15 @@ class TestCommand:
         assert main(["score", str(one), str(two), "--by", "kind", "--csv", str(tmp_path / "all.csv")]) == 0
         with (tmp_path / "all.csv").open() as file:
             rows = [(row["system"], row["prompts"]) for row in csv.DictReader(file)]
-        assert rows == [("one", "all"), ("two", "all"), ("two", "kind=long"), ("two", "kind=–")]
+        parts = ["all", "kind=long", "kind=–"]
+        assert rows == [(system, part) for system in ("one", "two") for part in parts], "of the same prompts"
+        three = tmp_path / "three.jsonl"
+        three.write_text(json.dumps({"output": "another", "prediction": "a"}) + "\n")
+        capsys.readouterr()
+        assert main(["score", str(two), str(three), "--by", "kind", "--csv", str(tmp_path / "all.csv")]) == 0
+        with (tmp_path / "all.csv").open() as file:
+            rows = [(row["system"], row["prompts"]) for row in csv.DictReader(file)]
+        assert rows == [*(("two", part) for part in parts), ("three", "all")], "of other prompts"
 
     def test_the_difference_in_a_metric_of_ones_choice(self, tmp_path, capsys):
         texts = ["the cat sat on the mat", "a dog barked", "yes"], ["the cat sat on a mat", "a dog", "no"]
@@ -248,7 +256,7 @@ class TestCommand:
         assert re.search(r"^ ?one +like-one +-33.33 ", out, re.MULTILINE)
         assert "one is not compared" not in out
         with (tmp_path / "all.csv").open() as file:
-            assert [row["system"] for row in csv.DictReader(file)] == ["one", "other", "like-one"]
+            assert [row["system"] for row in csv.DictReader(file)] == ["one", "like-one", "other"]
         assert main(["score", str(one), "--csv", str(tmp_path / "none" / "all.csv")]) == 1
         assert "make it first" in capsys.readouterr().err
 

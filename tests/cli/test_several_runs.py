@@ -11,6 +11,7 @@ from command_line import curve, run
 from amid import results
 from amid.config import CONF, run_name
 from amid.errors import Busy, InputError
+from amid.monitor import alone
 from amid.results import RunResult, save
 
 
@@ -19,7 +20,7 @@ def test_the_log_of_a_run_does_not_name_the_next(quick, tmp_path, monkeypatch):
         logging.getLogger("amid").warning("a word of the run")
         raise InputError("enough")
 
-    monkeypatch.setattr("amid.train.run_experiment", logged)
+    monkeypatch.setattr("amid.experiment.run_experiment", logged)
     assert run("train", "-m", *quick, "assistant.alpha=-1,1") == 1
     logs = [file.read_text() for file in (tmp_path / "runs").glob("*/run.log")]
     assert len(logs) == 2
@@ -155,7 +156,7 @@ def test_runs_of_different_settings_are_different_rows(quick, tmp_path, monkeypa
         save(result, directory)
         return result
 
-    monkeypatch.setattr("amid.train.run_experiment", finished)
+    monkeypatch.setattr("amid.experiment.run_experiment", finished)
     monkeypatch.chdir(tmp_path)
     assert run("train", "-m", *quick, "optimizer.lr=1e-3,2e-3", "seed=1,2") == 0
     assert capsys.readouterr().out.endswith("\nReport: amid report runs\n")
@@ -176,8 +177,6 @@ def test_runs_that_failed_in_other_processes_are_told(quick, tmp_path, capsys, m
 
 
 def test_a_run_that_another_process_is_at_is_left_alone(quick, tmp_path, capsys, monkeypatch):
-    from amid.monitor import alone
-
     def refused(cfg, directory, labels):
         raise InputError("enough")
 
@@ -192,7 +191,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(quick, tmp_path, capsys,
         assert "is being run by another process; amid status" in capsys.readouterr().err
         told = f"1 left to other processes, which run them: {name}; amid status {tmp_path / 'runs'} tells"
         with monkeypatch.context() as patched:
-            patched.setattr("amid.train.run_experiment", refused)
+            patched.setattr("amid.experiment.run_experiment", refused)
             assert run("train", *both) == 1
         out, err = capsys.readouterr()
         assert told in out
@@ -202,6 +201,29 @@ def test_a_run_that_another_process_is_at_is_left_alone(quick, tmp_path, capsys,
     assert not (folder / "result.json").exists()
     assert run("train", *one) == 0
     assert (folder / "result.json").exists()
+
+
+def test_a_mistake_for_a_run_that_another_process_is_at_leaves_that_alone(quick, tmp_path, capsys):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "status.json").write_text("{}")
+    of_mine = [*quick, f"hydra.run.dir={folder}"]
+    with alone(folder):
+        assert run("train", *of_mine, "assistant.alpha=oops") == 1
+        assert "is being run by another process" in capsys.readouterr().err
+        assert run("train", *of_mine, "method=sft", "divergence=kl") == 1
+        assert "has no divergence" in capsys.readouterr().err
+        assert (folder / "status.json").exists()
+    assert run("train", *of_mine, "assistant.alpha=oops") == 1
+    assert not folder.exists()
+
+
+def test_a_refused_objective_among_runs_that_a_sweeper_chooses_has_failed(quick, tmp_path, capsys):
+    arguments = ["seed=1,2", "divergence.alpha=nan"]
+    assert run("train", *quick, "-m", "hydra/sweeper=basic", *arguments) == 1
+    capsys.readouterr()
+    assert run("status", tmp_path / "runs") == 0
+    assert "2 runs: 2 failed" in capsys.readouterr().out
 
 
 def test_a_sweep_whose_runs_are_all_elsewhere_leaves_them_there(quick, tmp_path, capsys, monkeypatch):
