@@ -180,7 +180,10 @@ def _explain_options(console: Console, group: str, name: str) -> None:
         return
     (option,) = chosen
     _say(console, "", option.settings)
-    content: Any = _composed(word_of(group, name))
+    try:
+        content: Any = _composed(word_of(group, name))
+    except InputError:  # a group that only other options choose of, such as sft
+        content = {}
     for part in group.split("/"):
         content = content.get(part) or {}
     for path in dict.fromkeys([*option.targets, *_targets(content)]):

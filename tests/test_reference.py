@@ -58,6 +58,7 @@ def nodes(content):
         ("data.train.seed", ["data.train.seed: 0"]),
         ("lam", ["assistant.lam: 0.1", "weight of the teacher"]),
         ("data.valid.seed", ["data.valid.seed: ${data.train.seed}"]),
+        ("default", ["sft=default", "trainer=default"]),
     ],
 )
 def test_help_of_a_word(word, parts, capsys, monkeypatch):
