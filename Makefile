@@ -1,7 +1,8 @@
 # Everything a clone needs. On a machine without a GPU, the CPU build of torch saves several GB:
-#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 PYTHON ?= python3
 PIP_ARGS ?=
+TORCH_INDEX ?=
 BIN := .venv/bin
 
 .PHONY: help install demo test coverage test-slow bench lint docs format clean
@@ -13,7 +14,7 @@ help:  ## this list
 	$(PYTHON) -c 'import sys; sys.exit("amid needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@echo "Installing into .venv: torch and the packages of pyproject.toml, which takes some minutes"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev,docs]'
 	touch $@
 

@@ -10,9 +10,8 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 
 from amid.config import check_seed
-from amid.data.datamodule import RESPONSES
 from amid.data.prompts import check_lengths
-from amid.data.sources import check_source
+from amid.data_files import check_files, check_names
 from amid.errors import InputError, first_line
 from amid.fit import check_trainer
 from amid.generation import Sampling
@@ -55,11 +54,10 @@ def parts_of(cfg: Config, prefix: str = "") -> Parts:
             its models among them.
     """
     check_seed(cfg["seed"])
-    threads, test = cfg["threads"], cfg["data"]["test"]
+    threads = cfg["threads"]
     if threads is not None and (type(threads) is not int or threads < 1):
         raise InputError(f"threads={threads} must be a whole number from 1, or null for all cores")
-    if not isinstance(test, Mapping):
-        raise InputError(f"data.test={test} has no name; add a set by its name: +data.test.mine={test}")
+    check_names(cfg["data"])
     check_lengths(cfg["data"]["max_prompt_length"], cfg["data"]["max_length"])
     objective: Loss = instantiate(cfg["objective"])
     text: Text = instantiate(cfg["text"])
@@ -135,17 +133,6 @@ class Checks:
             instantiate({**cfg["data"], **unread}, tokenizer=tokenizer)
             check_models(cfg, tokenizer)
             self._sound.add(key)
-
-
-def check_files(data: Config) -> None:
-    """Looks whether the files of the data are there.
-
-    Raises:
-        InputError: for one that is not.
-    """
-    for source in (data["train"], data["valid"], data.get("plain_text"), *data["test"].values()):
-        if source != RESPONSES:
-            check_source(source)
 
 
 def _check_optimizer(optimizer: Config, key: str) -> None:

@@ -175,6 +175,7 @@ def _checked(sweep: "Sweep") -> list[Path]:
     from hydra.utils import instantiate
 
     from amid.config import as_dict
+    from amid.data_files import check_files
 
     folders: list[Path] = []
     to_check: dict[int, dict[str, Any]] = {}
@@ -186,6 +187,7 @@ def _checked(sweep: "Sweep") -> list[Path]:
                 with _about(sweep.in_words(number)):
                     to_check[number] = as_dict(cfg)
                     instantiate(to_check[number]["objective"])
+                    check_files(to_check[number]["data"])
         from amid.checks import Checks  # takes seconds
 
         checks = Checks()
@@ -442,6 +444,11 @@ def _dashboard(arguments: list[str]) -> None:
         raise InputError(
             "amid dashboard SWEEP [entity=NAME] [project=amid] [scale=small] takes a sweep, by name or folder"
         )
+    from amid.sweep import names
+
+    if not Path(arguments[0]).is_dir() and arguments[0] not in names():
+        unknown = f"{arguments[0]} is neither a folder of runs nor a sweep"
+        raise InputError(unknown + choose_one(arguments[0], names()))
     from amid.dashboard import run
 
     again = f"amid dashboard {shlex.join(arguments)}"

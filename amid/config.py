@@ -24,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from amid.data_files import path_and_rows
 from amid.errors import InputError, choose_one
 from amid.files import checksum, key_of
 
@@ -193,7 +194,7 @@ def _local_paths(cfg: Mapping[str, Any]) -> Iterator[str]:
     sources += [(model.get(role) or {}).get("path") for role in ("teacher", "student", "tokenizer")]
     for source in sources:
         if isinstance(source, str):
-            path = re.sub(r"\[\d*:\d*\]$", "", source)
+            path, _ = path_and_rows(source)
             if Path(path).exists():
                 yield path
 
@@ -216,6 +217,9 @@ def parsed_overrides(overrides: Sequence[str]) -> list[Override]:
     Raises:
         InputError: for what it cannot read.
     """
+    for override in overrides:
+        if override.endswith(","):
+            raise InputError(f"{override} ends with a comma; leave it out, or write another value after it")
     try:
         return OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
@@ -257,10 +261,12 @@ def check_used(cfg: DictConfig, hydra: Any) -> None:
     Raises:
         InputError: naming the choice.
     """
+    choices = hydra.runtime.choices
     for override in hydra.overrides.task:
         group = override.partition("=")[0]
+        if group in ("data.train", "data.valid") and choices.data == "builtin" and "{" not in override:
+            raise InputError(f"{override}: data=builtin makes its rows; for files of your own add data=jsonl")
         if group in ("divergence", "assistant") and cfg[group] is not None and group not in cfg.objective:
-            choices = hydra.runtime.choices
             raise InputError(
                 f"{override}: method={choices.method} (objective={choices.objective}) has no "
                 f"{group}; leave it out, or use another method"
@@ -275,6 +281,11 @@ def _unknown_setting(config_name: str, loader: ConfigLoader, overrides: Sequence
     for override in overrides:
         key = override.key_or_group
         adds = override.is_add() or override.is_force_add()
+        if override.is_add() and key in keys:
+            value = (override.input_line or "").partition("=")[2]
+            named = key == "data.test"
+            remedy = f"add a set by its name: +data.test.mine={value}" if named else f"set it: {key}={value}"
+            return f"{override.input_line}: there is a {key} already; {remedy}"
         if not (override in groups or adds or key.startswith("hydra.") or key in keys):
             return (
                 _of_another_choice(override, cfg, [o.key_or_group for o in groups])

@@ -38,6 +38,8 @@ def run(sweep: str, again: str, scale: str | None, entity: str | None, project: 
             part.write_text(specification(build_workspace(scores, entity or "", project)), encoding="utf-8")
         announce(f"No W&B account, or no network. The workspace's specification: {file}{unstarted}")
         announce(f"To save it later: wandb login && {again}")
+        if folder.exists() and not any(folder.glob("*/wandb")):
+            announce("None of its runs was logged to W&B yet; with logger=wandb they are")
         return
     try:
         entity = entity or wandb.Api().default_entity

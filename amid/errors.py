@@ -46,6 +46,8 @@ def is_mistake(error: BaseException) -> bool:
     from omegaconf.errors import MissingMandatoryValue
 
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        if _is_called_too_early(error):
+            return True
         return isinstance(error.__cause__, ValueError) or is_mistake(error.__cause__)
     return isinstance(error, InputError | OSError | MissingMandatoryValue)
 
@@ -57,7 +59,8 @@ def in_one_line(error: BaseException) -> str:
 
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         where = re.search(r"full_key: (\S+)", str(error))
-        return (f"{where.group(1)}: " if where else "") + in_one_line(error.__cause__)
+        hint = "; a plain function needs _partial_: true" if _is_called_too_early(error) else ""
+        return (f"{where.group(1)}: " if where else "") + in_one_line(error.__cause__) + hint
     if isinstance(error, MissingMandatoryValue):
         key = getattr(error, "full_key", "") or first_line(error)
         return f"{key} has no value; give it one, {key}=VALUE (amid help {key} says what it is)"
@@ -80,3 +83,8 @@ def in_one_line(error: BaseException) -> str:
             "generation.batch_size for answers; a sweep's --dry-run estimates the memory"
         )
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+
+def _is_called_too_early(error: BaseException) -> bool:
+    """Whether what a `_target_` names needs arguments that only a run gives it."""
+    return isinstance(error.__cause__, TypeError) and "required positional arg" in str(error.__cause__)

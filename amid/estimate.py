@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from amid.answers import AnswerFolder
 from amid.checks import is_compared
-from amid.data.datamodule import RESPONSES, Tokens
+from amid.data.datamodule import Tokens
+from amid.data_files import RESPONSES
 from amid.facts import Facts, Lengths
 from amid.fit import epochs_of_validation, steps_of
 from amid.memory import training_memory

@@ -88,7 +88,7 @@ def _settings(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Label]]:
     elif OmegaConf.select(cfg, "model.student.path") and hydra.runtime.choices.get("data") == "builtin":
         raise InputError(
             "data=builtin is for models that were trained on it; give the data that the model is to answer, "
-            "such as data=dolly, or data=jsonl +data.test.mine=FILE"
+            f"such as data=dolly, or data=jsonl +data.test.mine=FILE{_its_run(cfg.model.student.path)}"
         )
     elif OmegaConf.select(cfg, "model.student.path") is None:
         raise InputError(
@@ -105,6 +105,13 @@ def _settings(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Label]]:
         OmegaConf.update(cfg, "model.student.architecture", None, force_add=True)
     labels["settings"] = further
     return as_dict(cfg), labels
+
+
+def _its_run(path: str) -> str:
+    """`; for its run: run=FOLDER`, of the student of a finished run; else nothing."""
+    folder = Path(path).parent.parent
+    own = Path(path) == folder / BEST and (folder / RESULT_FILE).exists()
+    return f"; for its run: run={folder}" if own else ""
 
 
 def _evaluate(settings: dict[str, Any], labels: dict[str, Label], directory: Path) -> RunResult:

@@ -17,7 +17,7 @@ from amid.files import read_json, write_json
 from amid.generation import Sampling
 from amid.metrics import Metric, set_score
 from amid.monitor import tell
-from amid.progress import Progress
+from amid.progress import Progress, announce
 from amid.results import OF_ANSWERS, Score
 from amid.scoring import (
     Answered,
@@ -112,6 +112,8 @@ def evaluate_sets(
         for name, examples in sets.items()
         if not all(file.exists() for file in files[name])
     }
+    if answered_before := [name for name in sets if name not in unanswered]:
+        announce(f"Answered before, and kept: {', '.join(answered_before)}")
     total = sum(map(len, unanswered.values())) * len(sampling.seeds) * sampling.samples
     tell(note="scoring")
     with precision(), Progress("answers", total, unit="answers") as progress:

@@ -18,10 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid import __version__, tracking
 from amid.allocator import free_gpu_memory
-from amid.checks import Parts, check_files, parts_of
+from amid.checks import Parts, parts_of
 from amid.config import config_hash
 from amid.data import InstructionData
 from amid.data.datamodule import Tokens
+from amid.data_files import check_files
 from amid.errors import InputError
 from amid.evaluation import ValidationScore, check_metrics, evaluate_sets
 from amid.files import written_whole
@@ -280,8 +281,8 @@ def _finished(directory: Path, key: str) -> RunResult | None:
     if old != key and (result is not None or (directory / "checkpoints").exists()):
         raise InputError(
             f"{directory} holds a run of another configuration, or of data or models whose files have "
-            f"changed since (hash {old or 'not recorded'}, now {key}); choose another output_dir=, or delete "
-            "the folder"
+            f"changed since (hash {old or 'not recorded'}, now {key}); choose another output_dir= "
+            "(or hydra.run.dir=, where that was given), or delete the folder"
         )
     return result
 

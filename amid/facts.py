@@ -15,7 +15,8 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.data import InstructionData
 from amid.data.examples import Example
-from amid.data.sources import HUB_PREFIX, load_examples, path_and_rows
+from amid.data.sources import load_examples
+from amid.data_files import HUB_PREFIX, path_and_rows
 from amid.hub import NOT_CACHED
 from amid.models import ModelSource
 

@@ -273,7 +273,7 @@ def fit(
     if best:
         kept = torch.load(best, map_location="cpu", weights_only=True)
         module.load_state_dict(kept["state_dict"])
-    announce(f"  kept: {_in_words(kept, trainer.global_step, data.valid_metric)}")
+    announce(f"  kept: {_in_words(kept, module.before, trainer.global_step, data.valid_metric)}")
     training = {
         **module.before,
         **kept["validation"],
@@ -284,13 +284,17 @@ def fit(
     return trainer, training, taking.state_dict()["seconds"]
 
 
-def _in_words(kept: Mapping[str, Any], steps: int, metric: str | None) -> str:
+def _in_words(kept: Mapping[str, Any], before: Mapping[str, float], steps: int, metric: str | None) -> str:
     """Of which step the weights are that a run ends with, and how they did on the validation data."""
     validation: Mapping[str, float] = kept["validation"]
+
+    def told(name: str, digits: int) -> str:
+        return f"{validation[name]:.{digits}f} (before {before[f'{name}_before']:.{digits}f})"
+
     text = f"step {kept.get('global_step', steps)} of {steps}, valid cross-entropy "
-    text += f"{validation['valid_cross_entropy']:.3f}"
-    if (score := validation.get(f"valid_{metric}")) is not None:
-        text += f", {METRICS.get(str(metric), metric)} {score:.1f}"
+    text += told("valid_cross_entropy", 3)
+    if f"valid_{metric}" in validation:
+        text += f", {METRICS.get(str(metric), metric)} {told(f'valid_{metric}', 1)}"
     return text
 
 

@@ -258,14 +258,17 @@ def read_status(directory: str | Path) -> list[RunStatus]:
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise InputError(f"{directory} is not a folder; give that of a sweep or a run, such as outputs/alpha")
+        here = "" if directory.is_absolute() else f" in {Path.cwd()}"
+        raise InputError(
+            f"{directory} is not a folder{here}; give that of a sweep or a run, such as outputs/alpha"
+        )
     if _is_run(directory):
         return [_status_of(directory)]
     planned = _planned(directory)
     started = [
         path.name
         for path in sorted(directory.iterdir())
-        if path.is_dir() and path.name not in SKIPPED_FOLDERS and _is_run(path)
+        if path.is_dir() and path.name not in SKIPPED_FOLDERS and path.name[0] != "." and _is_run(path)
     ]
     names = list(dict.fromkeys([*planned, *started]))
     if not names:
@@ -292,22 +295,36 @@ def _planned(directory: Path) -> list[str]:
     return names
 
 
-def command_of(directory: Path) -> str | None:
-    """The command that started the runs of a sweep's folder, and goes on with them; None for single runs."""
-    if plan := read_json(directory / PLAN_FILE):
-        return str(plan.get("command", "the command that started them"))
-    if not (overrides := _overrides_of_multirun(directory)):
-        return None
+def commands_of(directory: Path, names: Sequence[str]) -> list[str]:
+    """The commands that go on with the runs called `names` in the folder `directory`: the one of the sweep or
+    the last multirun there, and those of single runs."""
+    commands = []
+    if set(names) & set(_planned(directory)):
+        if plan := read_json(directory / PLAN_FILE):
+            commands.append(str(plan.get("command", "the command that started them")))
+        else:
+            commands.append(_command("train -m", _overrides_of_multirun(directory)))
+    planned = _planned(directory)
+    for folder in (directory if name == directory.name else directory / name for name in names):
+        file = folder / ".hydra" / "hydra.yaml"
+        if folder.name not in planned and file.exists():
+            commands.append(_command("train", _overrides_in(file)))
+    return commands
+
+
+def _command(name: str, overrides: Mapping[str, list[str]]) -> str:
     of_hydra = [o for o in overrides["hydra"] if not o.startswith("hydra.mode=")]
-    return f"amid train -m {shlex.join([*overrides['task'], *of_hydra])}"
+    return f"amid {shlex.join([*name.split(), *overrides['task'], *of_hydra])}"
 
 
 def _overrides_of_multirun(directory: Path) -> dict[str, list[str]]:
     """What the last `amid train -m` was told, as Hydra keeps it; nothing where there was none."""
     multirun = directory / "multirun.yaml"
-    if not multirun.exists():
-        return {}
-    hydra = yaml.safe_load(multirun.read_text(encoding="utf-8"))["hydra"]
+    return _overrides_in(multirun) if multirun.exists() else {}
+
+
+def _overrides_in(file: Path) -> dict[str, list[str]]:
+    hydra = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]
     return dict(hydra["overrides"])
 
 
@@ -326,11 +343,10 @@ def _status_of(directory: Path) -> RunStatus:
             return replace(status, state="failed", note=str(error), seconds_left=None)
         steps = int(result.training.get("steps", 0))
         total = status.steps if result.diverged_step is not None else steps
-        if status.score is None:
-            for key, value in result.training.items():
-                name = key.removeprefix("valid_")
-                if key.startswith("valid_") and name in METRICS:
-                    status = replace(status, metric=name, score=value)
+        for key, value in result.training.items():  # of the student that is kept
+            name = key.removeprefix("valid_")
+            if key.startswith("valid_") and name in METRICS:
+                status = replace(status, metric=name, score=value)
         diverged = result.diverged_step is not None
         return replace(
             status,
@@ -422,7 +438,7 @@ def to_terminal(runs: Sequence[RunStatus], most: int | None = None) -> Group:
             f"{run.step}/{run.steps}" if run.steps else "",
             "" if run.loss is None else f"{run.loss:.3f}",
             "" if run.score is None else f"{run.score:.1f}",
-            "" if run.seconds_left is None else in_words(run.seconds_left),
+            "" if run.seconds_left is None or run.note == PREPARING else in_words(run.seconds_left),
             Text(_doing(run) if run.state == "running" else run.note),
         )
     hidden = len(runs) - len(shown)
@@ -438,6 +454,8 @@ def to_terminal(runs: Sequence[RunStatus], most: int | None = None) -> Group:
 
 def _doing(run: RunStatus) -> str:
     share = f" {100 * run.done // run.total}%" if run.total else ""
+    if run.note == PREPARING and run.seconds_left is not None:
+        share += f", {in_words(run.seconds_left)} left of it"
     return ": ".join(filter(None, (run.note, run.part))) + share
 
 

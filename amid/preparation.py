@@ -82,7 +82,9 @@ def fine_tuning_settings(cfg: Config, role: str) -> Config:
     """The configuration of the supervised run that prepares a model of `cfg`."""
     source = dict(cfg["model"][role])
     sft = source.pop("sft")
-    metrics = cfg["data"].get("metrics") or {}
+    name = cfg["data"].get("valid_metric")
+    if sft["checkpoint"]["monitor"] != f"valid/{name}":
+        name = None  # then no answers need to be drawn
     if source.get("lora") is None:
         source["dtype"] = "float32"
     data = {
@@ -92,9 +94,8 @@ def fine_tuning_settings(cfg: Config, role: str) -> Config:
         "tokens_per_batch": sft["tokens_per_batch"],
         "seed": sft["seed"],
         "valid_prompts": 16,
-        "metrics": {
-            name: metric for name, metric in metrics.items() if name == cfg["data"].get("valid_metric")
-        },
+        "valid_metric": name,
+        "metrics": {} if name is None else {name: cfg["data"]["metrics"][name]},
         "test": {},
         "test_prompts": None,
         "plain_text": None,

@@ -164,6 +164,13 @@ class StatusRecords(_Watch):
         """Writes the last score."""
         tell(seconds_left=None, **self._score(trainer))
 
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Writes the step at which the training was cut."""
+        if self._losses:
+            tell(step=trainer.global_step, loss=self._loss, seconds_left=None)
+
     def _score(self, trainer: L.Trainer) -> dict[str, Any]:
         for key in _validation_scores(trainer.callback_metrics):
             return {"metric": key.removeprefix("valid/"), "score": float(trainer.callback_metrics[key])}

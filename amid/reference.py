@@ -93,11 +93,17 @@ def options(group: str) -> list[Option]:
 
 @functools.cache
 def target(path: str) -> Target | None:
-    """What a `_target_` of this package is, from its source, which is not run; None for one of another's."""
-    if not path.startswith("amid."):
+    """What a `_target_` of this package, or of a module in the working folder, is, from its source, which is
+    not run; None for one of another's."""
+    package, _, name = path.partition(".")
+    here = Path.cwd()
+    own = (here / f"{package}.py").is_file() or (here / package / "__init__.py").is_file()
+    if package != "amid" and not own:
         return None
-    found: Any = _package()[path.removeprefix("amid.")]
+    found: Any = (_package() if package == "amid" else griffe.load(package, search_paths=[str(here)]))[name]
     found = found.final_target if found.is_alias else found
+    if found.docstring is None:
+        return None
     sections = griffe.Docstring(found.docstring.value).parse("google", warnings=False)
     about = {
         argument.name: " ".join(argument.description.split())

@@ -26,7 +26,7 @@ from amid.metrics import (
 )
 from amid.results import KINDS, METRICS, OF_ANSWERS, Score
 from amid.scoring import applied, per_prompt, resampled, score_answers
-from amid.systems import ALWAYS, KNOWN, System, main_metric, metric_of, read_systems, rivals
+from amid.systems import ALWAYS, KNOWN, System, in_common, main_metric, metric_of, read_systems, rivals
 
 ALL = "all"
 """The part that all prompts are."""
@@ -120,8 +120,21 @@ def run(arguments: Sequence[str]) -> None:
         if len(group) > 1:
             _print_differences(group, metric, out)
         elif len(systems) > 1 and (not first.dataset or sets.count(first.dataset) > 1):
-            what = f"{first.name} {first.dataset}".strip()
-            out.print(f"{what} is not compared: no other one answers its prompts.", markup=False)
+            out.print(f"{_called(first)} is not compared: {_why_alone(first, systems)}.", markup=False)
+
+
+def _called(system: System) -> str:
+    return f"{system.name} {system.dataset}".strip()
+
+
+def _why_alone(system: System, systems: Sequence[System]) -> str:
+    """Why no other system answers the prompts of one, and only these."""
+    others = [other for other in systems if other is not system]
+    shared, other = max(((in_common(system, other), other) for other in others), key=lambda pair: pair[0])
+    if not shared:
+        return "no other one answers its prompts"
+    number = len(system.by_seed[0])
+    return f"of its {number} prompts {_called(other)} answers {shared}, and compared are equal sets alone"
 
 
 def _lines(group: Sequence[System], by: str | None, metric: str) -> list[Line]:
@@ -139,8 +152,7 @@ def _lines(group: Sequence[System], by: str | None, metric: str) -> list[Line]:
             try:
                 scores = score_answers(system.only(prompts), main | dict(system.metrics))
             except ValueError as error:
-                where = f"{system.name} {system.dataset}".strip()
-                raise InputError(f"{where} cannot be scored: {error}") from error
+                raise InputError(f"{_called(system)} cannot be scored: {error}") from error
             lines.append(Line(system, name, len(prompts), scores))
     return lines
 

@@ -8,7 +8,7 @@ from rich.live import Live
 
 from amid.console import console
 from amid.errors import InputError
-from amid.monitor import RunStatus, command_of, read_status, to_terminal
+from amid.monitor import RunStatus, commands_of, read_status, to_terminal
 
 REFRESH = 2.0
 """Seconds between two looks."""
@@ -32,10 +32,10 @@ def run(directory: str, follow: bool) -> None:
     if follow:
         runs = _followed(directory, runs, out)
     out.print(to_terminal(runs))
-    unfinished = [run for run in runs if run.state in ("waiting", "failed", "interrupted")]
-    again = command_of(Path(directory))
-    if unfinished and again and not any(run.state == "running" for run in runs):
-        out.print(f"None is running. To go on: {again}", markup=False, soft_wrap=True)
+    unfinished = [run.name for run in runs if run.state in ("waiting", "failed", "interrupted")]
+    if unfinished and not any(run.state == "running" for run in runs):
+        for command in commands_of(Path(directory), unfinished):
+            out.print(f"None is running. To go on: {command}", markup=False, soft_wrap=True)
 
 
 def _followed(directory: str, runs: list[RunStatus], out: Console) -> list[RunStatus]:

@@ -1,7 +1,8 @@
 """Systems whose answers are scored: runs and files, and which of them answer the same prompts."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,11 +97,7 @@ def _of_the_same_prompts(systems: Sequence[System]) -> list[System]:
 
 def _order(rows: Sequence[Answered], wanted: Sequence[Answered]) -> list[int] | None:
     """Where the prompts of `wanted` stand in `rows`; None if they are other ones."""
-    instructed = all(row.instruction for row in (*rows, *wanted))
-
-    def key(row: Answered) -> tuple[object, ...]:
-        return (row.instruction, row.input, row.references) if instructed else row.references
-
+    key = _key(rows, wanted)
     places: dict[tuple[object, ...], list[int]] = {}
     for place, row in reversed(list(enumerate(rows))):
         places.setdefault(key(row), []).append(place)
@@ -108,6 +105,19 @@ def _order(rows: Sequence[Answered], wanted: Sequence[Answered]) -> list[int] | 
         return None
     found = [places[key(row)].pop() for row in wanted if places.get(key(row))]
     return found if len(found) == len(wanted) else None
+
+
+def _key(rows: Sequence[Answered], others: Sequence[Answered]) -> Callable[[Answered], tuple[object, ...]]:
+    """What makes prompts the same: all of them, or in a file without instructions the references."""
+    instructed = all(row.instruction for row in (*rows, *others))
+    return lambda row: (row.instruction, row.input, row.references) if instructed else row.references
+
+
+def in_common(system: System, other: System) -> int:
+    """How many of the prompts of a system another one answers."""
+    rows, others = system.by_seed[0], other.by_seed[0]
+    key = _key(rows, others)
+    return sum((Counter(map(key, rows)) & Counter(map(key, others))).values())
 
 
 def _names(places: Sequence[Path]) -> list[str]:

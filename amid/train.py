@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from amid.config import LABELS, as_dict, further_settings
+from amid.data_files import check_files
 from amid.monitor import alone, end_of, watched
 from amid.results import METRICS, RESULT_FILE, RunResult, quality_metrics
 
@@ -24,7 +25,8 @@ def run(cfg: DictConfig) -> None:
     finished = (directory / RESULT_FILE).exists()
     with alone(directory), watched(directory):
         settings = as_dict(cfg)
-        instantiate(settings["objective"])  # whose mistakes are told before imports that take seconds
+        instantiate(settings["objective"])  # mistakes are told before imports that take seconds
+        check_files(settings["data"])
         result = _run(settings, directory, labels)
 
     from amid.progress import announce, shown

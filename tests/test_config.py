@@ -88,14 +88,21 @@ def test_the_adaptive_text_begins_as_published_for_the_pair(overrides, threshold
 
 def test_what_a_text_has_of_a_pair_is_chosen_by_itself():
     """The files of conf/text_of_pair are named by a text and a pair that there are, also in a sweep."""
-    for file in CONF.glob("text_of_pair/*.yaml"):
-        text, pair = file.stem.split("_", 1)
-        assert (CONF / "text" / f"{text}.yaml").exists()
-        assert (CONF / "model" / f"{pair}.yaml").exists()
+    for group in ("text", "generation"):
+        for file in CONF.glob(f"{group}_of_pair/*.yaml"):
+            option, pair = file.stem.split("_", 1)
+            assert (CONF / group / f"{option}.yaml").exists()
+            assert (CONF / "model" / f"{pair}.yaml").exists()
     words = ["text=adaptive", "model=gpt2_xl_to_gpt2,openllama2_7b_to_3b"]
     assert check_overrides("train", words).text.threshold == 0.0
     assert check_overrides("train", [words[0], "model=openllama2_7b_to_3b"]).text.threshold == 0.2
     assert "threshold" not in composed("model=openllama2_7b_to_3b", "method=kd").text
+
+
+def test_greedy_answers_of_the_built_in_pair_are_single_ones():
+    usual, greedy = (instantiate(composed(*chosen).generation) for chosen in ([], ["generation=greedy"]))
+    assert (list(usual.seeds), usual.samples, usual.no_repeat_ngram_size) == ([10, 20, 30], 4, 0)
+    assert (list(greedy.seeds), greedy.samples, greedy.temperature) == ([10], 1, 0)
 
 
 def test_methods_are_points_of_one_space():

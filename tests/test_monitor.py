@@ -19,7 +19,7 @@ from amid.monitor import (
     SILENCE,
     RunStatus,
     StatusWriter,
-    command_of,
+    commands_of,
     read_status,
     seconds_left,
     tell,
@@ -251,7 +251,9 @@ def test_a_sweep_is_followed_while_it_runs(small_run, tmp_path, capsys, monkeypa
     assert [run.done for run in of_first] == sorted({run.done for run in of_first})
     assert (of_first[-1].done, of_first[-1].step, of_first[-1].metric) == (32, 4, "rouge_l")
     assert "  answers 100%  " in capsys.readouterr().out
-    again = command_of(tmp_path / "runs")
+    runs = tmp_path / "runs"
+    names = [run.name for run in read_status(runs)]
+    (again,) = commands_of(runs, names)
     assert again.startswith("amid train -m ")
     assert shlex.split(again)[3:] == [*arguments, "assistant.alpha=-1,1"]
     assert main(["status", str(tmp_path / "runs")]) == 0
@@ -266,8 +268,11 @@ def test_the_plan_of_a_sweep_is_written_before_its_runs(small_run, tmp_path, mon
 
     monkeypatch.setattr("amid.cli._launch", nothing)
     arguments = [*small_run, "assistant.alpha=-1,1", "seed=1"]
+    runs = tmp_path / "runs"
     assert main(["sweep", "alpha", *arguments]) == 130
-    assert command_of(tmp_path / "runs") == f"amid sweep alpha {shlex.join(arguments)}"
+    assert commands_of(runs, [run.name for run in read_status(runs)]) == [
+        f"amid sweep alpha {shlex.join(arguments)}"
+    ]
     runs = read_status(tmp_path / "runs")
     assert len(runs) == 6
     assert {run.state for run in runs} == {"waiting"}

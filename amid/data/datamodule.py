@@ -25,6 +25,7 @@ from amid.data.examples import Example
 from amid.data.plain_text import packed
 from amid.data.prompts import IGNORE, Encoder, Template, Truncation
 from amid.data.sources import Fields, Source, TextSource, load_documents, load_examples
+from amid.data_files import RESPONSES
 from amid.errors import InputError
 from amid.files import forget_parts, key_of, only_writer, written_whole
 from amid.progress import announce
@@ -49,9 +50,6 @@ FORMAT = 2
 
 NO_ROW = -1
 """The number of a sequence that is in neither set."""
-
-RESPONSES = "responses"
-"""In the place of plain text: the training data's own responses."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from amid.data.examples import Example
-from amid.data.sources import HUB_PREFIX, load_examples
+from amid.data.sources import load_examples
+from amid.data_files import HUB_PREFIX
 from amid.errors import InputError
 
 SPLITS = ("train", "validation", "test")

@@ -2,16 +2,14 @@
 
 import csv
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from amid.data.examples import Example
+from amid.data_files import HUB_PREFIX, path_and_rows, unreadable
 from amid.errors import InputError
 from amid.hub import ask_its_cache_alone_if_it_is_silent, reason_of
-
-HUB_PREFIX = "hf://datasets/"
 
 Source = str | Sequence[Example]
 """The path of a file that `read_examples` reads, `hf://datasets/OWNER/NAME/FILE`, or the examples themselves.
@@ -30,16 +28,6 @@ Fields = Mapping[str, str]
 of a field, dotted for one inside another: `translation.de`."""
 
 FIELDS: Fields = {"instruction": "instruction", "input": "input", "output": "output"}
-
-
-def check_source(source: object) -> None:
-    """Raises InputError if `source` is the path of a file on disk that cannot be opened."""
-    if isinstance(source, str) and not source.startswith(HUB_PREFIX):
-        path, _ = _located(source)
-        try:
-            path.open("rb").close()
-        except OSError as error:
-            raise _unreadable(path, error) from error
 
 
 def load_examples(
@@ -79,14 +67,6 @@ def load_documents(source: TextSource) -> list[str]:
     if not any(document.strip() for document in documents):
         raise InputError(f"data.plain_text={source!r} holds no text; give another file, or null for none")
     return documents
-
-
-def path_and_rows(source: str) -> tuple[str, slice]:
-    """The path in `source`, on disk or on the hub, and the slice of rows that follows it; else all rows."""
-    match = re.fullmatch(r"(.*?)(?:\[(\d*):(\d*)\])?", source, flags=re.DOTALL)
-    assert match is not None
-    path, start, stop = match.groups()
-    return path, slice(int(start or 0), int(stop) if stop else None)
 
 
 def _located(source: str) -> tuple[Path, slice]:
@@ -142,18 +122,11 @@ def _read(path: Path, reader: Callable[[Path], Rows] | None = None) -> Rows:
             empty = False
             yield place, row
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise InputError(f"data file {path} is not UTF-8 ({error}); convert it to UTF-8") from error
     if empty:
         raise InputError(f"data file {path} is empty; give a file with one example a row")
-
-
-def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"data file {path} cannot be read ({error.strerror or error}); "
-        "give the path of a JSON Lines, CSV or Parquet file"
-    )
 
 
 def _text_rows(path: Path) -> Rows:

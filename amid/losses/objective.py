@@ -82,6 +82,11 @@ class Objective(Distillation):
         if self.assistant is not None:
             log_probs["r"] = self.assistant(log_p, log_q)
         per_token = self.divergence(log_probs[self.order[0]], log_probs[self.order[1]])
+        if per_token.shape != log_q.shape[:-1]:
+            raise ValueError(
+                f"divergence={self.divergence!r} gives {list(per_token.shape)} for log-probabilities "
+                f"{list(log_q.shape)}; it must give one number for each position: sum over the last axis"
+            )
         stats = self._stats({name: x.detach() for name, x in log_probs.items()}) if with_stats else {}
         return per_token, stats
 

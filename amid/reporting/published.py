@@ -138,6 +138,8 @@ def beside_published(table: Table) -> Section | None:
         return None
     lines = [line for group in unlike for line in _beside(table, group)]
     metric = matches[0][1].metric
+    nearest = filter(None, map(_amid_of, unlike))
+    amid = " or ".join(table.name(row) for row, _ in nearest)
     theirs = dict.fromkeys(" on ".join(map(str, figures.pair.values())) for _, figures in matches)
     note = (
         f"{title(metric)}, the average over {', '.join(table.sets(metric))} (ours) and over "
@@ -152,6 +154,7 @@ def beside_published(table: Table) -> Section | None:
         ["Method", "Ours", "Published", "Δ ours", "Δ published", "Direction"],
         lines,
         note,
+        f"Δ: {amid} less the method; a published Δ is of another experiment.",
     )
 
 
@@ -193,8 +196,7 @@ def _cell(table: Table, row: Row, figures: Published, name: str) -> str:
 
 def _beside(table: Table, group: Sequence[Match]) -> list[list[str]]:
     """A line for each row of `group`, which has one pair and one choice of settings."""
-    own = [match for match in group if match[0].labels.get("method") == "amid"]
-    amid = min(own, key=lambda match: len(match[1].unlike(match[0])), default=None)
+    amid = _amid_of(group)
     lines = []
     for row, figures in group:
         rest = table.name(row, without=("method", "divergence", "alpha", "lam"))
@@ -207,6 +209,12 @@ def _beside(table: Table, group: Sequence[Match]) -> list[list[str]]:
         ours = table.score_text(row, figures.metric, 2)
         lines.append([name, ours, figures.text(AVERAGE), *differences])
     return lines
+
+
+def _amid_of(group: Sequence[Match]) -> Match | None:
+    """AMiD with the settings nearest to the published ones."""
+    own = [match for match in group if match[0].labels.get("method") == "amid"]
+    return min(own, key=lambda match: len(match[1].unlike(match[0])), default=None)
 
 
 def _difference(table: Table, first: Row, second: Row, metric: str, theirs: float) -> tuple[str, str]:

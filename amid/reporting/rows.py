@@ -175,12 +175,19 @@ def overrides(result: RunResult) -> list[str]:
     return re.split(r",(?=[\w.@/]+=)", text) if text else []
 
 
-def _shared_settings(results: Sequence[RunResult]) -> set[str]:
-    return set.intersection(*(set(overrides(result)) for result in results))
+def _shared_settings(results: Sequence[RunResult]) -> dict[Label, set[str]]:
+    """Of each data the settings that all runs have, and those of the data that all runs on it have."""
+    of_all = set.intersection(*(set(overrides(result)) for result in results))
+    by_data: dict[Label, set[str]] = {}
+    for result in results:
+        own = {setting for setting in overrides(result) if setting.startswith("data.")}
+        by_data[result.labels.get("data")] = by_data.get(result.labels.get("data"), own) & own
+    return {data: of_all | own for data, own in by_data.items()}
 
 
-def _labels(result: RunResult, shared: set[str]) -> dict[str, Label]:
-    """The labels without a seed and `shared` settings, with the order that an objective has by default."""
+def _labels(result: RunResult, shared_settings: dict[Label, set[str]]) -> dict[str, Label]:
+    """The labels without a seed and shared settings, with the order that an objective has by default."""
+    shared = shared_settings[result.labels.get("data")]
     labels = {label: value for label, value in result.labels.items() if label != "seed"}
     if labels.get("settings") is not None:
         labels["settings"] = ",".join(s for s in overrides(result) if s not in shared) or None

@@ -226,13 +226,15 @@ def cost(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
     heads.append(f"{title(table.quality)} gained")
     note = (
         "Step: mean of the optimiser steps without the first, of each run. Tokens/s: of responses, over the "
-        "whole training. Memory: at most, of the GPU; where there is none, of the process with all that "
-        "its earlier runs left in it, too coarse to compare settings by. On a machine that does other work "
-        "besides, times vary by more than an assistant costs. × direct: over the same divergence without "
+        "whole training. Memory: at most. × direct: over the same divergence without "
         "the assistant, the first of its lines, on the same text and with the same settings in all else; a "
         "row without such a one is left out."
     )
-    return Section("What the assistant costs", heads, lines, note)
+    finding = (
+        "Times vary by more than an assistant costs where a machine does other work besides; without a GPU, "
+        "memory is that of the process with what its earlier runs left in it, too coarse to compare by."
+    )
+    return Section("What the assistant costs", heads, lines, note, finding)
 
 
 _FIGURES = (("step_seconds", 1e3, 1), ("response_tokens_per_second", 1.0, 0), ("peak_memory", 1e-9, 2))

@@ -109,7 +109,7 @@ def against_the_best(table: Table, records: Mapping[Path, RunResult]) -> Section
     verdicts = " ".join(_verdict(table.name(table.rows[best]), by_sets) for best, by_sets in told.items())
     quality = title(table.quality)
     note = (
-        f"Best: the highest {quality} over all sets in the table of scores. "
+        f"Best: the highest {quality} over the sets that all students of its pair and data have. "
         "Difference of the means over prompts, and its 95% interval by paired bootstrap over the prompts of "
         "a set (Koehn 2004); *: the interval leaves out 0. It tells of the choice of prompts; what training "
         "seeds make of a setting is told by the deviations of the first table, where it has several. "
@@ -139,9 +139,18 @@ def _groups(table: Table, scored: Sequence[bool]) -> list[Group]:
     for rows in by_labels.values():
         students = [place for place in rows if table.rows[place].labels.get("method") != "teacher"]
         if students and len(rows) > 1:
-            best = max(students, key=lambda place: _overall(table, table.rows[place]))
-            groups.append(Group(rows, students, best))
+            scores = {place: _means(table, table.rows[place]) for place in students}
+            sets = set.intersection(*map(set, scores.values()))
+            if sets:
+                best = max(students, key=lambda place: sum(scores[place][name] for name in sets))
+                groups.append(Group(rows, students, best))
     return groups
+
+
+def _means(table: Table, row: Row) -> dict[str, float]:
+    """The main score of a row on each set where it has one."""
+    found = {name: table.score(row, table.quality, name) for name in table.sets(table.quality)}
+    return {name: of.mean for name, of in found.items() if of is not None and math.isfinite(of.mean)}
 
 
 def _compared(scores: Sequence[OfPrompts | None], pairs: Collection[tuple[int, int]]) -> Compared:
@@ -196,11 +205,6 @@ def _of_row(runs: Sequence[Scores], table: Table) -> dict[str, OfPrompts]:
             means = [sum(values) / len(values) for values in zip(*known, strict=True)]
             found[name] = (prompts.pop(), means)
     return found
-
-
-def _overall(table: Table, row: Row) -> float:
-    score = table.score(row, table.quality)
-    return score.mean if score is not None and math.isfinite(score.mean) else -math.inf
 
 
 def _cell(found: Comparison | None) -> str:

@@ -24,7 +24,7 @@ from amid.reporting.rows import (
     Row,
     rows_of,
 )
-from amid.results import METRICS, RunResult, Score, better, quality_metrics
+from amid.results import METRICS, Label, RunResult, Score, better, quality_metrics
 
 __all__ = ["AVERAGE", "SYMBOLS", "Row", "Table", "build_table", "markdown_line", "score_text", "title"]
 
@@ -93,17 +93,23 @@ class Table:
 
     def sets(self, metric: str) -> list[str]:
         """The evaluation sets that some run has scored with `metric`; all where none has."""
-        return self._scored.get(metric, self.datasets)
+        found = self._scored.get(metric, {})
+        return [name for name in self.datasets if any(name in of for of in found.values())] or self.datasets
+
+    def sets_of(self, row: Row, metric: str) -> list[str]:
+        """Of these the ones that some run on the data of a row has scored, over which it is averaged."""
+        found = self._scored.get(metric, {}).get(row.labels.get("data"), set())
+        return [name for name in self.datasets if name in found]
 
     @cached_property
-    def _scored(self) -> dict[str, list[str]]:
-        """Metric -> the evaluation sets that some run has scored with it, in the order of the sets."""
-        found: dict[str, set[str]] = {}
-        for run in (run for row in self.rows for run in row.runs):
-            for name, by in run.scores.items():
+    def _scored(self) -> dict[str, dict[Label, set[str]]]:
+        """Metric -> the data of runs -> the evaluation sets that some of these have scored with it."""
+        found: dict[str, dict[Label, set[str]]] = {}
+        for row in self.rows:
+            for name, by in (scored for run in row.runs for scored in run.scores.items()):
                 for metric in by:
-                    found.setdefault(metric, set()).add(name)
-        return {metric: [name for name in self.datasets if name in of] for metric, of in found.items()}
+                    found.setdefault(metric, {}).setdefault(row.labels.get("data"), set()).add(name)
+        return found
 
     def overall(self, metric: str) -> str:
         """What stands for all sets of `metric` in one number: the only set, or their average."""
@@ -145,7 +151,7 @@ class Table:
 
     def score(self, row: Row, metric: str, dataset: str | None = None) -> Score | None:
         """A row's score on one set, by default on all (`overall`)."""
-        return row.score(dataset or self.overall(metric), metric, self.sets(metric))
+        return row.score(dataset or self.overall(metric), metric, self.sets_of(row, metric))
 
     def score_text(self, row: Row, metric: str, digits: int = 1, dataset: str | None = None) -> str:
         """A row's score on one set, by default over all (`overall`), as the table writes it."""
@@ -190,7 +196,9 @@ class Table:
             f"{second}: the second.",
         ]
         if AVERAGE in (dataset for dataset, _ in self.columns()):
-            sentences.append(f"{AVERAGE}: the mean over the sets, each with the same weight.")
+            alike = all(map(self._same_sets, self.metrics))
+            own = "" if alike else " of a row's own data (no best is marked)"
+            sentences.append(f"{AVERAGE}: the mean over the sets{own}, each with the same weight.")
         for metric in self.metrics:
             if signatures := self._signatures(metric):
                 alike = self._alike(metric, AVERAGE)
@@ -385,7 +393,10 @@ class Table:
         ]
 
     def _alike(self, metric: str, dataset: str) -> bool:
-        """Whether a column's scores were computed in the same way in all rows, but for the teacher's."""
+        """Whether a column's scores are of the same sets, computed in the same way, in all rows but the
+        teacher's."""
+        if dataset == AVERAGE and not self._same_sets(metric):
+            return False
         rivals = [run for row in self.rows if row.labels.get("method") != "teacher" for run in row.runs]
         names = self.sets(metric) if dataset == AVERAGE else [dataset]
         return all(
@@ -393,6 +404,9 @@ class Table:
             < 2
             for name in names
         )
+
+    def _same_sets(self, metric: str) -> bool:
+        return len({tuple(self.sets_of(row, metric)) for row in self.rows} - {()}) < 2
 
     def _signatures(self, metric: str) -> list[str]:
         scores = [by.get(metric) for row in self.rows for run in row.runs for by in run.scores.values()]

@@ -23,6 +23,17 @@ from amid import results
             "divergence=kl: method=sft (objective=cross_entropy) has no divergence",
         ),
         (["data.test=my/test.jsonl"], "add a set by its name: +data.test.mine=my/test.jsonl"),
+        (
+            ["+data.test=my/test.jsonl"],
+            "there is a data.test already; add a set by its name: +data.test.mine=",
+        ),
+        (["+seed=3"], "+seed=3: there is a seed already; set it: seed=3"),
+        (["data.train=my/train.jsonl"], "data=builtin makes its rows; for files of your own add data=jsonl"),
+        (["assistant.alpha=-5,"], "assistant.alpha=-5, ends with a comma"),
+        (
+            ["divergence=kl", "divergence._target_=torch.nn.functional.kl_div"],
+            "a plain function needs _partial_: true",
+        ),
         (["data.train=a[:9]"], "in quotes that the shell leaves"),
         (["model.student.architecture.num_attention_heads=3"], "is not usable"),
         (["+model.student.layers=[0,9]"], "model.student.layers=[0, 9]: choose indices from 0 to 0"),

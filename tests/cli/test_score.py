@@ -253,6 +253,11 @@ class TestCommand:
         assert main(["score", *paths, "--csv", str(tmp_path / "all.csv")]) == 0
         out = capsys.readouterr().out
         assert "other is not compared: no other one answers its prompts" in out
+        fewer = tmp_path / "fewer.jsonl"
+        fewer.write_text("".join(line + "\n" for line in one.read_text().splitlines()[:2]))
+        assert main(["score", str(one), str(fewer)]) == 0
+        told = "one is not compared: of its 3 prompts fewer answers 2, and compared are equal sets alone"
+        assert told in capsys.readouterr().out
         assert re.search(r"^ ?one +like-one +-33.33 ", out, re.MULTILINE)
         assert "one is not compared" not in out
         with (tmp_path / "all.csv").open() as file:

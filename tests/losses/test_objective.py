@@ -339,6 +339,12 @@ def test_users_own_divergence_and_assistant() -> None:
     assert set(stats) == {"entropy_p", "entropy_q", "entropy_r", "kl_pq", "same_top"}
 
 
+def test_a_divergence_that_does_not_sum_is_refused() -> None:
+    student, teacher = random_logits(29, 4, 9), random_logits(30, 4, 9)
+    with pytest.raises(ValueError, match=r"gives \[4, 9\] .* sum over the last axis"):
+        Objective(lambda a, b: (a.exp() - b.exp()).abs())(student_logits=student, teacher_logits=teacher)
+
+
 def test_order_defaults() -> None:
     assert Objective(KL()).order == "pq"
     assert Objective(KL(), AlphaMixture()).order == "pr"

@@ -50,6 +50,23 @@ def test_a_difference_on_every_prompt_is_marked_and_noise_is_not(folder):
     assert "Self-BLEU is not tested." in section.note
 
 
+def test_the_best_is_that_of_the_sets_of_its_data(tmp_path, make_run):
+    """Runs on two data, whose averages are over other sets."""
+    for data, sets, means in (("builtin", ["open", "closed"], (40, 45)), ("jsonl", ["mine"], (70, 50, 60))):
+        for alpha, mean in enumerate(means):
+            folder = tmp_path / f"{data}-{alpha}"
+            (folder / "generations").mkdir(parents=True)
+            run = make_run((float(mean),), sets=sets, data=data, alpha=float(alpha))
+            save(run, folder)
+            scores = {name: {"rouge_l": [mean - 1.0, mean + 1.0], "prompts": data} for name in sets}
+            (folder / "generations" / "per_prompt.json").write_text(json.dumps(scores))
+    records = load_folders(tmp_path)
+    section = against_the_best(build_table(list(records.values())), records)
+    bests = {line[1] for line in section.lines}
+    assert bests == {"Data=builtin α=1", "Data=jsonl α=0"}
+    assert all("-" in cell for line in section.lines for cell in line[2:] if cell != "–")
+
+
 def test_it_stands_in_the_report(folder, capsys):
     report(str(folder))
     assert "-3.00 (-3.00 to -3.00)*" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from amid.errors import InputError
 from amid.reporting import Table, build_table
+from amid.reporting.table import AVERAGE
 from amid.results import Score
 
 NAN = math.nan
@@ -41,6 +42,17 @@ class TestRows:
     def test_one_training_seed_keeps_its_sampling_seeds(self, make_run):
         (row,) = build_table([make_run((50.0, 51.0, 52.0))]).rows
         assert row.score("dolly", "rouge_l") == Score(51.0, 1.0, [50.0, 51.0, 52.0])
+
+    def test_runs_on_other_data_are_averaged_over_their_own_sets_and_not_ranked(self, make_run):
+        own = {"data": "jsonl", "settings": "data.train=my/train.jsonl,seed_of=3"}
+        runs = [make_run((50.0,), sets=("open", "closed")), make_run((60.0,), sets=("mine",), **own)]
+        table = build_table(runs)
+        assert [line["ROUGE-L ↑ Avg"] for line in markdown(table)] == ["50.00", "60.00"]
+        assert table.places("rouge_l", AVERAGE) == [0, 0]
+        assert "Avg: the mean over the sets of a row's own data (no best is marked)" in table.caption
+        assert [row.labels.get("settings") for row in table.rows] == [None, "seed_of=3"], (
+            "Data tells the file"
+        )
 
     def test_a_seed_among_the_labels_does_not_count(self, make_run):
         runs = [dataclasses.replace(make_run(seed=s), labels=make_run().labels | {"seed": s}) for s in (1, 2)]
