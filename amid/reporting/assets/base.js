@@ -19,6 +19,8 @@ const svg = (tag, attributes = {}, ...children) =>
 const unique = (values) => [...new Set(values)];
 /** A text whose numbers below 0 have a minus sign: names and options keep their hyphens. */
 const minus = (text) => String(text).replace(/(^|[\s(=,[])-(?=[\d.])/g, "$1−");
+/** A text that may go on in a new line behind a comma, as long lists of settings do. */
+const brokenAtCommas = (text) => text.split(/(?<=,)/).flatMap((part) => [part, el("wbr")]);
 const short = (x) => (x === null || x === undefined ? "–" : minus(String(+x.toPrecision(4))));
 const score = (x) => (x === null || x === undefined ? "–" : minus(x.toFixed(2)));
 const clip = (text, length) => (text.length > length ? text.slice(0, length - 1) + "…" : text);

@@ -91,7 +91,7 @@ function drawTable() {
         if (column.set !== undefined) return scoreCell(row.cells[column.index], classes(column));
         const value = column.value(row);
         const text = value === null ? "–" : typeof value === "number" ? minus(value) : String(value);
-        return el("td", { class: classes(column) }, text);
+        return el("td", { class: classes(column) }, brokenAtCommas(text));
       }),
     ),
   );
