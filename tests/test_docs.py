@@ -138,7 +138,7 @@ def test_every_snippet_runs(code, tmp_path, monkeypatch):
     needs_trl("from trl import" in code)
     run = results.RunResult(
         name="a",
-        labels={"divergence": "kl", "alpha": -1.0},
+        labels={"method": "amid", "divergence": "kl", "alpha": -1.0},
         config_hash="0",
         seed=1,
         scores={"open": {"rouge_l": results.Score.over_seeds([1.0])}},
