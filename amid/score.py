@@ -64,6 +64,13 @@ class Line:
     prompts: int
     scores: Mapping[str, Score]
 
+    @property
+    def answers(self) -> str:
+        """How many there are to a prompt with each seed, and of several seeds their number: `4 × 3 seeds`."""
+        numbers = sorted({len(row.answers) for of_seed in self.system.by_seed for row in of_seed})
+        seeds = len(self.system.by_seed)
+        return "/".join(map(str, numbers)) + (f" × {seeds} seeds" if seeds > 1 else "")
+
 
 def parser() -> argparse.ArgumentParser:
     """Of the arguments of `amid score`."""
@@ -198,10 +205,14 @@ def _tables(lines: Sequence[Line], out: Console) -> Iterator[Table]:
     columns = {"System": [line.system.name for line in lines]}
     if any(line.system.dataset for line in lines):
         columns["Set"] = [line.system.dataset for line in lines]
+    title = columns.pop("System")[0] if len(columns) > 1 and len(set(columns["System"])) == 1 else None
     labels = list(columns)
+    columns["Prompts"] = [str(line.prompts) for line in lines]
+    columns["Answers"] = [line.answers for line in lines]
     for metric in _measured(lines):
         columns[METRICS.get(metric, metric)] = [_cell(line.scores.get(metric)) for line in lines]
-    wide = Table(box=SIMPLE_HEAD, pad_edge=False)
+    shape: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "title_justify": "left"}
+    wide = Table(**shape, title=title and escape(title))
     for name in columns:
         wide.add_column(name, justify="left" if name in labels else "right")
     for row in zip(*columns.values(), strict=True):
@@ -212,13 +223,13 @@ def _tables(lines: Sequence[Line], out: Console) -> Iterator[Table]:
     at_once = max((out.width - max(map(len, columns))) // COLUMN, 1)
     for start in range(0, len(lines), at_once):
         some = slice(start, start + at_once)
-        narrow = Table(box=SIMPLE_HEAD, pad_edge=False)
-        narrow.add_column("System")
-        for name in columns["System"][some]:
+        narrow = Table(**shape, title=title and escape(title))
+        head, *others = columns.items()
+        narrow.add_column(head[0])
+        for name in head[1][some]:
             _add_column(narrow, name)
-        for name, cells in columns.items():
-            if name != "System":
-                narrow.add_row(name, *map(escape, cells[some]))
+        for label, cells in others:
+            narrow.add_row(label, *map(escape, cells[some]))
         yield narrow
 
 
@@ -278,6 +289,8 @@ def _legend(lines: Sequence[Line]) -> str:
         for line in lines
         if name not in OF_ANSWERS and name in line.scores and line.scores[name].signature
     )
+    unequal = len({line.answers for line in lines}) > 1 and any("self_bleu" in name for name in measured)
+    seeds += " Of unequal numbers of answers, Self-BLEU and distinct-n cannot be compared." * unequal
     scale = "0 to 100" + (f", but {unlike}" if unlike else "")
     return f"{scale}. Higher is better of {quality}. {' '.join(kinds)}{seeds}\n{''.join(signatures)}"
 

@@ -13,6 +13,9 @@ from amid.monitor import RunStatus, commands_of, read_status, to_terminal
 REFRESH = 2.0
 """Seconds between two looks."""
 
+MOST_COMMANDS = 3
+"""So many commands at most are printed that go on with runs."""
+
 PATIENCE = 120.0
 """Seconds after which following ends where none runs, though some wait."""
 
@@ -32,10 +35,15 @@ def run(directory: str, follow: bool) -> None:
     if follow:
         runs = _followed(directory, runs, out)
     out.print(to_terminal(runs))
-    unfinished = [run.name for run in runs if run.state in ("waiting", "failed", "interrupted")]
-    if unfinished and not any(run.state == "running" for run in runs):
-        for command in commands_of(Path(directory), unfinished):
-            out.print(f"None is running. To go on: {command}", markup=False, soft_wrap=True)
+    if any(run.state == "running" for run in runs):
+        return
+    for state in ("interrupted", "waiting", "failed"):
+        commands = commands_of(Path(directory), [run.name for run in runs if run.state == state])
+        for command in commands[:MOST_COMMANDS]:
+            again = "To try again" if state == "failed" else "To go on"
+            out.print(f"None is running. {again}: {command}", markup=False, soft_wrap=True)
+        if commands and state != "failed":
+            break
 
 
 def _followed(directory: str, runs: list[RunStatus], out: Console) -> list[RunStatus]:

@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,6 +50,11 @@ class VLLMSampling(Sampling):
                 f"generation.no_repeat_ngram_size={self.no_repeat_ngram_size} must be 0 with vLLM, which has "
                 "no such rule; use generation=sampling for answers under it"
             )
+
+    def check_installed(self) -> None:
+        """Raises InputError where vLLM is not installed."""
+        if importlib.util.find_spec("vllm") is None:
+            _vllm()
 
     def answers_to_sets(
         self,

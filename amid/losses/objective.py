@@ -1,7 +1,8 @@
 """Distillation objectives: a divergence between two of teacher, student and assistant."""
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,6 +63,8 @@ class Objective(Distillation):
         if compiled:  # as code of its own: what is kept compiled for one code object is limited
             own = types.FunctionType(Objective._block.__code__.replace(), globals(), "_block")
             self._arithmetic = torch.compile(types.MethodType(own, self), dynamic=True)
+        if isinstance(divergence, Mapping):
+            raise ValueError(f"divergence={dict(divergence)} has no _target_; name its class there")
         if not callable(divergence):
             raise ValueError(f"divergence={divergence} is none; choose one, or objective=cross_entropy")
         self.divergence = divergence
@@ -84,8 +87,13 @@ class Objective(Distillation):
         per_token = self.divergence(log_probs[self.order[0]], log_probs[self.order[1]])
         if per_token.shape != log_q.shape[:-1]:
             raise ValueError(
-                f"divergence={self.divergence!r} gives {list(per_token.shape)} for log-probabilities "
+                f"divergence={_name(self.divergence)} gives {list(per_token.shape)} for log-probabilities "
                 f"{list(log_q.shape)}; it must give one number for each position: sum over the last axis"
+            )
+        if logits_q.requires_grad and torch.is_grad_enabled() and not per_token.requires_grad:
+            raise ValueError(
+                f"divergence={_name(self.divergence)} gives no gradient; compute it with torch from its "
+                "arguments, without detach or no_grad"
             )
         stats = self._stats({name: x.detach() for name, x in log_probs.items()}) if with_stats else {}
         return per_token, stats
@@ -221,3 +229,8 @@ class Objective(Distillation):
                     f"order={order!r} with lam=0 has no gradient: r = q whatever the student is; "
                     f"choose lam > 0, or order pr or rp"
                 )
+
+
+def _name(divergence: Any) -> str:
+    """Of a function or the class of an object, as its user calls it."""
+    return str(getattr(divergence, "__name__", type(divergence).__name__))

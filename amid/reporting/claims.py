@@ -109,10 +109,15 @@ def _methods(table: Table) -> Iterator[Claim]:
             continue
         means = {id(row): _mean(table, row) for row in baselines}
         best = max(baselines, key=lambda row: means[id(row)])
-        verdict, why = _compared(table, ours[0], best)
+        amid = min(ours, key=lambda row: len(str(row.labels.get("settings") or "")))
+        verdict, why = _compared(table, amid, best)
         names = ", ".join(dict.fromkeys(row.method for row in baselines))
         where = _where(table, group)
-        yield Claim(f"AMiD is above every baseline, {names}{where}", verdict, f"to {best.method} {why}")
+        yield Claim(
+            f"AMiD is above every baseline, {names}{where}",
+            verdict,
+            f"{table.name(amid)} to {best.method} {why}",
+        )
 
 
 def _alpha(table: Table) -> Iterator[Claim]:

@@ -100,12 +100,16 @@ def against_the_best(table: Table, records: Mapping[Path, RunResult]) -> Section
     compared = [_compared([of.get(name) for of in means], {*with_best, *on_page}) for name in sets]
 
     lines = []
-    told: dict[int, dict[str, list[str]]] = {}
+    told: dict[int, dict[tuple[str, str], list[str]]] = {}
     for row, best in with_best:
         name, cells = table.name(table.rows[row]), [_cell(of.get((row, best))) for of in compared]
         lines.append([name, table.name(table.rows[best]), *cells])
-        marked = [of for of, cell in zip(sets, cells, strict=True) if cell.endswith("*")]
-        told.setdefault(best, {}).setdefault(", ".join(marked) or "no set", []).append(name)
+        marked = [(of, cell[0]) for of, cell in zip(sets, cells, strict=True) if cell.endswith("*")]
+        for word, sign in (("above", "-"), ("below", "+")):
+            if where := ", ".join(of for of, first in marked if first == sign):
+                told.setdefault(best, {}).setdefault((word, where), []).append(name)
+        if not marked:
+            told.setdefault(best, {}).setdefault(("not apart from", ""), []).append(name)
     verdicts = " ".join(_verdict(table.name(table.rows[best]), by_sets) for best, by_sets in told.items())
     quality = title(table.quality)
     note = (
@@ -170,13 +174,16 @@ def _compared(scores: Sequence[OfPrompts | None], pairs: Collection[tuple[int, i
     return found
 
 
-def _verdict(best: str, told: Mapping[str, Sequence[str]]) -> str:
-    """In a sentence from which settings the best one differs, by the sets on which it does."""
+def _verdict(best: str, told: Mapping[tuple[str, str], Sequence[str]]) -> str:
+    """In a sentence which settings the best one is above and below, and on which sets."""
     parts = [
-        f"from {', '.join(names) if len(names) <= NAMED else f'{len(names)} settings'} on {sets}"
-        for sets, names in sorted(told.items(), key=lambda item: item[0] == "no set")
+        f"{word} {', '.join(names) if len(names) <= NAMED else f'{len(names)} settings'}"
+        + (f" on {sets}" if sets else "")
+        for (word, sets), names in sorted(told.items(), key=lambda item: item[0][0] == "not apart from")
     ]
-    return f"{best} differs, by more than the choice of prompts explains, {'; '.join(parts)}."
+    return (
+        f"By more than the choice of prompts explains, {best}, the best over the sets, is {'; '.join(parts)}."
+    )
 
 
 def _read(folder: Path) -> Scores:

@@ -201,7 +201,7 @@ class Table:
             sentences.append(f"{AVERAGE}: the mean over the sets{own}, each with the same weight.")
         for metric in self.metrics:
             if signatures := self._signatures(metric):
-                alike = self._alike(metric, AVERAGE)
+                alike = all(self._alike(metric, name) for name in self.sets(metric))
                 unlike = "" if alike else ", not the same in all rows: no best is marked"
                 sentences.append(f"{title(metric)}: {' or '.join(signatures)}{unlike}.")
         common = [

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from importlib.util import find_spec
 
 import pytest
 from command_line import run
@@ -29,6 +30,15 @@ from amid import results
         ),
         (["+seed=3"], "+seed=3: there is a seed already; set it: seed=3"),
         (["data.train=my/train.jsonl"], "data=builtin makes its rows; for files of your own add data=jsonl"),
+        (
+            ["divergence=kl", "~divergence._target_"],
+            "divergence={} has no _target_; name its class there",
+        ),
+        pytest.param(
+            ["generation=vllm"],
+            "generation=vllm needs vLLM",
+            marks=pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed"),
+        ),
         (["assistant.alpha=-5,"], "assistant.alpha=-5, ends with a comma"),
         (
             ["divergence=kl", "divergence._target_=torch.nn.functional.kl_div"],
@@ -37,7 +47,8 @@ from amid import results
         (["data.train=a[:9]"], "in quotes that the shell leaves"),
         (["model.student.architecture.num_attention_heads=3"], "is not usable"),
         (["+model.student.layers=[0,9]"], "model.student.layers=[0, 9]: choose indices from 0 to 0"),
-        (["trainer.max_steps=ten"], "trainer.max_steps=ten must be a whole number; -1 is no limit"),
+        (["trainer.max_steps=ten"], "trainer.max_steps=ten must be a whole number from 0; -1 is no limit"),
+        (["trainer.max_steps=-5"], "trainer.max_steps=-5 must be a whole number from 0; -1 is no limit"),
         (["trainer.precision=bf16-true"], "trainer.precision=bf16-true: use bf16-mixed, 32-true or 64-true"),
         (
             ["trainer.check_val_every_n_epoch=null"],
@@ -70,6 +81,11 @@ def test_a_mistake_is_one_line_and_no_result(quick, tmp_path, capsys, overrides,
     assert "Traceback" not in err
     assert "Fine-tuning" not in out
     assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_a_folder_of_one_run_for_several(tmp_path, capsys):
+    assert run("train", "-m", "seed=1,2", f"hydra.run.dir={tmp_path / 'x'}") == 1
+    assert "is for one run; the folder of several is output_dir=" in capsys.readouterr().err
 
 
 def test_an_option_that_there_is_not(capsys):

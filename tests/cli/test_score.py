@@ -62,7 +62,7 @@ class TestCommand:
         assert main(["score", str(good), str(bad)]) == 0
         out = capsys.readouterr().out
         rows = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
-        assert rows["bad"][1] == "0.00"
+        assert rows["bad"][1:4] == ["3", "1", "0.00"], "prompts, answers to each, ROUGE-L"
         (difference,) = [line for line in out.splitlines() if "+100.00 to" in line]
         assert difference.split() == ["good", "bad", "+100.00", "+100.00", "to", "+100.00", "<0.0002", "*"]
         heads = {head.strip() for head in re.split("  +", out.splitlines()[1])}

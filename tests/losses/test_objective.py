@@ -345,6 +345,12 @@ def test_a_divergence_that_does_not_sum_is_refused() -> None:
         Objective(lambda a, b: (a.exp() - b.exp()).abs())(student_logits=student, teacher_logits=teacher)
 
 
+def test_a_divergence_without_a_gradient_is_refused() -> None:
+    student, teacher = random_logits(29, 4, 9).requires_grad_(), random_logits(30, 4, 9)
+    with pytest.raises(ValueError, match="divergence=<lambda> gives no gradient"):
+        Objective(lambda a, b: (a - b).detach().abs().sum(-1))(student_logits=student, teacher_logits=teacher)
+
+
 def test_order_defaults() -> None:
     assert Objective(KL()).order == "pq"
     assert Objective(KL(), AlphaMixture()).order == "pr"

@@ -44,8 +44,8 @@ def test_a_difference_on_every_prompt_is_marked_and_noise_is_not(folder):
     assert lines["SFT"][1].startswith("-1.00 (")
     assert not lines["SFT"][1].endswith("*")
     assert section.finding == (
-        "AMiD α=-5 differs, by more than the choice of prompts explains, from AMiD α=1 on dolly; "
-        "from SFT on no set."
+        "By more than the choice of prompts explains, AMiD α=-5, the best over the sets, is above AMiD α=1 "
+        "on dolly; not apart from SFT."
     )
     assert "Self-BLEU is not tested." in section.note
 
