@@ -1,7 +1,5 @@
 """The Hugging Face hub, where it answers and where it does not."""
 
-import functools
-
 from huggingface_hub import constants, get_session
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -23,20 +21,24 @@ def ask_its_cache_alone_if_it_is_silent() -> None:
         constants.HF_HUB_OFFLINE = True
 
 
-@functools.cache
+_asked: dict[str, bool] = {}
+"""Whether an address answered when it was asked, once in a process."""
+
+
 def _answers(endpoint: str) -> bool:
-    """Asked once in a process."""
-    try:
-        get_session().head(endpoint, timeout=SECONDS_TO_ANSWER)
-    except Exception:  # whatever the HTTP client of this version of the hub raises
-        return False
-    return True
+    if endpoint not in _asked:
+        try:
+            get_session().head(endpoint, timeout=SECONDS_TO_ANSWER)
+            _asked[endpoint] = True
+        except Exception:  # whatever the HTTP client of this version of the hub raises
+            _asked[endpoint] = False
+    return _asked[endpoint]
 
 
 def reason_of(error: BaseException) -> str:
     """Why a file of the hub could not be had, in a line."""
     if any(isinstance(link, LocalEntryNotFoundError | OfflineModeIsEnabled) for link in chain_of(error)):
-        asked = _answers.cache_info().currsize > 0
-        why = "the hub does not answer" if asked else "HF_HUB_OFFLINE keeps from asking the hub"
+        silent = constants.ENDPOINT in _asked
+        why = "the hub does not answer" if silent else "HF_HUB_OFFLINE keeps from asking the hub"
         return f"{why}, {NOT_CACHED}"
     return first_line(error)

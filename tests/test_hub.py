@@ -18,7 +18,7 @@ NOWHERE = "http://127.0.0.1:9"
 def silent_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", NOWHERE)
-    hub._answers.cache_clear()
+    monkeypatch.setattr(hub, "_asked", {})
 
 
 @pytest.mark.usefixtures("silent_hub")
@@ -64,8 +64,8 @@ def test_what_is_in_the_cache_and_cannot_be_used_is_told_as_such(monkeypatch, tm
         ModelSource("owner/other").config(None)
 
 
-def test_an_hf_hub_offline_of_the_user_is_told_as_such():
-    hub._answers.cache_clear()
+def test_an_hf_hub_offline_of_the_user_is_told_as_such(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hub, "_asked", {})
     with pytest.raises(InputError, match="HF_HUB_OFFLINE keeps from asking the hub, and its cache has none"):
         load_tokenizer("owner/name")
 
@@ -78,6 +78,6 @@ def test_a_hub_that_answers_is_asked(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", NOWHERE)
     monkeypatch.setattr(hub, "get_session", Session)
-    hub._answers.cache_clear()
+    monkeypatch.setattr(hub, "_asked", {})
     hub.ask_its_cache_alone_if_it_is_silent()
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
