@@ -5,7 +5,6 @@ import importlib
 import logging
 import os
 import re
-import shlex
 import shutil
 import signal
 import sys
@@ -87,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _interrupted(arguments: Sequence[str]) -> int:
     """Says how to go on with what was interrupted, where it had runs; returns the exit status."""
     if arguments[0] in ("train", "evaluate", "cache", "sweep"):
-        again = f"amid {shlex.join(arguments)}"
+        from amid.console import command
+
+        again = command(arguments)
         print(
             f"\namid: interrupted; finished runs, epochs and answered sets stay. To go on: {again}",
             file=sys.stderr,
@@ -343,6 +344,7 @@ def _remove_if_nothing_was_computed(directory: Path) -> None:
 def _sweep(arguments: list[str]) -> None:
     """Runs the grid of a sweep file, then its baselines, then reports; finished runs are skipped."""
     from amid.config import check_overrides
+    from amid.console import command
     from amid.monitor import write_plan
     from amid.results import RESULT_FILE
     from amid.sweep import names, read_sweep, title
@@ -379,7 +381,7 @@ def _sweep(arguments: list[str]) -> None:
         show_plan(sweep)
         return
     runs = _checked(sweep)
-    again = f"amid sweep {shlex.join(arguments)}"
+    again = command(["sweep", *arguments])
     write_plan(sweep.output_dir, [directory.name for directory in runs], again)
     failures: list[str] = []
     elsewhere: list[Path] = []
@@ -452,10 +454,16 @@ def _dashboard(arguments: list[str]) -> None:
     if not Path(arguments[0]).is_dir() and arguments[0] not in names():
         unknown = f"{arguments[0]} is neither a folder of runs nor a sweep"
         raise InputError(unknown + choose_one(arguments[0], names()))
+    from amid.console import command
     from amid.dashboard import run
 
-    again = f"amid dashboard {shlex.join(arguments)}"
-    run(arguments[0], again, given.get("scale"), given.get("entity"), given.get("project", "amid"))
+    run(
+        arguments[0],
+        command(["dashboard", *arguments]),
+        given.get("scale"),
+        given.get("entity"),
+        given.get("project", "amid"),
+    )
 
 
 @contextlib.contextmanager

@@ -27,6 +27,9 @@ RATES = {"cpu": 5e10, "cuda": 1.5e14}
 """Useful operations a second that are assumed where no finished run tells: of a few cores; of an H100
 with models of 1B or more (those of 0.1B reached 3e13)."""
 
+MANY = 50
+"""More runs than that take a while to list, which is said."""
+
 UNKNOWN = "unknown"
 
 
@@ -39,6 +42,8 @@ def show_plan(sweep: Sweep, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=max(console.width, 160), file=console.file)
+    if (runs := len(sweep.runs())) > MANY:
+        console.print(f"Composing the configurations of {runs} runs, at least two a second")
     plan, elsewhere, estimator = _plan(sweep)
     to_do = [entry for entry in plan if entry.state == "to do"]
     works = {key: work for entry in plan for key, work in entry.shared.items() if entry in to_do}

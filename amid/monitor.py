@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shlex
 import socket
 import threading
 import time
@@ -18,6 +17,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from amid.console import command
 from amid.errors import Busy, InputError, was_interrupted
 from amid.files import read_json, write_json, written_whole
 from amid.results import METRICS, RESULT_FILE, SKIPPED_FOLDERS, files_below, load
@@ -317,7 +317,7 @@ def commands_of(directory: Path, names: Sequence[str]) -> list[str]:
 
 def _command(name: str, overrides: Mapping[str, list[str]]) -> str:
     of_hydra = [o for o in overrides["hydra"] if not o.startswith("hydra.mode=")]
-    return f"amid {shlex.join([*name.split(), *overrides['task'], *of_hydra])}"
+    return command([*name.split(), *overrides["task"], *of_hydra])
 
 
 def _overrides_of_multirun(directory: Path) -> dict[str, list[str]]:

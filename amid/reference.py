@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -195,7 +196,7 @@ def _explain_options(console: Console, group: str, name: str) -> None:
     for path in dict.fromkeys([*option.targets, *_targets(content)]):
         known = target(path)
         if known is None:
-            _say(console, path, f"see the documentation of {path.split('.')[0]}")
+            _say(console, path, _elsewhere(path))
             continue
         _say(console, path, known.summary)
         for argument, about in known.arguments.items():
@@ -222,13 +223,21 @@ def _explain_setting(console: Console, key: str, cfg: Mapping[str, Any], choice:
             continue
         known = target(path)
         if known is None:
-            _say(console, "", f"{parts[n]} of {path}: see the documentation of {path.split('.')[0]}")
+            _say(console, "", f"{parts[n]} of {path}: {_elsewhere(path)}")
         elif parts[n] in known.arguments:
             _say(console, "", known.arguments[parts[n]].meaning)
             _say(console, "", f"({parts[n]} of {path})")
         break
     for comment, where in _comments(key).items():
         _say(console, "", f"{', '.join(where)}: {comment}")
+
+
+def _elsewhere(path: str) -> str:
+    """Where a `_target_` is explained that has no docstring here."""
+    package = path.partition(".")[0]
+    if importlib.util.find_spec(package) is None:
+        return f"no module {package} is installed, or in this folder"
+    return f"see the documentation of {package}"
 
 
 def _config_with(key: str) -> tuple[dict[str, Any], str] | None:

@@ -1,5 +1,6 @@
 """Distillation objectives: a divergence between two of teacher, student and assistant."""
 
+import inspect
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -67,6 +68,7 @@ class Objective(Distillation):
             raise ValueError(f"divergence={dict(divergence)} has no _target_; name its class there")
         if not callable(divergence):
             raise ValueError(f"divergence={divergence} is none; choose one, or objective=cross_entropy")
+        _check_arguments(divergence)
         self.divergence = divergence
         self.assistant = assistant
         self.order = order if order is not None else "pq" if assistant is None else "pr"
@@ -229,6 +231,21 @@ class Objective(Distillation):
                     f"order={order!r} with lam=0 has no gradient: r = q whatever the student is; "
                     f"choose lam > 0, or order pr or rp"
                 )
+
+
+def _check_arguments(divergence: Callable[..., Tensor]) -> None:
+    """Raises a ValueError where a divergence cannot be called with log a and log b."""
+    try:
+        signature = inspect.signature(divergence)
+    except ValueError:  # of some built-in functions
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"divergence={_name(divergence)}{signature} must be called with two tensors, log a and log b "
+            f"({error})"
+        ) from error
 
 
 def _name(divergence: Any) -> str:

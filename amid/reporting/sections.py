@@ -214,12 +214,14 @@ def cost(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
     trained = [row for row in table.rows if _figure(row, "step_seconds")]  # not those scored again
     grid = [(row, without_assistant(row)) for row in trained if not row.baseline]
     lines: list[list[str]] = []
+    compared: list[Row] = []
     for direct in trained if grid else []:
         if direct.labels.get("alpha") is not None or direct.labels.get("order") != "pq":
             continue
         same = without_assistant(direct)
         if rows := [row for row, others in grid if any(other in same for other in others)]:
             lines += [_cost_line(table, row, direct) for row in (direct, *rows)]
+            compared += rows
     if not lines:
         return None
     heads = ["Setting", "Step (ms)", "Step × direct", "Tokens/s", "Memory (GB)", "Memory × direct"]
@@ -230,10 +232,14 @@ def cost(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
         "the assistant, the first of its lines, on the same text and with the same settings in all else; a "
         "row without such a one is left out."
     )
+    shown = {id(row) for row in compared}
+    left_out = dict.fromkeys(row.divergence for row, _ in grid if id(row) not in shown)
     finding = (
         "Times vary by more than an assistant costs where a machine does other work besides; without a GPU, "
         "memory is that of the process with what its earlier runs left in it, too coarse to compare by."
     )
+    if left_out:
+        finding += f" Left out, as not run without an assistant: {', '.join(left_out)}."
     return Section("What the assistant costs", heads, lines, note, finding)
 
 

@@ -2,12 +2,15 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
 import pytest
 import torch
 from command_line import run
+
+from amid.console import command
 
 
 def test_help_and_version(capsys):
@@ -58,6 +61,13 @@ def test_help_of_a_command_says_what_it_does(command, words, tmp_path, capsys, m
     assert run("help", command.split()[0]) == 0
     assert words in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_command_to_type_is_quoted_as_one_would():
+    words = ["train", "data.train='a.jsonl[:9]'", "-m", "data.fields={output: b}", 'a=it\'s "x" $y']
+    typed = command(words)
+    assert shlex.split(typed) == ["amid", *words]
+    assert typed.startswith("""amid train "data.train='a.jsonl[:9]'" -m 'data.fields={output: b}' """)
 
 
 def test_help_of_several_words_and_options_behind_settings(capsys):

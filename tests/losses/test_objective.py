@@ -345,6 +345,11 @@ def test_a_divergence_that_does_not_sum_is_refused() -> None:
         Objective(lambda a, b: (a.exp() - b.exp()).abs())(student_logits=student, teacher_logits=teacher)
 
 
+def test_a_divergence_of_one_argument_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"divergence=<lambda>\(a\) must be called with two tensors"):
+        Objective(lambda a: a.sum(-1))
+
+
 def test_a_divergence_without_a_gradient_is_refused() -> None:
     student, teacher = random_logits(29, 4, 9).requires_grad_(), random_logits(30, 4, 9)
     with pytest.raises(ValueError, match="divergence=<lambda> gives no gradient"):
