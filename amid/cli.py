@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import logging
 import os
-import re
 import shutil
 import signal
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from amid import __version__
 from amid.allocator import keep_freed_memory
+from amid.console import as_typed
 from amid.errors import Busy, InputError, choose_one, in_one_line, is_mistake, was_interrupted
 from amid.own_modules import search_working_folder
 
@@ -86,9 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _interrupted(arguments: Sequence[str]) -> int:
     """Says how to go on with what was interrupted, where it had runs; returns the exit status."""
     if arguments[0] in ("train", "evaluate", "cache", "sweep"):
-        from amid.console import command
-
-        again = command(arguments)
+        again = as_typed(arguments)
         print(
             f"\namid: interrupted; finished runs, epochs and answered sets stay. To go on: {again}",
             file=sys.stderr,
@@ -123,10 +121,10 @@ def _hydra(name: str, arguments: list[str]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from amid.config import CONF, check_overrides
+    from amid.config import CONF, check_overrides, quoted
     from amid.sweep import Sweep
 
-    arguments = [_quoted(a) for a in arguments]
+    arguments = [quoted(a) for a in arguments]
     overrides = [a for a in arguments if a.startswith("~") or ("=" in a and not a.startswith("-"))]
     flags = {a for a in arguments if a.startswith("-")}
     several = bool({"-m", "--multirun"} & flags)
@@ -221,15 +219,6 @@ def _check_single(name: str, overrides: Sequence[str]) -> None:
                 f"{override.input_line} has several values, each for a run of its own: "
                 f"amid {name} -m {override.input_line}; for one value that is a list, write [A,B]"
             )
-
-
-def _quoted(argument: str) -> str:
-    """KEY=VALUE with the value quoted where it holds a second `=`, as the folders of runs do."""
-    return (
-        re.sub(r"^([\w.+/@-]+=)([^'\"\[{(][^'\"]*=[^'\"]*)$", r"\1'\2'", argument)
-        if argument[0:1] != "-"
-        else argument
-    )
 
 
 def _launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: list[Path]) -> None:
@@ -343,8 +332,7 @@ def _remove_if_nothing_was_computed(directory: Path) -> None:
 
 def _sweep(arguments: list[str]) -> None:
     """Runs the grid of a sweep file, then its baselines, then reports; finished runs are skipped."""
-    from amid.config import check_overrides
-    from amid.console import command
+    from amid.config import check_overrides, quoted
     from amid.monitor import write_plan
     from amid.results import RESULT_FILE
     from amid.sweep import names, read_sweep, title
@@ -371,7 +359,7 @@ def _sweep(arguments: list[str]) -> None:
         elif word != "--dry-run":
             if word.startswith("-") or "=" not in word:
                 raise InputError(f"{word!r} is neither KEY=VALUE nor --dry-run; see amid sweep --help")
-            overrides.append(_quoted(word))
+            overrides.append(quoted(word))
     sweep = read_sweep(name, overrides, scale)
     check_overrides("train", sweep.jobs[0])
     print(f"Sweep {name} in {sweep.output_dir}: {sweep.in_short}", flush=True)
@@ -381,7 +369,7 @@ def _sweep(arguments: list[str]) -> None:
         show_plan(sweep)
         return
     runs = _checked(sweep)
-    again = command(["sweep", *arguments])
+    again = as_typed(["sweep", *arguments])
     write_plan(sweep.output_dir, [directory.name for directory in runs], again)
     failures: list[str] = []
     elsewhere: list[Path] = []
@@ -454,12 +442,11 @@ def _dashboard(arguments: list[str]) -> None:
     if not Path(arguments[0]).is_dir() and arguments[0] not in names():
         unknown = f"{arguments[0]} is neither a folder of runs nor a sweep"
         raise InputError(unknown + choose_one(arguments[0], names()))
-    from amid.console import command
     from amid.dashboard import run
 
     run(
         arguments[0],
-        command(["dashboard", *arguments]),
+        as_typed(["dashboard", *arguments]),
         given.get("scale"),
         given.get("entity"),
         given.get("project", "amid"),

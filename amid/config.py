@@ -211,6 +211,15 @@ def check_seed(seed: Any) -> None:
         raise InputError(f"seed={seed} must be a whole number, from 0 to {2**32 - 1}")
 
 
+def quoted(argument: str) -> str:
+    """KEY=VALUE with the value quoted where it holds a second `=`, as the folders of runs do."""
+    return (
+        re.sub(r"^([\w.+/@-]+=)([^'\"\[{(][^'\"]*=[^'\"]*)$", r"\1'\2'", argument)
+        if argument[0:1] != "-"
+        else argument
+    )
+
+
 def parsed_overrides(overrides: Sequence[str]) -> list[Override]:
     """What Hydra reads in KEY=VALUE.
 

@@ -9,7 +9,7 @@ WIDTH_OF_FILES = 200
 """Columns where the output is no terminal, so that nothing is folded."""
 
 
-def command(words: Iterable[str]) -> str:
+def as_typed(words: Iterable[str]) -> str:
     """An `amid` command that a shell takes, quoted where it must be, and as it would be typed."""
     return " ".join(["amid", *map(_quoted, words)])
 

@@ -17,7 +17,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from amid.console import command
+from amid.console import as_typed
 from amid.errors import Busy, InputError, was_interrupted
 from amid.files import read_json, write_json, written_whole
 from amid.results import METRICS, RESULT_FILE, SKIPPED_FOLDERS, files_below, load
@@ -301,13 +301,12 @@ def _planned(directory: Path) -> list[str]:
 def commands_of(directory: Path, names: Sequence[str]) -> list[str]:
     """The commands that go on with the runs called `names` in the folder `directory`: the one of the sweep or
     the last multirun there, and those of single runs."""
-    commands = []
-    if set(names) & set(_planned(directory)):
+    commands, planned = [], _planned(directory)
+    if set(names) & set(planned):
         if plan := read_json(directory / PLAN_FILE):
             commands.append(str(plan.get("command", "the command that started them")))
         else:
             commands.append(_command("train -m", _overrides_of_multirun(directory)))
-    planned = _planned(directory)
     for folder in (directory if name == directory.name else directory / name for name in names):
         file = folder / ".hydra" / "hydra.yaml"
         if folder.name not in planned and file.exists():
@@ -317,7 +316,7 @@ def commands_of(directory: Path, names: Sequence[str]) -> list[str]:
 
 def _command(name: str, overrides: Mapping[str, list[str]]) -> str:
     of_hydra = [o for o in overrides["hydra"] if not o.startswith("hydra.mode=")]
-    return command([*name.split(), *overrides["task"], *of_hydra])
+    return as_typed([*name.split(), *overrides["task"], *of_hydra])
 
 
 def _overrides_of_multirun(directory: Path) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ import sacrebleu
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from made_answers import REFERENCES, answered, of
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
@@ -26,7 +27,6 @@ from amid.results import METRICS, OF_ANSWERS
 from amid.scoring import (
     PER_PROMPT,
     Answer,
-    Answered,
     answers_file,
     answers_files,
     applied,
@@ -39,18 +39,6 @@ from amid.scoring import (
 from amid.systems import KNOWN
 
 SETS = {"bleu": bleu, "chrf": chrf}
-REFERENCES = [["the cat sat on the mat"], ["a dog barked", "the dog barked loudly"], ["yes"]]
-
-
-def of(references, texts, **known):
-    return [
-        Answered(f"say {i}", "", tuple(outputs), [Answer(text, **known)])
-        for i, (outputs, text) in enumerate(zip(references, texts, strict=True))
-    ]
-
-
-def answered(*texts, **known):
-    return of(REFERENCES, texts, **known)
 
 
 def test_what_is_written_is_read_again(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from command_line import run
 
-from amid.console import command
+from amid.console import as_typed
 
 
 def test_help_and_version(capsys):
@@ -65,7 +65,7 @@ def test_help_of_a_command_says_what_it_does(command, words, tmp_path, capsys, m
 
 def test_a_command_to_type_is_quoted_as_one_would():
     words = ["train", "data.train='a.jsonl[:9]'", "-m", "data.fields={output: b}", 'a=it\'s "x" $y']
-    typed = command(words)
+    typed = as_typed(words)
     assert shlex.split(typed) == ["amid", *words]
     assert typed.startswith("""amid train "data.train='a.jsonl[:9]'" -m 'data.fields={output: b}' """)
 

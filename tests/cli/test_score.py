@@ -6,26 +6,15 @@ import re
 import sys
 
 import pytest
+from made_answers import REFERENCES, answered, of
 
 from amid.cli import main
 from amid.metrics import bleu, chrf
 from amid.results import METRICS, OF_ANSWERS
-from amid.scoring import Answer, Answered, read_answers, score_answers, write_answers
+from amid.scoring import read_answers, score_answers, write_answers
 from amid.systems import KNOWN, _names
 
 SETS = {"bleu": bleu, "chrf": chrf}
-REFERENCES = [["the cat sat on the mat"], ["a dog barked", "the dog barked loudly"], ["yes"]]
-
-
-def of(references, texts, **known):
-    return [
-        Answered(f"say {i}", "", tuple(outputs), [Answer(text, **known)])
-        for i, (outputs, text) in enumerate(zip(references, texts, strict=True))
-    ]
-
-
-def answered(*texts, **known):
-    return of(REFERENCES, texts, **known)
 
 
 def test_runs_are_called_by_the_settings_that_tell_them_apart(tmp_path):
