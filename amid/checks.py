@@ -5,16 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from hydra.errors import HydraException
 from hydra.utils import instantiate
 
 from amid.config import check_seed
 from amid.data.prompts import check_lengths
 from amid.data_files import check_files, check_names
-from amid.errors import InputError, first_line
-from amid.fit import check_trainer
+from amid.errors import InputError
+from amid.fit import check_trainer, own_callbacks
 from amid.generation import Sampling
+from amid.learning_rate import check_rates
 from amid.losses import Loss
 from amid.preparation import check_models, fine_tuning_settings
 from amid.progress import LOSSES
@@ -22,6 +21,9 @@ from amid.schedule import Schedule
 from amid.text import Text, on_student_text
 
 Config = dict[str, Any]
+
+_MANY_STEPS = 10**6
+"""Taken for the steps of a training while its data are not read."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ def parts_of(cfg: Config, prefix: str = "") -> Parts:
     if cfg["clip_norm"] is not None and cfg["clip_norm"] <= 0:
         raise InputError(f"{prefix}clip_norm={cfg['clip_norm']} must be above 0; use null not to clip")
     check_trainer(cfg["trainer"], f"{prefix}trainer")
-    _check_optimizer(cfg["optimizer"], f"{prefix}optimizer")
+    own_callbacks(cfg)
+    most = cfg["trainer"]["max_steps"]
+    check_rates(cfg, most if most > 0 else _MANY_STEPS, prefix)
     _check_monitor(cfg["checkpoint"]["monitor"], cfg["data"].get("valid_metric"))
     schedule: Schedule | None = instantiate(cfg.get("schedule"))
     if schedule is not None:
@@ -133,15 +137,6 @@ class Checks:
             instantiate({**cfg["data"], **unread}, tokenizer=tokenizer)
             check_models(cfg, tokenizer)
             self._sound.add(key)
-
-
-def _check_optimizer(optimizer: Config, key: str) -> None:
-    try:
-        instantiate(optimizer)([torch.nn.Parameter(torch.zeros(1))])
-    except (HydraException, TypeError, ValueError) as error:
-        given = ", ".join(f"{name}={value}" for name, value in optimizer.items() if not name.startswith("_"))
-        remedy = f"see the documentation of {optimizer['_target_']}"
-        raise InputError(f"{key} does not take {given} ({first_line(error)}); {remedy}") from error
 
 
 def _check_monitor(monitor: str, valid_metric: str | None) -> None:

@@ -66,7 +66,9 @@ class ValidationScore:
     def __call__(self, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
         """Draws the answers and scores them: 0 to 100."""
         seed = self.sampling.seeds[0]
-        answers = self.sampling.answers(student, tokenizer, self.prompts, seed, samples=1)
+        answers = self.sampling.answers(
+            model=student, tokenizer=tokenizer, prompts=self.prompts, seed=seed, samples=1
+        )
         return set_score(self.metric, [answer[0].text for answer in answers], self.references).value
 
 
@@ -117,7 +119,10 @@ def evaluate_sets(
     total = sum(map(len, unanswered.values())) * len(sampling.seeds) * sampling.samples
     tell(note="scoring")
     with precision(), Progress("answers", total, unit="answers") as progress:
-        for name, seed, answers in sampling.answers_to_sets(model, tokenizer, unanswered, progress.advance):
+        drawn = sampling.answers_to_sets(
+            model=model, tokenizer=tokenizer, sets=unanswered, finished=progress.advance
+        )
+        for name, seed, answers in drawn:
             answered = [
                 Answered(example.instruction, example.input, example.outputs, row, example.fields)
                 for example, row in zip(sets[name], answers, strict=True)

@@ -28,6 +28,7 @@ from amid.evaluation import ValidationScore, check_metrics, evaluate_sets
 from amid.files import written_whole
 from amid.fit import fit, last_checkpoint, length_in_words, one_device, steps_of, use_threads
 from amid.generation import Sampling
+from amid.learning_rate import check_rates
 from amid.lora import merge
 from amid.models import ModelSource, shared_vocabulary
 from amid.module import DistillationModule
@@ -89,6 +90,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     evaluation_sets = data.test_examples
     valid = data.valid_examples[: data.valid_prompts]
     check_metrics(data.metrics, {"data.valid": valid} | evaluation_sets)
+    check_rates(cfg, steps_of(cfg["trainer"], len(data.train_dataloader())))
     plain_text = None if data.plain_tokens is None else data.plain_batch
     if "role" not in labels:  # the run that a fine-tuning is for has said it of the same data
         data.announce_cuts()
@@ -237,7 +239,7 @@ def supply_text(cfg: Config, text: Text, tokenizer: PreTrainedTokenizerBase, dat
             data.cache_dir,
         )
         data.train_on(answered)
-    text.begin(data.train_tokens)
+    text.begin(tokens=data.train_tokens)
 
 
 def supply_teacher(

@@ -123,6 +123,21 @@ def _count(number: str, what: str) -> str:
     return f"{number} {what}" if number == "1" else f"{number} {what}s"
 
 
+def own_callbacks(cfg: Config) -> list[L.Callback]:
+    """The user's own callbacks, as a configuration names them.
+
+    Raises:
+        InputError: for one that is none of Lightning's.
+    """
+    made: dict[str, Any] = instantiate(cfg.get("callbacks") or {})
+    for name, callback in made.items():
+        if not isinstance(callback, L.Callback):
+            raise InputError(
+                f"callbacks.{name} is a {type(callback).__name__}; it must be a lightning.pytorch.Callback"
+            )
+    return list(made.values())
+
+
 def last_checkpoint(directory: Path) -> Path | None:
     """The last validated epoch of a run that was begun before, to go on from; a damaged one is set aside."""
     path = directory / "checkpoints" / f"{LAST}.ckpt"
@@ -241,7 +256,10 @@ def fit(
     every = epochs_of_validation(cfg["trainer"], epochs)
     trainer: L.Trainer = instantiate(
         {**cfg["trainer"], "max_epochs": epochs, "max_steps": -1, "check_val_every_n_epoch": every},
-        callbacks=[taking, checkpoint, latest, _Moved(), progress(module.steps), StatusRecords(module.steps)],
+        callbacks=[
+            *(taking, checkpoint, latest, _Moved(), progress(module.steps), StatusRecords(module.steps)),
+            *own_callbacks(cfg),
+        ],
         enable_progress_bar=sys.stdout.isatty(),
         logger=list(loggers),
         default_root_dir=str(directory),

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from amid.data.datamodule import Mean, MicroBatch, Row, SampledRow, counted_posi
 from amid.errors import InputError
 from amid.evaluation import ValidationScore
 from amid.generation import MixedAnswer, Sampling
+from amid.learning_rate import scheduled
 from amid.losses import KL, CrossEntropy, Loss, Objective
 from amid.schedule import Schedule
 from amid.teacher import CachedTeacher, Teacher
@@ -62,8 +63,8 @@ class DistillationModule(L.LightningModule):
         student: the model to train.
         teacher: its teacher; None where neither the objective nor a comparison at validations needs one.
         objective: an objective of `amid.losses`.
-        optimizer: from parameters to an optimiser.
-        scheduler: from (optimiser, number of steps) to a schedule stepped after each optimiser step.
+        optimizer: from parameters, `params=`, to an optimiser.
+        scheduler: makes a schedule, called as `amid.learning_rate.scheduled` says.
         clip_norm: the gradient is scaled down to this norm, above 0; None never.
         tokenizer: of both models.
         valid_score: of the student's answers at validations; None for none.
@@ -96,8 +97,8 @@ class DistillationModule(L.LightningModule):
         student: PreTrainedModel,
         teacher: Teacher | None,
         objective: Loss,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        scheduler: Callable[[Optimizer, int], LRScheduler],
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., LRScheduler],
         clip_norm: float | None,
         tokenizer: PreTrainedTokenizerBase,
         valid_score: ValidationScore | None,
@@ -124,7 +125,7 @@ class DistillationModule(L.LightningModule):
         self.steps, self._log_every_n_steps = steps, log_every_n_steps
         self._schedule = schedule
         if schedule is not None:
-            schedule.begin(objective)
+            schedule.begin(objective=objective)
         with_teacher = objective.needs_teacher
         self._loss = CountedLoss(
             student, teacher if with_teacher else None, shared_vocab if with_teacher else None
@@ -142,8 +143,8 @@ class DistillationModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser over the student's trainable weights, and its schedule."""
-        optimizer = self._optimizer([p for p in self.student.parameters() if p.requires_grad])
-        return [optimizer], [self._scheduler(optimizer, self.steps)]
+        optimizer = self._optimizer(params=[p for p in self.student.parameters() if p.requires_grad])
+        return [optimizer], [scheduled(self._scheduler, optimizer, self.steps)]
 
     def setup(self, stage: str) -> None:
         """Brings the teacher to the student's device.
@@ -221,8 +222,10 @@ class DistillationModule(L.LightningModule):
         scheduler.step()
         if self._schedule is not None:
             means = {"loss": loss} | {name: sums[name] / all_counted for name in needed}
-            self._schedule.update(step, self.steps, {name: float(mean) for name, mean in means.items()})
-            self._schedule.apply(self.objective)
+            self._schedule.update(
+                step=step, steps=self.steps, means={name: float(mean) for name, mean in means.items()}
+            )
+            self._schedule.apply(objective=self.objective)
         self._stop_at_the_last_step()
         return total
 
@@ -248,7 +251,9 @@ class DistillationModule(L.LightningModule):
         """What this step is taken on in place of the data; None for the data."""
         answer = _Answerer(self.student, self.teacher, self._tokenizer)
         with self._answering():
-            rows = self._text.rows(prompts_of(of_data), self.trainer.global_step, self.steps, answer)
+            rows = self._text.rows(
+                prompts=prompts_of(of_data), step=self.trainer.global_step, steps=self.steps, answer=answer
+            )
         self.text_counts["rows"] += (
             sum(len(batch["rows"]) for batch in of_data) if rows is None else len(rows)
         )
@@ -326,7 +331,7 @@ class DistillationModule(L.LightningModule):
         self.validation["valid_perplexity"] = float(perplexity)
         for name, value in self.validation.items():
             self.log(name.replace("_", "/", 1), value)
-        self._text.validated(self.validation["valid_cross_entropy"])
+        self._text.validated(cross_entropy=self.validation["valid_cross_entropy"])
         if self._valid_score is not None:
             name, score = self._valid_score.name, self._score(self._valid_score)
             self.best_score = max(self.best_score, score)
@@ -356,7 +361,7 @@ class DistillationModule(L.LightningModule):
             setattr(self, name, checkpoint[name])
         if self._schedule is not None:
             self._schedule.load_state_dict(checkpoint["schedule"])
-            self._schedule.apply(self.objective)
+            self._schedule.apply(objective=self.objective)
         self._text.load_state(checkpoint["text"])
 
     def load_state_dict(
@@ -393,7 +398,9 @@ class _Answerer:
 
     def __call__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
         vocabulary = len(self.tokenizer)
-        drawn = sampling.token_ids(self.student, self.tokenizer, prompts, seed, vocabulary=vocabulary)
+        drawn = sampling.token_ids(
+            model=self.student, tokenizer=self.tokenizer, prompts=prompts, seed=seed, vocabulary=vocabulary
+        )
         torch.clear_autocast_cache()  # it holds weights cast without a gradient
         return [ids for (ids,) in drawn]
 

@@ -11,7 +11,8 @@ from amid.config import config_hash
 from amid.data import InstructionData
 from amid.errors import InputError
 from amid.files import only_writer
-from amid.fit import length_in_words
+from amid.fit import length_in_words, steps_of
+from amid.learning_rate import check_rates
 from amid.models import ModelSource, check_same_tokens, load_tokenizer
 from amid.monitor import PREPARING, tell, watched
 from amid.progress import announce
@@ -37,8 +38,13 @@ def with_prepared_models(cfg: Config, data: InstructionData, run: Run) -> None:
             that nothing trains, or a fine-tuning diverged.
     """
     check_models(cfg, data.tokenizer)
+    tuned = [role for role, source in _models(cfg).items() if source.get("sft")]
+    for role in tuned:
+        settings = fine_tuning_settings(cfg, role)
+        steps = steps_of(settings["trainer"], _steps_of_all(settings, data))
+        check_rates(settings, steps, f"model.{role}.sft.")
     for role, source in _models(cfg).items():
-        if source.get("sft"):
+        if role in tuned:
             cfg["model"][role] = prepared(source, role, _fine_tuned(cfg, role, data, run))
 
 
@@ -117,6 +123,11 @@ def fine_tuning_settings(cfg: Config, role: str) -> Config:
     }
 
 
+def _steps_of_all(settings: Config, data: InstructionData) -> int:
+    """The optimiser steps of an epoch over all training data in a fine-tuning."""
+    return -(-len(data.train_examples) // int(settings["data"]["batch_size"]))
+
+
 def _fine_tuned(cfg: Config, role: str, data: InstructionData, run: Run) -> Path:
     """The folder of the fine-tuned model, which is made where it is not there."""
     settings, directory = fine_tuning(cfg, role)
@@ -124,7 +135,7 @@ def _fine_tuned(cfg: Config, role: str, data: InstructionData, run: Run) -> Path
     tell(note=PREPARING, part=f"fine-tuning of the {role}")
     with only_writer(directory, f"the fine-tuned {role}"):
         if not (directory / RESULT_FILE).exists():
-            steps_of_all = -(-len(data.train_examples) // settings["data"]["batch_size"])
+            steps_of_all = _steps_of_all(settings, data)
             length = length_in_words(settings["trainer"], steps_of_all, f"model.{role}.sft.trainer")
             announce(f"Fine-tuning the {role} first, once, in {directory}: {length}")
             csv = {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(directory)}

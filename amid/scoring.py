@@ -11,6 +11,7 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
+from amid.calls import by_name
 from amid.errors import InputError
 from amid.files import key_of, written_whole
 from amid.metrics import (
@@ -76,7 +77,10 @@ def applied(metrics: Mapping[str, Metric], by_seed: Sequence[Sequence[Answered]]
         ValueError: if a metric refuses the answers.
     """
     answers = [_flat(answered) for answered in by_seed]
-    return {name: [metric(*of_seed) for of_seed in answers] for name, metric in metrics.items()}
+    return {
+        name: [by_name(metric, predictions=texts, references=references) for texts, references in answers]
+        for name, metric in metrics.items()
+    }
 
 
 def _flat(answered: Sequence[Answered]) -> tuple[list[str], list[list[str]]]:

@@ -3,8 +3,10 @@
 import math
 
 import pytest
+from lightning.pytorch.callbacks import Timer
 
-from amid.fit import MOST_VALIDATIONS, epochs_of_validation
+from amid.errors import InputError
+from amid.fit import MOST_VALIDATIONS, epochs_of_validation, own_callbacks
 
 
 @pytest.mark.parametrize("epochs", [1, 49, 50, 51, 99, 100, 101, 149, 1000])
@@ -13,3 +15,12 @@ def test_validations_are_as_many_as_there_may_be(epochs):
     assert math.ceil(epochs / every) <= MOST_VALIDATIONS
     assert every == 1 or math.ceil(epochs / (every - 1)) > MOST_VALIDATIONS
     assert epochs_of_validation({"check_val_every_n_epoch": 7}, epochs) == max(7, every)
+
+
+def test_a_callback_of_one_s_own_is_one_of_lightning():
+    (made,) = own_callbacks({"callbacks": {"mine": {"_target_": "lightning.pytorch.callbacks.Timer"}}})
+    assert isinstance(made, Timer)
+    with pytest.raises(
+        InputError, match=r"callbacks.mine is a dict; it must be a lightning.pytorch.Callback"
+    ):
+        own_callbacks({"callbacks": {"mine": {"_target_": "builtins.dict"}}})

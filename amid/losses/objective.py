@@ -1,13 +1,12 @@
 """Distillation objectives: a divergence between two of teacher, student and assistant."""
 
-import inspect
 import types
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from amid.calls import by_name, name_of, takes_names
 from amid.losses.assistant import AlphaMixture, Mixing, entropy, log_normalise, softmaxes
 from amid.losses.distillation import Distillation, through_softmax
 from amid.losses.divergence import KL, Divergence, Pair
@@ -32,9 +31,9 @@ class Objective(Distillation):
 
     Args:
         divergence: D, from two [..., V] tensors of log-probabilities to a [...] tensor: one of this
-            package or any function.
-        assistant: r, from log p and log q to log r, [..., V] each: an `AlphaMixture` or any function;
-            or None.
+            package or any function, called with `log_a=` and `log_b=`.
+        assistant: r, from log p and log q to log r, [..., V] each: an `AlphaMixture` or any function, called
+            with `log_p=` and `log_q=`; or None.
         order: first and second argument of D: two different letters of p (teacher), q (student) and r
             (assistant). None means "pr" with an assistant and "pq" without.
         shared_vocab: see `Distillation`.
@@ -68,7 +67,13 @@ class Objective(Distillation):
             raise ValueError(f"divergence={dict(divergence)} has no _target_; name its class there")
         if not callable(divergence):
             raise ValueError(f"divergence={divergence} is none; choose one, or objective=cross_entropy")
-        _check_arguments(divergence)
+        _check_arguments("divergence", divergence, "log_a", "log_b")
+        if isinstance(assistant, Mapping):
+            raise ValueError(f"assistant={dict(assistant)} has no _target_; name its class there")
+        if assistant is not None:
+            if not callable(assistant):
+                raise ValueError(f"assistant={assistant} is none; choose one, or assistant=none")
+            _check_arguments("assistant", assistant, "log_p", "log_q")
         self.divergence = divergence
         self.assistant = assistant
         self.order = order if order is not None else "pq" if assistant is None else "pr"
@@ -85,16 +90,17 @@ class Objective(Distillation):
         log_q, log_p = log_normalise(logits_q), log_normalise(logits_p)
         log_probs = {"p": log_p, "q": log_q}
         if self.assistant is not None:
-            log_probs["r"] = self.assistant(log_p, log_q)
-        per_token = self.divergence(log_probs[self.order[0]], log_probs[self.order[1]])
+            log_probs["r"] = by_name(self.assistant, log_p=log_p, log_q=log_q)
+        first, second = (log_probs[name] for name in self.order)
+        per_token = by_name(self.divergence, log_a=first, log_b=second)
         if per_token.shape != log_q.shape[:-1]:
             raise ValueError(
-                f"divergence={_name(self.divergence)} gives {list(per_token.shape)} for log-probabilities "
+                f"divergence={name_of(self.divergence)} gives {list(per_token.shape)} for log-probabilities "
                 f"{list(log_q.shape)}; it must give one number for each position: sum over the last axis"
             )
         if logits_q.requires_grad and torch.is_grad_enabled() and not per_token.requires_grad:
             raise ValueError(
-                f"divergence={_name(self.divergence)} gives no gradient; compute it with torch from its "
+                f"divergence={name_of(self.divergence)} gives no gradient; compute it with torch from its "
                 "arguments, without detach or no_grad"
             )
         stats = self._stats({name: x.detach() for name, x in log_probs.items()}) if with_stats else {}
@@ -233,21 +239,11 @@ class Objective(Distillation):
                 )
 
 
-def _check_arguments(divergence: Callable[..., Tensor]) -> None:
-    """Raises a ValueError where a divergence cannot be called with log a and log b."""
+def _check_arguments(what: str, function: Callable[..., Tensor], *names: str) -> None:
+    """Raises a ValueError where a divergence or an assistant cannot be called with tensors of these names."""
     try:
-        signature = inspect.signature(divergence)
-    except ValueError:  # of some built-in functions
-        return
-    try:
-        signature.bind(None, None)
+        takes_names(function, names)
     except TypeError as error:
         raise ValueError(
-            f"divergence={_name(divergence)}{signature} must be called with two tensors, log a and log b "
-            f"({error})"
+            f"{what}={error}; it is called with two tensors of log-probabilities [..., V]"
         ) from error
-
-
-def _name(divergence: Any) -> str:
-    """Of a function or the class of an object, as its user calls it."""
-    return str(getattr(divergence, "__name__", type(divergence).__name__))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from amid.calls import by_name
 from amid.metrics.comparison import Resampled
 
 
@@ -19,8 +20,8 @@ class SetScore:
 
 
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], Sequence[float] | SetScore]
-"""From answers, and the acceptable answers to the prompt of each, to one score for each answer or one for
-all; 0 to 100, higher is better."""
+"""From answers, `predictions=`, and the acceptable answers to the prompt of each, `references=`, to one score
+for each answer or one for all; 0 to 100, higher is better."""
 
 
 def set_score(metric: Metric, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> SetScore:
@@ -31,5 +32,5 @@ def set_score(metric: Metric, predictions: Sequence[str], references: Sequence[S
     """
     if not predictions:
         raise ValueError("predictions is empty; a score over a set needs at least one")
-    scores = metric(predictions, references)
+    scores = by_name(metric, predictions=predictions, references=references)
     return scores if isinstance(scores, SetScore) else SetScore(sum(scores) / len(scores))

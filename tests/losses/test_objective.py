@@ -346,7 +346,7 @@ def test_a_divergence_that_does_not_sum_is_refused() -> None:
 
 
 def test_a_divergence_of_one_argument_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"divergence=<lambda>\(a\) must be called with two tensors"):
+    with pytest.raises(ValueError, match=r"divergence=<lambda>\(a\) must take log_a and log_b, by these"):
         Objective(lambda a: a.sum(-1))
 
 

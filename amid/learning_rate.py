@@ -1,0 +1,166 @@
+"""Learning-rate schedules: transformers' own, with a warm-up, and how any schedule is called."""
+
+import inspect
+import math
+import types
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from transformers.optimization import (
+    get_constant_schedule_with_warmup,
+    get_cosine_with_min_lr_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
+
+from amid.calls import name_of
+from amid.errors import InputError, first_line
+
+NAMES_OF_STEPS = ("num_training_steps", "total_steps", "T_max", "total_iters", "steps")
+"""What libraries call the optimiser steps of a whole training."""
+
+
+def warmup_steps(warmup: float, steps: int) -> int:
+    """The optimiser steps of a warm-up.
+
+    Args:
+        warmup: a whole number of steps, from 0, or a share of `steps` above 0 and below 1, which is rounded
+            up as transformers does.
+        steps: of the whole training.
+
+    Raises:
+        InputError: if it is neither, or the warm-up is as long as the training.
+    """
+    is_count = isinstance(warmup, int) and not isinstance(warmup, bool) and warmup >= 0
+    if not (is_count or (isinstance(warmup, float) and 0 <= warmup < 1)):
+        raise InputError(
+            f"scheduler.warmup={warmup} must be a whole number of steps, or a share of them below 1, such as "
+            "0.1"
+        )
+    warm = int(warmup) if is_count else math.ceil(warmup * steps)
+    if warm >= steps > 0:
+        raise InputError(
+            f"scheduler.warmup={warmup}: {warm} steps of warm-up leave none of the {steps} steps of the "
+            "training; use fewer, or a share of them below 1, such as 0.1"
+        )
+    return warm
+
+
+def cosine(optimizer: Optimizer, steps: int, warmup: float = 0, eta_min: float = 0.0) -> LRScheduler:
+    """Half a cosine from the learning rate of the optimiser to `eta_min`, after a linear warm-up from 0.
+
+    Without a warm-up it is torch's `CosineAnnealingLR`, as published; with one it is transformers'
+    `get_cosine_with_min_lr_schedule_with_warmup`.
+
+    Args:
+        optimizer: whose rates are set.
+        steps: of the whole training.
+        warmup: as in `warmup_steps`.
+        eta_min: the last rate.
+    """
+    warm = warmup_steps(warmup, steps)
+    if warm == 0:
+        return CosineAnnealingLR(optimizer, T_max=steps, eta_min=eta_min)
+    made: LRScheduler = get_cosine_with_min_lr_schedule_with_warmup(optimizer, warm, steps, min_lr=eta_min)
+    return made
+
+
+def linear(optimizer: Optimizer, steps: int, warmup: float = 0) -> LRScheduler:
+    """A line from the learning rate of the optimiser to 0, after a linear warm-up from 0: transformers'
+    `get_linear_schedule_with_warmup`. The arguments are those of `cosine`."""
+    made: LRScheduler = get_linear_schedule_with_warmup(optimizer, warmup_steps(warmup, steps), steps)
+    return made
+
+
+def constant(optimizer: Optimizer, steps: int, warmup: float = 0) -> LRScheduler:
+    """The learning rate of the optimiser, after a linear warm-up from 0: transformers'
+    `get_constant_schedule_with_warmup`. The arguments are those of `cosine`."""
+    made: LRScheduler = get_constant_schedule_with_warmup(optimizer, warmup_steps(warmup, steps))
+    return made
+
+
+def scheduled(scheduler: Callable[..., Any], optimizer: Optimizer, steps: int) -> LRScheduler:
+    """The schedule that `scheduler` makes for an optimiser, stepped after each optimiser step.
+
+    It is called by keyword, with `optimizer=` and with `steps` under each name of `NAMES_OF_STEPS` that it
+    takes, unless a value other than null was given for that name.
+
+    Args:
+        scheduler: a class or function, or a `functools.partial` of one with further arguments.
+        optimizer: whose rates are set.
+        steps: of the whole training.
+
+    Raises:
+        InputError: if it cannot be called so, or returns no schedule that steps alone.
+    """
+    if steps == 0:  # nothing is trained
+        return constant(optimizer, steps)
+    given = scheduler.keywords if isinstance(scheduler, partial) else {}
+    try:
+        parameters = inspect.signature(scheduler).parameters
+    except ValueError:  # of some built-in classes
+        parameters = types.MappingProxyType({})
+    counts = {name: steps for name in NAMES_OF_STEPS if name in parameters and given.get(name) is None}
+    name = name_of(scheduler)
+    try:
+        made = scheduler(optimizer=optimizer, **counts)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        taken = ", ".join(["optimizer", *counts])
+        raise InputError(
+            f"scheduler={name} was called with {taken} and the settings of scheduler ({first_line(error)}); "
+            f"its steps must be an argument with one of the names {', '.join(NAMES_OF_STEPS)}"
+        ) from error
+    if not isinstance(made, LRScheduler):
+        raise InputError(
+            f"scheduler={name} returned {type(made).__name__}; it must return a schedule of "
+            "torch.optim.lr_scheduler"
+        )
+    if any(p.default is p.empty for p in inspect.signature(made.step).parameters.values()):
+        raise InputError(
+            f"scheduler={name} needs a score at each step, which there is none of; use a schedule over "
+            "steps, such as scheduler=cosine"
+        )
+    return made
+
+
+def check_rates(cfg: Mapping[str, Any], steps: int, prefix: str = "") -> None:
+    """Looks whether the optimiser and the schedule of a configuration can be made for a training.
+
+    Args:
+        cfg: with `optimizer` and `scheduler`.
+        steps: of the whole training.
+        prefix: of their keys.
+
+    Raises:
+        InputError: naming the one that cannot.
+    """
+    settings = cfg["optimizer"]
+    try:
+        optimizer = instantiate(settings)(params=[torch.nn.Parameter(torch.zeros(1))])
+    except (HydraException, TypeError, ValueError) as error:
+        given = ", ".join(f"{name}={value}" for name, value in settings.items() if not name.startswith("_"))
+        remedy = f"see the documentation of {settings['_target_']}"
+        raise InputError(
+            f"{prefix}optimizer does not take {given} ({first_line(error)}); {remedy}"
+        ) from error
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(
+            f"{prefix}optimizer={settings['_target_']} returned {type(optimizer).__name__}; it must return "
+            "an optimiser of torch.optim"
+        )
+    try:
+        scheduled(instantiate(cfg["scheduler"]), optimizer, steps)
+    except InputError as error:
+        raise InputError(f"{prefix}{error}") from error
+    except (HydraException, TypeError) as error:
+        raise InputError(
+            f"{prefix}scheduler={cfg['scheduler'].get('_target_')} cannot be made ({first_line(error)}); it "
+            "is called with the optimiser later, so it needs _partial_: true"
+        ) from error
