@@ -317,10 +317,15 @@ def _check_results(runs: Sequence[Path]) -> None:
 
 
 def _remove_if_nothing_was_computed(directory: Path) -> None:
+    from amid.files import read_json
     from amid.monitor import LOCK_FILE, STATUS_FILE, alone
 
     with contextlib.suppress(OSError, Busy), alone(directory):
-        if {file.name for file in directory.iterdir()} <= {".hydra", LOCK_FILE, STATUS_FILE}:
+        begun = read_json(directory / STATUS_FILE).get("state") not in (
+            None,
+            "failed",
+        )  # by an earlier command
+        if not begun and {file.name for file in directory.iterdir()} <= {".hydra", LOCK_FILE, STATUS_FILE}:
             for handler in logging.getLogger().handlers[:]:
                 if (
                     isinstance(handler, logging.FileHandler)
@@ -332,8 +337,8 @@ def _remove_if_nothing_was_computed(directory: Path) -> None:
 
 def _sweep(arguments: list[str]) -> None:
     """Runs the grid of a sweep file, then its baselines, then reports; finished runs are skipped."""
+    from amid.command_records import write_plan
     from amid.config import check_overrides, quoted
-    from amid.monitor import write_plan
     from amid.results import RESULT_FILE
     from amid.sweep import names, read_sweep, title
 

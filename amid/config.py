@@ -166,12 +166,50 @@ def without_wandb() -> bool:
 def config_hash(cfg: Mapping[str, Any]) -> str:
     """A hash of what decides a run's result: its configuration, without the places that it writes to, and
     the content of the data files and local models that it names."""
+    text = json.dumps([_decisive(cfg), contents_of(cfg)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def contents_of(cfg: Mapping[str, Any]) -> dict[str, str]:
+    """A hash of the content of each data file and local model that a configuration names, by its path."""
+    return {path: _content_hash(Path(path)) for path in sorted(set(_local_paths(cfg)))}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two configurations that has a part in their hash: `optimizer.lr was 0.1, is 0.2`.
+
+    A value that another setting refers to is named once.
+    """
+    old, new = (dict(_leaves(_decisive(cfg))) for cfg in (before, now))
+    pairs = {
+        key: tuple(
+            json.dumps(values[key], default=str) if key in values else "not there" for values in (old, new)
+        )
+        for key in (*old, *(key for key in new if key not in old))
+    }
+    pairs = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    tails = {key: [key.split(".", n)[-1] for n in range(1, key.count(".") + 1)] for key in pairs}
+    return [
+        f"{key} was {was}, is {is_now}"
+        for key, (was, is_now) in pairs.items()
+        if not any(pairs.get(tail) == (was, is_now) for tail in tails[key])
+    ]
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of nested mappings by their names in dots, with their values."""
+    for key, child in node.items():
+        if isinstance(child, Mapping) and child:
+            yield from _leaves(child, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", child
+
+
+def _decisive(cfg: Mapping[str, Any]) -> Any:
+    """`cfg` without what has no effect on a run's result."""
     per_micro_batch = (cfg.get("data") or {}).get("mean") == "micro_batch"
     counts = ("micro_batch_size",) if per_micro_batch else ()
-    what = _effective({key: value for key, value in cfg.items() if key not in _PLACES}, counts)
-    contents = {path: _content_hash(Path(path)) for path in sorted(set(_local_paths(what)))}
-    text = json.dumps([what, contents], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return _effective({key: value for key, value in cfg.items() if key not in _PLACES}, counts)
 
 
 def _effective(node: Any, counts: Collection[str], name: str = "") -> Any:

@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from amid.command_records import record_command
 from amid.config import as_dict, check_seed, config_hash, further_settings, parsed_overrides
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
@@ -40,6 +41,7 @@ def run(cfg: DictConfig) -> None:
                 announce(f"{shown(directory)} is of other data or another model than now: scored anew")
                 (directory / RESULT_FILE).unlink()
             with watched(directory):
+                record_command(directory, cfg)
                 result = _evaluate(*_settings(cfg), directory)
     announce(f"{summary(result)}\nEvaluation: {shown(directory)}")
 
@@ -130,7 +132,7 @@ def _evaluate(settings: dict[str, Any], labels: dict[str, Label], directory: Pat
     announce_slow_bfloat16(settings | {"model": {"student": settings["model"]["student"]}})
     fabric = one_device(settings["trainer"])
     key = config_hash(settings)
-    write_config(settings, directory, key)
+    write_config(settings, directory, key, settings)
     evaluation = evaluate_sets(
         source.load(tokenizer).to(fabric.device),  # type: ignore[arg-type]
         tokenizer,

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from amid import __version__, tracking
 from amid.allocator import free_gpu_memory
 from amid.checks import Parts, parts_of
-from amid.config import config_hash
+from amid.config import config_hash, contents_of, differences
 from amid.data import InstructionData
 from amid.data.datamodule import Tokens
 from amid.data_files import check_files
@@ -64,8 +64,9 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     cfg = copy.deepcopy(parts.used(cfg))
     objective, text, schedule = parts.objective, parts.text, parts.schedule
     use_threads(cfg["threads"])
-    key = _hash(cfg, parts)
-    finished = _finished(directory, key)
+    decisive = copy.deepcopy(_decisive(cfg, parts))  # with its models as they are given
+    key = config_hash(decisive)
+    finished = _finished(directory, decisive, key)
     if finished is not None:
         lacks = parts.compared and "valid_kl_pq" not in finished.training
         hint = ", without a teacher to compare with; to have one, delete the folder" if lacks else ""
@@ -141,7 +142,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
 
     last = last_checkpoint(directory)
     begun_before = recorded_hash(directory) == key
-    write_config(cfg, directory, key)
+    write_config(cfg, directory, key, decisive)
     scores: dict[str, dict[str, Score]] = {name: {} for name in evaluation_sets}
     _keep_metrics(directory)
     settings = tracking.going_on(cfg["logger"], directory) if begun_before else cfg["logger"]
@@ -190,11 +191,11 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     return result
 
 
-def _hash(cfg: Config, parts: Parts) -> str:
-    """`config_hash`, in which a teacher that is only compared with has no part: it changes nothing learnt."""
+def _decisive(cfg: Config, parts: Parts) -> Config:
+    """What of `cfg` is hashed: not a teacher that is only compared with, which changes nothing learnt."""
     if parts.compared and not parts.text.from_teacher:
         cfg = {**cfg, "model": {name: part for name, part in cfg["model"].items() if name != "teacher"}}
-    return config_hash(cfg)
+    return cfg
 
 
 def _valid_score(data: InstructionData, sampling: Sampling) -> ValidationScore | None:
@@ -278,16 +279,32 @@ def _log_scores(loggers: Sequence[Logger], scores: Mapping[str, Mapping[str, Sco
         logger.finalize("success")
 
 
-def _finished(directory: Path, key: str) -> RunResult | None:
+def _finished(directory: Path, cfg: Config, key: str) -> RunResult | None:
     result = load(directory) if (directory / RESULT_FILE).exists() else None
     old = recorded_hash(directory) or (result and result.config_hash)
     if old != key and (result is not None or (directory / "checkpoints").exists()):
+        changes = "; ".join(_changes(directory, cfg)) or "what differs is not recorded"
         raise InputError(
-            f"{directory} holds a run of another configuration, or of data or models whose files have "
-            f"changed since (hash {old or 'not recorded'}, now {key}); choose another output_dir= "
+            f"{directory} holds a run of another configuration: {changes}; choose another output_dir= "
             "(or hydra.run.dir=, where that was given), or delete the folder"
         )
     return result
+
+
+def _changes(directory: Path, cfg: Config) -> list[str]:
+    """What differs between the run begun in `directory` and `cfg`: settings and contents of files."""
+    file = directory / "config.yaml"
+    record: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else {}
+    hashed = record.get("hashed")
+    if hashed is None:  # of an older version, or none
+        return []
+    before = {**record["config"], "model": hashed["model"]}
+    changes = differences(before, tracking.without_secrets(cfg))
+    contents = hashed["contents"]
+    for path, content in contents_of(cfg).items():
+        if contents.get(path, content) != content:
+            changes.append(f"the content of {path} has changed")
+    return changes
 
 
 def recorded_hash(directory: Path) -> str | None:
@@ -296,12 +313,20 @@ def recorded_hash(directory: Path) -> str | None:
     return str(OmegaConf.select(OmegaConf.load(file), "hash")) if file.exists() else None
 
 
-def write_config(cfg: Config, directory: Path, key: str) -> None:
-    """Writes `directory`/config.yaml, whole or not at all: a resolved configuration, without secrets, and its
-    hash."""
+def write_config(cfg: Config, directory: Path, key: str, hashed: Config) -> None:
+    """Writes `directory`/config.yaml, whole or not at all, without secrets.
+
+    Args:
+        cfg: the resolved configuration, with the models that were prepared for it.
+        directory: of the run.
+        key: the hash of the configuration.
+        hashed: the configuration that was hashed, with its models as they were given.
+    """
     directory.mkdir(parents=True, exist_ok=True)
+    given = {"model": hashed["model"], "contents": contents_of(hashed)}
+    record = tracking.without_secrets({"config": cfg, "hashed": given})
     with written_whole(directory / "config.yaml") as part:
-        OmegaConf.save(OmegaConf.create({"hash": key, "config": tracking.without_secrets(cfg)}), part)
+        OmegaConf.save(OmegaConf.create({"hash": key, **record}), part)
 
 
 def _keep_metrics(directory: Path) -> None:

@@ -11,20 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from amid.console import as_typed
-from amid.errors import Busy, InputError, was_interrupted
-from amid.files import read_json, write_json, written_whole
+from amid.command_records import HYDRA_FOLDER, planned
+from amid.errors import Busy, InputError, is_mistake, was_interrupted
+from amid.files import read_json, written_whole
 from amid.results import METRICS, RESULT_FILE, SKIPPED_FOLDERS, files_below, load
 
 STATUS_FILE = "status.json"
 LOCK_FILE = ".lock"
-PLAN_FILE = "sweep.json"
 
 SECONDS_BETWEEN_WRITES = 2.0
 """At most so often a run writes its status in training."""
@@ -82,6 +80,9 @@ class RunStatus:
     seconds: float | None = None
     """What a finished run took by itself (`RunResult.own_seconds`)."""
 
+
+_OF_PROGRESS = ("step", "steps", "loss", "score", "metric")
+"""Fields that a run which goes on has from its earlier part, until it trains."""
 
 _OF_A_PHASE = ("part", "done", "total", "seconds_left")
 """Fields that end with what the note says."""
@@ -142,6 +143,11 @@ class StatusWriter:
         done, total = (fields.get(name) for name in of)
         return {"done": done or 0, "total": total, "seconds_left": fields.get("seconds_left")}
 
+    @property
+    def prepares(self) -> bool:
+        """Whether the run has not gone on to its training, or to anything after it."""
+        return bool(self._fields.get("note") == PREPARING)
+
     def _replace(self) -> None:
         with written_whole(self._file, durable=False) as part:
             part.write_text(json.dumps(self._fields) + "\n", encoding="utf-8")
@@ -195,19 +201,23 @@ def alone(directory: Path) -> Iterator[None]:
 def watched(directory: Path) -> Iterator[None]:
     """Marks the run in `directory` as running, and at its end as done, diverged, failed or interrupted.
 
-    Meanwhile `tell` writes its status, and a thread a sign of life every minute.
+    Meanwhile `tell` writes its status, and a thread a sign of life every minute. A mistake that is found
+    before a begun run goes on leaves its status, and the command that began it, as they were.
     """
     if (directory / RESULT_FILE).exists():
         yield
         return
-    loss = read_json(directory / STATUS_FILE).get("loss")  # of a run that goes on, perhaps after its training
+    earlier = read_json(directory / STATUS_FILE)
+    files = (directory / STATUS_FILE, *(directory / HYDRA_FOLDER).glob("*"))
+    before = {file: file.read_bytes() for file in files if file.exists()}
     status = StatusWriter(directory)
-    status.write(note=PREPARING, loss=loss)
+    status.write(note=PREPARING, **{name: earlier[name] for name in _OF_PROGRESS if name in earlier})
     over = threading.Event()
     heart = threading.Thread(target=_beat, args=(status, over), daemon=True)
     heart.start()
     _watched.append(status)
     end: dict[str, str] = {}
+    refused = False
     try:
         yield
         if (directory / RESULT_FILE).exists():
@@ -215,14 +225,24 @@ def watched(directory: Path) -> Iterator[None]:
     except BaseException as error:
         state = end_of(error)
         end = {"state": state, "note": _reason(error) if state == "failed" else ""}
+        refused = is_mistake(error) and status.prepares and _was_begun(earlier)
         raise
     finally:
         _watched.remove(status)
         over.set()
         heart.join()
-        if end:
-            with contextlib.suppress(OSError):  # of a full disk, which an error says, and a result outlives
+        with contextlib.suppress(OSError):  # of a full disk, which an error says, and a result outlives
+            if refused:
+                for file, content in before.items():
+                    with written_whole(file) as part:
+                        part.write_bytes(content)
+            elif end:
                 status.write(**end)
+
+
+def _was_begun(record: Mapping[str, Any]) -> bool:
+    """Whether a status is that of a run which has something to go on from, or which nobody refused."""
+    return record.get("state") in ("interrupted", "running") or bool(record.get("step"))
 
 
 def _beat(status: StatusWriter, over: threading.Event) -> None:
@@ -243,12 +263,6 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def write_plan(output_dir: Path, names: Sequence[str], command: str) -> None:
-    """Writes which runs a sweep consists of, by the names of their folders, before `command` starts them."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(output_dir / PLAN_FILE, {"command": command, "runs": list(names)})
-
-
 def read_status(directory: str | Path) -> list[RunStatus]:
     """The runs in the folder `directory`, started or planned, in the order of the plan, then by name.
 
@@ -265,13 +279,13 @@ def read_status(directory: str | Path) -> list[RunStatus]:
         )
     if _is_run(directory):
         return [_status_of(directory)]
-    planned = _planned(directory)
+    of_plan = planned(directory)
     started = [
         path.name
         for path in sorted(directory.iterdir())
         if path.is_dir() and path.name not in SKIPPED_FOLDERS and path.name[0] != "." and _is_run(path)
     ]
-    names = list(dict.fromkeys([*planned, *started]))
+    names = list(dict.fromkeys([*of_plan, *started]))
     if not names:
         found = (folder for folder in sorted(directory.iterdir()) if folder.is_dir() and _holds_runs(folder))
         raise InputError(
@@ -285,49 +299,6 @@ def without_result(directory: Path) -> dict[Path, RunStatus]:
     """The runs below the folder `directory` that were begun and have no result, by their folders."""
     folders = [file.parent for file in files_below(directory, STATUS_FILE)]
     return {folder: _status_of(folder) for folder in folders if not (folder / RESULT_FILE).exists()}
-
-
-def _planned(directory: Path) -> list[str]:
-    """The runs that `amid sweep` wrote down, then those of the last `amid train -m`, which Hydra has."""
-    names = [str(name) for name in read_json(directory / PLAN_FILE).get("runs", [])]
-    if overrides := _overrides_of_multirun(directory):
-        from amid.sweep import Sweep
-
-        task = [o for o in overrides["task"] if not o.startswith("hydra.")]
-        names += [run.directory.name for run in Sweep("", directory, [task]).runs()]
-    return names
-
-
-def commands_of(directory: Path, names: Sequence[str]) -> list[str]:
-    """The commands that go on with the runs called `names` in the folder `directory`: the one of the sweep or
-    the last multirun there, and those of single runs."""
-    commands, planned = [], _planned(directory)
-    if set(names) & set(planned):
-        if plan := read_json(directory / PLAN_FILE):
-            commands.append(str(plan.get("command", "the command that started them")))
-        else:
-            commands.append(_command("train -m", _overrides_of_multirun(directory)))
-    for folder in (directory if name == directory.name else directory / name for name in names):
-        file = folder / ".hydra" / "hydra.yaml"
-        if folder.name not in planned and file.exists():
-            commands.append(_command("train", _overrides_in(file)))
-    return commands
-
-
-def _command(name: str, overrides: Mapping[str, list[str]]) -> str:
-    of_hydra = [o for o in overrides["hydra"] if not o.startswith("hydra.mode=")]
-    return as_typed([*name.split(), *overrides["task"], *of_hydra])
-
-
-def _overrides_of_multirun(directory: Path) -> dict[str, list[str]]:
-    """What the last `amid train -m` was told, as Hydra keeps it; nothing where there was none."""
-    multirun = directory / "multirun.yaml"
-    return _overrides_in(multirun) if multirun.exists() else {}
-
-
-def _overrides_in(file: Path) -> dict[str, list[str]]:
-    hydra = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]
-    return dict(hydra["overrides"])
 
 
 def _holds_runs(directory: Path) -> bool:

@@ -6,9 +6,10 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.live import Live
 
+from amid.command_records import commands_of
 from amid.console import console
 from amid.errors import InputError
-from amid.monitor import RunStatus, commands_of, read_status, to_terminal
+from amid.monitor import RunStatus, read_status, to_terminal
 
 REFRESH = 2.0
 """Seconds between two looks."""

@@ -10,6 +10,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from amid.command_records import record_command
 from amid.config import LABELS, as_dict, further_settings
 from amid.data_files import check_files
 from amid.monitor import alone, end_of, watched
@@ -24,6 +25,8 @@ def run(cfg: DictConfig) -> None:
     directory = Path(hydra.runtime.output_dir)
     finished = (directory / RESULT_FILE).exists()
     with alone(directory), watched(directory):
+        if not finished:
+            record_command(directory, cfg)
         settings = as_dict(cfg)
         instantiate(settings["objective"])  # mistakes are told before imports that take seconds
         check_files(settings["data"])

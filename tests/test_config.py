@@ -2,7 +2,15 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from amid.config import CONF, check_overrides, check_seed, config_hash, register_resolvers, run_name
+from amid.config import (
+    CONF,
+    check_overrides,
+    check_seed,
+    config_hash,
+    differences,
+    register_resolvers,
+    run_name,
+)
 from amid.errors import InputError
 from amid.losses import KL, AlphaBeta, CrossEntropy, JensenShannon, ReverseKL
 
@@ -228,3 +236,16 @@ def test_a_seed_is_a_whole_number(seed):
     check_seed(0)
     with pytest.raises(InputError, match=f"seed={seed} must be a whole number"):
         check_seed(seed)
+
+
+def test_what_differs_between_two_configurations_is_named_with_both_values():
+    data = {"train": "a.jsonl", "micro_batch_size": 1}
+    before = {"seed": 1, "lam": 0.1, "objective": {"lam": 0.1}, "data": data, "threads": 1}
+    now = {"seed": 1, "lam": 0.5, "objective": {"lam": 0.5, "order": "pq"}}
+    now["data"] = {"train": None, "micro_batch_size": 2}
+    assert differences(before, now) == [
+        "lam was 0.1, is 0.5",
+        'data.train was "a.jsonl", is null',
+        'objective.order was not there, is "pq"',
+    ]
+    assert differences(before, before) == []

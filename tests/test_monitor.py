@@ -12,6 +12,8 @@ import pytest
 from rich.console import Console
 
 from amid.cli import main
+from amid.command_records import commands_of, write_plan
+from amid.errors import InputError
 from amid.generation import Sampling
 from amid.module import DistillationModule
 from amid.monitor import (
@@ -19,13 +21,11 @@ from amid.monitor import (
     SILENCE,
     RunStatus,
     StatusWriter,
-    commands_of,
     read_status,
     seconds_left,
     tell,
     to_terminal,
     watched,
-    write_plan,
 )
 from amid.progress import Progress
 from amid.results import RunResult, save
@@ -190,6 +190,28 @@ def test_the_file_tells_the_end_too(tmp_path, training, state):
     assert (record["state"], record["note"]) == (state, "")
     assert (record["step"], record["steps"], record["loss"]) == (7, 40, 1.5)
     assert "seconds_left" not in record
+
+
+def ended_by(error, folder, note):
+    with watched(folder):
+        assert read_status(folder)[0].step == 7
+        tell(note=note)
+        raise error
+
+
+def test_a_mistake_leaves_the_status_of_a_run_that_was_begun(tmp_path):
+    begun = started(tmp_path / "a", state="interrupted", step=7, steps=40, note="")
+    before = begun.read_bytes()
+    with pytest.raises(InputError):
+        ended_by(InputError("of another configuration"), tmp_path / "a", PREPARING)
+    assert begun.read_bytes() == before
+    with pytest.raises(RuntimeError):
+        ended_by(RuntimeError("out of luck"), tmp_path / "a", PREPARING)
+    (run,) = read_status(tmp_path / "a")
+    assert (run.state, run.step, run.steps, run.note) == ("failed", 7, 40, "out of luck")
+    with pytest.raises(InputError):
+        ended_by(InputError("an empty test set"), tmp_path / "a", "training")
+    assert read_status(tmp_path / "a")[0].note == "an empty test set"
 
 
 def test_a_full_disk_at_the_end_spoils_no_finished_run(tmp_path, monkeypatch):

@@ -89,6 +89,16 @@ def test_what_changes_speed_and_memory_changes_nothing_else(quick, tmp_path):
     assert sum(padding[2]) < sum(padding[0])
 
 
+REFUSED = {
+    "data.batch_size=16": "another configuration: data.batch_size was 32, is 16; choose another output_dir=",
+    "assistant.alpha=0.5": "another configuration: assistant.alpha was -5.0, is 0.5; choose",
+    "+data.test.own=no.jsonl": "no.jsonl cannot be read",
+    "data.max_length=8": "no room for a response",
+    "assistant.lam=1": "no gradient",
+}
+"""Mistakes of a command that would go on with an interrupted run, and what is said of them."""
+
+
 @pytest.mark.parametrize(
     "limits",
     [[], ["trainer.max_steps=4"], ["trainer.max_epochs=-1", "trainer.max_steps=5"]],
@@ -123,6 +133,12 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(
         assert run("train", *quick, f"output_dir={tmp_path / 'torn'}") == 0
         assert "last.ckpt is damaged: the run starts over\n" in capsys.readouterr().out
         assert results.load(torn).scores == results.load(whole).scores
+        kept = {file: file.read_bytes() for file in (cut / "status.json", *(cut / ".hydra").iterdir())}
+        assert json.loads(kept[cut / "status.json"])["step"] == 3
+        for override, told in REFUSED.items():
+            assert run("train", *quick, override, f"hydra.run.dir={cut}") == 1
+            assert told in capsys.readouterr().err
+            assert {file: file.read_bytes() for file in kept} == kept
     assert run("train", *quick, f"output_dir={tmp_path / 'cut'}") == 0
     assert f"{cut} goes on after its last validated epoch\n" in capsys.readouterr().out
     assert results.load(cut).scores == results.load(whole).scores
@@ -369,7 +385,7 @@ def test_a_folder_of_another_configuration_is_left_alone(quick, tmp_path, capsys
     assert "another configuration" in capsys.readouterr().err
     (directory / "result.json").unlink()
     assert run("train", *quick) == 1
-    assert "changed since (hash not recorded, now" in capsys.readouterr().err
+    assert "what differs is not recorded" in capsys.readouterr().err
     assert (directory / "checkpoints").exists()
 
 
