@@ -19,10 +19,13 @@ from amid.console import console
 from amid.errors import InputError
 from amid.files import written_whole
 from amid.metrics import (
+    FEW,
     Comparison,
     Resampled,
+    how_tested,
     paired_bootstrap,
     paired_bootstrap_of_sets,
+    signed,
 )
 from amid.results import KINDS, METRICS, OF_ANSWERS, Score
 from amid.scoring import applied, per_prompt, resampled, score_answers
@@ -48,7 +51,8 @@ scores  Always: {", ".join(ALWAYS)}; self_bleu (among the answers to one prompt)
         such as exact_answer of data=gsm8k, bleu and chrf of data=opus100.
 parts   The main score, or --metric, and Self-BLEU; --csv has all scores of all parts.
 tests   Every two systems with answers to the same set: the difference of their scores, its 95% interval and
-        p by paired bootstrap over the prompts. BLEU and chrF are computed anew for each draw.
+        p by paired bootstrap over the prompts; exact by swapping scores for fewer than {FEW} prompts. BLEU
+        and chrF are computed anew for each draw.
 
 amid score outputs/train/default --by family --csv scores.csv
 amid score ours.jsonl theirs.jsonl --metric bleu
@@ -321,6 +325,7 @@ def _print_differences(systems: Sequence[System], name: str, out: Console) -> No
         per_prompt(of, system.by_seed) or resampled(of, system.by_seed)
         for of, system in zip(given, systems, strict=True)
     ]
+    tested: list[Comparison] = []
     for (one, first), (other, second) in itertools.combinations(zip(systems, scores, strict=True), 2):
         if first is None or second is None:
             out.print(
@@ -329,20 +334,24 @@ def _print_differences(systems: Sequence[System], name: str, out: Console) -> No
                 markup=False,
             )
             return
-        found = _compared(first, second, len(one.by_seed[0]))
+        try:
+            found = _compared(first, second, len(one.by_seed[0]))
+        except ValueError as error:
+            raise InputError(f"--metric={name} cannot be tested on these answers: {error}") from error
+        tested.append(found)
         table.add_row(
             escape(one.name),
             escape(other.name),
-            f"{found.difference:+.2f}",
-            f"{found.low:+.2f} to {found.high:+.2f}",
+            signed(found.difference),
+            found.interval,
             f"{found.p_value:.4f}" if found.p_value else "<0.0002",  # none of 10,000 resamples; one is 0.0002
             "*" if found.significant else "",
         )
     out.print(table)
     of = "scores of the set" if callable(scores[0]) else "means over prompts"
     out.print(
-        f"Difference of the {of}, with its 95% interval by paired bootstrap over the prompts; "
-        "*: the interval leaves out 0.\n",
+        f"Difference of the {of}, with its 95% interval {how_tested(tested)}; *: the interval leaves out 0."
+        "\n",
         markup=False,
     )
 

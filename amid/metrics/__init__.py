@@ -8,11 +8,14 @@ diverse: `self_bleu`, `self_bleu_per_prompt`; higher: `distinct_n`. What goes wr
 
 from amid.metrics.answers import exact_answer, final_number
 from amid.metrics.comparison import (
+    FEW,
     Comparison,
     Resampled,
+    how_tested,
     paired_bootstrap,
     paired_bootstrap_of_sets,
     paired_bootstraps,
+    signed,
 )
 from amid.metrics.diversity import distinct_n, overlong, repetition, self_bleu, self_bleu_per_prompt
 from amid.metrics.quality import exact_match, rouge_l, rouge_n
@@ -20,6 +23,7 @@ from amid.metrics.scores import Metric, SetScore, set_score
 from amid.metrics.translation import bleu, chrf
 
 __all__ = [
+    "FEW",
     "Comparison",
     "Metric",
     "Resampled",
@@ -30,6 +34,7 @@ __all__ = [
     "exact_answer",
     "exact_match",
     "final_number",
+    "how_tested",
     "overlong",
     "paired_bootstrap",
     "paired_bootstrap_of_sets",
@@ -40,4 +45,5 @@ __all__ = [
     "self_bleu",
     "self_bleu_per_prompt",
     "set_score",
+    "signed",
 ]

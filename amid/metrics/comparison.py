@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from math import inf
 
 import numpy
 from numpy.typing import NDArray
@@ -9,6 +11,19 @@ from numpy.typing import NDArray
 Resampled = Callable[[NDArray[numpy.int64]], NDArray[numpy.float64]]
 """From how often each item of a set is drawn, [draws, items], to the score of each draw, [draws]."""
 
+FEW = 50
+"""Of fewer prompts a difference is tested exactly: resampled with replacement, they vary too little."""
+
+FEW_DIFFERENT = 10
+"""So it is where fewer prompts than these have unlike scores, however many there are."""
+
+ENUMERATED = 13
+"""Of at most so many prompts all subsets are taken, 2^13 less the empty one; of more, drawn ones."""
+
+_FEWEST = 6
+"""Prompts that can reject at 5% at all: of five that all differ in one direction p is 1/16."""
+
+_TAIL = 0.025
 _DRAWN_AT_ONCE = 2**18
 """Prompts drawn at once, over all resamples: 2 MB of indices, so that a cache holds them."""
 
@@ -19,26 +34,50 @@ class Comparison:
 
     difference: float
     low: float
-    """Lower end of the 95% confidence interval."""
+    """Lower end of the 95% confidence interval; minus infinity where so few prompts cannot bound it."""
     high: float
-    """Its upper end."""
+    """Upper end of the interval; infinity where so few prompts cannot bound it."""
     p_value: float
-    """Two-sided: twice the share of resamples whose difference has another sign or is 0, at most 1."""
+    """Two-sided. By bootstrap: twice the share of resamples whose difference has another sign or is 0, at
+    most 1. Exact: the share of sign flips whose difference is as large, never 0."""
+    prompts: int
+    """How many prompts both systems answered."""
+    exact: bool
+    """Whether the interval and p are of the exact test for few prompts, and not of the bootstrap."""
 
     @property
     def significant(self) -> bool:
         """Whether the interval leaves out 0."""
         return self.low > 0 or self.high < 0
 
+    @property
+    def interval(self) -> str:
+        """The interval as reports write it, such as `+0.12 to +3.40` or `-∞ to +∞`."""
+        return f"{signed(self.low)} to {signed(self.high)}"
+
+
+def signed(value: float) -> str:
+    """A difference as reports write it: with its sign and two digits; an infinite one as ∞."""
+    return f"{value:+.2f}".replace("inf", "∞")
+
 
 def paired_bootstrap(
     first: Sequence[float], second: Sequence[float], *, resamples: int = 10_000, seed: int = 0
 ) -> Comparison:
-    """The difference of two means, and how it varies when the prompts are drawn anew, with replacement.
+    """The difference of two means, and how sure it is over the choice of prompts.
 
-    Prompts are drawn for both systems at once, so what makes a prompt hard for both cancels. The interval
-    is that of percentiles, 2.5 to 97.5. It tells of the choice of prompts only: neither of the seeds of the
-    training nor, unless each score is a mean over several answers, of those of the sampling.
+    From `FEW` = 50 prompts on, the prompts are drawn anew, with replacement, and the interval is that of the
+    percentiles 2.5 to 97.5. Prompts are drawn for both systems at once, so what makes a prompt hard for both
+    cancels.
+
+    Fewer prompts, or fewer than `FEW_DIFFERENT` = 10 with unlike scores, are tested exactly: the scores of
+    the two systems are swapped prompt by prompt in all ways (`resamples` random ways for more than
+    `ENUMERATED` = 13 prompts), and p is the share of ways whose difference is as large. The interval holds
+    the differences that this test does not reject. Five prompts or fewer can reject nothing at 5%: their
+    interval is infinite, unless all scores are equal.
+
+    Both tell of the choice of prompts only: neither of the seeds of the training nor, unless each score is a
+    mean over several answers, of those of the sampling.
 
     Args:
         first: a score for each prompt, such as the mean ROUGE-L of its answers.
@@ -50,7 +89,8 @@ def paired_bootstrap(
         ValueError: if there are fewer than two prompts, not equally many of each, a score that is not finite,
             or `resamples` is below 1.
 
-    Reference: Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation".
+    References: Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation"; for the exact
+    test Hartigan 1969, "Using Subsample Values as Typical Values".
     """
     return paired_bootstraps([first, second], [(0, 1)], resamples=resamples, seed=seed)[0]
 
@@ -79,23 +119,43 @@ def paired_bootstraps(
     scores = numpy.asarray(systems, float)
     if not numpy.isfinite(scores).all():
         raise ValueError("systems need finite scores, got one that is not")
-    resampled = numpy.concatenate(
-        [
+    _check(resamples)
+    prompts = scores.shape[1]
+
+    @cache
+    def resampled() -> NDArray[numpy.float64]:
+        """The mean of each system over each draw, [systems, draws]."""
+        parts = [
             numpy.stack([of_system[drawn].mean(1) for of_system in scores])
-            for drawn in _drawn(scores.shape[1], resamples, seed)
-        ],
-        axis=1,
-    )
+            for drawn in _drawn(prompts, resamples, seed)
+        ]
+        return numpy.concatenate(parts, axis=1)
+
+    @cache
+    def of_subsets() -> NDArray[numpy.float64]:
+        """The mean of each system over each subset, [systems, subsets]."""
+        return _subset_means(scores, resamples, seed)
+
     means = scores.mean(1)
-    return [
-        _compared(float(means[one] - means[other]), resampled[one] - resampled[other]) for one, other in pairs
-    ]
+    found = []
+    for one, other in pairs:
+        difference = float(means[one] - means[other])
+        different = numpy.count_nonzero(scores[one] != scores[other])
+        if prompts >= FEW and different >= FEW_DIFFERENT:
+            found.append(_compared(difference, resampled()[one] - resampled()[other], prompts))
+        else:
+            largest = float(numpy.abs(scores[[one, other]]).max())
+            found.append(_exact(difference, of_subsets()[one] - of_subsets()[other], prompts, largest))
+    return found
 
 
 def paired_bootstrap_of_sets(
     first: Resampled, second: Resampled, prompts: int, *, resamples: int = 10_000, seed: int = 0
 ) -> Comparison:
     """As `paired_bootstrap`, of scores of whole sets, such as BLEU, that are no means over the prompts.
+
+    Of fewer than `FEW` prompts the exact test is of what each prompt adds to the difference, by leaving it
+    out (the jackknife); of scores that are means this is the same.
 
     Args:
         first: the score of one system, from how often each prompt is drawn.
@@ -105,10 +165,11 @@ def paired_bootstrap_of_sets(
         seed: of what is drawn; the same one gives the same result.
 
     Raises:
-        ValueError: for fewer than two prompts, or if `resamples` is below 1.
+        ValueError: for fewer than two prompts, a score that is not finite, or if `resamples` is below 1.
     """
     if prompts < 2:
         raise ValueError(f"prompts must be at least 2, got {prompts}")
+    _check(resamples)
 
     def difference(draws: NDArray[numpy.int64]) -> NDArray[numpy.float64]:
         return first(draws) - second(draws)
@@ -118,23 +179,98 @@ def paired_bootstrap_of_sets(
         draws = numpy.bincount((drawn + prompts * rows).ravel(), minlength=prompts * len(drawn))
         return difference(draws.reshape(len(drawn), prompts))
 
-    whole = difference(numpy.ones((1, prompts), numpy.int64))
+    every = numpy.ones((1, prompts), numpy.int64)
+    whole = float(_finite(difference(every))[0])
+    if prompts < FEW:
+        without = _finite(difference(every - numpy.eye(prompts, dtype=numpy.int64)))
+        added = whole + (prompts - 1) * (without.mean() - without)
+        of_subsets = _subset_means(added[None], resamples, seed)[0]
+        return _exact(whole, of_subsets, prompts, float(numpy.abs(added).max()))
     found = [of_drawn(drawn) for drawn in _drawn(prompts, resamples, seed)]
-    return _compared(float(whole[0]), numpy.concatenate(found))
+    return _compared(whole, _finite(numpy.concatenate(found)), prompts)
+
+
+def how_tested(found: Sequence[Comparison]) -> str:
+    """How comparisons over the same prompts were made, as a part of a sentence: `by paired bootstrap …`."""
+    prompts = found[0].prompts
+    exact = [one for one in found if one.exact]
+    if not exact:
+        return "by paired bootstrap over the prompts"
+    if prompts >= FEW:
+        others = "by paired bootstrap over the prompts, and " * (len(exact) < len(found))
+        return f"{others}by swapping scores, where fewer than {FEW_DIFFERENT} prompts have unlike ones"
+    few = f"; {prompts} can show none at 5%, {_FEWEST} are needed at least" * (prompts < _FEWEST)
+    return f"by swapping the scores of the {prompts} prompts (exact; the bootstrap needs {FEW}{few})"
+
+
+def _finite(scores: NDArray[numpy.float64]) -> NDArray[numpy.float64]:
+    if not numpy.isfinite(scores).all():
+        raise ValueError("first and second need finite scores of all draws, got one that is not")
+    return scores
+
+
+def _check(resamples: int) -> None:
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
 
 
 def _drawn(prompts: int, resamples: int, seed: int) -> Iterator[NDArray[numpy.int64]]:
     """The places of the drawn prompts, [draws, prompts], all draws in parts."""
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
     random = numpy.random.default_rng(seed)
     at_once = max(1, _DRAWN_AT_ONCE // prompts)
     for start in range(0, resamples, at_once):
         yield random.integers(prompts, size=(min(at_once, resamples - start), prompts))
 
 
-def _compared(difference: float, resampled: NDArray[numpy.float64]) -> Comparison:
+def _subset_means(values: NDArray[numpy.float64], resamples: int, seed: int) -> NDArray[numpy.float64]:
+    """The mean of each row of `values`, [rows, prompts], over each subset of the prompts, [rows, subsets]."""
+    parts = []
+    for subsets in _subsets(values.shape[1], resamples, seed):
+        sizes = subsets.sum(1)
+        parts.append(numpy.stack([subsets @ row / sizes for row in values]))
+    return numpy.concatenate(parts, axis=1)
+
+
+def _subsets(prompts: int, resamples: int, seed: int) -> Iterator[NDArray[numpy.float64]]:
+    """Which prompts are in each non-empty subset, 1 or 0, [subsets, prompts]: in all, or in random ones."""
+    if prompts <= ENUMERATED:
+        numbers = numpy.arange(1, 2**prompts)
+        yield (numbers[:, None] >> numpy.arange(prompts) & 1).astype(float)
+        return
+    random = numpy.random.default_rng(seed)
+    at_once = max(1, _DRAWN_AT_ONCE // prompts)
+    for start in range(0, resamples, at_once):
+        drawn = random.integers(2, size=(min(at_once, resamples - start), prompts))
+        drawn[drawn.sum(1) == 0] = 1  # once in 2^prompts
+        yield drawn.astype(float)
+
+
+def _compared(difference: float, resampled: NDArray[numpy.float64], prompts: int) -> Comparison:
     """Of the difference on all prompts and on those of each draw."""
     against = resampled <= 0 if difference > 0 else resampled >= 0
-    low, high = numpy.quantile(resampled, [0.025, 0.975])
-    return Comparison(difference, float(low), float(high), min(1.0, 2 * float(against.mean())))
+    low, high = numpy.quantile(resampled, [_TAIL, 1 - _TAIL])
+    p_value = min(1.0, 2 * float(against.mean()))
+    return Comparison(difference, float(low), float(high), p_value, prompts, exact=False)
+
+
+def _exact(difference: float, of_subsets: NDArray[numpy.float64], prompts: int, largest: float) -> Comparison:
+    """The test by sign flips, from the difference on each subset of the prompts.
+
+    To flip the signs of the differences in a subset S, each less a value v, makes their sum no smaller where
+    the mean over S is at most v. So the means of subsets, in order, are the ends of the intervals that the
+    test gives, and those up to 0 give its p. To flip no sign is one way more.
+
+    Args:
+        difference: on all prompts.
+        of_subsets: the difference on each subset.
+        prompts: how many there are.
+        largest: of the scores, by which rounding is told from a difference.
+    """
+    ordered = numpy.sort(numpy.where(numpy.abs(of_subsets) <= 1e-10 * largest, 0.0, of_subsets))
+    if not ordered.any():  # equal scores on every prompt
+        return Comparison(difference, 0.0, 0.0, 1.0, prompts, exact=True)
+    ways = len(ordered) + 1
+    tail = min(numpy.count_nonzero(ordered <= 0), numpy.count_nonzero(ordered >= 0))
+    outside = int(_TAIL * ways)  # flips that the test may reject on each side
+    low, high = (float(ordered[outside - 1]), float(ordered[-outside])) if outside else (-inf, inf)
+    return Comparison(difference, low, high, min(1.0, 2 * (1 + tail) / ways), prompts, exact=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amid.errors import InputError
-from amid.metrics import Comparison, paired_bootstraps
+from amid.metrics import FEW, Comparison, paired_bootstraps, signed
 from amid.reporting.rows import MISSING, OF_NO_METHOD, Row
 from amid.reporting.sections import Section
 from amid.reporting.table import Table, title
@@ -55,7 +55,7 @@ class AgainstAny(Section):
         """Of each group and set a triangle: a line for each row, in it a cell for each row before that.
 
         A cell is [difference, low, high], rounded as in Markdown, with a 1 after them if the interval leaves
-        out 0; None where the two are not compared.
+        out 0; None where the two are not compared, and for an end of the interval that is infinite.
         """
         groups = [
             {
@@ -115,9 +115,9 @@ def against_the_best(table: Table, records: Mapping[Path, RunResult]) -> Section
     note = (
         f"Best: the highest {quality} over the sets that all students of its pair and data have. "
         "Difference of the means over prompts, and its 95% interval by paired bootstrap over the prompts of "
-        "a set (Koehn 2004); *: the interval leaves out 0. It tells of the choice of prompts; what training "
-        "seeds make of a setting is told by the deviations of the first table, where it has several. "
-        "Self-BLEU is not tested."
+        f"a set (Koehn 2004); *: the interval leaves out 0. {_of_few(sets, compared)}It tells of the choice "
+        "of prompts; what training seeds make of a setting is told by the deviations of the first table, "
+        "where it has several. Self-BLEU is not tested."
     )
     heads = ["Setting", "Best", *sets]
     text = (f"{quality} against the best setting", heads, lines, note, verdicts)
@@ -174,6 +174,21 @@ def _compared(scores: Sequence[OfPrompts | None], pairs: Collection[tuple[int, i
     return found
 
 
+def _of_few(sets: Sequence[str], compared: Sequence[Compared]) -> str:
+    """A sentence on the sets of few prompts, with their numbers; nothing where there are none."""
+    numbers = {
+        name: {found.prompts for found in of.values() if found.prompts < FEW}
+        for name, of in zip(sets, compared, strict=True)
+    }
+    few = [f"{name} ({' and '.join(map(str, sorted(found)))})" for name, found in numbers.items() if found]
+    if not few:
+        return ""
+    return (
+        f"Sets of fewer than {FEW} prompts are tested exactly, by swapping the scores of each prompt: "
+        f"{', '.join(few)}; fewer than 6 can show no difference. "
+    )
+
+
 def _verdict(best: str, told: Mapping[tuple[str, str], Sequence[str]]) -> str:
     """In a sentence which settings the best one is above and below, and on which sets."""
     parts = [
@@ -218,11 +233,12 @@ def _cell(found: Comparison | None) -> str:
     if found is None:
         return MISSING
     mark = "*" if found.significant else ""
-    return f"{found.difference:+.2f} ({found.low:+.2f} to {found.high:+.2f}){mark}"
+    return f"{signed(found.difference)} ({found.interval}){mark}"
 
 
-def _numbers(found: Comparison | None) -> list[float] | None:
+def _numbers(found: Comparison | None) -> list[float | None] | None:
     if found is None:
         return None
-    rounded = [float(f"{value:.2f}") for value in (found.difference, found.low, found.high)]
+    numbers = (found.difference, found.low, found.high)
+    rounded = [float(f"{value:.2f}") if math.isfinite(value) else None for value in numbers]
     return [*rounded, 1] if found.significant else rounded

@@ -4,13 +4,16 @@ const against = data.sections.find((section) => section.groups);
 const ofBests = against?.groups.length > 1; // then each group's best is chosen at first
 const signed = (x) => (x < 0 || Object.is(x, -0) ? "−" : "+") + Math.abs(x).toFixed(2);
 
-/** [difference, low, high, 1 if the interval leaves out 0] of one row of a group less another on a set, or null. */
+/**
+ * [difference, low, high, 1 if the interval leaves out 0] of one row of a group less another on a set, or null.
+ * An infinite end is null.
+ */
 function less(group, set, row, other) {
   const [i, j] = [group.rows.indexOf(row), group.rows.indexOf(other)];
   const found = group.less[set][Math.max(i, j)][Math.min(i, j)];
   if (!found || i > j) return found;
   const [difference, low, high, apart] = found;
-  return [-difference, -high, -low, apart];
+  return [-difference, high === null ? null : -high, low === null ? null : -low, apart];
 }
 
 function differenceCell(found) {
@@ -18,7 +21,7 @@ function differenceCell(found) {
   const [difference, low, high, apart] = found;
   return el(
     "td", { class: `number ${!apart ? "alike" : difference > 0 ? "higher" : "lower"}` },
-    signed(difference), el("span", { class: "std" }, ` (${signed(low)} to ${signed(high)})`), el("span", { class: "apart" }, apart ? "*" : ""),
+    signed(difference), el("span", { class: "std" }, ` (${low === null ? "−∞" : signed(low)} to ${high === null ? "+∞" : signed(high)})`), el("span", { class: "apart" }, apart ? "*" : ""),
   );
 }
 
