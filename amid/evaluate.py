@@ -128,6 +128,7 @@ def _evaluate(settings: dict[str, Any], labels: dict[str, Label], directory: Pat
     check_metrics(data.metrics, data.test_examples)
     sampling = instantiate(settings["generation"])
     sampling.check_installed()
+    data.announce_template()
     data.announce_cuts(["test"])
     announce_slow_bfloat16(settings | {"model": {"student": settings["model"]["student"]}})
     fabric = one_device(settings["trainer"])

@@ -22,6 +22,7 @@ from amid.checks import Parts, parts_of
 from amid.config import config_hash, contents_of, differences
 from amid.data import InstructionData
 from amid.data.datamodule import Tokens
+from amid.data.prompts import Encoder
 from amid.data_files import check_files
 from amid.errors import InputError
 from amid.evaluation import ValidationScore, check_metrics, evaluate_sets
@@ -31,6 +32,7 @@ from amid.generation import Sampling
 from amid.learning_rate import check_rates
 from amid.lora import merge
 from amid.models import ModelSource, shared_vocabulary
+from amid.models import save as save_model
 from amid.module import DistillationModule
 from amid.precision import announce_slow_bfloat16
 from amid.preparation import with_prepared_models
@@ -94,6 +96,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     check_rates(cfg, steps_of(cfg["trainer"], len(data.train_dataloader())))
     plain_text = None if data.plain_tokens is None else data.plain_batch
     if "role" not in labels:  # the run that a fine-tuning is for has said it of the same data
+        data.announce_template()
         data.announce_cuts()
     announce_slow_bfloat16(cfg)
     timings = {"load": time.perf_counter() - started}
@@ -153,7 +156,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         teacher.to(torch.device("meta"))  # the answers to come need its memory, not the teacher
     if "diverged_step" not in training:
         merge(student)
-        _export(student, tokenizer, directory / BEST)
+        _export(student, data.encoder, directory / BEST)
         module.to(trainer.strategy.root_device)
         try:
             evaluation = evaluate_sets(
@@ -337,11 +340,10 @@ def _keep_metrics(directory: Path) -> None:
         metrics.rename(directory / f"metrics-{n}.csv")
 
 
-def _export(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+def _export(student: PreTrainedModel, encoder: Encoder, directory: Path) -> None:
     """Writes model and tokenizer into a folder that appears whole or not at all."""
     part = directory.with_name(directory.name + ".part")
-    student.save_pretrained(part)
-    tokenizer.save_pretrained(part)
+    save_model(student, encoder.template.tokenizer_of_model(encoder.tokenizer), part)
     shutil.rmtree(directory, ignore_errors=True)
     part.rename(directory)
 

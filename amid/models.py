@@ -109,7 +109,7 @@ class ModelSource:
                 f"model {self.path or 'of random weights'} has {rows} token embeddings and the tokenizer "
                 f"{len(tokenizer)} tokens; choose the tokenizer that belongs to the model (model.tokenizer)"
             )
-        model.generation_config = GenerationConfig()  # answers are drawn as the configuration says
+        _agree(model, tokenizer)
         model.eval()
         return self._shaped(model)
 
@@ -173,7 +173,7 @@ class ModelSource:
         """
         with torch.device("meta"):
             try:
-                model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype])
+                model: PreTrainedModel = _of_config(config, self.dtype)
             except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
                 what = self.path or f"architecture={dict(self.architecture or {})}"
                 raise InputError(f"model {what} is not usable: {first_line(error)}") from error
@@ -204,8 +204,7 @@ class ModelSource:
 
     def _random(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         config = self.config(tokenizer)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype])
-        return model
+        return _of_config(config, self.dtype)
 
     def _stored(self) -> PreTrainedModel:
         assert self.path is not None
@@ -215,7 +214,6 @@ class ModelSource:
                 **location,
                 **_unpacked(self.path),
                 dtype=DTYPES[self.dtype],
-                trust_remote_code=False,
                 output_loading_info=True,
             )
         except (OSError, ValueError, KeyError) as error:
@@ -239,6 +237,41 @@ class ModelSource:
             vars(model.config).pop("quantization_config", None)
             model.hf_quantizer = None  # type: ignore[assignment]
         return model
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a model and its tokenizer into a folder from which other programs get the answers of this one.
+
+    Its files name the token that ends an answer, that for padding, and the most tokens that the model has
+    positions for; rows of padded embeddings are never drawn.
+
+    Args:
+        model: without adapters.
+        tokenizer: whose EOS ends the answers that the model was trained on
+            (`amid.data.Template.tokenizer_of_model`).
+        folder: made where it is not there.
+    """
+    _agree(model, tokenizer)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None:
+        tokenizer.model_max_length = int(positions)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _agree(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives the model's configurations the special tokens of `tokenizer`, and nothing else on how to answer.
+
+    Otherwise a model goes on after the end of its answers wherever `generate` is called on it.
+    """
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    ids = {name: token for name in names if (token := getattr(tokenizer, name)) is not None}
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        for name, token in ids.items():
+            setattr(config, name, token)
+        vars(config).pop("task_specific_params", None)  # such as GPT-2's, which make a pipeline sample
+    padded = list(range(len(tokenizer), output_rows(model)))
+    model.generation_config = GenerationConfig(**ids, suppress_tokens=padded or None)
 
 
 def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
@@ -369,21 +402,36 @@ def _unpacked(path: str) -> dict[str, Any]:
     return {"quantization_config": config(dequantize=True)} if config and path.endswith(".gguf") else {}
 
 
-def _location(path: str) -> dict[str, str]:
-    """How transformers are told of a path; of one on the hub after a look whether that answers."""
+def _of_config(config: PretrainedConfig, dtype: str) -> PreTrainedModel:
+    """A model of random weights."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, dtype=DTYPES[dtype], trust_remote_code=False
+    )
+    return model
+
+
+def _location(path: str) -> dict[str, Any]:
+    """How transformers are told of a path, and to run no code of it; of one on the hub after a look whether
+    that answers."""
     if path.endswith(".gguf"):
         if not Path(path).is_file():
             raise InputError(f"model path={path!r} does not exist; give the path of a GGUF file")
         return {
             "pretrained_model_name_or_path": str(Path(path).parent),
             "gguf_file": Path(path).name,
+            "trust_remote_code": False,
         }
     if not Path(path).is_dir():
         ask_its_cache_alone_if_it_is_silent()
-    return {"pretrained_model_name_or_path": path}
+    return {"pretrained_model_name_or_path": path, "trust_remote_code": False}
 
 
 def _not_loadable(what: str, path: str, error: Exception) -> InputError:
+    if "trust_remote_code" in str(error):
+        return InputError(
+            f"{what} path={path!r} needs code of its own, which amid does not run; choose a model whose "
+            "architecture transformers has"
+        )
     is_there = Path(path).exists()
     where = "is there, but" if is_there else "is no folder here, and"
     reason = first_line(error) if is_there else reason_of(error)

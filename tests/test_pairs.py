@@ -147,10 +147,11 @@ def test_pair(pair, families, tmp_path, data, miniature):
     assert result.scores["mine"]["self_bleu"].std is None
     assert len(list((tmp_path / "prepared").glob("*/result.json"))) == 2
     best = tmp_path / "run" / "checkpoints" / "best"
-    chat = pair.startswith(("qwen", "gemma", "llama", "smollm2_1.7b"))
-    assert AutoTokenizer.from_pretrained(best).eos_token == ("<end>" if chat else "<eos>")
+    own = AutoTokenizer.from_pretrained(best)
+    assert own.eos_token == "<end>"  # every miniature has a chat template
     config = json.loads((best / "config.json").read_text())
     assert config["model_type"] == FAMILIES[student or teacher]["model_type"]
+    assert config["eos_token_id"] == own.eos_token_id
 
 
 def test_from_scratch_makes_any_architecture_of_numbers(tmp_path, data):

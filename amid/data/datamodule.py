@@ -355,6 +355,12 @@ class InstructionData(L.LightningDataModule):
         if parts:
             announce(f"Cut to {'; to '.join(parts)}")
 
+    def announce_template(self) -> None:
+        """Says whether prompts stand in the tokenizer's chat template, where that is a choice."""
+        choice = self.encoder.template.choice(self.encoder.tokenizer)
+        if choice is not None:
+            announce(choice)
+
     def train_on(self, tokens: Tokens) -> None:
         """Puts other responses in the place of the training set's: as many rows."""
         assert len(tokens) == len(self.train_examples), (len(tokens), len(self.train_examples))
@@ -469,6 +475,8 @@ def _with_eos(tokenizer: PreTrainedTokenizerBase, eos: str) -> PreTrainedTokeniz
         return tokenizer
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.eos_token = eos
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = eos
     return tokenizer
 
 

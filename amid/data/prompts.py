@@ -1,5 +1,6 @@
 """From an example to token ids: the template around it, the limits on its length, the counted tokens."""
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,10 @@ IGNORE = -100
 Truncation = Literal["input", "right"]
 """What a prompt over the limit loses."""
 
+CHAT_VARIABLES = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+"""What `chat="auto"` gives a chat template: Qwen3 answers without a part for thoughts, and Llama 3 writes
+this date into its system message in place of today's."""
+
 
 @dataclass(frozen=True)
 class Template:
@@ -27,17 +32,23 @@ class Template:
         chat: variables of the tokenizer's own chat template (for example `{enable_thinking: false}`; it
             ignores those that it does not know), in which the formatted text is the user's message. A
             response then ends with the token that ends a turn, whatever the tokenizer's EOS is. null for
-            the text as it stands.
+            the text as it stands. "auto": `CHAT_VARIABLES` where the tokenizer has a chat template, null
+            where it has none.
 
     Raises:
-        InputError: for a format string without its fields, or with others.
+        InputError: for a format string without its fields, or with others, and for another `chat`.
     """
 
     without_input: str
     with_input: str
-    chat: Mapping[str, Any] | None = None
+    chat: Mapping[str, Any] | Literal["auto"] | None = "auto"
 
     def __post_init__(self) -> None:
+        if not (self.chat is None or self.chat == "auto" or isinstance(self.chat, Mapping)):
+            raise InputError(
+                f"data.template.chat={self.chat} must be auto, null, or variables of a chat template, "
+                "such as data.template.chat={enable_thinking: false}"
+            )
         for name, text, fields in (
             ("without_input", self.without_input, {"instruction": "i"}),
             ("with_input", self.with_input, {"instruction": "i", "input": "x"}),
@@ -60,7 +71,7 @@ class Template:
             InputError: if a chat template is wanted and the tokenizer has none.
         """
         text = (self.with_input if input else self.without_input).format(instruction=instruction, input=input)
-        return text if self.chat is None else self._conversation(tokenizer, text, answer=None)
+        return text if self._plain(tokenizer) else self._conversation(tokenizer, text, answer=None)
 
     def end(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """The token that ends a response: EOS, or in a chat template the end of a turn.
@@ -68,7 +79,7 @@ class Template:
         Raises:
             InputError: if there is no such token, or a chat template is wanted and the tokenizer has none.
         """
-        if self.chat is None:
+        if self._plain(tokenizer):
             if tokenizer.eos_token is None:
                 raise InputError(
                     "tokenizer has no EOS token, so no response could end; choose another tokenizer"
@@ -88,8 +99,72 @@ class Template:
 
     def made_from(self, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
         """All that the prompt follows from beside the example and the tokens."""
-        chat = None if self.chat is None else [dict(self.chat), tokenizer.chat_template]
+        plain = self._plain(tokenizer)
+        chat = None if plain else [dict(self._variables), tokenizer.chat_template]
         return [self.without_input, self.with_input, chat]
+
+    def choice(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """Says whether prompts stand in the tokenizer's chat template, and how to change that.
+
+        None where there is no choice: `chat` is null, and the tokenizer has no chat template.
+        """
+        if not self._plain(tokenizer):
+            return (
+                f"Prompts stand in the tokenizer's chat template, and an answer ends with "
+                f"{self.end(tokenizer)} (data.template.chat=null for the text as it stands)"
+            )
+        if tokenizer.chat_template is not None:
+            return (
+                "Prompts stand as they are, without the chat template that the tokenizer has "
+                "(data.template.chat=auto for it)"
+            )
+        return None if self.chat is None else "Prompts stand as they are: the tokenizer has no chat template"
+
+    def tokenizer_of_model(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+        """The tokenizer to save with a model that was trained on these prompts, for use in other programs.
+
+        Its EOS is the token that ends a response. Its chat template makes the prompts of this one without
+        being given any variable; it has none where the prompts stand as they are. It adds no BOS or EOS to
+        a text, as the prompts have only what the template writes.
+
+        Raises:
+            InputError: see `end`.
+        """
+        saved = copy.deepcopy(tokenizer)
+        saved.eos_token = self.end(tokenizer)
+        if saved.pad_token is None:
+            saved.pad_token = saved.eos_token
+        for name in ("add_bos_token", "add_eos_token"):
+            saved.init_kwargs[name] = False  # which is written, and so read by other programs
+            setattr(saved, name, False)
+        if self._plain(tokenizer):
+            saved.chat_template = None
+            return saved
+        told = {
+            name: f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}"
+            for name, value in self._variables.items()
+        }
+        if saved.eos_token != tokenizer.eos_token:
+            told["eos_token"] = f"{{% set eos_token = {tokenizer.eos_token!r} %}}"
+
+        def completed(text: str) -> str:
+            before = "".join(line for name, line in told.items() if name in text)
+            return f"{before}{{{{ '' }}}}{text}" if before else text  # '': a newline that begins it stays
+
+        templates: Any = saved.chat_template
+        if isinstance(templates, dict):
+            saved.chat_template = {name: completed(text) for name, text in templates.items()}
+        else:
+            saved.chat_template = completed(templates)
+        return saved
+
+    def _plain(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Whether prompts stand as they are, in no chat template."""
+        return self.chat is None or (self.chat == "auto" and tokenizer.chat_template is None)
+
+    @property
+    def _variables(self) -> Mapping[str, Any]:
+        return self.chat if isinstance(self.chat, Mapping) else CHAT_VARIABLES
 
     def _conversation(self, tokenizer: PreTrainedTokenizerBase, message: str, answer: str | None) -> str:
         if tokenizer.chat_template is None:
@@ -101,7 +176,7 @@ class Template:
         if answer is not None:
             turns.append({"role": "assistant", "content": answer})
         text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=answer is None, **(self.chat or {})
+            turns, tokenize=False, add_generation_prompt=answer is None, **self._variables
         )
         return str(text)
 

@@ -2,9 +2,13 @@
 
 import shutil
 
+import pytest
+import torch
 from command_line import run
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from amid import results
+from amid.data.builtin import tokenizer
 from amid.errors import InputError
 
 
@@ -101,3 +105,34 @@ def test_a_model_that_is_evaluated_has_its_own_name(quick, tmp_path, jsonl):
     assert run("evaluate", *given, out, "generation.seeds=[1]") == 0
     (scored,) = [results.load(file) for file in (tmp_path / "scores").glob("*/result.json")]
     assert (scored.labels["method"], scored.labels["model"]) == ("best", "best")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ([], "Prompts stand in the tokenizer's chat template, and an answer ends with <end>"),
+        (["data.template.chat=null"], "without the chat template that the tokenizer has"),
+    ],
+    ids=["by_the_tokenizer", "null"],
+)
+def test_a_chat_model_named_by_its_path_is_asked_in_its_chat_template(
+    setting, said, tmp_path, jsonl, capsys, monkeypatch
+):
+    tok = tokenizer()
+    tok.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    tok.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("llama", vocab_size=len(tok), **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    tok.save_pretrained(tmp_path / "model")
+    path = jsonl({"instruction": "say it", "output": "it"})
+    seen = []
+    monkeypatch.setattr(
+        "amid.generation.Sampling._noted_answers", lambda *given: seen.append(given[3]) or cut_off()
+    )
+    given = [f"model.student.path={tmp_path / 'model'}", "data=jsonl", f"+data.test.own={path}"]
+    assert run("evaluate", *given, *setting, f"output_dir={tmp_path / 'scores'}") == 1
+    assert said in capsys.readouterr().out
+    ((prompt,),) = seen
+    assert tok.decode(prompt).startswith("Below" if setting else "<user>Below")

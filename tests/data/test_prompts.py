@@ -174,6 +174,42 @@ def test_no_chat_template_and_one_whose_turns_do_not_end():
         Encoder(chat_tokenizer("{% for m in messages %}{{ m.content }}###{% endfor %}"), chat_of({}), 64, 96)
 
 
+def test_the_tokenizer_decides_on_its_chat_template_unless_told():
+    tok, plain = chat_tokenizer(CHATML), tokenizer()
+    template = Template("{instruction}", "{instruction}\n\n{input}")
+    asked = "sort", "b a"
+    in_chat = chat_of({"enable_thinking": False}).render(tok, *asked)
+    assert in_chat.endswith("<think></think>")
+    assert template.render(tok, *asked) == in_chat
+    assert template.end(tok) == "<|im_end|>"
+    assert template.render(plain, *asked) == chat_of(None).render(tok, *asked) == "sort\n\nb a"
+    assert template.made_from(plain) == chat_of(None).made_from(tok)
+    assert template.made_from(tok) != chat_of(None).made_from(tok)
+    assert "in the tokenizer's chat template, and an answer ends with <|im_end|>" in template.choice(tok)
+    assert "without the chat template that the tokenizer has" in chat_of(None).choice(tok)
+    assert "the tokenizer has no chat template" in template.choice(plain)
+    assert chat_of(None).choice(plain) is None
+    with pytest.raises(InputError, match=r"data.template.chat=yes must be auto, null, or variables"):
+        chat_of("yes")
+
+
+@pytest.mark.parametrize("template", TURNS, ids=["chatml", "gemma", "llama2"])
+def test_the_tokenizer_of_a_model_makes_its_prompts_without_being_told_anything(template):
+    tok = chat_tokenizer(template)
+    ours = chat_of({"enable_thinking": False, "name": "a 'b'\n"})
+    own = ours.tokenizer_of_model(tok)
+    prompt = [{"role": "user", "content": "sort"}]
+    assert own.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) == ours.render(
+        tok, "sort", ""
+    )
+    assert own.eos_token == TURNS[template]
+    assert own("sort")["input_ids"] == tok("sort", add_special_tokens=False)["input_ids"]
+    assert ours.tokenizer_of_model(own).get_vocab() == tok.get_vocab()
+    assert ours.render(own, "sort", "") == ours.render(tok, "sort", "")
+    assert chat_of(None).tokenizer_of_model(tok).chat_template is None
+    assert tok.eos_token == "<eos>"
+
+
 def test_plain_text_keeps_the_eos_of_the_tokenizer(tmp_path, jsonl):
     tok = chat_tokenizer(GEMMA)
     documents = jsonl({"text": "some words"}, {"text": "other words"})
