@@ -1,26 +1,24 @@
 """The `amid` command."""
 
 import contextlib
-import importlib
-import logging
 import os
-import shutil
 import signal
 import sys
-import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amid import __version__
 from amid.allocator import keep_freed_memory
 from amid.console import as_typed
-from amid.errors import Busy, InputError, choose_one, in_one_line, is_mistake, was_interrupted
+from amid.errors import InputError, choose_one, in_one_line, was_interrupted
+from amid.launch import and_what_is_next, check_results, checked, launch, tell_of, unread
 from amid.own_modules import search_working_folder
 
 if TYPE_CHECKING:
-    from amid.sweep import Sweep
+    from hydra.core.override_parser.types import Override
+
 
 USAGE = """\
 amid: distil large language models into small ones with the α-mixture assistant.
@@ -70,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"{command!r} is no command of amid{choose_one(command, list(COMMANDS))}")
         sys.stdout.flush()
     except BrokenPipeError:
-        return _unread()
+        return unread()
     except KeyboardInterrupt:
         return _interrupted(arguments)
     except SystemExit as error:
@@ -78,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if was_interrupted(error):
             return _interrupted(arguments)
-        print(f"amid: {in_one_line(error)}", file=sys.stderr)
+        from amid.secrets import hide
+
+        print(f"amid: {hide(in_one_line(error))}", file=sys.stderr)
         return 1
     return 0
 
@@ -92,12 +92,6 @@ def _interrupted(arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
     return 128 + signal.SIGINT
-
-
-def _unread() -> int:
-    """Where whoever read the output wants no more of it: sends the rest nowhere; returns the exit status."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 128 + signal.SIGPIPE
 
 
 def _help(arguments: list[str]) -> None:
@@ -121,7 +115,8 @@ def _hydra(name: str, arguments: list[str]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from amid.config import CONF, check_overrides, quoted
+    from amid.config import CONF, check_overrides, parsed_overrides, quoted
+    from amid.secrets import check_overrides_for_secrets
     from amid.sweep import Sweep
 
     arguments = [quoted(a) for a in arguments]
@@ -139,8 +134,10 @@ def _hydra(name: str, arguments: list[str]) -> None:
         for flag in (flag for flag in flags if flag.partition("=")[0] not in OPTIONS):
             raise InputError(f"{flag} is no option of amid {name}{choose_one(flag, OPTIONS)}")
         arguments = [a for a in arguments if a not in overrides] + overrides  # Hydra wants options first
+        parsed = parsed_overrides(overrides)
+        check_overrides_for_secrets(parsed)
         if not several:
-            _check_single(name, overrides)
+            _check_single(name, parsed)
         else:
             for override in overrides:
                 if override.startswith("hydra.run.dir="):
@@ -148,72 +145,30 @@ def _hydra(name: str, arguments: list[str]) -> None:
             cfg = check_overrides(name, overrides)
             if name == "train" and flags <= {"-m", "--multirun"} and _enumerates(overrides):
                 settings = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
-                runs = _checked(Sweep(name, Path(cfg.output_dir), [settings], CONF))
+                sweep = Sweep(name, Path(cfg.output_dir), [settings], CONF)
+                runs = checked(sweep)
+                arguments.append(sweep.subdir)
     elsewhere: list[Path] = []
-    with _and_what_is_next(runs, report=several):
+    with and_what_is_next(runs, report=several):
         try:
-            _launch(name, arguments, runs, elsewhere)
+            launch(name, arguments, runs, elsewhere)
         except (HydraException, OmegaConfBaseException):
             check_overrides(name, overrides)  # which says more of a mistake in them
             raise
         finally:
-            _tell_of(elsewhere)
+            tell_of(elsewhere)
         if name == "train":
-            _check_results([directory for directory in runs if directory not in elsewhere])
+            check_results([directory for directory in runs if directory not in elsewhere])
 
 
 def _enumerates(overrides: Sequence[str]) -> bool:
-    """Whether the runs of a multirun are known before it starts: not where a sweeper chooses them."""
-    return not any(override.startswith("hydra/sweeper=") for override in overrides)
+    """Whether the runs of a multirun are known before it starts: not where a sweeper chooses them, or names
+    their folders."""
+    return not any(override.startswith(("hydra/sweeper=", "hydra.sweep.subdir=")) for override in overrides)
 
 
-def _checked(sweep: "Sweep") -> list[Path]:
-    """The folders of the runs, in their order, after a check of the settings of all that are not finished.
-
-    Raises:
-        InputError: naming the first run whose objective would be refused, then the first that would be for
-            anything else.
-    """
-    from hydra.utils import instantiate
-
-    from amid.config import as_dict
-    from amid.data_files import check_files
-
-    folders: list[Path] = []
-    to_check: dict[int, dict[str, Any]] = {}
-    try:
-        for number, (run, cfg) in enumerate(sweep.configs()):
-            folders.append(run.directory.absolute())
-            if not run.finished:
-                cfg.logger = {}
-                with _about(sweep.in_words(number)):
-                    to_check[number] = as_dict(cfg)
-                    instantiate(to_check[number]["objective"])
-                    check_files(to_check[number]["data"])
-        from amid.checks import Checks  # takes seconds
-
-        checks = Checks()
-        for number, settings in to_check.items():
-            with _about(sweep.in_words(number)):
-                checks.check(settings)
-    except InputError as error:
-        raise InputError(f"{error}; nothing was started") from error
-    return folders
-
-
-@contextlib.contextmanager
-def _about(run: str) -> Iterator[None]:
-    """Has an error begin with the run that it is about."""
-    try:
-        yield
-    except Exception as error:
-        raise InputError(f"{run}: {in_one_line(error)}") from error
-
-
-def _check_single(name: str, overrides: Sequence[str]) -> None:
-    from amid.config import parsed_overrides
-
-    for override in parsed_overrides(overrides):
+def _check_single(name: str, overrides: "Sequence[Override]") -> None:
+    for override in overrides:
         if override.is_sweep_override():
             raise InputError(
                 f"{override.input_line} has several values, each for a run of its own: "
@@ -221,125 +176,12 @@ def _check_single(name: str, overrides: Sequence[str]) -> None:
             )
 
 
-def _launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: list[Path]) -> None:
-    """Runs an entry point's job, or jobs with -m; one that fails does not stop the others.
-
-    Of several jobs, those that another process is at are passed over.
-
-    Args:
-        name: of the entry point.
-        arguments: of Hydra's command line.
-        runs: the folders of all runs of the command, in their order; those that are not known yet are added.
-        elsewhere: to which the folders of those that are passed over are added.
-
-    Raises:
-        InputError: naming the failed jobs, after all have run.
-    """
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-    from omegaconf import DictConfig
-
-    from amid.config import CONF, check_used, register_resolvers
-    from amid.monitor import time_left
-
-    register_resolvers()
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    failed: list[str] = []
-
-    def task(cfg: DictConfig) -> None:
-        search_working_folder()  # also where a launcher starts it in a process of its own
-        directory = Path(HydraConfig.get().runtime.output_dir)
-        place, left = "", ""
-        if directory in runs:
-            place, left = f" {runs.index(directory) + 1} of {len(runs)}:", time_left(directory, runs)
-        else:
-            runs.append(directory)
-        if name == "train":
-            print(f"run{place} {directory.name}{left}", flush=True)
-        try:
-            check_used(cfg, HydraConfig.get())
-            importlib.import_module(f"amid.{name}").run(cfg)
-        except BrokenPipeError:
-            sys.exit(_unread())  # Hydra would report it
-        except Exception as error:
-            if was_interrupted(error):
-                raise KeyboardInterrupt from error
-            single = HydraConfig.get().mode == RunMode.RUN
-            if isinstance(error, Busy) and not single:
-                elsewhere.append(directory)
-                return
-            failed.append(("" if single else f"{directory.name}: ") + in_one_line(error))
-            if is_mistake(error):
-                if single and not isinstance(error, Busy):  # of several runs, status and report tell
-                    _remove_if_nothing_was_computed(directory)
-            else:
-                with contextlib.suppress(OSError):
-                    (directory / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
-                    failed[-1] += f" (traceback: {directory / 'error.log'})"
-
-    before = sys.argv
-    try:
-        sys.argv = [f"amid {name}", *arguments]
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
-    finally:
-        sys.argv = before
-    if failed:
-        raise InputError("\namid: ".join(failed))
-
-
-def _tell_of(elsewhere: Sequence[Path]) -> None:
-    """Says which runs were left to other processes."""
-    if elsewhere:
-        from amid.progress import shown
-
-        folder, names = shown(elsewhere[0].parent), ", ".join(directory.name for directory in elsewhere)
-        print(
-            f"{len(elsewhere)} left to other processes, which run them: {names}; amid status {folder} tells "
-            f"how far they are, and amid report {folder} has them when they end",
-            flush=True,
-        )
-
-
-def _check_results(runs: Sequence[Path]) -> None:
-    """Whether all runs came to an end, also those in processes of their own, as launchers start them.
-
-    Raises:
-        InputError: naming those that did not.
-    """
-    from amid.results import RESULT_FILE
-
-    if without := [directory for directory in runs if not (directory / RESULT_FILE).exists()]:
-        names = ", ".join(directory.name for directory in without)
-        raise InputError(
-            f"no result in {without[0].parent} of {names}; amid status {without[0].parent} says why"
-        )
-
-
-def _remove_if_nothing_was_computed(directory: Path) -> None:
-    from amid.files import read_json
-    from amid.monitor import LOCK_FILE, STATUS_FILE, alone
-
-    with contextlib.suppress(OSError, Busy), alone(directory):
-        begun = read_json(directory / STATUS_FILE).get("state") not in (
-            None,
-            "failed",
-        )  # by an earlier command
-        if not begun and {file.name for file in directory.iterdir()} <= {".hydra", LOCK_FILE, STATUS_FILE}:
-            for handler in logging.getLogger().handlers[:]:
-                if (
-                    isinstance(handler, logging.FileHandler)
-                    and directory in Path(handler.baseFilename).parents
-                ):
-                    logging.getLogger().removeHandler(handler)  # of its log, which nothing was written to
-            shutil.rmtree(directory)
-
-
 def _sweep(arguments: list[str]) -> None:
     """Runs the grid of a sweep file, then its baselines, then reports; finished runs are skipped."""
     from amid.command_records import write_plan
-    from amid.config import check_overrides, quoted
+    from amid.config import check_overrides, parsed_overrides, quoted
     from amid.results import RESULT_FILE
+    from amid.secrets import check_overrides_for_secrets
     from amid.sweep import names, read_sweep, title
 
     if not arguments or {"-h", "--help"} & set(arguments):
@@ -365,6 +207,7 @@ def _sweep(arguments: list[str]) -> None:
             if word.startswith("-") or "=" not in word:
                 raise InputError(f"{word!r} is neither KEY=VALUE nor --dry-run; see amid sweep --help")
             overrides.append(quoted(word))
+    check_overrides_for_secrets(parsed_overrides(overrides))
     sweep = read_sweep(name, overrides, scale)
     check_overrides("train", sweep.jobs[0])
     print(f"Sweep {name} in {sweep.output_dir}: {sweep.in_short}", flush=True)
@@ -373,24 +216,24 @@ def _sweep(arguments: list[str]) -> None:
 
         show_plan(sweep)
         return
-    runs = _checked(sweep)
+    runs = checked(sweep)
     again = as_typed(["sweep", *arguments])
     write_plan(sweep.output_dir, [directory.name for directory in runs], again)
     failures: list[str] = []
     elsewhere: list[Path] = []
-    with _and_what_is_next(runs, report=False):
+    with and_what_is_next(runs, report=False):
         for line in sweep.launch_arguments():
             try:
-                _launch("train", line, runs, elsewhere)
+                launch("train", line, runs, elsewhere)
             except InputError as error:
                 failures.append(str(error))
                 print(f"amid: {error}", file=sys.stderr)
     if any((directory / RESULT_FILE).exists() for directory in runs):
         _report([str(sweep.output_dir)])
-    _tell_of(elsewhere)
+    tell_of(elsewhere)
     if failures:
         raise InputError(f"some runs failed (above); to try them again: {again}")
-    _check_results([directory for directory in runs if directory not in elsewhere])
+    check_results([directory for directory in runs if directory not in elsewhere])
 
 
 def _report(arguments: list[str]) -> None:
@@ -456,34 +299,6 @@ def _dashboard(arguments: list[str]) -> None:
         given.get("entity"),
         given.get("project", "amid"),
     )
-
-
-@contextlib.contextmanager
-def _and_what_is_next(directories: Sequence[Path], report: bool) -> Iterator[None]:
-    """Prints, however the runs in `directories` end, the commands for what they left.
-
-    They are the one that sends to W&B what was logged offline, and with `report`, or where several runs were
-    interrupted, the one that reports the finished ones.
-    """
-    try:
-        yield
-    except BaseException:
-        report = report or len(directories) > 1
-        raise
-    finally:
-        if any((directory / "wandb").is_dir() for directory in directories):
-            from amid.tracking import sync_command
-
-            if command := sync_command(directories):
-                print(f"To send these runs to W&B: {command}", flush=True)
-        from amid.results import RESULT_FILE
-
-        finished = {directory.parent for directory in directories if (directory / RESULT_FILE).exists()}
-        if report and finished:
-            from amid.progress import shown
-
-            for folder in sorted(finished):
-                print(f"Report: amid report {shown(folder)}", flush=True)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -10,9 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from amid.console import as_typed
 from amid.files import read_json, write_json, written_whole
+from amid.run_names import HYDRA_FOLDER
+from amid.secrets import hide, without_secrets
 
 PLAN_FILE = "sweep.json"
-HYDRA_FOLDER = ".hydra"
 
 
 def record_command(directory: Path, cfg: DictConfig) -> None:
@@ -22,17 +23,21 @@ def record_command(directory: Path, cfg: DictConfig) -> None:
     """
     folder = directory / HYDRA_FOLDER
     folder.mkdir(exist_ok=True)
-    hydra: Any = HydraConfig.get()
-    of_hydra = OmegaConf.create({"hydra": OmegaConf.to_container(hydra)})
-    for name, content in (("config", cfg), ("hydra", of_hydra), ("overrides", hydra.overrides.task)):
+    hydra: Any = OmegaConf.to_container(HydraConfig.get())
+    contents = {
+        "config": OmegaConf.to_container(cfg),
+        "hydra": {"hydra": hydra},
+        "overrides": hydra["overrides"]["task"],
+    }
+    for name, content in contents.items():
         with written_whole(folder / f"{name}.yaml", durable=False) as part:
-            OmegaConf.save(content, part)
+            OmegaConf.save(OmegaConf.create(without_secrets(content)), part)
 
 
 def write_plan(output_dir: Path, names: Sequence[str], command: str) -> None:
     """Writes which runs a sweep consists of, by the names of their folders, before `command` starts them."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(output_dir / PLAN_FILE, {"command": command, "runs": list(names)})
+    write_json(output_dir / PLAN_FILE, {"command": hide(command), "runs": list(names)})
 
 
 def planned(directory: Path) -> list[str]:
@@ -63,7 +68,8 @@ def commands_of(directory: Path, names: Sequence[str]) -> list[str]:
 
 
 def _command(name: str, overrides: Mapping[str, list[str]]) -> str:
-    of_hydra = [o for o in overrides["hydra"] if not o.startswith("hydra.mode=")]
+    ours = ("hydra.mode=", "hydra.sweep.subdir='${run_name:")
+    of_hydra = [o for o in overrides["hydra"] if not o.startswith(ours)]
     return as_typed([*name.split(), *overrides["task"], *of_hydra])
 
 

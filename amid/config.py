@@ -27,30 +27,14 @@ from omegaconf.errors import OmegaConfBaseException
 from amid.data_files import path_and_rows
 from amid.errors import InputError, choose_one
 from amid.files import checksum, key_of
-
-LABELS = ("method", "model", "data", "divergence", "assistant")
-"""The groups whose choices name a run in a table."""
+from amid.run_names import LIMITS, PLACES, WITH_THE_REST, Naming
+from amid.secrets import check_for_secrets, remember, without_secrets
 
 KEYS_OF_SWEEPS = ("baselines", "scales")
 """Root keys of a sweep file that are no part of a run's configuration."""
 
-LONGEST_NAME = 100
-"""Characters of a run's folder name; a longer one is cut, and ends in a hash."""
-
 WANDB = "https://api.wandb.ai"
 SECONDS_TO_ANSWER = 5.0
-
-_PLACES = ("output_dir", "prepared_dir", "logger", "threads", "teacher")
-"""Root keys that say where and how fast a run goes, not what it learns."""
-
-_LIMITS = {
-    "data": ("cache_dir", "micro_batch_size", "tokens_per_batch"),
-    "trainer": ("log_every_n_steps", "devices"),
-    "text": ("batch_size",),
-    "generation": ("batch_size",),
-    "sft": ("micro_batch_size", "tokens_per_batch"),
-}
-"""Keys of further nodes of which the same is true."""
 
 _WAYS_TO_COMPUTE = {"objective": ("fused", "compiled")}
 """Keys that change no result, and yet tell runs apart: they are timed against each other."""
@@ -73,59 +57,21 @@ def register_resolvers() -> None:
         ("run_name", _run_name),
         ("run_dir", lambda: HydraConfig.get().runtime.output_dir),
         ("multirun", _multirun),
-        ("sweep_name", lambda output_dir: Path(output_dir).name),
+        ("folder_name", lambda folder: Path(folder).name),
         ("wandb_offline", without_wandb),
     ):
         OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
-def _run_name() -> str:
-    return run_name(HydraConfig.get().overrides.task)
+def _run_name(output_dir: str = "", *varying: str) -> str:
+    """The name of the folder in `output_dir` of the run that Hydra is at (`Naming`)."""
+    settings = tuple(name for name in varying if name != WITH_THE_REST)
+    naming = Naming(Path(output_dir), settings, rest=WITH_THE_REST in varying)
+    return naming.name(HydraConfig.get().overrides.task)
 
 
 def _multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def run_name(overrides: Sequence[str]) -> str:
-    """A short folder name for a run, from its overrides: `alpha=-5,seed=2`; `default` if there are none."""
-    parts = [
-        re.sub(r"['\"]", "", override)
-        .replace(":", "-")
-        .lstrip("+~")
-        .removeprefix("assistant.")
-        .removeprefix("objective.")
-        for override in _telling(overrides)
-    ]
-    name = re.sub(r"[^\w.=,+-]+", "_", ",".join(sorted(parts)), flags=re.ASCII) or "default"
-    if len(name) > LONGEST_NAME:
-        begin = name[: LONGEST_NAME - 9]
-        begin = begin.rpartition(",")[0] or begin  # between two settings
-        name = f"{begin}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return name
-
-
-def further_settings(overrides: Sequence[str]) -> str | None:
-    """What the overrides set besides the seed and what a table has columns for; None for nothing."""
-    columns = (*LABELS, "assistant.alpha", "assistant.lam", "objective.order", "seed", "run")
-    further = sorted(o.lstrip("+~") for o in _telling(overrides) if o.split("=")[0] not in columns)
-    return ",".join(further) or None
-
-
-def _telling(overrides: Sequence[str]) -> list[str]:
-    """The overrides that say what a run is, not where it goes and with how much memory.
-
-    So a run that ran out of memory goes on with other limits.
-    """
-    per_micro_batch = "data.mean=micro_batch" in overrides
-    telling = []
-    for override in overrides:
-        *nodes, key = override.lstrip("+~").split("=")[0].split(".")
-        idle = _LIMITS.get(nodes[-1], ()) if nodes else ()
-        counts = per_micro_batch and key == "micro_batch_size"
-        if ([*nodes, key][0] not in _PLACES and key not in idle) or counts:
-            telling.append(override)
-    return telling
 
 
 def as_dict(cfg: DictConfig) -> dict[str, Any]:
@@ -141,6 +87,7 @@ def as_dict(cfg: DictConfig) -> dict[str, Any]:
     if student not in ("student", "teacher"):
         raise InputError(f"student_is={student} must be student or teacher, of the pair")
     settings["model"]["student"] = settings["model"][student]
+    remember(settings)
     return settings
 
 
@@ -209,14 +156,15 @@ def _decisive(cfg: Mapping[str, Any]) -> Any:
     """`cfg` without what has no effect on a run's result."""
     per_micro_batch = (cfg.get("data") or {}).get("mean") == "micro_batch"
     counts = ("micro_batch_size",) if per_micro_batch else ()
-    return _effective({key: value for key, value in cfg.items() if key not in _PLACES}, counts)
+    what = {key: value for key, value in cfg.items() if key not in PLACES}
+    return without_secrets(_effective(what, counts))
 
 
 def _effective(node: Any, counts: Collection[str], name: str = "") -> Any:
     """`node` without the keys that have no effect on a result; those of `counts` have one."""
     if not isinstance(node, Mapping):
         return node
-    idle = {*_LIMITS.get(name, ()), *_WAYS_TO_COMPUTE.get(name, ())}.difference(counts)
+    idle = {*LIMITS.get(name, ()), *_WAYS_TO_COMPUTE.get(name, ())}.difference(counts)
     return {key: _effective(child, counts, str(key)) for key, child in node.items() if key not in idle}
 
 
@@ -294,6 +242,7 @@ def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
             cfg = _composed(config_name, own)
         except InputError as error:
             raise InputError(_unknown_setting(config_name, loader, parsed) or str(error)) from error
+    check_for_secrets(cfg)
     check_used(cfg, cfg.hydra)
     return cfg
 

@@ -15,12 +15,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from amid.checks import Config, parts_of
-from amid.config import LONGEST_NAME, as_dict
+from amid.config import as_dict
 from amid.errors import InputError
 from amid.estimate import Cost, Estimator, Once
 from amid.facts import SAMPLE, reason_of
 from amid.progress import in_bytes
 from amid.results import RESULT_FILE, files_below, load
+from amid.run_names import LONGEST_NAME
 from amid.sweep import Sweep
 
 RATES = {"cpu": 5e10, "cuda": 1.5e14}

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from amid.command_records import record_command
-from amid.config import as_dict, check_seed, config_hash, further_settings, parsed_overrides
+from amid.config import as_dict, check_seed, config_hash, parsed_overrides
 from amid.errors import InputError
 from amid.evaluation import check_metrics, evaluate_sets
 from amid.experiment import recorded_hash, versions, write_config
@@ -20,6 +20,7 @@ from amid.monitor import alone, watched
 from amid.precision import announce_slow_bfloat16
 from amid.progress import announce, shown, silence_bars
 from amid.results import BEST, RESULT_FILE, Label, RunResult, load, save
+from amid.run_names import further_settings
 from amid.train import summary
 
 
@@ -51,6 +52,13 @@ def _finished(cfg: DictConfig, directory: Path) -> RunResult | None:
     if not (directory / RESULT_FILE).exists():
         return None
     settings, _ = _settings(copy.deepcopy(cfg))
+    scored = OmegaConf.select(OmegaConf.load(directory / "config.yaml"), "config.model.student.path")
+    model = settings["model"]["student"]["path"]
+    if scored != model:
+        raise InputError(
+            f"{directory} holds the scores of another model, {scored}, not {model}; choose another "
+            "output_dir= (or hydra.run.dir=, where that was given), or delete the folder"
+        )
     if recorded_hash(directory) != config_hash(settings):
         return None
     announce(f"{shown(directory)} is finished already; to score it anew, delete the folder")

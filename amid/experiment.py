@@ -38,6 +38,7 @@ from amid.precision import announce_slow_bfloat16
 from amid.preparation import with_prepared_models
 from amid.progress import announce, shown
 from amid.results import BEST, RESULT_FILE, RunResult, Score, load, save
+from amid.secrets import without_secrets
 from amid.teacher import Teacher, TeacherSupply
 from amid.text import TeacherText, Text
 
@@ -302,7 +303,7 @@ def _changes(directory: Path, cfg: Config) -> list[str]:
     if hashed is None:  # of an older version, or none
         return []
     before = {**record["config"], "model": hashed["model"]}
-    changes = differences(before, tracking.without_secrets(cfg))
+    changes = differences(before, cfg)
     contents = hashed["contents"]
     for path, content in contents_of(cfg).items():
         if contents.get(path, content) != content:
@@ -327,7 +328,7 @@ def write_config(cfg: Config, directory: Path, key: str, hashed: Config) -> None
     """
     directory.mkdir(parents=True, exist_ok=True)
     given = {"model": hashed["model"], "contents": contents_of(hashed)}
-    record = tracking.without_secrets({"config": cfg, "hashed": given})
+    record = without_secrets({"config": cfg, "hashed": given})
     with written_whole(directory / "config.yaml") as part:
         OmegaConf.save(OmegaConf.create({"hash": key, **record}), part)
 

@@ -16,10 +16,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from amid.command_records import HYDRA_FOLDER, planned
+from amid.command_records import planned
 from amid.errors import Busy, InputError, is_mistake, was_interrupted
 from amid.files import read_json, written_whole
 from amid.results import METRICS, RESULT_FILE, SKIPPED_FOLDERS, files_below, load
+from amid.run_names import HYDRA_FOLDER
+from amid.secrets import without_secrets
 
 STATUS_FILE = "status.json"
 LOCK_FILE = ".lock"
@@ -150,7 +152,7 @@ class StatusWriter:
 
     def _replace(self) -> None:
         with written_whole(self._file, durable=False) as part:
-            part.write_text(json.dumps(self._fields) + "\n", encoding="utf-8")
+            part.write_text(json.dumps(without_secrets(self._fields)) + "\n", encoding="utf-8")
 
 
 _watched: list[StatusWriter] = []

@@ -1,6 +1,7 @@
 """Sweeps: the runs that a file of `sweeps/` asks for, at one of its scales."""
 
 import copy
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -22,11 +23,12 @@ from amid.config import (
     check_used,
     parsed_overrides,
     register_resolvers,
-    run_name,
     takes,
 )
 from amid.errors import InputError, choose_one
 from amid.results import RESULT_FILE
+from amid.run_names import Naming
+from amid.secrets import check_for_secrets
 
 SMALL = "small"
 """The scale where none is said; the other ones write to folders of their own."""
@@ -52,12 +54,26 @@ class Sweep:
 
     def runs(self) -> "list[PlannedRun]":
         """Every run, in the order in which they are started; of the same run said twice, the first."""
+        return self._runs
+
+    @functools.cached_property
+    def _runs(self) -> "list[PlannedRun]":
         runs: dict[frozenset[str], PlannedRun] = {}
         for job in self.jobs:
             for overrides in _multiplied(job):
-                run = PlannedRun(overrides, self.output_dir / run_name(overrides))
+                run = PlannedRun(overrides, self.output_dir / self.naming.name(overrides))
                 runs.setdefault(frozenset(overrides), run)
         return list(runs.values())
+
+    @functools.cached_property
+    def naming(self) -> Naming:
+        """How the folders of its runs are named."""
+        return Naming.of([overrides for job in self.jobs for overrides in _multiplied(job)], self.output_dir)
+
+    @property
+    def subdir(self) -> str:
+        """The override with which Hydra names the folders of the runs so."""
+        return f"hydra.sweep.subdir='{self.naming.resolver}'"
 
     @property
     def in_short(self) -> str:
@@ -106,6 +122,7 @@ class Sweep:
             search = f"hydra.searchpath=['file://{CONF}']"
             with initialize_config_dir(str(self.folder), version_base="1.3"):
                 composed[choices] = compose(self.name, [*choices, search], return_hydra_config=True)
+            check_for_secrets(composed[choices])
         cfg = copy.deepcopy(composed[choices])
         for override in values:
             OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
@@ -126,6 +143,7 @@ class Sweep:
             yield [
                 *("--config-dir", str(SWEEPS), "--config-name", self.name),
                 *("-m", "hydra.sweeper.params=null", *job),
+                self.subdir,
             ]
 
 

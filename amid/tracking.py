@@ -1,6 +1,5 @@
 """What a run tells Weights & Biases besides its metrics: columns, tags, summaries, samples and its end."""
 
-import re
 import shlex
 import sys
 import time
@@ -14,17 +13,13 @@ from amid.monitor import STATES
 from amid.progress import FURTHER, LOSSES
 from amid.results import OF_ANSWERS, RunResult, average_scores, better
 from amid.scoring import answers_files, read_answers
+from amid.secrets import without_secrets
 
 STEP = "trainer/global_step"
 """The key of the optimiser steps in a W&B run."""
 
 SAMPLES = 64
 """Answers of each evaluation set in the table of samples."""
-
-SECRET = re.compile(
-    r"((api|access|private|secret)_?key|secret|password|passwd|credentials?|(^|_)token)$", re.IGNORECASE
-)
-"""Names of settings whose values are not logged."""
 
 OFFLINE_RUNS = "wandb/offline-run-*"
 
@@ -207,15 +202,3 @@ def _text(settings: Mapping[str, Any]) -> str:
         if name == "student" and settings.get("share", 1) < 1
         else {"rollout": "rollouts"}.get(name, name)
     )
-
-
-def without_secrets(node: Any) -> Any:
-    """`node` with the values of secrets hidden, also those of addresses with a password."""
-    if isinstance(node, Mapping):
-        return {
-            key: "hidden" if SECRET.search(str(key)) and child is not None else without_secrets(child)
-            for key, child in node.items()
-        }
-    if isinstance(node, list):
-        return [without_secrets(child) for child in node]
-    return re.sub(r"(?<=://)[^/@\s]+@", "", node) if isinstance(node, str) else node

@@ -11,10 +11,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from amid.command_records import record_command
-from amid.config import LABELS, as_dict, further_settings
+from amid.config import as_dict
 from amid.data_files import check_files
 from amid.monitor import alone, end_of, watched
 from amid.results import METRICS, RESULT_FILE, RunResult, quality_metrics
+from amid.run_names import LABELS, further_settings
 
 
 def run(cfg: DictConfig) -> None:

@@ -9,10 +9,10 @@ from amid.config import (
     config_hash,
     differences,
     register_resolvers,
-    run_name,
 )
 from amid.errors import InputError
 from amid.losses import KL, AlphaBeta, CrossEntropy, JensenShannon, ReverseKL
+from amid.run_names import run_name
 
 register_resolvers()
 OPTIONS = [
@@ -173,17 +173,6 @@ def test_the_command_line_comes_after_a_preset():
 def test_the_nearest_name_answers_a_misspelt_one(override, message):
     with pytest.raises(InputError, match=message):
         check_overrides("train", [override])
-
-
-def test_run_names_are_short_and_without_separators():
-    assert run_name([]) == "default"
-    assert run_name(["seed=2", "assistant.alpha=-5", "output_dir=x/y"]) == "alpha=-5,seed=2"
-    assert "/" not in run_name(["model.teacher.path=/a/b"])
-    parts = [run_name([f"data.train='a.jsonl{part}'"]) for part in ("[:9]", "[9:]")]
-    assert parts == ["data.train=a.jsonl_-9_", "data.train=a.jsonl_9-_"]
-    long = [run_name([f"data.train={'x' * 200}{i}"]) for i in range(2)]
-    assert len(long[0]) < 101
-    assert long[0] != long[1]
 
 
 def test_limits_of_memory_tell_no_runs_apart():

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from amid.cli import main
-from amid.config import SWEEPS, check_overrides, run_name
+from amid.config import SWEEPS, check_overrides
 from amid.results import RunResult, save
+from amid.run_names import run_name
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.split("  #")[0].strip() for line in re.findall(r"^    (amid .*)$", README, flags=re.M)]

@@ -206,28 +206,6 @@ def test_a_log_without_a_record_at_which_sending_would_stop_is_left_out(tmp_path
     assert sync_command(directories[1:2]) == f"wandb sync {logs[1]}"
 
 
-def test_a_secret_of_the_configuration_is_hidden():
-    from amid.tracking import without_secrets
-
-    cfg = {"hub": {"token": "x", "api_key": "y"}, "tokenizer": "t", "max_tokens": 3, "url": "https://a:b@c/d"}
-    expected = {"token": "hidden", "api_key": "hidden"}
-    assert without_secrets(cfg) == {
-        "hub": expected,
-        "tokenizer": "t",
-        "max_tokens": 3,
-        "url": "https://c/d",
-    }
-
-
-def test_a_secret_is_not_recorded_with_a_run(tmp_path):
-    from amid.experiment import write_config
-
-    write_config(
-        {"logger": {"comet": {"api_key": "abc123", "aws_secret_access_key": "abc123"}}}, tmp_path, "k"
-    )
-    assert "abc123" not in (tmp_path / "config.yaml").read_text()
-
-
 def test_without_account_or_network_wandb_is_offline(offline, tmp_path, monkeypatch):
     assert without_wandb()
     monkeypatch.setenv("WANDB_API_KEY", "x")

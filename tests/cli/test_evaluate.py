@@ -83,6 +83,11 @@ def test_what_an_evaluation_is_given_goes_before_what_its_run_had(
     assert (
         f"{evaluation} is finished already; to score it anew, delete the folder\n" in capsys.readouterr().out
     )
+    scores = (evaluation / "result.json").read_bytes()
+    other = shutil.copytree(folder, tmp_path / "other")
+    assert run("evaluate", *given, f"run={other}", f"hydra.run.dir={evaluation}") == 1
+    assert f"holds the scores of another model, {folder}" in capsys.readouterr().err
+    assert (evaluation / "result.json").read_bytes() == scores
     jsonl({"instruction": "say this", "output": "this"})
     with monkeypatch.context() as patched:
         patched.setattr("amid.evaluate.evaluate_sets", cut_off)

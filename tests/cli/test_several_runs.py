@@ -6,13 +6,15 @@ import re
 import shutil
 
 import pytest
+import yaml
 from command_line import curve, run
 
 from amid import results
-from amid.config import CONF, run_name
+from amid.config import CONF
 from amid.errors import Busy, InputError
 from amid.monitor import alone
 from amid.results import RunResult, save
+from amid.run_names import run_name
 
 
 def test_the_log_of_a_run_does_not_name_the_next(quick, tmp_path, monkeypatch):
@@ -172,8 +174,7 @@ def test_runs_that_failed_in_other_processes_are_told(quick, tmp_path, capsys, m
 
     monkeypatch.setattr("amid.train.run", nothing)
     assert run("train", "-m", *quick, "seed=1,2") == 1
-    names = ", ".join(run_name([*quick, f"seed={seed}"]) for seed in (1, 2))
-    assert f"of {names}; amid status {tmp_path / 'runs'} says why" in capsys.readouterr().err
+    assert f"of seed=1, seed=2; amid status {tmp_path / 'runs'} says why" in capsys.readouterr().err
 
 
 def test_a_run_that_another_process_is_at_is_left_alone(quick, tmp_path, capsys, monkeypatch):
@@ -183,8 +184,9 @@ def test_a_run_that_another_process_is_at_is_left_alone(quick, tmp_path, capsys,
     one, both = [*quick, "seed=1"], ["-m", *quick, "seed=1,2"]
     name = run_name(one)
     folder = tmp_path / "runs" / name
-    folder.mkdir(parents=True)
+    (folder / ".hydra").mkdir(parents=True)
     (folder / "status.json").write_text("{}")
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(one))  # of a single run, which -m finds
     with alone(folder):
         assert run("train", *one) == 1
         assert (folder / "status.json").read_text() == "{}"

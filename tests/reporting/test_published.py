@@ -2,7 +2,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from amid.config import _LIMITS, _WAYS_TO_COMPUTE, CONF, further_settings, register_resolvers
+from amid.config import _WAYS_TO_COMPUTE, CONF, register_resolvers
 from amid.reporting import build_table
 from amid.reporting.published import (
     against_published,
@@ -12,6 +12,7 @@ from amid.reporting.published import (
     published_score,
 )
 from amid.results import Score
+from amid.run_names import LIMITS, further_settings
 
 register_resolvers()
 SETS = ("dolly", "selfinst", "vicuna", "sni", "unni")
@@ -80,7 +81,7 @@ class TestPublished:
         assert (score is not None) == belongs
 
     def test_what_changes_no_result_is_free(self, make_run):
-        of_nodes = _LIMITS | _WAYS_TO_COMPUTE
+        of_nodes = LIMITS | _WAYS_TO_COMPUTE
         keys = {f"{node}.{key}" for node, of in of_nodes.items() if node != "sft" for key in of}
         keys |= {f"model.{role}.sft.{key}" for role in ("teacher", "student") for key in of_nodes["sft"]}
         overrides = [f"{key}=1" for key in keys]

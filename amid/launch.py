@@ -1,0 +1,213 @@
+"""The runs of a command: checked before any starts, launched through Hydra, and what is said at their end."""
+
+import contextlib
+import importlib
+import logging
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amid.errors import Busy, InputError, in_one_line, is_mistake, was_interrupted
+from amid.own_modules import search_working_folder
+
+if TYPE_CHECKING:
+    from amid.sweep import Sweep
+
+
+def checked(sweep: "Sweep") -> list[Path]:
+    """The folders of the runs, in their order, after a check of the settings of all that are not finished.
+
+    Raises:
+        InputError: naming the first run whose objective would be refused, then the first that would be for
+            anything else.
+    """
+    from hydra.utils import instantiate
+
+    from amid.config import as_dict
+    from amid.data_files import check_files
+
+    folders: list[Path] = []
+    to_check: dict[int, dict[str, Any]] = {}
+    try:
+        for number, (run, cfg) in enumerate(sweep.configs()):
+            folders.append(run.directory.absolute())
+            if not run.finished:
+                cfg.logger = {}
+                with _about(sweep.in_words(number)):
+                    to_check[number] = as_dict(cfg)
+                    instantiate(to_check[number]["objective"])
+                    check_files(to_check[number]["data"])
+        from amid.checks import Checks  # takes seconds
+
+        checks = Checks()
+        for number, settings in to_check.items():
+            with _about(sweep.in_words(number)):
+                checks.check(settings)
+    except InputError as error:
+        raise InputError(f"{error}; nothing was started") from error
+    return folders
+
+
+@contextlib.contextmanager
+def _about(run: str) -> Iterator[None]:
+    """Has an error begin with the run that it is about."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"{run}: {in_one_line(error)}") from error
+
+
+def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: list[Path]) -> None:
+    """Runs an entry point's job, or jobs with -m; one that fails does not stop the others.
+
+    Of several jobs, those that another process is at are passed over.
+
+    Args:
+        name: of the entry point.
+        arguments: of Hydra's command line.
+        runs: the folders of all runs of the command, in their order; those that are not known yet are added.
+        elsewhere: to which the folders of those that are passed over are added.
+
+    Raises:
+        InputError: naming the failed jobs, after all have run.
+    """
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import DictConfig
+
+    from amid.config import CONF, check_used, register_resolvers
+    from amid.monitor import time_left
+    from amid.secrets import check_for_secrets, hide
+
+    register_resolvers()
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    failed: list[str] = []
+
+    def task(cfg: DictConfig) -> None:
+        search_working_folder()  # also where a launcher starts it in a process of its own
+        directory = Path(HydraConfig.get().runtime.output_dir)
+        place, left = "", ""
+        if directory in runs:
+            place, left = f" {runs.index(directory) + 1} of {len(runs)}:", time_left(directory, runs)
+        else:
+            runs.append(directory)
+        if name == "train":
+            print(f"run{place} {directory.name}{left}", flush=True)
+        try:
+            check_for_secrets(cfg)
+            check_for_secrets(HydraConfig.get(), "hydra")  # type: ignore[arg-type]
+            check_used(cfg, HydraConfig.get())
+            importlib.import_module(f"amid.{name}").run(cfg)
+        except BrokenPipeError:
+            sys.exit(unread())  # Hydra would report it
+        except Exception as error:
+            if was_interrupted(error):
+                raise KeyboardInterrupt from error
+            single = HydraConfig.get().mode == RunMode.RUN
+            if isinstance(error, Busy) and not single:
+                elsewhere.append(directory)
+                return
+            failed.append(("" if single else f"{directory.name}: ") + in_one_line(error))
+            if is_mistake(error):
+                if single and not isinstance(error, Busy):  # of several runs, status and report tell
+                    _remove_if_nothing_was_computed(directory)
+            else:
+                with contextlib.suppress(OSError):
+                    (directory / "error.log").write_text(hide(traceback.format_exc()), encoding="utf-8")
+                    failed[-1] += f" (traceback: {directory / 'error.log'})"
+
+    before = sys.argv
+    try:
+        sys.argv = [f"amid {name}", *arguments]
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+    finally:
+        sys.argv = before
+    if failed:
+        raise InputError("\namid: ".join(failed))
+
+
+def tell_of(elsewhere: Sequence[Path]) -> None:
+    """Says which runs were left to other processes."""
+    if elsewhere:
+        from amid.progress import shown
+
+        folder, names = shown(elsewhere[0].parent), ", ".join(directory.name for directory in elsewhere)
+        print(
+            f"{len(elsewhere)} left to other processes, which run them: {names}; amid status {folder} tells "
+            f"how far they are, and amid report {folder} has them when they end",
+            flush=True,
+        )
+
+
+def check_results(runs: Sequence[Path]) -> None:
+    """Whether all runs came to an end, also those in processes of their own, as launchers start them.
+
+    Raises:
+        InputError: naming those that did not.
+    """
+    from amid.results import RESULT_FILE
+
+    if without := [directory for directory in runs if not (directory / RESULT_FILE).exists()]:
+        names = ", ".join(directory.name for directory in without)
+        raise InputError(
+            f"no result in {without[0].parent} of {names}; amid status {without[0].parent} says why"
+        )
+
+
+def _remove_if_nothing_was_computed(directory: Path) -> None:
+    from amid.files import read_json
+    from amid.monitor import LOCK_FILE, STATUS_FILE, alone
+
+    with contextlib.suppress(OSError, Busy), alone(directory):
+        begun = read_json(directory / STATUS_FILE).get("state") not in (
+            None,
+            "failed",
+        )  # by an earlier command
+        if not begun and {file.name for file in directory.iterdir()} <= {".hydra", LOCK_FILE, STATUS_FILE}:
+            for handler in logging.getLogger().handlers[:]:
+                if (
+                    isinstance(handler, logging.FileHandler)
+                    and directory in Path(handler.baseFilename).parents
+                ):
+                    logging.getLogger().removeHandler(handler)  # of its log, which nothing was written to
+            shutil.rmtree(directory)
+
+
+@contextlib.contextmanager
+def and_what_is_next(directories: Sequence[Path], report: bool) -> Iterator[None]:
+    """Prints, however the runs in `directories` end, the commands for what they left.
+
+    They are the one that sends to W&B what was logged offline, and with `report`, or where several runs were
+    interrupted, the one that reports the finished ones.
+    """
+    try:
+        yield
+    except BaseException:
+        report = report or len(directories) > 1
+        raise
+    finally:
+        if any((directory / "wandb").is_dir() for directory in directories):
+            from amid.tracking import sync_command
+
+            if command := sync_command(directories):
+                print(f"To send these runs to W&B: {command}", flush=True)
+        from amid.results import RESULT_FILE
+
+        finished = {directory.parent for directory in directories if (directory / RESULT_FILE).exists()}
+        if report and finished:
+            from amid.progress import shown
+
+            for folder in sorted(finished):
+                print(f"Report: amid report {shown(folder)}", flush=True)
+
+
+def unread() -> int:
+    """Where whoever read the output wants no more of it: sends the rest nowhere; returns the exit status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE

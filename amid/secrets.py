@@ -1,0 +1,206 @@
+"""Secrets: what counts as one, in settings and in text, and how it is kept out of all that is written."""
+
+import functools
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
+from omegaconf import DictConfig, OmegaConf
+
+from amid.errors import InputError
+
+HIDDEN = "hidden"
+"""What stands in the place of a secret."""
+
+SHORTEST = 8
+"""Characters of the shortest value that is looked for in text: shorter ones are in any text."""
+
+_WORDS = {"password", "passwd", "passphrase", "passcode", "secret", "secrets", "credential", "credentials"}
+_LAST_WORDS = {"token", "apikey", "auth", "authorization", "bearer", "cookie"}
+_KINDS_OF_KEY = {"api", "access", "private", "secret", "auth", "account", "signing", "encryption", "ssh"}
+_TOKENS_OF_TEXT = {"pad", "eos", "bos", "unk", "sep", "cls", "mask", "end", "start", "stop", "eot", "eom"}
+_TOKENS_OF_TEXT |= {
+    "image",
+    "decoder",
+    "special",
+    "turn",
+    "think",
+    "prefix",
+    "suffix",
+    "new",
+    "last",
+    "first",
+}
+"""What a tokenizer calls its special tokens, which are no secrets."""
+
+_IN_ADDRESS = re.compile(r"(?<=://)[^/@\s'\"]+@")
+_IN_QUERY = re.compile(r"(?<=[?&])([^=&\s]+)=([^&\s'\"]+)")
+_SHAPES = re.compile(
+    r"\b(hf_[A-Za-z0-9]{16,}|sk-(?=[\w-]*\d)[\w-]{20,}|gh[opsur]_[A-Za-z0-9]{16,}|github_pat_\w{16,}"
+    r"|glpat-[\w-]{16,}|AKIA[A-Z0-9]{16}|AIza[\w-]{30,}|xox[abeprs]-[\w-]{8,}|wandb_v1_\w{16,}"
+    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+|(?i:bearer)\s+[\w.~+/=-]{20,})"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[^\0]*?(?:-----END|\Z)"
+)
+_PAIR = re.compile(r"([\w./-]*\w)(=|['\"]:\s*)('[^']*'|\"[^\"]*\"|[^\s,;&'\"}{]+)")
+_NAMES = {"wandb": "WANDB_API_KEY", "hf": "HF_TOKEN", "hub": "HF_TOKEN", "huggingface": "HF_TOKEN"}
+"""Environment variables that a library reads by itself, by a word of the setting."""
+
+_OF_HYDRA = ("hydra.overrides.", "hydra.runtime.", "hydra.job.name", "hydra.job.override_dirname")
+"""What Hydra adds, in which the overrides and folders stand once more."""
+
+_known: set[str] = set()
+"""The values of secrets in the configurations of this process."""
+
+
+@functools.lru_cache(maxsize=10_000)
+def is_secret(key: str) -> bool:
+    """Whether a setting of this name, such as `api_key` or `dbPassword`, holds a secret."""
+    last = re.split(r"[./@]", key)[-1]
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", last).lower().replace("-", "_").split("_")
+    words = [word for word in words if word]
+    if not words:
+        return False
+    before = words[-2] if len(words) > 1 else ""
+    return (
+        bool(_WORDS & set(words))
+        or (words[-1] in _LAST_WORDS and before not in _TOKENS_OF_TEXT)
+        or (words[-1] == "pwd" and before != "")  # PWD alone is the working folder
+        or (words[-1] in ("key", "keys") and before in _KINDS_OF_KEY)
+        or words[-1].removesuffix("s").endswith(("apikey", "accesskey", "secretkey", "authtoken"))
+    )
+
+
+def without_secrets(node: Any) -> Any:
+    """`node` with the values of secrets hidden: by the names of settings, and by what text looks like.
+
+    What refers to something else, such as `${oc.env:NAME}`, stays.
+    """
+    if isinstance(node, Mapping):
+        return {
+            key: HIDDEN if is_secret(str(key)) and _is_plain(child) else without_secrets(child)
+            for key, child in node.items()
+        }
+    if isinstance(node, list | tuple):
+        return [without_secrets(child) for child in node]
+    return hide(node) if isinstance(node, str) else node
+
+
+def hide(text: str) -> str:
+    """`text` without secrets: values of settings with such names, parts of addresses, tokens of known shapes,
+    and the secrets of this process's configurations and environment."""
+    text = _IN_ADDRESS.sub("", text)
+    text = _IN_QUERY.sub(lambda m: f"{m[1]}={HIDDEN}" if _in_query(m[1]) else m[0], text)
+    text = _SHAPES.sub(HIDDEN, text)
+    text = _PAIR.sub(
+        lambda m: f"{m[1]}{m[2]}{HIDDEN}" if is_secret(m[1]) and _is_plain(m[3].strip("'\"")) else m[0], text
+    )
+    for secret in sorted((*_known, *_of_environment()), key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return text
+
+
+class HidingFormatter(logging.Formatter):
+    """Formats a record of a log without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and the traceback where there is one."""
+        return hide(super().format(record))
+
+
+def remember(cfg: Mapping[str, Any]) -> None:
+    """Has `hide` find the values of secrets in a resolved configuration in whatever text they come."""
+    for name, child in _leaves(cfg, ""):
+        if is_secret(name) and isinstance(child, str) and len(child) >= SHORTEST and child != HIDDEN:
+            _known.add(child)
+
+
+def check_overrides_for_secrets(overrides: Sequence[Override]) -> None:
+    """Refuses KEY=VALUE with a secret: it would be in names of folders, files and the shell's history.
+
+    Raises:
+        InputError: naming the setting, not the value.
+    """
+    for override in overrides:
+        value: Any = None if override.is_delete() else override.value()
+        for one in value.list if isinstance(value, ChoiceSweep) else [value]:
+            _refuse_in(override.key_or_group, one)
+
+
+def check_for_secrets(cfg: DictConfig, key: str = "") -> None:
+    """Refuses a composed configuration, or its part called `key`, if a secret stands in its YAML files.
+
+    Raises:
+        InputError: naming the setting, not the value.
+    """
+    _refuse_in(key, OmegaConf.to_container(cfg, resolve=False))
+
+
+def _refuse_in(key: str, value: Any) -> None:
+    for name, child in _leaves(value, key):
+        text = child.text if isinstance(child, QuotedString) else child
+        if name.startswith(_OF_HYDRA):
+            continue
+        if (is_secret(name) and _is_plain(text)) or (isinstance(text, str) and _hidden_by_value(text)):
+            words = re.split(r"[._]", name.lower())
+            variable = next((_NAMES[word] for word in words if word in _NAMES), None)
+            by_itself = (
+                f"set the environment variable {variable}, which is read without it" if variable else ""
+            )
+            own = f"{name}='${{oc.env:{variable or 'NAME'}}}' takes it from the environment"
+            raise InputError(
+                f"{name}=… holds a secret, which would stand in files of the run; "
+                + "; or ".join(filter(None, (by_itself, own)))
+            )
+
+
+def _hidden_by_value(text: str) -> bool:
+    """Whether text looks like a secret, or has one in it, whatever its setting is called."""
+    text = re.sub(r"\$\{[^{}]*\}", "", text)
+    address = _IN_ADDRESS.search(text)
+    if address and address.group() not in ("git@", ":@"):
+        return True
+    queried = any(_in_query(m[1]) and _is_plain(m[2]) for m in _IN_QUERY.finditer(text))
+    return queried or bool(_SHAPES.search(text)) or any(secret in text for secret in _of_environment())
+
+
+def _in_query(name: str) -> bool:
+    return is_secret(name) or name.lower() in ("sig", "signature", "x-amz-signature", "key", "sas")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether the value of a secret's setting is the secret: no reference, path, switch or small number."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return False
+    if not isinstance(value, str):
+        return abs(value) >= 10**5
+    nothing = ("", HIDDEN, "null", "none", "true", "false", "???")
+    return not (value.startswith("${") or value.lower() in nothing or _is_path(value))
+
+
+def _is_path(value: str) -> bool:
+    """Whether a value is that of a file with the secret."""
+    return os.sep in value and len(value) < 1000 and os.path.exists(os.path.expanduser(value))
+
+
+def _of_environment() -> list[str]:
+    """The values of secrets in the environment."""
+    return [
+        value
+        for name, value in os.environ.items()
+        if is_secret(name) and len(value) >= SHORTEST and not _is_path(value)
+    ]
+
+
+def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """The values in nested mappings and lists, with their names in dots."""
+    if isinstance(node, Mapping):
+        for name, child in node.items():
+            yield from _leaves(child, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list | tuple):
+        for child in node:
+            yield from _leaves(child, key)
+    else:
+        yield key, node
