@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from amid.losses.assistant import finite_number
+from amid.losses.assistant import finite_number, rounding
 from amid.losses.divergence import KL, Pair, ReverseKL
 from amid.losses.weighted_divergences import WeightedDivergences
 
@@ -64,7 +64,7 @@ class AdaptiveKL(WeightedDivergences):
         index, in_head = self._head(pair.b if self.swapped else pair.a)
         of_head = gaps.gather(-1, index).masked_fill(~in_head, 0).sum(-1)
         total = gaps.sum(-1)
-        equal = total == 0
+        equal = total <= rounding(total)
         share = torch.where(equal, 0.5, of_head / total.masked_fill(equal, 1))
         return torch.stack([share, 1 - share])
 
@@ -75,6 +75,6 @@ class AdaptiveKL(WeightedDivergences):
             mass = likeliest.cumsum(-1)
             if bool((mass[..., -1] > self.head_mass).all()):
                 break
-        in_head = mass <= self.head_mass
+        in_head = mass <= self.head_mass + rounding(mass)
         in_head[..., 0] = True
         return index, in_head

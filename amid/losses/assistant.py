@@ -24,12 +24,23 @@ def float32_or_better(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x.to(dtype), y.to(dtype)
 
 
+def in_float64(x: Tensor) -> Tensor:
+    """The same in float64, where the device has it."""
+    return x if x.device.type == "mps" else x.double()
+
+
+def rounding(x: Tensor) -> float:
+    """By what part of itself a sum over probabilities may be wrong in the dtype of `x`."""
+    return 16 * torch.finfo(x.dtype).eps
+
+
 def log_normalise(x: Tensor) -> Tensor:
-    """Log-softmax over the last dimension.
+    """Log-softmax over the last dimension, with no digit lost to an offset that all logits share.
 
     `torch.log_softmax` adds up a long vocabulary in sequence on the CPU; in float32 its error and that of
     its gradient is about ten times this one's at V = 50,000.
     """
+    x = x - x.detach().amax(-1, keepdim=True)
     return x - torch.logsumexp(x, -1, keepdim=True)
 
 
@@ -59,17 +70,31 @@ def log_mean_exp(x: Tensor, lam: float) -> Tensor:
     The maximum is left out so that the caller adds it where it is exact.
     """
     below = x <= 0
-    of_one, of_exp = x.new_tensor(1 - lam), x.new_tensor(lam)
-    weight = torch.where(below, of_exp, of_one)  # of the smaller of 1 and eˣ
-    rest = torch.where(below, of_one, of_exp)
+
+    def chosen(at_most_0: float, above: float) -> Tensor:
+        return torch.where(below, x.new_tensor(at_most_0), x.new_tensor(above))
+
+    log_lam, log_rest = math.log(lam), math.log1p(-lam)
     t = torch.where(below, x, -x)
-    m = weight * torch.expm1(t)
-    # log1p keeps the digits where the mean is near 1, log where it is near 0 (m near -1).
-    return torch.where(m < -0.5, torch.log(rest + weight * torch.exp(t)), torch.log1p(m))
+    m = chosen(lam, 1 - lam) * torch.expm1(t)  # from the weight of the smaller of 1 and eˣ
+    # log1p keeps the digits where the mean is near 1, the logarithms where it is near 0 (m near -1), also of
+    # a λ below the range of x's dtype.
+    far = torch.logaddexp(chosen(log_rest, log_lam), t + chosen(log_lam, log_rest))
+    return torch.where(m < -0.5, far, torch.log1p(m))
 
 
 _FAR = 80.0
 """An exponent past which 1 and eˣ differ by all that float32 has, and at which eˣ does not overflow."""
+
+LEAST_SHARE = 1e-16
+"""The smallest weight of a mean for which λ e^80 is still far more than 1."""
+
+_REACH = 60.0
+"""How far log r̃ may lie from log x: below e^-87 float32 rounds x coarsely, and the sum of both logarithms has
+lost five digits by then."""
+
+_LEAST_SUM = 1e-30
+"""The smallest Σ r̃ whose terms float32 still has enough digits of."""
 
 
 class Mixed(NamedTuple):
@@ -236,21 +261,21 @@ class Mixing(NamedTuple):
 
         Returns:
             What it is made of. NaN in all of a position where these forms have no precision: where the
-            supports (nearly) part, or a log-probability is -inf.
+            supports (nearly) part, r̃ lies further than e^60 from x, or a log-probability is -inf.
         """
         log_x, x, log_y = (log_p, p, log_q) if self.near_p else (log_q, q, log_p)
         u, weight = self._from_x(log_y - log_x)
+        far = (u.amax(-1, keepdim=True) > _REACH) | (u.amin(-1, keepdim=True) < -_REACH)
         if self.close:
-            excess = torch.expm1(u)
-            total = (x * excess).sum(-1, keepdim=True)
-            log_ratio = u.sub_(total.masked_fill_(total < -31 / 32, math.nan).log1p_())
+            total = (x * torch.expm1(u)).sum(-1, keepdim=True)
+            log_ratio = u.sub_(total.masked_fill_(far | (total < -31 / 32), math.nan).log1p_())
             difference = torch.expm1(log_ratio).mul_(x)
             mixed = Mixed(log_x + log_ratio, x + difference, log_ratio, difference, weight)
         else:
             log_r = u.add_(log_x)
             r = log_r.exp()
             total = r.sum(-1, keepdim=True)
-            r.div_(total)
+            r.div_(total.masked_fill_(far | (total < _LEAST_SUM), math.nan))
             log_r.sub_(total.log_())
             log_other, other = (log_p, p) if self.beside_p else (log_q, q)
             mixed = Mixed(log_r, r, log_r - log_other, r - other, weight)

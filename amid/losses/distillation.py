@@ -5,13 +5,32 @@ neither value nor gradient.
 """
 
 from abc import abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from amid.losses.assistant import float32_or_better
+from amid.losses.assistant import float32_or_better, in_float64
 from amid.losses.counted import check_leading_shape, given, mean, select
 from amid.losses.fused import Loss, Stats
+
+_NEAR, _FAR = 1e-4, 1e3
+"""Mean values below or above which a closed form is made in float64. In float32 it is wrong by some 1e-7, and
+large values have gradients of parts that cancel."""
+
+_EXACT_ELEMENTS = 2**22
+"""Logits that are differentiated by autograd in float64 at once."""
+
+
+class Sums(NamedTuple):
+    """A loss over N positions."""
+
+    value: Tensor
+    """[], the sum over all positions."""
+    gradient: Tensor | None
+    """[N, V], for the student's logits; None where it was not asked for."""
+    stats: Stats
+    """Sums to be logged."""
 
 
 class Distillation(Loss):
@@ -55,14 +74,16 @@ class Distillation(Loss):
     def _by_autograd(self, logits_q: Tensor, logits_p: Tensor, with_stats: bool) -> tuple[Tensor, Stats]:
         """The loss at each position [N], differentiable, and sums to be logged, of logits [N, V]."""
 
+    @property
+    @abstractmethod
+    def _has_closed_form(self) -> bool:
+        """Whether there is a closed form of value and gradient."""
+
     @abstractmethod
     def _in_closed_form(
         self, logits_q: Tensor, logits_p: Tensor, with_gradient: bool, with_stats: bool
-    ) -> tuple[Tensor, Tensor | None, Stats] | None:
-        """The sum over all positions, its gradient for `logits_q` [N, V], and sums to be logged.
-
-        None where there is no closed form, or it has no precision.
-        """
+    ) -> tuple[Sums, Tensor]:
+        """The loss in closed form, void unless it has digits enough everywhere; and where it has, [N]."""
 
     def value_and_gradient(
         self,
@@ -73,22 +94,74 @@ class Distillation(Loss):
         with_stats: bool,
         sampling: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Stats]:
-        """As `Loss` says: in closed form, and by autograd where there is none or it has no precision."""
+        """As `Loss` says: in closed form, and by autograd where there is none.
+
+        Where the closed form loses its digits in float32, the same is done in float64: where values are
+        very small or large, and by autograd at positions where teacher and student are too far apart for
+        it or a logit is infinite.
+        """
         logits_q, logits_p = self._cut(student_logits, given("teacher_logits", teacher_logits))
         logits_q, logits_p = float32_or_better(logits_q, logits_p)
         same_top = _same_top(logits_q, logits_p) if with_stats else {}
-        result = self._in_closed_form(logits_q, logits_p, with_gradient, with_stats)
-        if result is None:
-            with torch.set_grad_enabled(with_gradient):
-                logits_q = logits_q.detach().requires_grad_(with_gradient)
-                per_token, stats = self._by_autograd(logits_q, logits_p, with_stats)
-                gradient = torch.autograd.grad(per_token.sum(), logits_q)[0] if with_gradient else None
-            result = per_token.detach().sum(), gradient, stats
-        value, gradient, stats = result
+        asked = with_gradient, with_stats
+        if self._has_closed_form:
+            value, gradient, stats = self._most_exact(logits_q, logits_p, *asked)
+        else:
+            value, gradient, stats = self._differentiated(logits_q, logits_p, *asked)
         rest = student_logits.shape[-1] - logits_q.shape[-1]
         if gradient is not None and rest:
             gradient = torch.nn.functional.pad(gradient, (0, rest))
         return value, gradient, same_top | stats
+
+    def _most_exact(self, logits_q: Tensor, logits_p: Tensor, with_gradient: bool, with_stats: bool) -> Sums:
+        """The loss in closed form as far as that has digits enough."""
+        asked = with_gradient, with_stats
+        closed, precise = self._in_closed_form(logits_q, logits_p, *asked)
+        if bool(precise.all()):
+            n, exact_q = len(logits_q), in_float64(logits_q[:0])
+            size = closed.value.abs()
+            if exact_q.dtype == logits_q.dtype or bool((_NEAR * n <= size) & (size <= _FAR * n)):
+                return closed
+            logits_q, logits_p = in_float64(logits_q), in_float64(logits_p)
+            closed, precise = self._in_closed_form(logits_q, logits_p, *asked)
+            if bool(precise.all()):
+                return closed
+        if not bool(precise.any()):
+            return self._differentiated_in_float64(logits_q, logits_p, *asked)
+        one = self._most_exact(logits_q[precise], logits_p[precise], *asked)
+        other = self._differentiated_in_float64(logits_q[~precise], logits_p[~precise], *asked)
+        gradient = None
+        if one.gradient is not None and other.gradient is not None:
+            gradient = logits_q.new_empty(logits_q.shape, dtype=other.gradient.dtype)
+            gradient[precise], gradient[~precise] = one.gradient.to(gradient.dtype), other.gradient
+        stats = {name: x + other.stats[name] for name, x in one.stats.items()}
+        return Sums(one.value + other.value, gradient, stats)
+
+    def _differentiated(
+        self, logits_q: Tensor, logits_p: Tensor, with_gradient: bool, with_stats: bool
+    ) -> Sums:
+        """The loss by autograd."""
+        with torch.set_grad_enabled(with_gradient):
+            logits_q = logits_q.detach().requires_grad_(with_gradient)
+            per_token, stats = self._by_autograd(logits_q, logits_p, with_stats)
+            gradient = torch.autograd.grad(per_token.sum(), logits_q)[0] if with_gradient else None
+        return Sums(per_token.detach().sum(), gradient, stats)
+
+    def _differentiated_in_float64(
+        self, logits_q: Tensor, logits_p: Tensor, with_gradient: bool, with_stats: bool
+    ) -> Sums:
+        """The same with some positions at once, as float64 takes room."""
+        size = max(_EXACT_ELEMENTS // logits_q.shape[-1], 1)
+        parts = [
+            self._differentiated(in_float64(some_q), in_float64(some_p), with_gradient, with_stats)
+            for some_q, some_p in zip(logits_q.split(size), logits_p.split(size), strict=True)
+        ]
+        gradients = [part.gradient for part in parts if part.gradient is not None]
+        return Sums(
+            torch.stack([part.value for part in parts]).sum(),
+            torch.cat(gradients) if gradients else None,
+            {name: torch.stack([part.stats[name] for part in parts]).sum() for name in parts[0].stats},
+        )
 
     def check(self) -> None:
         """As `Loss` says: that the shared vocabulary is a number of tokens."""
@@ -121,6 +194,6 @@ def _same_top(logits_q: Tensor, logits_p: Tensor) -> Stats:
 
 
 def through_softmax(partials: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient for the logits of q from that for log q, both [N, V], and whether it is finite."""
+    """The gradient for the logits of q from that for log q, both [N, V], and where it is finite, [N]."""
     drift = partials.sum(-1, keepdim=True)
-    return torch.addcmul(partials, q, drift, value=-1), torch.isfinite(drift).all()
+    return torch.addcmul(partials, q, drift, value=-1), torch.isfinite(drift).squeeze(-1)

@@ -1,9 +1,9 @@
 """Divergences D(a ‖ b) between two distributions over the vocabulary, given as log-probabilities.
 
-Every divergence here is written as a sum of terms that are non-negative one by one, so that rounding
-cannot make it negative and nothing cancels where a and b are close. KL, for one, is Σ a (δ + e^(-δ) - 1)
-with δ = log a - log b, which for normalised a and b is Σ a log(a/b). KL, reverse KL and the
-α-divergence are cases of the αβ-divergence, and that with all of its limits is one expression,
+Every divergence here is written as a sum of terms that are non-negative one by one, so that nothing cancels
+where a and b are close. KL, for one, is Σ a (δ + e^(-δ) - 1) with δ = log a - log b, which for normalised a
+and b is Σ a log(a/b). KL, reverse KL and the α-divergence are cases of the αβ-divergence, and that with all
+of its limits is one expression,
 
     D_AB(a ‖ b) = Σ δ² exp[A log a + B log b, (A+B) log a, (A+B) log b]
 
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from amid.losses.assistant import both_zero, finite_number, float32_or_better, log_mean_exp
+from amid.losses.assistant import LEAST_SHARE, both_zero, finite_number, float32_or_better, log_mean_exp
 
 _FAR = 80.0
 """A log-ratio past which the smaller of two probabilities makes no difference, and exp does not overflow."""
@@ -163,10 +163,10 @@ class _AlphaBetaFamily(Divergence):
         log_a, log_b, a, b, delta, difference = pair
         if (alpha, beta) == (1, 0):
             partial_a = a * delta
-            return (partial_a - difference).sum(-1), partial_a, -difference
+            return (partial_a - difference).sum(-1).clamp_(min=0), partial_a, -difference
         if (alpha, beta) == (0, 1):
             partial_b = b * -delta
-            return (partial_b + difference).sum(-1), difference, partial_b
+            return (partial_b + difference).sum(-1).clamp_(min=0), difference, partial_b
         if alpha <= 0 or beta <= 0:
             return super().value_and_partials(pair)
         total = alpha + beta
@@ -178,7 +178,8 @@ class _AlphaBetaFamily(Divergence):
         larger.mul_(sign)
         partial_a = falls.mul_(excess_a).add_(1).mul_(excess_b).mul_(larger).mul_(-1 / beta)
         partial_b = rises.mul_(excess_b).add_(1).mul_(excess_a).mul_(larger).mul_(1 / alpha)
-        return (partial_a.sum(-1) + partial_b.sum(-1)) / total, partial_a, partial_b
+        value = (partial_a.sum(-1) + partial_b.sum(-1)).clamp_(min=0) / total
+        return value, partial_a, partial_b
 
 
 @dataclass(frozen=True)
@@ -315,11 +316,14 @@ class JensenShannon(Divergence):
 
     def value_and_partials(self, pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
         """As in `Divergence`, with log(m/b) = log(1 + β (e^δ - 1)); the value is the sum of both partials."""
+        if self.beta < LEAST_SHARE:
+            return super().value_and_partials(pair)
         delta = pair.log_ratio.clamp(-_FAR, _FAR)
         log_m_over_b = torch.expm1(delta).mul_(self.beta).log1p_()
         partial_a = (delta - log_m_over_b).mul_(pair.a).mul_(self.beta)
         partial_b = log_m_over_b.mul_(pair.b).mul_(self.beta - 1)
-        return partial_a.sum(-1) + partial_b.sum(-1), partial_a, partial_b
+        value = (partial_a.sum(-1) + partial_b.sum(-1)).clamp_(min=0)
+        return value, partial_a, partial_b
 
 
 @dataclass(frozen=True)
@@ -332,13 +336,19 @@ class TotalVariation(Divergence):
 
     def partials(self, log_a: Tensor, log_b: Tensor) -> tuple[Tensor, Tensor]:
         """½ a sign(a - b) and -½ b sign(a - b)."""
-        sign = torch.sign(log_a - log_b)
+        sign = _sign(log_a, log_a - log_b)
         return 0.5 * log_a.exp() * sign, -0.5 * log_b.exp() * sign
 
     def value_and_partials(self, pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
         """As in `Divergence`."""
-        half_sign = pair.log_ratio.sign().mul_(0.5)
+        half_sign = _sign(pair.log_a, pair.log_ratio).mul_(0.5)
         return 0.5 * pair.difference.abs().sum(-1), pair.a * half_sign, pair.b * half_sign.neg_()
+
+
+def _sign(log_a: Tensor, delta: Tensor) -> Tensor:
+    """The sign of δ = log a - log b, 0 where a = b up to the rounding of float64."""
+    doubt = log_a.abs().add_(1).mul_(4 * torch.finfo(torch.float64).eps)
+    return delta.sign().masked_fill_(delta.abs() <= doubt, 0)
 
 
 def _times(weight: Tensor, x: Tensor) -> Tensor:

@@ -7,8 +7,16 @@ import torch
 from torch import Tensor
 
 from amid.calls import by_name, name_of, takes_names
-from amid.losses.assistant import AlphaMixture, Mixing, entropy, log_normalise, softmaxes
-from amid.losses.distillation import Distillation, through_softmax
+from amid.losses.assistant import (
+    LEAST_SHARE,
+    AlphaMixture,
+    Mixing,
+    entropy,
+    in_float64,
+    log_normalise,
+    softmaxes,
+)
+from amid.losses.distillation import Distillation, Sums, through_softmax
 from amid.losses.divergence import KL, Divergence, Pair
 from amid.losses.fused import Stats
 
@@ -106,42 +114,47 @@ class Objective(Distillation):
         stats = self._stats({name: x.detach() for name, x in log_probs.items()}) if with_stats else {}
         return per_token, stats
 
+    @property
+    def _has_closed_form(self) -> bool:
+        """Whether divergence and assistant are built-in ones, or made of them by subclassing."""
+        divergence, assistant = self.divergence, self.assistant
+        return (
+            isinstance(divergence, Divergence)
+            and type(divergence).__call__ is Divergence.__call__
+            and (
+                assistant is None
+                or (isinstance(assistant, AlphaMixture) and type(assistant).__call__ is AlphaMixture.__call__)
+            )
+        )
+
     def _in_closed_form(
         self, logits_q: Tensor, logits_p: Tensor, with_gradient: bool, with_stats: bool
-    ) -> tuple[Tensor, Tensor | None, Stats] | None:
+    ) -> tuple[Sums, Tensor]:
         """As in `Distillation`."""
-        divergence, assistant, order = self.divergence, self.assistant, self.order
-        if not isinstance(divergence, Divergence) or type(divergence).__call__ is not Divergence.__call__:
-            return None
-        if assistant is not None:
-            if (
-                not isinstance(assistant, AlphaMixture)
-                or type(assistant).__call__ is not AlphaMixture.__call__
-            ):
-                return None
+        assistant, order = self.assistant, self.order
+        if isinstance(assistant, AlphaMixture):
             if assistant.lam in (0, 1):
                 order = order.replace("r", "p" if assistant.lam == 1 else "q")
-            elif "q" in order and assistant.lam < _SMALL_LAM and logits_q.device.type != "mps":
-                logits_q, logits_p = logits_q.double(), logits_p.double()
+            elif min(assistant.lam, 1 - assistant.lam) < LEAST_SHARE:
+                return Sums(logits_q.new_zeros(()), None, {}), logits_q.new_zeros(len(logits_q)).bool()
+            elif "q" in order and assistant.lam < _SMALL_LAM:
+                logits_q, logits_p = in_float64(logits_q), in_float64(logits_p)
         mixing = None
         if "r" in order:
             assert isinstance(assistant, AlphaMixture)
             mixing = assistant.mixing(beside=order.replace("r", ""))
         try:
-            total, gradient, finite, stats = self._arithmetic(
-                logits_q, logits_p, order, mixing, with_gradient, with_stats
-            )
+            sums, precise = self._arithmetic(logits_q, logits_p, order, mixing, with_gradient, with_stats)
         except torch._dynamo.exc.TorchDynamoException as error:
             raise RuntimeError(
                 f"compiled=True: torch.compile failed ({str(error).strip().splitlines()[0]}); it needs a C++ "
                 "compiler such as g++ (on a GPU: Triton), without one choose compiled=False"
             ) from error
-        if not bool(finite):
-            return None
         if with_stats and isinstance(assistant, AlphaMixture) and mixing is None:
+            stats = sums.stats
             stats["entropy_r"] = stats["entropy_p" if assistant.lam == 1 else "entropy_q"]
-            stats["gradient_weight"] = total.new_tensor(len(logits_q) * (1 - assistant.lam))
-        return total, gradient, stats
+            stats["gradient_weight"] = sums.value.new_tensor(len(logits_q) * (1 - assistant.lam))
+        return sums, precise
 
     def _block(
         self,
@@ -151,8 +164,8 @@ class Objective(Distillation):
         mixing: Mixing | None,
         with_gradient: bool,
         with_stats: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor, Stats]:
-        """The sum, its gradient, whether all of it is finite, and sums to be logged.
+    ) -> tuple[Sums, Tensor]:
+        """The loss, and at which positions all of it is finite.
 
         With g_a, g_b the partials of D and w the assistant's gradient weight,
 
@@ -175,8 +188,7 @@ class Objective(Distillation):
         value, *partials = self.divergence.value_and_partials(
             Pair(logs[a], logs[b], probs[a], probs[b], log_ratio, difference)
         )
-        total = value.sum()
-        finite, gradient = torch.isfinite(total), None
+        finite, gradient = torch.isfinite(value), None
         if with_gradient:
             by_name = dict(zip(order, partials, strict=True))
             gradient = by_name.get("q")
@@ -193,7 +205,7 @@ class Objective(Distillation):
             stats["kl_pq"] = (p * (log_p - log_q)).masked_fill(p == 0, 0).sum()
             if mixing is not None:
                 stats["gradient_weight"] = (q * weight).sum()
-        return total, gradient, finite, stats
+        return Sums(value.sum(), gradient, stats), finite
 
     def _stats(self, log_probs: dict[str, Tensor]) -> Stats:
         stats = {f"entropy_{name}": entropy(log_probs[name]) for name in sorted(log_probs)}

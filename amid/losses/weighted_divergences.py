@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from amid.losses.assistant import log_normalise, softmaxes
-from amid.losses.distillation import Distillation, through_softmax
+from amid.losses.distillation import Distillation, Sums, through_softmax
 from amid.losses.divergence import Divergence, Pair
 from amid.losses.fused import Stats
 
@@ -55,29 +55,31 @@ class WeightedDivergences(Distillation):
         per_token = _weighted(weights, values).sum(0)
         return per_token, self._stats(pair, weights, values) if with_stats else {}
 
+    @property
+    def _has_closed_form(self) -> bool:
+        """Whether the weights count as constants."""
+        return self.constant_weights
+
     def _in_closed_form(
         self, logits_q: Tensor, logits_p: Tensor, with_gradient: bool, with_stats: bool
-    ) -> tuple[Tensor, Tensor | None, Stats] | None:
+    ) -> tuple[Sums, Tensor]:
         """As in `Distillation`: the gradient is the weighted sum of those of the D_i."""
-        if not self.constant_weights:
-            return None
         log_p, p = softmaxes(logits_p)
         log_q, q = softmaxes(logits_q)
         pair = Pair(log_p, log_q, p, q, log_p - log_q, p - q)
         parts = [divergence.value_and_partials(pair) for divergence in self._divergences.values()]
         values = torch.stack([value for value, _, _ in parts])
         weights = self.weights(pair, values)
-        total = _weighted(weights, values).sum()
-        finite, gradient = torch.isfinite(total), None
+        value = _weighted(weights, values).sum(0)
+        finite, gradient = torch.isfinite(value), None
         if with_gradient:
             gradient = torch.zeros_like(q)
             for weight, (_, _, partial) in zip(weights, parts, strict=True):
                 gradient.addcmul_(partial, weight.unsqueeze(-1))
             gradient, finite_gradient = through_softmax(gradient, q)
             finite = finite & finite_gradient
-        if not bool(finite):
-            return None
-        return total, gradient, self._stats(pair, weights, values) if with_stats else {}
+        stats = self._stats(pair, weights, values) if with_stats else {}
+        return Sums(value.sum(), gradient, stats), finite
 
     def _stats(self, pair: Pair, weights: Tensor, values: Tensor) -> Stats:
         stats = {f"entropy_{name}": torch.special.entr(x).sum() for name, x in (("p", pair.a), ("q", pair.b))}

@@ -1,0 +1,227 @@
+"""The fused arithmetic in float32 against float64 on logits: far-apart and nearly equal models, ends of λ."""
+
+import math
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from amid.losses import (
+    KL,
+    AdaptiveKL,
+    AlphaBeta,
+    AlphaDivergence,
+    AlphaMixture,
+    AlphaNet,
+    BidirectionalKL,
+    Divergence,
+    JensenShannon,
+    Loss,
+    Objective,
+    ReverseKL,
+    TotalVariation,
+)
+from amid.losses.assistant import log_mean_exp, log_normalise
+
+DIVERGENCES: list[Divergence] = [
+    KL(),
+    ReverseKL(),
+    AlphaBeta(0.2, 0.7),
+    AlphaBeta(1.0, 1.0),
+    AlphaBeta(0.5, -0.2),
+    AlphaDivergence(0.3),
+    AlphaDivergence(-2.0),
+    JensenShannon(0.5),
+    JensenShannon(0.1),
+    TotalVariation(),
+]
+ORDERS = ("pr", "rp", "qr", "rq")
+each_divergence = pytest.mark.parametrize("divergence", DIVERGENCES, ids=repr)
+
+
+def in_float32(loss: Loss, student: Tensor, teacher: Tensor) -> tuple[float, Tensor]:
+    value, gradient, _ = loss.value_and_gradient(student, teacher, None, True, False)
+    assert gradient is not None
+    return float(value), gradient.double()
+
+
+def in_float64(loss: Loss, student: Tensor, teacher: Tensor) -> tuple[float, Tensor]:
+    student = student.double().requires_grad_()
+    value = loss(student_logits=student, teacher_logits=teacher.double(), denominator=1)
+    (gradient,) = torch.autograd.grad(value, student)
+    return float(value.detach()), gradient
+
+
+def check(loss: Loss, student: Tensor, teacher: Tensor) -> None:
+    """Rounding of float32 aside, which in the gradient is one of its parts, as large as the value."""
+    value, gradient = in_float32(loss, student, teacher)
+    true_value, true = in_float64(loss, student, teacher)
+    about = f"{loss!r}, teacher {teacher.tolist()}, student {student.tolist()}"
+    if true_value > 1e37 * len(student):  # beyond what float32 has
+        return
+    assert value >= 0, about
+    assert math.isclose(value, true_value, rel_tol=2e-3, abs_tol=1e-6), (about, value, true_value)
+    error = float((gradient - true).norm())
+    assert error <= 2e-3 * float(true.norm()) + 1e-6 * max(true_value, 1), (about, gradient, true)
+
+
+def logits(draw: random.Random, gap: float) -> Tensor:
+    """Of one position: tokens at the ends of the gap, and between them."""
+    n = draw.choice([2, 3, 7])
+    spread = [draw.choice([0.0, -gap, -gap * draw.random(), -draw.random()]) for _ in range(n)]
+    return torch.tensor([spread])
+
+
+def pairs(draw: random.Random, n: int, least: float, most: float) -> list[tuple[Tensor, Tensor]]:
+    made = []
+    while len(made) < n:
+        gap = draw.uniform(least, most)
+        student = logits(draw, gap)
+        shuffled = student[:, torch.randperm(student.shape[1])]
+        other = logits(draw, gap)
+        made.append((student, other if other.shape == student.shape else shuffled))
+    return made
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@each_divergence
+@pytest.mark.parametrize("gaps", [(80.0, 120.0), (180.0, 260.0)])
+def test_far_apart_models(gaps: tuple[float, float], divergence: Divergence, order: str) -> None:
+    torch.manual_seed(0)
+    draw = random.Random(f"{gaps} {divergence} {order}")
+    for student, teacher in pairs(draw, 40, *gaps):
+        alpha = draw.choice([-5.0, -1.0, 0.0, 0.99, 1.0, 1.0001, 3.0, draw.uniform(-50, 50)])
+        lam = draw.choice([0.01, 0.1, 0.5, 0.9, 0.99])
+        check(Objective(divergence, AlphaMixture(alpha, lam), order), student, teacher)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "order", "alpha", "lam", "teacher", "student", "value"),
+    [
+        (TotalVariation(), "qr", -1, 0.1, [0, -40], [-95, 0], 0.1),
+        (AlphaBeta(), "qr", -5, 0.1, [0, -40], [-95, 0], 2.08113),
+        (KL(), "pr", 1, 0.5, [0, -206], [-208, 0], 1.31326),
+    ],
+)
+def test_known_values_far_apart(
+    divergence: Divergence,
+    order: str,
+    alpha: float,
+    lam: float,
+    teacher: list[float],
+    student: list[float],
+    value: float,
+) -> None:
+    loss = Objective(divergence, AlphaMixture(alpha, lam), order)
+    got, _ = in_float32(loss, torch.tensor([student]).float(), torch.tensor([teacher]).float())
+    assert math.isclose(got, value, rel_tol=1e-5)
+
+
+def test_one_far_position_among_others_leaves_them_as_they_are() -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 5, 7)
+    student[3], teacher[3] = torch.tensor([-95.0, 0, 0, 0, 0, 0, 0]), torch.tensor([0.0, -40, 0, 0, 0, 0, 0])
+    loss = Objective(KL(), AlphaMixture(-1, 0.1), "qr")
+    _, gradient, stats = loss.value_and_gradient(student, teacher, None, True, True)
+    check(loss, student, teacher)
+    others = torch.tensor([0, 1, 2, 4])
+    _, alone, _ = loss.value_and_gradient(student[others], teacher[others], None, True, False)
+    assert torch.equal(gradient[others].to(alone.dtype), alone)
+    _, expected = loss(student_logits=student.double(), teacher_logits=teacher.double(), return_stats=True)
+    assert stats.keys() == expected.keys()
+    for name, x in expected.items():
+        assert math.isclose(float(stats[name]), float(x), rel_tol=1e-5), name
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@each_divergence
+def test_lam_beyond_the_range_of_float32(divergence: Divergence, order: str) -> None:
+    torch.manual_seed(0)
+    draw = random.Random(f"{divergence} {order}")
+    for student, teacher in pairs(draw, 25, 1.0, 250.0):
+        lam = draw.choice([10 ** draw.uniform(-320, -1), 1 - 10 ** draw.uniform(-16, -1)])
+        check(Objective(divergence, AlphaMixture(draw.uniform(-6, 6), lam), order), student, teacher)
+
+
+@pytest.mark.parametrize("lam", [5e-324, 1e-200, 1e-46, 1e-30, 1 - 1e-16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_mean_of_a_weight_below_the_range_of_the_dtype(dtype: torch.dtype, lam: float) -> None:
+    x = torch.tensor([-math.inf, -800, -90, -1, 0, 1, 90, 200, 800, math.inf], dtype=dtype)
+    smaller, larger = math.log1p(-lam), math.log(lam)
+    mean = [
+        max(smaller, larger + v) + math.log1p(math.exp(-abs(smaller - larger - v))) for v in x.tolist()[:-1]
+    ]
+    expected = [m - max(v, 0) for m, v in zip(mean, x.tolist()[:-1], strict=True)] + [larger]
+    torch.testing.assert_close(
+        log_mean_exp(x, lam), torch.tensor(expected, dtype=dtype), rtol=1e-6, atol=1e-7
+    )
+
+
+@each_divergence
+@pytest.mark.parametrize("order", ["pq", "qp", *ORDERS])
+def test_nearly_equal_models_give_small_positive_values(order: str, divergence: Divergence) -> None:
+    torch.manual_seed(0)
+    teacher = 3 * torch.randn(4, 2000)
+    for distance in (1e-2, 1e-3, 1e-4, 1e-5):
+        student = teacher + distance * torch.randn(4, 2000)
+        loss = Objective(divergence, AlphaMixture(-3, 0.3) if "r" in order else None, order)
+        value, gradient = in_float32(loss, student, teacher)
+        true_value, true = in_float64(loss, student, teacher)
+        assert value > 0
+        assert math.isclose(value, true_value, rel_tol=2e-3)
+        assert float((gradient - true).norm() / true.norm()) < 2e-3
+    value, gradient = in_float32(loss, teacher, teacher)
+    assert 0 <= value < 1e-15
+    assert float(gradient.norm()) < 1e-7
+
+
+@pytest.mark.parametrize("loss", [AdaptiveKL(), AlphaNet(maximum="token")], ids=repr)
+def test_weighted_divergences_near_the_teacher(loss: Loss) -> None:
+    torch.manual_seed(0)
+    teacher = 3 * torch.randn(4, 2000)
+    for distance in (1e-2, 1e-3, 1e-4):
+        check(loss, teacher + distance * torch.randn(4, 2000), teacher)
+
+
+@pytest.mark.parametrize("n_vocab", [3, 50, 1000, 50_257])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
+def test_tied_entropies_have_the_weight_one(scale: float, n_vocab: int) -> None:
+    torch.manual_seed(0)
+    teacher = scale * torch.randn(8, n_vocab)
+    student = teacher[:, torch.randperm(n_vocab)]
+    for dtype in (torch.float32, torch.float64):
+        for stats in (
+            BidirectionalKL(3)(
+                student_logits=student.to(dtype), teacher_logits=teacher.to(dtype), return_stats=True
+            )[1],
+            BidirectionalKL(3).value_and_gradient(student.to(dtype), teacher.to(dtype), None, True, True)[2],
+        ):
+            assert stats["weight_cross_entropy"] == stats["weight_reverse_kl"] == 8
+
+
+def test_equal_models_have_equal_shares_and_equal_tokens_make_a_whole_head() -> None:
+    torch.manual_seed(0)
+    teacher = torch.randn(8, 1000)
+    student = teacher.flip(-1).flip(-1) + 2.0  # exact: the offset alone differs, and rounding of the softmax
+    _, stats = AdaptiveKL()(student_logits=student, teacher_logits=student - 2.0, return_stats=True)
+    assert stats["weight_kl"] == 4
+    alike = torch.zeros(1, 10)  # 5 x 0.1 is the head's mass, 0.5
+    student = torch.tensor([[1.0] * 5 + [0.0] * 5])
+    for dtype in (torch.float32, torch.float64):
+        loss = AdaptiveKL()
+        _, stats = loss(student_logits=student.to(dtype), teacher_logits=alike.to(dtype), return_stats=True)
+        assert math.isclose(stats["weight_kl"], 0.5, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [-1e3, 1e3, 1e5])
+def test_an_offset_of_all_logits_costs_no_digits(offset: float) -> None:
+    torch.manual_seed(0)
+    x = (3 * torch.randn(4, 1000) + offset).requires_grad_()
+    exact = x.detach().double().log_softmax(-1)
+    log_x = log_normalise(x)
+    assert float((log_x.detach() - exact).abs().max()) < 2e-6
+    (gradient,) = torch.autograd.grad(log_x[:, 0].sum(), x)
+    expected = -exact.exp()
+    expected[:, 0] += 1
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-7)
