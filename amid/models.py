@@ -1,7 +1,8 @@
 """Teacher and student: where they come from, whether they fit together, and their logits where they count."""
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -371,15 +372,17 @@ class CountedStates:
         training = self.model.training
         self.model.eval()
         ids = torch.arange(2, 8, device=self.model.device).view(2, 3) % int(config.vocab_size)
-        logits = self.model(input_ids=ids, use_cache=False).logits
-        ours = head.logits(self._body(input_ids=ids, use_cache=False).last_hidden_state)
+        with _without_mask(self.model):
+            logits = self.model(input_ids=ids, use_cache=False).logits
+            ours = head.logits(self._body(input_ids=ids, use_cache=False).last_hidden_state)
         self.model.train(training)
         same = ours.shape == logits.shape and torch.allclose(ours.float(), logits.float(), 1e-3, 1e-3)
         return head if same else None
 
     def hidden(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """The states [N, D] where `positions` [rows, length] is true, row by row."""
-        output = self._body(input_ids=input_ids, use_cache=False)
+        with _without_mask(self.model):
+            output = self._body(input_ids=input_ids, use_cache=False)
         states: Tensor = output.last_hidden_state[positions]
         return states
 
@@ -387,9 +390,21 @@ class CountedStates:
         """The model's logits [N, V] at the same positions."""
         if self.head is not None:
             return self.head.logits(self.hidden(input_ids, positions))
-        output = self.model(input_ids=input_ids, use_cache=False)
+        with _without_mask(self.model):
+            output = self.model(input_ids=input_ids, use_cache=False)
         logits: Tensor = output.logits[positions]
         return logits
+
+
+@contextlib.contextmanager
+def _without_mask(model: PreTrainedModel) -> Iterator[None]:
+    """Lets a model run on padded rows without a mask: some warn of that, by the padding token they know."""
+    pad = model.config.pad_token_id
+    model.config.pad_token_id = None
+    try:
+        yield
+    finally:
+        model.config.pad_token_id = pad
 
 
 _WEIGHTS = (".json", ".safetensors", ".bin")

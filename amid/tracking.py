@@ -79,6 +79,7 @@ def begin(loggers: Sequence[Logger], labels: Mapping[str, Any], cfg: Mapping[str
             "seed": cfg["seed"],
             "config": without_secrets(cfg),
         }
+        logger._wandb_init.pop("anonymous", None)  # which W&B warns of, whatever its value
         logger.log_hyperparams(columns)
         run = logger.experiment
         tags = [run.group, *(labels.get(name) for name in ("method", "divergence"))]

@@ -1,4 +1,6 @@
 import copy
+import json
+import logging
 
 import gguf
 import numpy as np
@@ -142,6 +144,43 @@ def test_weights_of_a_deeper_model(tmp_path):
     model("gpt2", num_hidden_layers=2).config.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="another architecture"):
         ModelSource(path=str(tmp_path)).load(tokenizer())
+
+
+def test_code_that_comes_with_a_model_is_not_run(tmp_path):
+    network = model("gpt2")
+    network.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    ran = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\nraise SystemExit\n")
+    for name, what, classes in (
+        ("tokenizer_config.json", "tokenizer", {"AutoTokenizer": [None, "own.Tokens"]}),
+        ("config.json", "model", {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}),
+    ):
+        file = tmp_path / name
+        told = json.loads(file.read_text()) | {"auto_map": classes}
+        told |= {"tokenizer_class": "Own"} if what == "tokenizer" else {"model_type": "own"}
+        file.write_text(json.dumps(told))
+    with pytest.raises(InputError, match=r"tokenizer path=.* needs code of its own"):
+        load_tokenizer(str(tmp_path))
+    with pytest.raises(InputError, match=r"model path=.* needs code of its own"):
+        ModelSource(path=str(tmp_path)).config(tokenizer())
+    with pytest.raises(InputError, match=r"model path=.* needs code of its own"):
+        ModelSource(path=str(tmp_path)).load(tokenizer())
+    assert not ran.exists()
+
+
+def test_rows_without_a_mask_need_no_warning(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    network = model("gpt2", pad_token_id=5)
+    ids = torch.tensor([[3, 4, 5], [5, 3, 4]])
+    states = CountedStates(network)
+    states.logits(ids, ids > 0)
+    states.head = None
+    states.logits(ids, ids > 0)
+    assert "attention_mask" not in caplog.text
+    network(input_ids=ids)
+    assert "attention_mask" in caplog.text
+    assert network.config.pad_token_id == 5
 
 
 def test_nothing_at_the_path():

@@ -88,6 +88,7 @@ def test_a_run_has_columns_tags_summaries_samples_and_no_secret(
     folder = only(tmp_path, "runs/*/wandb/offline-run-*")
     assert (out.out + out.err).count("wandb sync") == 1
     assert f"wandb sync {folder}" in out.out
+    assert "anonymous" not in out.err  # W&B warns of a setting that Lightning gives it
     logged = Logged(folder)
     assert logged.group == "runs"
     assert set(logged.tags) == {"runs", "amid", "alpha_beta", "done"}
