@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from amid.command_records import record_command
 from amid.config import as_dict, check_seed, config_hash, parsed_overrides
 from amid.errors import InputError
-from amid.evaluation import check_metrics, evaluate_sets
+from amid.evaluation import announce_unread, check_metrics, evaluate_sets
 from amid.experiment import recorded_hash, versions, write_config
 from amid.fit import one_device, use_threads
 from amid.models import ModelSource, load_tokenizer
@@ -138,6 +138,7 @@ def _evaluate(settings: dict[str, Any], labels: dict[str, Label], directory: Pat
     sampling.check_installed()
     data.announce_template()
     data.announce_cuts(["test"])
+    announce_unread(data.metrics, data.test_examples)
     announce_slow_bfloat16(settings | {"model": {"student": settings["model"]["student"]}})
     fabric = one_device(settings["trainer"])
     key = config_hash(settings)

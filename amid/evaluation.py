@@ -27,6 +27,9 @@ from amid.scoring import (
     read_answers,
     score_answers,
     set_scores,
+    tokenize_for_answers,
+    unread_by,
+    unread_in_words,
     write_answers,
     write_per_prompt,
 )
@@ -139,8 +142,13 @@ def evaluate_sets(
         }
         for name, answered in by_seed.items()
     }
-    write_per_prompt(directory, of_prompts, {name: answered[0] for name, answered in by_seed.items()})
-    scores = {name: set_scores(given[name]) | score_answers(of, {}) for name, of in by_seed.items()}
+    words = tokenize_for_answers(metrics)
+    not_read = {name: unread_by(metrics, answered, words) for name, answered in by_seed.items()}
+    firsts = {name: answered[0] for name, answered in by_seed.items()}
+    write_per_prompt(directory, of_prompts, firsts, not_read)
+    scores = {
+        name: set_scores(given[name], metrics) | score_answers(of, {}, words) for name, of in by_seed.items()
+    }
     return Evaluation(scores, before + time.perf_counter() - started)
 
 
@@ -160,3 +168,18 @@ def check_metrics(metrics: Mapping[str, Metric], sets: Mapping[str, Sequence[Exa
                 set_score(metric, [outputs[0] for outputs in references], references)
             except ValueError as error:
                 raise InputError(f"data.metrics.{name} cannot score {of}: {error}") from error
+
+
+def announce_unread(metrics: Mapping[str, Metric], sets: Mapping[str, Sequence[Example]]) -> None:
+    """Says in a line which scores cannot read the references, and which share of their characters."""
+    references = {
+        of: [[Answered(one.instruction, one.input, one.outputs, []) for one in examples]]
+        for of, examples in sets.items()
+    }
+    shares = {of: unread_by(metrics, by_seed) for of, by_seed in references.items()}
+    if any(shares.values()):
+        named = next(name for by in shares.values() for name in by)
+        announce(
+            f"{unread_in_words(shares)}; for another tokenisation: data.metrics.{named}.tokenize=intl, "
+            "or zh or char for text without spaces between words"
+        )

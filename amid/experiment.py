@@ -25,7 +25,7 @@ from amid.data.datamodule import Tokens
 from amid.data.prompts import Encoder
 from amid.data_files import check_files
 from amid.errors import InputError
-from amid.evaluation import ValidationScore, check_metrics, evaluate_sets
+from amid.evaluation import ValidationScore, announce_unread, check_metrics, evaluate_sets
 from amid.files import written_whole
 from amid.fit import fit, last_checkpoint, length_in_words, one_device, steps_of, use_threads
 from amid.generation import Sampling
@@ -99,6 +99,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     if "role" not in labels:  # the run that a fine-tuning is for has said it of the same data
         data.announce_template()
         data.announce_cuts()
+        announce_unread(data.metrics, {"data.valid": valid} | evaluation_sets)
     announce_slow_bfloat16(cfg)
     timings = {"load": time.perf_counter() - started}
 

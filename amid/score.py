@@ -25,10 +25,11 @@ from amid.metrics import (
     how_tested,
     paired_bootstrap,
     paired_bootstrap_of_sets,
+    self_bleu,
     signed,
 )
 from amid.results import KINDS, METRICS, OF_ANSWERS, Score
-from amid.scoring import applied, per_prompt, resampled, score_answers
+from amid.scoring import applied, per_prompt, resampled, score_answers, unread_by, unread_in_words
 from amid.systems import ALWAYS, KNOWN, System, in_common, main_metric, metric_of, read_systems, rivals
 
 ALL = "all"
@@ -97,6 +98,13 @@ def parser() -> argparse.ArgumentParser:
         help=f"the score to test the differences of, computed too: {', '.join(KNOWN)}, or one that a run "
         "names; by default the run's main one (data.valid_metric), of files rouge_l",
     )
+    found.add_argument(
+        "--tokenize",
+        metavar="NAME",
+        help="what splits text into words, of ROUGE, BLEU, Self-BLEU, distinct-n and repetition: a tokeniser "
+        "of sacrebleu, such as intl (all scripts with spaces), zh (Chinese) or char; by default as a run "
+        "names it, else as published, for English",
+    )
     found.add_argument("--csv", metavar="FILE", help="also write all scores there, unrounded")
     return found
 
@@ -110,7 +118,9 @@ def run(arguments: Sequence[str]) -> None:
     given = parser().parse_args(arguments)
     if given.csv and not Path(given.csv).parent.is_dir():
         raise InputError(f"--csv={given.csv}: there is no folder {Path(given.csv).parent}; make it first")
-    systems = read_systems([Path(path) for path in given.paths])
+    if given.tokenize is not None:
+        _check_tokenize(given.tokenize)
+    systems = read_systems([Path(path) for path in given.paths], given.tokenize)
     if given.by and given.by != "length":
         _check_field(systems, given.by)
     groups = rivals(systems)
@@ -122,6 +132,8 @@ def run(arguments: Sequence[str]) -> None:
     for table in _tables([line for line in of_all if line.part == ALL], out):
         out.print(table)
     out.print(_legend(of_all), markup=False)
+    if unread := _unread(systems, given.metric):
+        out.print(f"{unread}\n", markup=False)
     sets = [system.dataset for system in systems]
     for group, of_group in zip(groups, lines, strict=True):
         first, metric = group[0], given.metric or main_metric(group)
@@ -132,6 +144,26 @@ def run(arguments: Sequence[str]) -> None:
             _print_differences(group, metric, out)
         elif len(systems) > 1 and (not first.dataset or sets.count(first.dataset) > 1):
             out.print(f"{_called(first)} is not compared: {_why_alone(first, systems)}.", markup=False)
+
+
+def _check_tokenize(tokenize: str) -> None:
+    """Refuses a tokeniser that is unknown or cannot be had."""
+    try:
+        self_bleu(["a", "b"], tokenize=tokenize)
+    except ValueError as error:
+        raise InputError(f"--tokenize={tokenize}: {error}") from error
+
+
+def _unread(systems: Sequence[System], metric: str | None) -> str:
+    """Which scores, `metric` too, cannot read the text of which systems, and what can."""
+    chosen = {metric: metric_of(metric, systems)} if metric else {}
+    shares = {
+        _called(system): unread_by(chosen | dict(system.metrics), system.by_seed, system.words)
+        for system in systems
+    }
+    words = unread_in_words(shares)
+    remedy = "--tokenize=intl reads all scripts with spaces between words, zh Chinese, char single characters"
+    return f"{words}: they are of the rest. {remedy}." if words else ""
 
 
 def _called(system: System) -> str:
@@ -161,7 +193,7 @@ def _lines(group: Sequence[System], by: str | None, metric: str) -> list[Line]:
     for system in group:
         for name, prompts in parts.items():
             try:
-                scores = score_answers(system.only(prompts), main | dict(system.metrics))
+                scores = score_answers(system.only(prompts), main | dict(system.metrics), system.words)
             except ValueError as error:
                 raise InputError(f"{_called(system)} cannot be scored: {error}") from error
             lines.append(Line(system, name, len(prompts), scores))
@@ -325,6 +357,9 @@ def _print_differences(systems: Sequence[System], name: str, out: Console) -> No
         per_prompt(of, system.by_seed) or resampled(of, system.by_seed)
         for of, system in zip(given, systems, strict=True)
     ]
+    if any(name in unread_by({name: metric}, s.by_seed) for s in systems) and not _any_above_0(scores):
+        out.print(f"{title} cannot read these answers: no difference in it is tested.\n", markup=False)
+        return
     tested: list[Comparison] = []
     for (one, first), (other, second) in itertools.combinations(zip(systems, scores, strict=True), 2):
         if first is None or second is None:
@@ -354,6 +389,10 @@ def _print_differences(systems: Sequence[System], name: str, out: Console) -> No
         "\n",
         markup=False,
     )
+
+
+def _any_above_0(scores: Sequence[Sequence[float] | Resampled | None]) -> bool:
+    return any(scored is None or callable(scored) or any(scored) for scored in scores)
 
 
 def _compared(

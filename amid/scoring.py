@@ -15,6 +15,7 @@ from amid.calls import by_name
 from amid.errors import InputError
 from amid.files import key_of, written_whole
 from amid.metrics import (
+    ROUGE_SCORE,
     Metric,
     Resampled,
     SetScore,
@@ -23,12 +24,22 @@ from amid.metrics import (
     repetition,
     self_bleu,
     self_bleu_per_prompt,
+    tokenize_of,
+    unread,
 )
-from amid.results import Score
+from amid.results import METRICS, Score
 
 PER_PROMPT = "per_prompt.json"
 PROMPTS = "prompts"
 """Beside a run's answers: set -> metric -> the mean score of the answers to each prompt."""
+UNREAD = "unread"
+"""In it, set -> `UNREAD` -> score -> the share of the characters that it cannot read (`unread_by`)."""
+
+LEAST_UNREAD = 1.0
+"""Below so many per cent of the characters nothing is said of what a score cannot read."""
+
+OF_WORDS = ("self_bleu", "corpus_self_bleu", "distinct_1", "distinct_2", "repetition")
+"""The scores of the answers alone that count words."""
 
 _REFERENCES = ("references", "reference", "output")
 _ANSWERS = ("answers", "answer", "prediction")
@@ -89,21 +100,73 @@ def _flat(answered: Sequence[Answered]) -> tuple[list[str], list[list[str]]]:
     return texts, [list(row.references) for row in answered for _ in row.answers]
 
 
-def set_scores(given: Mapping[str, Given]) -> dict[str, Score]:
-    """Each metric's score over all answers of a seed, from what it gives them: the only one, or the mean."""
+def set_scores(given: Mapping[str, Given], metrics: Mapping[str, Metric]) -> dict[str, Score]:
+    """Each metric's score over all answers of a seed, from what it gives them: the only one, or the mean.
+
+    The signature is the metric's own; of a mean, the tokenisation where it is not the published one.
+    """
     found = {}
     for name, of_seeds in given.items():
-        whole = [scores if isinstance(scores, SetScore) else SetScore(_mean(scores)) for scores in of_seeds]
+        tokenize = tokenize_of(metrics[name])
+        own = None if tokenize in (None, ROUGE_SCORE) else f"tokenize={tokenize}"
+        whole = [
+            scores if isinstance(scores, SetScore) else SetScore(_mean(scores), own) for scores in of_seeds
+        ]
         found[name] = Score.over_seeds([score.value for score in whole], whole[-1].signature)
     return found
 
 
-def score_answers(by_seed: Sequence[Sequence[Answered]], metrics: Mapping[str, Metric]) -> dict[str, Score]:
+def tokenize_for_answers(metrics: Mapping[str, Metric]) -> str:
+    """What splits answers into words where they are held against each other.
+
+    It is the first tokeniser of sacrebleu that a metric is set to; 13a where none is.
+    """
+    own = [tokenize for metric in metrics.values() if (tokenize := tokenize_of(metric))]
+    return next((tokenize for tokenize in own if tokenize != ROUGE_SCORE), "13a")
+
+
+def unread_by(
+    metrics: Mapping[str, Metric], by_seed: Sequence[Sequence[Answered]], tokenize: str = "13a"
+) -> dict[str, float]:
+    """Which share of the characters each score cannot read, × 100, of scores that should be warned of.
+
+    Those are scores that drop or do not split `LEAST_UNREAD` % of the characters of answers and references
+    (`amid.metrics.unread`), or all characters of the references of a prompt. `OF_WORDS`, by `tokenize`, see
+    the answers alone.
+    """
+    answers = [answer.text for answered in by_seed for row in answered for answer in row.answers]
+    prompts = by_seed[0] if by_seed else []
+    references = [text for row in prompts for text in row.references]
+    found: dict[str, float] = {}
+    for name, of in [*((n, t) for n, m in metrics.items() if (t := tokenize_of(m))), ("", tokenize)]:
+        share = unread(of, [*answers, *references] if name else answers)
+        hidden = name and any(unread(of, row.references) == 100 for row in prompts)
+        if share >= LEAST_UNREAD or hidden:
+            found |= dict.fromkeys([name] if name else OF_WORDS, share)
+    return found
+
+
+def unread_in_words(shares: Mapping[str, Mapping[str, float]]) -> str:
+    """What scores cannot read, from the shares of each set or system by score; empty for nothing."""
+    by_scores: dict[tuple[str, ...], list[str]] = {}
+    for of, by in shares.items():
+        for share in dict.fromkeys(by.values()):
+            names = tuple(METRICS.get(name, name) for name in by if by[name] == share)
+            by_scores.setdefault(names, []).append(f"{share:.3g}% of the characters of {of}")
+    return "; ".join(
+        f"{', '.join(names)} cannot read or split {', '.join(of)}" for names, of in by_scores.items()
+    )
+
+
+def score_answers(
+    by_seed: Sequence[Sequence[Answered]], metrics: Mapping[str, Metric], tokenize: str = "13a"
+) -> dict[str, Score]:
     """The scores of several answers to each prompt, drawn with several seeds.
 
     Args:
         by_seed: for each seed the same prompts, with as many answers each.
         metrics: by name, what scores the answers against the references.
+        tokenize: of Self-BLEU, distinct-n and repetition, as in `amid.metrics.self_bleu`.
 
     Returns:
         Each of `metrics`, over all answers of a seed (`set_scores`). As means over them: eos_share (0..100),
@@ -112,21 +175,23 @@ def score_answers(by_seed: Sequence[Sequence[Answered]], metrics: Mapping[str, M
         corpus_self_bleu (0..100): Self-BLEU over all answers of a seed. self_bleu (0..100): Self-BLEU over
         the answers to one prompt, mean over the prompts; with one sample a seed, over the answers of all
         seeds (and then a single value, without a deviation); left out where there is only one answer. The
-        signature of both says among how many answers, as other numbers cannot be compared.
+        signature of both says among how many answers, as other numbers cannot be compared, and `tokenize`
+        where it is not 13a.
 
     Raises:
         ValueError: if a metric refuses the answers.
     """
     values: dict[str, list[float]] = {}
     signatures: dict[str, str] = {}
+    by = "" if tokenize == "13a" else f", tokenize={tokenize}"
 
     def add(name: str, value: float) -> None:
         values.setdefault(name, []).append(value)
 
     def add_self_bleu(groups: list[list[str]]) -> None:
-        add("self_bleu", self_bleu_per_prompt(groups))
+        add("self_bleu", self_bleu_per_prompt(groups, tokenize=tokenize))
         numbers = sorted({len(group) for group in groups})
-        signatures["self_bleu"] = f"among {'/'.join(map(str, numbers))} answers to a prompt"
+        signatures["self_bleu"] = f"among {'/'.join(map(str, numbers))} answers to a prompt{by}"
 
     for answered in by_seed:
         flat = [answer for row in answered for answer in row.answers]
@@ -134,19 +199,19 @@ def score_answers(by_seed: Sequence[Sequence[Answered]], metrics: Mapping[str, M
         for name, told in _TOLD.items():
             if (mean := _mean_if_known(map(told, flat))) is not None:
                 add(name, mean)
-        add("repetition", _mean(repetition(texts)))
+        add("repetition", _mean(repetition(texts, tokenize=tokenize)))
         add("overlong", _mean(overlong(texts, targets)))
         for n in (1, 2):
-            add(f"distinct_{n}", distinct_n(texts, n=n))
+            add(f"distinct_{n}", distinct_n(texts, n=n, tokenize=tokenize))
         if len(texts) > 1:
-            add("corpus_self_bleu", self_bleu(texts))
-            signatures["corpus_self_bleu"] = f"among {len(texts)} answers"
+            add("corpus_self_bleu", self_bleu(texts, tokenize=tokenize))
+            signatures["corpus_self_bleu"] = f"among {len(texts)} answers{by}"
         if all(len(row.answers) > 1 for row in answered):
             add_self_bleu([[a.text for a in row.answers] for row in answered])
     if "self_bleu" not in values and len(by_seed) > 1:
         add_self_bleu([[a.text for row in rows for a in row.answers] for rows in zip(*by_seed, strict=True)])
     of_answers = {name: Score.over_seeds(each, signatures.get(name)) for name, each in values.items()}
-    return set_scores(applied(metrics, by_seed)) | of_answers
+    return set_scores(applied(metrics, by_seed), metrics) | of_answers
 
 
 _TOLD: dict[str, Callable[[Answer], float | None]] = {
@@ -241,12 +306,15 @@ def write_per_prompt(
     directory: Path,
     scores: Mapping[str, Mapping[str, Sequence[float]]],
     sets: Mapping[str, Sequence[Answered]],
+    unread: Mapping[str, Mapping[str, float]],
 ) -> None:
     """Writes `directory`/`PER_PROMPT`, whole or not at all: the scores of the prompts of each set, to four
-    digits, and as `PROMPTS` a key of these prompts and their references."""
+    digits, as `PROMPTS` a key of these prompts and their references, and as `UNREAD` what the scores of a set
+    cannot read (`unread_by`), where that is something."""
     rounded = {
         name: {metric: [round(value, 4) for value in values] for metric, values in by.items()}
         | {PROMPTS: key_of([(one.instruction, one.input, *one.references) for one in sets[name]])}
+        | ({UNREAD: dict(unread[name])} if unread.get(name) else {})
         for name, by in scores.items()
     }
     with written_whole(directory / PER_PROMPT) as part:

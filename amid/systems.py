@@ -4,6 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from hydra.utils import instantiate
 
 from amid.config import CONF
 from amid.errors import InputError, choose_one
-from amid.metrics import Metric
+from amid.metrics import Metric, tokenize_of
 from amid.results import METRICS, run_below
-from amid.scoring import Answered, answers_files, read_answers
+from amid.scoring import Answered, answers_files, read_answers, tokenize_for_answers
 
 
 def _known() -> dict[str, Metric]:
@@ -43,21 +44,31 @@ class System:
     by_seed: list[list[Answered]]
     metrics: Mapping[str, Metric]
     """Those that a run names, the main one first, and those of all."""
+    tokenize: str | None = None
+    """What splits text into words, where it is chosen for all scores."""
+
+    @property
+    def words(self) -> str:
+        """What splits its answers into words where they are held against each other."""
+        return self.tokenize or tokenize_for_answers(self.metrics)
 
     def only(self, prompts: Sequence[int]) -> list[list[Answered]]:
         """The answers to these prompts."""
         return [[answered[i] for i in prompts] for answered in self.by_seed]
 
 
-def read_systems(paths: Sequence[Path]) -> list[System]:
-    """The sets of each run's folder, and each file as a set of its own."""
+def read_systems(paths: Sequence[Path], tokenize: str | None = None) -> list[System]:
+    """The sets of each run's folder, and each file as a set of its own.
+
+    Their metrics split text into words as they are set to, or all by `tokenize`; those of all as a run's own.
+    """
     places = [path.resolve() for path in paths]
     places = [place.parent if place.name == "generations" and place.is_dir() else place for place in places]
     systems = []
     for place, path, name in zip(places, paths, _names(places), strict=True):
         if not path.is_dir():
-            metrics = {metric: KNOWN[metric] for metric in ALWAYS}
-            systems.append(System(name, "", [read_answers(path)], metrics))
+            metrics = tokenized({metric: KNOWN[metric] for metric in ALWAYS}, tokenize)
+            systems.append(System(name, "", [read_answers(path)], metrics, tokenize))
             continue
         folder = place / "generations" if (place / "generations").is_dir() else place
         sets = answers_files(folder)
@@ -66,14 +77,24 @@ def read_systems(paths: Sequence[Path]) -> list[System]:
                 f"{path} holds no generations/SET-SEED.jsonl; give the folder of a finished run"
                 f"{run_below(place)}"
             )
-        metrics = _of_run(place / "config.yaml")
-        metrics |= {metric: KNOWN[metric] for metric in ALWAYS if metric not in metrics}
+        metrics = tokenized(_of_run(place / "config.yaml"), tokenize)
+        own = tokenize_of(metrics["rouge_l"]) if "rouge_l" in metrics else tokenize
+        metrics |= tokenized({metric: KNOWN[metric] for metric in ALWAYS if metric not in metrics}, own)
         for dataset, files in sets.items():
             by_seed = [read_answers(file) for file in files.values()]
             for answered in by_seed:
                 _check_same_prompts(f"{name} {dataset}", by_seed[0], f"{name} {dataset}", answered)
-            systems.append(System(name, dataset, by_seed, metrics))
+            systems.append(System(name, dataset, by_seed, metrics, tokenize))
     return _of_the_same_prompts(systems)
+
+
+def tokenized(metrics: Mapping[str, Metric], tokenize: str | None) -> dict[str, Metric]:
+    """The metrics, those that split text into words by `tokenize`; None leaves them as they are."""
+    own: Mapping[str, Any] = metrics
+    return {
+        name: partial(metric, tokenize=tokenize) if tokenize and tokenize_of(metric) else metric
+        for name, metric in own.items()
+    }
 
 
 def _of_the_same_prompts(systems: Sequence[System]) -> list[System]:
@@ -166,7 +187,7 @@ def metric_of(name: str, systems: Sequence[System]) -> Metric:
     """What `name` is, to the first of the systems that has it."""
     for metrics in [*(system.metrics for system in systems), KNOWN]:
         if name in metrics:
-            return metrics[name]
+            return tokenized({name: metrics[name]}, systems[0].tokenize)[name]
     known = list(dict.fromkeys([*KNOWN, *(metric for system in systems for metric in system.metrics)]))
     raise InputError(f"--metric={name} is no metric of these answers{choose_one(name, known)}")
 

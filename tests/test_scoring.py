@@ -5,6 +5,7 @@ import tempfile
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,11 +22,12 @@ from sacrebleu.metrics.bleu import BLEU
 from amid.config import CONF
 from amid.data.examples import Example
 from amid.errors import InputError
-from amid.evaluation import evaluate_sets
-from amid.metrics import bleu, chrf, rouge_l, set_score
+from amid.evaluation import announce_unread, evaluate_sets
+from amid.metrics import bleu, chrf, exact_match, rouge_l, set_score
 from amid.results import METRICS, OF_ANSWERS
 from amid.scoring import (
     PER_PROMPT,
+    UNREAD,
     Answer,
     answers_file,
     answers_files,
@@ -34,7 +36,11 @@ from amid.scoring import (
     read_answers,
     resampled,
     score_answers,
+    tokenize_for_answers,
+    unread_by,
+    unread_in_words,
     write_answers,
+    write_per_prompt,
 )
 from amid.systems import KNOWN
 
@@ -126,7 +132,7 @@ def test_a_run_computes_each_metric_once_an_answer(tmp_path):
     sampling = SimpleNamespace(
         seeds=[1, 2],
         samples=2,
-        answers_to_sets=lambda *_: [("mine", seed, answers) for seed, answers in drawn.items()],
+        answers_to_sets=lambda **_: [("mine", seed, answers) for seed, answers in drawn.items()],
     )
     sets = {"mine": [Example(f"say {i}", "", tuple(outputs)) for i, outputs in enumerate(REFERENCES)]}
     metrics = {name: counted(name, metric) for name, metric in {"rouge_l": rouge_l, **SETS}.items()}
@@ -235,3 +241,49 @@ def test_the_name_of_a_file_of_answers_tells_its_set_and_seed(sets):
             assert not file.exists(), "no other set and seed have this name"
             file.touch()
         assert answers_files(folder) == written
+
+
+class TestUnread:
+    CHINESE = of([["北京是首都"], ["yes"]], ["北京", "no"])
+
+    def test_it_is_told_by_score_and_kept_beside_the_answers(self, tmp_path):
+        metrics = {"rouge_l": rouge_l, "bleu": bleu, "chrf": chrf, "mine": partial(rouge_l, tokenize="zh")}
+        told = unread_by(metrics, [self.CHINESE])
+        assert told.keys() == {"rouge_l", "bleu", "self_bleu", "corpus_self_bleu", "distinct_1"} | {
+            "distinct_2",
+            "repetition",
+        }
+        assert told["rouge_l"] == pytest.approx(100 * 7 / 12)
+        assert told["self_bleu"] == 50, "of the answers alone"
+        assert unread_by(metrics, [self.CHINESE], "zh").keys() == {"rouge_l", "bleu"}
+        write_per_prompt(tmp_path, {"open": {"rouge_l": [0.0, 0.0]}}, {"open": self.CHINESE}, {"open": told})
+        assert json.loads((tmp_path / PER_PROMPT).read_text())["open"][UNREAD] == told
+        assert unread_in_words({"open": {"rouge_l": 58.333}}) == (
+            "ROUGE-L cannot read or split 58.3% of the characters of open"
+        )
+
+    def test_little_is_not_told_but_a_prompt_without_a_word_is(self):
+        rows = of([["a naïve " + "x" * 200]], ["x"])
+        assert unread_by({"rouge_l": rouge_l}, [rows]) == {}
+        rows += of([["北"]], ["x" * 200])
+        assert unread_by({"rouge_l": rouge_l}, [rows])["rouge_l"] < 1
+
+    def test_another_tokenizer_is_in_the_signature_and_splits_the_answers_too(self):
+        metrics = {"rouge_l": partial(rouge_l, tokenize="zh"), "exact_match": exact_match}
+        assert tokenize_for_answers(metrics) == "zh"
+        assert tokenize_for_answers({"rouge_l": rouge_l}) == "13a"
+        scores = score_answers([self.CHINESE], metrics, "zh")
+        assert scores["rouge_l"].signature == "tokenize=zh"
+        assert scores["exact_match"].signature is None
+        assert scores["corpus_self_bleu"].signature == "among 2 answers, tokenize=zh"
+
+    def test_a_run_says_so_before_it_trains(self, capsys):
+        sets = {"data.valid": [Example("", "", ("über",))], "open": [Example("", "", ("北京",))]}
+        announce_unread({"rouge_l": rouge_l}, sets)
+        assert capsys.readouterr().out == (
+            "ROUGE-L cannot read or split 25% of the characters of data.valid, "
+            "100% of the characters of open; for another tokenisation: data.metrics.rouge_l.tokenize=intl, "
+            "or zh or char for text without spaces between words\n"
+        )
+        announce_unread({"rouge_l": partial(rouge_l, tokenize="char")}, sets)
+        assert capsys.readouterr().out == ""

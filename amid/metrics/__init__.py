@@ -19,11 +19,13 @@ from amid.metrics.comparison import (
 )
 from amid.metrics.diversity import distinct_n, overlong, repetition, self_bleu, self_bleu_per_prompt
 from amid.metrics.quality import exact_match, rouge_l, rouge_n
-from amid.metrics.scores import Metric, SetScore, set_score
+from amid.metrics.scores import Metric, SetScore, set_score, tokenize_of
 from amid.metrics.translation import bleu, chrf
+from amid.metrics.words import ROUGE_SCORE, unread
 
 __all__ = [
     "FEW",
+    "ROUGE_SCORE",
     "Comparison",
     "Metric",
     "Resampled",
@@ -46,4 +48,6 @@ __all__ = [
     "self_bleu_per_prompt",
     "set_score",
     "signed",
+    "tokenize_of",
+    "unread",
 ]

@@ -3,15 +3,15 @@
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
 from itertools import chain
 from math import nan
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 from sacrebleu.metrics.bleu import BLEU, MAX_NGRAM_ORDER
 
 from amid.metrics.quality import check_pairs
+from amid.metrics.words import check_tokenize, sacrebleu_tokenizer
 
 Smoothing = Literal["none", "floor", "add-k", "exp"]
 """What sacrebleu does about n-gram orders without a match."""
@@ -50,14 +50,12 @@ def self_bleu(
     if isinstance(texts, str) or len(texts) < 2:
         got = f"the string {texts!r}" if isinstance(texts, str) else f"{len(texts)}"
         raise ValueError(f"self_bleu compares texts with each other and needs at least 2, got {got}")
-    for argument, value, known in (
-        ("smooth_method", smooth_method, BLEU.SMOOTH_DEFAULTS),
-        ("tokenize", tokenize, BLEU.TOKENIZERS),
-    ):
-        if value not in known:
-            raise ValueError(f"{argument} must be one of {', '.join(known)}, got {value!r}")
+    if smooth_method not in BLEU.SMOOTH_DEFAULTS:
+        known = ", ".join(BLEU.SMOOTH_DEFAULTS)
+        raise ValueError(f"smooth_method must be one of {known}, got {smooth_method!r}")
+    check_tokenize(tokenize)
 
-    tokenizer = _tokenizer(tokenize)
+    tokenizer = sacrebleu_tokenizer(tokenize)
     words = [tuple(tokenizer(text.rstrip()).split()) for text in texts]
     correct = [_shared_ngrams(words, order) for order in range(1, MAX_NGRAM_ORDER + 1)]
     lengths = sorted(map(len, words))
@@ -189,9 +187,8 @@ def _ngrams(caller: str, texts: Sequence[str], n: int, tokenize: str) -> list[li
         raise ValueError(f"{caller} needs a list of at least one text, got {texts!r}")
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    if tokenize not in BLEU.TOKENIZERS:
-        raise ValueError(f"tokenize must be one of {', '.join(BLEU.TOKENIZERS)}, got {tokenize!r}")
-    tokenizer = _tokenizer(tokenize)
+    check_tokenize(tokenize)
+    tokenizer = sacrebleu_tokenizer(tokenize)
     rows = [tokenizer(text.rstrip()).split() for text in texts]
     return [[" ".join(words[i : i + n]) for i in range(len(words) - n + 1)] for words in rows]
 
@@ -224,11 +221,6 @@ def _shared_ngrams(texts: Sequence[Sequence[str]], order: int) -> list[int]:
         - sum(n - min(n, top[ngram][n == top[ngram][0]]) for ngram, n in again.items() if ngram in shared)
         for every, again in zip(ngrams, repeated, strict=True)
     ]
-
-
-@cache
-def _tokenizer(name: str) -> Any:
-    return BLEU(tokenize=name).tokenizer
 
 
 def _closest_other(length: int, lengths: list[int]) -> int:

@@ -8,18 +8,22 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import cache, lru_cache
 from itertools import pairwise
 
 from rouge_score.scoring import fmeasure
-from rouge_score.tokenizers import DefaultTokenizer
+
+from amid.metrics.words import ROUGE_SCORE, check_tokenize, words_of
 
 CHARACTERS_OF_A_PROCESS = 5_000_000
 """What one process scores in about a second; to start another takes 0.4 s."""
 
 
 def rouge_l(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], *, processes: int | None = None
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    tokenize: str = ROUGE_SCORE,
+    processes: int | None = None,
 ) -> list[float]:
     """ROUGE-L of each prediction, best over references: F1 × 100 of the longest common subsequence of words.
 
@@ -27,11 +31,15 @@ def rouge_l(
 
     Words are lower-cased runs of a-z and 0-9, those of more than three letters Porter-stemmed. The values are
     exactly those of `rouge_score.RougeScorer(["rougeL"], use_stemmer=True)`; only the length of the common
-    subsequence is computed faster. Text without any a-z or 0-9, such as Chinese, has no words and scores 0.
+    subsequence is computed faster. This tokenisation reads English: letters such as ü are dropped, and text
+    without any a-z or 0-9, such as Chinese, has no words and scores 0. With another `tokenize` the words are
+    lower-cased and not stemmed, and the values those of `rouge_score` with such a tokenizer.
 
     Args:
         predictions: one answer for each prompt.
         references: the acceptable answers of each prompt, at least one.
+        tokenize: `rouge_score` as published, or a tokeniser of sacrebleu: `intl` for all scripts with spaces
+            between words, `zh` for Chinese, `char` for single characters, …
         processes: that share the work, with the same result; by default one for each
             `CHARACTERS_OF_A_PROCESS` of predictions and references, up to the number of CPUs, so that all
             but large inputs stay in this one. The others are fresh interpreters that import this module only.
@@ -40,13 +48,14 @@ def rouge_l(
         One score per prediction, from 0 (no common word) to 100 (the same words in the same order).
 
     Raises:
-        ValueError: if the lengths differ, a prediction has no reference or one string in place of a list, or
-            `processes` is below 1.
+        ValueError: if the lengths differ, a prediction has no reference or one string in place of a list,
+            `tokenize` is unknown, or `processes` is below 1.
         RuntimeError: if one of the processes fails, with its message.
 
     Reference: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries".
     """
     check_pairs(predictions, references)
+    check_tokenize(tokenize, ROUGE_SCORE)
     if processes is None:
         processes = min(_characters(predictions, references) // CHARACTERS_OF_A_PROCESS, _cpus()) or 1
     if processes < 1:
@@ -54,14 +63,16 @@ def rouge_l(
     bounds = [len(predictions) * i // processes for i in range(processes + 1)]
     parts = [slice(*ends) for ends in pairwise(bounds) if ends[0] < ends[1]]
     with ExitStack() as stack:
-        others = [stack.enter_context(_Other(predictions[part], references[part])) for part in parts[1:]]
-        scores = [_rouge_l(predictions[part], references[part]) for part in parts[:1]]
+        others = [
+            stack.enter_context(_Other(predictions[part], references[part], tokenize)) for part in parts[1:]
+        ]
+        scores = [_rouge_l(predictions[part], references[part], tokenize) for part in parts[:1]]
         scores += [other.scores() for other in others]
     return [score for part in scores for score in part]
 
 
-def _rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    tokenizer = _Words()
+def _rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]], tokenize: str) -> list[float]:
+    tokenizer = words_of(tokenize)
     scores = []
     for prediction, answers in zip(predictions, references, strict=True):
         words = tokenizer(prediction)
@@ -69,7 +80,13 @@ def _rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) ->
     return scores
 
 
-def rouge_n(predictions: Sequence[str], references: Sequence[Sequence[str]], *, n: int) -> list[float]:
+def rouge_n(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    n: int,
+    tokenize: str = ROUGE_SCORE,
+) -> list[float]:
     """ROUGE-n of each prediction, best over references: F1 × 100 of the n-grams of words in common.
 
     An n-gram counts as often as it occurs in both. Words, and so the values, are those of
@@ -79,18 +96,19 @@ def rouge_n(predictions: Sequence[str], references: Sequence[Sequence[str]], *, 
         predictions: one answer for each prompt.
         references: the acceptable answers of each prompt, at least one.
         n: words of an n-gram, such as 1 or 2.
+        tokenize: as in `rouge_l`.
 
     Returns:
         One score per prediction, from 0 (no n-gram in common) to 100 (the same ones).
 
     Raises:
-        ValueError: if the lengths differ, a prediction has no reference or one string in place of a list, or
-            `n` is below 1.
+        ValueError: if the lengths differ, a prediction has no reference or one string in place of a list,
+            `tokenize` is unknown, or `n` is below 1.
     """
     check_pairs(predictions, references)
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    tokenizer = _Words()
+    tokenizer = words_of(tokenize)
 
     def ngrams(text: str) -> Counter[tuple[str, ...]]:
         words = tokenizer(text)
@@ -165,9 +183,11 @@ class _Other:
     fork a process that holds torch's threads).
     """
 
-    def __init__(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    def __init__(
+        self, predictions: Sequence[str], references: Sequence[Sequence[str]], tokenize: str
+    ) -> None:
         with tempfile.TemporaryFile("w+") as given:
-            json.dump([list(predictions), [list(answers) for answers in references]], given)
+            json.dump([list(predictions), [list(answers) for answers in references], tokenize], given)
             given.seek(0)
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", "from amid.metrics.quality import _serve; _serve()"],
@@ -201,18 +221,6 @@ class _Other:
 def _serve() -> None:
     """What another process does: pairs from its standard input, their scores to its standard output."""
     json.dump(_rouge_l(*json.load(sys.stdin)), sys.stdout)
-
-
-class _Words:
-    """rouge_score's own tokenisation, with each word stemmed once and each recent text split once."""
-
-    def __init__(self) -> None:
-        split = DefaultTokenizer(use_stemmer=False).tokenize
-        stem = cache(DefaultTokenizer(use_stemmer=True).tokenize)  # of one word: a list of one stem
-        self._words = lru_cache(maxsize=4096)(lambda text: [s for word in split(text) for s in stem(word)])
-
-    def __call__(self, text: str) -> list[str]:
-        return self._words(text)
 
 
 def _rouge_l_f1(target: list[str], prediction: list[str]) -> float:

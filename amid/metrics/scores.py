@@ -1,5 +1,6 @@
 """What a metric is, and its value for a whole set."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +23,15 @@ class SetScore:
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], Sequence[float] | SetScore]
 """From answers, `predictions=`, and the acceptable answers to the prompt of each, `references=`, to one score
 for each answer or one for all; 0 to 100, higher is better."""
+
+
+def tokenize_of(metric: Metric) -> str | None:
+    """The value of a metric's argument `tokenize`, such as `rouge_score`; None where it has no such one."""
+    try:
+        argument = inspect.signature(metric).parameters.get("tokenize")
+    except (TypeError, ValueError):  # of what is written in C
+        return None
+    return argument.default if argument is not None and isinstance(argument.default, str) else None
 
 
 def set_score(metric: Metric, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> SetScore:

@@ -11,6 +11,7 @@ from sacrebleu.metrics.chrf import CHRF
 
 from amid.metrics.quality import check_pairs
 from amid.metrics.scores import SetScore
+from amid.metrics.words import check_tokenize, sacrebleu_tokenizer
 
 
 def bleu(
@@ -42,8 +43,8 @@ def bleu(
 
     Reference: Post 2018, "A Call for Clarity in Reporting BLEU Scores".
     """
-    if tokenize not in BLEU.TOKENIZERS:
-        raise ValueError(f"tokenize must be one of {', '.join(BLEU.TOKENIZERS)}, got {tokenize!r}")
+    check_tokenize(tokenize)
+    sacrebleu_tokenizer(tokenize)
     return _of_the_set(BLEU(tokenize=tokenize, lowercase=lowercase), predictions, references)
 
 

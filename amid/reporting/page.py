@@ -13,7 +13,7 @@ from amid.reporting.figures import Figure, draw_figures
 from amid.reporting.interactive import PageTooLarge, interactive_page
 from amid.reporting.published import against_published, beside_published, other_pairs
 from amid.reporting.sections import Section, cost, on_validation, pivots
-from amid.reporting.significance import against_the_best
+from amid.reporting.significance import against_the_best, not_read
 from amid.reporting.table import Table, build_table, markdown_line
 from amid.results import RESULT_FILE, RunResult, files_below, load_folders
 
@@ -108,7 +108,8 @@ def sections(directory: Path, table: Table, records: Mapping[Path, RunResult]) -
         against_published(table),
         beside_published(table),
     )
-    return [*_without_result(directory), *pivots(table), *filter(None, further)]
+    unread = filter(None, [not_read(table, records)])
+    return [*_without_result(directory), *unread, *pivots(table), *filter(None, further)]
 
 
 def _without_result(directory: Path) -> list[Section]:

@@ -13,7 +13,7 @@ from amid.reporting.rows import MISSING, OF_NO_METHOD, Row
 from amid.reporting.sections import Section
 from amid.reporting.table import Table, title
 from amid.results import RunResult
-from amid.scoring import PER_PROMPT, PROMPTS
+from amid.scoring import PER_PROMPT, PROMPTS, UNREAD
 
 NAMED = 3
 """So many settings at most are named in a verdict; more are counted."""
@@ -133,6 +133,36 @@ def against_the_best(table: Table, records: Mapping[Path, RunResult]) -> Section
     )
 
 
+def not_read(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
+    """Which scores cannot read the text of a set, and which share of its characters, at most of all runs.
+
+    None where all scores can read all sets.
+
+    Args:
+        table: of the runs.
+        records: the runs of `table`, by their folders.
+
+    Raises:
+        InputError: naming a file of scores that cannot be read.
+    """
+    most: dict[tuple[str, str], float] = {}
+    for scores in map(_read, records):
+        for name in table.datasets:
+            for metric, share in scores.get(name, {}).get(UNREAD, {}).items():
+                most[name, metric] = max(share, most.get((name, metric), 0.0))
+    if not most:
+        return None
+    lines = [[f"{title(metric)}, {name}", f"{share:.3g}"] for (name, metric), share in most.items()]
+    return Section(
+        "Text that scores cannot read",
+        ["Score", "Characters, %"],
+        lines,
+        "Of the letters, digits and signs of answers and references, those that the score drops or does not "
+        "split into words; it is of the rest. data.metrics.rouge_l.tokenize=intl reads all scripts with "
+        "spaces between words, zh Chinese, char single characters; amid score --tokenize too.",
+    )
+
+
 def _groups(table: Table, scored: Sequence[bool]) -> list[Group]:
     """The groups of two or more rows that have `scored` their prompts, one of them a student."""
     by_labels: dict[tuple[object, ...], list[int]] = {}
@@ -216,14 +246,17 @@ def _read(folder: Path) -> Scores:
 
 
 def _of_row(runs: Sequence[Scores], table: Table) -> dict[str, OfPrompts]:
-    """Of each set the mean over the runs of the score of each prompt; without what some run lacks, or has of
-    other prompts."""
+    """Of each set the mean over the runs of the score of each prompt; without what some run lacks, has of
+    other prompts, or has of text that the score cannot read at all."""
     found: dict[str, OfPrompts] = {}
     for name in table.datasets:
         scores = [run.get(name, {}).get(table.quality) for run in runs]
         known = [values for values in scores if values]
         prompts = {run.get(name, {}).get(PROMPTS) for run in runs}
-        if len(known) == len(scores) and len(prompts) == 1 and len({len(values) for values in known}) == 1:
+        unread = any(table.quality in run.get(name, {}).get(UNREAD, {}) for run in runs)
+        measured = not unread or any(map(any, known))  # not where nothing could be read
+        alike = len(known) == len(scores) and len(prompts) == 1 and len({len(v) for v in known}) == 1
+        if alike and measured:
             means = [sum(values) / len(values) for values in zip(*known, strict=True)]
             found[name] = (prompts.pop(), means)
     return found

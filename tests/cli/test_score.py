@@ -65,6 +65,30 @@ class TestCommand:
         assert "Self-BLEU, set: likeness of all answers to a set, lower is more diverse." in legend
         assert not re.search("Ended:|Length:|Log p:|±", legend), "the lines do not tell"
 
+    def test_text_that_rouge_cannot_read_is_told_and_read_by_another_tokenizer(self, tmp_path, capsys):
+        def file(name, texts):
+            rows = [
+                {"references": [reference], "answers": [text]}
+                for reference, text in zip(["北京是首都", "上海很大"], texts, strict=True)
+            ]
+            (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+            return str(tmp_path / name)
+
+        files = [file("right", ["北京是首都", "上海很大"]), file("wrong", ["不知道", "是的"])]
+        assert main(["score", *files]) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert "ROUGE-L, ROUGE-1, ROUGE-2, Self-BLEU, Self-BLEU, set, Distinct-1" in out
+        assert "cannot read or split 100% of the characters of right, 100% of the characters of wrong" in out
+        assert "ROUGE-L cannot read these answers: no difference in it is tested." in out
+        assert "95%" not in out
+        assert main(["score", *files, "--tokenize", "zh"]) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert "right wrong +100.00" in out
+        assert "ROUGE-L: tokenize=zh" in out
+        assert "cannot read" not in out
+        assert main(["score", *files, "--tokenize", "words"]) == 1
+        assert "--tokenize=words: tokenize must be one of none, zh" in capsys.readouterr().err
+
     @pytest.mark.parametrize("width", [60, 90, 250])
     def test_no_number_is_cut_in_a_narrow_terminal(self, width, tmp_path, capsys, monkeypatch):
         monkeypatch.setenv("FORCE_COLOR", "1")

@@ -1,16 +1,21 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.bleu import BLEU
 
-from amid.metrics import exact_match, quality, rouge_l, rouge_n
+from amid.metrics import exact_match, quality, rouge_l, rouge_n, tokenize_of, unread
 
 ROOT = Path(__file__).parents[2]
+
+CHINESE = "北京是中国的首都。"
+GERMAN = "über die Brücke"
 
 WORDS = ["the", "cat", "sat", "sitting", "sits", "on", "mats", "a-1", "2.5", "Ünder", "naïve", "猫", ",", "!"]
 words = st.lists(st.sampled_from(WORDS), max_size=12)
@@ -160,3 +165,75 @@ def test_nothing_to_score():
 def test_mistakes_are_named(metric, predictions, references, message):
     with pytest.raises(ValueError, match=message):
         metric(predictions, references)
+
+
+class Sacrebleu:
+    """A tokenizer for rouge_score from one of sacrebleu."""
+
+    def __init__(self, name):
+        self._tokenize = BLEU(tokenize=name).tokenizer
+
+    def tokenize(self, text):
+        return self._tokenize(text.lower().rstrip()).split()
+
+
+@pytest.mark.parametrize("tokenize", ["intl", "zh", "char", "13a"])
+@given(st.lists(st.tuples(texts, st.lists(texts, min_size=1, max_size=3)), max_size=3))
+def test_equal_to_rouge_score_with_another_tokenizer(tokenize, pairs):
+    predictions, references = [p for p, _ in pairs], [r for _, r in pairs]
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=Sacrebleu(tokenize))
+
+    def theirs(kind):
+        return [100 * float(scorer.score_multi(r, p)[kind].fmeasure) for p, r in pairs]
+
+    assert rouge_l(predictions, references, tokenize=tokenize) == theirs("rougeL")
+    assert rouge_n(predictions, references, n=2, tokenize=tokenize) == theirs("rouge2")
+
+
+def test_text_of_any_script_can_be_read():
+    assert rouge_l([CHINESE], [[CHINESE]]) == [0.0], "as published"
+    assert rouge_l([CHINESE], [[CHINESE]], tokenize="zh") == [100.0]
+    assert rouge_l(["北京"], [["北京是"]], tokenize="char") == pytest.approx([80.0])
+    without = ["ber die Br cke"]
+    assert rouge_l(without, [[GERMAN]]) == [100.0], "as published"
+    assert rouge_l(without, [[GERMAN]], tokenize="intl") == pytest.approx([100 * 2 / 7])
+    two = rouge_l([CHINESE, "x"], [[CHINESE], ["x"]], tokenize="zh", processes=2)
+    assert two == [100.0, 100.0]
+
+
+def test_an_unknown_tokenizer_is_refused_and_one_that_needs_more_says_so():
+    for metric in (rouge_l, partial(rouge_n, n=1)):
+        with pytest.raises(ValueError, match="tokenize must be one of rouge_score, none, zh"):
+            metric(["a"], [["a"]], tokenize="words")
+    with pytest.raises(ValueError, match="tokenize=ja-mecab cannot be had"):
+        rouge_l(["a"], [["a"]], tokenize="ja-mecab")
+
+
+@pytest.mark.parametrize(
+    ("tokenize", "text", "share"),
+    [
+        ("rouge_score", "plain English, 42 words – don’t “count” €5…", 0),
+        ("rouge_score", GERMAN, 100 * 2 / 13),
+        ("rouge_score", CHINESE, 100),
+        ("rouge_score", "Москва", 100),
+        ("rouge_score", "नमस्ते", 100),
+        ("rouge_score", "ok 👍👍", 50),
+        ("rouge_score", "Ａ１", 100),
+        ("rouge_score", " \n…!", 0),
+        ("intl", GERMAN + " Москва", 0),
+        ("13a", "abcd 北京是の", 50),
+        ("zh", "abcd 北京是の", 100 / 8),
+        ("zh", "ไทย", 100),
+        ("char", CHINESE, 0),
+    ],
+)
+def test_the_share_of_the_characters_that_cannot_be_read(tokenize, text, share):
+    assert unread(tokenize, [text, ""]) == pytest.approx(share)
+    assert unread(tokenize, []) == 0
+
+
+def test_what_a_metric_splits_words_by_is_known():
+    assert tokenize_of(rouge_l) == tokenize_of(partial(rouge_n, n=1)) == "rouge_score"
+    assert tokenize_of(partial(rouge_l, tokenize="zh")) == "zh"
+    assert tokenize_of(exact_match) is None
+    assert tokenize_of(max) is None

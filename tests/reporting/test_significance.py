@@ -10,7 +10,7 @@ from amid.metrics import paired_bootstrap
 from amid.report import run as report
 from amid.reporting import build_table
 from amid.reporting.interactive import interactive_page
-from amid.reporting.significance import against_the_best
+from amid.reporting.significance import against_the_best, not_read
 from amid.results import Score, load_folders, save
 
 
@@ -92,6 +92,19 @@ def test_as_many_other_prompts_are_not_compared(folder):
     records = load_folders(folder)
     section = against_the_best(build_table(list(records.values())), records)
     assert [line[0] for line in section.lines if line[-1] != "–"] == ["AMiD α=1"]
+
+
+def test_scores_of_text_that_cannot_be_read_are_told_and_not_compared(folder):
+    for file in folder.glob("*/generations/per_prompt.json"):
+        scores = {"rouge_l": [0.0] * 40, "unread": {"rouge_l": 97.5, "self_bleu": 100.0}}
+        file.write_text(json.dumps({"dolly": scores}))
+    records = load_folders(folder)
+    table = build_table(list(records.values()))
+    assert against_the_best(table, records) is None
+    section = not_read(table, records)
+    assert section.lines == [["ROUGE-L, dolly", "97.5"], ["Self-BLEU, dolly", "100"]]
+    report(str(folder))
+    assert "## Text that scores cannot read" in (folder / "report" / "report.md").read_text()
 
 
 def test_a_damaged_file_is_named(folder):
