@@ -156,8 +156,10 @@ def _decisive(cfg: Mapping[str, Any]) -> Any:
     """`cfg` without what has no effect on a run's result."""
     per_micro_batch = (cfg.get("data") or {}).get("mean") == "micro_batch"
     counts = ("micro_batch_size",) if per_micro_batch else ()
-    what = {key: value for key, value in cfg.items() if key not in PLACES}
-    return without_secrets(_effective(what, counts))
+    what = _effective({key: value for key, value in cfg.items() if key not in PLACES}, counts)
+    if (what.get("data") or {}).get("special_tokens") == "text":  # changes nothing where rows have none
+        del what["data"]["special_tokens"]
+    return without_secrets(what)
 
 
 def _effective(node: Any, counts: Collection[str], name: str = "") -> Any:

@@ -20,10 +20,11 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
+from amid.data import notes
 from amid.data.batches import Batches
 from amid.data.examples import Example
 from amid.data.plain_text import packed
-from amid.data.prompts import IGNORE, Encoder, Template, Truncation
+from amid.data.prompts import IGNORE, Encoder, SpecialTokens, Template, Truncation
 from amid.data.sources import Fields, Source, TextSource, load_documents, load_examples
 from amid.data_files import RESPONSES
 from amid.errors import InputError
@@ -47,6 +48,9 @@ Mean = Literal["step", "micro_batch"]
 
 FORMAT = 2
 """Version of the files of token ids; another one is another cache."""
+
+_AS_TEXT = "special tokens are text"
+"""In the key of a cache of tokens, where a row has one in its text."""
 
 NO_ROW = -1
 """The number of a sequence that is in neither set."""
@@ -191,6 +195,8 @@ class InstructionData(L.LightningDataModule):
         max_length: tokens of prompt, response and EOS at most.
         truncation: what a longer prompt loses: "input", the end of its input (`amid.data.prompts.Encoder`);
             "right", its own end, that of the template with it, as in published scripts.
+        special_tokens: what a special token of the tokenizer is that is written in a row or a document:
+            "text", or "tokens", the token itself (`amid.data.prompts.Encoder`).
         batch_size: rows of an optimiser step.
         micro_batch_size: rows that go through the models at once; null for all of the step. Changes
             memory and speed, not the gradient, but for what dropout draws.
@@ -231,6 +237,7 @@ class InstructionData(L.LightningDataModule):
         max_prompt_length: int = 256,
         max_length: int = 512,
         truncation: Truncation = "input",
+        special_tokens: SpecialTokens = "text",
         batch_size: int = 8,
         micro_batch_size: int | None = None,
         tokens_per_batch: int | None = None,
@@ -285,7 +292,7 @@ class InstructionData(L.LightningDataModule):
             )
         self.valid_metric = valid_metric
         self.metrics = {n: self.metrics[n] for n in sorted(self.metrics, key=lambda n: n != valid_metric)}
-        self.encoder = Encoder(tokenizer, template, max_prompt_length, max_length, truncation)
+        self.encoder = Encoder(tokenizer, template, max_prompt_length, max_length, truncation, special_tokens)
         self.tokenizer = _with_eos(tokenizer, template.end(tokenizer))
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
@@ -328,32 +335,25 @@ class InstructionData(L.LightningDataModule):
         return replace(self._valid_encoded[0], first=len(self.train_examples))
 
     def announce_cuts(self, splits: Sequence[str] = ("train", "valid", "test")) -> None:
-        """Says how many prompts and responses of `splits` are longer than the limits; nothing where none is.
+        """Says how many rows of `splits` are not trained on, or answered, just as they stand in their file.
 
-        Of evaluation sets only the prompts are cut.
+        Prompts and responses beyond the limits are cut, of evaluation sets only the prompts; special tokens
+        in a row's text stay text; a chat template may write thoughts otherwise. Nothing is said where no row
+        is concerned.
         """
-        cuts = {"train": self._train_encoded[1]} if "train" in splits else {}
-        cuts |= {"valid": self._valid_encoded[1]} if "valid" in splits else {}
+        rows = {"train": self.train_examples} if "train" in splits else {}
+        rows |= {"valid": self.valid_examples} if "valid" in splits else {}
         if "test" in splits:
-            cuts |= {f"test.{name}": self._encoded(rows)[1] for name, rows in self.test_examples.items()}
-        prompts = [
-            f"{n:,} of {len(cut):,} prompts of data.{name}"
-            for name, cut in cuts.items()
-            if (n := int(cut[:, 0].sum()))
-        ]
-        responses = [
-            f"{n:,} of {len(cut):,} responses of data.{name}"
-            for name, cut in cuts.items()
-            if name in ("train", "valid") and (n := int(cut[:, 1].sum()))
-        ]
-        told = {"max_prompt_length": prompts, "max_length": responses}
-        parts = [
-            f"data.{limit}={getattr(self.encoder, limit)}: {', '.join(found)}"
-            for limit, found in told.items()
-            if found
-        ]
-        if parts:
-            announce(f"Cut to {'; to '.join(parts)}")
+            rows |= {f"test.{name}": examples for name, examples in self.test_examples.items()}
+        known = {"train": lambda: self._train_encoded, "valid": lambda: self._valid_encoded}
+        cut = {name: known[name]() if name in known else self._encoded(of) for name, of in rows.items()}
+        documents = self._documents if "train" in splits else ()
+        for line in (
+            *notes.cuts(self.encoder, {name: of[1] for name, of in cut.items()}),
+            *notes.special_tokens(self.encoder, rows, documents),
+            *notes.thoughts(self.encoder, rows),
+        ):
+            announce(line)
 
     def announce_template(self) -> None:
         """Says whether prompts stand in the tokenizer's chat template, where that is a choice."""
@@ -395,11 +395,20 @@ class InstructionData(L.LightningDataModule):
             return None
         if self._plain_text == RESPONSES:
             return self.train_tokens
-        documents, length = load_documents(self._plain_text), self.encoder.max_length
-        tokenizer = self.encoder.tokenizer  # with its own EOS: a document is no turn of a conversation
-        made_from = ["plain text", documents, length, tokenizer_fingerprint(tokenizer)]
-        pieces = ((ids, 0) for ids in packed(documents, tokenizer, length))
+        encoder, documents = self.encoder, self._documents
+        tokenizer = encoder.tokenizer  # with its own EOS: a document is no turn of a conversation
+        made_from = ["plain text", documents, encoder.max_length, tokenizer_fingerprint(tokenizer)]
+        if encoder.special_tokens == "text" and any(map(encoder.special_in, documents)):
+            made_from.append(_AS_TEXT)
+        eos = int(tokenizer.eos_token_id)
+        pieces = ((ids, 0) for ids in packed(documents, encoder.texts, eos, encoder.max_length))
         return Tokens.of_tensors(self._kept(made_from, lambda: Tokens.of(pieces).tensors))
+
+    @cached_property
+    def _documents(self) -> list[str]:
+        """The documents of plain text; none where there is none besides the training set."""
+        source = self._plain_text
+        return [] if source is None or source == RESPONSES else load_documents(source)
 
     def plain_batch(self, number: int) -> list[MicroBatch]:
         """The `number`th batch of plain text, of endlessly many: `batch_size` pieces, in micro-batches.
@@ -439,6 +448,10 @@ class InstructionData(L.LightningDataModule):
             [encoder.max_prompt_length, encoder.max_length, encoder.truncation],
             tokenizer_fingerprint(self.tokenizer),
         ]
+        if encoder.special_tokens == "text" and any(
+            encoder.special_in_prompt(e) or encoder.special_in(e.outputs[0]) for e in examples
+        ):
+            made_from.append(_AS_TEXT)
         kept = self._kept(made_from, encode)
         return Tokens.of_tensors(kept), kept["cut"]
 

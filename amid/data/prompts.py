@@ -1,7 +1,8 @@
 """From an example to token ids: the template around it, the limits on its length, the counted tokens."""
 
 import copy
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from amid.data.examples import Example
+from amid.data.row_text import RowText, marks_in, special_tokens
 from amid.errors import InputError
 
 IGNORE = -100
@@ -20,6 +22,12 @@ Truncation = Literal["input", "right"]
 CHAT_VARIABLES = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 """What `chat="auto"` gives a chat template: Qwen3 answers without a part for thoughts, and Llama 3 writes
 this date into its system message in place of today's."""
+
+THOUGHTS = re.compile(r"<(/?)(?:\w+:)?think(?:ing)?>|\[(/?)THINK\]")
+"""Where a model's thoughts begin and end."""
+
+SpecialTokens = Literal["text", "tokens"]
+"""What a special token of the tokenizer is that is written in a row."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ class Template:
             InputError: if a chat template is wanted and the tokenizer has none.
         """
         text = (self.with_input if input else self.without_input).format(instruction=instruction, input=input)
-        return text if self._plain(tokenizer) else self._conversation(tokenizer, text, answer=None)
+        return text if self.is_plain(tokenizer) else self._conversation(tokenizer, text, answer=None)
 
     def end(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """The token that ends a response: EOS, or in a chat template the end of a turn.
@@ -79,7 +87,7 @@ class Template:
         Raises:
             InputError: if there is no such token, or a chat template is wanted and the tokenizer has none.
         """
-        if self._plain(tokenizer):
+        if self.is_plain(tokenizer):
             if tokenizer.eos_token is None:
                 raise InputError(
                     "tokenizer has no EOS token, so no response could end; choose another tokenizer"
@@ -97,9 +105,14 @@ class Template:
             )
         return max(ends, key=len)
 
+    def turns(self, tokenizer: PreTrainedTokenizerBase, response: str) -> tuple[str, str]:
+        """A prompt and `response` as they are trained on, and as the chat template itself writes the two."""
+        prompt = self._conversation(tokenizer, "x", answer=None)
+        return prompt + response, self._conversation(tokenizer, "x", answer=response)
+
     def made_from(self, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
         """All that the prompt follows from beside the example and the tokens."""
-        plain = self._plain(tokenizer)
+        plain = self.is_plain(tokenizer)
         chat = None if plain else [dict(self._variables), tokenizer.chat_template]
         return [self.without_input, self.with_input, chat]
 
@@ -108,7 +121,7 @@ class Template:
 
         None where there is no choice: `chat` is null, and the tokenizer has no chat template.
         """
-        if not self._plain(tokenizer):
+        if not self.is_plain(tokenizer):
             return (
                 f"Prompts stand in the tokenizer's chat template, and an answer ends with "
                 f"{self.end(tokenizer)} (data.template.chat=null for the text as it stands)"
@@ -137,7 +150,7 @@ class Template:
         for name in ("add_bos_token", "add_eos_token"):
             saved.init_kwargs[name] = False  # which is written, and so read by other programs
             setattr(saved, name, False)
-        if self._plain(tokenizer):
+        if self.is_plain(tokenizer):
             saved.chat_template = None
             return saved
         told = {
@@ -158,7 +171,7 @@ class Template:
             saved.chat_template = completed(templates)
         return saved
 
-    def _plain(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+    def is_plain(self, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Whether prompts stand as they are, in no chat template."""
         return self.chat is None or (self.chat == "auto" and tokenizer.chat_template is None)
 
@@ -217,10 +230,13 @@ class Encoder:
         truncation: what a longer prompt loses. "input": the end of its input, and where that is not enough
             the end of its instruction; the template stays whole. "right": its last tokens, and with them
             the end of the template, such as "### Response:", as in DistiLLM's scripts and their forks.
+        special_tokens: what a special token of the tokenizer, such as `<|endoftext|>`, is where a row has it.
+            "text": text like any other, so that only the template and the end of a response put such tokens
+            in. "tokens": the token, as the tokenizer reads it.
 
     Raises:
         InputError: if the template alone does not fit the limits, nothing can end a response, or
-            `truncation` is neither of the two.
+            `truncation` or `special_tokens` is neither of its two.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -228,10 +244,13 @@ class Encoder:
     max_prompt_length: int
     max_length: int
     truncation: Truncation = "input"
+    special_tokens: SpecialTokens = "text"
 
     def __post_init__(self) -> None:
         if self.truncation not in ("input", "right"):
             raise InputError(f"data.truncation={self.truncation} must be input or right")
+        if self.special_tokens not in ("text", "tokens"):
+            raise InputError(f"data.special_tokens={self.special_tokens} must be text or tokens")
         self.template.end(self.tokenizer)
         longest = max(len(self._prompt("", input)) for input in ("", " "))
         if self.max_prompt_length < longest + 1:
@@ -249,7 +268,7 @@ class Encoder:
         """The example's token ids, at most `max_length`."""
         whole = self._prompt(example.instruction, example.input)
         prompt = self._shortened(example, whole)
-        response = [*self._ids(example.outputs[0]), self._end]
+        response = [*self.texts([example.outputs[0]])[0], self._end]
         room = self.max_length - len(prompt)
         return Encoded(
             prompt + response[:room],
@@ -258,16 +277,44 @@ class Encoder:
             response_cut=len(response) > room,
         )
 
+    def texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of texts without a template, such as responses without their end."""
+        of = self._of_text
+        return of.all_ids([of.marked(text) for text in texts] if self.special_tokens == "text" else texts)
+
+    def special_in_prompt(self, example: Example) -> set[str]:
+        """The special tokens that the row itself writes into the prompt of `example`."""
+        return self._of_prompt.written(f"{example.instruction}\0{example.input}")
+
+    def special_in(self, text: str) -> set[str]:
+        """The special tokens that are written in a text without a template."""
+        return self._of_text.written(text)
+
+    @cached_property
+    def _of_text(self) -> RowText:
+        marks = {mark for mark in self._marks if not THOUGHTS.fullmatch(mark)}  # a response may have them
+        return RowText(self.tokenizer, special_tokens(self.tokenizer) | marks)
+
+    @cached_property
+    def _of_prompt(self) -> RowText:
+        return RowText(self.tokenizer, special_tokens(self.tokenizer) | self._marks)
+
+    @cached_property
+    def _marks(self) -> set[str]:
+        """What the chat template marks turns with that is no special token."""
+        if self.template.is_plain(self.tokenizer):
+            return set()
+        return marks_in(self.tokenizer, "".join(self.template.turns(self.tokenizer, "x")))
+
     @cached_property
     def _end(self) -> int:
         return int(self.tokenizer.convert_tokens_to_ids(self.template.end(self.tokenizer)))  # type: ignore[arg-type]
 
     def _prompt(self, instruction: str, input: str) -> list[int]:
-        return self._ids(self.template.render(self.tokenizer, instruction, input))
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+        of = self._of_prompt
+        if self.special_tokens == "text":
+            instruction, input = of.marked(instruction), of.marked(input)
+        return of.ids(self.template.render(self.tokenizer, instruction, input))
 
     def _shortened(self, example: Example, whole: list[int]) -> list[int]:
         """The prompt's token ids, within the limit; `whole` are those without it."""

@@ -60,7 +60,9 @@ def test_the_loss_on_plain_text_is_the_one_computed_by_hand(tmp_path):
 @given(st.lists(st.text("ab cd", max_size=40), min_size=1, max_size=6), st.integers(2, 9))
 def test_documents_are_packed_one_after_the_other(documents, length):
     ids = [i for text in documents for i in [*TOKENS(text, add_special_tokens=False)["input_ids"], EOS]]
-    pieces = list(packed(documents, TOKENS, length))
+    pieces = list(
+        packed(documents, lambda texts: TOKENS(texts, add_special_tokens=False)["input_ids"], EOS, length)
+    )
     joined = [i for piece in pieces for i in piece]
     assert joined == ids[: len(joined)]
     assert len(ids) - len(joined) in (0, 1)

@@ -1,0 +1,107 @@
+"""What is said once of the rows of a run's data, before anything is trained."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+from amid.data.examples import Example
+from amid.data.prompts import THOUGHTS, Encoder
+
+_TRAINED = ("train", "valid")
+"""Sets whose responses count, not their prompts alone."""
+
+_SHOWN = 4
+"""Special tokens that are named."""
+
+
+def cuts(encoder: Encoder, cut: Mapping[str, Tensor]) -> Iterator[str]:
+    """How many prompts and responses are longer than the limits; `cut` [n, 2] says it of each, by set."""
+    prompts = {name: int(of[:, 0].sum()) for name, of in cut.items()}
+    responses = {name: int(of[:, 1].sum()) for name, of in cut.items() if name in _TRAINED}
+    n = {name: len(of) for name, of in cut.items()}
+    told = {"max_prompt_length": _of(prompts, n, "prompts"), "max_length": _of(responses, n, "responses")}
+    parts = [f"data.{name}={getattr(encoder, name)}: {found}" for name, found in told.items() if found]
+    if parts:
+        yield f"Cut to {'; to '.join(parts)}"
+
+
+def special_tokens(
+    encoder: Encoder, sets: Mapping[str, Sequence[Example]], documents: Sequence[str] = ()
+) -> Iterator[str]:
+    """How many rows have a special token of the tokenizer in their text, and what becomes of it."""
+    found = {
+        name: [encoder.special_in_prompt(row) | _in_response(encoder, name, row) for row in rows]
+        for name, rows in sets.items()
+    }
+    found["plain_text"] = [encoder.special_in(text) for text in documents]
+    counts = {name: sum(map(bool, of)) for name, of in found.items()}
+    n = {name: len(of) for name, of in found.items()}
+    documents_of = counts.pop("plain_text")
+    said = [_of(counts, n, "rows"), _of({"plain_text": documents_of}, n, "documents")]
+    if not any(said):
+        return
+    names = sorted({token for of in found.values() for tokens in of for token in tokens})
+    named = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    what = {
+        "text": "Kept as text, special tokens that rows have in theirs",
+        "tokens": "Read as special tokens, for data.special_tokens=tokens, where rows have them",
+    }[encoder.special_tokens]
+    yield f"{what} ({named}): {', '.join(filter(None, said))}"
+
+
+def thoughts(encoder: Encoder, sets: Mapping[str, Sequence[Example]]) -> Iterator[str]:
+    """How many responses have other blocks of thoughts than the chat template would write them with.
+
+    A template may add an empty block before a response, or drop the one that it has. Responses are trained
+    on as they stand in their rows, after the prompt, which may have a block too.
+    """
+    if encoder.template.is_plain(encoder.tokenizer):
+        return
+    kinds = {name: _changed(encoder, rows) for name, rows in sets.items() if name in _TRAINED}
+    n = {name: len(rows) for name, rows in sets.items()}
+    parts = [
+        f"{what} {said}"
+        for kind, what in (("adds", "adds one to"), ("drops", "drops one from"))
+        if (said := _of({name: of[kind] for name, of in kinds.items()}, n, "responses"))
+    ]
+    if parts:
+        yield (
+            f"Blocks of thoughts: the chat template {'; it '.join(parts)}; responses are trained on as they "
+            "stand after the prompt; to have them otherwise, change data.template.chat or the rows"
+        )
+
+
+def _in_response(encoder: Encoder, name: str, row: Example) -> set[str]:
+    return encoder.special_in(row.outputs[0]) if name in _TRAINED else set()
+
+
+def _changed(encoder: Encoder, rows: Sequence[Example]) -> Counter[str]:
+    """Of how many rows the template `adds` or `drops` a block of thoughts."""
+    counts: Counter[str] = Counter()
+    plain = 0
+    for row in rows:
+        if THOUGHTS.search(row.outputs[0]):
+            counts[_change(encoder, row.outputs[0])] += 1
+        else:
+            plain += 1
+    if plain:
+        counts[_change(encoder, "x")] += plain
+    return counts
+
+
+def _change(encoder: Encoder, response: str) -> str:
+    """What the chat template does to the blocks of thoughts of a response: `adds`, `drops` or nothing."""
+    trained, written = encoder.template.turns(encoder.tokenizer, response)
+    before, after = (Counter(_tags(text)) for text in (trained, written))
+    return "" if before == after else "adds" if after > before else "drops"
+
+
+def _tags(text: str) -> list[str]:
+    """Of each beginning of thoughts "", of each end "/"."""
+    return [found[1] or found[2] or "" for found in THOUGHTS.finditer(text)]
+
+
+def _of(counts: Mapping[str, int], n: Mapping[str, int], what: str) -> str:
+    """`3 of 10 rows of data.train, 1 of 5 rows of data.valid`; sets without any are left out."""
+    return ", ".join(f"{k:,} of {n[name]:,} {what} of data.{name}" for name, k in counts.items() if k)

@@ -1,0 +1,121 @@
+"""Special tokens that are written in a row's text: they stay text, and markers come from the template."""
+
+import json
+import re
+import uuid
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+_BEGIN, _END = "\ufdd0", "\ufdd1"
+"""Around a special token in a row's text. Unicode keeps both for a program's own use, never for text."""
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The tokens that steer a model and that no text should become: EOS, ends of turns, and so on."""
+    added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+    named = {*tokenizer.all_special_tokens, *(getattr(tokenizer, "chat_control_tokens", None) or ())}
+    return {token for token, special in added.items() if special or token in named}
+
+
+def marks_in(tokenizer: PreTrainedTokenizerBase, text: str) -> set[str]:
+    """The added tokens that mark parts of `text`, though the tokenizer does not call them special.
+
+    DeepSeek's `<｜User｜>` is one. Words and white space that are added tokens are none.
+    """
+    added = (token.content for token in tokenizer.added_tokens_decoder.values())
+    return {t for t in added if t in text and t.strip() and not (t[0] + t[-1]).isalnum()}
+
+
+class RowText:
+    """Turns text into token ids, where some of it comes from a row and the rest from a template.
+
+    Text without a marked token has exactly the ids that the tokenizer itself gives it.
+
+    Args:
+        tokenizer: of the models.
+        tokens: those that stay text where a row has them.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: Collection[str]) -> None:
+        self.tokenizer = tokenizer
+        self._names = {f"{_BEGIN}{uuid.uuid4().hex}{_END}": token for token in tokens}
+        one = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)"
+        self._token = re.compile(one)
+        self._any = re.compile(f"{_BEGIN}({one}){_END}|({one})")
+
+    def written(self, text: str) -> set[str]:
+        """The tokens that stand in `text`."""
+        return set(self._token.findall(text))
+
+    def marked(self, text: str) -> str:
+        """`text` of a row, with the tokens in it marked as text, for `ids`; a template may go around it."""
+        return self._token.sub(f"{_BEGIN}\\g<0>{_END}", text)
+
+    def ids(self, text: str) -> list[int]:
+        """The token ids of `text`, in which marked tokens are text and others are themselves."""
+        if _BEGIN not in text:
+            return self._plain([text])[0]
+        if getattr(self.tokenizer, "backend_tokenizer", None) is None:
+            return self._by_parts(text)
+        name_of = {token: name for name, token in self._names.items()}
+        renamed = self._any.sub(lambda found: found[1] or name_of[found[2]], text)
+        return [self._id(index) for index in self._renaming.encode(renamed, add_special_tokens=False).ids]
+
+    def all_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """`ids` of each text, many at once."""
+        return (
+            self._plain(texts) if not any(_BEGIN in text for text in texts) else [self.ids(t) for t in texts]
+        )
+
+    def _plain(self, texts: Sequence[str], **settings: bool) -> list[list[int]]:
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False, **settings)
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+    def _by_parts(self, text: str) -> list[int]:
+        """`ids` of a tokenizer that is written in Python, a marked token at a time."""
+        parts = re.split(f"{_BEGIN}({self._token.pattern}){_END}", text)
+        return [
+            index
+            for number, part in enumerate(parts)
+            if part
+            for index in self._plain([part], split_special_tokens=number % 2 == 1)[0]
+        ]
+
+    @cached_property
+    def _renaming(self) -> Tokenizer:
+        """The tokenizer, to which each token is known by a name that no text has, and not by its own."""
+        spec: dict[str, Any] = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        known = set(self._names.values())
+        flags = {token["content"]: token for token in spec["added_tokens"]}
+        for token in spec["added_tokens"]:
+            token["special"] = token["special"] or token["content"] in known
+        model = spec["model"]
+        if model["type"] == "Unigram":  # it would find a piece of this name in plain text
+            pieces = enumerate(model["vocab"])
+            model["vocab"] = [
+                [f"{_END}{i}" if piece in known and i != model["unk_id"] else piece, score]
+                for i, (piece, score) in pieces
+            ]
+        backend = Tokenizer.from_str(json.dumps(spec))
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True  # as text
+        backend.add_tokens(
+            [
+                AddedToken(
+                    name, normalized=False, lstrip=flags[token]["lstrip"], rstrip=flags[token]["rstrip"]
+                )
+                for name, token in self._names.items()
+            ]
+        )
+        return backend
+
+    def _id(self, index: int) -> int:
+        """The tokenizer's own id of what `_renaming` calls `index`."""
+        token = str(self._renaming.id_to_token(index))
+        return int(self.tokenizer.backend_tokenizer.token_to_id(self._names.get(token, token)))
