@@ -21,6 +21,6 @@ def test_a_callback_of_one_s_own_is_one_of_lightning():
     (made,) = own_callbacks({"callbacks": {"mine": {"_target_": "lightning.pytorch.callbacks.Timer"}}})
     assert isinstance(made, Timer)
     with pytest.raises(
-        InputError, match=r"callbacks.mine is a dict; it must be a lightning.pytorch.Callback"
+        InputError, match=r"callbacks.mine is a Fraction; it must be a lightning.pytorch.Callback"
     ):
-        own_callbacks({"callbacks": {"mine": {"_target_": "builtins.dict"}}})
+        own_callbacks({"callbacks": {"mine": {"_target_": "fractions.Fraction"}}})
