@@ -7,16 +7,13 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from amid.config import check_seed
-from amid.data.prompts import check_lengths
-from amid.data_files import check_files, check_names
+from amid.data_files import check_files
 from amid.errors import InputError
-from amid.fit import check_trainer, own_callbacks
+from amid.fit import own_callbacks
 from amid.generation import Sampling
 from amid.learning_rate import check_rates
 from amid.losses import Loss
 from amid.preparation import check_models, fine_tuning_settings
-from amid.progress import LOSSES
 from amid.schedule import Schedule
 from amid.text import Text, on_student_text
 
@@ -55,12 +52,6 @@ def parts_of(cfg: Config, prefix: str = "") -> Parts:
         InputError: for a setting outside its range, or settings that do not fit, those of the fine-tuning of
             its models among them.
     """
-    check_seed(cfg["seed"])
-    threads = cfg["threads"]
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise InputError(f"threads={threads} must be a whole number from 1, or null for all cores")
-    check_names(cfg["data"])
-    check_lengths(cfg["data"]["max_prompt_length"], cfg["data"]["max_length"])
     objective: Loss = instantiate(cfg["objective"])
     text: Text = instantiate(cfg["text"])
     if text.from_student and on_student_text(objective) is None:
@@ -80,13 +71,9 @@ def parts_of(cfg: Config, prefix: str = "") -> Parts:
                 f"data.{limit}={cfg['data'][limit]} cuts a step into parts, but {objective!r} is no sum of "
                 f"parts; use data.{limit}=null, objective.maximum=token, or data.mean=micro_batch"
             )
-    if cfg["clip_norm"] is not None and cfg["clip_norm"] <= 0:
-        raise InputError(f"{prefix}clip_norm={cfg['clip_norm']} must be above 0; use null not to clip")
-    check_trainer(cfg["trainer"], f"{prefix}trainer")
     own_callbacks(cfg)
     most = cfg["trainer"]["max_steps"]
     check_rates(cfg, most if most > 0 else _MANY_STEPS, prefix)
-    _check_monitor(cfg["checkpoint"]["monitor"], cfg["data"].get("valid_metric"))
     schedule: Schedule | None = instantiate(cfg.get("schedule"))
     if schedule is not None:
         schedule.begin(objective)
@@ -98,8 +85,6 @@ def parts_of(cfg: Config, prefix: str = "") -> Parts:
     for role in ("teacher", "student"):
         sft = cfg["model"].get(role, {}).get("sft")
         if sft:
-            if sft["batch_size"] < 1:
-                raise InputError(f"model.{role}.sft.batch_size={sft['batch_size']} must be at least 1")
             parts_of(fine_tuning_settings(cfg, role), prefix=f"model.{role}.sft.")
     return parts
 
@@ -137,12 +122,3 @@ class Checks:
             instantiate({**cfg["data"], **unread}, tokenizer=tokenizer)
             check_models(cfg, tokenizer)
             self._sound.add(key)
-
-
-def _check_monitor(monitor: str, valid_metric: str | None) -> None:
-    known = [*LOSSES, *([f"valid/{valid_metric}"] if valid_metric else [])]
-    if monitor not in known:
-        raise InputError(
-            f"checkpoint.monitor={monitor} is not measured (data.valid_metric={valid_metric}); "
-            f"use one of {', '.join(known)}"
-        )

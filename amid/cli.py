@@ -138,6 +138,7 @@ def _hydra(name: str, arguments: list[str]) -> None:
         check_overrides_for_secrets(parsed)
         if not several:
             _check_single(name, parsed)
+            check_overrides(name, overrides)
         else:
             for override in overrides:
                 if override.startswith("hydra.run.dir="):

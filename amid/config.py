@@ -29,6 +29,7 @@ from amid.errors import InputError, choose_one
 from amid.files import checksum, key_of
 from amid.run_names import LIMITS, PLACES, WITH_THE_REST, Naming
 from amid.secrets import check_for_secrets, remember, without_secrets
+from amid.settings import check, other_word
 
 KEYS_OF_SWEEPS = ("baselines", "scales")
 """Root keys of a sweep file that are no part of a run's configuration."""
@@ -75,18 +76,12 @@ def _multirun() -> bool:
 
 
 def as_dict(cfg: DictConfig) -> dict[str, Any]:
-    """`cfg` with everything resolved, the student that it names, and without the keys that only sweeps read.
-
-    Raises:
-        InputError: if `student_is` is neither student nor teacher.
-    """
+    """`cfg`, which was checked, with everything resolved, the student that it names, and without the keys
+    that only sweeps read."""
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     for key in KEYS_OF_SWEEPS:
         settings.pop(key, None)
-    student = settings.pop("student_is")
-    if student not in ("student", "teacher"):
-        raise InputError(f"student_is={student} must be student or teacher, of the pair")
-    settings["model"]["student"] = settings["model"][student]
+    settings["model"]["student"] = settings["model"][settings.pop("student_is")]
     remember(settings)
     return settings
 
@@ -193,12 +188,6 @@ def _content_hash(path: Path) -> str:
     return key_of({file.name: checksum(file) for file in files})
 
 
-def check_seed(seed: Any) -> None:
-    """Raises InputError for a seed that numpy and torch do not both take, before anything is computed."""
-    if type(seed) is not int or not 0 <= seed < 2**32:  # True is an int
-        raise InputError(f"seed={seed} must be a whole number, from 0 to {2**32 - 1}")
-
-
 def quoted(argument: str) -> str:
     """KEY=VALUE with the value quoted where it holds a second `=`, as the folders of runs do."""
     return (
@@ -231,7 +220,8 @@ def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
 
     Raises:
         InputError: for a group option that does not exist, with the nearest one; for a key that does not,
-            with the choices that have it, or the nearest one; and for whatever else Hydra refuses.
+            with the choices that have it, or the nearest one; for whatever else Hydra refuses; and for a
+            setting that `amid.settings.check` refuses.
     """
     register_resolvers()
     parsed = parsed_overrides(overrides)
@@ -246,6 +236,7 @@ def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
             raise InputError(_unknown_setting(config_name, loader, parsed) or str(error)) from error
     check_for_secrets(cfg)
     check_used(cfg, cfg.hydra)
+    check(cfg)
     return cfg
 
 
@@ -410,6 +401,8 @@ def _first_choice(override: Override) -> str:
 def _remedy(override: Override, names: Sequence[str]) -> str:
     """What to write in place of a setting that does not exist."""
     written = override.input_line or ""
+    if (word := other_word(override.key_or_group)) is not None:
+        return f"; {word}"
     if written.startswith("data.test."):
         return f"; to add an evaluation set: +{written}"
     if Path(written).is_dir():

@@ -17,20 +17,11 @@ def check_files(data: Mapping[str, Any]) -> None:
     """Looks whether the files of the data are there.
 
     Raises:
-        InputError: for one that is not, or evaluation sets without names.
+        InputError: for one that is not.
     """
-    check_names(data)
     for source in (data["train"], data["valid"], data.get("plain_text"), *data["test"].values()):
         if source != RESPONSES:
             check_source(source)
-
-
-def check_names(data: Mapping[str, Any]) -> None:
-    """Raises InputError if the evaluation sets have no names."""
-    if not isinstance(data["test"], Mapping):
-        raise InputError(
-            f"data.test={data['test']} has no name; add a set by its name: +data.test.mine={data['test']}"
-        )
 
 
 def check_source(source: object) -> None:

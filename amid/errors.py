@@ -26,6 +26,15 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def shortened(text: str, longest: int = 400) -> str:
+    """`text` in one line, without its middle where it is longer than so many characters."""
+    line = " ".join(text.split())
+    if len(line) <= longest:
+        return line
+    begin = longest * 2 // 3
+    return f"{line[:begin].rstrip()} … {line[begin - longest + 3 :].lstrip()}"
+
+
 def chain_of(error: BaseException) -> list[BaseException]:
     """An error and those that led to it."""
     chain: list[BaseException] = [error]

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from amid.command_records import record_command
-from amid.config import as_dict, check_seed, config_hash, parsed_overrides
+from amid.config import as_dict, config_hash, parsed_overrides
 from amid.errors import InputError
 from amid.evaluation import announce_unread, check_metrics, evaluate_sets
 from amid.experiment import recorded_hash, versions, write_config
@@ -69,7 +69,6 @@ def _settings(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Label]]:
     """The settings of the evaluation that `cfg` describes, which is changed, and what tables call it."""
     hydra = HydraConfig.get()
     overrides = list(hydra.overrides.task)
-    check_seed(cfg.seed)
     labels: dict[str, Label]
     further = further_settings(overrides)
     if cfg.run is not None:

@@ -29,43 +29,8 @@ MOST_VALIDATIONS = 50
 """At most so many validations in a training, that before it left out; with more epochs, only every k-th ends
 with one."""
 
-PRECISIONS = ("32-true", "bf16-mixed", "64-true")
-
 LAST = "last"
 """Names the checkpoint of the latest validated epoch, from which an interrupted run goes on."""
-
-
-def check_trainer(trainer: Config, key: str) -> None:
-    """Refuses settings of a trainer, which stand at `key`, that do not fit.
-
-    Raises:
-        InputError: naming the setting.
-    """
-    devices = trainer["devices"]
-    if devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1):
-        raise InputError(
-            f"{key}.devices={devices}: a run is trained on one device; use {key}.devices=1 (or [2] for "
-            "the third), and run several side by side"
-        )
-    if str(trainer["precision"]) not in PRECISIONS:
-        raise InputError(
-            f"{key}.precision={trainer['precision']}: use bf16-mixed, 32-true or 64-true; losses and counts "
-            "are summed in float32 at least, and gradients clipped as they are"
-        )
-    for name in ("max_epochs", "max_steps"):
-        if trainer[name] is not None and (not isinstance(trainer[name], int) or trainer[name] < -1):
-            raise InputError(f"{key}.{name}={trainer[name]} must be a whole number from 0; -1 is no limit")
-    every = trainer["check_val_every_n_epoch"]
-    if type(every) is not int or every < 1:
-        raise InputError(
-            f"{key}.check_val_every_n_epoch={every} must be a whole number of epochs, at least 1"
-        )
-    if trainer["max_epochs"] is None:
-        raise InputError(
-            f"{key}.max_epochs=null is no number of epochs; use -1 for as many as max_steps takes"
-        )
-    if trainer["max_epochs"] == -1 and trainer["max_steps"] == -1:
-        raise InputError(f"{key}.max_epochs=-1 and {key}.max_steps=-1 never end; set one of them")
 
 
 def one_device(trainer: Config, key: str = "trainer") -> L.Fabric:

@@ -30,6 +30,7 @@ def checked(sweep: "Sweep") -> list[Path]:
 
     from amid.config import as_dict
     from amid.data_files import check_files
+    from amid.settings import check
 
     folders: list[Path] = []
     to_check: dict[int, dict[str, Any]] = {}
@@ -37,8 +38,9 @@ def checked(sweep: "Sweep") -> list[Path]:
         for number, (run, cfg) in enumerate(sweep.configs()):
             folders.append(run.directory.absolute())
             if not run.finished:
-                cfg.logger = {}
                 with _about(sweep.in_words(number)):
+                    check(cfg)
+                    cfg.logger = {}
                     to_check[number] = as_dict(cfg)
                     instantiate(to_check[number]["objective"])
                     check_files(to_check[number]["data"])
@@ -84,6 +86,7 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
     from amid.config import CONF, check_used, register_resolvers
     from amid.monitor import time_left
     from amid.secrets import check_for_secrets, hide
+    from amid.settings import check
 
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -103,6 +106,7 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
             check_for_secrets(cfg)
             check_for_secrets(HydraConfig.get(), "hydra")  # type: ignore[arg-type]
             check_used(cfg, HydraConfig.get())
+            check(cfg)
             importlib.import_module(f"amid.{name}").run(cfg)
         except BrokenPipeError:
             sys.exit(unread())  # Hydra would report it

@@ -19,9 +19,7 @@ from torch import Tensor
 
 from amid.monitor import due, tell
 from amid.results import METRICS
-
-LOSSES = ("valid/loss", "valid/cross_entropy")
-"""What is logged at each validation, and can choose the checkpoint, besides the score of answers."""
+from amid.settings import LOSSES
 
 FURTHER = ("valid/perplexity", "valid/kl_pq", "valid/same_top")
 """What is logged besides, and not shown while a run goes on."""

@@ -1,0 +1,353 @@
+"""One check of every setting of a run: type, range, unknown keys, and what fits what."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from amid.errors import InputError, choose_one, in_one_line, shortened
+from amid.settings import nodes
+from amid.settings.together import check_together
+from amid.settings.words import OTHER_WORDS, as_number, other_word, shown
+
+Values = dict[str, Any]
+
+OF_HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+"""Keys of a node that say how it is made."""
+
+LATER = {
+    "optimizer": ("params",),
+    "scheduler": ("optimizer", "num_training_steps", "total_steps", "T_max", "total_iters", "steps"),
+    "divergence": ("log_a", "log_b"),
+    "assistant": ("log_p", "log_q"),
+    "metric": ("predictions", "references"),
+    "data": ("tokenizer",),
+    "trainer": ("callbacks", "enable_progress_bar", "logger", "default_root_dir"),
+    "checkpoint": ("dirpath", "filename", "enable_version_counter"),
+}
+"""What the maker of a node gets besides its keys, by the kind of the node."""
+
+CALLED_LATER = ("optimizer", "scheduler")
+"""Kinds of nodes that need `_partial_: true`."""
+
+
+def check(cfg: DictConfig) -> None:
+    """Checks every setting of a composed configuration, that of a run, an evaluation or a cache.
+
+    Nothing is instantiated, and neither torch nor Lightning is imported unless a `_target_` of the user's
+    own is in them.
+
+    Raises:
+        InputError: for the first setting that has a wrong type or value, does not exist, is missing, or does
+            not fit another: its key, its value and the remedy.
+    """
+    reading = _Reading()
+    settings = reading.values(cfg, "")
+    _check_root(settings, reading)
+    for key, kind, node in _nodes(settings):
+        _check_node(key, kind, node, reading)
+    if reading.missing:
+        key = reading.missing[0]
+        raise InputError(f"{key} has no value; give it one, {key}=VALUE (amid help {key} says what it is)")
+    of_a_run = ("data.",) if "run" in settings else ()  # an evaluation takes its data from a run
+    failed = {key: error for key, error in reading.failed.items() if not key.startswith(of_a_run)}
+    if failed:
+        key, error = next(iter(failed.items()))
+        raise InputError(f"{key} cannot be resolved: {in_one_line(error)}") from error
+    check_together(settings)
+
+
+class _Reading:
+    """The values of a configuration, and the keys whose values cannot be had."""
+
+    def __init__(self) -> None:
+        self.missing: list[str] = []
+        self.failed: dict[str, Exception] = {}
+        self.interpolations: list[str] = []
+        """What the values are made of, as it is written."""
+
+    def values(self, node: DictConfig, prefix: str) -> Values:
+        """Those of a node, without what cannot be resolved: that has a reason elsewhere, or is noted."""
+        written: Any = OmegaConf.to_container(node, resolve=False)
+        return self._values(node, written, prefix)
+
+    def _values(self, node: DictConfig, written: Values, prefix: str) -> Values:
+        found: Values = {}
+        for key, value in written.items():
+            name = f"{prefix}{key}"
+            if not prefix and key in ("hydra", "baselines", "scales"):
+                continue
+            if value == "???":
+                self.missing.append(name)
+            elif isinstance(value, dict):
+                child: Any = node._get_node(key)
+                found[key] = self._values(child, value, f"{name}.")
+            elif "${" not in str(value):
+                found[key] = value
+            else:
+                self.interpolations.append(str(value))
+                if not prefix.startswith("logger."):  # those ask Hydra and the network
+                    self._resolve(node, key, name, found)
+        return found
+
+    def _resolve(self, node: DictConfig, key: Any, name: str, found: Values) -> None:
+        try:
+            value = node[key]
+            if isinstance(value, DictConfig):
+                found[key] = self.values(value, f"{name}.")
+            else:
+                found[key] = (
+                    OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
+                )
+        except (OmegaConfBaseException, TypeError, ValueError) as error:
+            self.failed[name] = error
+
+    def without(self, key: str) -> bool:
+        """Whether the value of a key could not be had."""
+        return (
+            key in self.missing
+            or key in self.failed
+            or (key.startswith("logger.") and bool(self.interpolations))
+        )
+
+
+def _check_root(settings: Values, reading: _Reading) -> None:
+    known = nodes.Root.model_fields
+    for key, value in settings.items():
+        used = any("${" + str(key) in text for text in reading.interpolations)
+        if key not in known and not used:
+            if key in OTHER_WORDS:
+                raise InputError(f"{key}={shown(value)}: there is no such setting; {OTHER_WORDS[key]}")
+            raise InputError(f"{key}={shown(value)}: there is no such setting{_near(str(key), list(known))}")
+    _check_values("", nodes.Root, {k: v for k, v in settings.items() if k in known}, reading)
+
+
+def _nodes(settings: Values) -> Iterator[tuple[str, str, Any]]:
+    """The key, the kind and the value of each node that something is made of."""
+    data, model = settings.get("data"), settings.get("model")
+    for kind in ("trainer", "optimizer", "scheduler", "checkpoint", "data", "generation", "text", "teacher"):
+        if kind in settings:
+            yield kind, kind, settings[kind]
+    for kind in ("divergence", "assistant", "schedule"):
+        if settings.get(kind) is not None:
+            yield kind, kind, settings[kind]
+    if "objective" in settings:
+        yield "objective", "objective", settings["objective"]
+    if isinstance(data, dict):
+        if "template" in data:
+            yield "data.template", "template", data["template"]
+        sets = data.get("test")
+        for name, source in {
+            **{f"data.{name}": data.get(name) for name in ("train", "valid", "plain_text")},
+            **{f"data.test.{name}": node for name, node in (sets if isinstance(sets, dict) else {}).items()},
+        }.items():
+            if isinstance(source, dict):
+                yield name, "source", source
+            elif name.startswith("data.test."):
+                yield name, "set", source
+    for key, kind, group in (
+        ("data.metrics", "metric", data.get("metrics") if isinstance(data, dict) else None),
+        ("callbacks", "callback", settings.get("callbacks")),
+        ("logger", "logger", settings.get("logger")),
+    ):
+        if group is not None and not isinstance(group, dict):
+            yield key, "named", group
+        for name, node in (group if isinstance(group, dict) else {}).items():
+            yield f"{key}.{name}", kind, node
+    if isinstance(model, dict):
+        yield from _model_nodes(model)
+    elif "model" in settings:
+        yield "model", "pair", model
+
+
+def _model_nodes(model: Values) -> Iterator[tuple[str, str, Any]]:
+    yield "model", "pair", model
+    if "tokenizer" in model:
+        yield "model.tokenizer", "tokenizer", model["tokenizer"]
+    for role in ("teacher", "student"):
+        source = model.get(role)
+        if source is None:
+            continue
+        key = f"model.{role}"
+        yield key, "model", source
+        if not isinstance(source, dict):
+            continue
+        if source.get("lora") is not None:
+            yield f"{key}.lora", "lora", source["lora"]
+        sft = source.get("sft")
+        if sft is not None:
+            yield f"{key}.sft", "sft", sft
+        for kind in ("trainer", "optimizer", "scheduler", "checkpoint"):
+            if isinstance(sft, dict) and kind in sft:
+                yield f"{key}.sft.{kind}", kind, sft[kind]
+
+
+WITHOUT_TARGET: dict[str, tuple[type[nodes.Node], str]] = {
+    "lora": (nodes.LoRA, "settings, as {r: 16, alpha: 64}, or null"),
+    "sft": (nodes.FineTuning, "settings of a fine-tuning, or null for none"),
+    "pair": (nodes.Pair, "a tokenizer, a teacher and a student"),
+}
+"""By kind, the model of a node that nothing is named for, and what such a node is."""
+
+
+def _check_node(key: str, kind: str, node: Any, reading: _Reading) -> None:
+    if kind == "set":
+        _check_set(key, node)
+        return
+    if kind == "named":
+        raise InputError(
+            f"{key}={shown(node)} must be nodes by name, such as +{key}.mine._target_=mine.Class"
+        )
+    if kind in WITHOUT_TARGET:
+        model, what = WITHOUT_TARGET[kind]
+        if not isinstance(node, dict):
+            raise InputError(f"{key}={shown(node)} must be {what}")
+        _check_values(f"{key}.", model, node, reading)
+        return
+    if not isinstance(node, dict):
+        none = kind == "logger" and node is None
+        remedy = f"leave it out with ~{key}" if none else f"choose {_group(key)}=OPTION (amid help {key})"
+        raise InputError(f"{key}={shown(node)} must be a node with a _target_; {remedy}")
+    target = node.get("_target_")
+    if not isinstance(target, str) or not target.strip():
+        what = f"_target_={shown(target)}" if target is not None else "no _target_"
+        raise InputError(f"{key}={shown(node)} has {what}; name its class there")
+    if kind in CALLED_LATER and node.get("_partial_") is not True:
+        raise InputError(
+            f"{key}._partial_={shown(node.get('_partial_', False))} must be true: {target} is called when "
+            "the student is there"
+        )
+    known = nodes.BY_TARGET.get(kind, {}).get(target)
+    given = {name: value for name, value in node.items() if name not in OF_HYDRA}
+    if known is not None:
+        _check_values(f"{key}.", known, given, reading)
+    else:
+        _check_signature(key, kind, target, node, given, reading)
+
+
+def _group(key: str) -> str:
+    return key.replace(".", "/") if key.startswith("data.") else key
+
+
+def _check_set(key: str, source: Any) -> None:
+    if (
+        source is not None
+        and not (isinstance(source, str) and source.strip())
+        and not isinstance(source, list)
+    ):
+        raise InputError(f"{key}={shown(source)} must be the path of a file, or null to leave it out")
+
+
+def _check_values(prefix: str, model: type[nodes.Node], values: Values, reading: _Reading) -> None:
+    """Holds values to the model of their node.
+
+    Raises:
+        InputError: for the first that does not fit.
+    """
+    for name in values:
+        if not isinstance(name, str):
+            raise InputError(f"{prefix}{name} must be a name, not the number {name}")
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        for mistake in error.errors(include_url=False):
+            name = str(mistake["loc"][0])
+            key = f"{prefix}{name}"
+            if mistake["type"] == "missing":
+                if not reading.without(key):
+                    raise InputError(f"{key} is missing; give it a value, {key}=VALUE") from error
+            elif mistake["type"] == "extra_forbidden":
+                raise InputError(_unknown(key, values[name], list(model.model_fields))) from error
+            else:
+                told = mistake["msg"] if mistake["type"] == "amid" and mistake["msg"] else None
+                words = told or model.model_fields[name].description
+                raise InputError(
+                    f"{key}={shown(values[name])} must be {words}{_hint(values[name])}"
+                ) from error
+
+
+def _hint(value: Any) -> str:
+    """What may have been meant by text that looks like a number, or by a number that is whole."""
+    if isinstance(value, str) and as_number(value) is not None:
+        return "; it is text: leave out the quotes"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return f"; write {int(value)}"
+    return ""
+
+
+def _unknown(key: str, value: Any, known: list[str]) -> str:
+    remedy = other_word(key)
+    node, _, name = key.rpartition(".")
+    if remedy is not None:
+        return f"{key}={shown(value)}: {node} has no setting {name!r}; {remedy}"
+    if not known:
+        return f"{key}={shown(value)}: {node} has no settings; leave it out"
+    return f"{key}={shown(value)}: {node} has no setting {name!r}{choose_one(name, known)}"
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else "; `amid train --help` lists them"
+
+
+def _check_signature(
+    key: str, kind: str, target: str, node: Values, given: Values, reading: _Reading
+) -> None:
+    """Holds the keys of a node to the signature of what its `_target_` names.
+
+    Raises:
+        InputError: if that is not found or cannot be called with them, or a value is no number.
+    """
+    found = _found(key, target)
+    for name, value in given.items():
+        if isinstance(value, float) and value != value:
+            raise InputError(f"{key}.{name}=nan is no number; give it one")
+    try:
+        parameters = inspect.signature(found).parameters
+    except (TypeError, ValueError):  # of some built-in functions
+        return
+    kinds = {p.kind for p in parameters.values()}
+    later = LATER.get(kind, ())
+    own = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        for name, value in given.items():
+            if name not in own:
+                choices = [n for n in own if n not in later]
+                raise InputError(_unknown(f"{key}.{name}", value, choices) + f" (arguments of {target})")
+    if node.get("_partial_") is True or "_args_" in node:
+        return
+    lacking = [
+        name
+        for name in own
+        if parameters[name].default is inspect.Parameter.empty
+        and name not in given
+        and (name not in later or kind in ("divergence", "assistant", "metric"))
+        and not reading.without(f"{key}.{name}")
+    ]
+    if lacking:
+        is_function = not inspect.isclass(found)
+        remedy = (
+            f"a plain function needs _partial_: true, ++{key}._partial_=true"
+            if is_function and kind in ("divergence", "assistant", "metric")
+            else f"give it, +{key}.{lacking[0]}=VALUE"
+        )
+        raise InputError(f"{key}._target_={target} needs {', '.join(lacking)}; {remedy}")
+
+
+def _found(key: str, target: str) -> Callable[..., Any]:
+    try:
+        found = get_object(target)
+    except Exception as error:  # whatever the import of a module of one's own raises
+        reason = in_one_line(error.__cause__ or error)
+        raise InputError(
+            f"{key}._target_={shown(target)} cannot be found ({shortened(reason)}); write the module and the "
+            "name, as mine.Class, of what is installed or stands in the working folder"
+        ) from error
+    if not callable(found):
+        raise InputError(f"{key}._target_={shown(target)} is no class or function; name one")
+    return found  # type: ignore[no-any-return]

@@ -1,0 +1,501 @@
+"""The settings that amid knows, typed: a model for each node of a configuration, by its `_target_`.
+
+Nothing here imports torch or Lightning, so that a wrong value is answered at once. A field is an argument of
+what the node makes, with the same default.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from amid.settings.types import (
+    MOST_THREADS,
+    ClipNorm,
+    Count,
+    CountOrAll,
+    Flag,
+    Folder,
+    Inside,
+    Layers,
+    Limit,
+    Natural,
+    NotNegative,
+    Number,
+    OneDevice,
+    OptionalText,
+    PlainText,
+    Positive,
+    Seed,
+    Seeds,
+    Sets,
+    Share,
+    ShareAboveNone,
+    ShareBelowAll,
+    Source,
+    Text,
+    Warmup,
+)
+
+
+class Node(BaseModel):
+    """Settings of one node. Text is no number, true is no number, and no key is unknown."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Root(Node):
+    """What stands at the top of a configuration, besides its nodes."""
+
+    seed: Seed
+    student_is: Annotated[Literal["student", "teacher"], Field(description="student or teacher, of the pair")]
+    clip_norm: ClipNorm
+    threads: Annotated[
+        Annotated[int, Field(ge=1, le=MOST_THREADS)] | None,
+        Field(description=f"a whole number from 1 to {MOST_THREADS}, or null for all cores"),
+    ]
+    output_dir: Folder
+    prepared_dir: Folder
+    run: Annotated[str | None, Field(description="the folder of a finished run, or null")] = None
+    name: OptionalText = None
+    callbacks: Any = None
+    data: Any
+    assistant: Any
+    divergence: Any
+    objective: Any
+    schedule: Any
+    text: Any
+    teacher: Any
+    optimizer: Any
+    scheduler: Any
+    trainer: Any
+    checkpoint: Any
+    generation: Any
+    logger: Any
+    model: Any
+
+
+class Data(Node):
+    """`amid.data.InstructionData`."""
+
+    train: Source
+    valid: Source
+    test: Sets
+    template: Any
+    metrics: Annotated[dict[str, Any], Field(description="functions by name")] = {}
+    valid_metric: Annotated[str | None, Field(description="the name of one of data.metrics, or null")] = None
+    fields: Annotated[
+        dict[str, Any] | None, Field(description="the names of your rows' fields, as {output: answer}")
+    ] = None
+    max_prompt_length: Count = 256
+    max_length: Count = 512
+    truncation: Annotated[Literal["input", "right"], Field(description="input or right")] = "input"
+    batch_size: Count = 8
+    micro_batch_size: CountOrAll = None
+    tokens_per_batch: CountOrAll = None
+    mean: Annotated[Literal["step", "micro_batch"], Field(description="step or micro_batch")] = "step"
+    valid_rows: CountOrAll = None
+    valid_prompts: Count = 64
+    test_prompts: CountOrAll = None
+    plain_text: PlainText = None
+    plain_text_weight: Positive = 1.0
+    seed: Seed = 0
+    cache_dir: Folder = "outputs/cache"
+
+
+class Template(Node):
+    """`amid.data.Template`."""
+
+    without_input: Text
+    with_input: Text
+    chat: Annotated[
+        dict[str, Any] | Literal["auto"] | None,
+        Field(description="auto, variables of a chat template, as {}, or null for none"),
+    ] = None
+
+
+class BuiltinCorpus(Node):
+    """`amid.data.builtin.corpus`."""
+
+    split: Annotated[Literal["train", "valid", "test"], Field(description="train, valid or test")]
+    seed: Seed = 0
+    size: Count = 12000
+    kind: Annotated[Literal["all", "open", "closed"], Field(description="all, open or closed")] = "all"
+
+
+class OpusCorpus(Node):
+    """`amid.data.opus100.corpus`."""
+
+    split: Annotated[Literal["train", "validation", "test"], Field(description="train, validation or test")]
+    source: Text = "de"
+    target: Text = "en"
+    size: CountOrAll = None
+
+
+class Trainer(Node):
+    """Of `lightning.Trainer` what a run can choose."""
+
+    max_epochs: Annotated[int, Field(ge=-1, description="a whole number from 0; -1 is no limit")]
+    max_steps: Annotated[int, Field(ge=-1, description="a whole number from 0; -1 is no limit")]
+    accelerator: Annotated[
+        Literal["auto", "cpu", "gpu", "cuda", "mps"], Field(description="auto, cpu, gpu, cuda or mps")
+    ]
+    devices: OneDevice
+    precision: Annotated[
+        Literal["32-true", "bf16-mixed", "64-true"],
+        Field(
+            description="bf16-mixed, 32-true or 64-true; losses and counts are summed in float32 at least, "
+            "and gradients clipped as they are"
+        ),
+    ]
+    log_every_n_steps: Count
+    check_val_every_n_epoch: Count
+    num_sanity_val_steps: Annotated[
+        Literal[0], Field(description="0: every training begins with a validation")
+    ] = 0
+    enable_model_summary: Flag = False
+    limit_train_batches: Limit = None
+    deterministic: Annotated[
+        bool | Literal["warn"] | None, Field(description="true, false, warn or null")
+    ] = None
+    benchmark: Annotated[bool | None, Field(description="true, false or null")] = None
+    detect_anomaly: Flag = False
+    inference_mode: Flag = True
+    profiler: Annotated[
+        Literal["simple", "advanced"] | None, Field(description="simple, advanced or null")
+    ] = None
+
+
+class Checkpoint(Node):
+    """Of `lightning.pytorch.callbacks.ModelCheckpoint` what a run can choose."""
+
+    monitor: Annotated[str, Field(description="the name of what validations measure, such as valid/loss")]
+    mode: Annotated[Literal["min", "max"], Field(description="min or max")]
+
+
+class AdamW(Node):
+    """`torch.optim.AdamW`."""
+
+    lr: NotNegative = 1e-3
+    betas: Annotated[
+        list[Annotated[float, Field(ge=0, lt=1)]],
+        Field(min_length=2, max_length=2, description="two numbers from 0, below 1, such as [0.9, 0.999]"),
+    ] = [0.9, 0.999]
+    eps: NotNegative = 1e-8
+    weight_decay: NotNegative = 1e-2
+    amsgrad: Flag = False
+    maximize: Annotated[Literal[False], Field(description="false: a loss is minimised")] = False
+    foreach: Annotated[bool | None, Field(description="true, false or null")] = None
+    capturable: Flag = False
+    differentiable: Annotated[Literal[False], Field(description="false")] = False
+    fused: Annotated[bool | None, Field(description="true, false or null")] = None
+
+
+class WithWarmup(Node):
+    """`amid.learning_rate.linear` and `.constant`."""
+
+    warmup: Warmup = 0
+
+
+class Cosine(WithWarmup):
+    """`amid.learning_rate.cosine`."""
+
+    eta_min: NotNegative = 0.0
+
+
+class AlphaMixture(Node):
+    """`amid.losses.AlphaMixture`."""
+
+    alpha: Number = -5.0
+    lam: Share = 0.1
+    detach_student: Flag = False
+
+
+class Alpha(Node):
+    """`amid.losses.AlphaDivergence`."""
+
+    alpha: Number
+
+
+class AlphaBeta(Node):
+    """`amid.losses.AlphaBeta`."""
+
+    alpha: Number = 0.2
+    beta: Number = 0.7
+
+
+class JensenShannon(Node):
+    """`amid.losses.JensenShannon`."""
+
+    beta: Annotated[
+        float,
+        Field(
+            gt=0,
+            lt=1,
+            description="a number between 0 and 1, without the ends, which are divergence=kl and "
+            "divergence=reverse_kl",
+        ),
+    ] = 0.5
+
+
+class Plain(Node):
+    """Of what has no settings."""
+
+
+class CrossEntropy(Node):
+    """`amid.losses.CrossEntropy`."""
+
+    fused: Flag = True
+
+
+class Distillation(Node):
+    """What losses between teacher and student share."""
+
+    shared_vocab: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        Field(description="a whole number from 1, or null for what both models have"),
+    ] = None
+    fused: Flag = True
+
+
+class Objective(Distillation):
+    """`amid.losses.Objective`."""
+
+    divergence: Any
+    assistant: Any = None
+    order: Annotated[
+        Literal["pr", "rp", "qr", "rq", "pq", "qp"] | None,
+        Field(description="pr, rp, qr, rq, pq or qp, or null for the usual one"),
+    ] = None
+    compiled: Flag = False
+
+
+class AdaptiveKL(Distillation):
+    """`amid.losses.AdaptiveKL`."""
+
+    head_mass: Inside = 0.5
+    swapped: Flag = False
+
+
+class AlphaNet(Distillation):
+    """`amid.losses.AlphaNet`."""
+
+    a: Number = 0.2
+    b: Number = 0.8
+    maximum: Annotated[Literal["batch", "token"], Field(description="token or batch")] = "batch"
+
+
+class BidirectionalKL(Distillation):
+    """`amid.losses.BidirectionalKL`."""
+
+    weight: Annotated[
+        float, Field(ge=1, allow_inf_nan=False, description="a finite number from 1, such as 2")
+    ] = 2.0
+
+
+class MiniLLM(Node):
+    """`amid.losses.MiniLLM`."""
+
+    clip: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+        Field(description="a number above 0, or null for none"),
+    ] = 0.2
+    weighted_single_step: Flag = True
+    fused: Flag = True
+
+
+class TAID(Node):
+    """`amid.schedule.TAID`."""
+
+    start: Share = 0.4
+    end: Share = 1.0
+    rate: NotNegative = 5e-4
+    momentum: ShareBelowAll = 0.99
+
+
+class Sampling(Node):
+    """`amid.generation.Sampling`."""
+
+    max_new_tokens: Count
+    seeds: Seeds = (10, 20, 30, 40, 50)
+    samples: Count = 1
+    temperature: NotNegative = 1.0
+    top_p: ShareAboveNone = 1.0
+    top_k: Natural = 0
+    no_repeat_ngram_size: Natural = 0
+    batch_size: Count = 64
+
+
+class VLLMSampling(Sampling):
+    """`amid.vllm.VLLMSampling`."""
+
+    memory_share: ShareAboveNone = 0.5
+
+
+class TeacherText(Node):
+    """`amid.text.TeacherText`, and how answers are drawn for any text."""
+
+    max_new_tokens: Count
+    temperature: NotNegative = 0.0
+    top_p: ShareAboveNone = 1.0
+    top_k: Natural = 0
+    batch_size: Count = 64
+    seed: Seed = 0
+
+
+class OnStudentText(TeacherText):
+    """What texts of the student share."""
+
+    temperature: NotNegative = 1.0
+    labels: Annotated[Literal["shifted", "unshifted"], Field(description="shifted or unshifted")] = "shifted"
+
+
+class StudentText(OnStudentText):
+    """`amid.text.StudentText`."""
+
+    share: Annotated[
+        float, Field(gt=0, le=1, description="a number above 0, up to 1; for none, use text=data")
+    ] = 1.0
+
+
+class AdaptiveText(OnStudentText):
+    """`amid.text.AdaptiveText`."""
+
+    threshold: Share = 0.0
+    increase: Share = 0.1
+    tolerance: Number = 0.1
+    capacity: Count = 1000
+
+
+class RolloutText(Node):
+    """`amid.text.RolloutText`."""
+
+    max_new_tokens: Count
+    rows_per_step: Count
+    batches: Count = 4
+    epochs: Count = 4
+    teacher_share: ShareBelowAll = 0.2
+    normalise: Flag = True
+    batch_size: Count = 64
+    seed: Seed = 0
+
+
+class TeacherSupply(Node):
+    """`amid.teacher.TeacherSupply`."""
+
+    mode: Annotated[Literal["live", "cached", "auto"], Field(description="live, cached or auto")] = "live"
+    multirun: Flag = False
+    cache_dir: Folder = "outputs/cache"
+    tokens_per_forward: Count = 2048
+
+
+class ModelSource(Node):
+    """`amid.models.ModelSource`."""
+
+    path: Annotated[
+        Annotated[str, Field(min_length=1)] | None, Field(description="a hub id, a folder, or null")
+    ] = None
+    architecture: Annotated[
+        dict[str, Any] | None, Field(description="fields of a configuration, as {model_type: llama}, or null")
+    ] = None
+    layers: Layers = None
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], Field(description="float32, bfloat16 or float16")
+    ] = "float32"
+    sft: Any = None
+    lora: Any = None
+
+
+class LoRA(Node):
+    """`amid.lora.LoRA`."""
+
+    r: Count = 16
+    alpha: Positive = 64
+    dropout: ShareBelowAll = 0.1
+    target_modules: Annotated[
+        list[str] | str | None, Field(description="names of layers, as [q_proj, v_proj], or null")
+    ] = None
+    modules_to_save: Annotated[list[str] | None, Field(description="names of modules, or null")] = None
+
+
+class FineTuning(Node):
+    """How a model is fine-tuned before its use."""
+
+    optimizer: Any
+    scheduler: Any
+    trainer: Any
+    checkpoint: Any
+    batch_size: Count
+    micro_batch_size: CountOrAll
+    tokens_per_batch: CountOrAll
+    clip_norm: ClipNorm
+    seed: Seed
+
+
+class Pair(Node):
+    """`model`."""
+
+    tokenizer: Any
+    teacher: Any = None
+    student: Any = None
+
+
+class StoredTokenizer(Node):
+    """`amid.models.load_tokenizer`."""
+
+    path: Annotated[str, Field(min_length=1, description="a hub id, a folder, or a GGUF file")]
+
+
+class CSVLogger(Node):
+    """`lightning.pytorch.loggers.CSVLogger`."""
+
+    save_dir: Text
+    name: OptionalText = "lightning_logs"
+    version: Annotated[str | int | None, Field(description="text, a whole number, or null")] = None
+    prefix: Text = ""
+    flush_logs_every_n_steps: Count = 100
+
+
+BY_TARGET: dict[str, dict[str, type[Node]]] = {
+    "data": {"amid.data.InstructionData": Data},
+    "template": {"amid.data.Template": Template},
+    "source": {"amid.data.builtin.corpus": BuiltinCorpus, "amid.data.opus100.corpus": OpusCorpus},
+    "trainer": {"lightning.Trainer": Trainer},
+    "checkpoint": {"lightning.pytorch.callbacks.ModelCheckpoint": Checkpoint},
+    "optimizer": {"torch.optim.AdamW": AdamW},
+    "scheduler": {
+        "amid.learning_rate.cosine": Cosine,
+        "amid.learning_rate.linear": WithWarmup,
+        "amid.learning_rate.constant": WithWarmup,
+    },
+    "assistant": {"amid.losses.AlphaMixture": AlphaMixture},
+    "divergence": {
+        "amid.losses.KL": Plain,
+        "amid.losses.ReverseKL": Plain,
+        "amid.losses.TotalVariation": Plain,
+        "amid.losses.AlphaDivergence": Alpha,
+        "amid.losses.AlphaBeta": AlphaBeta,
+        "amid.losses.JensenShannon": JensenShannon,
+    },
+    "objective": {
+        "amid.losses.Objective": Objective,
+        "amid.losses.CrossEntropy": CrossEntropy,
+        "amid.losses.AdaptiveKL": AdaptiveKL,
+        "amid.losses.AlphaNet": AlphaNet,
+        "amid.losses.BidirectionalKL": BidirectionalKL,
+        "amid.losses.MiniLLM": MiniLLM,
+    },
+    "schedule": {"amid.schedule.TAID": TAID},
+    "generation": {"amid.generation.Sampling": Sampling, "amid.vllm.VLLMSampling": VLLMSampling},
+    "text": {
+        "amid.text.DataText": Plain,
+        "amid.text.TeacherText": TeacherText,
+        "amid.text.StudentText": StudentText,
+        "amid.text.AdaptiveText": AdaptiveText,
+        "amid.text.RolloutText": RolloutText,
+    },
+    "teacher": {"amid.teacher.TeacherSupply": TeacherSupply},
+    "model": {"amid.models.ModelSource": ModelSource},
+    "tokenizer": {"amid.models.load_tokenizer": StoredTokenizer, "amid.data.builtin.tokenizer": Plain},
+    "logger": {"lightning.pytorch.loggers.CSVLogger": CSVLogger},
+}
+"""By the kind of a node and its `_target_`, the model of its settings; others are held to their signature."""

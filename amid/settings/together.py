@@ -1,0 +1,188 @@
+"""Which settings fit which, of values that are right by themselves."""
+
+from typing import Any
+
+from amid.errors import InputError
+from amid.settings.nodes import BY_TARGET
+from amid.settings.words import shown
+
+Values = dict[str, Any]
+
+
+def check_together(settings: Values) -> None:
+    """What fits what, of the values that are right by themselves."""
+    _check_data(settings["data"])
+    _check_training("", settings)
+    valid_metric = settings["data"].get("valid_metric")
+    _check_checkpoint("checkpoint", settings["checkpoint"], valid_metric)
+    for role in ("teacher", "student"):
+        source = settings["model"].get(role) or {}
+        if source and source["_target_"] in BY_TARGET["model"]:
+            _check_source(f"model.{role}", source)
+        if source.get("sft"):
+            _check_training(f"model.{role}.sft.", source["sft"])
+            _check_checkpoint(f"model.{role}.sft.checkpoint", source["sft"]["checkpoint"], valid_metric)
+    _check_sampling("generation", settings["generation"])
+    _check_objective(settings)
+
+
+def _check_data(data: Values) -> None:
+    if data["_target_"] not in BY_TARGET["data"]:
+        return
+    longest, prompt = data.get("max_length", 512), data.get("max_prompt_length", 256)
+    if longest <= prompt:
+        raise InputError(
+            f"data.max_length={longest} leaves no room for a response after a prompt of up to "
+            f"data.max_prompt_length={prompt} tokens; use at least {prompt + 1}, or lower "
+            "data.max_prompt_length"
+        )
+    _check_limits("data.", data)
+    if data.get("mean") == "micro_batch" and data.get("tokens_per_batch") is not None:
+        raise InputError(
+            "data.mean=micro_batch weighs rows by the micro-batch that they are in, and "
+            f"data.tokens_per_batch={data['tokens_per_batch']} makes these of like lengths; make it null and "
+            "set data.micro_batch_size"
+        )
+    metric, metrics = data.get("valid_metric"), data.get("metrics", {})
+    if metric is not None and metric not in metrics:
+        raise InputError(
+            f"data.valid_metric={shown(metric)} is none of data.metrics "
+            f"({', '.join(metrics) or 'which are none'}); choose one of them"
+        )
+
+
+def _check_limits(prefix: str, limits: Values) -> None:
+    rows, tokens = limits.get("micro_batch_size"), limits.get("tokens_per_batch")
+    if rows is not None and tokens is not None:
+        raise InputError(
+            f"{prefix}micro_batch_size={rows} and {prefix}tokens_per_batch={tokens} set the same limit in "
+            "two ways; make one of them null"
+        )
+
+
+def _check_training(prefix: str, settings: Values) -> None:
+    trainer = settings["trainer"]
+    if trainer.get("max_epochs") == -1 and trainer.get("max_steps") == -1:
+        raise InputError(
+            f"{prefix}trainer.max_epochs=-1 and {prefix}trainer.max_steps=-1 never end; set one of them"
+        )
+    if prefix:
+        _check_limits(prefix, settings)
+    scheduler, most = settings["scheduler"], trainer.get("max_steps", -1)
+    warmup = scheduler.get("warmup", 0) if str(scheduler["_target_"]).startswith("amid.") else 0
+    if isinstance(warmup, int) and warmup >= most > 0:
+        raise InputError(
+            f"{prefix}scheduler.warmup={warmup} leaves none of the {most} steps of "
+            f"{prefix}trainer.max_steps; use fewer, or a share of them below 1, such as 0.1"
+        )
+
+
+LOSSES = ("valid/loss", "valid/cross_entropy")
+"""What is logged at each validation, and can choose the checkpoint, besides the score of answers."""
+
+
+def _check_checkpoint(key: str, checkpoint: Values, valid_metric: str | None) -> None:
+    if checkpoint["_target_"] not in BY_TARGET["checkpoint"]:
+        return
+    monitor, mode = checkpoint["monitor"], checkpoint["mode"]
+    best = dict.fromkeys(LOSSES, "min") | ({f"valid/{valid_metric}": "max"} if valid_metric else {})
+    if monitor not in best:
+        raise InputError(
+            f"{key}.monitor={monitor} is not measured (data.valid_metric={shown(valid_metric)}); use one of "
+            f"{', '.join(best)}"
+        )
+    if best[monitor] != mode:
+        raise InputError(
+            f"{key}.mode={mode} would keep the worst student by {key}.monitor={monitor}; use "
+            f"{key}.mode={best[monitor]}"
+        )
+
+
+def _check_source(key: str, source: Values) -> None:
+    path, architecture = source.get("path"), source.get("architecture")
+    if (path is None) == (architecture is None):
+        given = "both" if path is not None else "neither"
+        raise InputError(
+            f"a model has {given} of {key}.path={shown(path)} and {key}.architecture={shown(architecture)}; "
+            f"give exactly one, as in {key}.path=FOLDER {key}.architecture=null"
+        )
+    if architecture is not None and not isinstance(architecture.get("model_type"), str):
+        raise InputError(
+            f"{key}.architecture={shown(architecture)} has no model_type; name one, "
+            f"{key}.architecture.model_type=llama"
+        )
+    if key == "model.teacher" and source.get("lora") is not None and not source.get("sft"):
+        raise InputError(
+            "model.teacher.lora is for the teacher's fine-tuning, and model.teacher.sft=null has none; "
+            "set model.teacher.lora=null too"
+        )
+
+
+def _check_sampling(key: str, sampling: Values) -> None:
+    if sampling["_target_"] not in BY_TARGET["generation"]:
+        return
+    samples, temperature = sampling.get("samples", 1), sampling.get("temperature", 1.0)
+    if temperature == 0 and samples > 1:
+        raise InputError(
+            f"{key}.temperature=0 with {key}.samples={samples}: use a temperature above 0, or 0 (greedy) "
+            "with one sample"
+        )
+    no_repeat = sampling.get("no_repeat_ngram_size", 0)
+    if sampling["_target_"] == "amid.vllm.VLLMSampling" and no_repeat:
+        raise InputError(
+            f"{key}.no_repeat_ngram_size={no_repeat} must be 0 with vLLM, which has no such rule; use "
+            "generation=sampling for answers under it"
+        )
+
+
+def _check_objective(settings: Values) -> None:
+    objective, schedule = settings["objective"], settings.get("schedule")
+    distils = objective["_target_"] == "amid.losses.Objective"
+    assistant = objective.get("assistant") if distils else None
+    if distils and objective.get("divergence") is None:
+        raise InputError("divergence=null is none; choose one, or objective=cross_entropy")
+    of_taid = schedule is not None and schedule["_target_"] == "amid.schedule.TAID"
+    if of_taid and objective["_target_"] in BY_TARGET["objective"] and assistant is None:
+        raise InputError(
+            "schedule TAID moves lam of an assistant, and this run has none; choose schedule=none, or "
+            "assistant=alpha_mixture and an order with r"
+        )
+    if not distils:
+        return
+    order = objective.get("order") or ("pq" if assistant is None else "pr")
+    if "r" in order and assistant is None:
+        raise InputError(
+            f"objective.order={order} names the assistant r, and assistant=none has none; use "
+            "objective.order=pq or qp, or assistant=alpha_mixture"
+        )
+    if "r" not in order and assistant is not None:
+        raise InputError(
+            f"objective.order={order} does not use the assistant; use assistant=none, or pr, rp, qr or rq"
+        )
+    if assistant is not None and assistant["_target_"] in BY_TARGET["assistant"]:
+        _check_gradient(order, assistant, schedule if of_taid else None)
+
+
+def _check_gradient(order: str, assistant: Values, taid: Values | None) -> None:
+    """Whether the student has a gradient at the λ of an assistant, and at both ends of a schedule."""
+    if "p" in order and assistant.get("detach_student", False):
+        raise InputError(
+            f"assistant.detach_student=true with objective.order={order} has no gradient: the student enters "
+            "through r alone; use assistant.detach_student=false, or an order with q"
+        )
+    lams = {"assistant.lam": assistant.get("lam", 0.1)}
+    if taid is not None:
+        lams = {"schedule.start": taid.get("start", 0.4), "schedule.end": taid.get("end", 1.0)}
+        if lams["schedule.start"] > lams["schedule.end"]:
+            raise InputError(
+                f"schedule.start={lams['schedule.start']} and schedule.end={lams['schedule.end']} must be "
+                "0 <= start <= end <= 1; the published values are 0.4 and 1"
+            )
+    for key, lam in lams.items():
+        if (lam == 1 and "p" in order) or (lam == 0 and "q" in order):
+            same = "r = p" if lam == 1 else "r = q"
+            raise InputError(
+                f"{key}={lam} with objective.order={order} has no gradient, as {same} whatever the student "
+                f"is; use {'a smaller' if lam == 1 else 'a larger'} one, or an order with "
+                f"{'q' if lam == 1 else 'p'}"
+            )

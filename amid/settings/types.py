@@ -1,0 +1,158 @@
+"""Types of single settings; the description of each completes "must be"."""
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+MOST_THREADS = max(256, os.cpu_count() or 1)
+"""More threads than that are a slip of the pen, and end a process."""
+
+LONGEST_PART = 255
+"""Bytes of a file's or a folder's name, on the usual file systems."""
+
+LONGEST_SET_NAME = 100
+"""Characters of an evaluation set's name, of which the files of its answers are named."""
+
+
+def _refuse(text: str) -> NoReturn:
+    raise PydanticCustomError("amid", "{text}", {"text": text})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _warmup(value: Any) -> Any:
+    whole = isinstance(value, int) and value >= 0
+    share = isinstance(value, float) and 0 <= value < 1
+    return value if _is_number(value) and (whole or share) else _refuse("")
+
+
+def _limit(value: Any) -> Any:
+    whole = isinstance(value, int) and value >= 1
+    share = isinstance(value, float) and 0 < value <= 1
+    return value if value is None or (_is_number(value) and (whole or share)) else _refuse("")
+
+
+def _device(value: Any) -> Any:
+    one = isinstance(value, Sequence) and len(value) == 1 and type(value[0]) is int and value[0] >= 0
+    return value if (type(value) is int and value == 1) or value == "1" or one else _refuse("")
+
+
+def _folder(value: str) -> str:
+    if not value.strip() or "\0" in value:
+        _refuse("")
+    for part in value.split("/"):
+        if len(part.encode()) > LONGEST_PART:
+            _refuse(f"a folder whose names have at most {LONGEST_PART} bytes each, not {len(part.encode())}")
+    return value
+
+
+def _source(value: Any) -> Any:
+    """Where rows come from: a path, or what a node with a `_target_` makes, which is checked by itself."""
+    if value is None or (isinstance(value, str) and value.strip()) or isinstance(value, list):
+        return value
+    return value if isinstance(value, dict) and "_target_" in value else _refuse("")
+
+
+def _sets(value: Any) -> Any:
+    if not isinstance(value, dict):
+        _refuse(f"evaluation sets by name; add a set by its name: +data.test.mine={value or 'FILE'}")
+    for name in value:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or set(name) <= {"."}:
+            _refuse(
+                f"evaluation sets by name, and {name!r} is none: use letters, digits, and . _ - alone, as "
+                "the files of its answers are named by it"
+            )
+        if len(name) > LONGEST_SET_NAME:
+            _refuse(
+                f"evaluation sets by name, and {name[:20]}… has {len(name)} characters; use at most "
+                f"{LONGEST_SET_NAME}"
+            )
+    return value
+
+
+def _seeds(value: Any) -> Any:
+    if not isinstance(value, list):
+        _refuse(f"a list, such as [{value}]" if _is_number(value) else "")
+    if any(type(seed) is not int or seed < 0 for seed in value) or not value:
+        _refuse("")
+    if len(set(value)) < len(value):
+        _refuse(
+            "different seeds: equal ones draw the same answers; for several answers with each, use "
+            "generation.samples"
+        )
+    return value
+
+
+def _layers(value: Any) -> Any:
+    fits = isinstance(value, list) and value and all(type(i) is int and i >= 0 for i in value)
+    return value if value is None or fits else _refuse("")
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else _refuse("")
+
+
+Flag = Annotated[bool, Field(description="true or false")]
+Text = Annotated[str, Field(description="text")]
+OptionalText = Annotated[str | None, Field(description="text, or null")]
+Natural = Annotated[int, Field(ge=0, description="a whole number from 0")]
+Count = Annotated[int, Field(ge=1, description="a whole number from 1")]
+CountOrAll = Annotated[
+    Annotated[int, Field(ge=1)] | None, Field(description="a whole number from 1, or null for all")
+]
+CountOrNone = Annotated[
+    Annotated[int, Field(ge=1)] | None, Field(description="a whole number from 1, or null for no limit")
+]
+Seed = Annotated[
+    int, Field(ge=0, lt=2**32, description=f"a whole number, from 0 to {2**32 - 1}")
+]  # what numpy takes
+Number = Annotated[float, AfterValidator(_finite), Field(description="a finite number")]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a finite number from 0")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a finite number above 0")]
+Share = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]
+Inside = Annotated[float, Field(gt=0, lt=1, description="a number between 0 and 1, without the ends")]
+ShareAboveNone = Annotated[float, Field(gt=0, le=1, description="a number above 0, up to 1")]
+ShareBelowAll = Annotated[float, Field(ge=0, lt=1, description="a number from 0, below 1")]
+ClipNorm = Annotated[
+    Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+    Field(description="a number above 0, or null not to clip"),
+]
+Folder = Annotated[str, AfterValidator(_folder), Field(description="the path of a folder")]
+Source = Annotated[
+    Any,
+    BeforeValidator(_source),
+    Field(description="the path of a file, a node with a _target_ that makes the rows, or null"),
+]
+
+Warmup = Annotated[
+    Any,
+    BeforeValidator(_warmup),
+    Field(description="a whole number of steps, or a share of them below 1, such as 0.1"),
+]
+Limit = Annotated[
+    Any,
+    BeforeValidator(_limit),
+    Field(description="a whole number of steps from 1, a share of an epoch above 0 up to 1.0, or null"),
+]
+OneDevice = Annotated[
+    Any,
+    BeforeValidator(_device),
+    Field(description="1 (or [2] for the third): a run is trained on one device; run several side by side"),
+]
+Sets = Annotated[Any, BeforeValidator(_sets), Field(description="evaluation sets by name")]
+Seeds = Annotated[
+    Any, BeforeValidator(_seeds), Field(description="a list of whole numbers from 0, such as [10, 20]")
+]
+Layers = Annotated[
+    Any, BeforeValidator(_layers), Field(description="a list of layer numbers from 0, or null for all")
+]
+PlainText = Annotated[
+    Any, BeforeValidator(_source), Field(description="the path of a file, responses, or null for none")
+]

@@ -1,0 +1,79 @@
+"""Values as one types them, and what a run has in place of Lightning's words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from amid.errors import shortened
+
+OTHER_WORDS = {
+    "accumulate_grad_batches": "an optimiser step has data.batch_size rows, cut into parts by "
+    "data.micro_batch_size or data.tokens_per_batch",
+    "gradient_clip_val": "it is called clip_norm here",
+    "gradient_clip_algorithm": "gradients are clipped by their norm, clip_norm",
+    "val_check_interval": "a validation ends an epoch (trainer.check_val_every_n_epoch), and "
+    "trainer.limit_train_batches makes epochs shorter",
+    "callbacks": "callbacks of your own have names at the top: +callbacks.mine._target_=mine.Callback",
+    "strategy": "a run is trained on one device, trainer.devices; run several side by side",
+    "num_nodes": "a run is trained on one device, trainer.devices; run several side by side",
+    "sync_batchnorm": "a run is trained on one device, trainer.devices; run several side by side",
+    "use_distributed_sampler": "a run is trained on one device, trainer.devices; run several side by side",
+    "logger": "choose logger=csv or logger=wandb",
+    "enable_checkpointing": "checkpoints are chosen by checkpoint=metric or checkpoint=loss",
+    "enable_progress_bar": "progress is shown on a terminal alone",
+    "default_root_dir": "the folder of runs is output_dir",
+    "min_epochs": "use trainer.max_epochs",
+    "min_steps": "use trainer.max_steps",
+    "max_time": "use trainer.max_steps; an interrupted run goes on where it was",
+    "limit_val_batches": "use data.valid_rows, and data.valid_prompts for the answers",
+    "limit_test_batches": "use data.test_prompts",
+    "limit_predict_batches": "use data.test_prompts",
+    "overfit_batches": "use a part of the rows: data.train='FILE[:64]', or data.train.size with data=builtin",
+    "fast_dev_run": "use trainer.max_steps=1",
+    "reload_dataloaders_every_n_epochs": "the data of a run are read once",
+    "barebones": "leave it out",
+    "plugins": "leave it out",
+    "save_top_k": "the best epoch's student is kept, of all that checkpoint.monitor has seen",
+    "save_last": "the last epoch is always kept while a run trains",
+    "save_weights_only": "leave it out: a run could not be resumed",
+    "every_n_epochs": "use trainer.check_val_every_n_epoch",
+    "every_n_train_steps": "use trainer.check_val_every_n_epoch and trainer.limit_train_batches",
+    "save_on_train_epoch_end": "the student is kept after a validation",
+    "dirpath": "the folder of runs is output_dir",
+    "filename": "leave it out: the file is checkpoints/best-epoch.ckpt of the run's folder",
+}
+"""Words of Lightning that a run has others for, and those."""
+
+
+def other_word(key: str) -> str | None:
+    """What a run has in place of a setting `key` of Lightning's; None for other settings."""
+    *nodes_of_it, last = key.split(".")
+    where = nodes_of_it[-1] if nodes_of_it else ""
+    remedy = OTHER_WORDS.get(last) if where in ("", "trainer", "checkpoint") else None
+    in_sft = ".sft." in key
+    if remedy is None or not in_sft:
+        return remedy
+    prefix = key.partition(".sft.")[0] + ".sft"
+    for name in ("micro_batch_size", "tokens_per_batch", "batch_size"):
+        remedy = remedy.replace(f"data.{name}", f"{prefix}.{name}")
+    return remedy.replace("clip_norm", f"{prefix}.clip_norm").replace("trainer.", f"{prefix}.trainer.")
+
+
+def shown(value: Any) -> str:
+    """A value as one would type it, cut where it is long."""
+    if isinstance(value, Mapping):
+        text = "{" + ", ".join(f"{name}: {shown(child)}" for name, child in value.items()) + "}"
+    elif isinstance(value, list | tuple):
+        text = "[" + ", ".join(map(shown, value)) + "]"
+    elif value is None or isinstance(value, bool):
+        text = "null" if value is None else str(value).lower()
+    else:
+        text = f"'{value}'" if isinstance(value, str) and as_number(value) is not None else str(value)
+    return shortened(text, 100)
+
+
+def as_number(text: str) -> float | None:
+    """The number that text looks like; None for other text."""
+    try:
+        return float(text)
+    except ValueError:
+        return None

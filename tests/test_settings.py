@@ -1,0 +1,201 @@
+"""The check of every setting: hundreds of mistakes, each one line, without models."""
+
+import copy
+from functools import cache
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf, open_dict
+
+from amid.config import CONF, register_resolvers
+from amid.errors import InputError
+from amid.settings import check
+
+register_resolvers()
+
+
+@cache
+def of_choices(*choices):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(choices))
+
+
+def composed(line):
+    """The configuration of a command line, whose choices of files are composed once for all cases."""
+    parsed = OverridesParser.create().parse_overrides(line.split())
+    choices = [o for o in parsed if (CONF / o.key_or_group).is_dir() and not o.is_delete()]
+    cfg = copy.deepcopy(of_choices(*(o.input_line for o in choices)))
+    for override in parsed:
+        if override in choices:
+            continue
+        with open_dict(cfg):
+            if override.is_delete():
+                *nodes, last = override.key_or_group.split(".")
+                OmegaConf.select(cfg, ".".join(nodes)).pop(last)
+            else:
+                OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True, force_add=True)
+    return cfg
+
+
+def mistake(line):
+    with pytest.raises(InputError) as error:
+        check(composed(line))
+    text = str(error.value)
+    assert "\n" not in text
+    assert len(text) < 700
+    return text
+
+
+def cases(text):
+    """Lines `OVERRIDES -> MESSAGE`, of which the message begins with the setting."""
+    return [tuple(part.strip() for part in line.split(" -> ")) for line in text.strip().splitlines()]
+
+
+WHOLE = "must be a whole number from 1"
+COUNTS = (
+    "data.batch_size",
+    "data.max_length",
+    "data.max_prompt_length",
+    "data.valid_prompts",
+    "data.train.size",
+    "generation.samples",
+    "generation.max_new_tokens",
+    "generation.batch_size",
+    "trainer.log_every_n_steps",
+    "trainer.check_val_every_n_epoch",
+    "teacher.tokens_per_forward",
+    "model.teacher.sft.batch_size",
+    "model.student.sft.batch_size",
+    "model.student.sft.trainer.log_every_n_steps",
+    "model.teacher.sft.trainer.check_val_every_n_epoch",
+)
+COUNTS_OR_NULL = (
+    "data.micro_batch_size",
+    "data.tokens_per_batch",
+    "data.valid_rows",
+    "data.test_prompts",
+    "model.student.sft.micro_batch_size",
+    "model.teacher.sft.tokens_per_batch",
+    "threads",
+)
+NO_COUNTS = ("0", "-1", "1.5", "true", "nan", "inf", "abc", "'8'", "[8]", "{a: 8}", "1e3", "''")
+
+
+@pytest.mark.parametrize("key", COUNTS)
+@pytest.mark.parametrize("value", [*NO_COUNTS, "null"])
+def test_a_count(key, value):
+    text = mistake_in(key, value)
+    assert WHOLE in text
+
+
+@pytest.mark.parametrize("key", COUNTS_OR_NULL)
+@pytest.mark.parametrize("value", NO_COUNTS)
+def test_a_count_or_null(key, value):
+    assert WHOLE in mistake_in(key, value)
+    check(composed_of(key, "null"))
+
+
+def composed_of(key, value, *choices):
+    """The configuration with one value, as Hydra reads it."""
+    (override,) = OverridesParser.create().parse_overrides([f"{key}={value}"])
+    cfg = copy.deepcopy(of_choices(*choices))
+    with open_dict(cfg):
+        OmegaConf.update(cfg, key, override.value(), merge=True, force_add=True)
+    return cfg
+
+
+def mistake_in(key, value, *choices):
+    with pytest.raises(InputError) as error:
+        check(composed_of(key, value, *choices))
+    text = str(error.value)
+    assert text.startswith(f"{key}="), text
+    assert "\n" not in text
+    assert len(text) < 700
+    return text
+
+
+NUMBERS = {
+    "optimizer.lr": ("-1", "must be a finite number from 0"),
+    "optimizer.weight_decay": ("-0.1", "must be a finite number from 0"),
+    "model.student.sft.optimizer.lr": ("-1e-4", "must be a finite number from 0"),
+    "scheduler.eta_min": ("-1e-9", "must be a finite number from 0"),
+    "scheduler.warmup": ("-1", "must be a whole number of steps, or a share of them below 1"),
+    "model.teacher.sft.scheduler.warmup": ("1.0", "must be a whole number of steps, or a share"),
+    "clip_norm": ("0", "must be a number above 0, or null not to clip"),
+    "model.student.sft.clip_norm": ("-1", "must be a number above 0, or null not to clip"),
+    "data.plain_text_weight": ("0", "must be a finite number above 0"),
+    "generation.temperature": ("-1", "must be a finite number from 0"),
+    "generation.top_p": ("0", "must be a number above 0, up to 1"),
+    "generation.top_k": ("1.5", "must be a whole number from 0"),
+    "generation.no_repeat_ngram_size": ("-1", "must be a whole number from 0"),
+    "assistant.alpha": ("-inf", "must be a finite number"),
+    "assistant.lam": ("1.0001", "must be a number from 0 to 1"),
+    "divergence.alpha": ("inf", "must be a finite number"),
+    "divergence.beta": ("inf", "must be a finite number"),
+    "seed": ("4294967296", "must be a whole number, from 0 to 4294967295"),
+    "data.seed": ("-1", "must be a whole number, from 0 to 4294967295"),
+    "data.train.seed": ("1.5", "must be a whole number, from 0 to 4294967295"),
+    "model.student.sft.seed": ("-1", "must be a whole number, from 0 to 4294967295"),
+    "trainer.max_steps": ("-2", "must be a whole number from 0; -1 is no limit"),
+    "trainer.max_epochs": ("-2", "must be a whole number from 0; -1 is no limit"),
+    "model.teacher.sft.trainer.max_steps": ("-5", "must be a whole number from 0; -1 is no limit"),
+    "trainer.num_sanity_val_steps": ("2", "must be 0: every training begins with a validation"),
+    "trainer.limit_train_batches": ("1.5", "must be a whole number of steps from 1, a share of an epoch"),
+    "model.teacher.sft.trainer.limit_train_batches": ("-1", "must be a whole number of steps from 1"),
+}
+NO_NUMBERS = ("true", "nan", "abc", "'1'", "[1]", "{a: 1}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (key, value, message)
+        for key, (out_of_range, message) in NUMBERS.items()
+        for value in (out_of_range, *NO_NUMBERS)
+    ],
+)
+def test_a_number(key, value, message):
+    assert message in mistake_in(key, value)
+
+
+FLAGS = (
+    "objective.fused",
+    "objective.compiled",
+    "assistant.detach_student",
+    "trainer.enable_model_summary",
+    "trainer.detect_anomaly",
+    "teacher.multirun",
+)
+
+
+@pytest.mark.parametrize("key", FLAGS)
+@pytest.mark.parametrize("value", ["abc", "1", "0.5", "null", "[true]", "'true'"])
+def test_a_flag(key, value):
+    assert "must be true or false" in mistake_in(key, value)
+
+
+CHOICES = {
+    "student_is": "student or teacher",
+    "data.mean": "step or micro_batch",
+    "data.truncation": "input or right",
+    "data.train.kind": "all, open or closed",
+    "data.train.split": "train, valid or test",
+    "checkpoint.mode": "min or max",
+    "model.teacher.sft.checkpoint.mode": "min or max",
+    "objective.order": "pr, rp, qr, rq, pq or qp",
+    "teacher.mode": "live, cached or auto",
+    "trainer.accelerator": "auto, cpu, gpu, cuda or mps",
+    "model.student.sft.trainer.accelerator": "auto, cpu, gpu, cuda or mps",
+    "trainer.precision": "bf16-mixed, 32-true or 64-true",
+    "trainer.devices": "1 (or [2] for the third)",
+    "trainer.profiler": "simple, advanced or null",
+    "model.student.dtype": "float32, bfloat16 or float16",
+    "model.teacher.dtype": "float32, bfloat16 or float16",
+}
+
+
+@pytest.mark.parametrize("key", CHOICES)
+@pytest.mark.parametrize("value", ["foo", "7", "true", "[foo]", "''"])
+def test_a_choice(key, value):
+    assert f"must be {CHOICES[key]}" in mistake_in(key, value)
