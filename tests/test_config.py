@@ -36,6 +36,10 @@ def test_every_option_composes_and_its_parts_can_be_made(group, option):
     overrides = [f"{group}={option}"]
     if (group, option) == ("divergence", "none"):
         overrides = ["method=sft"]
+    if group == "text_of_pair":
+        overrides.append("text=adaptive")
+    if (group, option) == ("schedule", "taid"):
+        overrides.append("objective.order=rq")  # as method=taid has it
     if (group, option) == ("assistant", "none"):
         overrides.append("objective.order=pq")
     if (group, option) == ("generation", "greedy"):
