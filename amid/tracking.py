@@ -13,11 +13,8 @@ from amid.monitor import STATES
 from amid.progress import FURTHER
 from amid.results import OF_ANSWERS, RunResult, average_scores, better
 from amid.scoring import answers_files, read_answers
-<<<<<<< HEAD
 from amid.secrets import without_secrets
-=======
 from amid.settings import LOSSES
->>>>>>> 4548ffe (One typed check of every setting before anything is prepared)
 
 STEP = "trainer/global_step"
 """The key of the optimiser steps in a W&B run."""

@@ -11,11 +11,8 @@ from amid.config import (
 )
 from amid.errors import InputError
 from amid.losses import KL, AlphaBeta, CrossEntropy, JensenShannon, ReverseKL
-<<<<<<< HEAD
 from amid.run_names import run_name
-=======
 from amid.settings import check
->>>>>>> 4548ffe (One typed check of every setting before anything is prepared)
 
 register_resolvers()
 OPTIONS = [
