@@ -45,7 +45,7 @@ Examples
   amid train data=jsonl data.train=my/train.jsonl data.valid=my/valid.jsonl
 """
 
-OPTIONS = ("-m", "--multirun", "-h", "--help", "--hydra-help", "-c", "--cfg", "--resolve")
+OPTIONS = ("-m", "--multirun", "-h", "--help", "--hydra-help", "-c", "--cfg", "--resolve", "--config-dir")
 """Of Hydra, that the commands which train, evaluate and write states take."""
 
 
@@ -95,12 +95,13 @@ def _interrupted(arguments: Sequence[str]) -> int:
 
 
 def _help(arguments: list[str]) -> None:
-    from amid.sweep import names
+    from amid.config_folders import SEARCH_PATH, sweep_names, take_folders
 
-    if not arguments or {"-h", "--help", "help"} & set(arguments):
-        print(USAGE.format(sweeps=", ".join(names())))
+    words = [word for word in take_folders(arguments) if not word.startswith(SEARCH_PATH)]
+    if not words or {"-h", "--help", "help"} & set(words):
+        print(USAGE.format(sweeps=", ".join(sweep_names())))
         return
-    for word in arguments:
+    for word in words:
         if word in COMMANDS:
             with contextlib.suppress(SystemExit):  # as argparse ends with
                 COMMANDS[word](["--help"])
@@ -115,11 +116,13 @@ def _hydra(name: str, arguments: list[str]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from amid.config import CONF, check_overrides, parsed_overrides, quoted
+    from amid.config import check_overrides, parsed_overrides, quoted
+    from amid.config_folders import say_what_is_not_read, take_folders
     from amid.secrets import check_overrides_for_secrets
     from amid.sweep import Sweep
 
-    arguments = [quoted(a) for a in arguments]
+    arguments = [quoted(a) for a in take_folders(arguments)]
+    say_what_is_not_read()
     overrides = [a for a in arguments if a.startswith("~") or ("=" in a and not a.startswith("-"))]
     flags = {a for a in arguments if a.startswith("-")}
     several = bool({"-m", "--multirun"} & flags)
@@ -146,7 +149,7 @@ def _hydra(name: str, arguments: list[str]) -> None:
             cfg = check_overrides(name, overrides)
             if name == "train" and flags <= {"-m", "--multirun"} and _enumerates(overrides):
                 settings = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
-                sweep = Sweep(name, Path(cfg.output_dir), [settings], CONF)
+                sweep = Sweep(name, Path(cfg.output_dir), [settings])
                 runs = checked(sweep)
                 arguments.append(sweep.subdir)
     elsewhere: list[Path] = []
@@ -181,15 +184,17 @@ def _sweep(arguments: list[str]) -> None:
     """Runs the grid of a sweep file, then its baselines, then reports; finished runs are skipped."""
     from amid.command_records import write_plan
     from amid.config import check_overrides, parsed_overrides, quoted
+    from amid.config_folders import say_what_is_not_read, sweep_names, take_folders
     from amid.results import RESULT_FILE
-    from amid.secrets import check_overrides_for_secrets
-    from amid.sweep import names, read_sweep, title
+    from amid.secrets import check_overrides_for_secrets, hide
+    from amid.sweep import read_sweep, title
 
     if not arguments or {"-h", "--help"} & set(arguments):
         print("amid sweep NAME [scale=small|full] [--dry-run] [KEY=VALUE ...]\n")
-        for name in names():
+        for name in sweep_names():
             print(f"  {name:<12} {title(name)}")
         print(
+            "\nNAME may be a file of your own, such as sweeps/mine.yaml (docs/how-to/own-files.md)."
             "\nscale=small, the default, is for a machine without a GPU; scale=full is the published size."
             "\n--dry-run lists the runs, with an estimate of time, memory and disk, and starts nothing."
             "\nKEY=VALUE goes to every run; KEY=A,B runs each. A baseline keeps its own method, divergence, "
@@ -197,7 +202,8 @@ def _sweep(arguments: list[str]) -> None:
             "objective.compiled where it has them. Started again, it skips what is finished."
         )
         return
-    name, words = arguments[0], arguments[1:]
+    name, *words = take_folders(arguments)
+    say_what_is_not_read()
     dry_run = "--dry-run" in words
     overrides: list[str] = []
     scale = None
@@ -210,7 +216,7 @@ def _sweep(arguments: list[str]) -> None:
             overrides.append(quoted(word))
     check_overrides_for_secrets(parsed_overrides(overrides))
     sweep = read_sweep(name, overrides, scale)
-    check_overrides("train", sweep.jobs[0])
+    check_overrides(sweep.name, sweep.jobs[0])
     print(f"Sweep {name} in {sweep.output_dir}: {sweep.in_short}", flush=True)
     if dry_run:
         from amid.dry_run import show_plan
@@ -228,7 +234,7 @@ def _sweep(arguments: list[str]) -> None:
                 launch("train", line, runs, elsewhere)
             except InputError as error:
                 failures.append(str(error))
-                print(f"amid: {error}", file=sys.stderr)
+                print(f"amid: {hide(str(error))}", file=sys.stderr)
     if any((directory / RESULT_FILE).exists() for directory in runs):
         _report([str(sweep.output_dir)])
     tell_of(elsewhere)
@@ -286,11 +292,14 @@ def _dashboard(arguments: list[str]) -> None:
         raise InputError(
             "amid dashboard SWEEP [entity=NAME] [project=amid] [scale=small] takes a sweep, by name or folder"
         )
-    from amid.sweep import names
+    from amid.config_folders import sweep_file, sweep_names
 
-    if not Path(arguments[0]).is_dir() and arguments[0] not in names():
-        unknown = f"{arguments[0]} is neither a folder of runs nor a sweep"
-        raise InputError(unknown + choose_one(arguments[0], names()))
+    if not Path(arguments[0]).is_dir():
+        try:
+            sweep_file(arguments[0])
+        except InputError:
+            unknown = f"{arguments[0]} is neither a folder of runs nor a sweep"
+            raise InputError(unknown + choose_one(arguments[0], sweep_names())) from None
     from amid.dashboard import run
 
     run(

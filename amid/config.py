@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -24,6 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from amid.config_folders import CONF, option_file, option_files, register_folders
 from amid.data_files import path_and_rows
 from amid.errors import InputError, choose_one
 from amid.files import checksum, key_of
@@ -41,18 +43,9 @@ _WAYS_TO_COMPUTE = {"objective": ("fused", "compiled")}
 """Keys that change no result, and yet tell runs apart: they are timed against each other."""
 
 
-def _folder(name: str) -> Path:
-    """`conf` or `sweeps`: inside the package where it is installed, beside it in a clone."""
-    here = Path(__file__).resolve().parent
-    return here / name if (here / name).is_dir() else here.parent / name
-
-
-CONF = _folder("conf")
-SWEEPS = _folder("sweeps")
-
-
 def register_resolvers() -> None:
-    """Makes the resolvers that conf/ uses known to OmegaConf."""
+    """Makes the resolvers that conf/ uses known to OmegaConf, and the folders of configurations to Hydra."""
+    register_folders()
     for name, resolver in (
         ("minus", lambda a, b: a - b),
         ("run_name", _run_name),
@@ -319,8 +312,7 @@ def _of_another_choice(override: Override, cfg: DictConfig, said: Collection[str
     """
     key, choices = override.key_or_group, cfg.hydra.runtime.choices
     group, _, name = key.partition(".")
-    files = sorted((CONF / group).glob("*.yaml"))
-    options = [file.stem for file in files if {name, key} & _settings(file)]
+    options = [file.stem for file in option_files(group) if {name, key} & _settings(group, file.stem)]
     if group not in choices or not options or choices[group] in options:
         return None
     remedies = [f"{group}={', '.join(options)}"]
@@ -335,9 +327,9 @@ def _of_another_choice(override: Override, cfg: DictConfig, said: Collection[str
 def _methods_with(group: str, options: Collection[str]) -> list[str]:
     """The methods that come with one of `options`; none where no method chooses anything in this group."""
     choices = {
-        file.stem: _defaults(file).get(f"override /{group}") for file in (CONF / "method").glob("*.yaml")
+        file.stem: _defaults("method", file.stem).get(f"override /{group}") for file in option_files("method")
     }
-    usual = _defaults(CONF / "train.yaml").get(group)
+    usual = _defaults("", "train").get(group)
     return (
         sorted(m for m, choice in choices.items() if (choice or usual) in options)
         if any(choices.values())
@@ -354,31 +346,45 @@ def takes(overrides: Sequence[str], setting: str) -> bool:
     """
     group, _, key = setting.partition(".")
     chosen = dict(override.split("=", 1) for override in overrides)
-    usual = _defaults(CONF / "train.yaml")
-    of_method = _defaults(CONF / "method" / f"{chosen.get('method', usual['method'])}.yaml")
+    usual = _defaults("", "train")
+    of_method = _defaults("method", chosen.get("method", usual["method"]))
     option = chosen.get(group) or of_method.get(f"override /{group}") or usual[group]
-    return key in _settings(CONF / group / f"{option}.yaml")
+    return key in _settings(group, option)
 
 
-def _settings(file: Path) -> set[str]:
-    """The settings in a file, `KEY` and `KEY.KEY`, those of the files it builds on among them."""
-    content: Any = OmegaConf.load(file)
+def _settings(group: str, option: str) -> set[str]:
+    """The settings of an option, `KEY` and `KEY.KEY`, those of the options it builds on among them."""
+    content = _content(group, option)
     entries = [entry for entry in content.pop("defaults", []) if isinstance(entry, str)]
-    return {*_flat(content)}.union(
-        *(_settings(file.with_name(f"{name}.yaml")) for name in entries if name != "_self_")
-    )
+    return {*_flat(content)}.union(*(_settings(group, name) for name in entries if name != "_self_"))
 
 
-def _defaults(file: Path) -> dict[str, str]:
-    """The options that the defaults list of a file chooses, those of the files it builds on among them."""
-    content: Any = OmegaConf.to_container(OmegaConf.load(file))
+def _defaults(group: str, option: str) -> dict[str, str]:
+    """The options that the defaults list of an option chooses, those of the ones it builds on among them."""
+    content: Any = OmegaConf.to_container(_content(group, option))
     chosen: dict[str, str] = {}
     for entry in content.get("defaults", []):
         if isinstance(entry, str):
-            chosen |= {} if entry == "_self_" else _defaults(file.with_name(f"{entry}.yaml"))
+            chosen |= {} if entry == "_self_" else _defaults(group, entry)
         else:
             chosen |= entry
     return chosen
+
+
+def _content(group: str, option: str) -> Any:
+    """What the file of an option has, unresolved; nothing where there is no such file, as of another group.
+
+    Raises:
+        InputError: if it is no YAML of settings.
+    """
+    file = option_file(group, option)
+    try:
+        content = OmegaConf.load(file) if file else OmegaConf.create()
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, DictConfig):
+        raise InputError(f"{file} has no settings; write KEY: VALUE into it")
+    return content
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[str]:

@@ -6,12 +6,13 @@ import wandb
 from omegaconf import OmegaConf
 
 from amid.config import without_wandb
+from amid.config_folders import sweep_names
 from amid.errors import InputError
 from amid.files import written_whole
 from amid.progress import announce
 from amid.reporting.workspace import SweepScores, build_workspace, specification
 from amid.results import quality_metrics
-from amid.sweep import names, read_sweep
+from amid.sweep import read_sweep
 
 SPECIFICATION = "workspace.json"
 
@@ -60,7 +61,7 @@ def _scores(sweep: str, scale: str | None) -> tuple[Path, SweepScores]:
         configs = [OmegaConf.load(file).config for file in files]
         if not configs:
             raise InputError(
-                f"{sweep} holds no run; give the folder of a sweep, or one of {', '.join(names())}"
+                f"{sweep} holds no run; give the folder of a sweep, or one of {', '.join(sweep_names())}"
             )
     else:
         planned = read_sweep(sweep, [], scale)

@@ -83,7 +83,8 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
-    from amid.config import CONF, check_used, register_resolvers
+    from amid.config import check_used, register_resolvers
+    from amid.config_folders import CONF
     from amid.monitor import time_left
     from amid.secrets import check_for_secrets, hide
     from amid.settings import check

@@ -16,13 +16,14 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from amid.config import CONF, check_overrides
+from amid.config import check_overrides
+from amid.config_folders import group_names, option_files
 from amid.errors import InputError, choose_one
 
 
 @dataclass(frozen=True)
 class Option:
-    """One choice of a group, or an entry point: a file of `conf/`."""
+    """One choice of a group, or an entry point: a YAML file."""
 
     file: Path
 
@@ -83,13 +84,12 @@ class Target:
 
 def groups() -> list[str]:
     """The groups of options, but Hydra's own."""
-    found = {str(file.parent.relative_to(CONF)) for file in CONF.rglob("*.yaml")} - {"."}
-    return sorted(name for name in found if not name.startswith("hydra"))
+    return group_names()
 
 
 def options(group: str) -> list[Option]:
     """The choices of a group; the entry points where it is empty."""
-    return [Option(file) for file in sorted((CONF / group).glob("*.yaml"))]
+    return [Option(file) for file in option_files(group)]
 
 
 @functools.cache

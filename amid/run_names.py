@@ -150,7 +150,8 @@ def _telling(overrides: Sequence[str]) -> list[str]:
         *nodes, key = _key(override).split(".")
         idle = LIMITS.get(nodes[-1], ()) if nodes else ()
         counts = per_micro_batch and key == "micro_batch_size"
-        if ([*nodes, key][0] not in PLACES and key not in idle) or counts:
+        of_hydra = re.match("hydra[./]", _key(override))
+        if not of_hydra and (([*nodes, key][0] not in PLACES and key not in idle) or counts):
             telling.append(override)
     return telling
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
@@ -16,15 +17,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from amid.config import (
-    CONF,
-    SWEEPS,
-    check_overrides,
-    check_used,
-    parsed_overrides,
-    register_resolvers,
-    takes,
-)
+from amid.config import check_overrides, check_used, parsed_overrides, register_resolvers, takes
+from amid.config_folders import CONF, is_group, search_also, sweep_file
 from amid.errors import InputError, choose_one
 from amid.results import RESULT_FILE
 from amid.run_names import Naming
@@ -49,7 +43,7 @@ class Sweep:
     output_dir: Path
     jobs: list[list[str]]
     """The overrides of each multirun: the grid, then each baseline; KEY=A,B runs each."""
-    folder: Path = SWEEPS
+    folder: Path = CONF
     """That the primary configuration lies in."""
 
     def runs(self) -> "list[PlannedRun]":
@@ -119,9 +113,8 @@ class Sweep:
         values = [override for override in overrides if _only_sets_a_value(override)]
         choices = tuple(o.input_line or "" for o in overrides if o not in values)
         if choices not in composed:
-            search = f"hydra.searchpath=['file://{CONF}']"
-            with initialize_config_dir(str(self.folder), version_base="1.3"):
-                composed[choices] = compose(self.name, [*choices, search], return_hydra_config=True)
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                composed[choices] = compose(self.name, [*choices], return_hydra_config=True)
             check_for_secrets(composed[choices])
         cfg = copy.deepcopy(composed[choices])
         for override in values:
@@ -129,10 +122,9 @@ class Sweep:
         check_used(cfg, cfg.hydra)
         return cfg
 
-    @staticmethod
-    def _reason(run: "PlannedRun", error: Exception) -> str:
+    def _reason(self, run: "PlannedRun", error: Exception) -> str:
         try:
-            check_overrides("train", run.overrides)
+            check_overrides(self.name, run.overrides)
         except InputError as mistake:
             return str(mistake)
         return " ".join(str(error).split())
@@ -141,7 +133,7 @@ class Sweep:
         """The command line of each multirun, as Hydra reads it."""
         for job in self.jobs:
             yield [
-                *("--config-dir", str(SWEEPS), "--config-name", self.name),
+                *("--config-dir", str(self.folder), "--config-name", self.name),
                 *("-m", "hydra.sweeper.params=null", *job),
                 self.subdir,
             ]
@@ -164,7 +156,8 @@ def _multiplied(job: Sequence[str]) -> list[list[str]]:
 def _only_sets_a_value(override: Override) -> bool:
     """Whether an override gives a setting a value, and chooses no file of `conf/`."""
     changes_keys = override.is_add() or override.is_force_add() or override.is_delete()
-    return not (changes_keys or override.package or (CONF / override.key_or_group).is_dir())
+    of_hydra = override.key_or_group.startswith("hydra")
+    return not (changes_keys or of_hydra or override.package or is_group(override.key_or_group))
 
 
 def _be_the_run(cfg: DictConfig, run: "PlannedRun", number: int) -> None:
@@ -191,18 +184,14 @@ class PlannedRun:
         return (self.directory / RESULT_FILE).exists()
 
 
-def names() -> list[str]:
-    """The sweeps there are."""
-    return sorted(file.stem for file in SWEEPS.glob("*.yaml"))
-
-
 def title(name: str) -> str:
-    """What a sweep is, in a line: the first of its file."""
-    return (SWEEPS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+    """What a sweep is, in a line: the first comment of its file."""
+    first, *_ = [*sweep_file(name).read_text(encoding="utf-8").splitlines(), ""]
+    return first.lstrip("# ") if first.startswith("#") else ""
 
 
 def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) -> Sweep:
-    """The sweep of `sweeps/NAME.yaml` at a scale, with further overrides for every run.
+    """The sweep of a file (`sweep_file`) at a scale, with further overrides for every run.
 
     Without a scale it is `SMALL`, or the sweep as it is where the file has no scales.
 
@@ -212,25 +201,43 @@ def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) ->
     another method of it (`SAID_BY_BASELINES`), and one that trains nothing (`UNTRAINED`) a single seed.
 
     Raises:
-        InputError: if there is no such sweep or scale.
+        InputError: if there is no such sweep or scale, or its file is none of a sweep.
     """
-    if name not in names():
-        raise InputError(f"sweep {name!r} is not in {SWEEPS}{choose_one(name, names())}")
-    file: Any = OmegaConf.load(SWEEPS / f"{name}.yaml")
+    path = sweep_file(name)
+    search_also(path.parent)
+    file = _read(path)
     scales = file.get("scales") or {}
     if scale is not None and not scales:
         raise InputError(f"scale={scale}: sweep {name} has no scales; leave out scale=")
     scale = scale or SMALL
     if scales and scale not in scales:
         raise InputError(f"scale={scale} is none of sweep {name}{choose_one(scale, list(scales))}")
-    grid = [f"{key}={value}" for key, value in file.hydra.sweeper.params.items()]
+    params = OmegaConf.select(file, "hydra.sweeper.params") or {}
+    grid = [f"{key}={value}" for key, value in params.items()]
     everywhere = [*scales.get(scale, []), *overrides]
     lines = [line.split() for line in file.get("baselines", [])]
     jobs = [_merged([*grid, *everywhere])]
     jobs += [_merged([*line, *_reaching(line, everywhere)]) for line in lines]
     given = [o.split("=", 1)[1] for o in overrides if o.startswith("output_dir=")]
-    output_dir = given[-1] if given else file.output_dir + ("" if scale == SMALL else f"-{scale}")
-    return Sweep(name, Path(output_dir), [_merged([*job, f"output_dir={output_dir}"]) for job in jobs])
+    usual = file.get("output_dir") or f"outputs/{path.stem}"
+    output_dir = given[-1] if given else usual + ("" if scale == SMALL else f"-{scale}")
+    jobs = [_merged([*job, f"output_dir={output_dir}"]) for job in jobs]
+    return Sweep(path.stem, Path(output_dir), jobs, path.parent.absolute())
+
+
+def _read(path: Path) -> Any:
+    """What the file of a sweep has, unresolved.
+
+    Raises:
+        InputError: if it is no YAML of a primary configuration that builds on `train`.
+    """
+    try:
+        content: Any = OmegaConf.load(path)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"sweep {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, DictConfig) or not content.get("defaults"):
+        raise InputError(f"sweep {path} does not build on train; begin it with defaults: [train, _self_]")
+    return content
 
 
 def _reaching(line: Sequence[str], everywhere: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ import yaml
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 
-from amid.config import CONF
+from amid.config_folders import CONF
 from amid.errors import InputError, choose_one
 from amid.metrics import Metric, tokenize_of
 from amid.results import METRICS, run_below

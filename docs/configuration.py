@@ -5,7 +5,7 @@ import re
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from amid.config import CONF
+from amid.config_folders import CONF
 from amid.reference import Option, groups, options, target, word_of
 
 PAGE = "reference/configuration.md"

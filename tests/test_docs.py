@@ -18,7 +18,8 @@ from hydra.utils import instantiate
 
 from amid import config, results, score
 from amid.cli import main
-from amid.config import CONF, SWEEPS, check_overrides, register_resolvers
+from amid.config import check_overrides, register_resolvers
+from amid.config_folders import CONF, SWEEPS
 from amid.reporting.table import build_table
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from amid.cli import main
-from amid.config import SWEEPS, check_overrides
+from amid.config import check_overrides
+from amid.config_folders import SWEEPS
 from amid.results import RunResult, save
 from amid.run_names import run_name
 

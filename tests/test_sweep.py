@@ -2,17 +2,18 @@ import pytest
 from omegaconf import OmegaConf
 
 from amid.cli import main
-from amid.config import SWEEPS, as_dict
+from amid.config import as_dict
+from amid.config_folders import SWEEPS, sweep_names
 from amid.dry_run import RATES
 from amid.errors import InputError
 from amid.estimate import Estimator
 from amid.preparation import fine_tuning
 from amid.results import RunResult, save
-from amid.sweep import names, read_sweep
+from amid.sweep import read_sweep
 
 SCALES = ("small", "full")
 SWEEPS_AT_SCALES = [
-    (name, scale) for name in names() for scale in OmegaConf.load(SWEEPS / f"{name}.yaml").scales
+    (name, scale) for name in sweep_names() for scale in OmegaConf.load(SWEEPS / f"{name}.yaml").scales
 ]
 
 
@@ -115,8 +116,9 @@ def test_mistakes(arguments, message, capsys):
 def test_a_file_without_scales_is_a_sweep_too(tmp_path, monkeypatch):
     assert read_sweep("alpha", ["seed=1"]).in_short == "10 runs, 6 of the grid and 4 baselines"
     text = "defaults: [train, _self_]\noutput_dir: outputs/own\nhydra: {sweeper: {params: {seed: '1,2'}}}\n"
-    (tmp_path / "own.yaml").write_text(text)
-    monkeypatch.setattr("amid.sweep.SWEEPS", tmp_path)
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "own.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
     sweep = read_sweep("own", ["clip_norm=2"])
     assert [run.overrides for run in sweep.runs()] == [
         [f"seed={i}", "clip_norm=2", "output_dir=outputs/own"] for i in (1, 2)
