@@ -89,6 +89,7 @@ class Data(Node):
     max_prompt_length: Count = 256
     max_length: Count = 512
     truncation: Annotated[Literal["input", "right"], Field(description="input or right")] = "input"
+    special_tokens: Annotated[Literal["text", "tokens"], Field(description="text or tokens")] = "text"
     batch_size: Count = 8
     micro_batch_size: CountOrAll = None
     tokens_per_batch: CountOrAll = None
