@@ -1,5 +1,6 @@
 """Where the configuration lies, its resolvers, and what is checked before a run."""
 
+import copy
 import difflib
 import hashlib
 import json
@@ -103,6 +104,14 @@ def config_hash(cfg: Mapping[str, Any]) -> str:
     the content of the data files and local models that it names."""
     text = json.dumps([_decisive(cfg), contents_of(cfg)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def setting_hash(cfg: DictConfig, directory: Path) -> str:
+    """A hash of the settings of a run that decide its result, but for the seed; `directory` is its folder."""
+    other = copy.deepcopy(cfg)
+    other.seed = 0
+    text = json.dumps(_decisive(as_dict(other)), sort_keys=True, default=str)
+    return hashlib.sha256(text.replace(str(directory), "").encode()).hexdigest()[:12]
 
 
 def contents_of(cfg: Mapping[str, Any]) -> dict[str, str]:

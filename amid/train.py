@@ -15,19 +15,18 @@ from amid.config import as_dict
 from amid.data_files import check_files
 from amid.monitor import alone, end_of, watched
 from amid.results import METRICS, RESULT_FILE, RunResult, quality_metrics
-from amid.run_names import LABELS, further_settings
+from amid.run_labels import labels_of
 
 
 def run(cfg: DictConfig) -> None:
     """Trains, scores and records the run that `cfg` describes, in Hydra's folder for it."""
     hydra = HydraConfig.get()
-    labels = {name: hydra.runtime.choices.get(name) for name in LABELS}
-    labels["settings"] = further_settings(hydra.overrides.task)
     directory = Path(hydra.runtime.output_dir)
     finished = (directory / RESULT_FILE).exists()
     with alone(directory), watched(directory):
         if not finished:
             record_command(directory, cfg)
+        labels = labels_of(cfg, hydra.runtime.choices, list(hydra.overrides.task), directory)
         settings = as_dict(cfg)
         instantiate(settings["objective"])  # mistakes are told before imports that take seconds
         check_files(settings["data"])

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +49,25 @@ DIVERGENCES = {
 ON_VALIDATION = ("cross_entropy", "perplexity", "kl_pq", "same_top")
 """What is measured on the validation text; each also `_before`, of what the training began with."""
 
+CONFIGURATION = "configuration"
+"""The label with a hash of all settings but the seed."""
+
 OF_NO_METHOD = ("model", "data")
 """Labels that always tell rows apart; what else differs between two methods is implied by their names."""
+
+
+OF_CLASSES = ("assistant", "objective", "schedule", "text", "optimizer", "scheduler", "generation")
+"""Labels with the names of the user's own classes, where a `_target_` puts these in place."""
+
+
+def has_own_assistant(labels: Mapping[str, Label]) -> bool:
+    """Whether the assistant is of a class of the user's own."""
+    return labels.get("assistant") not in (None, "none", "alpha_mixture")
+
+
+def _written(names: Mapping[str, str], name: str) -> str:
+    """How an option is written; one's own that is called as another one is written says that it is."""
+    return names.get(name) or (f"own {name}" if name in names.values() else name)
 
 
 @dataclass(frozen=True)
@@ -66,9 +83,10 @@ class Row:
     def method(self) -> str:
         """The method's name as it is written."""
         method = self.labels.get("method")
-        if method in ("amid", None) and self.labels.get("alpha") is None:
+        own = has_own_assistant(self.labels) or self.labels.get("objective") is not None
+        if method in ("amid", None) and self.labels.get("alpha") is None and not own:
             return "No assistant"
-        return METHODS.get(str(method), str(method)) if method is not None else METHODS["amid"]
+        return _written(METHODS, str(method)) if method is not None else METHODS["amid"]
 
     @property
     def divergence(self) -> str:
@@ -77,7 +95,7 @@ class Row:
         if name in (None, "none"):
             return MISSING
         arguments = f"({', '.join(str(order))})" if order is not None else ""
-        return DIVERGENCES.get(str(name), str(name)) + arguments
+        return _written(DIVERGENCES, str(name)) + arguments
 
     def score(self, dataset: str, metric: str, datasets: Sequence[str] = ()) -> Score | None:
         """The row's score, or None where a run has none; a diverged run's is NaN.
@@ -136,11 +154,11 @@ def rows_of(results: Sequence[RunResult]) -> tuple[list[Row], tuple[Repeat, ...]
     groups: dict[Any, list[RunResult]] = {}
     turns: Counter[Any] = Counter()
     mixtures: dict[Label, set[tuple[Label, Label]]] = {}
-    shared = _shared_settings(results)
+    shared, unlike = _shared_settings(results), _alike_but_for_files(results)
     known: dict[Any, RunResult] = {}
     repeats: list[Repeat] = []
     for result in sorted(results, key=_is_evaluation):
-        labels = _labels(result, shared)
+        labels = _labels(result, shared, unlike)
         key = frozenset(labels.items())
         same = (key, result.config_hash, result.seed, frozenset(result.versions.items()))
         scored = (key, result.seed, frozenset(result.scores))
@@ -158,11 +176,23 @@ def rows_of(results: Sequence[RunResult]) -> tuple[list[Row], tuple[Repeat, ...]
     rows = []
     for runs in groups.values():
         runs.sort(key=lambda run: run.seed)
-        labels = _labels(runs[0], shared)
+        labels = _labels(runs[0], shared, unlike)
         method = labels.get("method")
         in_grid = labels.get("alpha") is not None and (method in ("amid", None) or len(mixtures[method]) > 1)
         rows.append(Row(labels, tuple(runs), baseline=not in_grid))
     return sorted(rows, key=_place), tuple(repeats)
+
+
+def _alike_but_for_files(results: Sequence[RunResult]) -> set[frozenset[tuple[str, Label]]]:
+    """The labels that runs of unlike `CONFIGURATION` share, as where a file of settings was changed."""
+    hashes: dict[frozenset[tuple[str, Label]], set[Label]] = {}
+    for result in results:
+        hashes.setdefault(_without_hash(result), set()).add(result.labels.get(CONFIGURATION))
+    return {labels for labels, of in hashes.items() if len(of - {None}) > 1}
+
+
+def _without_hash(result: RunResult) -> frozenset[tuple[str, Label]]:
+    return frozenset((name, of) for name, of in result.labels.items() if name != CONFIGURATION)
 
 
 def _is_evaluation(result: RunResult) -> bool:
@@ -185,10 +215,18 @@ def _shared_settings(results: Sequence[RunResult]) -> dict[Label, set[str]]:
     return {data: of_all | own for data, own in by_data.items()}
 
 
-def _labels(result: RunResult, shared_settings: dict[Label, set[str]]) -> dict[str, Label]:
-    """The labels without a seed and shared settings, with the order that an objective has by default."""
+def _labels(
+    result: RunResult,
+    shared_settings: dict[Label, set[str]],
+    unlike: set[frozenset[tuple[str, Label]]],
+) -> dict[str, Label]:
+    """The labels without a seed and shared settings, with the order that an objective has by default.
+
+    `CONFIGURATION` is among them only where it tells runs apart (`_alike_but_for_files`).
+    """
     shared = shared_settings[result.labels.get("data")]
-    labels = {label: value for label, value in result.labels.items() if label != "seed"}
+    hidden = ("seed",) if _without_hash(result) in unlike else ("seed", CONFIGURATION)
+    labels = {label: value for label, value in result.labels.items() if label not in hidden}
     if labels.get("settings") is not None:
         labels["settings"] = ",".join(s for s in overrides(result) if s not in shared) or None
     if labels.get("divergence") not in (None, "none") and labels.get("order") is None:

@@ -18,10 +18,12 @@ from amid.errors import InputError
 from amid.reporting.rows import (
     AVERAGE,
     MISSING,
+    OF_CLASSES,
     OF_NO_METHOD,
     ON_VALIDATION,
     Repeat,
     Row,
+    has_own_assistant,
     rows_of,
 )
 from amid.results import METRICS, Label, RunResult, Score, better, quality_metrics
@@ -135,9 +137,20 @@ class Table:
                 {row.labels.get(label) for row in self.rows if method in (None, row.method)}
                 for method in groups
             ]
-            if label not in ("method", "assistant") and any(len(of_group) > 1 for of_group in values):
+            hidden = label == "assistant" and not any(has_own_assistant(row.labels) for row in self.rows)
+            if label != "method" and not hidden and any(len(of_group) > 1 for of_group in values):
                 shown.append("divergence" if label == "order" else label)
         return _unique(shown) or ["method"]
+
+    @cached_property
+    def _own_classes(self) -> list[str]:
+        """The labels that name classes of the user's own, which all rows have."""
+        return [
+            label
+            for label in OF_CLASSES
+            if len({row.labels.get(label) for row in self.rows}) == 1
+            and (label != "assistant" or has_own_assistant(self.rows[0].labels))
+        ]
 
     @cached_property
     def versions(self) -> dict[str, list[str]]:
@@ -206,7 +219,7 @@ class Table:
                 sentences.append(f"{title(metric)}: {' or '.join(signatures)}{unlike}.")
         common = [
             f"{SYMBOLS.get(label, label).lower()} {text}"
-            for label in OF_NO_METHOD
+            for label in (*OF_NO_METHOD, *self._own_classes)
             if label not in self.varying and (text := _label_text(self.rows[0], label)) != MISSING
         ]
         if common:

@@ -51,6 +51,7 @@ def test_a_target_in_the_working_folder_is_found(quick, tmp_path, monkeypatch):
     assert run("train", *quick, *own) == 0
     (result,) = results.load_all(tmp_path / "runs")
     assert result.training["steps"] == 4
+    assert result.labels["divergence"] == "squared", "not as the option in whose place it is"
     assert importlib.util.find_spec("vllm") is None, "a folder without modules is no package"
 
 

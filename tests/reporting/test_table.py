@@ -500,3 +500,36 @@ class TestDivergedRuns:
         assert table.datasets == ["dolly"]
         assert {line["ROUGE-L ↑ dolly"] for line in markdown(table)} >= {"diverged 1/2", "diverged"}
         assert "diverged" in terminal(table)
+
+
+class TestOwnClasses:
+    def test_a_table_calls_a_divergence_by_its_own_name(self, make_run):
+        runs = [make_run(divergence=name, seed=1) for name in ("kl", "Hellinger", "KL")]
+        table = build_table(runs)
+        assert {table.name(row) for row in table.rows} == {"KL(p, r)", "Hellinger(p, r)", "own KL(p, r)"}
+
+    def test_an_assistant_of_ones_own_is_no_run_without_one(self, make_run):
+        own = make_run(assistant="Mixture", alpha=None, lam=None)
+        without = make_run(assistant="none", alpha=None, lam=None, order="pq")
+        table = build_table([own, without, make_run()])
+        names = {table.name(row) for row in table.rows}
+        assert any("AMiD" in name and "assistant=Mixture" in name for name in names)
+        assert any(name.startswith("No assistant") for name in names)
+        assert "assistant Mixture" in build_table([own]).caption
+
+    def test_another_class_that_all_rows_have_is_in_the_caption(self, make_run):
+        runs = [make_run(optimizer="SGD", alpha=alpha) for alpha in (-5.0, 1.0)]
+        table = build_table(runs)
+        assert "optimizer SGD" in table.caption
+        assert {table.name(row) for row in table.rows} == {"α=-5", "α=1"}
+        both = build_table([*runs, make_run()])
+        assert {"α=-5 optimizer=SGD", "α=-5"} <= {both.name(row) for row in both.rows}
+
+    def test_runs_of_unlike_files_of_settings_are_never_one_row(self, make_run):
+        same = [make_run(seed=seed, configuration="a") for seed in (1, 2)]
+        (row,) = build_table([*same, make_run(seed=3)]).rows
+        assert len(row.runs) == 3, "a run without a record of it is of any"
+        assert "configuration" not in row.labels
+        table = build_table([*same, make_run(seed=3, configuration="b")])
+        assert {table.name(row) for row in table.rows} == {"configuration=a", "configuration=b"}
+        assert "configuration" not in build_table(same).to_csv()
