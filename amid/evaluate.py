@@ -15,6 +15,7 @@ from amid.errors import InputError
 from amid.evaluation import announce_unread, check_metrics, evaluate_sets
 from amid.experiment import recorded_hash, versions, write_config
 from amid.fit import one_device, use_threads
+from amid.limits import check_lengths, check_reads_forwards, texts_of
 from amid.models import ModelSource, load_tokenizer
 from amid.monitor import alone, watched
 from amid.precision import announce_slow_bfloat16
@@ -135,6 +136,9 @@ def _evaluate(settings: dict[str, Any], labels: dict[str, Label], directory: Pat
     check_metrics(data.metrics, data.test_examples)
     sampling = instantiate(settings["generation"])
     sampling.check_installed()
+    skeleton = source.skeleton(source.config(tokenizer))
+    check_reads_forwards(str(source.path), skeleton)
+    check_lengths(str(source.path), skeleton, texts_of(settings, ["generation"]))
     data.announce_template()
     data.announce_cuts(["test"])
     announce_unread(data.metrics, data.test_examples)

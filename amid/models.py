@@ -26,6 +26,7 @@ from transformers.utils import CONFIG_NAME
 from amid.errors import InputError, first_line
 from amid.files import checksum, key_of
 from amid.hub import ask_its_cache_alone_if_it_is_silent, reason_of
+from amid.limits import check_ignores_what_follows
 from amid.lora import LoRA, plain_head
 from amid.losses import Head
 
@@ -347,11 +348,15 @@ class CountedStates:
 
     `head`, with the scale and soft-capping that the configuration names, is checked once on a few tokens:
     None where it does not give the model's own logits.
+
+    Raises:
+        InputError: for a model whose states depend on later tokens.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self._body = model.base_model
+        check_ignores_what_follows(model)
         output = plain_head(model)
         self.head = None if output is None else self._checked(output)
         if self.head is None:

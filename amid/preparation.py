@@ -13,6 +13,7 @@ from amid.errors import InputError
 from amid.files import only_writer
 from amid.fit import length_in_words, steps_of
 from amid.learning_rate import check_rates
+from amid.limits import check_lengths, check_reads_forwards, texts_of
 from amid.models import ModelSource, check_same_tokens, load_tokenizer
 from amid.monitor import PREPARING, tell, watched
 from amid.progress import announce
@@ -49,8 +50,8 @@ def with_prepared_models(cfg: Config, data: InstructionData, run: Run) -> None:
 
 
 def check_models(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Checks the settings of the models of `cfg`, that there are such models, and that their tokenizers are
-    `tokenizer`.
+    """Checks the settings of the models of `cfg`, that there are such models, that they can read its texts,
+    and that their tokenizers are `tokenizer`.
 
     Raises:
         InputError: see `with_prepared_models`.
@@ -63,7 +64,10 @@ def check_models(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> None:
         )
     for role, source in models.items():
         model: ModelSource = instantiate({key: value for key, value in source.items() if key != "sft"})
-        model.skeleton(model.config(tokenizer))
+        skeleton, name = model.skeleton(model.config(tokenizer)), f"the {role} {model.path or ''}".strip()
+        check_reads_forwards(name, skeleton)
+        reads = ("data", "text", *(("generation",) if role == "student" else ()))
+        check_lengths(name, skeleton, texts_of(cfg, reads))
         if source.get("path") is not None:
             check_same_tokens(role, tokenizer, load_tokenizer(source["path"]))
 
