@@ -252,6 +252,9 @@ def fit(
         taken = taking.state_dict()
         training = {**module.before, **_figures(module, taken), "diverged_step": float(error.step)}
         return trainer, training, taken["seconds"]
+    last_validation = {
+        f"{name}_last": value for name, value in module.validation.items() if name == "valid_cross_entropy"
+    }
     kept: dict[str, Any] = {"validation": module.validation}
     if best:
         kept = torch.load(best, map_location="cpu", weights_only=True)
@@ -260,6 +263,7 @@ def fit(
     training = {
         **module.before,
         **kept["validation"],
+        **last_validation,
         **_figures(module, taken),
         "peak_memory": taken["peak_memory"],
         "response_tokens_per_second": module.response_tokens / taken["fit_seconds"],

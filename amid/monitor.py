@@ -334,7 +334,7 @@ def _status_of(directory: Path) -> RunStatus:
             steps=total,
             seconds_left=None,
             seconds=result.own_seconds,
-            note=f"at step {result.diverged_step}" if diverged else "",
+            note=f"at step {result.diverged_step}" if diverged else _worse(result.far_worse),
         )
     if not record:
         ended = (directory / "config.yaml").exists()
@@ -346,6 +346,10 @@ def _status_of(directory: Path) -> RunStatus:
         if status.seconds_left is not None:
             return replace(status, seconds_left=max(0.0, status.seconds_left - age))
     return status
+
+
+def _worse(how: str) -> str:
+    return f"far worse than it began: {how}" if how else ""
 
 
 def _alive(record: Mapping[str, Any], age: float) -> bool:

@@ -68,6 +68,15 @@ OF_ANSWERS = tuple(name for name, kind in KINDS.items() if kind.of_answers)
 
 Label = str | int | float | bool | None
 
+FAR_WORSE = 2.0
+"""Nats a token by which the validation cross-entropy of a run that got far worse is above that before it."""
+
+COLLAPSE_SHARE = 0.5
+"""A student whose validation score is below this share of the score that it began with has collapsed."""
+
+_NO_SCORES = ("loss", "cross_entropy", "cross_entropy_last", "perplexity", "kl_pq", "same_top")
+"""What is measured at validations besides the score of answers."""
+
 T = TypeVar("T")
 
 
@@ -155,6 +164,31 @@ class RunResult:
         """The optimiser step, counted from 1, whose loss or gradient was not finite, which ended the run."""
         step = self.training.get("diverged_step")
         return None if step is None else int(step)
+
+    @property
+    def far_worse(self) -> str:
+        """What of the validation got far worse in the training, with both numbers; empty for nothing.
+
+        That is the cross-entropy of the student that is kept, or of the last one, where it rose by more than
+        `FAR_WORSE` nats a token or is no number; and the score of answers, from 1 on, where it fell below
+        `COLLAPSE_SHARE` of what it was.
+        """
+        told: list[str] = []
+        before = self.training.get("valid_cross_entropy_before", math.nan)
+        for name, whose in (("cross_entropy", "after it"), ("cross_entropy_last", "at its end")):
+            after = self.training.get(f"valid_{name}")
+            if after is not None and math.isfinite(before) and not after <= before + FAR_WORSE and not told:
+                told.append(f"cross-entropy {before:.3f} before the training, {after:.3f} {whose}")
+        for name, value in self.training.items():
+            metric = name.removeprefix("valid_").removesuffix("_before")
+            if name != f"valid_{metric}_before" or metric in _NO_SCORES or value < 1:
+                continue
+            after = self.training.get(f"valid_{metric}", math.nan)
+            if after < COLLAPSE_SHARE * value:
+                told.append(
+                    f"{METRICS.get(metric, metric)} {value:.1f} before the training, {after:.1f} after it"
+                )
+        return "; ".join(told) if self.training.get("steps") else ""
 
     @property
     def own_seconds(self) -> float:

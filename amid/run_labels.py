@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
-from amid.config import CONF, as_dict, setting_hash
+from amid.config import as_dict, setting_hash
+from amid.config_folders import CONF
 from amid.results import Label
 from amid.run_names import LABELS, further_settings
 

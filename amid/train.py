@@ -58,7 +58,7 @@ def _run(settings: dict[str, Any], directory: Path, labels: Mapping[str, Any]) -
 
 
 def summary(result: RunResult) -> str:
-    """One line with the scores of a run, or the step at which it diverged."""
+    """One line with the scores of a run, or the step at which it diverged; another if it got far worse."""
     seconds = f"({sum(result.timings.values()):.0f} s)"
     if result.diverged_step is not None:
         return f"  diverged at step {result.diverged_step}   {seconds}"
@@ -74,4 +74,5 @@ def summary(result: RunResult) -> str:
     ]
     if not sets:
         sets = ["no scores: data.test has no set; to score it: amid evaluate run=FOLDER +data.test.NAME=FILE"]
-    return "  " + "   ".join([*sets, seconds])
+    worse = f"\n  far worse than it began: {result.far_worse}" if result.far_worse else ""
+    return "  " + "   ".join([*sets, seconds]) + worse

@@ -28,7 +28,8 @@ from amid.monitor import (
     watched,
 )
 from amid.progress import Progress
-from amid.results import RunResult, save
+from amid.results import RunResult, load, save
+from amid.train import summary
 
 
 def started(folder, **fields):
@@ -91,6 +92,16 @@ def test_every_state_is_told_from_what_runs_write(tmp_path):
 def watched_in(folder):
     folder.mkdir()
     return watched(folder)
+
+
+def test_a_finished_run_that_got_far_worse_says_so(tmp_path):
+    (tmp_path / "a").mkdir()
+    training = {"steps": 40.0, "valid_cross_entropy_before": 5.0, "valid_cross_entropy": 3744.0}
+    finished(tmp_path / "a", **training)
+    note = "far worse than it began: cross-entropy 5.000 before the training, 3744.000 after it"
+    (run,) = read_status(tmp_path)
+    assert (run.state, run.note) == ("done", note)
+    assert summary(load(tmp_path / "a")).splitlines()[-1] == f"  {note}"
 
 
 def test_a_run_on_another_machine_is_gone_after_a_long_silence(tmp_path):

@@ -222,3 +222,42 @@ class TestLoadAll:
         (tmp_path / "run" / RESULT_FILE).write_text("{", encoding="utf-8")
         with pytest.raises(InputError, match=f"result {tmp_path / 'run' / RESULT_FILE} is damaged"):
             load_all(tmp_path)
+
+
+class TestFarWorse:
+    @pytest.mark.parametrize(
+        ("training", "told"),
+        [
+            ({"valid_cross_entropy": 4.0}, ""),
+            ({"valid_cross_entropy_before": 5.0, "valid_cross_entropy": 6.9}, ""),
+            (
+                {"valid_cross_entropy_before": 5.034, "valid_cross_entropy": 3744.0},
+                "cross-entropy 5.034 before the training, 3744.000 after it",
+            ),
+            (
+                {
+                    "valid_cross_entropy_before": 5.0,
+                    "valid_cross_entropy": 4.0,
+                    "valid_cross_entropy_last": 7.5,
+                },
+                "cross-entropy 5.000 before the training, 7.500 at its end",
+            ),
+            (
+                {"valid_cross_entropy_before": 5.0, "valid_cross_entropy": math.nan},
+                "cross-entropy 5.000 before the training, nan after it",
+            ),
+            (
+                {"valid_rouge_l_before": 40.0, "valid_rouge_l": 19.9},
+                "ROUGE-L 40.0 before the training, 19.9 after it",
+            ),
+            ({"valid_rouge_l_before": 40.0, "valid_rouge_l": 20.0}, ""),
+            ({"valid_exact_answer_before": 0.9, "valid_exact_answer": 0.0}, ""),
+            ({"valid_same_top_before": 2.0, "valid_same_top": 0.1}, ""),
+        ],
+    )
+    def test_by_both_numbers(self, training, told):
+        assert dataclasses.replace(RUN, training={"steps": 4.0, **training}).far_worse == told
+
+    def test_without_a_step_nothing_got_worse(self):
+        training = {"steps": 0.0, "valid_cross_entropy_before": 1.0, "valid_cross_entropy": 9.0}
+        assert dataclasses.replace(RUN, training=training).far_worse == ""

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
-from amid.config import check_overrides
+from amid.config import register_resolvers
+from amid.config_folders import CONF
 from amid.run_labels import _name, labels_of
 
 CONFIGURATION = "configuration"
@@ -17,7 +19,9 @@ def labels():
     """The labels of a run with these overrides, in a folder that Hydra would name by them."""
 
     def of(*overrides, directory="outputs/train/x"):
-        cfg = check_overrides("train", overrides)
+        register_resolvers()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("train", list(overrides), return_hydra_config=True)
         with open_dict(cfg):
             cfg.hydra.runtime.output_dir = directory
             HydraConfig.instance().set_config(cfg)

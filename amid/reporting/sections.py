@@ -13,13 +13,10 @@ from rich.table import Table as TerminalTable
 from amid.reporting.folders import configuration
 from amid.reporting.rows import AVERAGE, MISSING, ON_VALIDATION, Row
 from amid.reporting.table import SYMBOLS, Table, markdown_line, score_text, title
-from amid.results import RunResult, Score
+from amid.results import COLLAPSE_SHARE, RunResult, Score
 
 NEAR_ZERO = 1.0
 """A score (0 to 100) below this is that of a collapsed student."""
-
-COLLAPSE_SHARE = 0.5
-"""A student whose validation score is below this share of the score that it began with has collapsed."""
 
 Outcome = Literal["diverged", "collapsed", "trained", "not trained"]
 FAILED: tuple[Outcome, Outcome] = ("diverged", "collapsed")

@@ -33,6 +33,9 @@ __all__ = ["AVERAGE", "SYMBOLS", "Row", "Table", "build_table", "markdown_line",
 SELF_BLEU = "self_bleu"
 CORPUS_SELF_BLEU = "corpus_self_bleu"
 
+NAMED = 3
+"""So many runs that got far worse are named at most; more are counted."""
+
 SYMBOLS = {
     "method": "Method",
     "model": "Model",
@@ -235,6 +238,8 @@ class Table:
             settings = [text for text in settings if not text.endswith(MISSING)]
             if settings:
                 sentences.append(f"{method}: {', '.join(settings)}.")
+        if worse := self._far_worse():
+            sentences.append(f"Far worse on the validation data than they began: {worse}.")
         if self.repeats:
             differing = sum(repeat.differs for repeat in self.repeats)
             sentences.append(
@@ -242,6 +247,13 @@ class Table:
                 f"{len(self.repeats)}" + (f", {differing} of them with other scores." if differing else ".")
             )
         return " ".join(sentences)
+
+    def _far_worse(self) -> str:
+        """Which runs got far worse in their training, with the numbers; of many the first, and how many."""
+        runs = [(self.name(row) or row.method, run) for row in self.rows for run in row.runs if run.far_worse]
+        told = [f"{name}, seed {run.seed} ({run.far_worse})" for name, run in runs[:NAMED]]
+        more = f", and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
+        return "; ".join(told) + more
 
     def to_markdown(self, digits: int = 2) -> str:
         """The table in Markdown, without its caption."""

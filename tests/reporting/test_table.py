@@ -533,3 +533,16 @@ class TestOwnClasses:
         table = build_table([*same, make_run(seed=3, configuration="b")])
         assert {table.name(row) for row in table.rows} == {"configuration=a", "configuration=b"}
         assert "configuration" not in build_table(same).to_csv()
+
+
+def test_a_run_that_got_far_worse_is_told_with_both_numbers(make_run):
+    exploded = {"steps": 4.0, "valid_cross_entropy_before": 5.0, "valid_cross_entropy": 3744.0}
+    runs = [make_run(alpha=alpha) for alpha in (-5.0, 1.0)]
+    assert "Far worse" not in build_table(runs).caption
+    runs[1] = dataclasses.replace(runs[1], training=exploded)
+    assert (
+        "Far worse on the validation data than they began: α=1, seed 1 (cross-entropy 5.000 before the "
+        "training, 3744.000 after it)."
+    ) in build_table(runs).caption
+    many = [dataclasses.replace(make_run(alpha=float(alpha)), training=exploded) for alpha in range(5)]
+    assert ", and 2 more." in build_table(many).caption
