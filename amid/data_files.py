@@ -1,5 +1,6 @@
 """The files that a configuration names as data, before any is read."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,8 +26,11 @@ def check_files(data: Mapping[str, Any]) -> None:
 
 
 def check_source(source: object) -> None:
-    """Raises InputError if `source` is the path of a file on disk that cannot be opened."""
-    if isinstance(source, str) and not source.startswith(HUB_PREFIX):
+    """Raises InputError if `source` is a file on disk that cannot be opened, or a slice without rows."""
+    if not isinstance(source, str):
+        return
+    check_slice(source)
+    if not source.startswith(HUB_PREFIX):
         path = Path(path_and_rows(source)[0])
         try:
             path.open("rb").close()
@@ -34,9 +38,20 @@ def check_source(source: object) -> None:
             raise unreadable(path, error) from error
 
 
+def check_slice(source: str) -> None:
+    """Raises InputError if the slice that follows the path in `source` has no rows, or is no such slice."""
+    path, rows = path_and_rows(source)
+    if rows.stop is not None and rows.start >= rows.stop:
+        raise InputError(f"data source {source!r} is a slice without rows; widen it")
+    if re.search(r"\[-?\d*(:-?\d*)*\]$", path) and not os.path.exists(path):
+        raise InputError(
+            f"data source {source!r}: write rows as FILE[START:STOP], with whole numbers from 0 or none"
+        )
+
+
 def path_and_rows(source: str) -> tuple[str, slice]:
     """The path in `source`, on disk or on the hub, and the slice of rows that follows it; else all rows."""
-    match = re.fullmatch(r"(.*?)(?:\[(\d*):(\d*)\])?", source, flags=re.DOTALL)
+    match = re.fullmatch(r"(.*?)(?:\[(\d{0,18}):(\d{0,18})\])?", source, flags=re.DOTALL)
     assert match is not None
     path, start, stop = match.groups()
     return path, slice(int(start or 0), int(stop) if stop else None)
@@ -46,5 +61,5 @@ def unreadable(path: Path, error: OSError) -> InputError:
     """What is said of a file that cannot be opened."""
     return InputError(
         f"data file {path} cannot be read ({error.strerror or error}); "
-        "give the path of a JSON Lines, CSV or Parquet file"
+        "give the path of a JSON, CSV, TSV or Parquet file"
     )

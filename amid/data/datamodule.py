@@ -25,7 +25,8 @@ from amid.data.batches import Batches
 from amid.data.examples import Example
 from amid.data.plain_text import packed
 from amid.data.prompts import IGNORE, Encoder, SpecialTokens, Template, Truncation
-from amid.data.sources import Fields, Source, TextSource, load_documents, load_examples
+from amid.data.rows import Fields, checked
+from amid.data.sources import Loaded, Source, TextSource, load_documents, loaded
 from amid.data_files import RESPONSES
 from amid.errors import InputError
 from amid.files import forget_parts, key_of, only_writer, written_whole
@@ -181,7 +182,7 @@ class InstructionData(L.LightningDataModule):
 
     Args:
         tokenizer: of the teacher and the student.
-        train: examples to train on: the path of a JSON Lines, CSV or Parquet file, on disk or on the hub as
+        train: examples to train on: the path of a JSON, CSV, TSV or Parquet file, on disk or on the hub as
             `hf://datasets/OWNER/NAME/FILE`, or the examples; null where nothing is trained.
         valid: examples to choose the checkpoint on.
         test: evaluation sets by name; one that is null is left out.
@@ -301,25 +302,37 @@ class InstructionData(L.LightningDataModule):
         self.valid_prompts = valid_prompts
         self.seed = seed
         self.cache_dir = Path(cache_dir)
-        self._train, self._valid, self._test, self._fields = train, valid, test, fields
+        self._train, self._valid, self._test, self._fields = train, valid, test, checked(fields)
         self._plain_text, self.plain_text_weight = plain_text, plain_text_weight
         self._valid_rows, self._test_prompts = valid_rows, test_prompts
 
     @cached_property
     def train_examples(self) -> list[Example]:
         """The training examples."""
-        return load_examples(self._train, fields=self._fields)
+        return self._train_loaded.examples
 
     @cached_property
     def valid_examples(self) -> list[Example]:
         """The validation examples."""
-        return load_examples(self._valid, self._valid_rows, self._fields)
+        return self._valid_loaded.examples
 
     @cached_property
     def test_examples(self) -> dict[str, list[Example]]:
         """The examples of each evaluation set."""
+        return {name: found.examples for name, found in self._test_loaded.items()}
+
+    @cached_property
+    def _train_loaded(self) -> Loaded:
+        return loaded(self._train, fields=self._fields)
+
+    @cached_property
+    def _valid_loaded(self) -> Loaded:
+        return loaded(self._valid, self._valid_rows, self._fields)
+
+    @cached_property
+    def _test_loaded(self) -> dict[str, Loaded]:
         return {
-            name: load_examples(source, self._test_prompts, self._fields)
+            name: loaded(source, self._test_prompts, self._fields)
             for name, source in self._test.items()
             if source is not None
         }
@@ -341,14 +354,16 @@ class InstructionData(L.LightningDataModule):
         in a row's text stay text; a chat template may write thoughts otherwise. Nothing is said where no row
         is concerned.
         """
-        rows = {"train": self.train_examples} if "train" in splits else {}
-        rows |= {"valid": self.valid_examples} if "valid" in splits else {}
+        found = {"train": self._train_loaded} if "train" in splits else {}
+        found |= {"valid": self._valid_loaded} if "valid" in splits else {}
         if "test" in splits:
-            rows |= {f"test.{name}": examples for name, examples in self.test_examples.items()}
+            found |= {f"test.{name}": of for name, of in self._test_loaded.items()}
+        rows = {name: of.examples for name, of in found.items()}
         known = {"train": lambda: self._train_encoded, "valid": lambda: self._valid_encoded}
         cut = {name: known[name]() if name in known else self._encoded(of) for name, of in rows.items()}
         documents = self._documents if "train" in splits else ()
         for line in (
+            *notes.rows(found),
             *notes.cuts(self.encoder, {name: of[1] for name, of in cut.items()}),
             *notes.special_tokens(self.encoder, rows, documents),
             *notes.thoughts(self.encoder, rows),

@@ -7,12 +7,29 @@ from torch import Tensor
 
 from amid.data.examples import Example
 from amid.data.prompts import THOUGHTS, Encoder
+from amid.data.sources import Loaded
 
 _TRAINED = ("train", "valid")
 """Sets whose responses count, not their prompts alone."""
 
 _SHOWN = 4
 """Special tokens that are named."""
+
+
+def rows(sets: Mapping[str, Loaded]) -> Iterator[str]:
+    """How many rows are left out, have an empty prompt, or are read without the usual fields."""
+    n = {name: of.rows for name, of in sets.items()}
+    for taken in sorted({what for of in sets.values() for what in of.taken}):
+        counts = {name: of.taken.get(taken, 0) for name, of in sets.items()}
+        yield f"Taken {taken}: {_of(counts, n, 'rows')}"
+    if empty := _of({name: of.empty for name, of in sets.items()}, n, "rows"):
+        yield f"Left out, as their output is empty: {empty}"
+    silent = {
+        name: sum(not (row.instruction.strip() or row.input.strip()) for row in of.examples)
+        for name, of in sets.items()
+    }
+    if said := _of(silent, {name: len(of.examples) for name, of in sets.items()}, "rows"):
+        yield f"Prompts of the template alone, as instruction and input are empty: {said}"
 
 
 def cuts(encoder: Encoder, cut: Mapping[str, Tensor]) -> Iterator[str]:

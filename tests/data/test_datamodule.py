@@ -214,6 +214,31 @@ def test_what_the_limits_cut_is_said_once_also_from_the_cache(tmp_path, monkeypa
     assert said([*rows, *rows, rows[0]], rows[:1]) == line
 
 
+def test_rows_left_out_empty_prompts_and_what_is_taken_are_said_once(tmp_path, jsonl, capsys):
+    usual = {"instruction": "a", "output": "b"}
+    files = [
+        jsonl(usual, {"prompt": "a", "completion": "b"}, usual | {"output": ""}, name="train.jsonl"),
+        jsonl(usual | {"instruction": " "}, usual | {"output": [" "]}, name="valid.jsonl"),
+        jsonl(usual, usual | {"output": []}, name="test.jsonl"),
+    ]
+    train, valid, test = map(str, files)
+    module = InstructionData(
+        tokenizer(),
+        train,
+        valid,
+        {"mine": test},
+        Template(TEMPLATE, TEMPLATE_WITH_INPUT),
+        cache_dir=str(tmp_path),
+    )
+    module.announce_cuts()
+    assert capsys.readouterr().out.splitlines() == [
+        "Taken prompt as instruction and completion as output: 1 of 3 rows of data.train",
+        "Left out, as their output is empty: 1 of 3 rows of data.train, 1 of 2 rows of data.valid, "
+        "1 of 2 rows of data.test.mine",
+        "Prompts of the template alone, as instruction and input are empty: 1 of 1 rows of data.valid",
+    ]
+
+
 def test_a_row_that_just_fits_is_not_cut(tmp_path, capsys):
     row = Example("say this word again", "", ("a word",))
     template = Template(TEMPLATE, TEMPLATE_WITH_INPUT)

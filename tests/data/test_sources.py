@@ -1,4 +1,6 @@
 import csv
+import gzip
+import json
 
 import pyarrow as pa
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from amid.data import Example
-from amid.data.sources import load_examples, read_examples
+from amid.data.sources import load_documents, load_examples, loaded, read_examples
 from amid.errors import InputError
 
 ROW = {"instruction": "Say hi.", "input": "", "output": "Hi."}
@@ -23,7 +25,9 @@ def test_reads_one_output_or_several_and_leaves_out_empty_ones(jsonl):
     ("lines", "message"),
     [
         ([ROW, '{"instruction": '], r"data.jsonl:2: not valid JSON"),
-        (["[1]"], r":1: a list, not a JSON object"),
+        (["[[1]]"], r":1: a list, not a JSON object"),
+        ([ROW, "[1]"], r":2: a list, not a JSON object"),
+        (["3"], r":1: a number or true or false, not a JSON object"),
         ([{"instruction": "x"}], r":1: field 'output' is missing"),
         ([{"instruction": 3, "output": "x"}], r":1: field 'instruction' is 3, not a string"),
         ([], r"is empty"),
@@ -82,7 +86,7 @@ def test_null_is_no_text_but_may_be_an_input(table):
     row = {"instruction": "a", "input": None, "output": "b"}
     path = table("a.parquet", [row, row | {"input": "x"}])
     assert [example.input for example in read_examples(path)] == ["", "x"]
-    with pytest.raises(InputError, match=r"b.parquet row 2: field 'output' is None, not a string"):
+    with pytest.raises(InputError, match=r"b.parquet row 2: field 'output' is null, not a string"):
         read_examples(table("b.parquet", [row, row | {"output": None}]))
 
 
@@ -97,8 +101,8 @@ def test_fields_that_do_not_fit(jsonl, fields):
     [
         ("a.csv", b"instruction,output\nx\n", r"a.csv:2: not as many values"),
         ("a.csv", b"instruction,output\nx,y\nx,y,z\n", r"a.csv:3: not as many values"),
-        ("a.csv", b'instruction,output\nx,"y', r"a.csv is not valid CSV near line 1"),
-        ("a.csv", b"instruction,output\nx,\xff", r"a.csv is not UTF-8"),
+        ("a.csv", b'instruction,output\nx,"y', r"a.csv is not valid CSV near line 2"),
+        ("a.csv", b"instruction,output\nx,\xff", r"a.csv:2: not UTF-8 \(byte 0xff"),
         ("a.csv", b"instruction,output\n", r"a.csv is empty"),
         ("a.csv", b"instruction,output\nx,\n", r"all 1 rows have an empty 'output'"),
         (
@@ -114,6 +118,203 @@ def test_files_that_are_not_whole(tmp_path, name, content, message):
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_examples(path)
+
+
+A, B = json.dumps({"instruction": "a", "output": "b"}), json.dumps({"instruction": "c", "output": "d"})
+TWO = [Example("a", "", ("b",)), Example("c", "", ("d",))]
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", BOM + f"{A}\n{B}\n".encode()),
+        ("a.jsonl", BOM + f"{A}\n".encode() + BOM + B.encode()),
+        ("a.jsonl", f"{A}\r\n\r\n{B}".encode()),
+        ("a.json", f"[{A}, {B}]".encode()),
+        ("a.jsonl", BOM + json.dumps([json.loads(A), json.loads(B)], indent=2).encode()),
+        ("a.tsv", b"instruction\toutput\na\tb\nc\td\n"),
+        ("a.csv", BOM + b"instruction,output\r\na,b\r\n\r\nc,d"),
+        ("a.jsonl.gz", gzip.compress(f"{A}\n{B}".encode())),
+        ("a.csv.gz", gzip.compress(b"instruction,output\na,b\nc,d\n")),
+    ],
+)
+def test_marks_arrays_tabs_and_gzip(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert read_examples(tmp_path / name) == TWO
+
+
+def test_long_fields_deep_ones_that_no_one_reads_and_not_a_number(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("instruction,output\na," + "x" * 300_000 + "\n")
+    assert len(read_examples(path)[0].outputs[0]) == 300_000
+    path = tmp_path / "a.jsonl"
+    of = '{"instruction": "a", "output": "b", "deep": ' + "[" * 500 + "]" * 500 + ', "n": NaN, "in": {"i": '
+    path.write_text(of + "9" * 5000 + "}}")
+    assert read_examples(path)[0].fields == {}
+
+
+def row_with(rest):
+    return f'{A}\n{{"instruction": "a", "output": "b", {rest}}}\n'.encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (row_with(r'"more": "\ud800"'), r":2: field 'more' has half of a surrogate pair, '\\ud800'"),
+        (row_with(r'"mo\udc00re": 1'), r":2: field 'mo\\udc00re' has half of a surrogate pair"),
+        (f'{A}\n{{"instruction": "a", "output": ["\\udfff"]}}'.encode(), r":2: field 'output' has half"),
+        (row_with('"x": ' + "[" * 100_000), r":2: lists or objects nested too deeply; remove"),
+        (b"[" * 100_000, r":1: lists or objects nested too deeply"),
+        (row_with('"id": ' + "9" * 5000), r":2: field 'id' is an integer of 5,000 digits; write it as a str"),
+        (row_with('"id": 1e999'), r":2: field 'id' is inf; give a finite number or null"),
+        (row_with('"output": "c"'), r":2: field 'output' stands there twice"),
+        (b'{"instruction": "a", "output": NaN}', r":1: field 'output' is nan, not a string"),
+        (b'{"instruction": "a", "output": ["b", 3]}', r":1: field 'output' is 3, not a string"),
+        (b'{"instruction": {"a": 1}, "output": "b"}', r":1: field 'instruction' is an object, not a string"),
+        (b'{"instruction": "a", "input": 0, "output": "b"}', r":1: field 'input' is 0, not a string"),
+        (A.encode() + b"\n\0\0\0", r":2: NUL bytes, as of a file that was not written whole"),
+        (b"\0" * 9, r"begins with NUL bytes"),
+        (A.encode("utf-16"), r"is UTF-16, not UTF-8; convert it: iconv"),
+        (A.encode("utf-16-le"), r"begins with NUL bytes: it is UTF-16"),
+        (A.encode() + b'\n{"instruction": "\xe9"}', r":2: not UTF-8 \(byte 0xe9"),
+        (gzip.compress(A.encode()), r"is packed with gzip; unpack it, or let its name end in .gz"),
+        (b"PAR1...", r"is a Parquet file; let its name end in .parquet"),
+        (f"[\n{A}\n{B}]".encode(), r":3: no , or \] after a row"),
+        (f"[\n{A},\n{A[:-1]}".encode(), r":3: not valid JSON .*; repair the array"),
+        (f"[{A}]\n{B}".encode(), r":2: the file goes on after its array"),
+        (f'[\n{A},\n{{"x": 1}}\n]'.encode(), r":3: field 'output' is missing \(the row has x\)"),
+        (json.dumps(json.loads(A), indent=1).encode(), r":1: not valid JSON .*; each line needs one whole"),
+        (BOM, r"is empty"),
+        (b"[]", r"is empty"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_place_and_remedy(tmp_path, content, message):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        read_examples(path)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < len(str(tmp_path)) + 300
+
+
+def test_mistakes_of_tables_and_packed_files(tmp_path):
+    for name, content, message in (
+        ("a.csv", b"instruction;output\na;b\n", r"a.csv:1: the names are separated by ';'"),
+        ("a.csv", b"instruction,output,output\n", r"a.csv:1: the name 'output' stands there twice"),
+        ("a.csv", b'instruction,output\na,b\nc,"d\ne,f\n', r"not valid CSV near line 3"),
+        ("a.gz", gzip.compress(A.encode())[:-9], r"a.gz is not a whole gzip file"),
+        ("a.jsonl.gz", A.encode(), r"a.jsonl.gz is not a whole gzip file"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            read_examples(tmp_path / name)
+    with pytest.raises(InputError, match=r"cannot be read \(Is a directory\)"):
+        read_examples(tmp_path)
+
+
+TURN = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+SHARED = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "taken"),
+    [
+        ({"messages": TURN}, "conversations of one turn"),
+        ({"conversations": SHARED}, "conversations of one turn"),
+        ({"prompt": TURN[:1], "completion": TURN[1:]}, "conversations of one turn"),
+        ({"prompt": "a", "completion": "b"}, "prompt as instruction and completion as output"),
+    ],
+)
+def test_rows_of_one_turn_are_read_and_what_is_taken_is_counted(jsonl, row, taken):
+    found = loaded(str(jsonl(ROW, row | {"id": 3})))
+    assert found.examples[1] == Example("a", "", ("b",))
+    assert found.examples[1].fields == {"id": 3}
+    ((what, n),) = found.taken.items()
+    assert (what.startswith(taken), n) == (True, 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"messages": [{"role": "system", "content": "s"}, *TURN]},
+            r":1: a conversation \(messages\) of system, user, assistant; only one message of the user",
+        ),
+        ({"conversations": SHARED * 9}, r"a conversation \(conversations\) of human, gpt, .*, …; only one"),
+        ({"messages": []}, r"a conversation \(messages\) of no messages"),
+        (
+            {"messages": [TURN[0], {"role": "assistant"}]},
+            r"field 'messages\[1\]\.value' is null, not a string",
+        ),
+        ({"question": "a", "answer": "b"}, r"'data.fields={instruction: question, output: answer}'"),
+        (
+            {"instruction": "a", "context": "", "response": "b"},
+            r"'data.fields={instruction: instruction, input: context, output: response}'",
+        ),
+        ({"version": 1, "data": [ROW]}, r"if the rows are those in 'data', give that array alone"),
+    ],
+)
+def test_other_rows_are_told_by_their_fields_with_the_setting_that_maps_them(jsonl, row, message):
+    with pytest.raises(InputError, match=message):
+        read_examples(jsonl(row))
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("[:0]", "is a slice without rows; widen it"),
+        ("[5:3]", "is a slice without rows; widen it"),
+        ("[7:]", "is a slice without rows of 1; widen it"),
+        ("[-5:]", r"write rows as FILE\[START:STOP\]"),
+        ("[3]", r"write rows as FILE\[START:STOP\]"),
+        ("[::2]", r"write rows as FILE\[START:STOP\]"),
+        ("[:" + "9" * 5000 + "]", r"write rows as FILE\[START:STOP\]"),
+    ],
+)
+def test_slices_without_rows_and_what_is_no_slice(jsonl, part, message):
+    with pytest.raises(InputError, match=message):
+        loaded(f"{jsonl(ROW)}{part}")
+
+
+@pytest.mark.parametrize("field", [None, "", 3])
+def test_a_field_that_is_mapped_to_nothing(jsonl, field):
+    with pytest.raises(InputError, match=r"data\.fields\.output=.* names no field of a row"):
+        read_examples(jsonl(ROW), {"instruction": "instruction", "output": field})
+    without = {"instruction": "instruction", "input": None, "output": "output"}
+    assert read_examples(jsonl(ROW | {"input": "x"}), without)[0].input == ""
+
+
+@pytest.mark.parametrize("source", [5, [{"instruction": "a"}], {"a": 1}])
+def test_a_source_that_is_neither_path_nor_examples(source):
+    with pytest.raises(InputError, match=r"is neither a path nor a list of amid.data.Example"):
+        loaded(source)
+
+
+def test_empty_rows_are_counted():
+    rows = [Example("a", "", ("b",)), Example("a", "", ("", " ")), Example("a", "", ())]
+    found = loaded(rows)
+    assert (found.examples, found.rows, found.empty) == (rows[:1], 3, 2)
+    with pytest.raises(InputError, match="no example with a response"):
+        loaded(rows[1:])
+
+
+def test_documents(tmp_path):
+    for name, content, found in (
+        ("a.txt", BOM + b"one\r\n[two", ["one\r\n[two"]),
+        ("a.txt.gz", gzip.compress(b"one"), ["one"]),
+        ("a.json", b'[{"text": "one"}, {"text": "two"}]', ["one", "two"]),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert load_documents(str(tmp_path / name)) == found
+    for content, message in (
+        (b'{"text": "\\ud800"}', r"a.jsonl:1: field 'text' has half of a surrogate pair"),
+        (b'{"text": 3}', r"a.jsonl:1: field 'text' is 3, not a string"),
+        (b'{"body": "a"}', r"a.jsonl:1: field 'text' is missing \(the row has body\)"),
+    ):
+        (tmp_path / "a.jsonl").write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            load_documents(str(tmp_path / "a.jsonl"))
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])

@@ -1,0 +1,233 @@
+"""The rows of data files: JSON Lines, a JSON array, CSV, TSV or Parquet, and what is wrong with a file."""
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from amid.data_files import unreadable
+from amid.errors import InputError
+
+Rows = Iterator[tuple[str, Mapping[str, Any]]]
+"""Where each row stands, for messages, and the row."""
+
+_T = TypeVar("_T")
+
+_DIGITS = 300
+"""Of an integer at most: more are beyond what a float holds."""
+
+_OTHER_FILES = {
+    b"\xff\xfe\0\0": "is UTF-32, not UTF-8; convert it: iconv -f UTF-32 -t UTF-8",
+    b"\xff\xfe": "is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8",
+    b"\x1f\x8b": "is packed with gzip; unpack it, or let its name end in .gz",
+    b"PAR1": "is a Parquet file; let its name end in .parquet",
+    b"PK\x03\x04": "is a zip archive or a spreadsheet; unpack it, or export it as CSV in UTF-8",
+    b"\x28\xb5\x2f\xfd": "is packed with zstd; unpack it",
+    b"BZh": "is packed with bzip2; unpack it",
+    b"\xfd7zXZ": "is packed with xz; unpack it",
+}
+"""By their first bytes, files that are no text in UTF-8."""
+
+
+class Unreadable(str):
+    """A value of a row that cannot be taken, in the words of a message."""
+
+
+def rows_of(path: Path) -> Rows:
+    """The rows of a file, at least one, in the format that its suffix names; JSON where it names no other.
+
+    Raises:
+        InputError: naming the file and where it can the line, for a file that cannot be read, is empty, or
+            is not what its suffix says.
+    """
+    readers: dict[str, Callable[[Path], Rows]] = {
+        ".csv": lambda path: _table_rows(path, ","),
+        ".tsv": lambda path: _table_rows(path, "\t"),
+        ".parquet": _parquet_rows,
+    }
+    name = Path(path.stem) if path.suffix.lower() == ".gz" else path
+    empty = True
+    for place, row in readers.get(name.suffix.lower(), _json_rows)(path):
+        empty = False
+        yield place, row
+    if empty:
+        raise InputError(f"data file {path} is empty; give a file with one example a row")
+
+
+def text_of(path: Path) -> str:
+    """The text of a file in UTF-8, unpacked where its name ends in .gz, without a byte order mark.
+
+    Raises:
+        InputError: naming the file, and the line that is not UTF-8.
+    """
+    packed = path.suffix.lower() == ".gz"
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if packed else content
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"data file {path} is not a whole gzip file ({error}); pack it anew") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    for beginning, what in _OTHER_FILES.items():
+        if content.startswith(beginning):
+            raise InputError(f"data file {path} {what}")
+    if content[:1] == b"\0" or content[1:2] == b"\0":
+        raise InputError(
+            f"data file {path} begins with NUL bytes: it is UTF-16, or was not written whole; convert it to "
+            "UTF-8, or write it anew"
+        )
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path}:{line}: not UTF-8 (byte 0x{content[error.start]:02x}: {error.reason}); "
+            "convert the file to UTF-8"
+        ) from error
+
+
+def _json_rows(path: Path) -> Rows:
+    text = text_of(path)
+    return _array_rows(path, text) if text.lstrip().startswith("[") else _line_rows(path, text)
+
+
+def _line_rows(path: Path, text: str) -> Rows:
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
+        line = line.removeprefix("\ufeff")  # of a file that was put after another
+        if line.strip():
+            place = f"{path}:{number}"
+            if "\0" in line:
+                raise InputError(
+                    f"{place}: NUL bytes, as of a file that was not written whole; write it anew"
+                )
+            remedy = "each line needs one whole object, or the file one array of them"
+            yield place, _object(place, _parsed(place, lambda: _DECODER.decode(line), remedy))  # noqa: B023
+
+
+def _array_rows(path: Path, text: str) -> Rows:
+    """Of an array over many lines or in one; a row stands where its object begins."""
+    line, counted = 1, 0
+    at = _after_blanks(text, text.index("[") + 1)
+    while text[at : at + 1] != "]":
+        line, counted = line + text.count("\n", counted, at), at
+        place = f"{path}:{line}"
+        row, end = _parsed(place, lambda: _DECODER.raw_decode(text, at), "repair the array")  # noqa: B023
+        yield place, _object(place, row)
+        at = _after_blanks(text, end)
+        if text[at : at + 1] == ",":
+            at = _after_blanks(text, at + 1)
+        elif text[at : at + 1] != "]":
+            line += text.count("\n", counted, at)
+            raise InputError(f"{path}:{line}: no , or ] after a row of the array; repair it")
+    if rest := text[at + 1 :].strip():
+        line = 1 + text.count("\n", 0, text.index(rest[0], at + 1))
+        raise InputError(f"{path}:{line}: the file goes on after its array; make it one array of all rows")
+
+
+def _after_blanks(text: str, at: int) -> int:
+    found = re.compile(r"\s*").match(text, at)
+    assert found is not None
+    return found.end()
+
+
+def _parsed(place: str, parse: Callable[[], _T], remedy: str) -> _T:
+    try:
+        return parse()
+    except RecursionError as error:
+        raise InputError(f"{place}: lists or objects nested too deeply; remove them") from error
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{place}: not valid JSON ({error.msg} at character {error.colno}); {remedy}"
+        ) from error
+    except _Twice as error:
+        raise InputError(f"{place}: field {error.args[0]!r} stands there twice; remove one") from error
+
+
+def _object(place: str, row: Any) -> Mapping[str, Any]:
+    if not isinstance(row, dict):
+        kind = {type(None): "null", list: "a list", str: "a string"}.get(
+            type(row), "a number or true or false"
+        )
+        raise InputError(f"{place}: {kind}, not a JSON object; make each row an object")
+    return row
+
+
+class _Twice(Exception):
+    """A name that an object has twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def _integer(digits: str) -> int | Unreadable:
+    if len(digits) <= _DIGITS:
+        return int(digits)
+    return Unreadable(f"an integer of {len(digits.lstrip('-')):,} digits; write it as a string or remove it")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_integer)
+
+
+def _table_rows(path: Path, delimiter: str) -> Rows:
+    what = "TSV" if delimiter == "\t" else "CSV"
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(io.StringIO(text_of(path), newline=""), delimiter=delimiter, strict=True)
+    names: list[str] | None = None
+    before = 0
+    try:
+        for values in reader:
+            place, before = f"{path}:{before + 1}", reader.line_num
+            if values and names is None:
+                names = _names(place, values, what)
+            elif values and names is not None:
+                if len(values) != len(names):
+                    raise InputError(
+                        f"{place}: not as many values ({len(values)}) as the first line has names "
+                        f"({len(names)}); repair it"
+                    )
+                yield place, dict(zip(names, values, strict=True))
+    except csv.Error as error:
+        raise InputError(
+            f"data file {path} is not valid {what} near line {before + 1} ({error}); repair it"
+        ) from error
+
+
+def _names(place: str, names: list[str], what: str) -> list[str]:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(f"{place}: the name {twice[0]!r} stands there twice; rename one column")
+    other = next((mark for mark in ",;\t|" if len(names) == 1 and mark in names[0]), None)
+    if other is not None:
+        raise InputError(
+            f"{place}: the names are separated by {other!r}; write {what} (.csv with commas, .tsv with tabs)"
+        )
+    return names
+
+
+def _parquet_rows(path: Path) -> Rows:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+    from pyarrow import ArrowException
+
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    try:
+        rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        for number, row in enumerate(rows, 1):
+            yield f"{path} row {number}", row
+    except (ArrowException, DatasetGenerationError) as error:
+        raise InputError(f"data file {path} is not a whole Parquet file ({error}); repair it") from error
