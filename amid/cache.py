@@ -32,8 +32,8 @@ def run(cfg: DictConfig) -> None:
     tokenizer = instantiate(settings["model"]["tokenizer"])
     data: InstructionData = instantiate(settings["data"], tokenizer=tokenizer)
     tokenizer = data.tokenizer
+    data.announce_cuts(["train", "valid"])  # reads the rows: a mistake in one comes before any line
     data.announce_template()
-    data.announce_cuts(["train", "valid"])
     announce_slow_bfloat16(settings)
     with_prepared_models(settings, data, run_experiment)
     supply_text(settings, instantiate(settings["text"]), tokenizer, data)
