@@ -1,9 +1,12 @@
 """What the entry points print on: tables, and commands to type."""
 
+import re
 import shlex
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 WIDTH_OF_FILES = 200
 """Columns where the output is no terminal, so that nothing is folded."""
@@ -19,7 +22,24 @@ def _quoted(word: str) -> str:
     return f'"{word}"' if readable else shlex.quote(word)
 
 
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that command a terminal or turn the direction of text, and halves of characters."""
+
+
+def plain(text: str) -> str:
+    """Text without control characters, which a name may hold and a terminal would obey; lines stay."""
+    return _CONTROLS.sub("\ufffd", text)
+
+
+class _PlainConsole(Console):
+    """Prints what is given as a string, in cells too, without control characters."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich's, of `plain` text."""
+        return super().render_str(plain(text), **options)
+
+
 def console() -> Console:
     """A console on the standard output: as wide as the terminal, or `WIDTH_OF_FILES` where it is none."""
-    own = Console(highlight=False)
-    return own if own.is_terminal else Console(highlight=False, width=WIDTH_OF_FILES)
+    own = _PlainConsole(highlight=False)
+    return own if own.is_terminal else _PlainConsole(highlight=False, width=WIDTH_OF_FILES)

@@ -24,6 +24,7 @@ from amid.results import RunResult
 DPI = 200
 STYLE = {
     "font.size": 10,
+    "text.parse_math": False,  # of names with two $
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

@@ -10,11 +10,12 @@ from amid.errors import InputError
 from amid.monitor import without_result
 from amid.reporting.claims import NOTE, claims
 from amid.reporting.figures import Figure, draw_figures
+from amid.reporting.formats import markdown, markdown_code, markdown_line
 from amid.reporting.interactive import PageTooLarge, interactive_page
 from amid.reporting.published import against_published, beside_published, other_pairs
 from amid.reporting.sections import Section, cost, on_validation, pivots
 from amid.reporting.significance import against_the_best, not_read
-from amid.reporting.table import Table, build_table, markdown_line
+from amid.reporting.table import Table, build_table
 from amid.results import RESULT_FILE, RunResult, files_below, load_folders
 
 REPORT = "report"
@@ -68,7 +69,9 @@ def write_report(directory: str | Path) -> Report:
     with tempfile.TemporaryDirectory(prefix=".report-", dir=directory) as temporary:
         made = Path(temporary)
         figures = draw_figures(table, records, made)
-        (made / "table.md").write_text(f"{table.to_markdown()}\n{table.caption}\n", encoding="utf-8")
+        (made / "table.md").write_text(
+            f"{table.to_markdown()}\n{markdown(table.caption)}\n", encoding="utf-8"
+        )
         (made / "table.csv").write_text(table.to_csv(), encoding="utf-8")
         (made / "table.tex").write_text(table.to_latex(), encoding="utf-8")
         further, found = sections(directory, table, records), claims_in_words(table)
@@ -144,13 +147,19 @@ def _page(
     figures: Sequence[Figure],
     records: Mapping[Path, RunResult],
 ) -> str:
-    parts = [f"# {directory.resolve().name}", "## Scores", table.to_markdown().rstrip(), table.caption]
+    name, caption = markdown(directory.resolve().name), markdown(table.caption)
+    parts = [f"# {name}", "## Scores", table.to_markdown().rstrip(), caption]
     parts += [section.to_markdown() for section in further]
     if found:
+        found = [markdown(line) for line in found]
         parts += ["## What the paper claims", "\n".join(f"- {line}" for line in found[:-1]), found[-1]]
     if figures:
         parts.append("## Figures")
-        parts += [f"![{figure.caption}]({figure.file})\n\n{figure.caption}" for figure in figures]
+        captions = [markdown(figure.caption) for figure in figures]
+        parts += [
+            f"![{caption}]({figure.file})\n\n{caption}"
+            for caption, figure in zip(captions, figures, strict=True)
+        ]
     runs = [(table.name(row), run) for row in table.rows for run in row.runs]
     lines = [
         markdown_line(["Run", "Setting", "Seed", "Configuration", "Time"]),
@@ -158,7 +167,13 @@ def _page(
     ]
     lines += [
         markdown_line(
-            [run.name, setting, run.seed, f"`{run.config_hash}`", _duration(sum(run.timings.values()))]
+            [
+                markdown(run.name),
+                markdown(setting),
+                str(run.seed),
+                markdown_code(run.config_hash),
+                _duration(sum(run.timings.values())),
+            ]
         )
         for setting, run in runs
     ]
@@ -166,14 +181,15 @@ def _page(
     if table.repeats:
         folders = {id(run): folder.relative_to(directory) for folder, run in records.items()}
         left_out = [
-            f"- `{folders[id(repeat.run)]}`, a repeat of `{folders[id(repeat.counted)]}`"
+            f"- {markdown_code(folders[id(repeat.run)])}, a repeat of "
+            f"{markdown_code(folders[id(repeat.counted)])}"
             + (", with other scores" if repeat.differs else "")
             for repeat in table.repeats
         ]
         parts.append("\n".join(["Left out:\n", *left_out]))
     if table.versions:
         versions = ", ".join(f"{name} {' and '.join(of)}" for name, of in table.versions.items())
-        parts.append(f"Versions: {versions}.")
+        parts.append(markdown(f"Versions: {versions}."))
     return "\n\n".join(parts) + "\n"
 
 

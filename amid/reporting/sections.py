@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.table import Table as TerminalTable
 
 from amid.reporting.folders import configuration
+from amid.reporting.formats import markdown, markdown_line
 from amid.reporting.rows import AVERAGE, MISSING, ON_VALIDATION, Row
-from amid.reporting.table import SYMBOLS, Table, markdown_line, score_text, title
+from amid.reporting.table import SYMBOLS, Table, score_text, title
 from amid.results import COLLAPSE_SHARE, RunResult, Score
 
 NEAR_ZERO = 1.0
@@ -37,8 +38,10 @@ class Section:
     def to_markdown(self) -> str:
         """Title, table, finding and note in Markdown."""
         rule = ["---", *("---:" for _ in self.heads[1:])]
-        table = "\n".join(markdown_line(line) for line in (self.heads, rule, *self.lines))
-        return "\n\n".join(filter(None, (f"## {self.title}", table, self.finding, self.note)))
+        head, *body = ([markdown(cell) for cell in line] for line in (self.heads, *self.lines))
+        table = "\n".join(markdown_line(line) for line in (head, rule, *body))
+        texts = [markdown(text) for text in (self.title, self.finding, self.note)]
+        return "\n\n".join(filter(None, (f"## {texts[0]}", table, *texts[1:])))
 
     def to_terminal(self) -> TerminalTable:
         """The table for the terminal, alone."""

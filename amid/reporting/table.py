@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,9 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as TerminalTable
 
+from amid.console import plain
 from amid.errors import InputError
+from amid.reporting.formats import latex, markdown, markdown_line
 from amid.reporting.rows import (
     AVERAGE,
     MISSING,
@@ -28,7 +29,7 @@ from amid.reporting.rows import (
 )
 from amid.results import METRICS, Label, RunResult, Score, better, quality_metrics
 
-__all__ = ["AVERAGE", "SYMBOLS", "Row", "Table", "build_table", "markdown_line", "score_text", "title"]
+__all__ = ["AVERAGE", "SYMBOLS", "Row", "Table", "build_table", "score_text", "title"]
 
 SELF_BLEU = "self_bleu"
 CORPUS_SELF_BLEU = "corpus_self_bleu"
@@ -258,9 +259,12 @@ class Table:
     def to_markdown(self, digits: int = 2) -> str:
         """The table in Markdown, without its caption."""
         heads, cells = self._cells(digits, self.columns(), ("**{}**".format, "*{}*".format))
-        lines = [[f"{top} {below}".strip() for top, below in heads], *cells]
-        widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(heads))]
         n_labels = len(self._label_columns)
+        lines = [
+            [markdown(f"{top} {below}".strip()) for top, below in heads],
+            *([*map(markdown, line[:n_labels]), *line[n_labels:]] for line in cells),
+        ]
+        widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(heads))]
         rule = ["-" * width if i < n_labels else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
         aligned = [
             [
@@ -303,12 +307,12 @@ class Table:
         groups = [(top, len(list(members))) for top, members in groupby(heads[n_labels:], itemgetter(0))]
         spans, rules, start = [], [], n_labels + 1
         for top, width in groups:
-            spans.append(f"\\multicolumn{{{width}}}{{c}}{{{_latex(top)}}}")
+            spans.append(f"\\multicolumn{{{width}}}{{c}}{{{latex(top)}}}")
             rules.append(f"\\cmidrule(lr){{{start}-{start + width - 1}}}")
             start += width
         names = [
-            *(_latex(top) for top, _ in heads[:n_labels]),
-            *(_latex(below) for _, below in heads[n_labels:]),
+            *(latex(top) for top, _ in heads[:n_labels]),
+            *(latex(below) for _, below in heads[n_labels:]),
         ]
         lines = [
             " & ".join([*[""] * n_labels, *spans]) + " \\\\",
@@ -320,14 +324,14 @@ class Table:
             if index and row.baseline != self.rows[index - 1].baseline:
                 body.append("\\midrule")
             body.append(
-                " & ".join([*map(_latex, line[:n_labels]), *map(_latex_score, line[n_labels:])]) + " \\\\"
+                " & ".join([*map(latex, line[:n_labels]), *map(_latex_score, line[n_labels:])]) + " \\\\"
             )
         return "\n".join(
             [
                 "% needs \\usepackage{booktabs,graphicx}",
                 "\\begin{table}",
                 "\\centering",
-                f"\\caption{{{_latex(self.caption_with('underlined'))}}}",
+                f"\\caption{{{latex(self.caption_with('underlined'))}}}",
                 "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
                 f"\\begin{{tabular}}{{{'l' * n_labels}{'r' * len(columns)}}}",
                 "\\toprule",
@@ -475,11 +479,6 @@ def title(metric: str) -> str:
     return METRICS.get(metric, metric)
 
 
-def markdown_line(cells: Iterable[object]) -> str:
-    """One line of a Markdown table."""
-    return f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in cells)} |"
-
-
 def _label_text(row: Row, label: str) -> str:
     if label == "method":
         return row.method
@@ -488,7 +487,7 @@ def _label_text(row: Row, label: str) -> str:
     value = row.labels.get(label)
     if value is None:
         return MISSING
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else plain(str(value))
 
 
 def score_text(row: Row, score: Score | None, digits: int, plus_minus: str = " ± ") -> str:
@@ -501,29 +500,6 @@ def score_text(row: Row, score: Score | None, digits: int, plus_minus: str = " �
         return word if failed in (0, len(score.values)) else f"{word} {failed}/{len(score.values)}"
     text = f"{score.mean:z.{digits}f}"  # no minus before a rounded zero
     return text if score.std is None else f"{text}{plus_minus}{score.std:.{digits}f}"
-
-
-_LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "[": "{[}",  # after the end of a line it would be an argument
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "α": r"$\alpha$",
-    "β": r"$\beta$",
-    "λ": r"$\lambda$",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    "–": "--",
-}
-
-
-def _latex(text: str) -> str:
-    """Plain text as LaTeX writes it; a minus sign before a digit is one."""
-    escaped = "".join(_LATEX.get(character, character) for character in text).replace("$$", "")
-    return re.sub(r"(?<![\w.)\]-])-(\d[\d.]*)", r"$-\1$", escaped)
 
 
 def _latex_score(text: str) -> str:
