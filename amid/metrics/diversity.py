@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
-from math import nan
+from math import exp, log, nan
 from statistics import fmean
 from typing import Literal
 
@@ -13,8 +13,12 @@ from sacrebleu.metrics.bleu import BLEU, MAX_NGRAM_ORDER
 from amid.metrics.quality import check_pairs
 from amid.metrics.words import check_tokenize, sacrebleu_tokenizer
 
-Smoothing = Literal["none", "floor", "add-k", "exp"]
-"""What sacrebleu does about n-gram orders without a match."""
+Smoothing = Literal["none", "floor", "add-k", "exp", "method1"]
+"""What is done about n-gram orders without a match: by sacrebleu, or by `method1` of NLTK, as in Texygen."""
+
+METHOD1 = "method1"
+_EPSILON = 0.1
+"""The matches that `method1` counts where there are none."""
 
 
 def self_bleu(
@@ -23,6 +27,7 @@ def self_bleu(
     smooth_method: Smoothing = "exp",
     smooth_value: float | None = None,
     tokenize: str = "13a",
+    order: int = MAX_NGRAM_ORDER,
 ) -> float:
     """Self-BLEU: the mean over texts of the BLEU of each text with all the others as its references.
 
@@ -33,45 +38,72 @@ def self_bleu(
     by text, but in time linear in the number of words: counts are clipped at the largest count among the
     other texts, for which the two largest over all texts suffice.
 
+    Texygen's Self-BLEU-n is `smooth_method="method1", order=n`: the `sentence_bleu` of NLTK with equal
+    weights and `SmoothingFunction().method1`. An order without a match counts as 0.1 matches, no order is
+    left out, and a text too short for an order has one n-gram of it. For text in tokens, as Texygen takes
+    it, add `tokenize="none"`.
+
     Args:
         texts: at least two. A text without words scores 0 and is never matched, but its length counts.
-        smooth_method: `none`, `floor`, `add-k` or `exp`, as sacrebleu defines them.
-        smooth_value: the value of `floor` (default 0.1) and `add-k` (default 1).
+        smooth_method: `none`, `floor`, `add-k` or `exp`, as sacrebleu defines them, or `method1`.
+        smooth_value: the value of `floor` (default 0.1), `add-k` (default 1) and `method1` (default 0.1).
         tokenize: a tokeniser of sacrebleu, such as `zh` or `char` for text without spaces between words.
+        order: words of the longest n-grams, at least 1.
 
     Returns:
         From 0 (no word is shared) to 100 (all texts are equal). Lower is more diverse.
 
     Raises:
-        ValueError: for fewer than two texts, a single string, or an unknown `smooth_method` or `tokenize`.
+        ValueError: for fewer than two texts, a single string, an unknown `smooth_method` or `tokenize`, or an
+            `order` below 1.
 
     Reference: Zhu et al. 2018, "Texygen: A Benchmarking Platform for Text Generation Models".
     """
     if isinstance(texts, str) or len(texts) < 2:
         got = f"the string {texts!r}" if isinstance(texts, str) else f"{len(texts)}"
         raise ValueError(f"self_bleu compares texts with each other and needs at least 2, got {got}")
-    if smooth_method not in BLEU.SMOOTH_DEFAULTS:
-        known = ", ".join(BLEU.SMOOTH_DEFAULTS)
+    if smooth_method not in (*BLEU.SMOOTH_DEFAULTS, METHOD1):
+        known = ", ".join([*BLEU.SMOOTH_DEFAULTS, METHOD1])
         raise ValueError(f"smooth_method must be one of {known}, got {smooth_method!r}")
     check_tokenize(tokenize)
+    if order < 1:
+        raise ValueError(f"order must be at least 1, got {order}")
 
     tokenizer = sacrebleu_tokenizer(tokenize)
     words = [tuple(tokenizer(text.rstrip()).split()) for text in texts]
-    correct = [_shared_ngrams(words, order) for order in range(1, MAX_NGRAM_ORDER + 1)]
+    correct = [_shared_ngrams(words, n) for n in range(1, order + 1)]
     lengths = sorted(map(len, words))
     scores = []
     for own, shared in zip(map(len, words), zip(*correct, strict=True), strict=True):
+        total = [max(own - n, 0) for n in range(order)]
+        nearest = _closest_other(own, lengths)
+        if smooth_method == METHOD1:
+            value = _EPSILON if smooth_value is None else smooth_value
+            scores.append(_by_method1(shared, total, own, nearest, value))
+            continue
         bleu = BLEU.compute_bleu(
             correct=list(shared),
-            total=[max(own - order, 0) for order in range(MAX_NGRAM_ORDER)],
+            total=total,
             sys_len=own,
-            ref_len=_closest_other(own, lengths),
+            ref_len=nearest,
             smooth_method=smooth_method,
             smooth_value=smooth_value,
             effective_order=True,
+            max_ngram_order=order,
         )
         scores.append(bleu.score)
     return fmean(scores)
+
+
+def _by_method1(
+    correct: Sequence[int], total: Sequence[int], own: int, nearest: int, epsilon: float
+) -> float:
+    """BLEU × 100 as NLTK computes it with `SmoothingFunction().method1` and equal weights."""
+    if not correct[0]:
+        return 0.0
+    precisions = [(found or epsilon) / max(of, 1) for found, of in zip(correct, total, strict=True)]
+    brevity = 1.0 if own > nearest else exp(1 - nearest / own)
+    return 100 * brevity * (exp(fmean(map(log, precisions))) if min(precisions) > 0 else 0.0)
 
 
 def self_bleu_per_prompt(
@@ -80,6 +112,7 @@ def self_bleu_per_prompt(
     smooth_method: Smoothing = "exp",
     smooth_value: float | None = None,
     tokenize: str = "13a",
+    order: int = MAX_NGRAM_ORDER,
 ) -> float:
     """The mean over prompts of the Self-BLEU among the samples of one prompt.
 
@@ -90,6 +123,7 @@ def self_bleu_per_prompt(
         smooth_method: as in `self_bleu`.
         smooth_value: as in `self_bleu`.
         tokenize: as in `self_bleu`.
+        order: as in `self_bleu`.
 
     Returns:
         From 0 to 100. Lower is more diverse.
@@ -103,7 +137,13 @@ def self_bleu_per_prompt(
     for index, texts in enumerate(samples):
         try:
             scores.append(
-                self_bleu(texts, smooth_method=smooth_method, smooth_value=smooth_value, tokenize=tokenize)
+                self_bleu(
+                    texts,
+                    smooth_method=smooth_method,
+                    smooth_value=smooth_value,
+                    tokenize=tokenize,
+                    order=order,
+                )
             )
         except ValueError as error:
             raise ValueError(f"samples[{index}]: {error}") from None

@@ -3,6 +3,7 @@ import math
 import subprocess
 import sys
 import time
+from collections import Counter
 from statistics import fmean
 
 import pytest
@@ -32,6 +33,56 @@ def text_by_text(texts: list[str], **settings) -> float:
         sacrebleu.sentence_bleu(text, texts[:i] + texts[i + 1 :], **settings).score
         for i, text in enumerate(texts)
     )
+
+
+def by_definition_of_texygen(texts: list[list[str]], n: int, epsilon: float = 0.1) -> float:
+    """The mean over texts of NLTK's sentence BLEU with weights 1/n and method1, from its formula.
+
+    BLEU = BP · Π p_k^(1/n), p_k = clipped matches of k-grams / k-grams (at least 1), without matches
+    epsilon / k-grams; 0 without a matched word. BP = exp(1 - r/c) for c ≤ r, the nearest reference.
+    """
+
+    def grams(words, k):
+        return Counter(tuple(words[i : i + k]) for i in range(len(words) - k + 1))
+
+    scores = []
+    for i, words in enumerate(texts):
+        others = texts[:i] + texts[i + 1 :]
+        product = 1.0
+        for k in range(1, n + 1):
+            own, references = grams(words, k), [grams(other, k) for other in others]
+            matches = sum(min(m, max(reference[g] for reference in references)) for g, m in own.items())
+            if k == 1 and matches == 0:
+                product = 0.0
+                break
+            product *= ((matches or epsilon) / max(1, sum(own.values()))) ** (1 / n)
+        r = min((len(other) for other in others), key=lambda length: (abs(length - len(words)), length))
+        penalty = 1.0 if len(words) > r else math.exp(1 - r / len(words)) if words else 0.0
+        scores.append(100 * penalty * product)
+    return fmean(scores)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+@given(st.lists(st.lists(st.sampled_from("abcde"), max_size=9), min_size=2, max_size=6))
+def test_texygens_self_bleu_is_method1(n, texts):
+    given_texts = [" ".join(words) for words in texts]
+    ours = self_bleu(given_texts, smooth_method="method1", order=n, tokenize="none")
+    assert ours == pytest.approx(by_definition_of_texygen(texts, n), abs=1e-9)
+    per_prompt = self_bleu_per_prompt([given_texts], smooth_method="method1", order=n, tokenize="none")
+    assert per_prompt == pytest.approx(ours)
+
+
+def test_method1_by_hand_and_beside_the_default():
+    # Unigrams 1/2, the bigram 0.1/1; no order is left out: of 4 orders two have 0.1 of one n-gram.
+    by_hand = 100 * (0.5 * 0.1 * 0.1 * 0.1) ** (1 / 4)
+    assert self_bleu(["a b", "a c"], smooth_method="method1") == pytest.approx(by_hand)
+    by_hand = 100 * (0.5 * 0.01) ** (1 / 2)
+    assert self_bleu(["a b", "a c"], smooth_method="method1", smooth_value=0.01, order=2) == (
+        pytest.approx(by_hand)
+    )
+    assert self_bleu(["a b", "a c"]) == pytest.approx(50), "effective order, exponential"
+    with pytest.raises(ValueError, match="order must be at least 1, got 0"):
+        self_bleu(["a", "b"], order=0)
 
 
 def test_a_case_by_hand():
