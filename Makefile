@@ -5,7 +5,7 @@ PIP_ARGS ?=
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-.PHONY: help install demo test coverage test-slow bench lint docs format clean
+.PHONY: help install demo test coverage test-slow bench soak lint docs format clean
 
 help:  ## this list
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "%-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test-slow: .venv/installed  ## the slower checks
 BENCH := loss step generation metrics sweep
 bench: .venv/installed  ## speed and memory, as ratios measured in turn: make bench DEVICE=cuda
 	for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py --device $(or $(DEVICE),cpu) || exit 1; done
+
+soak: .venv/installed  ## kills a sweep 70 times, and compares its end with an undisturbed one; takes an hour
+	$(BIN)/python benchmarks/soak.py $(SOAK)
 
 lint: .venv/installed  ## style, format and types
 	$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from amid import __version__
 from amid.allocator import keep_freed_memory
 from amid.console import as_typed
 from amid.errors import InputError, choose_one, in_one_line, was_interrupted
+from amid.interruption import heeded, signal_of
 from amid.launch import and_what_is_next, check_results, checked, launch, tell_of, unread
 from amid.own_modules import search_working_folder
 
@@ -58,24 +58,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     search_working_folder()
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     try:
-        if command in ("-h", "--help"):
-            _help([])
-        elif command == "--version":
-            print(f"amid {__version__}")
-        elif command in COMMANDS:
-            COMMANDS[command](rest)
-        else:
-            raise InputError(f"{command!r} is no command of amid{choose_one(command, list(COMMANDS))}")
+        with heeded():
+            if command in ("-h", "--help"):
+                _help([])
+            elif command == "--version":
+                print(f"amid {__version__}")
+            elif command in COMMANDS:
+                COMMANDS[command](rest)
+            else:
+                raise InputError(f"{command!r} is no command of amid{choose_one(command, list(COMMANDS))}")
         sys.stdout.flush()
     except BrokenPipeError:
         return unread()
-    except KeyboardInterrupt:
-        return _interrupted(arguments)
+    except KeyboardInterrupt as error:
+        return _interrupted(arguments, error)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except Exception as error:
         if was_interrupted(error):
-            return _interrupted(arguments)
+            return _interrupted(arguments, error)
         from amid.secrets import hide
 
         print(f"amid: {hide(in_one_line(error))}", file=sys.stderr)
@@ -83,15 +84,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _interrupted(arguments: Sequence[str]) -> int:
+def _interrupted(arguments: Sequence[str], error: BaseException) -> int:
     """Says how to go on with what was interrupted, where it had runs; returns the exit status."""
     if arguments[0] in ("train", "evaluate", "cache", "sweep"):
         again = as_typed(arguments)
         print(
-            f"\namid: interrupted; finished runs, epochs and answered sets stay. To go on: {again}",
+            f"\namid: interrupted; finished runs, checkpoints and answered sets stay. To go on: {again}",
             file=sys.stderr,
         )
-    return 128 + signal.SIGINT
+    return 128 + signal_of(error)
 
 
 def _help(arguments: list[str]) -> None:

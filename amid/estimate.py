@@ -49,7 +49,8 @@ class Cost:
     disk: float = math.nan
     """Bytes that it leaves: its weights, and its answers to the evaluation sets."""
     checkpoints: float = math.nan
-    """Further bytes on disk while it trains: two checkpoints, with the optimiser's moments."""
+    """Further bytes on disk while it trains: the best epoch's checkpoint, the two latest, and
+    the next one as it is written, with the optimiser's moments."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Estimator:
             operations=operations,
             memory=memory,
             disk=_bytes(student) + generations,
-            checkpoints=2 * 3 * _bytes(student, trained=True) if steps != 0 else 0.0,
+            checkpoints=4 * 3 * _bytes(student, trained=True) if steps != 0 else 0.0,
         )
 
     def shared(self, cfg: Config) -> dict[str, Once]:

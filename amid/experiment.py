@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid import __version__, tracking
 from amid.allocator import free_gpu_memory
+from amid.checkpoints import FOLDER, last_checkpoint
 from amid.checks import Parts, parts_of
 from amid.config import config_hash, contents_of, differences
 from amid.data import InstructionData
@@ -27,7 +28,7 @@ from amid.data_files import check_files
 from amid.errors import InputError
 from amid.evaluation import ValidationScore, announce_unread, check_metrics, evaluate_sets
 from amid.files import written_whole
-from amid.fit import fit, last_checkpoint, length_in_words, one_device, steps_of, use_threads
+from amid.fit import fit, length_in_words, one_device, steps_of, use_threads
 from amid.generation import Sampling
 from amid.learning_rate import check_rates
 from amid.lora import merge
@@ -51,7 +52,7 @@ FEW_STEPS = 20
 def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> RunResult:
     """Trains and scores one student, unless `directory` already holds the result of this configuration.
 
-    An unfinished run of the same configuration goes on from its last validated epoch. One that diverges ends
+    An unfinished run of the same configuration goes on from its last checkpoint. One that diverges ends
     there: its result says at which step, and has no scores.
 
     Args:
@@ -149,7 +150,6 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     begun_before = recorded_hash(directory) == key
     write_config(cfg, directory, key, decisive)
     scores: dict[str, dict[str, Score]] = {name: {} for name in evaluation_sets}
-    _keep_metrics(directory)
     settings = tracking.going_on(cfg["logger"], directory) if begun_before else cfg["logger"]
     loggers: list[Logger] = list(instantiate(settings).values())
     tracking.begin(loggers, labels, cfg)
@@ -190,7 +190,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         versions=versions(),
     )
     save(result, directory)
-    for checkpoint in (directory / "checkpoints").glob("*.ckpt"):
+    for checkpoint in (directory / FOLDER).glob("*.ckpt*"):
         checkpoint.unlink()
     tracking.conclude(loggers, result, directory / "generations")
     return result
@@ -332,14 +332,6 @@ def write_config(cfg: Config, directory: Path, key: str, hashed: Config) -> None
     record = without_secrets({"config": cfg, "hashed": given})
     with written_whole(directory / "config.yaml") as part:
         OmegaConf.save(OmegaConf.create({"hash": key, **record}), part)
-
-
-def _keep_metrics(directory: Path) -> None:
-    """Sets aside the metrics of the earlier part of a resumed run, which the logger would delete."""
-    metrics = directory / "metrics.csv"
-    if metrics.exists():
-        n = len(list(directory.glob("metrics-*.csv")))
-        metrics.rename(directory / f"metrics-{n}.csv")
 
 
 def _export(student: PreTrainedModel, encoder: Encoder, directory: Path) -> None:

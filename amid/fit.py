@@ -4,7 +4,6 @@ import logging
 import math
 import sys
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,14 +12,16 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.loggers import Logger
 
+from amid import interruption
 from amid.allocator import forget_peak_memory, peak_memory
+from amid.checkpoints import FOLDER, Checkpoints, Course, States, WholeFiles, whole_state
 from amid.data import InstructionData
 from amid.errors import InputError
 from amid.module import DistillationModule, Diverged
-from amid.progress import StatusRecords, announce, progress, shown
+from amid.progress import StatusRecords, announce, progress
 from amid.results import METRICS
 
 Config = Mapping[str, Any]
@@ -28,9 +29,6 @@ Config = Mapping[str, Any]
 MOST_VALIDATIONS = 50
 """At most so many validations in a training, that before it left out; with more epochs, only every k-th ends
 with one."""
-
-LAST = "last"
-"""Names the checkpoint of the latest validated epoch, from which an interrupted run goes on."""
 
 
 def one_device(trainer: Config, key: str = "trainer") -> L.Fabric:
@@ -42,7 +40,12 @@ def one_device(trainer: Config, key: str = "trainer") -> L.Fabric:
     devices = trainer["devices"] if isinstance(trainer["devices"], list) else 1
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     try:
-        return L.Fabric(accelerator=trainer["accelerator"], devices=devices, precision=trainer["precision"])
+        return L.Fabric(
+            accelerator=trainer["accelerator"],
+            devices=devices,
+            precision=trainer["precision"],
+            plugins=[LightningEnvironment()],  # one process, whatever a scheduler's variables say
+        )
     except (RuntimeError, TypeError, ValueError) as error:
         given = f"{key}.accelerator={trainer['accelerator']} {key}.devices={trainer['devices']}"
         raise InputError(f"{given} cannot be had here: {error}") from error
@@ -103,22 +106,6 @@ def own_callbacks(cfg: Config) -> list[L.Callback]:
     return list(made.values())
 
 
-def last_checkpoint(directory: Path) -> Path | None:
-    """The last validated epoch of a run that was begun before, to go on from; a damaged one is set aside."""
-    path = directory / "checkpoints" / f"{LAST}.ckpt"
-    if not path.exists():
-        if (directory / "config.yaml").exists():
-            begun = f"{shown(directory)} was begun, and stopped before its first validated epoch"
-            announce(f"{begun}: it starts over")
-        return None
-    if not zipfile.is_zipfile(path):  # such as one that was cut while it was copied
-        announce(f"{shown(path)} is damaged: the run starts over")
-        path.replace(path.with_suffix(".damaged"))
-        return None
-    announce(f"{shown(directory)} goes on after its last validated epoch")
-    return path
-
-
 class _Taken(L.Callback):
     """What a training has taken so far; of one that went on, in all its processes.
 
@@ -169,28 +156,6 @@ class _Taken(L.Callback):
         self._before = state_dict
 
 
-class _Moved(L.Callback):
-    """Lets a run whose folder was moved find its checkpoints, whose whole paths stand in the last one.
-
-    Without it Lightning forgets how good the best epoch was.
-    """
-
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Says where the checkpoints are now, before their callbacks go on from it."""
-        for callback in trainer.checkpoint_callbacks:
-            assert isinstance(callback, ModelCheckpoint)
-            assert callback.dirpath is not None
-            folder, state = Path(callback.dirpath), checkpoint["callbacks"][callback.state_key]
-            for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-                state[name] = state[name] and str(folder / Path(state[name]).name)
-            state["best_k_models"] = {
-                str(folder / Path(path).name): score for path, score in state["best_k_models"].items()
-            }
-            state["dirpath"] = callback.dirpath
-
-
 def fit(
     cfg: Config,
     module: DistillationModule,
@@ -199,41 +164,39 @@ def fit(
     loggers: Sequence[Logger],
     last: Path | None,
 ) -> tuple[L.Trainer, dict[str, float], float]:
-    """Trains, and leaves the best weights in the module; from the checkpoint `last` on, if there is one,
-    that of the last validated epoch.
+    """Trains, and leaves the best weights in the module; from the checkpoint `last` on, if there is one.
 
     Returns:
         The trainer; what `RunResult.training` holds, where the training diverged with `diverged_step`; and
         the seconds that the training took, validations included, in all processes of a run that goes on.
+
+    Raises:
+        KeyboardInterrupt: where a signal or Ctrl-C stops it.
     """
     taking = _Taken()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    checkpoint = instantiate(
-        cfg["checkpoint"],
-        dirpath=str(directory / "checkpoints"),
-        filename="best-epoch",
-        enable_version_counter=False,
-    )
-    latest = ModelCheckpoint(checkpoint.dirpath, filename=LAST, enable_version_counter=False)
+    checkpoints: Checkpoints = instantiate(cfg["checkpoint"])
+    folder = directory / FOLDER
+    checkpoint = checkpoints.best(folder)
     steps_of_epoch = max(1, _steps_of_epoch(cfg["trainer"], len(data.train_dataloader())))
     epochs = math.ceil(module.steps / steps_of_epoch)
     every = epochs_of_validation(cfg["trainer"], epochs)
+    states = States(checkpoint, checkpoints, Course(module.steps, steps_of_epoch, every))
     trainer: L.Trainer = instantiate(
         {**cfg["trainer"], "max_epochs": epochs, "max_steps": -1, "check_val_every_n_epoch": every},
         callbacks=[
-            *(taking, checkpoint, latest, _Moved(), progress(module.steps), StatusRecords(module.steps)),
+            *(states, taking, checkpoint, progress(module.steps), StatusRecords(module.steps)),
             *own_callbacks(cfg),
         ],
+        plugins=[WholeFiles(), LightningEnvironment()],
         enable_progress_bar=sys.stdout.isatty(),
         logger=list(loggers),
-        default_root_dir=str(directory),
+        default_root_dir=str(folder / "of_lightning"),  # is not made, so no hpc_ckpt_*.ckpt is found in it
     )
     try:
         if last is None:
             trainer.validate(module, datamodule=data, verbose=False)
-            if trainer.received_sigterm:  # which a validation only notes
-                raise KeyboardInterrupt
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         taken = taking.state_dict()
         best = checkpoint.best_model_path
@@ -245,19 +208,24 @@ def fit(
                 best = ""
     except SystemExit as error:
         if trainer.interrupted:
-            raise KeyboardInterrupt from error
+            raise interruption.Stopped(interruption.signal_of(error)) from error
         raise
     except Diverged as error:
         announce(f"{directory} diverged at {error}; it ends here")
         taken = taking.state_dict()
         training = {**module.before, **_figures(module, taken), "diverged_step": float(error.step)}
         return trainer, training, taken["seconds"]
+    finally:
+        interruption.release(quiet=True)
     last_validation = {
         f"{name}_last": value for name, value in module.validation.items() if name == "valid_cross_entropy"
     }
     kept: dict[str, Any] = {"validation": module.validation}
     if best:
-        kept = torch.load(best, map_location="cpu", weights_only=True)
+        state = whole_state(Path(best))
+        if state is None:
+            raise InputError(f"{best} is damaged; run the same command again, which makes it anew")
+        kept = state
         module.load_state_dict(kept["state_dict"])
     announce(f"  kept: {_in_words(kept, module.before, trainer.global_step, data.valid_metric)}")
     training = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amid.errors import Busy, InputError, in_one_line, is_mistake, was_interrupted
+from amid.interruption import heeded
 from amid.own_modules import search_working_folder
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
     os.environ["HYDRA_FULL_ERROR"] = "1"
     failed: list[str] = []
 
+    @heeded()
     def task(cfg: DictConfig) -> None:
         search_working_folder()  # also where a launcher starts it in a process of its own
         directory = Path(HydraConfig.get().runtime.output_dir)

@@ -47,9 +47,10 @@ class DistillationModule(L.LightningModule):
     always in eval mode. A step whose loss or gradient is not finite leaves the student as it is, and raises
     `Diverged`.
 
-    Logged each `log_every_n_steps`: `train/loss`, `train/gradient_norm` (before clipping), `train/lr`, means
-    over the counted tokens of `train/entropy_p|q|r` (nats), `train/kl_pq` and `train/gradient_weight`,
-    `train/alpha`, `train/lam`, and `train/padding`, the share of padding among the step's tokens (0..1).
+    Logged each `log_every_n_steps`, and at the last step: `train/loss`, `train/gradient_norm` (before
+    clipping), `train/lr`, means over the counted tokens of `train/entropy_p|q|r` (nats), `train/kl_pq` and
+    `train/gradient_weight`, `train/alpha`, `train/lam`, and `train/padding`, the share of padding among the
+    step's tokens (0..1).
     Since the last record: `train/student_text`, the share of rows that the student wrote (0..1),
     `train/student_text_tokens`, how many of their tokens count (the mean), and `train/text_threshold`. With
     `MiniLLM`, means over the counted tokens of `train/single_step` (KL(q ‖ p), nats), `train/to_go`,
@@ -161,7 +162,6 @@ class DistillationModule(L.LightningModule):
         """Puts the student into train mode: models come in eval mode."""
         self.student.train()
         self._seed = torch.initial_seed()
-        self._stop_at_the_last_step()
 
     def training_step(self, micro_batches: list[MicroBatch], batch_idx: int) -> Tensor:
         """One optimiser step over all its micro-batches; returns its loss.
@@ -183,7 +183,8 @@ class DistillationModule(L.LightningModule):
         counted = sum(counts)
         all_counted = max(counted, 1)
         step = self.trainer.global_step
-        logging = (step + 1) % self._log_every_n_steps == 0
+        # Lightning writes a record at the last step too, of the step before unless this one is logged.
+        logging = (step + 1) % self._log_every_n_steps == 0 or step + 1 == self.steps
         needed = () if self._schedule is None else self._schedule.needs
         loss = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))

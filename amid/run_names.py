@@ -33,6 +33,7 @@ LIMITS = {
     "text": ("batch_size",),
     "generation": ("batch_size",),
     "sft": ("micro_batch_size", "tokens_per_batch"),
+    "checkpoint": ("every_n_steps", "every_minutes", "requeue"),
 }
 """Keys of further nodes of which the same is true."""
 

@@ -1,6 +1,7 @@
 """The entry point of a training run."""
 
 import logging
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 from amid.command_records import record_command
 from amid.config import as_dict
 from amid.data_files import check_files
+from amid.interruption import requeue, signal_of
 from amid.monitor import alone, end_of, watched
 from amid.results import METRICS, RESULT_FILE, RunResult, quality_metrics
 from amid.run_labels import labels_of
@@ -23,14 +25,19 @@ def run(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     directory = Path(hydra.runtime.output_dir)
     finished = (directory / RESULT_FILE).exists()
-    with alone(directory), watched(directory):
-        if not finished:
-            record_command(directory, cfg)
-        labels = labels_of(cfg, hydra.runtime.choices, list(hydra.overrides.task), directory)
-        settings = as_dict(cfg)
-        instantiate(settings["objective"])  # mistakes are told before imports that take seconds
-        check_files(settings["data"])
-        result = _run(settings, directory, labels)
+    try:
+        with alone(directory), watched(directory):
+            if not finished:
+                record_command(directory, cfg)
+            labels = labels_of(cfg, hydra.runtime.choices, list(hydra.overrides.task), directory)
+            settings = as_dict(cfg)
+            instantiate(settings["objective"])  # mistakes are told before imports that take seconds
+            check_files(settings["data"])
+            result = _run(settings, directory, labels)
+    except KeyboardInterrupt as error:
+        if cfg.checkpoint.requeue and signal_of(error) != signal.SIGINT:
+            print(requeue(), flush=True)
+        raise
 
     from amid.progress import announce, shown
 

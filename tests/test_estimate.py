@@ -145,7 +145,7 @@ def test_adapters_are_trained_at_less():
     asked = (plain.operations - 6 * weights * tokens) / (2 * weights)  # tokens that are not trained on
     expected = (4 * weights + 6 * adapters) * tokens + 2 * (weights + adapters) * asked
     assert adapted.operations == pytest.approx(expected)
-    assert adapted.checkpoints == pytest.approx(6 * 4 * adapters)
+    assert adapted.checkpoints == pytest.approx(4 * 3 * 4 * adapters)
 
 
 def test_what_the_teacher_does_once():
@@ -166,7 +166,7 @@ def test_what_the_teacher_does_once():
     assert of_valid.disk == pytest.approx(4 * (hand.width * 64 * hand.valid_response + hand.head))
     assert answers.checkpoints == states.checkpoints == of_valid.checkpoints == 0
     tuning = works["fine-tuning of the teacher (random weights)"]
-    assert tuning.checkpoints == 2 * 3 * 4 * hand.teacher
+    assert tuning.checkpoints == 4 * 3 * 4 * hand.teacher
     assert tuning.disk == 4 * hand.teacher
     data, text = (
         Estimator().run(configured("method=sft", *SIZES, *STEPS, f"text={name}", *max_new))

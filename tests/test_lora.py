@@ -177,6 +177,7 @@ def test_a_run_trains_adapters_alone_and_leaves_a_plain_model(lora_run, tmp_path
 
 
 def test_an_interrupted_run_goes_on_from_its_adapters(lora_run, tmp_path, monkeypatch):
+    lora_run = [*lora_run, "checkpoint.every_n_steps=1"]
     assert run("train", *lora_run, f"output_dir={tmp_path / 'whole'}") == 0
     step = DistillationModule.training_step
 
@@ -193,6 +194,7 @@ def test_an_interrupted_run_goes_on_from_its_adapters(lora_run, tmp_path, monkey
     assert all(re.search("lora_|modules_to_save", name) for name in kept)
     monkeypatch.setattr(DistillationModule, "training_step", step)
     assert run("train", *lora_run, f"output_dir={tmp_path / 'cut'}") == 0
+    assert (cut / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
     assert results.load(cut).scores == results.load(whole).scores
     assert results.load(cut).training["valid_loss"] == results.load(whole).training["valid_loss"]
 

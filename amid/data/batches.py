@@ -17,17 +17,24 @@ class Batches(Sampler[list[int]]):
         batch_size: rows of a batch; the last one may be smaller.
         seed: fixes the order together with the epoch; None keeps the rows' order, sorted by length.
         like_lengths: whether the rows of a batch are of like lengths, or random ones.
+        begins_at: an epoch, and how many of its batches are left out; all others are whole.
     """
 
     POOL = 50
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, seed: int | None, like_lengths: bool = True
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int | None,
+        like_lengths: bool = True,
+        begins_at: tuple[int, int] = (0, 0),
     ) -> None:
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
         self.like_lengths = like_lengths
+        self.begins_at = begins_at
         self.epoch = 0
         self.sampler = self  # where Lightning looks for `set_epoch`
 
@@ -55,4 +62,5 @@ class Batches(Sampler[list[int]]):
                 pool.sort(key=self.lengths.__getitem__)
             batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
         rng.shuffle(batches)
-        yield from batches
+        epoch, left_out = self.begins_at
+        yield from batches[left_out if self.epoch == epoch else 0 :]

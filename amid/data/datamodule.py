@@ -305,6 +305,7 @@ class InstructionData(L.LightningDataModule):
         self._train, self._valid, self._test, self._fields = train, valid, test, checked(fields)
         self._plain_text, self.plain_text_weight = plain_text, plain_text_weight
         self._valid_rows, self._test_prompts = valid_rows, test_prompts
+        self._begins_at = (0, 0)
 
     @cached_property
     def train_examples(self) -> list[Example]:
@@ -381,6 +382,10 @@ class InstructionData(L.LightningDataModule):
         assert len(tokens) == len(self.train_examples), (len(tokens), len(self.train_examples))
         self.train_tokens = tokens
 
+    def begin_at(self, epoch: int, batches: int) -> None:
+        """Leaves out so many batches at the beginning of an epoch, as a run that goes on within it does."""
+        self._begins_at = epoch, batches
+
     def train_dataloader(self) -> DataLoader[Row]:
         """Batches of training data; an item is the list of micro-batches of one optimiser step."""
         return self._loader(self.train_tokens, self.batch_size, self.seed)
@@ -437,7 +442,7 @@ class InstructionData(L.LightningDataModule):
         return self.micro_batches([(ids, n_prompt, NO_ROW) for ids, n_prompt, _ in chosen])
 
     def _loader(self, tokens: Tokens, batch_size: int, seed: int | None) -> DataLoader[Row]:
-        batches = Batches(tokens.lengths, batch_size, seed, like_lengths=self.mean == "step")
+        batches = Batches(tokens.lengths, batch_size, seed, self.mean == "step", self._begins_at)
         return DataLoader(tokens, batch_sampler=batches, collate_fn=self.micro_batches)
 
     @cached_property

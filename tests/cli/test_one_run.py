@@ -132,7 +132,8 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(
         checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
         capsys.readouterr()
         assert run("train", *quick, f"output_dir={tmp_path / 'torn'}") == 0
-        assert "last.ckpt is damaged: the run starts over\n" in capsys.readouterr().out
+        told = f"last.ckpt is damaged: {torn} goes on after step 2 of its training, from best-epoch.ckpt\n"
+        assert told in capsys.readouterr().out
         assert results.load(torn).scores == results.load(whole).scores
         kept = {file: file.read_bytes() for file in (cut / "status.json", *(cut / ".hydra").iterdir())}
         assert json.loads(kept[cut / "status.json"])["step"] == 3
@@ -141,7 +142,9 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(
             assert told in capsys.readouterr().err
             assert {file: file.read_bytes() for file in kept} == kept
     assert run("train", *quick, f"output_dir={tmp_path / 'cut'}") == 0
-    assert f"{cut} goes on after its last validated epoch\n" in capsys.readouterr().out
+    step = 0 if "trainer.max_steps=5" in limits else 2  # of the last validation, where it has one
+    assert f"{cut} goes on after step {step} of its training\n" in capsys.readouterr().out
+    assert (cut / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
     assert results.load(cut).scores == results.load(whole).scores
     for figure in ("valid_loss", "steps"):
         assert results.load(cut).training[figure] == results.load(whole).training[figure]
@@ -308,25 +311,29 @@ def test_a_limit_on_steps_that_is_not_reached_is_said(quick, tmp_path, capsys):
     assert told in capsys.readouterr().out
 
 
-def test_a_run_interrupted_in_its_first_epoch_starts_over_and_says_so(quick, tmp_path, monkeypatch, capsys):
+def test_a_run_interrupted_before_its_first_step_starts_over_and_says_so(
+    quick, tmp_path, monkeypatch, capsys
+):
     from amid.module import DistillationModule
 
-    def stopped(self, batches, index):
+    def stopped(*_):
         raise KeyboardInterrupt
 
+    assert run("train", *quick, f"output_dir={tmp_path / 'prepared'}") == 0
     with monkeypatch.context() as patched:
-        patched.setattr(DistillationModule, "training_step", stopped)
+        patched.setattr(DistillationModule, "validation_step", stopped)
         assert run("train", *quick) == 130
-    assert "finished runs, epochs and answered sets stay. To go on: amid train" in capsys.readouterr().err
+    told = "finished runs, checkpoints and answered sets stay. To go on: amid train"
+    assert told in capsys.readouterr().err
     (directory,) = (tmp_path / "runs").iterdir()
     assert json.loads((directory / "status.json").read_text())["state"] == "interrupted"
     assert run("train", *quick) == 0
-    assert "stopped before its first validated epoch: it starts over\n" in capsys.readouterr().out
+    assert "stopped before its first checkpoint: it starts over\n" in capsys.readouterr().out
     assert results.load(directory).training["steps"] == 4
 
 
 def test_the_schedule_of_taid_moves_lam_alike_however_a_step_is_cut_and_goes_on_after_a_kill(
-    quick, tmp_path, monkeypatch
+    quick, tmp_path, monkeypatch, capsys
 ):
     from amid.module import DistillationModule
 
@@ -350,10 +357,13 @@ def test_the_schedule_of_taid_moves_lam_alike_however_a_step_is_cut_and_goes_on_
         return step(self, batches, index)
 
     monkeypatch.setattr(DistillationModule, "training_step", killed)
-    assert run("train", *taid, cuts[0], f"output_dir={tmp_path / 'cut'}") == 130
+    within = [cuts[0], "checkpoint.every_n_steps=1"]
+    assert run("train", *taid, *within, f"output_dir={tmp_path / 'cut'}") == 130
     monkeypatch.setattr(DistillationModule, "training_step", step)
-    assert run("train", *taid, cuts[0], f"output_dir={tmp_path / 'cut'}") == 0
-    assert courses_of(tmp_path / "cut") == courses[0][2:]
+    capsys.readouterr()
+    assert run("train", *taid, *within, f"output_dir={tmp_path / 'cut'}") == 0
+    assert "goes on after step 3 of its training\n" in capsys.readouterr().out
+    assert courses_of(tmp_path / "cut") == courses[0]
     (whole,), (cut,) = (results.load_all(tmp_path / name) for name in (cuts[0], "cut"))
     assert cut.scores == whole.scores
     assert cut.training["valid_loss"] == whole.training["valid_loss"]

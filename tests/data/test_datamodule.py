@@ -287,3 +287,12 @@ def test_an_order_begun_before_its_epoch_is_chosen_is_that_of_the_epoch():
     resumed = iter(sampler)
     sampler.set_epoch(1)
     assert list(resumed) == list(sampler) != first
+
+
+def test_an_epoch_that_is_begun_within_lacks_its_first_batches_alone():
+    whole, within = Batches(list(range(40)), 4, seed=3), Batches(list(range(40)), 4, 3, begins_at=(1, 6))
+    for epoch in range(3):
+        whole.set_epoch(epoch)
+        within.set_epoch(epoch)
+        assert len(within) == 10
+        assert list(within) == list(whole)[6 if epoch == 1 else 0 :]

@@ -62,9 +62,10 @@ def test_micro_batches_change_neither_the_coin_nor_the_text(quick, tmp_path):
     ],
     ids=lambda overrides: overrides[0],
 )
-def test_a_resumed_run_ends_as_a_whole_one(quick, tmp_path, jsonl, monkeypatch, method):
+def test_a_resumed_run_ends_as_a_whole_one(quick, tmp_path, jsonl, monkeypatch, capsys, method):
     base = [o for o in quick if not o.startswith("trainer.max_epochs")]
     given = [*base, *method, "trainer.max_epochs=4", "checkpoint=loss", "data.batch_size=8"]
+    given += ["trainer.limit_train_batches=3", "checkpoint.every_n_steps=1"]
     plain = jsonl({"text": "Name a brave dog. " * 40})
     given.append(f"data.plain_text={plain}")
     assert trained(*given, f"output_dir={tmp_path / 'whole'}") == 0
@@ -78,14 +79,16 @@ def test_a_resumed_run_ends_as_a_whole_one(quick, tmp_path, jsonl, monkeypatch, 
     monkeypatch.setattr(DistillationModule, "training_step", killed)
     assert trained(*given, f"output_dir={tmp_path / 'cut'}") == 130
     monkeypatch.setattr(DistillationModule, "training_step", step)
+    capsys.readouterr()
     assert trained(*given, f"output_dir={tmp_path / 'cut'}") == 0
+    assert "goes on after step 5 of its training\n" in capsys.readouterr().out
     (whole,), (cut,) = (tmp_path / "whole").iterdir(), (tmp_path / "cut").iterdir()
     assert results.load(whole).scores == results.load(cut).scores
     weights = [(path / "checkpoints" / "best" / "model.safetensors").read_bytes() for path in (whole, cut)]
     assert weights[0] == weights[1]
-    steps, resumed = ([row for row in curve(path) if "train/loss" in row] for path in (whole, cut))
-    assert len(steps) == 8
-    assert resumed == [row for row in steps if row["step"] >= 4]
+    assert (cut / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    steps = [row for row in curve(whole) if "train/loss" in row]
+    assert [row["step"] for row in steps] == list(range(12))
     if "train/text_threshold" in steps[0]:
         assert {row["train/student_text"] for row in steps} == {0.0, 1.0}
         assert len({row["train/text_threshold"] for row in steps}) > 1

@@ -1,0 +1,235 @@
+"""Kills a sweep again and again, and compares its end with an undisturbed one: `python benchmarks/soak.py`.
+
+A sweep of eight methods with plain text and dropout runs in two processes. At random moments one of them is
+killed (SIGKILL), or gets what SLURM sends before it takes a machine away (SIGUSR1 or SIGTERM, with SLURM's
+variables and a stand-in for `scontrol`), and is started again at once. The folder of temporary files lies
+elsewhere, on another file system where there is one. A sweep that ends before all kills are done is followed
+by another one in a new folder.
+
+Each start after a kill must lose at most `checkpoint.every_n_steps` steps, and none after a signal. At the
+end answers, scores, logged values and weights of all runs and fine-tunings must be those of the undisturbed
+sweep, byte for byte. Ends with status 1 where that is not so.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from amid import results
+
+METHODS = "amid,taid,gkd,minillm,distillm_srkl,imitkd,seqkd,sft"
+EVERY = 7
+"""Steps between two checkpoints."""
+
+SETTINGS = [
+    f"method={METHODS}",
+    *(f"model.{role}.sft.trainer.max_steps=60" for role in ("teacher", "student")),
+    *(f"model.{role}.sft.trainer.limit_train_batches=25" for role in ("teacher", "student")),
+    "+model.student.architecture.attention_dropout=0.1",
+    "data.train.size=1000",
+    "data.valid.size=32",
+    "data.valid_prompts=16",
+    "data.test_prompts=16",
+    "data.batch_size=8",
+    "data.plain_text=responses",
+    "trainer.limit_train_batches=40",
+    "trainer.max_epochs=-1",
+    "trainer.max_steps=130",
+    "trainer.log_every_n_steps=1",
+    "generation.seeds=[1,2]",
+    "generation.samples=2",
+    "generation.max_new_tokens=12",
+    f"checkpoint.every_n_steps={EVERY}",
+    "checkpoint.every_minutes=null",
+    "checkpoint.requeue=true",
+]
+GOES_ON = re.compile(r"(\S+) goes on after step (\d+) of its training|(\S+) was begun, and stopped before")
+OUT_OF_TIMING = ("step_seconds", "peak_memory", "response_tokens_per_second")
+
+
+@dataclass
+class Soak:
+    """One sweep that is disturbed, in `folder`."""
+
+    folder: Path
+    environment: dict[str, str]
+    logs: list[Path] = field(default_factory=list)
+    read: Counter = field(default_factory=Counter)
+    stopped: dict[str, tuple[int, str]] = field(default_factory=dict)  # by folder: the step, and by what
+    lost: list[tuple[str, str, int]] = field(default_factory=list)
+
+    def start(self, slurm: bool) -> subprocess.Popen:
+        """Starts one process of the sweep."""
+        self.logs.append(self.folder / f"log-{len(self.logs)}.txt")
+        variables = {"SLURM_JOB_ID": "17", "SLURM_JOB_NAME": "soak", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
+        variables |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost"}
+        with self.logs[-1].open("wb") as log:
+            return subprocess.Popen(
+                command(self.folder),
+                env=self.environment | (variables if slurm else {}),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def look(self) -> None:
+        """Takes note of what the processes say of the steps from which they go on."""
+        for log in self.logs:
+            lines = log.read_text(errors="replace").split("\n")[:-1]
+            for line in lines[self.read[log] :]:
+                if found := GOES_ON.search(line):
+                    name = Path((found[1] or found[3]).strip("'")).name
+                    if name in self.stopped:
+                        step, by = self.stopped.pop(name)
+                        self.lost.append((name, by, step - int(found[2] or 0)))
+            self.read[log] = len(lines)
+
+    def in_training(self, process: subprocess.Popen) -> tuple[Path, int] | None:
+        """The run or fine-tuning whose steps `process` takes, and how many it has logged."""
+        for file in (*self.folder.glob("runs/*/status.json"), *self.folder.glob("prepared/*/status.json")):
+            status = json.loads(file.read_text())
+            busy = status["pid"] == process.pid and status["state"] in ("running", "interrupted")
+            if busy and status.get("note") in ("training", "") and not (file.parent / "result.json").exists():
+                return file.parent, max(steps_logged(file.parent), status.get("step", 0))
+        return None
+
+    def unfinished(self) -> int:
+        """How many of the eight runs have no result."""
+        return len(METHODS.split(",")) - len(list(self.folder.glob("runs/*/result.json")))
+
+
+def steps_logged(run: Path) -> int:
+    """Steps of a training whose values are in metrics.csv, each of which must stand there once."""
+    try:
+        header, *rows = (run / "metrics.csv").read_text().splitlines()
+    except (OSError, ValueError):
+        return 0
+    place, loss = header.split(",").index("step"), header.split(",").index("train/loss")
+    cells = [row.split(",") for row in rows]
+    done = [int(row[place]) for row in cells if len(row) > max(place, loss) and row[loss]]
+    return 1 + max(done, default=-1)
+
+
+def command(folder: Path) -> list[str]:
+    """That of the sweep in `folder`."""
+    places = [
+        f"output_dir={folder}/runs",
+        f"prepared_dir={folder}/prepared",
+        f"data.cache_dir={folder}/cache",
+    ]
+    return [sys.executable, "-m", "amid", "train", "-m", *SETTINGS, *places]
+
+
+def what_must_be_equal(folder: Path) -> dict[str, object]:
+    """Of a finished sweep and its fine-tunings: answers, logged values, weights and scores."""
+    kept: dict[str, object] = {}
+    for run in (file.parent for file in sorted(folder.glob("*/*/result.json"))):
+        files = [run / "metrics.csv", run / "checkpoints" / "best" / "model.safetensors"]
+        for file in (*files, *sorted(run.glob("generations/*.jsonl"))):
+            kept[str(file.relative_to(folder))] = file.read_bytes()
+        result = results.load(run)
+        kept[f"{run.name} scores"] = result.scores
+        kept[f"{run.name} training"] = {k: v for k, v in result.training.items() if k not in OUT_OF_TIMING}
+    return kept
+
+
+def disturb(soak: Soak, numbers: list[int], longest: float, draw: random.Random) -> Counter:
+    """Runs a sweep to its end, and sends the signals of `numbers` meanwhile; returns what they met."""
+    phases: Counter = Counter()
+    processes: list[tuple[subprocess.Popen, float]] = []
+    slurm = signal.SIGTERM in numbers or signal.SIGUSR1 in numbers
+    while soak.unfinished():
+        processes = [(process, due) for process, due in processes if process.poll() is None]
+        while len(processes) < min(2, max(1, soak.unfinished())):
+            processes.append((soak.start(slurm), time.monotonic() + draw.uniform(0, longest)))
+        time.sleep(0.1)
+        soak.look()
+        for place, (process, due) in enumerate(processes):
+            if numbers and time.monotonic() >= due and process.poll() is None:
+                number = numbers.pop()
+                process.send_signal(number)
+                process.wait(timeout=120)
+                met = soak.in_training(process)
+                phases[f"{signal.Signals(number).name} {'in training' if met else 'elsewhere'}"] += 1
+                if met and met[1]:
+                    soak.look()
+                    soak.stopped[met[0].name] = (met[1], signal.Signals(number).name)
+                processes[place] = (soak.start(slurm), time.monotonic() + draw.uniform(0, longest))
+    for process, _ in processes:
+        process.wait()
+    soak.look()
+    return phases
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument("--kills", type=int, default=50, help="SIGKILLs")
+    parser.add_argument("--signals", type=int, default=20, help="SIGUSR1 and SIGTERM, as SLURM sends them")
+    parser.add_argument(
+        "--longest", type=float, default=20.0, help="seconds from a start to its kill, at most"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the moments")
+    parser.add_argument("--folder", type=Path, help="where all is kept; by default a temporary one")
+    given = parser.parse_args()
+    draw = random.Random(given.seed)
+    base = (given.folder or Path(tempfile.mkdtemp(prefix="amid-soak-"))).resolve()
+    shm = Path("/dev/shm")
+    elsewhere = Path(tempfile.mkdtemp(prefix="amid-soak-", dir=shm if shm.is_dir() else None))
+    (base / "bin").mkdir(parents=True, exist_ok=True)
+    (base / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {base}/requeued.txt\n')
+    (base / "bin" / "scontrol").chmod(0o755)
+    environment = os.environ | {"TMPDIR": str(elsewhere), "PATH": f"{base}/bin:{os.environ['PATH']}"}
+    whole = base / "whole"
+    if not (whole / "done").exists():
+        print(f"The undisturbed sweep, in {whole}", flush=True)
+        began = time.monotonic()
+        whole.mkdir(exist_ok=True)
+        with (whole / "log.txt").open("wb") as log:
+            subprocess.run(command(whole), check=True, stdout=log, stderr=log, env=environment)
+        (whole / "done").touch()
+        print(f"  {time.monotonic() - began:.0f} s", flush=True)
+    expected = what_must_be_equal(whole)
+    wrong: list[str] = []
+    for kind, numbers in (
+        ("SIGKILL", [signal.SIGKILL] * given.kills),
+        ("SLURM", [draw.choice([signal.SIGUSR1, signal.SIGTERM]) for _ in range(given.signals)]),
+    ):
+        sweeps = 0
+        while numbers:
+            sweeps += 1
+            began, left = time.monotonic(), len(numbers)
+            soak = Soak(base / f"{kind}-{sweeps}", environment)
+            soak.folder.mkdir()
+            phases = disturb(soak, numbers, given.longest, draw)
+            found = what_must_be_equal(soak.folder)
+            differ = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+            limit = EVERY if kind == "SIGKILL" else 0
+            lost = [steps for *_, steps in soak.lost]
+            wrong += [f"{kind}-{sweeps}: {name} differs" for name in differ]
+            wrong += [
+                f"{kind}-{sweeps}: {n} lost {steps} steps" for n, _, steps in soak.lost if steps > limit
+            ]
+            print(
+                f"{kind} sweep {sweeps}: {left - len(numbers)} kills ({dict(phases)}), "
+                f"{len(soak.logs)} starts, {len(lost)} resumed trainings lost {sum(lost)} steps in all, "
+                f"{max(lost, default=0)} at most (allowed {limit}); {len(expected)} things compared, "
+                f"{len(differ)} differ; {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
+    for line in wrong:
+        print(f"  {line}")
+    print("All as it was undisturbed" if not wrong else f"{len(wrong)} faults, in {base}")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
