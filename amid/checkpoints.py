@@ -162,8 +162,11 @@ class WholeFiles(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(target) as part:
-            with part.open("wb") as stream:
-                torch.save(checkpoint, stream)
+            try:
+                with part.open("wb") as stream:
+                    torch.save(checkpoint, stream)
+            except OSError as error:  # of a write, which does not say where
+                raise OSError(error.errno, error.strerror, str(target)) from error
             if target.name == LAST and target.exists():
                 before = target.with_name(PREVIOUS)
                 before.unlink(missing_ok=True)

@@ -74,6 +74,7 @@ def parts_of(cfg: Config, prefix: str = "") -> Parts:
     own_callbacks(cfg)
     most = cfg["trainer"]["max_steps"]
     check_rates(cfg, most if most > 0 else _MANY_STEPS, prefix)
+    instantiate(cfg["checkpoint"])
     schedule: Schedule | None = instantiate(cfg.get("schedule"))
     if schedule is not None:
         schedule.begin(objective)

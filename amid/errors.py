@@ -2,7 +2,10 @@
 
 import difflib
 import errno
+import os
 import re
+import shutil
+import tempfile
 from collections.abc import Sequence
 
 
@@ -75,7 +78,15 @@ def in_one_line(error: BaseException) -> str:
         return f"{key} has no value; give it one, {key}=VALUE (amid help {key} says what it is)"
     out_of_space = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if out_of_space or "No space left on device" in str(error):
+        place = _full_temporary_folder(getattr(error, "filename", None))
+        if place is not None:
+            return (
+                f"no disk space left in TMPDIR={place}; set TMPDIR to a folder with space, or free some there"
+            )
         return "no disk space left where results are written; free some and run the command again"
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
+        folder = os.environ.get("TMPDIR", "not set")
+        return f"no folder for temporary files can be written to; set TMPDIR ({folder}) to one with space"
     if isinstance(error, FileNotFoundError):
         return f"{error.filename} does not exist; check the paths that were given"
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or (
@@ -92,6 +103,22 @@ def in_one_line(error: BaseException) -> str:
             "generation.batch_size for answers; a sweep's --dry-run estimates the memory"
         )
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+
+def _full_temporary_folder(file: str | None) -> str | None:
+    """The folder of temporary files, where `file` lies in it, or nothing is free in it but elsewhere."""
+    try:
+        folder = tempfile.gettempdir()
+        if file is not None:
+            return folder if os.path.abspath(file).startswith(os.path.join(folder, "")) else None
+        full = shutil.disk_usage(folder).free < _LITTLE_SPACE
+        return folder if full and shutil.disk_usage(".").free >= _LITTLE_SPACE else None
+    except OSError:
+        return os.environ.get("TMPDIR")
+
+
+_LITTLE_SPACE = 2**20
+"""Bytes below which a disk counts as full."""
 
 
 def _is_called_too_early(error: BaseException) -> bool:

@@ -201,7 +201,7 @@ def fit(
         taken = taking.state_dict()
         best = checkpoint.best_model_path
         if module.validated_step != trainer.global_step:
-            now = trainer.validate(module, datamodule=data, verbose=False)[0][checkpoint.monitor]
+            now = trainer.validate(module, datamodule=data, verbose=False)[0][checkpoints.monitor]
             then = checkpoint.best_model_score
             # of equal ones the earlier is kept, as by the checkpoint
             if then is None or (now > float(then) if checkpoint.mode == "max" else now < float(then)):

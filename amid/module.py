@@ -183,7 +183,6 @@ class DistillationModule(L.LightningModule):
         counted = sum(counts)
         all_counted = max(counted, 1)
         step = self.trainer.global_step
-        # Lightning writes a record at the last step too, of the step before unless this one is logged.
         logging = (step + 1) % self._log_every_n_steps == 0 or step + 1 == self.steps
         needed = () if self._schedule is None else self._schedule.needs
         loss = torch.zeros((), device=self.device)
@@ -217,9 +216,7 @@ class DistillationModule(L.LightningModule):
             if self._text.from_student:
                 rates |= self._text_rates()
             rates |= {"train/gradient_norm": norm, "train/lr": scheduler.get_last_lr()[0]}
-            for name, rate in rates.items():
-                self.log(name, rate)
-            self.log("train/loss", total, prog_bar=True)
+            self._record(step, {**rates, "train/loss": total})
         scheduler.step()
         if self._schedule is not None:
             means = {"loss": loss} | {name: sums[name] / all_counted for name in needed}
@@ -229,6 +226,18 @@ class DistillationModule(L.LightningModule):
             self._schedule.apply(objective=self.objective)
         self._stop_at_the_last_step()
         return total
+
+    def _record(self, step: int, rates: Mapping[str, float | Tensor]) -> None:
+        """Logs figures of one step.
+
+        Lightning itself would write those of earlier steps again where this one has none.
+        """
+        for name, rate in rates.items():
+            self.log(name, rate, prog_bar=name == "train/loss", logger=False)
+        row = {name: float(torch.as_tensor(rate, dtype=torch.float32)) for name, rate in rates.items()}
+        for logger in self.loggers:
+            logger.log_metrics({**row, "epoch": self.current_epoch}, step=step)
+            logger.save()
 
     def _seed_step(self) -> None:
         """Lets dropout be one of the seed and the step alone, also in a run that goes on."""

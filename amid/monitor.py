@@ -18,7 +18,7 @@ from rich.text import Text
 
 from amid.command_records import planned
 from amid.errors import Busy, InputError, is_mistake, was_interrupted
-from amid.files import read_json, written_whole
+from amid.files import forget_parts, read_json, written_whole
 from amid.results import METRICS, RESULT_FILE, SKIPPED_FOLDERS, files_below, load
 from amid.run_names import HYDRA_FOLDER
 from amid.secrets import without_secrets
@@ -209,6 +209,7 @@ def watched(directory: Path) -> Iterator[None]:
     if (directory / RESULT_FILE).exists():
         yield
         return
+    forget_parts(directory)
     earlier = read_json(directory / STATUS_FILE)
     files = (directory / STATUS_FILE, *(directory / HYDRA_FOLDER).glob("*"))
     before = {file: file.read_bytes() for file in files if file.exists()}

@@ -1,8 +1,10 @@
 """The checkpoints of a training: which are kept, that they are whole, and from which a run goes on."""
 
+import errno
 import os
 import random
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from amid import interruption, results
 from amid.checkpoints import BEST_EPOCH, FORMAT, LAST, PREVIOUS, Checkpoints, Course, WholeFiles, whole_state
 from amid.checkpoints import last_checkpoint as latest
 from amid.cli import main
-from amid.errors import InputError
+from amid.errors import InputError, in_one_line
 
 
 @pytest.mark.parametrize(
@@ -73,8 +75,9 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", cut)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left") as full:
             kept(tmp_path, LAST, 4)
+    assert full.value.filename == str(folder / LAST)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no hard links here")))
     kept(tmp_path, LAST, 5)
@@ -302,3 +305,20 @@ def test_a_log_goes_on_after_its_lines(tmp_path):
     assert written == ["step,train/loss,valid/loss", "0,1.0,", "1,,3.0"]
     _restore(later, "")
     assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_a_full_folder_of_temporary_files_is_named(tmp_path, monkeypatch):
+    temporary, results_ = tmp_path / "temporary", tmp_path / "results"
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(temporary))
+    free = {str(temporary): 0, ".": 2**40}
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free[str(folder)]))
+    told = f"no disk space left in TMPDIR={temporary}; set TMPDIR"
+    assert told in in_one_line(OSError(errno.ENOSPC, "No space left on device"))
+    assert told in in_one_line(OSError(errno.ENOSPC, "No space", str(temporary / "of_torch")))
+    elsewhere = OSError(errno.ENOSPC, "No space left on device", str(results_ / LAST))
+    assert "no disk space left where results are written" in in_one_line(elsewhere)
+    free[str(temporary)] = 2**40
+    assert "where results are written" in in_one_line(RuntimeError("No space left on device"))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    none = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+    assert f"set TMPDIR ({temporary}) to one with space" in in_one_line(none)

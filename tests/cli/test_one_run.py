@@ -142,8 +142,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(
             assert told in capsys.readouterr().err
             assert {file: file.read_bytes() for file in kept} == kept
     assert run("train", *quick, f"output_dir={tmp_path / 'cut'}") == 0
-    step = 0 if "trainer.max_steps=5" in limits else 2  # of the last validation, where it has one
-    assert f"{cut} goes on after step {step} of its training\n" in capsys.readouterr().out
+    assert f"{cut} goes on after step 2 of its training\n" in capsys.readouterr().out
     assert (cut / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
     assert results.load(cut).scores == results.load(whole).scores
     for figure in ("valid_loss", "steps"):
