@@ -7,6 +7,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
+from amid.checkpoints import Checkpoints
 from amid.data_files import check_files
 from amid.errors import InputError
 from amid.fit import own_callbacks
@@ -74,7 +75,11 @@ def parts_of(cfg: Config, prefix: str = "") -> Parts:
     own_callbacks(cfg)
     most = cfg["trainer"]["max_steps"]
     check_rates(cfg, most if most > 0 else _MANY_STEPS, prefix)
-    instantiate(cfg["checkpoint"])
+    if not isinstance(instantiate(cfg["checkpoint"]), Checkpoints):
+        raise InputError(
+            f"{prefix}checkpoint._target_={cfg['checkpoint']['_target_']} makes no "
+            "amid.checkpoints.Checkpoints; use that or a class derived from it"
+        )
     schedule: Schedule | None = instantiate(cfg.get("schedule"))
     if schedule is not None:
         schedule.begin(objective)

@@ -77,6 +77,8 @@ COUNTS_OR_NULL = (
     "data.test_prompts",
     "model.student.sft.micro_batch_size",
     "model.teacher.sft.tokens_per_batch",
+    "checkpoint.every_n_steps",
+    "model.student.sft.checkpoint.every_n_steps",
     "threads",
 )
 NO_COUNTS = ("0", "-1", "1.5", "true", "nan", "inf", "abc", "'8'", "[8]", "{a: 8}", "1e3", "''")
@@ -123,6 +125,7 @@ NUMBERS = {
     "scheduler.warmup": ("-1", "must be a whole number of steps, or a share of them below 1"),
     "model.teacher.sft.scheduler.warmup": ("1.0", "must be a whole number of steps, or a share"),
     "clip_norm": ("0", "must be a number above 0, or null not to clip"),
+    "checkpoint.every_minutes": ("0", "must be a number of minutes above 0, or null for no limit"),
     "model.student.sft.clip_norm": ("-1", "must be a number above 0, or null not to clip"),
     "data.plain_text_weight": ("0", "must be a finite number above 0"),
     "generation.temperature": ("-1", "must be a finite number from 0"),
@@ -160,6 +163,7 @@ def test_a_number(key, value, message):
 
 
 FLAGS = (
+    "checkpoint.requeue",
     "objective.fused",
     "objective.compiled",
     "assistant.detach_student",

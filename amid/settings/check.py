@@ -27,8 +27,7 @@ LATER = {
     "assistant": ("log_p", "log_q"),
     "metric": ("predictions", "references"),
     "data": ("tokenizer",),
-    "trainer": ("callbacks", "enable_progress_bar", "logger", "default_root_dir"),
-    "checkpoint": ("dirpath", "filename", "enable_version_counter"),
+    "trainer": ("callbacks", "enable_progress_bar", "logger", "default_root_dir", "plugins"),
 }
 """What the maker of a node gets besides its keys, by the kind of the node."""
 

@@ -13,6 +13,7 @@ from amid.settings.types import (
     ClipNorm,
     Count,
     CountOrAll,
+    CountOrNone,
     Flag,
     Folder,
     Inside,
@@ -167,10 +168,16 @@ class Trainer(Node):
 
 
 class Checkpoint(Node):
-    """Of `lightning.pytorch.callbacks.ModelCheckpoint` what a run can choose."""
+    """`amid.checkpoints.Checkpoints`."""
 
     monitor: Annotated[str, Field(description="the name of what validations measure, such as valid/loss")]
-    mode: Annotated[Literal["min", "max"], Field(description="min or max")]
+    mode: Annotated[Literal["min", "max"], Field(description="min or max")] = "min"
+    every_n_steps: CountOrNone = None
+    every_minutes: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+        Field(description="a number of minutes above 0, or null for no limit"),
+    ] = 5.0
+    requeue: Flag = False
 
 
 class AdamW(Node):
@@ -461,7 +468,7 @@ BY_TARGET: dict[str, dict[str, type[Node]]] = {
     "template": {"amid.data.Template": Template},
     "source": {"amid.data.builtin.corpus": BuiltinCorpus, "amid.data.opus100.corpus": OpusCorpus},
     "trainer": {"lightning.Trainer": Trainer},
-    "checkpoint": {"lightning.pytorch.callbacks.ModelCheckpoint": Checkpoint},
+    "checkpoint": {"amid.checkpoints.Checkpoints": Checkpoint},
     "optimizer": {"torch.optim.AdamW": AdamW},
     "scheduler": {
         "amid.learning_rate.cosine": Cosine,
