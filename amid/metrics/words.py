@@ -96,6 +96,6 @@ def unread(tokenize: str, texts: Iterable[str]) -> float:
 
 
 def _counts(character: str) -> bool:
-    """Whether it is a letter, a mark on one, a digit, or a sign such as an emoji."""
+    """Whether it is a letter, a mark on one, a digit, or a sign such as an emoji; not what no text holds."""
     category = unicodedata.category(character)
-    return category[0] in "LMN" or category == "So"
+    return category[0] in "LMN" or (category == "So" and character != "\ufffd")

@@ -220,6 +220,7 @@ def test_an_unknown_tokenizer_is_refused_and_one_that_needs_more_says_so():
         ("rouge_score", "ok 👍👍", 50),
         ("rouge_score", "Ａ１", 100),
         ("rouge_score", " \n…!", 0),
+        ("rouge_score", "a\ufffd", 0),
         ("intl", GERMAN + " Москва", 0),
         ("13a", "abcd 北京是の", 50),
         ("zh", "abcd 北京是の", 100 / 8),
