@@ -7,12 +7,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from amid.lora import plain_head
 from amid.losses import mixed_log_probs
+from amid.losses.assistant import log_normalise
+from amid.losses.products import operand_dtype, precise
+from amid.models import split_head
 
 
 class Row:
@@ -70,11 +74,9 @@ class Batch:
     Args:
         model: in eval mode.
         vocabulary: the logits are cut to the first so many; None for all.
-        log_probs: whether `notes` are of the tokens' log-probabilities, or of nothing.
+        log_probs: whether `notes` are of the tokens' log-probabilities, or of nothing. They are those of
+            float32 logits, also where the model's own are rounded to bfloat16 or float16.
     """
-
-    logits: Tensor
-    """Of the next token of each row: [rows, V]."""
 
     def __init__(
         self, model: PreTrainedModel, vocabulary: int | None = None, log_probs: bool = False
@@ -82,6 +84,8 @@ class Batch:
         self._model: Any = model
         self._vocabulary = vocabulary
         self._log_probs = log_probs
+        self._output = plain_head(model) if log_probs else None
+        self._head = split_head(model) if self._output is not None and _rounds(self._output) else None
         self._accepted = inspect.signature(model.forward).parameters
         self._empty()
 
@@ -89,6 +93,12 @@ class Batch:
         self._cache: DynamicCache | None = None
         self._lengths: list[int] = []
         self._width = 0
+        self._last: tuple[Tensor, ...] = ()
+
+    @property
+    def logits(self) -> Tensor:
+        """The model's own, of the next token of each row: [rows, V]."""
+        return self._last[0]
 
     def join(self, prompts: Sequence[tuple[int, ...]]) -> None:
         """Adds a row for each prompt; equal prompts are run once."""
@@ -96,19 +106,19 @@ class Batch:
         ids, lengths = left_padded(unique, 0, self._model.device)
         cache = DynamicCache(config=self._model.config)
         cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-        logits = self._forward(ids, lengths, ids.shape[1], cache)
+        last = self._forward(ids, lengths, ids.shape[1], cache)
         if len(unique) < len(prompts):
             place = {prompt: i for i, prompt in enumerate(unique)}
-            copies = torch.tensor([place[prompt] for prompt in prompts], device=logits.device)
+            copies = torch.tensor([place[prompt] for prompt in prompts], device=ids.device)
             cache.batch_select_indices(copies)
-            logits = logits[copies]
+            last = tuple(x[copies] for x in last)
         width = max(self._width, ids.shape[1])
         if self._cache is None:
-            self._cache, self.logits = cache, logits
+            self._cache, self._last = cache, last
         else:
             for layer, other in zip(self._cache.layers, cache.layers, strict=True):
                 _join_layers(layer, other, width)
-            self.logits = torch.cat([self.logits, logits])
+            self._last = tuple(torch.cat(pair) for pair in zip(self._last, last, strict=True))
         self._width = width
         self._lengths += [len(prompt) for prompt in prompts]
 
@@ -121,7 +131,7 @@ class Batch:
         device = self._model.device
         ids = torch.tensor([[token or 0] for token in tokens], device=device)
         assert self._cache is not None
-        self.logits = self._forward(ids, torch.tensor(self._lengths, device=device), self._width, self._cache)
+        self._last = self._forward(ids, torch.tensor(self._lengths, device=device), self._width, self._cache)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drops all rows but these, and the positions that are padding in all that stay."""
@@ -130,15 +140,18 @@ class Batch:
             return
         assert self._cache is not None
         index = torch.tensor(rows, device=self.logits.device)
-        self.logits = self.logits[index]
+        self._last = tuple(x[index] for x in self._last)
         self._lengths = [self._lengths[i] for i in rows]
         self._width = max(self._lengths)
         self._cache.batch_select_indices(index)
         for layer in self._cache.layers:
             _trim(layer, self._width)
 
-    def _forward(self, ids: Tensor, lengths: Tensor, width: int, cache: DynamicCache) -> Tensor:
-        """Runs `ids`, the last columns of rows `width` wide, and returns the last logits."""
+    def _forward(self, ids: Tensor, lengths: Tensor, width: int, cache: DynamicCache) -> tuple[Tensor, ...]:
+        """Runs `ids`, the last columns of rows `width` wide, and returns the last logits.
+
+        Where these are rounded, they are followed by the states [rows, D] that they were made of.
+        """
         positions = torch.arange(width - ids.shape[1], width, device=ids.device) - (width - lengths[:, None])
         inputs = {
             "attention_mask": padding_mask(lengths, width).long(),
@@ -148,17 +161,36 @@ class Batch:
             "logits_to_keep": 1,
         }
         known = {name: value for name, value in inputs.items() if name in self._accepted}
-        logits: Tensor = self._model(input_ids=ids, **known).logits[:, -1, : self._vocabulary]
-        return logits
+        states: list[Tensor] = []
+        handle = None
+        if self._head is not None and self._output is not None:
+            handle = self._output.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0][:, -1]))
+        try:
+            logits: Tensor = self._model(input_ids=ids, **known).logits[:, -1, : self._vocabulary]
+        finally:
+            if handle is not None:
+                handle.remove()
+        return logits, *states
+
+    @property
+    def rounded(self) -> bool:
+        """Whether `logits` have fewer digits than `log_probs`."""
+        return len(self._last) > 1
+
+    @property
+    def log_probs(self) -> Tensor:
+        """log p of the next token of each row, [rows, V], of logits that are not rounded."""
+        logits, *states = self._last
+        if self._head is not None and states:
+            logits = self._head.cut(self._vocabulary).logits(states[0])
+        return log_normalise(logits.float())
 
     def notes(self, tokens: Sequence[int]) -> list[tuple[float, ...]]:
         """What is kept of the next token of each row besides the token."""
         if not self._log_probs:
             return [()] * len(tokens)
         index = torch.tensor(tokens, device=self.logits.device).clamp(min=0).unsqueeze(1)
-        logits = self.logits.float()
-        log_probs = logits.gather(1, index).squeeze(1) - logits.logsumexp(-1)
-        return [(value,) for value in log_probs.tolist()]
+        return [(value,) for value in self.log_probs.gather(1, index).squeeze(1).tolist()]
 
 
 class _RoomyLayer(DynamicLayer):
@@ -213,7 +245,7 @@ class MixedBatch:
     def __init__(
         self, student: PreTrainedModel, teacher: PreTrainedModel, teacher_share: float, vocabulary: int
     ) -> None:
-        self._batches = (Batch(teacher, vocabulary), Batch(student, vocabulary))
+        self._batches = tuple(Batch(model, vocabulary, log_probs=True) for model in (teacher, student))
         self._teacher_share = teacher_share
         self._parts: list[Tensor] = []
 
@@ -235,15 +267,28 @@ class MixedBatch:
             batch.keep(rows)
 
     def notes(self, tokens: Sequence[int]) -> list[tuple[float, ...]]:
-        """The log-probabilities of the next token of each row under mixture, teacher and student."""
+        """The log-probabilities of the next token of each row under mixture, teacher and student.
+
+        That of the mixture is of the logits that the token is drawn by.
+        """
         index = torch.tensor(tokens, device=self.logits.device).clamp(min=0).unsqueeze(1)
-        columns = [part.gather(1, index) for part in (self.logits, *self._parts)]
+        parts = [
+            batch.log_probs if batch.rounded else part
+            for batch, part in zip(self._batches, self._parts, strict=True)
+        ]
+        columns = [part.gather(1, index) for part in (self.logits, *parts)]
         return [tuple(row) for row in torch.cat(columns, dim=1).tolist()]
 
     def _mix(self) -> None:
         log_p, log_q = (batch.logits.float().log_softmax(-1) for batch in self._batches)
         self._parts = [log_p, log_q]
         self.logits = mixed_log_probs(log_p, log_q, self._teacher_share)
+
+
+def _rounds(output: nn.Module) -> bool:
+    """Whether the products of a head have fewer digits than float32."""
+    dtype = operand_dtype(output.weight)  # type: ignore[arg-type]
+    return precise(dtype) != dtype
 
 
 def holds_keys_and_values(model: PreTrainedModel) -> bool:

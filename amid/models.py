@@ -340,14 +340,73 @@ def output_rows(model: PreTrainedModel) -> int:
     return int(head.weight.shape[0]) if head is not None else int(model.config.vocab_size)
 
 
+@torch.no_grad()
+def split_head(model: PreTrainedModel) -> Head | None:
+    """The model's head, with the scale and soft-capping that the configuration names.
+
+    It is compared with the model's own logits on a few tokens, and again with states so large that a cap
+    shows of whose name nothing is known here: None where it does not give these logits.
+    """
+    output, config = plain_head(model), model.config
+    if output is None:
+        return None
+    head = Head(
+        output.weight,
+        output.bias,
+        scale=getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1),
+        softcap=next((cap for name in _SOFTCAPS if (cap := getattr(config, name, None))), None),
+    )
+    training = model.training
+    model.eval()
+    ids = torch.arange(2, 8, device=model.device).view(2, 3) % int(config.vocab_size)
+    with _without_mask(model):
+        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    room = torch.finfo(states.dtype).max / 4 / float(states.abs().max().clamp(min=1))
+    largest = float(head.logits(states).abs().max().clamp(min=1e-6))
+    same = all(_gives_its_logits(head, output, model, ids, f) for f in (1.0, min(_LARGE / largest, room)))
+    model.train(training)
+    return head if same else None
+
+
+def _gives_its_logits(
+    head: Head, output: nn.Linear, model: PreTrainedModel, ids: Tensor, factor: float
+) -> bool:
+    """Whether `head` gives the model's logits where its `output` is given `factor` times the states."""
+    seen: list[Tensor] = []
+
+    def enlarge(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(inputs[0] * factor)
+        return seen[-1], *inputs[1:]
+
+    handle = output.register_forward_pre_hook(enlarge)
+    with _without_mask(model):
+        try:
+            theirs = model(input_ids=ids, use_cache=False).logits
+        finally:
+            handle.remove()
+        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state * factor
+    ours = head.logits(states).to(theirs.dtype)
+    if not seen or ours.shape != theirs.shape:
+        return False
+    tolerance = max(1e-3, 4 * torch.finfo(theirs.dtype).eps)
+    ours, theirs = ours.float(), theirs.float()
+    return torch.allclose(ours, theirs, tolerance, tolerance * float(theirs.abs().max()))
+
+
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
+"""What configurations call the cap of the logits."""
+
+_LARGE = 1e3
+"""Logits that any cap in use would change much."""
+
+
 class CountedStates:
     """The last hidden states [N, D] of a model at chosen positions only, and its head.
 
     Rows are padded on the right, where causal attention does not look: without a mask, attention takes its
     fastest way, and what counts stays the same.
 
-    `head`, with the scale and soft-capping that the configuration names, is checked once on a few tokens:
-    None where it does not give the model's own logits.
+    `head` is None where it does not give the model's own logits; see `split_head`.
 
     Raises:
         InputError: for a model whose states depend on later tokens.
@@ -357,32 +416,12 @@ class CountedStates:
         self.model = model
         self._body = model.base_model
         check_ignores_what_follows(model)
-        output = plain_head(model)
-        self.head = None if output is None else self._checked(output)
+        self.head = split_head(model)
         if self.head is None:
             log.warning(
                 "%s: logits are taken at all positions, its head's weight alone gives others",
                 type(model).__name__,
             )
-
-    @torch.no_grad()
-    def _checked(self, output: nn.Linear) -> Head | None:
-        config = self.model.config
-        head = Head(
-            output.weight,
-            output.bias,
-            scale=getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1),
-            softcap=getattr(config, "final_logit_softcapping", None),
-        )
-        training = self.model.training
-        self.model.eval()
-        ids = torch.arange(2, 8, device=self.model.device).view(2, 3) % int(config.vocab_size)
-        with _without_mask(self.model):
-            logits = self.model(input_ids=ids, use_cache=False).logits
-            ours = head.logits(self._body(input_ids=ids, use_cache=False).last_hidden_state)
-        self.model.train(training)
-        same = ours.shape == logits.shape and torch.allclose(ours.float(), logits.float(), 1e-3, 1e-3)
-        return head if same else None
 
     def hidden(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """The states [N, D] where `positions` [rows, length] is true, row by row."""

@@ -18,6 +18,7 @@ from amid.models import (
     load_tokenizer,
     output_rows,
     shared_vocabulary,
+    split_head,
 )
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 1000}
@@ -58,6 +59,38 @@ def test_counted_logits_are_the_models_own(family):
         atol=1e-4,
     )
     assert states.head is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_heads_are_found_in_every_dtype(family, dtype):
+    network = model(family).to(dtype)
+    states = CountedStates(network)
+    assert states.head is not None
+    ids, positions = torch.arange(2, 8).view(2, 3), torch.ones(2, 3, dtype=torch.bool)
+    logits = states.logits(ids, positions)
+    assert logits.dtype == torch.float32
+    theirs = network(input_ids=ids).logits[positions].float()
+    torch.testing.assert_close(logits, theirs, rtol=2e-2, atol=2e-2 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("shape", [lambda x: 30 * torch.tanh(x / 30), lambda x: x.clamp(-50, 50)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cap_of_unknown_name_is_found_where_logits_are_small(monkeypatch, dtype, shape):
+    network = model("llama", initializer_range=1e-3).to(dtype)
+    plain = network.lm_head.forward
+    assert float(network(input_ids=torch.arange(2, 8).view(2, 3)).logits.abs().max()) < 0.1
+    assert split_head(network) is not None
+    monkeypatch.setattr(network.lm_head, "forward", lambda x: shape(plain(x)))
+    assert split_head(network) is None
+    assert not network.lm_head._forward_pre_hooks
+
+
+def test_recurrent_gemmas_cap_is_known():
+    fields = {**SIZES, "intermediate_size": 32, "num_key_value_heads": 1, "lru_width": 16, "head_dim": 8}
+    config = AutoConfig.for_model("recurrent_gemma", **fields, logits_soft_cap=3.0)
+    network = AutoModelForCausalLM.from_config(config).eval()
+    assert split_head(network).softcap == 3.0
 
 
 def test_kept_layers_are_those_of_the_original():

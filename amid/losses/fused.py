@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from amid.losses.counted import check_denominator, check_leading_shape, given, select
+from amid.losses.products import linear, multiply, operand_dtype, precise
 
 Stats = dict[str, Tensor]
 
@@ -99,8 +100,8 @@ class Head:
     softcap: float | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V] of `hidden` [..., D]."""
-        return self.shaped(torch.nn.functional.linear(hidden, self.weight, self.bias))
+        """Logits [..., V] of `hidden` [..., D], float32 or better also from bfloat16 or float16 operands."""
+        return self.shaped(linear(hidden, self.weight, self.bias))
 
     def cut(self, n_vocab: int | None) -> "Head":
         """The head of the first `n_vocab` tokens."""
@@ -245,9 +246,10 @@ class Loss(ABC):
         infinite logits are differentiated by autograd within the chunk. The loss can be differentiated
         once, and not twice in a row (no `create_graph`).
 
-        Under autocast the matrix products are taken in its dtype, otherwise in that of the hidden states;
-        the arithmetic between them, and the sum of the chunks' gradients for weight and bias, in float32
-        (float64 where the products are).
+        Under autocast the operands of the matrix products have its dtype, otherwise that of the hidden
+        states. Logits, the arithmetic on them, and the sum of the chunks' gradients for weight and bias are
+        float32 (float64 where the operands are); the gradient for the logits is rounded once, to the dtype
+        of the operands.
 
         Args:
             return_stats: also return the sums that the call on logits returns.
@@ -327,24 +329,23 @@ class _Products:
     """The matrix products of counted hidden states [N, D] with a head."""
 
     def __init__(self, hidden: Tensor, head: Head) -> None:
-        device, dtype = hidden.device.type, hidden.dtype
-        if torch.is_autocast_enabled(device) and dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(device)
+        dtype = operand_dtype(hidden)
         self.dtype, self.head = dtype, head
         self.hidden, self.weight = hidden.detach().to(dtype), head.weight.detach().to(dtype)
-        self.bias = None if head.bias is None else head.bias.detach().to(dtype)
+        self.bias = None if head.bias is None else head.bias.detach().to(precise(dtype))
 
     def buffer(self, n: int) -> Tensor:
         """Room for the logits of `n` positions."""
-        return self.hidden.new_empty(n, len(self.weight))
+        return self.hidden.new_empty(n, len(self.weight), dtype=precise(self.dtype))
 
     def chunk(self, chunk: slice, buffer: Tensor) -> Tensor:
         """h Wᵀ + b [n, V] of a chunk of positions, in `buffer`."""
         hidden = self.hidden[chunk]
         out = buffer[: len(hidden)]
-        if self.bias is None:
-            return torch.mm(hidden, self.weight.t(), out=out)
-        return torch.addmm(self.bias, hidden, self.weight.t(), out=out)
+        if self.bias is not None and out.dtype == self.dtype:
+            return torch.addmm(self.bias, hidden, self.weight.t(), out=out)
+        multiply(hidden, self.weight.t(), out)
+        return out if self.bias is None else out.add_(self.bias)
 
 
 @dataclass
@@ -363,11 +364,6 @@ class _Work:
     stats: Stats = field(default_factory=dict)
 
     @property
-    def precise(self) -> torch.dtype:
-        """In which the arithmetic between the matrix products is done."""
-        return torch.promote_types(self.student.dtype, torch.float32)
-
-    @property
     def block_elements(self) -> int:
         """Logits that the arithmetic is done on at once."""
         elements = _COMPILED_ELEMENTS if self.objective.compiled else BLOCK_ELEMENTS
@@ -379,7 +375,7 @@ class _Work:
         if self.chunk_tokens is not None:
             return min(self.chunk_tokens, n)
         sides = [side for side in (self.student, self.teacher) if side is not None]
-        bytes_a_token = sum(len(side.weight) * side.weight.element_size() for side in sides)
+        bytes_a_token = sum(len(side.weight) * precise(side.dtype).itemsize for side in sides)
         budget = BUFFER_BYTES.get(self.student.hidden.device.type, BUFFER_BYTES["cuda"])
         return min(max(budget // bytes_a_token // 64 * 64, 64), n)
 
@@ -389,14 +385,13 @@ class _Work:
         sampling = None if self.sampling is None else self.sampling[chunk]
         n, n_vocab = products.shape
         size = max(self.block_elements // n_vocab, 1)
-        total = torch.zeros((), dtype=self.precise, device=products.device)
+        total = torch.zeros((), dtype=products.dtype, device=products.device)
         for start in range(0, n, size):
             block = slice(start, start + size)
-            logits = self.student.head.shaped(products[block].to(self.precise))
+            logits = self.student.head.shaped(products[block])
             teacher_logits = None
             if self.teacher is not None and teacher_products is not None:
-                precise = torch.promote_types(self.teacher.dtype, torch.float32)
-                teacher_logits = self.teacher.head.shaped(teacher_products[block].to(precise))
+                teacher_logits = self.teacher.head.shaped(teacher_products[block])
             value, gradient, stats = self.objective.value_and_gradient(
                 logits,
                 teacher_logits,
@@ -442,19 +437,24 @@ class _FusedFunction(torch.autograd.Function):
 def _value_and_gradients(work: _Work, wanted: Sequence[bool]) -> tuple[Tensor, *tuple[Tensor | None, ...]]:
     """The loss, and its gradients for hidden states, weight and bias as far as they are wanted."""
     student, teacher = work.student, work.teacher
-    n, scale, size = len(student.hidden), 1 / work.denominator, work.chunk_size()
+    n, size, sums = len(student.hidden), work.chunk_size(), precise(student.dtype)
+    scale = 1 / work.denominator
+    # Where the range of the dtype allows it, the gradient for the logits is scaled before it is rounded.
+    early = scale if student.dtype == torch.bfloat16 else 1.0
+    late = scale / early
     grad_hidden, grad_weight, grad_bias = (
         torch.zeros_like(x, dtype=dtype) if want and work.with_gradient and x is not None else None
         for want, x, dtype in zip(
             wanted,
             (student.hidden, student.weight, student.bias),
-            (student.dtype, work.precise, work.precise),
+            (student.dtype, sums, sums),
             strict=True,
         )
     )
     buffer = student.buffer(size)
     teacher_buffer = None if teacher is None else teacher.buffer(size)
-    total = torch.zeros((), dtype=work.precise, device=student.hidden.device)
+    rounded = buffer if student.dtype == sums else torch.empty_like(buffer, dtype=student.dtype)
+    total = torch.zeros((), dtype=sums, device=student.hidden.device)
     for start in range(0, n, size):
         chunk = slice(start, start + size)
         products = student.chunk(chunk, buffer)
@@ -463,21 +463,27 @@ def _value_and_gradients(work: _Work, wanted: Sequence[bool]) -> tuple[Tensor, *
             None if teacher is None or teacher_buffer is None else teacher.chunk(chunk, teacher_buffer),
             chunk,
         )
-        if grad_hidden is not None:
-            torch.mm(products, student.weight, out=grad_hidden[chunk]).mul_(scale)
-        if grad_weight is not None:
-            _add_product(grad_weight, products, student.hidden[chunk], scale)
+        if not work.with_gradient:
+            continue
         if grad_bias is not None:
-            grad_bias.add_(products.sum(0, dtype=work.precise), alpha=scale)
+            grad_bias.add_(products.sum(0), alpha=scale)
+        gradient = rounded[: len(products)]
+        if gradient.dtype != products.dtype:
+            torch.mul(products, early, out=gradient)
+        if grad_hidden is not None:
+            torch.mm(gradient, student.weight, out=grad_hidden[chunk]).mul_(late)
+        if grad_weight is not None:
+            _add_product(grad_weight, gradient, student.hidden[chunk], late)
     return total * scale, grad_hidden, grad_weight, grad_bias
 
 
 def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, scale: float) -> None:
-    """total [V, D] += scale · gradient [n, V]ᵀ hidden [n, D], summed in the dtype of `total`."""
+    """total [V, D] += scale · gradient [n, V]ᵀ hidden [n, D], in the dtype of `total`."""
     if total.dtype == gradient.dtype:
         total.addmm_(gradient.t(), hidden, alpha=scale)
         return
     size = max(BLOCK_ELEMENTS.get(total.device.type, BLOCK_ELEMENTS["cuda"]) * 4 // total.shape[1], 1)
     for start in range(0, len(total), size):
         rows = slice(start, start + size)
-        total[rows].add_(gradient[:, rows].t() @ hidden, alpha=scale)
+        some = torch.empty_like(total[rows])
+        total[rows].add_(multiply(gradient[:, rows].t(), hidden, some), alpha=scale)
