@@ -65,7 +65,8 @@ def training_memory(
     layers = [m for m in student.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
     width = sum(sum(layer.weight.shape) for layer in layers)
     vocabularies = [output_rows(model) for model in (student, teacher) if model is not None]
-    positions = min(tokens, BUFFER_BYTES["cuda"] // (sum(vocabularies) * product_bytes))
+    positions = min(tokens, BUFFER_BYTES["cuda"] // (sum(vocabularies) * 4))
+    rounded = product_bytes * vocabularies[0] if product_bytes < 4 else 0  # the gradient for the logits
     working = _WORKING_COPIES_WITHOUT_TEACHER if teacher is None else _WORKING_COPIES
     head_gradient = 4 * head.weight.numel() if any(head.weight is weight for weight in trained) else 0
     return TrainingMemory(
@@ -75,7 +76,7 @@ def training_memory(
         gradients=_bytes(trained),
         optimizer=2 * _bytes(trained),
         activations=int(_ACTIVATIONS * tokens * width * product_bytes),
-        loss=positions * sum(vocabularies) * product_bytes
+        loss=positions * (sum(vocabularies) * 4 + rounded)
         + 4 * working * min(positions * max(vocabularies), BLOCK_ELEMENTS["cuda"])
         + head_gradient,
     )
