@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048, help="positions, of which half count")
     parser.add_argument("--widths", type=int, nargs=2, default=(1600, 768), help="of teacher and student")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--compiled", action="store_true", help="the fused loss through torch.compile")
+    parser.add_argument("--compiled", action="store_true", help="the fused losses through torch.compile")
     parser.add_argument("--skip-published", action="store_true", help="leave out what needs most memory")
     args = parser.parse_args()
     keep_freed_memory()
@@ -69,7 +69,7 @@ def main() -> None:
         if not args.skip_published:
             formula = PUBLISHED[name]
             runs["published"] = lambda formula=formula: published(formula, inputs)
-        if name == "JSD" and (liger := liger_jsd()) is not None:
+        if name == "JSD" and (liger := liger_jsd(args.compiled)) is not None:
             runs["liger"] = lambda: liger(inputs)
         bare_products(inputs)
         backward(objective.fused, inputs)
@@ -212,7 +212,7 @@ PUBLISHED = {
 }
 
 
-def liger_jsd() -> Callable[[Inputs], None] | None:
+def liger_jsd(compiled: bool) -> Callable[[Inputs], None] | None:
     """liger-kernel's chunked JSD on the counted positions; None where it is not installed."""
     try:
         from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
@@ -223,7 +223,9 @@ def liger_jsd() -> Callable[[Inputs], None] | None:
         clear(inputs)
         mask = inputs["mask"]
         labels = torch.zeros(int(mask.sum()), dtype=torch.long, device=mask.device)
-        loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.5, compiled=False)
+        loss = LigerFusedLinearJSDLoss(
+            weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.5, compiled=compiled
+        )
         loss(
             inputs["student_hidden"][mask],
             inputs["student_weight"],

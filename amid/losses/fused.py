@@ -20,7 +20,8 @@ from amid.losses.products import linear, multiply, operand_dtype, precise
 Stats = dict[str, Tensor]
 
 BUFFER_BYTES = {"cpu": 208 * 2**20, "cuda": 512 * 2**20}
-"""What the logits of a chunk take at most, teacher and student together."""
+"""What the logits of a chunk take at most, teacher and student together; they are float32 or better. Their
+gradient in bfloat16 or float16, where the products have it, comes on top: at most half of that."""
 
 BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 """Logits that the arithmetic is done on at once: on a CPU few enough that what it writes stays in the cache,
