@@ -65,8 +65,10 @@ def training_memory(
     layers = [m for m in student.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
     width = sum(sum(layer.weight.shape) for layer in layers)
     vocabularies = [output_rows(model) for model in (student, teacher) if model is not None]
-    positions = min(tokens, BUFFER_BYTES["cuda"] // (sum(vocabularies) * 4))
-    rounded = product_bytes * vocabularies[0] if product_bytes < 4 else 0  # the gradient for the logits
+    # Logits are float32; the gradient for the student's is rounded to what the products are taken in.
+    logit_bytes = 4 * sum(vocabularies) + (2 * vocabularies[0] if product_bytes < 4 else 0)
+    room = BUFFER_BYTES["cuda"] * (2 if product_bytes < 4 else 1)
+    positions = min(tokens, room // logit_bytes)
     working = _WORKING_COPIES_WITHOUT_TEACHER if teacher is None else _WORKING_COPIES
     head_gradient = 4 * head.weight.numel() if any(head.weight is weight for weight in trained) else 0
     return TrainingMemory(
@@ -76,7 +78,7 @@ def training_memory(
         gradients=_bytes(trained),
         optimizer=2 * _bytes(trained),
         activations=int(_ACTIVATIONS * tokens * width * product_bytes),
-        loss=positions * (sum(vocabularies) * 4 + rounded)
+        loss=positions * logit_bytes
         + 4 * working * min(positions * max(vocabularies), BLOCK_ELEMENTS["cuda"])
         + head_gradient,
     )

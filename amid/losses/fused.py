@@ -20,8 +20,8 @@ from amid.losses.products import linear, multiply, operand_dtype, precise
 Stats = dict[str, Tensor]
 
 BUFFER_BYTES = {"cpu": 208 * 2**20, "cuda": 512 * 2**20}
-"""What the logits of a chunk take at most, teacher and student together; they are float32 or better. Their
-gradient in bfloat16 or float16, where the products have it, comes on top: at most half of that."""
+"""What the logits of a chunk take at most, teacher and student together. Where operands are bfloat16 or
+float16 the logits are float32 too, and with their rounded gradient take up to twice as much."""
 
 BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 """Logits that the arithmetic is done on at once: on a CPU few enough that what it writes stays in the cache,
@@ -377,11 +377,24 @@ class _Work:
             return min(self.chunk_tokens, n)
         sides = [side for side in (self.student, self.teacher) if side is not None]
         bytes_a_token = sum(len(side.weight) * precise(side.dtype).itemsize for side in sides)
+        if self.student.dtype.itemsize == 2:  # with the rounded gradient, in twice the room
+            bytes_a_token = (bytes_a_token + 2 * len(self.student.weight)) // 2
         budget = BUFFER_BYTES.get(self.student.hidden.device.type, BUFFER_BYTES["cuda"])
         return min(max(budget // bytes_a_token // 64 * 64, 64), n)
 
-    def to_gradient(self, products: Tensor, teacher_products: Tensor | None, chunk: slice) -> Tensor:
-        """The summed loss of a chunk's logits, which are overwritten with the gradient for them."""
+    def to_gradient(
+        self,
+        products: Tensor,
+        teacher_products: Tensor | None,
+        chunk: slice,
+        out: Tensor,
+        scale: float,
+        column_sums: Tensor | None,
+    ) -> Tensor:
+        """The summed loss of a chunk's products; `scale` times its gradient for them is written to `out`.
+
+        `out` may be `products` itself. To `column_sums` those of the gradient are added before it is rounded.
+        """
         labels = None if self.labels is None else self.labels[chunk]
         sampling = None if self.sampling is None else self.sampling[chunk]
         n, n_vocab = products.shape
@@ -403,7 +416,11 @@ class _Work:
             )
             total += value
             if gradient is not None:
-                products[block] = self.student.head.unshaped(gradient, logits)
+                gradient = self.student.head.unshaped(gradient, logits)
+                gradient = gradient if scale == 1 else gradient * scale
+                out[block] = gradient
+                if column_sums is not None:
+                    column_sums.add_(gradient.sum(0))
             for name, x in stats.items():
                 self.stats[name] = self.stats[name] + x if name in self.stats else x
         return total
@@ -459,22 +476,23 @@ def _value_and_gradients(work: _Work, wanted: Sequence[bool]) -> tuple[Tensor, *
     for start in range(0, n, size):
         chunk = slice(start, start + size)
         products = student.chunk(chunk, buffer)
+        gradient = products if rounded is buffer else rounded[: len(products)]
         total += work.to_gradient(
             products,
             None if teacher is None or teacher_buffer is None else teacher.chunk(chunk, teacher_buffer),
             chunk,
+            gradient,
+            early,
+            column_sums=None if gradient is products else grad_bias,
         )
-        if not work.with_gradient:
-            continue
-        if grad_bias is not None:
-            grad_bias.add_(products.sum(0), alpha=scale)
-        gradient = rounded[: len(products)]
-        if gradient.dtype != products.dtype:
-            torch.mul(products, early, out=gradient)
         if grad_hidden is not None:
             torch.mm(gradient, student.weight, out=grad_hidden[chunk]).mul_(late)
         if grad_weight is not None:
             _add_product(grad_weight, gradient, student.hidden[chunk], late)
+        if grad_bias is not None and gradient is products:
+            grad_bias.add_(gradient.sum(0), alpha=late)
+    if grad_bias is not None and rounded is not buffer:
+        grad_bias.mul_(late)
     return total * scale, grad_hidden, grad_weight, grad_bias
 
 
