@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
 from amid import interruption
@@ -51,6 +52,8 @@ def one_device(trainer: Config, key: str = "trainer") -> L.Fabric:
         raise InputError(f"{given} cannot be had here: {error}") from error
 
 
+# SLURM may start several processes, each with runs of its own: all of them log.
+rank_zero_only.rank = 0  # type: ignore[attr-defined]
 _ALL_THREADS = torch.get_num_threads()
 
 

@@ -27,12 +27,11 @@ from pathlib import Path
 
 from amid import results
 
-METHODS = "amid,taid,gkd,minillm,distillm_srkl,imitkd,seqkd,sft"
+METHODS = ["amid", "taid", "gkd", "minillm", "distillm_srkl", "imitkd", "seqkd", "sft"]
 EVERY = 7
 """Steps between two checkpoints."""
 
 SETTINGS = [
-    f"method={METHODS}",
     *(f"model.{role}.sft.trainer.max_steps=60" for role in ("teacher", "student")),
     *(f"model.{role}.sft.trainer.limit_train_batches=25" for role in ("teacher", "student")),
     "+model.student.architecture.attention_dropout=0.1",
@@ -63,6 +62,7 @@ class Soak:
 
     folder: Path
     environment: dict[str, str]
+    methods: list[str]
     logs: list[Path] = field(default_factory=list)
     read: Counter = field(default_factory=Counter)
     stopped: dict[str, tuple[int, str]] = field(default_factory=dict)  # by folder: the step, and by what
@@ -75,7 +75,7 @@ class Soak:
         variables |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost"}
         with self.logs[-1].open("wb") as log:
             return subprocess.Popen(
-                command(self.folder),
+                command(self.folder, self.methods),
                 env=self.environment | (variables if slurm else {}),
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -103,30 +103,30 @@ class Soak:
         return None
 
     def unfinished(self) -> int:
-        """How many of the eight runs have no result."""
-        return len(METHODS.split(",")) - len(list(self.folder.glob("runs/*/result.json")))
+        """How many of the runs have no result."""
+        return len(self.methods) - len(list(self.folder.glob("runs/*/result.json")))
 
 
 def steps_logged(run: Path) -> int:
     """Steps of a training whose values are in metrics.csv, each of which must stand there once."""
     try:
         header, *rows = (run / "metrics.csv").read_text().splitlines()
-    except (OSError, ValueError):
+        place, loss = header.split(",").index("step"), header.split(",").index("train/loss")
+    except (OSError, ValueError):  # not there, being written, or without a step
         return 0
-    place, loss = header.split(",").index("step"), header.split(",").index("train/loss")
     cells = [row.split(",") for row in rows]
     done = [int(row[place]) for row in cells if len(row) > max(place, loss) and row[loss]]
     return 1 + max(done, default=-1)
 
 
-def command(folder: Path) -> list[str]:
+def command(folder: Path, methods: list[str]) -> list[str]:
     """That of the sweep in `folder`."""
     places = [
         f"output_dir={folder}/runs",
         f"prepared_dir={folder}/prepared",
         f"data.cache_dir={folder}/cache",
     ]
-    return [sys.executable, "-m", "amid", "train", "-m", *SETTINGS, *places]
+    return [sys.executable, "-m", "amid", "train", "-m", f"method={','.join(methods)}", *SETTINGS, *places]
 
 
 def what_must_be_equal(folder: Path) -> dict[str, object]:
@@ -142,30 +142,48 @@ def what_must_be_equal(folder: Path) -> dict[str, object]:
     return kept
 
 
+@dataclass
+class Started:
+    """A process of the sweep, and when it is killed: so many seconds after it is first seen in a training."""
+
+    process: subprocess.Popen
+    due: float | None
+    delay: float
+
+
 def disturb(soak: Soak, numbers: list[int], longest: float, draw: random.Random) -> Counter:
     """Runs a sweep to its end, and sends the signals of `numbers` meanwhile; returns what they met."""
     phases: Counter = Counter()
-    processes: list[tuple[subprocess.Popen, float]] = []
+    processes: list[Started] = []
     slurm = signal.SIGTERM in numbers or signal.SIGUSR1 in numbers
+
+    def started() -> Started:
+        if draw.random() < 0.3:  # at any moment after the start, or in a training
+            return Started(soak.start(slurm), time.monotonic() + draw.uniform(0, longest), 0)
+        return Started(soak.start(slurm), None, draw.uniform(0, longest / 3))
+
     while soak.unfinished():
-        processes = [(process, due) for process, due in processes if process.poll() is None]
+        processes = [one for one in processes if one.process.poll() is None]
         while len(processes) < min(2, max(1, soak.unfinished())):
-            processes.append((soak.start(slurm), time.monotonic() + draw.uniform(0, longest)))
+            processes.append(started())
         time.sleep(0.1)
         soak.look()
-        for place, (process, due) in enumerate(processes):
-            if numbers and time.monotonic() >= due and process.poll() is None:
-                number = numbers.pop()
-                process.send_signal(number)
-                process.wait(timeout=120)
-                met = soak.in_training(process)
-                phases[f"{signal.Signals(number).name} {'in training' if met else 'elsewhere'}"] += 1
-                if met and met[1]:
-                    soak.look()
-                    soak.stopped[met[0].name] = (met[1], signal.Signals(number).name)
-                processes[place] = (soak.start(slurm), time.monotonic() + draw.uniform(0, longest))
-    for process, _ in processes:
-        process.wait()
+        for place, one in enumerate(processes):
+            if one.due is None and soak.in_training(one.process):
+                one.due = time.monotonic() + one.delay
+            if not numbers or one.due is None or time.monotonic() < one.due or one.process.poll() is not None:
+                continue
+            number = numbers.pop()
+            one.process.send_signal(number)
+            one.process.wait(timeout=120)
+            met = soak.in_training(one.process)
+            phases[f"{signal.Signals(number).name} {'in training' if met else 'elsewhere'}"] += 1
+            if met and met[1]:
+                soak.look()
+                soak.stopped[met[0].name] = (met[1], signal.Signals(number).name)
+            processes[place] = started()
+    for one in processes:
+        one.process.wait()
     soak.look()
     return phases
 
@@ -177,9 +195,11 @@ def main() -> int:
     parser.add_argument(
         "--longest", type=float, default=20.0, help="seconds from a start to its kill, at most"
     )
+    parser.add_argument("--methods", default=",".join(METHODS), help="of the runs of the sweep")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("--folder", type=Path, help="where all is kept; by default a temporary one")
     given = parser.parse_args()
+    methods = given.methods.split(",")
     draw = random.Random(given.seed)
     base = (given.folder or Path(tempfile.mkdtemp(prefix="amid-soak-"))).resolve()
     shm = Path("/dev/shm")
@@ -194,7 +214,7 @@ def main() -> int:
         began = time.monotonic()
         whole.mkdir(exist_ok=True)
         with (whole / "log.txt").open("wb") as log:
-            subprocess.run(command(whole), check=True, stdout=log, stderr=log, env=environment)
+            subprocess.run(command(whole, methods), check=True, stdout=log, stderr=log, env=environment)
         (whole / "done").touch()
         print(f"  {time.monotonic() - began:.0f} s", flush=True)
     expected = what_must_be_equal(whole)
@@ -207,7 +227,7 @@ def main() -> int:
         while numbers:
             sweeps += 1
             began, left = time.monotonic(), len(numbers)
-            soak = Soak(base / f"{kind}-{sweeps}", environment)
+            soak = Soak(base / f"{kind}-{sweeps}", environment, methods)
             soak.folder.mkdir()
             phases = disturb(soak, numbers, given.longest, draw)
             found = what_must_be_equal(soak.folder)

@@ -4,6 +4,8 @@ import errno
 import os
 import random
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -238,6 +240,12 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_from_there(
     (whole,) = (tmp_path / "whole").iterdir()
     assert files_of(folder) == files_of(whole)
     assert results.load(folder).scores == results.load(whole).scores
+
+
+def test_each_of_the_processes_that_slurm_starts_logs():
+    code = "import amid.fit; from lightning.pytorch.utilities import rank_zero_only as of; print(of.rank)"
+    given = {"env": os.environ | SLURM, "capture_output": True, "text": True}
+    assert subprocess.run([sys.executable, "-c", code], check=True, **given).stdout == "0\n"
 
 
 def test_signals_that_come_again_while_a_state_is_written_do_not_cut_it(capfd):
