@@ -28,11 +28,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from amid.config_folders import CONF, option_file, option_files, register_folders
 from amid.data_files import path_and_rows
-from amid.errors import InputError, choose_one
+from amid.errors import InputError, choose_one, shortened
 from amid.files import checksum, key_of
 from amid.run_names import LIMITS, PLACES, WITH_THE_REST, Naming
 from amid.secrets import check_for_secrets, remember, without_secrets
-from amid.settings import check, other_word
+from amid.settings import check, check_folder, other_word
 
 KEYS_OF_SWEEPS = ("baselines", "scales")
 """Root keys of a sweep file that are no part of a run's configuration."""
@@ -231,6 +231,9 @@ def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
         loader = GlobalHydra.instance().config_loader()
         for override in parsed:
             _check_option(loader, override)
+        for override in parsed:
+            if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir") and not override.is_delete():
+                check_folder(override.key_or_group, override.value())
         own = [_first_choice(o) for o in parsed if not o.key_or_group.startswith("hydra")]
         try:
             cfg = _composed(config_name, own)
@@ -253,7 +256,8 @@ def check_used(cfg: DictConfig, hydra: Any) -> None:
         InputError: naming the choice.
     """
     choices = hydra.runtime.choices
-    for override in hydra.overrides.task:
+    overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    for override in overrides:
         group = override.partition("=")[0]
         if group in ("data.train", "data.valid") and choices.data == "builtin" and "{" not in override:
             raise InputError(f"{override}: data=builtin makes its rows; for files of your own add data=jsonl")
@@ -272,17 +276,30 @@ def _unknown_setting(config_name: str, loader: ConfigLoader, overrides: Sequence
     for override in overrides:
         key = override.key_or_group
         adds = override.is_add() or override.is_force_add()
+        value = None if override.is_delete() or override.is_sweep_override() else override.value()
+        if key == "data.test" and value is not None:
+            return f"{override.input_line}: add each set by its name: {_sets_by_name(value)}"
         if override.is_add() and key in keys:
-            value = (override.input_line or "").partition("=")[2]
-            named = key == "data.test"
-            remedy = f"add a set by its name: +data.test.mine={value}" if named else f"set it: {key}={value}"
-            return f"{override.input_line}: there is a {key} already; {remedy}"
+            written = (override.input_line or "").partition("=")[2]
+            return f"{override.input_line}: there is a {key} already; set it: {key}={written}"
+        for name in value if isinstance(value, dict) and key in keys else ():
+            if f"{key}.{name}" not in keys:
+                known = [k.removeprefix(f"{key}.") for k in keys if k.startswith(f"{key}.")]
+                remedy = other_word(f"{key}.{name}")
+                ending = _nearest(str(name), known) if remedy is None else f"; {remedy}"
+                return f"{shortened(override.input_line or '')}: {key} has no setting {str(name)!r}{ending}"
         if not (override in groups or adds or key.startswith("hydra.") or key in keys):
             return (
                 _of_another_choice(override, cfg, [o.key_or_group for o in groups])
                 or f"no setting is named {key!r}{_remedy(override, [*keys, *_groups(loader)])}"
             )
     return None
+
+
+def _sets_by_name(value: Any) -> str:
+    """How the evaluation sets of a value are added one by one."""
+    sets = value if isinstance(value, dict) else {"mine": value[0] if isinstance(value, list) else value}
+    return shortened(" ".join(f"+data.test.{name}={source}" for name, source in sets.items()), 200)
 
 
 def _groups(loader: ConfigLoader) -> list[str]:
@@ -298,7 +315,13 @@ def _check_option(loader: ConfigLoader, override: Override) -> None:
     for value in values:
         names = value if isinstance(value, list) else [value]
         for name in names:
-            if str(name) not in options and name is not None:
+            if isinstance(name, dict) or name is None:
+                single = next(iter(name), "KEY") if name else "KEY"
+                raise InputError(
+                    f"{override.input_line}: {group} takes the name of an option ({', '.join(options)}); "
+                    f"single settings are given by their names: {group}.{single}=VALUE"
+                )
+            if str(name) not in options:
                 raise InputError(
                     f"{group}={name!s} is no option of {group!r}{choose_one(str(name), options)}"
                 )

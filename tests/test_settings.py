@@ -1,16 +1,20 @@
 """The check of every setting: hundreds of mistakes, each one line, without models."""
 
 import copy
+import inspect
 from functools import cache
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_object
 from omegaconf import OmegaConf, open_dict
 
 from amid.config import CONF, register_resolvers
 from amid.errors import InputError
 from amid.settings import check
+from amid.settings.nodes import BY_TARGET
 
 register_resolvers()
 
@@ -203,3 +207,35 @@ CHOICES = {
 @pytest.mark.parametrize("value", ["foo", "7", "true", "[foo]", "''"])
 def test_a_choice(key, value):
     assert f"must be {CHOICES[key]}" in mistake_in(key, value)
+
+
+def arguments(target):
+    """The names and defaults of what a `_target_` is called with."""
+    found = get_object(target)
+    return {
+        name: p.default
+        for name, p in inspect.signature(found).parameters.items()
+        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    }
+
+
+PASSED_BY_AMID = {"tokenizer", "optimizer", "steps"}
+
+
+@pytest.mark.parametrize(
+    ("target", "node"),
+    [(target, node) for models in BY_TARGET.values() for target, node in models.items()],
+)
+def test_a_node_has_the_arguments_and_defaults_of_its_target(target, node):
+    """Of libraries those alone that a run can choose."""
+    theirs = arguments(target)
+    if target.endswith("WandbLogger"):
+        theirs = arguments("wandb.init") | theirs
+    for name, field in node.model_fields.items():
+        assert name in theirs, f"{target} has no argument {name}"
+        ours = field.get_default()
+        if target.startswith("amid.") and not field.is_required():
+            assert ours == theirs[name] or (ours, theirs[name]) == ({}, None), name
+        assert field.description or field.annotation is Any, name
+    if target.startswith("amid."):
+        assert set(theirs) - PASSED_BY_AMID == set(node.model_fields)

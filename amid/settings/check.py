@@ -2,17 +2,18 @@
 
 import difflib
 import inspect
+import pkgutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from amid.errors import InputError, choose_one, in_one_line, shortened
 from amid.settings import nodes
 from amid.settings.together import check_together
+from amid.settings.types import FOLDER, Folder
 from amid.settings.words import OTHER_WORDS, as_number, other_word, shown
 
 Values = dict[str, Any]
@@ -59,6 +60,14 @@ def check(cfg: DictConfig) -> None:
         key, error = next(iter(failed.items()))
         raise InputError(f"{key} cannot be resolved: {in_one_line(error)}") from error
     check_together(settings)
+
+
+def check_folder(key: str, value: Any) -> None:
+    """Raises InputError for a value that cannot be the path of a folder."""
+    try:
+        TypeAdapter(Folder, config={"strict": True}).validate_python(value)
+    except ValidationError as error:
+        raise InputError(f"{key}={shown(value)} must be {_words(error.errors()[0], FOLDER)}") from error
 
 
 class _Reading:
@@ -209,13 +218,15 @@ def _check_node(key: str, kind: str, node: Any, reading: _Reading) -> None:
         _check_values(f"{key}.", model, node, reading)
         return
     if not isinstance(node, dict):
-        none = kind == "logger" and node is None
-        remedy = f"leave it out with ~{key}" if none else f"choose {_group(key)}=OPTION (amid help {key})"
+        remedy = f"name its class, +{key}._target_=mine.Class" if "." in key else f"choose {key}=OPTION"
+        if kind == "logger" and node is None:
+            remedy = f"leave it out with ~{key}"
         raise InputError(f"{key}={shown(node)} must be a node with a _target_; {remedy}")
     target = node.get("_target_")
     if not isinstance(target, str) or not target.strip():
         what = f"_target_={shown(target)}" if target is not None else "no _target_"
-        raise InputError(f"{key}={shown(node)} has {what}; name its class there")
+        other = f", or choose another option than {key}=none" if kind in ("divergence", "assistant") else ""
+        raise InputError(f"{key}={shown(node)} has {what}; name its class there{other}")
     if kind in CALLED_LATER and node.get("_partial_") is not True:
         raise InputError(
             f"{key}._partial_={shown(node.get('_partial_', False))} must be true: {target} is called when "
@@ -227,10 +238,6 @@ def _check_node(key: str, kind: str, node: Any, reading: _Reading) -> None:
         _check_values(f"{key}.", known, given, reading)
     else:
         _check_signature(key, kind, target, node, given, reading)
-
-
-def _group(key: str) -> str:
-    return key.replace(".", "/") if key.startswith("data.") else key
 
 
 def _check_set(key: str, source: Any) -> None:
@@ -263,11 +270,15 @@ def _check_values(prefix: str, model: type[nodes.Node], values: Values, reading:
             elif mistake["type"] == "extra_forbidden":
                 raise InputError(_unknown(key, values[name], list(model.model_fields))) from error
             else:
-                told = mistake["msg"] if mistake["type"] == "amid" and mistake["msg"] else None
-                words = told or model.model_fields[name].description
+                words = _words(mistake, str(model.model_fields[name].description))
                 raise InputError(
                     f"{key}={shown(values[name])} must be {words}{_hint(values[name])}"
                 ) from error
+
+
+def _words(mistake: Any, description: str) -> str:
+    """What a value must be: as a mistake says, or else a description."""
+    return str(mistake["msg"]) if mistake["type"] == "amid" and mistake["msg"] else description
 
 
 def _hint(value: Any) -> str:
@@ -340,9 +351,9 @@ def _check_signature(
 
 def _found(key: str, target: str) -> Callable[..., Any]:
     try:
-        found = get_object(target)
+        found = pkgutil.resolve_name(target)
     except Exception as error:  # whatever the import of a module of one's own raises
-        reason = in_one_line(error.__cause__ or error)
+        reason = in_one_line(error)
         raise InputError(
             f"{key}._target_={shown(target)} cannot be found ({shortened(reason)}); write the module and the "
             "name, as mine.Class, of what is installed or stands in the working folder"

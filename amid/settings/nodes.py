@@ -87,13 +87,13 @@ class Data(Node):
     fields: Annotated[
         dict[str, Any] | None, Field(description="the names of your rows' fields, as {output: answer}")
     ] = None
-    max_prompt_length: Count = 256
-    max_length: Count = 512
+    max_prompt_length: Count
+    max_length: Count
     truncation: Annotated[Literal["input", "right"], Field(description="input or right")] = "input"
     special_tokens: Annotated[Literal["text", "tokens"], Field(description="text or tokens")] = "text"
-    batch_size: Count = 8
-    micro_batch_size: CountOrAll = None
-    tokens_per_batch: CountOrAll = None
+    batch_size: Count
+    micro_batch_size: CountOrAll
+    tokens_per_batch: CountOrAll
     mean: Annotated[Literal["step", "micro_batch"], Field(description="step or micro_batch")] = "step"
     valid_rows: CountOrAll = None
     valid_prompts: Count = 64
@@ -101,7 +101,7 @@ class Data(Node):
     plain_text: PlainText = None
     plain_text_weight: Positive = 1.0
     seed: Seed = 0
-    cache_dir: Folder = "outputs/cache"
+    cache_dir: Folder
 
 
 class Template(Node):
@@ -112,7 +112,7 @@ class Template(Node):
     chat: Annotated[
         dict[str, Any] | Literal["auto"] | None,
         Field(description="auto, variables of a chat template, as {}, or null for none"),
-    ] = None
+    ] = "auto"
 
 
 class BuiltinCorpus(Node):
@@ -463,6 +463,42 @@ class CSVLogger(Node):
     flush_logs_every_n_steps: Count = 100
 
 
+class WandbLogger(Node):
+    """`lightning.pytorch.loggers.WandbLogger`, and of `wandb.init` what it hands on."""
+
+    name: OptionalText = None
+    save_dir: Text = "."
+    version: OptionalText = None
+    offline: Flag = False
+    dir: OptionalText = None
+    id: OptionalText = None
+    anonymous: Any = None
+    project: OptionalText = None
+    log_model: Annotated[bool | Literal["all"], Field(description="true, false or all")] = False
+    prefix: Text = ""
+    checkpoint_name: OptionalText = None
+    add_file_policy: Annotated[Literal["mutable", "immutable"], Field(description="mutable or immutable")] = (
+        "mutable"
+    )
+    entity: OptionalText = None
+    group: OptionalText = None
+    job_type: OptionalText = None
+    tags: Annotated[list[str] | None, Field(description="a list of words, or null")] = None
+    notes: OptionalText = None
+    mode: Annotated[
+        Literal["online", "offline", "disabled", "shared"] | None,
+        Field(description="online, offline, disabled or null"),
+    ] = None
+    resume: Any = None
+    reinit: Any = None
+    force: Annotated[bool | None, Field(description="true, false or null")] = None
+    save_code: Annotated[bool | None, Field(description="true, false or null")] = None
+    allow_val_change: Annotated[bool | None, Field(description="true, false or null")] = None
+    config_exclude_keys: Any = None
+    config_include_keys: Any = None
+    settings: Any = None
+
+
 BY_TARGET: dict[str, dict[str, type[Node]]] = {
     "data": {"amid.data.InstructionData": Data},
     "template": {"amid.data.Template": Template},
@@ -504,6 +540,9 @@ BY_TARGET: dict[str, dict[str, type[Node]]] = {
     "teacher": {"amid.teacher.TeacherSupply": TeacherSupply},
     "model": {"amid.models.ModelSource": ModelSource},
     "tokenizer": {"amid.models.load_tokenizer": StoredTokenizer, "amid.data.builtin.tokenizer": Plain},
-    "logger": {"lightning.pytorch.loggers.CSVLogger": CSVLogger},
+    "logger": {
+        "lightning.pytorch.loggers.CSVLogger": CSVLogger,
+        "lightning.pytorch.loggers.WandbLogger": WandbLogger,
+    },
 }
 """By the kind of a node and its `_target_`, the model of its settings; others are held to their signature."""

@@ -15,15 +15,34 @@ def check_together(settings: Values) -> None:
     _check_training("", settings)
     valid_metric = settings["data"].get("valid_metric")
     _check_checkpoint("checkpoint", settings["checkpoint"], valid_metric)
+    evaluates = "run" in settings  # which takes the model and its data as they are given
     for role in ("teacher", "student"):
         source = settings["model"].get(role) or {}
-        if source and source["_target_"] in BY_TARGET["model"]:
+        if source and source["_target_"] in BY_TARGET["model"] and not evaluates:
             _check_source(f"model.{role}", source)
         if source.get("sft"):
             _check_training(f"model.{role}.sft.", source["sft"])
             _check_checkpoint(f"model.{role}.sft.checkpoint", source["sft"]["checkpoint"], valid_metric)
     _check_sampling("generation", settings["generation"])
     _check_objective(settings)
+    if not evaluates:
+        _check_pair(settings)
+
+
+def _check_pair(settings: Values) -> None:
+    """Whether there is a student, and a teacher where the losses that are known need one."""
+    student = settings["student_is"]
+    if settings["model"].get(student) is None:
+        raise InputError(
+            f"model.{student}=null: there is no model to train or score; give model.{student}.path"
+        )
+    known = settings["objective"]["_target_"] in BY_TARGET["objective"]
+    needed = known and settings["objective"]["_target_"] != "amid.losses.CrossEntropy"
+    if needed and settings["model"].get("teacher") is None:
+        raise InputError(
+            "model.teacher=null, and the objective compares with a teacher; give model.teacher.path, or use "
+            "method=sft"
+        )
 
 
 def _check_data(data: Values) -> None:

@@ -124,7 +124,8 @@ ClipNorm = Annotated[
     Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
     Field(description="a number above 0, or null not to clip"),
 ]
-Folder = Annotated[str, AfterValidator(_folder), Field(description="the path of a folder")]
+FOLDER = "the path of a folder"
+Folder = Annotated[str, AfterValidator(_folder), Field(description=FOLDER)]
 Source = Annotated[
     Any,
     BeforeValidator(_source),

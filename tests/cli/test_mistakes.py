@@ -23,10 +23,13 @@ from amid import results
             ["method=sft", "divergence=kl"],
             "divergence=kl: method=sft (objective=cross_entropy) has no divergence",
         ),
-        (["data.test=my/test.jsonl"], "add a set by its name: +data.test.mine=my/test.jsonl"),
+        (
+            ["data.test=my/test.jsonl"],
+            "data.test=my/test.jsonl: add each set by its name: +data.test.mine=my/test.jsonl",
+        ),
         (
             ["+data.test=my/test.jsonl"],
-            "there is a data.test already; add a set by its name: +data.test.mine=",
+            "+data.test=my/test.jsonl: add each set by its name: +data.test.mine=my/test.jsonl",
         ),
         (["+seed=3"], "+seed=3: there is a seed already; set it: seed=3"),
         (["data.train=my/train.jsonl"], "data=builtin makes its rows; for files of your own add data=jsonl"),
