@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from amid.data.datamodule import Tokens
-from amid.files import checksum, forget_parts, key_of, read_json, write_json
+from amid.files import Record, checksum, forget_parts, key_of, read_made, write_json
 from amid.generation import Sampling
 from amid.progress import Progress
 from amid.states import MANIFEST, write_tensors
@@ -20,6 +20,11 @@ FORMAT = 1
 
 PART_ROWS = 1024
 """Prompts that are answered between two files."""
+
+
+class _Manifest(Record):
+    made_from: dict[str, Any]
+    checksums: dict[str, str]
 
 
 class AnswerFolder:
@@ -103,8 +108,8 @@ class AnswerFolder:
                 progress.advance(len(places))
 
     def _checksums(self) -> dict[str, str]:
-        manifest = read_json(self.folder / MANIFEST)
-        return dict(manifest["checksums"]) if manifest.get("made_from") == self.made_from else {}
+        manifest = read_made(self.folder / MANIFEST, _Manifest)
+        return manifest.checksums if manifest and manifest.made_from == self.made_from else {}
 
     def _file(self, part: int) -> str:
         return f"answers-{part:05d}.safetensors"

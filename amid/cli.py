@@ -55,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     keep_freed_memory()
-    search_working_folder()
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command not in ("report", "status", "dashboard") and (command != "score" or "--trust-run" in rest):
+        search_working_folder()  # those read what others may have made, and take no code
     try:
         with heeded():
             if command in ("-h", "--help"):

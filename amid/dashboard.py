@@ -1,20 +1,45 @@
 """The entry point of `amid dashboard`."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import wandb
-from omegaconf import OmegaConf
 
 from amid.config import without_wandb
 from amid.config_folders import sweep_names
 from amid.errors import InputError
-from amid.files import written_whole
+from amid.files import Record, as_record, written_whole
 from amid.progress import announce
 from amid.reporting.workspace import SweepScores, build_workspace, specification
 from amid.results import quality_metrics
+from amid.stored import CONFIG_FILE, REMEDY, read_settings
 from amid.sweep import read_sweep
 
 SPECIFICATION = "workspace.json"
+
+
+class _Data(Record):
+    test: dict[str, Any]
+    metrics: dict[str, Any]
+    valid_metric: str | None = None
+
+
+class _Generation(Record):
+    samples: int = 1
+    seeds: list[int]
+
+
+class _Scored(Record):
+    """What a run's settings say of its scores."""
+
+    data: _Data
+    generation: _Generation
+
+
+def _settings(directory: Path) -> Mapping[str, Any]:
+    settings = read_settings(directory)
+    return as_record(settings, _Scored, directory / CONFIG_FILE, REMEDY).model_dump()
 
 
 def run(sweep: str, again: str, scale: str | None, entity: str | None, project: str) -> None:
@@ -58,7 +83,7 @@ def _scores(sweep: str, scale: str | None) -> tuple[Path, SweepScores]:
     if Path(sweep).is_dir():
         folder = Path(sweep)
         files = sorted(folder.glob("*/config.yaml"))
-        configs = [OmegaConf.load(file).config for file in files]
+        configs = [_settings(file.parent) for file in files]
         if not configs:
             raise InputError(
                 f"{sweep} holds no run; give the folder of a sweep, or one of {', '.join(sweep_names())}"
@@ -66,14 +91,15 @@ def _scores(sweep: str, scale: str | None) -> tuple[Path, SweepScores]:
     else:
         planned = read_sweep(sweep, [], scale)
         folder, configs = planned.output_dir, [cfg for _, cfg in planned.configs()]
-    sets = list(dict.fromkeys(name for cfg in configs for name in cfg.data.test))
-    measured = list(dict.fromkeys(name for cfg in configs for name in cfg.data.metrics))
+    sets = list(dict.fromkeys(name for cfg in configs for name in cfg["data"]["test"]))
+    measured = list(dict.fromkeys(name for cfg in configs for name in cfg["data"]["metrics"]))
     metrics = quality_metrics([measured])
-    several = all(cfg.generation.samples > 1 or len(cfg.generation.seeds) > 1 for cfg in configs)
+    drawn = [cfg["generation"] for cfg in configs]
+    several = all(of["samples"] > 1 or len(of["seeds"]) > 1 for of in drawn)
     return folder, SweepScores(
         group=folder.resolve().name,
         sets=sets,
         metrics=metrics,
-        valid_metric=configs[0].data.get("valid_metric"),
+        valid_metric=configs[0]["data"].get("valid_metric"),
         diversity="self_bleu" if several else "corpus_self_bleu",
     )

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import yaml
 from hydra.errors import InstantiationException
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -22,6 +21,7 @@ from amid.facts import SAMPLE, reason_of
 from amid.progress import in_bytes
 from amid.results import RESULT_FILE, files_below, load
 from amid.run_names import LONGEST_NAME
+from amid.stored import Stored, read_settings
 from amid.sweep import Sweep
 
 RATES = {"cpu": 5e10, "cuda": 1.5e14}
@@ -163,7 +163,8 @@ def _finished(folders: Iterable[Path]) -> list[_Entry]:
         with contextlib.suppress(ValueError, OSError, KeyError, TypeError, InstantiationException):
             result = load(folder)
             if result.timings.get("train"):
-                cfg = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["config"]
+                cfg = read_settings(folder) or {}
+                Stored(folder, False, "").check(cfg)
                 entries.append(
                     _Entry(
                         folder.name, estimator.kind(cfg), "done", estimator.run(cfg), {}, result.own_seconds

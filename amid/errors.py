@@ -17,6 +17,10 @@ class Busy(InputError):
     """Another process is at the run that is asked for."""
 
 
+class Damaged(InputError):
+    """A file is not what amid wrote into it: the message names the file, what is wrong, and the remedy."""
+
+
 def choose_one(name: str, options: Sequence[str]) -> str:
     """The end of a message about a `name` that is none of `options`: the nearest one, and all."""
     choice = f"hoose one of {', '.join(options)}"

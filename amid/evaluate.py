@@ -1,6 +1,7 @@
 """The entry point of an evaluation."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from amid.command_records import record_command
 from amid.config import as_dict, config_hash, parsed_overrides
 from amid.errors import InputError
 from amid.evaluation import announce_unread, check_metrics, evaluate_sets
-from amid.experiment import recorded_hash, versions, write_config
+from amid.experiment import versions, write_config
 from amid.fit import one_device, use_threads
 from amid.limits import check_lengths, check_reads_forwards, texts_of
 from amid.models import ModelSource, load_tokenizer
@@ -22,6 +23,7 @@ from amid.precision import announce_slow_bfloat16
 from amid.progress import announce, shown, silence_bars
 from amid.results import BEST, RESULT_FILE, Label, RunResult, load, save
 from amid.run_names import further_settings
+from amid.stored import REMEDY, Stored, read_settings, recorded_hash, stored_student
 from amid.train import summary
 
 
@@ -88,12 +90,15 @@ def _settings(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Label]]:
         if any(override.startswith("data=") for override in overrides):
             labels["data"] = hydra.runtime.choices.get("data")
         cfg.seed = result.seed
-        saved = OmegaConf.select(OmegaConf.load(Path(cfg.run) / "config.yaml"), "config")
-        _take_from(cfg, saved, overrides)
+        saved = _saved(Path(cfg.run))
+        stored = Stored(Path(cfg.run), bool(cfg.trust_run), "trust_run=true")
+        _take_from(cfg, saved, stored, overrides)
+        dtype = saved["model"]["student"].get("dtype", "float32")
+        stored.check(dtype, "model", "student", "dtype")
         cfg.model.student = {
             "_target_": "amid.models.ModelSource",
-            "path": str(Path(cfg.run) / BEST),
-            "dtype": saved.model.student.get("dtype", "float32"),
+            "path": str(stored_student(Path(cfg.run), result)),
+            "dtype": dtype,
         }
     elif OmegaConf.select(cfg, "model.student.path") and hydra.runtime.choices.get("data") == "builtin":
         raise InputError(
@@ -171,15 +176,40 @@ def _evaluate(settings: dict[str, Any], labels: dict[str, Label], directory: Pat
     return result
 
 
-def _take_from(cfg: DictConfig, saved: Any, overrides: list[str]) -> None:
-    """Puts a run's own data, sampling and precision into `cfg`, below what `overrides` say."""
+def _saved(run: Path) -> dict[str, Any]:
+    """The settings of a run that an evaluation reads, which are mappings.
+
+    Raises:
+        InputError: if config.yaml is not there, not what a run wrote, or lacks one.
+    """
+    saved = read_settings(run)
+    if saved is None:
+        raise InputError(f"run={run} has no config.yaml, which says what to answer; {REMEDY}")
+    models = saved.get("model")
+    nodes = {name: saved.get(name) for name in ("data", "generation", "trainer")}
+    nodes["model.student"] = models.get("student") if isinstance(models, Mapping) else None
+    for name, node in nodes.items():
+        if not isinstance(node, Mapping):
+            raise InputError(f"{run / 'config.yaml'}: {name} is {node!r}, no settings of a run; {REMEDY}")
+    return saved
+
+
+def _take_from(cfg: DictConfig, saved: Mapping[str, Any], stored: Stored, overrides: list[str]) -> None:
+    """Puts a run's own data, sampling and precision into `cfg`, below what `overrides` say.
+
+    Where the token ids are kept the run does not say: its folder may be from elsewhere.
+
+    Raises:
+        InputError: for what names code, or would be resolved.
+    """
     composed = copy.deepcopy(cfg)
     given = parsed_overrides(overrides)
     with open_dict(cfg):
         for name in ("data", "generation", "trainer"):
             if any(override.key_or_group == name for override in given):
                 continue
-            cfg[name] = saved[name]
+            stored.check(saved[name], name)
+            cfg[name] = saved[name] | ({"cache_dir": composed.data.cache_dir} if name == "data" else {})
             for override in given:
                 key = override.key_or_group.replace("/", ".")
                 parent, _, last = key.rpartition(".")

@@ -13,14 +13,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from amid.data.examples import Example
 from amid.data.prompts import Encoder
 from amid.errors import InputError
-from amid.files import read_json, write_json
+from amid.files import checksum, read_made, write_json
 from amid.generation import Sampling
 from amid.metrics import Metric, set_score
 from amid.monitor import tell
 from amid.progress import Progress, announce
 from amid.results import OF_ANSWERS, Score
 from amid.scoring import (
+    MANIFEST,
+    PER_PROMPT,
     Answered,
+    MadeFrom,
     answers_file,
     applied,
     per_prompt,
@@ -33,9 +36,6 @@ from amid.scoring import (
     write_answers,
     write_per_prompt,
 )
-
-MANIFEST = ".made_from.json"
-"""Beside a run's answers: the configuration and student that they are of, and the seconds that they took."""
 
 
 @dataclass(frozen=True)
@@ -103,19 +103,13 @@ def evaluate_sets(
         precision: makes the context that the model is run in.
     """
     started = time.perf_counter()
-    manifest = directory / MANIFEST
-    known = read_json(manifest)
-    if known.get("made_from") != made_from:
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-        known = {"made_from": made_from, "seconds": 0.0}
-        write_json(manifest, known)
-    before = known["seconds"]
+    known = _kept(directory, made_from)
+    before = known.seconds
     files = {name: [answers_file(directory, name, seed) for seed in sampling.seeds] for name in sets}
     unanswered = {
         name: [encoder.prompt(example) for example in examples]
         for name, examples in sets.items()
-        if not all(file.exists() for file in files[name])
+        if not all(_whole(file, known) for file in files[name])
     }
     if answered_before := [name for name in sets if name not in unanswered]:
         announce(f"Answered before, and kept: {', '.join(answered_before)}")
@@ -131,7 +125,8 @@ def evaluate_sets(
                 for example, row in zip(sets[name], answers, strict=True)
             ]
             write_answers(answers_file(directory, name, seed), answered, seed)
-            write_json(manifest, known | {"seconds": before + time.perf_counter() - started})
+            known.seconds = before + time.perf_counter() - started
+            _note(answers_file(directory, name, seed), known)
     by_seed = {name: [read_answers(file) for file in of_set] for name, of_set in files.items()}
     given = {name: applied(metrics, answered) for name, answered in by_seed.items()}
     of_prompts = {
@@ -146,10 +141,35 @@ def evaluate_sets(
     not_read = {name: unread_by(metrics, answered, words) for name, answered in by_seed.items()}
     firsts = {name: answered[0] for name, answered in by_seed.items()}
     write_per_prompt(directory, of_prompts, firsts, not_read)
+    _note(directory / PER_PROMPT, known)
     scores = {
         name: set_scores(given[name], metrics) | score_answers(of, {}, words) for name, of in by_seed.items()
     }
     return Evaluation(scores, before + time.perf_counter() - started)
+
+
+def _kept(directory: Path, made_from: Mapping[str, Any]) -> MadeFrom:
+    """What is known of the answers in a folder, which is made anew where they are of something else."""
+    known = read_made(directory / MANIFEST, MadeFrom)
+    if known is None or known.made_from != made_from:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        known = MadeFrom(made_from=dict(made_from), seconds=0.0)
+        write_json(directory / MANIFEST, known.model_dump())
+    return known
+
+
+def _whole(file: Path, known: MadeFrom) -> bool:
+    """Whether a file of answers is there as it was written; says so of one that is not."""
+    found = checksum(file)
+    if found is not None and found != known.files.get(file.name):
+        announce(f"{file} is not as it was written: its set is answered anew")
+    return found is not None and found == known.files.get(file.name)
+
+
+def _note(file: Path, known: MadeFrom) -> None:
+    known.files[file.name] = str(checksum(file))
+    write_json(file.with_name(MANIFEST), known.model_dump())
 
 
 def check_metrics(metrics: Mapping[str, Metric], sets: Mapping[str, Sequence[Example]]) -> None:

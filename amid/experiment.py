@@ -13,7 +13,6 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
-from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid import __version__, tracking
@@ -27,7 +26,6 @@ from amid.data.prompts import Encoder
 from amid.data_files import check_files
 from amid.errors import InputError
 from amid.evaluation import ValidationScore, announce_unread, check_metrics, evaluate_sets
-from amid.files import written_whole
 from amid.fit import fit, length_in_words, one_device, steps_of, use_threads
 from amid.generation import Sampling
 from amid.learning_rate import check_rates
@@ -38,8 +36,9 @@ from amid.module import DistillationModule
 from amid.precision import announce_slow_bfloat16
 from amid.preparation import with_prepared_models
 from amid.progress import announce, shown
-from amid.results import BEST, RESULT_FILE, RunResult, Score, load, save
+from amid.results import BEST, RESULT_FILE, RunResult, Score, load, save, sums_of_run
 from amid.secrets import without_secrets
+from amid.stored import read_config, recorded_hash, write_settings
 from amid.teacher import Teacher, TeacherSupply
 from amid.text import TeacherText, Text
 
@@ -188,6 +187,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         training=training,
         timings=timings,
         versions=versions(),
+        files=sums_of_run(directory),
     )
     save(result, directory)
     for checkpoint in (directory / FOLDER).glob("*.ckpt*"):
@@ -298,24 +298,16 @@ def _finished(directory: Path, cfg: Config, key: str) -> RunResult | None:
 
 def _changes(directory: Path, cfg: Config) -> list[str]:
     """What differs between the run begun in `directory` and `cfg`: settings and contents of files."""
-    file = directory / "config.yaml"
-    record: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else {}
-    hashed = record.get("hashed")
-    if hashed is None:  # of an older version, or none
+    record = read_config(directory)
+    if record is None or record.hashed is None:  # of an older version, or none
         return []
-    before = {**record["config"], "model": hashed["model"]}
+    before = {**record.config, "model": record.hashed.model}
     changes = differences(before, cfg)
-    contents = hashed["contents"]
+    contents = record.hashed.contents
     for path, content in contents_of(cfg).items():
         if contents.get(path, content) != content:
             changes.append(f"the content of {path} has changed")
     return changes
-
-
-def recorded_hash(directory: Path) -> str | None:
-    """That of the configuration that was begun in `directory`; None where none was."""
-    file = directory / "config.yaml"
-    return str(OmegaConf.select(OmegaConf.load(file), "hash")) if file.exists() else None
 
 
 def write_config(cfg: Config, directory: Path, key: str, hashed: Config) -> None:
@@ -327,11 +319,8 @@ def write_config(cfg: Config, directory: Path, key: str, hashed: Config) -> None
         key: the hash of the configuration.
         hashed: the configuration that was hashed, with its models as they were given.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     given = {"model": hashed["model"], "contents": contents_of(hashed)}
-    record = without_secrets({"config": cfg, "hashed": given})
-    with written_whole(directory / "config.yaml") as part:
-        OmegaConf.save(OmegaConf.create({"hash": key, **record}), part)
+    write_settings(without_secrets({"config": cfg, "hashed": given}), directory, key)
 
 
 def _export(student: PreTrainedModel, encoder: Encoder, directory: Path) -> None:

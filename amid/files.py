@@ -1,17 +1,26 @@
-"""Files that appear whole or not at all, and are told apart by what is in them."""
+"""Files that appear whole or not at all, and are checked when they are read back.
+
+Records are JSON or YAML with a checksum of their own and a shape. The checksums of other files stand in a
+record.
+"""
 
 import contextlib
 import functools
 import hashlib
 import json
 import os
+import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import xxhash
+import yaml
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from amid.errors import Damaged
 
 
 @contextlib.contextmanager
@@ -61,24 +70,143 @@ def only_writer(place: Path, what: str) -> Iterator[None]:
         lock.release()
 
 
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file that appears whole or not at all."""
-    with written_whole(file) as part:
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+def write_json(file: Path, content: Mapping[str, Any], durable: bool = True) -> None:
+    """Writes a JSON object, with its own checksum as `checksum`, into a file that appears whole or not at
+    all."""
+    with written_whole(file, durable) as part:
+        part.write_text(json_with_sum(content), encoding="utf-8")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is none, or it is damaged."""
+def json_with_sum(content: Mapping[str, Any], ascii: bool = True) -> str:
+    """The text of a JSON object whose first key, `checksum`, is the `key_of` all others."""
+    plain = json.loads(json.dumps(content))
+    return json.dumps({SUM: key_of(plain)} | plain, indent=1, ensure_ascii=ascii) + "\n"
+
+
+def yaml_with_sum(text: str) -> str:
+    """The text of a YAML mapping with a first key, `checksum`, which is the `key_of` all others."""
+    return f"{SUM}: '{key_of(_yaml(text))}'\n{text}"
+
+
+SUM = "checksum"
+
+
+def read_mapping(file: Path, remedy: str) -> dict[str, Any] | None:
+    """The object in a JSON file, or the mapping in a YAML file, without its checksum; None where there is no
+    file.
+
+    Where the checksum does not stand in the file, as in what another program or an earlier version wrote,
+    nothing is compared. YAML gives plain values only: no tags, and no aliases, which amid never writes.
+
+    Args:
+        file: its name ends in `.json` or `.yaml`.
+        remedy: what to do about a damaged file, for the message.
+
+    Raises:
+        Damaged: if the file is not readable, holds something else, or not what its checksum says.
+    """
+    read = _yaml if file.suffix == ".yaml" else json.loads
     try:
-        content = json.loads(file.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise Damaged(f"{file} is no regular file; {remedy}")
+        content = read(file.read_bytes().decode("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise Damaged(f"{file} cannot be read ({error.strerror}); check its rights, or {remedy}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        if isinstance(error, Damaged):
+            raise
+        raise damaged(file, error, remedy) from error
+    if not isinstance(content, dict):
+        raise damaged(file, "it holds no mapping" if content is not None else "it is empty", remedy)
+    if SUM in content and content.pop(SUM) != key_of(content):
+        raise damaged(file, "its content is not that of its checksum", remedy)
+    return content
+
+
+def _yaml(text: str) -> Any:
+    if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _LOADER)):
+        raise ValueError("it has an alias")
+    return yaml.load(text, _LOADER)  # of plain values alone
+
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Record(BaseModel):
+    """The shape of what is read back: fields by name and type, with nothing converted.
+
+    Further fields, as of a later version, are passed over.
+    """
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_record(file: Path, shape: type[R], remedy: str) -> R | None:
+    """What a file of `read_mapping` holds, of a certain shape; None where there is no file.
+
+    Raises:
+        Damaged: see `read_mapping`, or if a field is missing or of another type.
+    """
+    content = read_mapping(file, remedy)
+    return None if content is None else as_record(content, shape, file, remedy)
+
+
+def as_record(content: Any, shape: type[R], file: Path, remedy: str) -> R:
+    """The content of `file` as a record.
+
+    Raises:
+        Damaged: if a field is missing or of another type.
+    """
+    try:
+        return shape.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise damaged(file, f"{where}: {first['msg']}".removeprefix(": "), remedy) from error
+
+
+def read_made(file: Path, shape: type[R]) -> R | None:
+    """A record that is made anew where it is missing, or damaged, which is said: then None."""
+    try:
+        return read_record(file, shape, "")
+    except Damaged as error:
+        print(f"{str(error).removesuffix('; ')}: made anew", flush=True)
+        return None
+
+
+def damaged(file: Path, reason: str | Exception, remedy: str) -> Damaged:
+    """The error that says what is wrong with a file, in one line."""
+    return Damaged(f"{file} is damaged ({' '.join(str(reason).split())}); {remedy}")
+
+
+def sums_of(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    """The checksums of files in a folder, by their paths from there."""
+    return {str(file.relative_to(folder)): str(checksum(file)) for file in sorted(files)}
+
+
+def check_sums(folder: Path, sums: Mapping[str, str], remedy: str) -> None:
+    """Checks that files in a folder have these checksums (`sums_of`).
+
+    Raises:
+        Damaged: naming the first file that has another, or is missing.
+    """
+    for name, written in sums.items():
+        found = checksum(folder / name)
+        if found is None:
+            raise Damaged(f"{folder / name} is missing; {remedy}")
+        if found != written:
+            raise damaged(folder / name, "its bytes are not those that were written", remedy)
 
 
 def key_of(content: Any) -> str:
     """A short hash of a JSON value."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def checksum(file: Path) -> str | None:
@@ -87,10 +215,10 @@ def checksum(file: Path) -> str | None:
     The file is read in full, once in a process while its size and time of change stay the same.
     """
     try:
-        stat = file.stat()
-    except FileNotFoundError:
+        found = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return _checksum(file, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return _checksum(file, found.st_size, found.st_mtime_ns, found.st_ino)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amid.errors import Busy, InputError, in_one_line, is_mistake, was_interrupted
+from amid.errors import Busy, Damaged, InputError, in_one_line, is_mistake, was_interrupted
 from amid.interruption import heeded
 from amid.own_modules import search_working_folder
 
@@ -168,14 +168,11 @@ def check_results(runs: Sequence[Path]) -> None:
 
 
 def _remove_if_nothing_was_computed(directory: Path) -> None:
-    from amid.files import read_json
-    from amid.monitor import LOCK_FILE, STATUS_FILE, alone
+    from amid.monitor import LOCK_FILE, STATUS_FILE, alone, read_told
 
-    with contextlib.suppress(OSError, Busy), alone(directory):
-        begun = read_json(directory / STATUS_FILE).get("state") not in (
-            None,
-            "failed",
-        )  # by an earlier command
+    with contextlib.suppress(OSError, Busy, Damaged), alone(directory):
+        told = read_told(directory)
+        begun = told is not None and told.state != "failed"  # by an earlier command
         if not begun and {file.name for file in directory.iterdir()} <= {".hydra", LOCK_FILE, STATUS_FILE}:
             for handler in logging.getLogger().handlers[:]:
                 if (

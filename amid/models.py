@@ -11,6 +11,7 @@ import torch
 import transformers
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -218,7 +219,7 @@ class ModelSource:
                 dtype=DTYPES[self.dtype],
                 output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise _not_loadable("model", self.path, error) from error
         except RuntimeError as error:
             raise InputError(

@@ -1,15 +1,14 @@
 """How far the runs of a folder are: what a run writes while it goes, and what is read from it."""
 
 import contextlib
-import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from rich.console import Group
@@ -17,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from amid.command_records import planned
-from amid.errors import Busy, InputError, is_mistake, was_interrupted
-from amid.files import forget_parts, read_json, written_whole
+from amid.errors import Busy, Damaged, InputError, is_mistake, was_interrupted
+from amid.files import Record, forget_parts, read_record, write_json, written_whole
 from amid.results import METRICS, RESULT_FILE, SKIPPED_FOLDERS, files_below, load
 from amid.run_names import HYDRA_FOLDER
 from amid.secrets import without_secrets
@@ -90,6 +89,25 @@ _OF_A_PHASE = ("part", "done", "total", "seconds_left")
 """Fields that end with what the note says."""
 
 
+class Told(Record):
+    """What `StatusWriter` writes: fields of `RunStatus`, and of the process."""
+
+    state: Literal["running", "done", "diverged", "failed", "interrupted"]
+    pid: int | None = None
+    host: str | None = None
+    updated: float | None = None
+    step: int = 0
+    steps: int | None = None
+    part: str = ""
+    done: int = 0
+    total: int | None = None
+    loss: float | None = None
+    score: float | None = None
+    metric: str | None = None
+    seconds_left: float | None = None
+    note: str = ""
+
+
 class StatusWriter:
     """Writes the status of the run in `directory`, whole or not at all, from any thread.
 
@@ -151,8 +169,7 @@ class StatusWriter:
         return bool(self._fields.get("note") == PREPARING)
 
     def _replace(self) -> None:
-        with written_whole(self._file, durable=False) as part:
-            part.write_text(json.dumps(without_secrets(self._fields)) + "\n", encoding="utf-8")
+        write_json(self._file, without_secrets(self._fields), durable=False)
 
 
 _watched: list[StatusWriter] = []
@@ -210,11 +227,16 @@ def watched(directory: Path) -> Iterator[None]:
         yield
         return
     forget_parts(directory)
-    earlier = read_json(directory / STATUS_FILE)
+    earlier = None
+    with contextlib.suppress(Damaged):  # written anew now
+        earlier = read_told(directory)
     files = (directory / STATUS_FILE, *(directory / HYDRA_FOLDER).glob("*"))
     before = {file: file.read_bytes() for file in files if file.exists()}
     status = StatusWriter(directory)
-    status.write(note=PREPARING, **{name: earlier[name] for name in _OF_PROGRESS if name in earlier})
+    status.write(
+        note=PREPARING,
+        **(earlier.model_dump(include=set(_OF_PROGRESS), exclude_unset=True) if earlier else {}),
+    )
     over = threading.Event()
     heart = threading.Thread(target=_beat, args=(status, over), daemon=True)
     heart.start()
@@ -243,9 +265,9 @@ def watched(directory: Path) -> Iterator[None]:
                 status.write(**end)
 
 
-def _was_begun(record: Mapping[str, Any]) -> bool:
+def _was_begun(record: Told | None) -> bool:
     """Whether a status is that of a run which has something to go on from, or which nobody refused."""
-    return record.get("state") in ("interrupted", "running") or bool(record.get("step"))
+    return record is not None and (record.state in ("interrupted", "running") or bool(record.step))
 
 
 def _beat(status: StatusWriter, over: threading.Event) -> None:
@@ -304,6 +326,16 @@ def without_result(directory: Path) -> dict[Path, RunStatus]:
     return {folder: _status_of(folder) for folder in folders if not (folder / RESULT_FILE).exists()}
 
 
+def read_told(directory: Path) -> Told | None:
+    """What the run in `directory` has last told of itself; None where it has not.
+
+    Raises:
+        Damaged: if its status.json is not what it wrote.
+    """
+    remedy = "delete it; a run that goes on writes it anew"
+    return read_record(directory / STATUS_FILE, Told, remedy)
+
+
 def _holds_runs(directory: Path) -> bool:
     return any(folder.is_dir() and _is_run(folder) for folder in directory.iterdir())
 
@@ -313,9 +345,14 @@ def _is_run(directory: Path) -> bool:
 
 
 def _status_of(directory: Path) -> RunStatus:
-    record = read_json(directory / STATUS_FILE)
-    fields = {name: record[name] for name in RunStatus.__dataclass_fields__ if name in record}
-    status = RunStatus(**{"name": directory.name, "state": "waiting"} | fields)
+    status, record = RunStatus(directory.name, "waiting"), None
+    try:
+        record = read_told(directory)
+    except Damaged as error:
+        status = replace(status, state="failed", note=str(error))
+    if record is not None:
+        fields = record.model_dump(include=set(RunStatus.__dataclass_fields__), exclude_unset=True)
+        status = replace(status, **fields)
     if (directory / RESULT_FILE).exists():
         try:
             result = load(directory)
@@ -337,11 +374,11 @@ def _status_of(directory: Path) -> RunStatus:
             seconds=result.own_seconds,
             note=f"at step {result.diverged_step}" if diverged else _worse(result.far_worse),
         )
-    if not record:
-        ended = (directory / "config.yaml").exists()
+    if record is None:
+        ended = status.state == "waiting" and (directory / "config.yaml").exists()
         return replace(status, state="failed", note="ended without a result") if ended else status
     if status.state == "running":
-        age = max(0.0, time.time() - float(record["updated"]))
+        age = max(0.0, time.time() - (record.updated or 0.0))
         if not _alive(record, age):
             return replace(status, state="failed", note="its process is gone", seconds_left=None)
         if status.seconds_left is not None:
@@ -353,13 +390,14 @@ def _worse(how: str) -> str:
     return f"far worse than it began: {how}" if how else ""
 
 
-def _alive(record: Mapping[str, Any], age: float) -> bool:
+def _alive(record: Told, age: float) -> bool:
     """Whether the process that wrote `record`, `age` seconds ago, is there, as far as can be told here."""
-    if record["host"] != socket.gethostname() or age >= SILENCE:  # then its number may be another's by now
+    here = record.host == socket.gethostname()
+    if not here or record.pid is None or age >= SILENCE:  # then its number may be another's by now
         return age < SILENCE
     try:
-        os.kill(int(record["pid"]), 0)
-    except ProcessLookupError:
+        os.kill(record.pid, 0)
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
@@ -398,7 +436,10 @@ def time_left(directory: Path, runs: Sequence[Path]) -> str:
     if len(runs) < 2 or not directory.parent.is_dir():
         return ""
     names = {run.name for run in runs}
-    of_runs = [run for run in read_status(directory.parent) if run.name in names]
+    try:
+        of_runs = [run for run in read_status(directory.parent) if run.name in names]
+    except Damaged:  # which `amid status` says
+        return ""
     starts = any(run.name == directory.name and run.state == "waiting" for run in of_runs)
     left = seconds_left(of_runs, starting=1) if starts else None
     return "" if left is None else f"  (about {in_words(left)} left in all)"

@@ -1,5 +1,6 @@
 """Teacher and student before a run: fine-tuned on its data where the pair says so, once for all runs."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amid.config import config_hash
 from amid.data import InstructionData
-from amid.errors import InputError
+from amid.errors import Damaged, InputError
 from amid.files import only_writer
 from amid.fit import length_in_words, steps_of
 from amid.learning_rate import check_rates
@@ -17,7 +18,7 @@ from amid.limits import check_lengths, check_reads_forwards, texts_of
 from amid.models import ModelSource, check_same_tokens, load_tokenizer
 from amid.monitor import PREPARING, tell, watched
 from amid.progress import announce
-from amid.results import BEST, RESULT_FILE, RunResult, load
+from amid.results import BEST, REMEDY, RESULT_FILE, RunResult, check_student, load
 
 Config = dict[str, Any]
 
@@ -132,12 +133,26 @@ def _steps_of_all(settings: Config, data: InstructionData) -> int:
     return -(-len(data.train_examples) // int(settings["data"]["batch_size"]))
 
 
+def forget_damaged(directory: Path) -> None:
+    """Deletes a fine-tuned model whose files are not those that its run wrote, so that it is made anew."""
+    try:
+        if (directory / RESULT_FILE).exists():
+            result = load(directory)
+            if result.diverged_step is None:
+                check_student(directory, result, REMEDY)
+    except Damaged as error:
+        announce(f"{str(error).removesuffix(f'; {REMEDY}')}: the model is made anew")
+        shutil.rmtree(directory)
+        directory.mkdir()
+
+
 def _fine_tuned(cfg: Config, role: str, data: InstructionData, run: Run) -> Path:
     """The folder of the fine-tuned model, which is made where it is not there."""
     settings, directory = fine_tuning(cfg, role)
     directory.mkdir(parents=True, exist_ok=True)
     tell(note=PREPARING, part=f"fine-tuning of the {role}")
     with only_writer(directory, f"the fine-tuned {role}"):
+        forget_damaged(directory)
         if not (directory / RESULT_FILE).exists():
             steps_of_all = _steps_of_all(settings, data)
             length = length_in_words(settings["trainer"], steps_of_all, f"model.{role}.sft.trainer")

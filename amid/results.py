@@ -1,15 +1,14 @@
 """The record of a finished run: typed, written and read as `result.json`."""
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from amid.errors import InputError
-from amid.files import written_whole
+from amid.errors import Damaged, InputError
+from amid.files import check_sums, damaged, json_with_sum, read_mapping, sums_of, written_whole
 
 RESULT_FILE = "result.json"
 BEST = Path("checkpoints") / "best"
@@ -158,6 +157,9 @@ class RunResult:
     """Seconds of each part of the run: `train` of all processes of one that went on, others of the last."""
     versions: dict[str, str]
     """Of the packages that the numbers depend on."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Checksums of the student's files and of the curves (`sums_of_run`), by their paths in the run's folder;
+    empty of a run of an earlier version."""
 
     @property
     def diverged_step(self) -> int | None:
@@ -218,7 +220,7 @@ def save(result: RunResult, directory: str | Path) -> Path:
     for label, value in result.labels.items():
         if not isinstance(value, Label):
             raise TypeError(f"label {label!r} must be a string, number, boolean or None, got {value!r}")
-    text = json.dumps(_encode(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json_with_sum(_encode(result), ascii=False)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / RESULT_FILE
@@ -236,19 +238,15 @@ def load(path: str | Path) -> RunResult:
     path = Path(path)
     file = path / RESULT_FILE if path.is_dir() else path
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        record = read_mapping(file, REMEDY)
+    except Damaged as error:
+        raise Damaged(f"result {error}") from error
+    if record is None:
         raise InputError(
             f"result {file} does not exist: there is no finished run; give the folder of a run that holds "
             f"{RESULT_FILE}{run_below(path)}, or let the run finish"
-        ) from None
-    except OSError as error:
-        raise InputError(
-            f"result {file} cannot be read ({error.strerror}); check the path and its rights"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise _damaged(file, error) from error
-    schema = record.get("schema") if isinstance(record, dict) else None
+        )
+    schema = record.get("schema")
     if schema != SCHEMA:
         raise InputError(
             f"result {file} has schema {schema!r}, this version of amid reads {SCHEMA}; "
@@ -257,7 +255,38 @@ def load(path: str | Path) -> RunResult:
     try:
         return _decode(record)
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(file, error) from error
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise Damaged(f"result {damaged(file, reason, REMEDY)}") from error
+
+
+REMEDY = "delete it and run again"
+
+
+def sums_of_run(directory: Path) -> dict[str, str]:
+    """The checksums of what the folder of a run that ends keeps: its student and its curves."""
+    return sums_of(directory, [*(directory / BEST).glob("*"), *directory.glob("metrics*.csv")])
+
+
+def check_student(directory: Path, result: RunResult, remedy: str) -> None:
+    """Checks that the files of a run's student are those that the run wrote.
+
+    Raises:
+        Damaged: naming the file.
+    """
+    sums = {name: found for name, found in result.files.items() if Path(name).parent == BEST}
+    check_sums(directory, sums, remedy)
+
+
+def check_curves(directory: Path, result: RunResult) -> None:
+    """Checks that the files of a run's curves are those that the run wrote.
+
+    Raises:
+        Damaged: naming the file.
+    """
+    for name, found in result.files.items():
+        if name.endswith(".csv") and (directory / name).exists():
+            remedy = "delete the file, and the report is made without that run's curves"
+            check_sums(directory, {name: found}, remedy)
 
 
 def load_all(directory: str | Path) -> list[RunResult]:
@@ -302,11 +331,6 @@ def files_below(directory: Path, name: str) -> list[Path]:
     return sorted(files)
 
 
-def _damaged(file: Path, error: Exception) -> InputError:
-    reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-    return InputError(f"result {file} is damaged ({reason}); delete it and run again")
-
-
 def _encode(result: RunResult) -> dict[str, Any]:
     def numbers(values: Mapping[str, float]) -> dict[str, Label]:
         return {key: _to_json(float(value)) for key, value in values.items()}
@@ -332,6 +356,7 @@ def _encode(result: RunResult) -> dict[str, Any]:
         "training": numbers(result.training),
         "timings": numbers(result.timings),
         "versions": result.versions,
+        **({"files": result.files} if result.files else {}),
     }
 
 
@@ -342,10 +367,19 @@ def _decode(record: dict[str, Any]) -> RunResult:
         config_hash=_string(record["config_hash"]),
         seed=_integer(record["seed"]),
         scores=_mapping(record["scores"], lambda metrics: _mapping(metrics, _score)),
-        training=_mapping(record["training"], _number),
+        training=_training(record["training"]),
         timings=_mapping(record["timings"], _number),
         versions=_mapping(record["versions"], _string),
+        files=_mapping(record.get("files", {}), _string),
     )
+
+
+def _training(value: Any) -> dict[str, float]:
+    training = _mapping(value, _number)
+    for name in ("steps", "diverged_step"):
+        if not training.get(name, 0.0).is_integer() or training.get(name, 0.0) < 0:
+            raise ValueError(f"training.{name}: {training[name]} is no number of steps")
+    return training
 
 
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -384,6 +418,8 @@ def _integer(value: Any) -> int:
 def _score(record: Any) -> Score:
     if not isinstance(record, dict) or not isinstance(record["values"], list):
         raise TypeError(f"{record!r} is not a score")
+    if not record["values"]:
+        raise ValueError("a score has no values")
     std = record["std"]
     return Score(
         mean=_number(record["mean"]),

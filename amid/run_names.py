@@ -24,7 +24,7 @@ HYDRA_FOLDER = ".hydra"
 WITH_THE_REST = "*"
 """The argument of `run_name` in `conf/` after which a name has what all runs share, too."""
 
-PLACES = ("output_dir", "prepared_dir", "logger", "threads", "teacher")
+PLACES = ("output_dir", "prepared_dir", "logger", "threads", "teacher", "trust_run")
 """Root keys that say where and how fast a run goes, not what it learns."""
 
 LIMITS = {

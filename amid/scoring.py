@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy
 from numpy.typing import NDArray
+from pydantic import Field
 
 from amid.calls import by_name
 from amid.errors import InputError
-from amid.files import key_of, written_whole
+from amid.files import Record, check_sums, key_of, read_record, written_whole
 from amid.metrics import (
     ROUGE_SCORE,
     Metric,
@@ -41,6 +42,10 @@ LEAST_UNREAD = 1.0
 OF_WORDS = ("self_bleu", "corpus_self_bleu", "distinct_1", "distinct_2", "repetition")
 """The scores of the answers alone that count words."""
 
+MANIFEST = ".made_from.json"
+"""Beside a run's answers: the configuration and student that they are of, the seconds that they took, and the
+checksums of their files."""
+
 _REFERENCES = ("references", "reference", "output")
 _ANSWERS = ("answers", "answer", "prediction")
 _OF_A_LINE = {"instruction", "input", "seed", *_REFERENCES, *_ANSWERS}
@@ -48,6 +53,15 @@ _OF_A_LINE = {"instruction", "input", "seed", *_REFERENCES, *_ANSWERS}
 
 FORM = 'give JSON Lines, an object a line, such as {"references": ["Paris"], "answers": ["Paris", "It is."]}'
 """What a file of answers is, for the message on one that is not."""
+
+
+class MadeFrom(Record):
+    """What `MANIFEST` says."""
+
+    made_from: dict[str, Any]
+    seconds: float
+    files: dict[str, str] = Field(default_factory=dict)
+    """Checksums by name; empty where an earlier version wrote the answers."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +279,9 @@ def answers_files(folder: Path) -> dict[str, dict[int, Path]]:
 
     Raises:
         InputError: naming a JSON Lines file that has another name.
+        Damaged: naming a file that is not what the run wrote.
     """
+    check_answers(folder)
     found: dict[str, dict[int, Path]] = {}
     for file in folder.glob("*.jsonl"):
         dataset, _, seed = file.stem.rpartition("-")
@@ -273,6 +289,24 @@ def answers_files(folder: Path) -> dict[str, dict[int, Path]]:
             raise InputError(f"{file} is not named SET-SEED.jsonl; move it out of the folder of answers")
         found.setdefault(dataset, {})[int(seed)] = file
     return {dataset: dict(sorted(files.items())) for dataset, files in sorted(found.items())}
+
+
+def check_answers(folder: Path, name: str | None = None, remedy: str = "") -> None:
+    """Checks that the files in a folder of answers, or the one of a name, are those that the run wrote.
+
+    Raises:
+        Damaged: naming the first that is not.
+    """
+    written = read_record(folder / MANIFEST, MadeFrom, REMEDY)
+    for file, found in written.files.items() if written else ():
+        if file == name or (name is None and file != PER_PROMPT):
+            check_sums(folder, {file: found}, remedy or REMEDY)
+
+
+REMEDY = (
+    "put it back from a copy, or have the answers drawn anew, into another folder: amid evaluate run=RUN "
+    "(and delete this folder of answers)"
+)
 
 
 def write_answers(file: Path, answered: Iterable[Answered], seed: int) -> None:

@@ -1,16 +1,18 @@
 """Hidden states on disk: written once in shards, verified, read through memory maps."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from amid.files import checksum, forget_parts, read_json, write_json, written_whole
+from amid.files import SUM, Record, checksum, forget_parts, read_made, write_json, written_whole
 from amid.progress import announce
 
 SHARD_BYTES = 256 * 2**20
@@ -54,14 +56,22 @@ class States:
         return cls(shards, torch.cat(places))
 
 
-@dataclass
-class Shard:
+class Shard(Record):
     """A file of the states of some rows; `checksum` is None until it is written."""
 
     file: str
     rows: int
     positions: int
     checksum: str | None = None
+
+
+class _Manifest(Record):
+    made_from: dict[str, Any]
+    rows: int
+    positions: int
+    width: int
+    dtype: str
+    shards: list[Shard]
 
 
 class StateFolder:
@@ -89,7 +99,7 @@ class StateFolder:
 
     def open(self) -> States | None:
         """The states, every shard verified and memory-mapped; None where one is to be written."""
-        shards = self._shards(read_json(self.folder / MANIFEST))
+        shards = self._shards(self._manifest())
         if not shards or not all(self._whole(shard) for shard in shards):
             return None
         places = torch.empty(len(self.order), 3, dtype=torch.int64)
@@ -106,7 +116,7 @@ class StateFolder:
     @property
     def listed(self) -> bool:
         """Whether the manifest lists all shards as written; none is read."""
-        shards = self._shards(read_json(self.folder / MANIFEST))
+        shards = self._shards(self._manifest())
         return bool(shards) and all(shard.checksum is not None for shard in shards)
 
     def missing(self, width: int, dtype: torch.dtype) -> list[int]:
@@ -146,12 +156,12 @@ class StateFolder:
                 filled += len(piece)
             assert filled == shard.positions, (filled, shard)
             shard.checksum = write_tensors(self.folder / shard.file, {"states": states})
-            write_json(self.folder / MANIFEST, about | {"shards": [asdict(shard) for shard in shards]})
+            write_json(self.folder / MANIFEST, about | {"shards": [shard.model_dump() for shard in shards]})
 
     def _planned(self, width: int, dtype: torch.dtype) -> list[Shard]:
         """The shards of the manifest, or new ones where it has none of this shape."""
-        manifest = read_json(self.folder / MANIFEST)
-        if (manifest.get("width"), manifest.get("dtype")) == (width, str(dtype).removeprefix("torch.")):
+        manifest = self._manifest()
+        if manifest and (manifest.width, manifest.dtype) == (width, str(dtype).removeprefix("torch.")):
             shards = self._shards(manifest)
             if shards:
                 return shards
@@ -159,32 +169,60 @@ class StateFolder:
         shards = []
         for count in self.counts:
             if not shards or shards[-1].positions + count > most:
-                shards.append(Shard(f"states-{len(shards):05d}.safetensors", 0, 0))
+                file = f"states-{len(shards):05d}.safetensors"
+                shards.append(Shard(file=file, rows=0, positions=0))
             shards[-1].rows += 1
             shards[-1].positions += count
         return shards
 
-    def _shards(self, manifest: Mapping[str, Any]) -> list[Shard]:
+    def _manifest(self) -> _Manifest | None:
+        return read_made(self.folder / MANIFEST, _Manifest)
+
+    def _shards(self, manifest: _Manifest | None) -> list[Shard]:
         """The shards that a manifest lists; none where it is not one of these rows and this origin."""
-        try:
-            shards = [Shard(**shard) for shard in manifest["shards"]]
-            done = 0
-            for shard in shards:
-                here = self.counts[done : done + shard.rows]
-                done += shard.rows
-                if len(here) != shard.rows or sum(here) != shard.positions:
-                    return []
-            return shards if manifest["made_from"] == self.made_from and done == len(self.counts) else []
-        except (KeyError, TypeError):
+        if manifest is None or manifest.made_from != self.made_from:
             return []
+        done = 0
+        for shard in manifest.shards:
+            here = self.counts[done : done + shard.rows]
+            done += shard.rows
+            if len(here) != shard.rows or sum(here) != shard.positions or Path(shard.file).name != shard.file:
+                return []
+        return manifest.shards if done == len(self.counts) else []
 
     def _whole(self, shard: Shard) -> bool:
         return shard.checksum is not None and shard.checksum == checksum(self.folder / shard.file)
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Writes a safetensors file that appears whole or not at all; returns its checksum."""
-    data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    """Writes a safetensors file, with a checksum of the tensors in it, that appears whole or not at all;
+    returns the checksum of the file."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    data = save(tensors, {SUM: _sum(tensors)})
     with written_whole(file) as part:
         part.write_bytes(data)
     return xxhash.xxh3_128_hexdigest(data)
+
+
+def read_tensors(file: Path) -> dict[str, Tensor] | None:
+    """What `write_tensors` wrote into a file; None where there is none, or, which is said, it is damaged."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            written = (stored.metadata() or {}).get(SUM)
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError, ValueError):
+        written, tensors = None, {}
+    if written is not None and written == _sum(tensors):
+        return tensors
+    announce(f"{file} is damaged: made anew")
+    return None
+
+
+def _sum(tensors: Mapping[str, Tensor]) -> str:
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -13,10 +13,12 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 
 from amid.config_folders import CONF
-from amid.errors import InputError, choose_one
+from amid.errors import InputError, choose_one, first_line
+from amid.files import damaged
 from amid.metrics import Metric, tokenize_of
 from amid.results import METRICS, run_below
 from amid.scoring import Answered, answers_files, read_answers, tokenize_for_answers
+from amid.stored import CONFIG_FILE, Stored, read_settings
 
 
 def _known() -> dict[str, Metric]:
@@ -57,10 +59,18 @@ class System:
         return [[answered[i] for i in prompts] for answered in self.by_seed]
 
 
-def read_systems(paths: Sequence[Path], tokenize: str | None = None) -> list[System]:
+def read_systems(paths: Sequence[Path], tokenize: str | None = None, trust: bool = False) -> list[System]:
     """The sets of each run's folder, and each file as a set of its own.
 
     Their metrics split text into words as they are set to, or all by `tokenize`; those of all as a run's own.
+
+    Args:
+        paths: of runs and files.
+        tokenize: what splits text into words.
+        trust: whether a run may name metrics that are not amid's, whose code is then run.
+
+    Raises:
+        InputError: naming what cannot be read or is not what a run wrote, or names code.
     """
     places = [path.resolve() for path in paths]
     places = [place.parent if place.name == "generations" and place.is_dir() else place for place in places]
@@ -77,7 +87,7 @@ def read_systems(paths: Sequence[Path], tokenize: str | None = None) -> list[Sys
                 f"{path} holds no generations/SET-SEED.jsonl; give the folder of a finished run"
                 f"{run_below(place)}"
             )
-        metrics = tokenized(_of_run(place / "config.yaml"), tokenize)
+        metrics = tokenized(_of_run(place, trust), tokenize)
         own = tokenize_of(metrics["rouge_l"]) if "rouge_l" in metrics else tokenize
         metrics |= tokenized({metric: KNOWN[metric] for metric in ALWAYS if metric not in metrics}, own)
         for dataset, files in sets.items():
@@ -164,23 +174,29 @@ def _names(places: Sequence[Path]) -> list[str]:
     return own if all(own) and len(set(own)) == len(set(names)) else names
 
 
-def _of_run(config: Path) -> dict[str, Metric]:
-    """The metrics that a run's configuration names, the main one first; none where there is no such file."""
-    if not config.exists():
+def _of_run(directory: Path, trust: bool) -> dict[str, Metric]:
+    """The metrics that a run's configuration names, the main one first; none where it has none."""
+    settings = read_settings(directory, _WITHOUT)
+    if settings is None:
         return {}
+    data = settings.get("data")
+    metrics = data.get("metrics") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or not isinstance(metrics, dict | None):
+        raise damaged(directory / CONFIG_FILE, "it has no data.metrics", _WITHOUT)
+    Stored(directory, trust, "--trust-run").check(metrics or {}, "data", "metrics")
     try:
-        data = yaml.safe_load(config.read_text(encoding="utf-8"))["config"]["data"]
-        metrics = {str(name): instantiate(node) for name, node in (data.get("metrics") or {}).items()}
-        main = data.get("valid_metric")
+        found = {str(name): instantiate(node) for name, node in (metrics or {}).items()}
     except HydraException as error:
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f"{config} names data.metrics that cannot be had ({reason}); install or repair what they are from"
+            f"{directory / CONFIG_FILE} names data.metrics that cannot be had ({first_line(error)}); install "
+            "or repair what they are from"
         ) from error
-    except (yaml.YAMLError, OSError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{config} is no configuration of a run ({reason}); delete it") from error
-    return dict(sorted(metrics.items(), key=lambda metric: metric[0] != main))
+    if uncallable := [name for name, metric in found.items() if not callable(metric)]:
+        raise damaged(directory / CONFIG_FILE, f"data.metrics.{uncallable[0]} is no metric", _WITHOUT)
+    return dict(sorted(found.items(), key=lambda metric: metric[0] != data.get("valid_metric")))
+
+
+_WITHOUT = "delete it, and the answers are scored by the usual metrics"
 
 
 def metric_of(name: str, systems: Sequence[System]) -> Metric:

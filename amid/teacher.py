@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.data.datamodule import NO_ROW, MicroBatch, Tokens, collate, counted_positions
 from amid.errors import InputError
-from amid.files import checksum, forget_parts, key_of, only_writer, read_json, write_json
+from amid.files import Record, checksum, forget_parts, key_of, only_writer, read_made, write_json
 from amid.losses import Head
 from amid.models import CountedStates, ModelSource, output_rows
 from amid.progress import Progress, announce, in_bytes
@@ -145,6 +145,17 @@ class PartlyCachedTeacher:
 Teacher = LiveTeacher | CachedTeacher | PartlyCachedTeacher
 
 
+class _Head(Record):
+    scale: float
+    softcap: float | None
+    checksum: str
+
+
+class _Manifest(Record):
+    made_from: dict[str, Any]
+    head: _Head
+
+
 class TeacherCache:
     """A teacher's states over several sets of sequences, in `cache_dir/teacher-KEY`.
 
@@ -266,13 +277,12 @@ class TeacherCache:
         write_json(self.folder / MANIFEST, {"made_from": self.made_from, "head": about})
 
     def _head(self) -> Head | None:
-        manifest = read_json(self.folder / MANIFEST)
-        about = manifest.get("head") or {}
+        manifest = read_made(self.folder / MANIFEST, _Manifest)
         digest = checksum(self.folder / HEAD)
-        if manifest.get("made_from") != self.made_from or digest is None or about.get("checksum") != digest:
+        if manifest is None or manifest.made_from != self.made_from or manifest.head.checksum != digest:
             return None
         tensors = {name: tensor.clone() for name, tensor in load_file(self.folder / HEAD).items()}
-        return Head(tensors["weight"], tensors.get("bias"), about["scale"], about["softcap"])
+        return Head(tensors["weight"], tensors.get("bias"), manifest.head.scale, manifest.head.softcap)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from rich.console import Console
 from amid.cli import main
 from amid.command_records import commands_of, write_plan
 from amid.errors import InputError
+from amid.files import read_mapping, write_json
 from amid.generation import Sampling
 from amid.module import DistillationModule
 from amid.monitor import (
@@ -56,8 +57,7 @@ def shown(runs):
 def test_a_number_that_is_another_process_s_by_now_does_not_keep_a_run_alive(tmp_path):
     file = started(tmp_path / "a", step=1, steps=40)
     assert read_status(tmp_path)[0].state == "running"
-    record = json.loads(file.read_text())
-    file.write_text(json.dumps(record | {"updated": record["updated"] - SILENCE}))
+    write_json(file, (record := read(tmp_path / "a")) | {"updated": record["updated"] - SILENCE})
     assert read_status(tmp_path)[0].state == "failed"
 
 
@@ -72,7 +72,7 @@ def test_every_state_is_told_from_what_runs_write(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     file = started(tmp_path / "f", step=10, steps=40, seconds_left=30.0)
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"pid": dead.pid}))
+    write_json(file, read(tmp_path / "f") | {"pid": dead.pid})
     runs = read_status(tmp_path)
     assert [run.name for run in runs] == ["e", "a", "b", "c", "d", "f"]
     assert [run.state for run in runs] == ["waiting", "done", "diverged", "running", "failed", "failed"]
@@ -106,14 +106,14 @@ def test_a_finished_run_that_got_far_worse_says_so(tmp_path):
 
 def test_a_run_on_another_machine_is_gone_after_a_long_silence(tmp_path):
     file = started(tmp_path / "a", step=1, steps=2)
-    record = json.loads(file.read_text()) | {"host": socket.gethostname() + "x", "pid": 0}
+    record = read(tmp_path / "a") | {"host": socket.gethostname() + "x", "pid": 0}
     for age, state in ((300, "running"), (900, "failed")):
-        file.write_text(json.dumps(record | {"updated": time.time() - age}))
+        write_json(file, record | {"updated": time.time() - age})
         assert read_status(tmp_path)[0].state == state
 
 
 def read(folder):
-    return json.loads((folder / "status.json").read_text())
+    return read_mapping(folder / "status.json", "")
 
 
 def test_a_silent_run_gives_signs_of_life_until_it_ends(tmp_path, monkeypatch):

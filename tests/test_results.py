@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amid.errors import InputError
+from amid.errors import Damaged, InputError
+from amid.files import read_mapping, write_json
 from amid.results import METRICS, RESULT_FILE, RunResult, Score, better, load, load_all, load_folders, save
 
 RUN = RunResult(
@@ -164,15 +165,13 @@ class TestMistakes:
 
     def test_another_version(self, tmp_path):
         file = save(RUN, tmp_path)
-        file.write_text(
-            file.read_text(encoding="utf-8").replace('"schema": 1', '"schema": 2'), encoding="utf-8"
-        )
+        write_json(file, read_mapping(file, "") | {"schema": 2})
         with pytest.raises(InputError, match="has schema 2, this version of amid reads 1"):
             load(tmp_path)
 
     def test_every_wrong_field_is_noticed(self, tmp_path):
         file = save(RUN, tmp_path)
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_mapping(file, "")
         for field in record:
             for wrong in ("missing", None, {"a": {"b": "c"}}, [1], True):
                 broken = {key: value for key, value in record.items() if key != field}
@@ -183,6 +182,42 @@ class TestMistakes:
                 file.write_text(json.dumps(broken), encoding="utf-8")
                 with pytest.raises(InputError, match=r"result .* (is damaged|has schema)"):
                     load(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("where", "wrong"),
+        [
+            (["training", "steps"], "nan"),
+            (["training", "steps"], 1.5),
+            (["training", "diverged_step"], "inf"),
+            (["scores", "dolly", "rouge_l", "values"], []),
+            (["scores", "dolly", "rouge_l", "mean"], "ten"),
+            (["scores", "dolly", "rouge_l", "std"], True),
+            (["files"], ["a"]),
+            (["seed"], 1.5),
+        ],
+    )
+    def test_wrong_values_of_a_record_without_a_checksum(self, tmp_path, where, wrong):
+        file = save(RUN, tmp_path)
+        record = read_mapping(file, "")
+        node = record
+        for name in where[:-1]:
+            node = node[name]
+        node[where[-1]] = wrong
+        file.write_text(json.dumps(record), encoding="utf-8")
+        with pytest.raises(Damaged, match=r"^result .*result\.json is damaged .*; delete it and run again$"):
+            load(tmp_path)
+
+    def test_another_number_is_noticed(self, tmp_path):
+        file = save(RUN, tmp_path)
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text.replace("26.0", "96.0"), encoding="utf-8")
+        with pytest.raises(Damaged, match="not that of its checksum"):
+            load(tmp_path)
+
+    def test_a_record_of_an_earlier_version_is_read(self, tmp_path):
+        file = save(RUN, tmp_path)
+        file.write_text(json.dumps(read_mapping(file, "")), encoding="utf-8")
+        assert load(tmp_path) == RUN
 
     def test_a_cut_file(self, tmp_path):
         file = save(RUN, tmp_path)

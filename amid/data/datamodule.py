@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
@@ -29,8 +28,9 @@ from amid.data.rows import Fields, checked
 from amid.data.sources import Loaded, Source, TextSource, load_documents, loaded
 from amid.data_files import RESPONSES
 from amid.errors import InputError
-from amid.files import forget_parts, key_of, only_writer, written_whole
+from amid.files import forget_parts, key_of, only_writer
 from amid.progress import announce
+from amid.states import read_tensors, write_tensors
 
 MicroBatch = dict[str, Tensor]
 """`input_ids`, `attention_mask` and `labels`, [rows, longest] each, padded on the right, and `rows` [rows]:
@@ -47,7 +47,7 @@ SampledRow = tuple[Tensor, int, int, Tensor]
 Mean = Literal["step", "micro_batch"]
 """Over what the loss is a mean."""
 
-FORMAT = 2
+FORMAT = 3
 """Version of the files of token ids; another one is another cache."""
 
 _AS_TEXT = "special tokens are text"
@@ -480,11 +480,12 @@ class InstructionData(L.LightningDataModule):
         file = self.cache_dir / f"tokens-{key_of([FORMAT, *made_from])}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
         with only_writer(file, "the tokenised data"):
-            if not file.exists():
+            kept = read_tensors(file)
+            if kept is None:
                 forget_parts(file.parent, file.name)
-                with written_whole(file) as part:
-                    save_file(make(), part)
-        return load_file(file)
+                kept = make()
+                write_tensors(file, kept)
+        return kept
 
 
 def endless(places: Iterable[int], n: int, key: str) -> list[int]:

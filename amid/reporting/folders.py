@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from amid.errors import InputError
-from amid.scoring import answers_files, read_answers
+from amid.files import damaged
+from amid.scoring import REMEDY, answers_files, read_answers
+from amid.stored import read_settings
 
 _PLACES = ("output_dir", "prepared_dir", "logger", "threads", "data.cache_dir", "teacher.cache_dir")
 """Keys of a configuration that say where a run writes."""
@@ -19,6 +19,9 @@ _PLACES = ("output_dir", "prepared_dir", "logger", "threads", "data.cache_dir", 
 
 ABSENT = "(absent)"
 """Stands for the value of a key that a configuration does not have."""
+
+
+_WITHOUT_CURVES = "delete the file, and the report is made without that run's curves"
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,21 @@ class Drawn:
 
 
 def sizes(folder: Path) -> dict[str, tuple[int, float]]:
-    """Of each evaluation set of a run the number of prompts, and the mean bytes of one with all answers."""
+    """Of each evaluation set of a run the number of prompts, and the mean bytes of one with all answers.
+
+    Raises:
+        Damaged: naming a file that is not what the run wrote, or has less prompts than that of another seed.
+    """
     found: dict[str, tuple[int, float]] = {}
     for name, files in answers_files(folder / "generations").items():
         for file in files.values():
             with file.open("rb") as lines:
                 prompts = sum(1 for _ in lines)
-            before = found.get(name, (0, 0.0))
-            found[name] = (max(before[0], prompts), before[1] + file.stat().st_size / max(1, prompts))
+            before = found.get(name, (prompts, 0.0))
+            if prompts != before[0]:
+                of_another = f"it has {prompts} lines, and that of another seed {before[0]}"
+                raise damaged(file, of_another, REMEDY)
+            found[name] = (prompts, before[1] + file.stat().st_size / max(1, prompts))
     return found
 
 
@@ -87,7 +97,10 @@ def curves(folder: Path) -> dict[str, dict[int, float]]:
     parts = sorted(folder.glob("metrics-*.csv"), key=lambda file: (len(file.name), file.name))
     found: dict[str, dict[int, float]] = {}
     for file in [*parts, *folder.glob("metrics.csv")]:
-        written = file.read_text(encoding="utf-8")
+        try:
+            written = file.read_text(encoding="utf-8")
+        except (ValueError, OSError) as error:
+            raise damaged(file, error, _WITHOUT_CURVES) from error
         for row in csv.DictReader(io.StringIO(written[: written.rfind("\n") + 1])):
             for name, text in row.items():
                 if text and name not in ("epoch", "step") and not str(name).startswith("test/"):
@@ -95,8 +108,7 @@ def curves(folder: Path) -> dict[str, dict[int, float]]:
                         found.setdefault(name, {})[int(row["step"])] = float(text)
                     except (ValueError, KeyError, TypeError) as error:
                         raise InputError(
-                            f"{file} has a line that is not numbers ({error}); delete the file, "
-                            "and the report is made without that run's curves"
+                            f"{file} has a line that is not numbers ({error}); {_WITHOUT_CURVES}"
                         ) from error
     return {name: dict(sorted(values.items())) for name, values in found.items()}
 
@@ -110,14 +122,10 @@ def configuration(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: if config.yaml cannot be read.
     """
-    file = folder / "config.yaml"
-    if not file.exists():
+    settings = read_settings(folder, "delete it, and the report is made without that run's settings")
+    if settings is None:
         return {}
-    try:
-        flat = dict(_flat(yaml.safe_load(file.read_text(encoding="utf-8"))["config"], ""))
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{file} is no configuration of a run ({reason}); delete it") from error
+    flat = dict(_flat(settings, ""))
     places = tuple(f"{place}." for place in _PLACES)
     return {
         key: value

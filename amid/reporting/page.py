@@ -16,7 +16,7 @@ from amid.reporting.published import against_published, beside_published, other_
 from amid.reporting.sections import Section, cost, on_validation, pivots
 from amid.reporting.significance import against_the_best, not_read
 from amid.reporting.table import Table, build_table
-from amid.results import RESULT_FILE, RunResult, files_below, load_folders
+from amid.results import RESULT_FILE, RunResult, check_curves, files_below, load_folders
 
 REPORT = "report"
 PAGE = "report.html"
@@ -63,9 +63,13 @@ def write_report(directory: str | Path) -> Report:
             f"{directory} has no {RESULT_FILE} in it or below, so there is no finished run to report"
             f"{f' ({begun})' if begun else ''}; make some: amid sweep alpha"
         )
+    for folder, result in records.items():
+        check_curves(folder, result)
     table = build_table(list(records.values()))
     name = directory.resolve().name
     report = directory / REPORT
+    if report.is_symlink() or (report.exists() and not report.is_dir()):
+        raise InputError(f"{report} is no folder of its own, so no report is written there; delete it")
     with tempfile.TemporaryDirectory(prefix=".report-", dir=directory) as temporary:
         made = Path(temporary)
         figures = draw_figures(table, records, made)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amid.errors import InputError
+from amid.errors import Damaged
+from amid.files import damaged
 from amid.metrics import FEW, Comparison, paired_bootstraps, signed
 from amid.reporting.rows import MISSING, OF_NO_METHOD, Row
 from amid.reporting.sections import Section
 from amid.reporting.table import Table, title
 from amid.results import RunResult
-from amid.scoring import PER_PROMPT, PROMPTS, UNREAD
+from amid.scoring import PER_PROMPT, PROMPTS, UNREAD, check_answers
 
 NAMED = 3
 """So many settings at most are named in a verdict; more are counted."""
@@ -234,15 +235,32 @@ def _verdict(best: str, told: Mapping[tuple[str, str], Sequence[str]]) -> str:
 def _read(folder: Path) -> Scores:
     """The scores of each prompt of a run; empty where it has none."""
     file = folder / "generations" / PER_PROMPT
+    remedy = "delete it, and the report is made without its comparison"
     try:
-        scores: Scores = json.loads(file.read_text(encoding="utf-8"))
+        check_answers(file.parent, file.name, remedy)
+        scores = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{file} cannot be read ({error}); delete it, and the report is made without its comparison"
-        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, Damaged):
+            raise
+        raise damaged(file, error, remedy) from error
+    if not isinstance(scores, dict) or not all(map(_is_of_set, scores.values())):
+        raise damaged(file, "it holds no scores of prompts", remedy)
     return scores
+
+
+def _is_of_set(scores: Any) -> bool:
+    return isinstance(scores, dict) and all(
+        isinstance(values, str)
+        if name == PROMPTS
+        else _are_numbers(list(values.values()) if name == UNREAD and isinstance(values, dict) else values)
+        for name, values in scores.items()
+    )
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) in (int, float) for value in values)
 
 
 def _of_row(runs: Sequence[Scores], table: Table) -> dict[str, OfPrompts]:

@@ -58,6 +58,7 @@ class Root(Node):
     prepared_dir: Folder
     run: Annotated[str | None, Field(description="the folder of a finished run, or null")] = None
     name: OptionalText = None
+    trust_run: Flag = False
     callbacks: Any = None
     data: Any
     assistant: Any

@@ -181,7 +181,18 @@ class TestCommand:
             data = {"metrics": {"exact_match": match, "words": words}, "valid_metric": "words"}
             (folder / "config.yaml").write_text(json.dumps({"hash": "0", "config": {"data": data}}))
         runs = [str(tmp_path / name / "alpha=1") for name in ("a", "b")]
-        assert main(["score", *runs, f"{runs[0]}/generations", "--csv", str(tmp_path / "all.csv")]) == 0
+        assert main(["score", *runs]) == 1
+        assert "config.yaml: data.metrics.words._target_=of_mine.words is nothing that amid ships" in (
+            err := capsys.readouterr().err
+        )
+        assert err.endswith("if you trust the folder and that code: --trust-run\n")
+        assert "of_mine" not in sys.modules
+        assert (
+            main(
+                ["score", "--trust-run", *runs, f"{runs[0]}/generations", "--csv", str(tmp_path / "all.csv")]
+            )
+            == 0
+        )
         with (tmp_path / "all.csv").open() as file:
             reader = csv.DictReader(file)
             rows = [(row["system"], float(row["words_mean"])) for row in reader]
@@ -193,17 +204,17 @@ class TestCommand:
         ]
         assert "words is of a whole set" in capsys.readouterr().out
         apart = foreign(tmp_path, "apart", ["one two"] * 3)
-        assert main(["score", str(apart), runs[0]]) == 0
+        assert main(["score", str(apart), runs[0], "--trust-run"]) == 0
         assert "words is of a whole set" in capsys.readouterr().out, "that of the run, which comes second"
-        assert main(["score", *runs, "--metric", "rouge_l"]) == 0
+        assert main(["score", "--trust-run", *runs, "--metric", "rouge_l"]) == 0
         assert re.search("a/alpha=1 +b/alpha=1", capsys.readouterr().out)
         (tmp_path / "of_mine.py").unlink()
         del sys.modules["of_mine"]
-        assert main(["score", *runs]) == 1
+        assert main(["score", "--trust-run", *runs]) == 1
         assert "names data.metrics that cannot be had" in capsys.readouterr().err
         (folder / "config.yaml").write_text("[]")
         assert main(["score", runs[1]]) == 1
-        assert "is no configuration of a run" in capsys.readouterr().err
+        assert "config.yaml is damaged (it holds no mapping)" in capsys.readouterr().err
 
     def test_help_tells_all_of_it(self, capsys):
         assert main(["score", "--help"]) == 0

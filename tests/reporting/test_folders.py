@@ -146,5 +146,5 @@ class TestConfigurations:
     @pytest.mark.parametrize("text", ["hash: h", "config: [", "3"])
     def test_a_damaged_file_is_named(self, tmp_path, text):
         (tmp_path / "config.yaml").write_text(text)
-        with pytest.raises(InputError, match=r"config\.yaml is no configuration"):
+        with pytest.raises(InputError, match=r"config\.yaml is damaged"):
             configuration(tmp_path)

@@ -110,7 +110,7 @@ def test_scores_of_text_that_cannot_be_read_are_told_and_not_compared(folder):
 def test_a_damaged_file_is_named(folder):
     (folder / "a1" / "generations" / "per_prompt.json").write_text("{")
     records = load_folders(folder)
-    with pytest.raises(InputError, match=r"per_prompt\.json cannot be read"):
+    with pytest.raises(InputError, match=r"per_prompt\.json is damaged"):
         against_the_best(build_table(list(records.values())), records)
 
 
