@@ -345,11 +345,12 @@ def _is_run(directory: Path) -> bool:
 
 
 def _status_of(directory: Path) -> RunStatus:
-    status, record = RunStatus(directory.name, "waiting"), None
+    status, record, spoilt = RunStatus(directory.name, "waiting"), None, ""
     try:
         record = read_told(directory)
     except Damaged as error:
-        status = replace(status, state="failed", note=str(error))
+        spoilt = str(error)
+        status = replace(status, state="failed", note=spoilt)
     if record is not None:
         fields = record.model_dump(include=set(RunStatus.__dataclass_fields__), exclude_unset=True)
         status = replace(status, **fields)
@@ -372,7 +373,7 @@ def _status_of(directory: Path) -> RunStatus:
             steps=total,
             seconds_left=None,
             seconds=result.own_seconds,
-            note=f"at step {result.diverged_step}" if diverged else _worse(result.far_worse),
+            note=spoilt or (f"at step {result.diverged_step}" if diverged else _worse(result.far_worse)),
         )
     if record is None:
         ended = status.state == "waiting" and (directory / "config.yaml").exists()

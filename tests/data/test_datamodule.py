@@ -183,6 +183,27 @@ def test_the_cached_tokens_do_not_depend_on_further_fields(tmp_path):
     assert len(list(tmp_path.glob("tokens-*.safetensors"))) == 1
 
 
+@pytest.mark.parametrize("place", [0, 100, 0.5, -1])
+def test_damaged_token_ids_are_made_anew(tmp_path, capsys, place):
+    rows = [Example(f"say {i}", "", (f"{i} " * i,)) for i in range(1, 9)]
+
+    def tokens():
+        module = data(tmp_path)
+        module._train = rows
+        return module.train_tokens.fingerprint
+
+    whole = tokens()
+    (file,) = tmp_path.glob("tokens-*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content)) if isinstance(place, float) else place] ^= 1
+    for damaged in (content, content[: len(content) // 2], b""):
+        file.write_bytes(damaged)
+        assert tokens() == whole
+        assert capsys.readouterr().out == f"{file} is damaged: made anew\n"
+    assert tokens() == whole
+    assert capsys.readouterr().out == ""
+
+
 def test_what_the_limits_cut_is_said_once_also_from_the_cache(tmp_path, monkeypatch, capsys):
     long = "word " * 50
     rows = [Example("short", "", ("short",)), Example(long, "", ("short",)), Example("a", long, (long,))]
