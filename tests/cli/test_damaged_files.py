@@ -319,7 +319,7 @@ class TestDamagedModels:
 
 @pytest.mark.slow
 class TestCommands:
-    """Every file of a run, its caches and its fine-tuned models, under every command: the same, or refused."""
+    """Every file of a run, its caches and fine-tuned models, under every command: the same, or refused."""
 
     @pytest.mark.parametrize("damage", ["flipped", "cut", "emptied"])
     @pytest.mark.parametrize("command", ["status", "report", "score", "evaluate", "train", "sweep"])
