@@ -136,7 +136,7 @@ def test_settings_come_back_as_they_were(tmp_path):
         "t": "a * b\n#",
         "n": None,
     }
-    write_settings(settings, tmp_path, "12345678901e")
+    write_settings({"config": settings}, tmp_path, "12345678901e")
     assert read_settings(tmp_path) == settings
     assert recorded_hash(tmp_path) == "12345678901e"
     assert list(yaml.safe_load((tmp_path / "config.yaml").read_text())) == ["checksum", "hash", "config"]

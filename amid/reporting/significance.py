@@ -236,11 +236,11 @@ def _read(folder: Path) -> Scores:
     """The scores of each prompt of a run; empty where it has none."""
     file = folder / "generations" / PER_PROMPT
     remedy = "delete it, and the report is made without its comparison"
+    if not file.exists():
+        return {}
     try:
         check_answers(file.parent, file.name, remedy)
         scores = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, Damaged):
             raise
