@@ -72,6 +72,12 @@ SMALL_RUN = [
 """Overrides that make a run of the tiny pair take a second or two."""
 
 
+@pytest.fixture(scope="session")
+def shortened() -> list[str]:
+    """`SMALL_RUN`, without the places that a run writes to."""
+    return SMALL_RUN
+
+
 @pytest.fixture
 def small_run(tmp_path: Path) -> list[str]:
     """Overrides of a very short run that writes below `tmp_path`."""

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 from command_line import run
-from conftest import SMALL_RUN
 
 from amid import experiment, preparation, results
 from amid.command_records import commands_of, write_plan
@@ -24,10 +23,10 @@ RUN = "seed=1"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, shortened):
     """The folder of a finished run, `runs/seed=1`, with what it was made from."""
     folder = tmp_path_factory.mktemp("made")
-    assert run("train", *SMALL_RUN, *places(folder), "teacher=cached") == 0
+    assert run("train", *shortened, *places(folder), "teacher=cached") == 0
     return folder
 
 
@@ -323,7 +322,7 @@ class TestCommands:
 
     @pytest.mark.parametrize("damage", ["flipped", "cut", "emptied"])
     @pytest.mark.parametrize("command", ["status", "report", "score", "evaluate", "train", "sweep"])
-    def test_every_file(self, made, tmp_path, capsys, command, damage):
+    def test_every_file(self, made, shortened, tmp_path, capsys, command, damage):
         all_of_it = tmp_path / "all"
         for name in files_of(made):
             shutil.rmtree(all_of_it, ignore_errors=True)
@@ -335,8 +334,8 @@ class TestCommands:
                 "report": ["report", folder.parent],
                 "score": ["score", folder],
                 "evaluate": ["evaluate", f"run={folder}", f"hydra.run.dir={all_of_it / 'scores'}"],
-                "train": ["train", *SMALL_RUN, *places(all_of_it), "teacher=cached"],
-                "sweep": ["train", "-m", *SMALL_RUN, *places(all_of_it)[1:], "teacher=cached", "seed=1"],
+                "train": ["train", *shortened, *places(all_of_it), "teacher=cached"],
+                "sweep": ["train", "-m", *shortened, *places(all_of_it)[1:], "teacher=cached", "seed=1"],
             }[command]
             if command == "sweep":  # new runs, from what is shared
                 arguments.append(f"output_dir={all_of_it / 'more'}")
