@@ -198,7 +198,7 @@ def evaluate(folder):
 
 
 def train(folder):
-    return experiment._finished(folder, KEY[0])
+    return experiment._finished(folder, {}, KEY[0])
 
 
 KEY = []
