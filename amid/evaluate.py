@@ -55,7 +55,9 @@ def _finished(cfg: DictConfig, directory: Path) -> RunResult | None:
     if not (directory / RESULT_FILE).exists():
         return None
     settings, _ = _settings(copy.deepcopy(cfg))
-    scored = OmegaConf.select(OmegaConf.load(directory / "config.yaml"), "config.model.student.path")
+    models = (read_settings(directory) or {}).get("model")
+    student = models.get("student") if isinstance(models, Mapping) else None
+    scored = student.get("path") if isinstance(student, Mapping) else None
     model = settings["model"]["student"]["path"]
     if scored != model:
         raise InputError(
