@@ -18,6 +18,7 @@ from amid.own_modules import search_working_folder
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
 
 
 USAGE = """\
@@ -44,6 +45,8 @@ Examples
   amid train -m assistant.alpha=-5,-1,1 seed=1,2,3 output_dir=outputs/mine
   amid train data=jsonl data.train=my/train.jsonl data.valid=my/valid.jsonl
 """
+
+BASIC = "hydra/sweeper=basic"
 
 OPTIONS = ("-m", "--multirun", "-h", "--help", "--hydra-help", "-c", "--cfg", "--resolve", "--config-dir")
 """Of Hydra, that the commands which train, evaluate and write states take."""
@@ -118,17 +121,20 @@ def _hydra(name: str, arguments: list[str]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from amid.command_records import write_plan
     from amid.config import check_overrides, parsed_overrides, quoted
     from amid.config_folders import say_what_is_not_read, take_folders
     from amid.secrets import check_overrides_for_secrets
     from amid.sweep import Sweep
 
+    written = arguments
     arguments = [quoted(a) for a in take_folders(arguments)]
     say_what_is_not_read()
     overrides = [a for a in arguments if a.startswith("~") or ("=" in a and not a.startswith("-"))]
     flags = {a for a in arguments if a.startswith("-")}
     several = bool({"-m", "--multirun"} & flags)
     runs: list[Path] = []
+    searches = False
     if not {"-h", "--help", "--hydra-help"} & flags:
         for word in arguments:
             if word not in (*overrides, *flags, "job", "hydra", "all"):
@@ -149,10 +155,15 @@ def _hydra(name: str, arguments: list[str]) -> None:
                 if override.startswith("hydra.run.dir="):
                     raise InputError(f"{override} is for one run; the folder of several is output_dir=")
             cfg = check_overrides(name, overrides)
-            if name == "train" and flags <= {"-m", "--multirun"} and _enumerates(overrides):
-                settings = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
-                sweep = Sweep(name, Path(cfg.output_dir), [settings])
-                runs = checked(sweep)
+            if name == "train" and flags <= {"-m", "--multirun"} and not _names_folders(parsed):
+                params = (f"{key}={value}" for key, value in (cfg.hydra.sweeper.get("params") or {}).items())
+                settings = [*params, *(o for o in overrides if not o.lstrip("+~").startswith("hydra"))]
+                sweep = Sweep(name, Path(cfg.output_dir), [settings], searches=_searches(cfg, parsed))
+                searches = sweep.searches
+                if searches:
+                    write_plan(sweep.output_dir, [], as_typed(["train", *written]))
+                else:
+                    runs = checked(sweep)
                 arguments.append(sweep.subdir)
     elsewhere: list[Path] = []
     with and_what_is_next(runs, report=several):
@@ -163,14 +174,22 @@ def _hydra(name: str, arguments: list[str]) -> None:
             raise
         finally:
             tell_of(elsewhere)
-        if name == "train":
+        if name == "train" and not searches:
             check_results([directory for directory in runs if directory not in elsewhere])
 
 
-def _enumerates(overrides: Sequence[str]) -> bool:
-    """Whether the runs of a multirun are known before it starts: not where a sweeper chooses them, or names
-    their folders."""
-    return not any(override.startswith(("hydra/sweeper=", "hydra.sweep.subdir=")) for override in overrides)
+def _names_folders(overrides: "Sequence[Override]") -> bool:
+    """Whether a command itself says how folders are called, or which runs there are."""
+    said = ("hydra.sweep.subdir", "hydra.sweeper.params", "hydra.sweeper.search_space")
+    return any(o.key_or_group.startswith(said) or str(o.input_line) == BASIC for o in overrides)
+
+
+def _searches(cfg: "DictConfig", overrides: "Sequence[Override]") -> bool:
+    """Whether a sweeper chooses the runs by the scores of earlier ones."""
+    from amid.launch import chooses
+
+    said = [override.value() for override in overrides if override.key_or_group == "hydra/sweeper"]
+    return bool(said and said[-1] != "basic") or chooses(cfg.hydra.sweeper)
 
 
 def _check_single(name: str, overrides: "Sequence[Override]") -> None:
@@ -220,6 +239,10 @@ def _sweep(arguments: list[str]) -> None:
     sweep = read_sweep(name, overrides, scale)
     check_overrides(sweep.name, sweep.jobs[0])
     print(f"Sweep {name} in {sweep.output_dir}: {sweep.in_short}", flush=True)
+    if dry_run and sweep.searches:
+        raise InputError(
+            "--dry-run lists the runs of a sweep, and this one's sweeper chooses them; leave it out"
+        )
     if dry_run:
         from amid.dry_run import show_plan
 
@@ -237,12 +260,13 @@ def _sweep(arguments: list[str]) -> None:
             except InputError as error:
                 failures.append(str(error))
                 print(f"amid: {hide(str(error))}", file=sys.stderr)
-    if any((directory / RESULT_FILE).exists() for directory in runs):
+    if any((directory / RESULT_FILE).exists() for directory in (runs or sweep.output_dir.glob("*"))):
         _report([str(sweep.output_dir)])
     tell_of(elsewhere)
     if failures:
         raise InputError(f"some runs failed (above); to try them again: {again}")
-    check_results([directory for directory in runs if directory not in elsewhere])
+    if not sweep.searches:  # whose sweeper decides how many may fail
+        check_results([directory for directory in runs if directory not in elsewhere])
 
 
 def _report(arguments: list[str]) -> None:

@@ -102,8 +102,11 @@ def commands_of(directory: Path, names: Sequence[str]) -> list[str]:
         Damaged: if a file that says so is not what was written.
     """
     commands, in_plan = [], planned(directory)
+    plan = _plan(directory)
+    if plan and not plan.runs:  # a sweeper chooses them
+        in_plan = [*in_plan, *names]
     if set(names) & set(in_plan):
-        if plan := _plan(directory):
+        if plan:
             commands.append(_as_amid(plan, directory))
         elif multirun := _overrides_in(directory / MULTIRUN_FILE):
             commands.append(_command("train -m", multirun))

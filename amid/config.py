@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -311,6 +311,8 @@ def _check_option(loader: ConfigLoader, override: Override) -> None:
     options = loader.get_group_options(group)
     if not options or override.is_delete():
         return
+    if isinstance(override.value(), Glob):
+        return
     values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
     for value in values:
         names = value if isinstance(value, list) else [value]
@@ -322,8 +324,10 @@ def _check_option(loader: ConfigLoader, override: Override) -> None:
                     f"single settings are given by their names: {group}.{single}=VALUE"
                 )
             if str(name) not in options:
+                package = f"hydra-{name}-{group.removeprefix('hydra/')}".replace("_", "-")
+                install = f"; pip install {package} where it is one of that package" * (group[:6] == "hydra/")
                 raise InputError(
-                    f"{group}={name!s} is no option of {group!r}{choose_one(str(name), options)}"
+                    f"{group}={name!s} is no option of {group!r}{choose_one(str(name), options)}{install}"
                 )
 
 
@@ -428,12 +432,41 @@ def _flat(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _flat(child, f"{name}.")
 
 
-def _first_choice(override: Override) -> str:
-    line = override.input_line or ""
+def values_of(override: Override) -> list[str]:
+    """The values of KEY=A,B in their order, each as KEY=VALUE; of a single one that alone.
+
+    Raises:
+        InputError: if they are not known before a sweeper chooses them.
+    """
+    key = override.get_key_element()
     if not override.is_sweep_override():
-        return line
-    first = next(iter(override.sweep_string_iterator()))
-    return f"{line.split('=')[0]}={first}"
+        return [f"{key}={override.get_value_element_as_str()}"]
+    if isinstance(value := override.value(), Glob):
+        names = value.filter([file.stem for file in option_files(override.key_or_group)])
+        return [f"{key}={name}" for name in names]
+    if not override.is_discrete_sweep():
+        raise InputError(
+            f"{override.input_line}: Hydra's own sweeper takes no interval; use one that chooses values, "
+            "such as hydra/sweeper=optuna (pip install hydra-optuna-sweeper)"
+        )
+    return [f"{key}={text}" for text in override.sweep_string_iterator()]
+
+
+def is_chosen_later(override: Override) -> bool:
+    """Whether a sweeper has to choose the values of KEY=interval(A,B)."""
+    return override.is_sweep_override() and isinstance(override.value(), IntervalSweep)
+
+
+def _first_choice(override: Override) -> str:
+    """The first of the values of KEY=A,B; the middle of an interval."""
+    if is_chosen_later(override):
+        interval: Any = override.value()
+        middle = (interval.start + interval.end) / 2
+        whole = isinstance(interval.start, int) and isinstance(interval.end, int)  # so are values of Optuna's
+        return f"{override.get_key_element()}={int(middle) if whole else middle}"
+    if not override.is_sweep_override():
+        return override.input_line or ""
+    return next(iter(values_of(override)), override.get_key_element() + "=null")
 
 
 def _remedy(override: Override, names: Sequence[str]) -> str:

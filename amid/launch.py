@@ -95,7 +95,7 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
     failed: list[str] = []
 
     @heeded()
-    def task(cfg: DictConfig) -> None:
+    def task(cfg: DictConfig) -> Any:
         search_working_folder()  # also where a launcher starts it in a process of its own
         directory = Path(HydraConfig.get().runtime.output_dir)
         place, left = "", ""
@@ -110,16 +110,19 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
             check_for_secrets(HydraConfig.get(), "hydra")  # type: ignore[arg-type]
             check_used(cfg, HydraConfig.get())
             check(cfg)
-            importlib.import_module(f"amid.{name}").run(cfg)
+            if chooses(HydraConfig.get().sweeper):
+                _check_direction(cfg, HydraConfig.get().sweeper)
+            return importlib.import_module(f"amid.{name}").run(cfg)
         except BrokenPipeError:
             sys.exit(unread())  # Hydra would report it
         except Exception as error:
             if was_interrupted(error):
                 raise KeyboardInterrupt from error
             single = HydraConfig.get().mode == RunMode.RUN
-            if isinstance(error, Busy) and not single:
+            searches = not single and chooses(HydraConfig.get().sweeper)
+            if isinstance(error, Busy) and not single and not searches:
                 elsewhere.append(directory)
-                return
+                return None
             failed.append(("" if single else f"{directory.name}: ") + in_one_line(error))
             if is_mistake(error):
                 if single and not isinstance(error, Busy):  # of several runs, status and report tell
@@ -128,6 +131,9 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
                 with contextlib.suppress(OSError):
                     (directory / "error.log").write_text(hide(traceback.format_exc()), encoding="utf-8")
                     failed[-1] += f" (traceback: {directory / 'error.log'})"
+            if searches:  # such a sweeper has to know
+                raise InputError(failed.pop()) from error
+        return None
 
     before = sys.argv
     try:
@@ -137,6 +143,27 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
         sys.argv = before
     if failed:
         raise InputError("\namid: ".join(failed))
+
+
+def chooses(sweeper: Any) -> bool:
+    """Whether a sweeper, as Hydra's configuration has it, chooses runs by the scores of earlier ones."""
+    return str(sweeper["_target_"]) != "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+def _check_direction(cfg: Any, sweeper: Any) -> None:
+    """Refuses a sweeper that looks for the worst validation score, as one that minimises ROUGE-L.
+
+    Raises:
+        InputError: naming the direction to use.
+    """
+    said = sweeper.get("direction")
+    better = {"max": "maximize", "min": "minimize"}[cfg.checkpoint.mode]
+    name = str(getattr(said, "name", said))
+    if name in ("maximize", "minimize") and name != better:
+        raise InputError(
+            f"hydra.sweeper.direction={name}: of checkpoint.monitor={cfg.checkpoint.monitor}, which a run "
+            f"returns, checkpoint.mode={cfg.checkpoint.mode} is better; use hydra.sweeper.direction={better}"
+        )
 
 
 def tell_of(elsewhere: Sequence[Path]) -> None:

@@ -17,7 +17,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from amid.config import check_overrides, check_used, parsed_overrides, register_resolvers, takes
+from amid.config import (
+    check_overrides,
+    check_used,
+    parsed_overrides,
+    register_resolvers,
+    takes,
+    values_of,
+)
 from amid.config_folders import CONF, is_group, search_also, sweep_file
 from amid.errors import InputError, choose_one
 from amid.results import RESULT_FILE
@@ -45,6 +52,8 @@ class Sweep:
     """The overrides of each multirun: the grid, then each baseline; KEY=A,B runs each."""
     folder: Path = CONF
     """That the primary configuration lies in."""
+    searches: bool = False
+    """Whether a sweeper chooses the runs by the scores of earlier ones, so that none is known before."""
 
     def runs(self) -> "list[PlannedRun]":
         """Every run, in the order in which they are started; of the same run said twice, the first."""
@@ -52,6 +61,8 @@ class Sweep:
 
     @functools.cached_property
     def _runs(self) -> "list[PlannedRun]":
+        if self.searches:
+            return []
         runs: dict[frozenset[str], PlannedRun] = {}
         for job in self.jobs:
             for overrides in _multiplied(job):
@@ -62,6 +73,11 @@ class Sweep:
     @functools.cached_property
     def naming(self) -> Naming:
         """How the folders of its runs are named."""
+        if self.searches:
+            overrides = [override for job in self.jobs for override in parsed_overrides(job)]
+            varying = [o.key_or_group for o in overrides if o.is_sweep_override()]
+            fixed = [o.input_line or "" for o in overrides if not o.is_sweep_override()]
+            return Naming.of_chosen(varying, fixed, self.output_dir)
         return Naming.of([overrides for job in self.jobs for overrides in _multiplied(job)], self.output_dir)
 
     @property
@@ -72,6 +88,8 @@ class Sweep:
     @property
     def in_short(self) -> str:
         """How many runs there are: `10 runs, 6 of the grid and 4 baselines`."""
+        if self.searches:
+            return "runs that its sweeper chooses"
         runs, grid = len(self.runs()), len(replace(self, jobs=self.jobs[:1]).runs())
         baselines = f", {grid} of the grid and {runs - grid} baseline{'s' * (runs - grid > 1)}"
         return f"{runs} run{'s' * (runs > 1)}" + (baselines if runs > grid else "")
@@ -141,15 +159,7 @@ class Sweep:
 
 def _multiplied(job: Sequence[str]) -> list[list[str]]:
     """The overrides of each run of a multirun: every combination of the values of its overrides."""
-    choices = {}
-    for override in parsed_overrides(job):
-        key = override.get_key_element()
-        values = (
-            override.sweep_string_iterator()
-            if override.is_sweep_override()
-            else [override.get_value_element_as_str()]
-        )
-        choices[key] = [f"{key}={value}" for value in values]
+    choices = {override.get_key_element(): values_of(override) for override in parsed_overrides(job)}
     return [list(overrides) for overrides in itertools.product(*choices.values())]
 
 
@@ -222,7 +232,21 @@ def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) ->
     usual = file.get("output_dir") or f"outputs/{path.stem}"
     output_dir = given[-1] if given else usual + ("" if scale == SMALL else f"-{scale}")
     jobs = [_merged([*job, f"output_dir={output_dir}"]) for job in jobs]
-    return Sweep(path.stem, Path(output_dir), jobs, path.parent.absolute())
+    searches = _searches(file, jobs[0])
+    if searches and len(jobs) > 1:
+        raise InputError(
+            f"sweep {path} has baselines, and its sweeper searches; put them into a file of their own"
+        )
+    return Sweep(path.stem, Path(output_dir), jobs, path.parent.absolute(), searches)
+
+
+def _searches(file: Any, job: Sequence[str]) -> bool:
+    """Whether the sweeper of a sweep's file, or of the overrides of its grid, is not Hydra's own."""
+    entries = [dict(entry) for entry in file.defaults if isinstance(entry, DictConfig)]
+    said = {str(key).split("/", 1)[-1]: name for entry in entries for key, name in entry.items()}
+    chosen = {key.removeprefix("hydra/"): name for key, name in said.items()}
+    chosen |= dict(o.lstrip("+").removeprefix("hydra/").split("=", 1) for o in job if "hydra/sweeper=" in o)
+    return str(chosen.get("sweeper", "basic")) != "basic"
 
 
 def _read(path: Path) -> Any:

@@ -1,6 +1,7 @@
 """The entry point of a training run."""
 
 import logging
+import math
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +21,14 @@ from amid.results import METRICS, RESULT_FILE, RunResult, quality_metrics
 from amid.run_labels import labels_of
 
 
-def run(cfg: DictConfig) -> None:
-    """Trains, scores and records the run that `cfg` describes, in Hydra's folder for it."""
+def run(cfg: DictConfig) -> float | None:
+    """Trains, scores and records the run that `cfg` describes, in Hydra's folder for it.
+
+    Returns:
+        The validation score of the student that is kept, for a sweeper that searches: what
+        `checkpoint.monitor` names, the worst there is (infinite) of a run that diverged, and None of one that
+        measured nothing.
+    """
     hydra = HydraConfig.get()
     directory = Path(hydra.runtime.output_dir)
     finished = (directory / RESULT_FILE).exists()
@@ -45,6 +52,15 @@ def run(cfg: DictConfig) -> None:
     if hydra.mode == RunMode.RUN:
         anew = " (to train it anew, delete the folder)" if finished else ""
         announce(f"Run: {shown(directory)}{anew}")
+    return _score(result, settings["checkpoint"])
+
+
+def _score(result: RunResult, checkpoint: Mapping[str, Any]) -> float | None:
+    """The validation score of a run, by what its checkpoint is chosen by."""
+    if result.diverged_step is not None:
+        return math.inf if checkpoint["mode"] == "min" else -math.inf
+    score = result.training.get(str(checkpoint["monitor"]).replace("/", "_"))
+    return None if score is None else float(score)
 
 
 def _run(settings: dict[str, Any], directory: Path, labels: Mapping[str, Any]) -> RunResult:
