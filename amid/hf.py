@@ -1,18 +1,20 @@
 """Distillation in a transformers `Trainer`."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from amid.counted_loss import CountedLoss
 from amid.data.datamodule import MicroBatch, counted_positions
 from amid.data.prompts import IGNORE
 from amid.errors import InputError
+from amid.limits import check_reads_forwards, table_of_positions
 from amid.losses import Loss
 from amid.models import shared_vocabulary
 from amid.teacher import LiveTeacher
@@ -30,9 +32,10 @@ class AMiDTrainer(Trainer):
     A batch has `input_ids` and `labels`, [rows, length], and `attention_mask` where it is padded, on either
     side; `DataCollatorForSeq2Seq` makes such batches. Packed rows are not taken.
 
-    The student may have adapters (a `PeftModel`). The teacher is frozen, in eval mode, on the student's
-    device, and in no checkpoint. What the model adds to its own loss, such as a router's auxiliary loss, is
-    no part of this one. One process on one device: the body is called apart from the wrappers of several.
+    Student and teacher may have adapters (a `PeftModel`). The teacher is frozen, in eval mode, on the
+    student's device, and in no checkpoint; it shares no weight with the student. What the model adds to its
+    own loss, such as a router's auxiliary loss, is no part of this one. One process on one device: the body
+    is called apart from the wrappers of several.
 
     Another subclass of `Trainer`, such as TRL's `SFTTrainer`, may be a base after this one: it prepares the
     data, this one gives the loss.
@@ -48,8 +51,11 @@ class AMiDTrainer(Trainer):
     Raises:
         InputError: for a teacher that the objective needs and does not have, an objective that is no sum
             over batches with `gradient_accumulation_steps` above 1, several devices, DeepSpeed or FSDP,
-            prompt learning, and arguments of `Trainer` that make up another loss (`compute_loss_func`,
-            `model_init`, `label_smoothing_factor`). While it trains, for a batch that is not as said above.
+            prompt learning, `torch_compile`, and arguments of `Trainer` that make up another loss
+            (`compute_loss_func`, `model_init`, `label_smoothing_factor`); for a model that is a path, reads
+            both ways, is an encoder with a decoder, or has fewer embeddings than `processing_class` tokens,
+            and for a teacher that shares weights with the student. While it trains, for a batch that is not
+            as said above, or that has tokens or positions that a model does not have.
     """
 
     def __init__(
@@ -67,6 +73,14 @@ class AMiDTrainer(Trainer):
                 raise InputError(
                     f"{name} is not taken: the loss is the objective's, of one model; leave it out"
                 )
+        for role, given in (("teacher", teacher), ("model", model)):
+            if isinstance(given, str | Path) and (role == "teacher" or not _is_loaded_by_a_base(type(self))):
+                raise InputError(
+                    f"{role}={str(given)!r} is a path; load it: "
+                    f"{role}=AutoModelForCausalLM.from_pretrained({str(given)!r})"
+                )
+        if (tokenizer := getattr(arguments.get("data_collator"), "tokenizer", None)) is not None:
+            arguments.setdefault("processing_class", tokenizer)  # whose end token the saved model names
         super().__init__(model, **arguments)
         assert self.model is not None
         args = self.args
@@ -83,6 +97,11 @@ class AMiDTrainer(Trainer):
             raise InputError(
                 f"label_smoothing_factor={args.label_smoothing_factor} is no part of {objective!r}; use 0"
             )
+        if args.torch_compile:
+            raise InputError(
+                "torch_compile=True does nothing here, where the body is called apart from its compiled "
+                "wrapper; leave it out (compiled=True at the objective compiles the loss)"
+            )
         if args.gradient_accumulation_steps > 1 and not objective.additive:
             raise InputError(
                 f"gradient_accumulation_steps={args.gradient_accumulation_steps} cuts a step into parts, but "
@@ -90,8 +109,17 @@ class AMiDTrainer(Trainer):
             )
         self.objective: Loss = objective
         self.model_accepts_loss_kwargs = True  # each batch's loss is its share of the step's
-        student = _plain(self.model)
-        self._teacher = None if teacher is None else LiveTeacher(teacher)
+        student = _plain(self.model, "model")
+        self._models = {"model": student}
+        if teacher is not None:
+            self._models["teacher"] = _plain(teacher, "teacher")
+            _check_apart(student, self._models["teacher"])
+        for role, given in self._models.items():
+            _check_tokens(role, given, self.processing_class)
+        self._pad = getattr(self.processing_class, "pad_token_id", None)
+        if self._pad is None:
+            self._pad = student.config.pad_token_id
+        self._teacher = None if teacher is None else LiveTeacher(self._models["teacher"])
         shared_vocab = None
         if self._teacher is not None:
             self._teacher.to(args.device)
@@ -105,7 +133,7 @@ class AMiDTrainer(Trainer):
         """The batches of an optimiser step, and their counted tokens: predicted ones, on either padding."""
         batches, n = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
-            n = sum(int(counted_positions(_right_padded(batch)).sum()) for batch in batches)
+            n = sum(int(counted_positions(_right_padded(batch, self._pad)).sum()) for batch in batches)
         return batches, n
 
     def compute_loss(
@@ -123,7 +151,9 @@ class AMiDTrainer(Trainer):
             return_outputs: also the model's own outputs, which takes a pass of its own.
             num_items_in_batch: the counted tokens of the step; None for those of this batch.
         """
-        batch = _right_padded(inputs)
+        batch = _right_padded(inputs, self._pad)
+        for role, given in self._models.items():
+            _check_batch(role, given, batch)
         denominator = None if num_items_in_batch is None else max(float(num_items_in_batch), 1.0)
         with self.accelerator.autocast():  # which the wrapped model has, but its body alone has not
             loss, _ = self._counted_loss(self.objective, batch, denominator)
@@ -142,7 +172,7 @@ class AMiDTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
             loss = self.compute_loss(model, inputs).detach()
-            self._evaluated.append((loss, counted_positions(_right_padded(inputs)).sum()))
+            self._evaluated.append((loss, counted_positions(_right_padded(inputs, self._pad)).sum()))
             if prediction_loss_only:
                 return loss, None, None
             mask = inputs.get("attention_mask")
@@ -170,7 +200,13 @@ class AMiDTrainer(Trainer):
         return output
 
 
-def _plain(model: Any) -> PreTrainedModel:
+def _is_loaded_by_a_base(kind: type) -> bool:
+    """Whether a base class after `AMiDTrainer`, such as TRL's `SFTTrainer`, takes the model."""
+    following = kind.__mro__[kind.__mro__.index(AMiDTrainer) + 1]
+    return following is not Trainer
+
+
+def _plain(model: Any, role: str) -> PreTrainedModel:
     """The model that has body and head: that below a `PeftModel`, adapters included."""
     config = getattr(model, "active_peft_config", None)
     if config is not None and hasattr(model, "get_base_model"):
@@ -180,12 +216,66 @@ def _plain(model: Any) -> PreTrainedModel:
             )
         model = model.get_base_model()
     if not isinstance(model, PreTrainedModel):
-        raise InputError(f"model is a {type(model).__name__}; give a transformers model for causal language")
+        raise InputError(f"{role} is a {type(model).__name__}; give a transformers model for causal language")
+    check_reads_forwards(role, model)
+    if model.get_output_embeddings() is None and not model.can_generate():
+        raise InputError(
+            f"{role} is a {type(model).__name__}, which makes no logits; load it by AutoModelForCausalLM"
+        )
     return model
 
 
-def _right_padded(inputs: dict[str, Tensor | Any]) -> MicroBatch:
-    """A batch of `Trainer` with its padding on the right, where causal attention does not look."""
+def _check_apart(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Raises InputError where the two share weights, also as views of the same memory."""
+
+    def memory(weight: nn.Parameter) -> int:
+        return weight.untyped_storage().data_ptr() or id(weight)
+
+    ours = {memory(weight) for weight in student.parameters()}
+    shared = [name for name, weight in teacher.named_parameters() if memory(weight) in ours]
+    if shared:
+        raise InputError(
+            f"the teacher shares {len(shared)} weights with the student ({shared[0]}, ...), which would be "
+            "frozen, or change, with it; give a model of its own: copy.deepcopy(model), before adapters are "
+            "added to either"
+        )
+
+
+def _embeddings(model: PreTrainedModel) -> int:
+    weight: Any = model.get_input_embeddings().weight
+    return int(weight.shape[0])
+
+
+def _check_tokens(role: str, model: PreTrainedModel, tokenizer: Any) -> None:
+    """Raises InputError where a tokenizer has more tokens than the model embeddings."""
+    if isinstance(tokenizer, PreTrainedTokenizerBase) and len(tokenizer) > _embeddings(model):
+        raise InputError(
+            f"{role} has {_embeddings(model)} token embeddings and the tokenizer {len(tokenizer)} tokens; "
+            "give models of one family and their tokenizer"
+        )
+
+
+def _check_batch(role: str, model: PreTrainedModel, batch: MicroBatch) -> None:
+    """Raises InputError where a batch has tokens or positions that the model does not have."""
+    highest = int(batch["input_ids"].max()) if batch["input_ids"].numel() else 0
+    if highest >= _embeddings(model):
+        raise InputError(
+            f"a batch has token {highest}, and {role} has only {_embeddings(model)} token embeddings; give "
+            "models of one family and rows of their tokenizer"
+        )
+    length, most = batch["input_ids"].shape[1], getattr(model.config, "max_position_embeddings", None)
+    if most is not None and length > most and table_of_positions(model) is not None:
+        raise InputError(
+            f"a batch is {length} tokens long, and {role} has only {most} positions; cut the rows to {most}"
+        )
+
+
+def _right_padded(inputs: dict[str, Tensor | Any], pad: int | None) -> MicroBatch:
+    """A batch of `Trainer` with its padding on the right, where causal attention does not look.
+
+    Without a mask, rows may be padded on the right, with labels of -100, not on the left. There `pad`, the
+    padding token, stands before some rows and not before all, or twice: once it may be their BOS.
+    """
     missing = {"input_ids", "labels"} - inputs.keys()
     if missing:
         raise InputError(
@@ -201,6 +291,13 @@ def _right_padded(inputs: dict[str, Tensor | Any]) -> MicroBatch:
     batch = dict(inputs)
     mask = batch.get("attention_mask")
     if mask is None:
+        begin = batch["input_ids"][:, :2].eq(-1 if pad is None else pad)
+        once, twice = begin[:, :1].any(1), begin.all(1)
+        if bool(once.any()) and bool(twice.any() or not once.all()):
+            raise InputError(
+                f"a batch begins rows with the padding token {pad} and has no attention_mask; give the mask, "
+                "or pad on the right"
+            )
         return batch
     if mask.shape != batch["input_ids"].shape:
         raise InputError(

@@ -33,17 +33,32 @@ def check_lengths(name: str, model: PreTrainedModel, texts: Mapping[str, int]) -
     settings, longest = max(texts.items(), key=lambda text: text[1])
     if positions is None or longest <= positions:
         return
+    table = table_of_positions(model)
     given = f"{settings} makes texts of up to {longest:,} tokens"
-    if _has_table(model, positions):
+    if table is not None:
         raise InputError(
-            f"{given}, and {name} ({model.config.model_type}) has only {positions:,} positions; lower it to "
-            f"{positions} at most"
+            f"{given}, and {name} ({model.config.model_type}) has only {table:,} positions; lower it to "
+            f"{table} at most"
         )
     trained = _trained(model.config, positions)
     if longest > trained:
         _announce_once(
             f"{given}, and {name} was made for {trained:,} positions: what it says beyond them may be poor"
         )
+
+
+def table_of_positions(model: PreTrainedModel) -> int | None:
+    """How many positions a model has a row of some table for, learned ones as in GPT-2; None for no table."""
+    positions, tokens = _positions(model), model.get_input_embeddings()
+    if positions is None:
+        return None
+    learned = any(
+        module.num_embeddings - positions in _OFFSETS
+        for module in model.modules()
+        if isinstance(module, nn.Embedding) and module is not tokens
+    )
+    buffers = any(buffer.dim() > 1 and positions in buffer.shape for buffer in model.buffers())
+    return positions if learned or buffers else None
 
 
 def texts_of(cfg: Mapping[str, Any], reads: Collection[str]) -> dict[str, int]:
@@ -111,17 +126,6 @@ def _positions(model: PreTrainedModel) -> int | None:
     config = model.config.get_text_config()
     found = (getattr(config, name, None) for name in _LENGTHS)
     return next((int(positions) for positions in found if positions), None)
-
-
-def _has_table(model: PreTrainedModel, positions: int) -> bool:
-    """Whether something in the model has a row for each position, so that there can be no further ones."""
-    tokens = model.get_input_embeddings()
-    learned = any(
-        module.num_embeddings - positions in _OFFSETS
-        for module in model.modules()
-        if isinstance(module, nn.Embedding) and module is not tokens
-    )
-    return learned or any(buffer.dim() > 1 and positions in buffer.shape for buffer in model.buffers())
 
 
 def _trained(config: Any, positions: int) -> int:

@@ -1,11 +1,21 @@
 """The transformers Trainer with our losses: against whole logits, in any cut of a step."""
 
 import copy
+import json
 
 import pytest
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM, DataCollatorForSeq2Seq, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from amid.config import CONF
 from amid.data.builtin import corpus, tokenizer
@@ -41,7 +51,16 @@ def collator(side="right"):
 
 
 def trainer(
-    folder, student, teacher, objective, data=None, side="right", metrics=None, valid=None, **arguments
+    folder,
+    student,
+    teacher,
+    objective,
+    data=None,
+    side="right",
+    metrics=None,
+    valid=None,
+    collate=None,
+    **arguments,
 ):
     given = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "seed": 3}
     return AMiDTrainer(
@@ -51,7 +70,7 @@ def trainer(
         args=TrainingArguments(output_dir=str(folder), **{**given, **arguments}),
         train_dataset=data,
         eval_dataset=valid,
-        data_collator=collator(side),
+        data_collator=collate or collator(side),
         compute_metrics=metrics,
     )
 
@@ -231,12 +250,122 @@ def test_adapters_of_peft_are_trained_and_kept_in_the_checkpoint(tmp_path):
     assert sorted(f.name for f in (tmp_path / "saved").glob("*.safetensors")) == ["adapter_model.safetensors"]
 
 
+def adapted(model, seed):
+    """A model with adapters that change it."""
+    import peft
+
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=4, task_type="CAUSAL_LM"))
+    torch.manual_seed(seed)
+    for weight in wrapped.parameters():
+        if weight.requires_grad:
+            weight.data += 0.2 * torch.randn_like(weight)
+    return wrapped
+
+
+def test_a_teacher_with_adapters_teaches_with_them(tmp_path):
+    student, teacher, plain = tiny("student"), adapted(tiny("teacher", 1), 3), tiny("teacher", 1)
+    batch = collator()(rows(4))
+    ours = trainer(tmp_path, student, teacher, amid()).compute_loss(student, dict(batch))
+    expected = on_whole_logits(amid(), student, teacher, batch)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+    assert abs(float(expected.detach() - on_whole_logits(amid(), student, plain, batch).detach())) > 1e-3
+    assert not any(weight.requires_grad for weight in teacher.parameters())
+
+
+def test_a_teacher_that_shares_weights_is_refused_and_the_student_left_as_it_is(tmp_path):
+    student = tiny("student")
+    with pytest.raises(InputError, match=r"the teacher shares \d+ weights with the student"):
+        trainer(tmp_path, student, student, amid())
+    assert all(weight.requires_grad for weight in student.parameters())
+    base = tiny("student")
+    wrapped = adapted(base, 3)
+    trained = {name for name, weight in wrapped.named_parameters() if weight.requires_grad}
+    for teacher in (base, wrapped):
+        with pytest.raises(InputError, match=r"copy.deepcopy\(model\), before adapters"):
+            trainer(tmp_path, wrapped, teacher, amid())
+    assert {name for name, weight in wrapped.named_parameters() if weight.requires_grad} == trained
+    other = tiny("student", 1)
+    other.model.norm.weight = student.model.norm.weight
+    with pytest.raises(InputError, match=r"shares 1 weights with the student \(model.norm.weight"):
+        trainer(tmp_path, student, other, amid())
+
+
+def of_family(family, **fields):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": len(TOKENS)}
+    return AutoConfig.for_model(family, **{**sizes, **fields}, pad_token_id=TOKENS.pad_token_id)
+
+
+def test_models_that_cannot_learn_or_teach_so_are_refused(tmp_path):
+    student, teacher = tiny("student"), tiny("teacher", 1)
+    t5 = AutoConfig.for_model("t5", d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    bert = AutoModelForCausalLM.from_config(of_family("bert", intermediate_size=32))
+    headless = AutoModel.from_config(of_family("gpt2"))
+    few = AutoModelForCausalLM.from_config(of_family("gpt2", vocab_size=len(TOKENS) - 1))
+    for model, of, words in (
+        (student, "a/path", r"teacher='a/path' is a path; load it: teacher=AutoModelForCausalLM"),
+        ("a/path", teacher, r"model='a/path' is a path"),
+        (student, AutoModelForSeq2SeqLM.from_config(t5), r"teacher is an encoder with a decoder \(t5\)"),
+        (AutoModelForSeq2SeqLM.from_config(t5), teacher, r"model is an encoder with a decoder \(t5\)"),
+        (student, bert, r"teacher \(BertLMHeadModel\) reads a text from both ends"),
+        (bert, teacher, r"model \(BertLMHeadModel\) reads a text from both ends"),
+        (student, headless, r"teacher is a GPT2Model, which makes no logits"),
+        (student, few, rf"teacher has {len(TOKENS) - 1} token embeddings and the tokenizer {len(TOKENS)}"),
+    ):
+        with pytest.raises(InputError, match=words):
+            trainer(tmp_path, model, of, amid())
+
+
+def test_batches_beyond_what_a_model_has_are_refused(tmp_path):
+    student = tiny("student")
+    few = AutoModelForCausalLM.from_config(of_family("gpt2", n_positions=12, vocab_size=40))
+    it = trainer(tmp_path, student, few, amid(), collate=default_data_collator)
+    ids = torch.full((2, 12), 39)
+    it.compute_loss(student, {"input_ids": ids, "labels": ids})
+    with pytest.raises(InputError, match=r"token 40, and teacher has only 40 token embeddings"):
+        it.compute_loss(student, {"input_ids": ids + 1, "labels": ids})
+    longer = torch.full((2, 13), 39)
+    with pytest.raises(InputError, match=r"13 tokens long, and teacher has only 12 positions"):
+        it.compute_loss(student, {"input_ids": longer, "labels": longer})
+
+
+def test_padding_on_the_left_needs_a_mask(tmp_path):
+    student = tiny("student")
+    it = trainer(tmp_path, student, tiny("teacher", 1), amid())
+    batch = {name: value for name, value in collator("left")(rows(3)).items() if name != "attention_mask"}
+    with pytest.raises(InputError, match=rf"padding token {TOKENS.pad_token_id} and has no attention_mask"):
+        it.compute_loss(student, batch)
+    right = {name: value for name, value in collator()(rows(3)).items() if name != "attention_mask"}
+    it.compute_loss(student, right)
+    it.compute_loss(
+        student,
+        {name: value.clone() for name, value in right.items()}
+        | {"input_ids": torch.cat([torch.full((3, 1), TOKENS.pad_token_id), right["input_ids"][:, 1:]], 1)},
+    )  # once, before every row, as a BOS stands
+
+
+def test_what_it_saves_ends_its_answers(tmp_path):
+    torch.manual_seed(0)
+    config = of_family("gpt2", eos_token_id=7)
+    student = AutoModelForCausalLM.from_config(config)
+    it = trainer(tmp_path, student, tiny("teacher", 1), amid(), rows(4), max_steps=1)
+    it.train()
+    it.save_model(tmp_path / "saved")
+    said = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert TOKENS.eos_token_id in said["eos_token_id"]
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["eos_token_id"] == TOKENS.eos_token_id
+    tiny("student").save_pretrained(tmp_path / "plain")
+    said = json.loads((tmp_path / "plain" / "generation_config.json").read_text())
+    assert said["eos_token_id"] == TOKENS.eos_token_id
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").eos_token == TOKENS.eos_token
+
+
 def test_what_does_not_fit_is_refused(tmp_path):
     student, teacher = tiny("student"), tiny("teacher", 1)
     for objective, of, given, words in (
         (amid(), None, {}, "teacher=None"),
         (AlphaNet(maximum="batch"), teacher, {"gradient_accumulation_steps": 2}, "no sum of parts"),
         (amid(), teacher, {"label_smoothing_factor": 0.1}, r"label_smoothing_factor=0\.1"),
+        (amid(), teacher, {"torch_compile": True}, "torch_compile=True does nothing here"),
     ):
         with pytest.raises(InputError, match=words):
             trainer(tmp_path, student, of, objective, **given)
