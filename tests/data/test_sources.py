@@ -135,8 +135,8 @@ BOM = b"\xef\xbb\xbf"
         ("a.jsonl", BOM + json.dumps([json.loads(A), json.loads(B)], indent=2).encode()),
         ("a.tsv", b"instruction\toutput\na\tb\nc\td\n"),
         ("a.csv", BOM + b"instruction,output\r\na,b\r\n\r\nc,d"),
-        ("a.jsonl.gz", gzip.compress(f"{A}\n{B}".encode())),
-        ("a.csv.gz", gzip.compress(b"instruction,output\na,b\nc,d\n")),
+        ("a.jsonl.gz", gzip.compress(f"{A}\n{B}".encode(), mtime=0)),
+        ("a.csv.gz", gzip.compress(b"instruction,output\na,b\nc,d\n", mtime=0)),
     ],
 )
 def test_marks_arrays_tabs_and_gzip(tmp_path, name, content):
@@ -178,7 +178,7 @@ def row_with(rest):
         (A.encode("utf-16"), r"is UTF-16, not UTF-8; convert it: iconv"),
         (A.encode("utf-16-le"), r"begins with NUL bytes: it is UTF-16"),
         (A.encode() + b'\n{"instruction": "\xe9"}', r":2: not UTF-8 \(byte 0xe9"),
-        (gzip.compress(A.encode()), r"is packed with gzip; unpack it, or let its name end in .gz"),
+        (gzip.compress(A.encode(), mtime=0), r"is packed with gzip; unpack it, or let its name end in .gz"),
         (b"PAR1...", r"is a Parquet file; let its name end in .parquet"),
         (f"[\n{A}\n{B}]".encode(), r":3: no , or \] after a row"),
         (f"[\n{A},\n{A[:-1]}".encode(), r":3: not valid JSON .*; repair the array"),
@@ -203,7 +203,7 @@ def test_mistakes_of_tables_and_packed_files(tmp_path):
         ("a.csv", b"instruction;output\na;b\n", r"a.csv:1: the names are separated by ';'"),
         ("a.csv", b"instruction,output,output\n", r"a.csv:1: the name 'output' stands there twice"),
         ("a.csv", b'instruction,output\na,b\nc,"d\ne,f\n', r"not valid CSV near line 3"),
-        ("a.gz", gzip.compress(A.encode())[:-9], r"a.gz is not a whole gzip file"),
+        ("a.gz", gzip.compress(A.encode(), mtime=0)[:-9], r"a.gz is not a whole gzip file"),
         ("a.jsonl.gz", A.encode(), r"a.jsonl.gz is not a whole gzip file"),
     ):
         (tmp_path / name).write_bytes(content)
@@ -302,7 +302,7 @@ def test_empty_rows_are_counted():
 def test_documents(tmp_path):
     for name, content, found in (
         ("a.txt", BOM + b"one\r\n[two", ["one\r\n[two"]),
-        ("a.txt.gz", gzip.compress(b"one"), ["one"]),
+        ("a.txt.gz", gzip.compress(b"one", mtime=0), ["one"]),
         ("a.json", b'[{"text": "one"}, {"text": "two"}]', ["one", "two"]),
     ):
         (tmp_path / name).write_bytes(content)

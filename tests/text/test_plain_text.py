@@ -115,7 +115,7 @@ def test_sources_of_plain_text(jsonl, tmp_path):
     assert load_documents(["x"]) == ["x"]
     for content, message in (
         ({"text": 3}, "field 'text' is 3, not a string"),
-        ({"output": "a"}, "field 'text' is None"),
+        ({"output": "a"}, "field 'text' is missing"),
         ("{broken", r"data\.jsonl:1: not valid JSON"),
         ({"text": " "}, "holds no text; give another file, or null"),
     ):
