@@ -121,7 +121,7 @@ def test_a_step_on_student_text_is_one_on_the_same_text_given_as_data(tmp_path, 
     asked = []
     on_policy = StudentText(max_new_tokens=7, seed=2)
     rows = on_policy.rows
-    on_policy.rows = lambda *given: asked.append((given[0], rows(*given))) or asked[-1][1]
+    on_policy.rows = lambda **given: asked.append((given["prompts"], rows(**given))) or asked[-1][1]
     before = network().state_dict()
     module, logged = fitted(data, on_policy, network(), precision=precision)
     ((prompts, written),) = asked
