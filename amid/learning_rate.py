@@ -72,14 +72,26 @@ def cosine(optimizer: Optimizer, steps: int, warmup: float = 0, eta_min: float =
 
 def linear(optimizer: Optimizer, steps: int, warmup: float = 0) -> LRScheduler:
     """A line from the learning rate of the optimiser to 0, after a linear warm-up from 0: transformers'
-    `get_linear_schedule_with_warmup`. The arguments are those of `cosine`."""
+    `get_linear_schedule_with_warmup`.
+
+    Args:
+        optimizer: whose rates are set.
+        steps: of the whole training.
+        warmup: as in `warmup_steps`.
+    """
     made: LRScheduler = get_linear_schedule_with_warmup(optimizer, warmup_steps(warmup, steps), steps)
     return made
 
 
 def constant(optimizer: Optimizer, steps: int, warmup: float = 0) -> LRScheduler:
     """The learning rate of the optimiser, after a linear warm-up from 0: transformers'
-    `get_constant_schedule_with_warmup`. The arguments are those of `cosine`."""
+    `get_constant_schedule_with_warmup`.
+
+    Args:
+        optimizer: whose rates are set.
+        steps: of the whole training.
+        warmup: as in `warmup_steps`.
+    """
     made: LRScheduler = get_constant_schedule_with_warmup(optimizer, warmup_steps(warmup, steps))
     return made
 

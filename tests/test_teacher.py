@@ -370,7 +370,7 @@ def test_a_comparison_that_cannot_be_is_refused_before_anything(quick, tmp_path,
     new = f"prepared_dir={tmp_path / 'new'}"
     wrong = ["teacher=cached", "teacher.tokens_per_forward=0"]
     assert main(["train", *quick, "method=sft", new, *wrong]) == 1
-    assert "teacher.tokens_per_forward=0 must be at least 1" in capsys.readouterr().err
+    assert "teacher.tokens_per_forward=0 must be a whole number from 1" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
     random = ["method=sft", "model.teacher.sft=null", "teacher=cached"]
     assert main(["train", *quick, *random, f"output_dir={tmp_path / 'random'}"]) == 0

@@ -8,7 +8,7 @@ from amid.generation import Sampling
 
 
 def test_a_run_that_diverges_ends_at_once_and_is_neither_run_again_nor_scored(quick, tmp_path, capsys):
-    arguments = ["train", *quick, "optimizer.lr=inf"]
+    arguments = ["train", *quick, "optimizer.lr=1e30"]
     assert run(*arguments) == 0
     assert "diverged at step 2: loss nan" in capsys.readouterr().out
     (directory,) = (tmp_path / "runs").iterdir()
@@ -38,7 +38,7 @@ def test_a_run_that_diverges_ends_at_once_and_is_neither_run_again_nor_scored(qu
 def test_a_student_that_can_answer_no_more_has_diverged(quick, tmp_path, overrides):
     keys = {override.split("=")[0] for override in overrides}
     base = [o for o in quick if o.split("=")[0] not in keys]
-    assert run("train", *base, "optimizer.lr=inf", *overrides) == 0
+    assert run("train", *base, "optimizer.lr=1e30", *overrides) == 0
     (directory,) = (tmp_path / "runs").iterdir()
     result = results.load(directory)
     assert result.diverged_step == 1

@@ -25,7 +25,8 @@ from amid import results
         ),
         (
             ["data.test=my/test.jsonl"],
-            "data.test=my/test.jsonl: add each set by its name: +data.test.mine=my/test.jsonl",
+            "data.test=my/test.jsonl must be evaluation sets by name; add a set by its name: "
+            "+data.test.mine=my/test.jsonl",
         ),
         (
             ["+data.test=my/test.jsonl"],

@@ -65,8 +65,11 @@ def test_a_run_says_what_it_cuts_and_how_long_its_models_are_fine_tuned(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("batch_size=0", "model.student.sft.batch_size=0 must be at least 1"),
-        ("trainer.max_epochs=null", "model.student.sft.trainer.max_epochs=null is no number of epochs"),
+        ("batch_size=0", "model.student.sft.batch_size=0 must be a whole number from 1"),
+        (
+            "trainer.max_epochs=null",
+            "model.student.sft.trainer.max_epochs=null must be a whole number from 0",
+        ),
         (
             "trainer.max_steps=-1",
             "model.student.sft.trainer.max_epochs=-1 and model.student.sft.trainer.max_steps=-1",
@@ -82,7 +85,7 @@ def test_a_fine_tuning_that_cannot_be_is_refused_before_any(quick, tmp_path, cap
 
 
 def test_a_preparation_that_diverges_is_an_error_each_time(quick, tmp_path, capsys):
-    arguments = [*quick, f"prepared_dir={tmp_path / 'bad'}", "model.teacher.sft.optimizer.lr=inf"]
+    arguments = [*quick, f"prepared_dir={tmp_path / 'bad'}", "model.teacher.sft.optimizer.lr=1e30"]
     for _ in range(2):
         assert run("train", *arguments) == 1
         assert "diverged at step 2; lower model.teacher.sft.optimizer.lr" in capsys.readouterr().err
