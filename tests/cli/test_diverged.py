@@ -8,7 +8,7 @@ from amid.generation import Sampling
 
 
 def test_a_run_that_diverges_ends_at_once_and_is_neither_run_again_nor_scored(quick, tmp_path, capsys):
-    arguments = ["train", *quick, "optimizer.lr=1e30"]
+    arguments = ["train", *quick, "optimizer.lr=1e300"]
     assert run(*arguments) == 0
     assert "diverged at step 2: loss nan" in capsys.readouterr().out
     (directory,) = (tmp_path / "runs").iterdir()
@@ -31,14 +31,14 @@ def test_a_run_that_diverges_ends_at_once_and_is_neither_run_again_nor_scored(qu
     "overrides",
     [
         ["text=student"],  # the second step's answers
-        ["data.valid_prompts=null", "checkpoint=loss", "trainer.max_steps=1"],  # the final answers
+        ["data.valid_metric=null", "checkpoint=loss", "trainer.max_steps=1"],  # the final answers
         ["trainer.max_steps=1"],  # the validation's
     ],
 )
 def test_a_student_that_can_answer_no_more_has_diverged(quick, tmp_path, overrides):
     keys = {override.split("=")[0] for override in overrides}
     base = [o for o in quick if o.split("=")[0] not in keys]
-    assert run("train", *base, "optimizer.lr=1e30", *overrides) == 0
+    assert run("train", *base, "optimizer.lr=1e300", *overrides) == 0
     (directory,) = (tmp_path / "runs").iterdir()
     result = results.load(directory)
     assert result.diverged_step == 1

@@ -85,7 +85,7 @@ def test_a_fine_tuning_that_cannot_be_is_refused_before_any(quick, tmp_path, cap
 
 
 def test_a_preparation_that_diverges_is_an_error_each_time(quick, tmp_path, capsys):
-    arguments = [*quick, f"prepared_dir={tmp_path / 'bad'}", "model.teacher.sft.optimizer.lr=1e30"]
+    arguments = [*quick, f"prepared_dir={tmp_path / 'bad'}", "model.teacher.sft.optimizer.lr=1e300"]
     for _ in range(2):
         assert run("train", *arguments) == 1
         assert "diverged at step 2; lower model.teacher.sft.optimizer.lr" in capsys.readouterr().err
