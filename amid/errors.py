@@ -24,8 +24,15 @@ class Damaged(InputError):
 def choose_one(name: str, options: Sequence[str]) -> str:
     """The end of a message about a `name` that is none of `options`: the nearest one, and all."""
     choice = f"hoose one of {', '.join(options)}"
+    near = nearest(name, options)
+    return f"{near}? C{choice}" if near else f"; c{choice}"
+
+
+def nearest(name: str, options: Sequence[str]) -> str:
+    """A question for the nearest of `options`, to stand in a message about a `name` that is none of them;
+    nothing where none is near."""
     near = difflib.get_close_matches(name.lower(), options, 1)
-    return f"; did you mean {near[0]!r}? C{choice}" if near else f"; c{choice}"
+    return f"; did you mean {near[0]!r}" if near else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -69,11 +69,23 @@ def steps_of(trainer: Config, steps_of_all: int) -> int:
 
 
 def _steps_of_epoch(trainer: Config, steps_of_all: int) -> int:
-    """The optimiser steps of an epoch of a run whose training data are `steps_of_all`."""
+    """The optimiser steps of an epoch of a run whose training data are `steps_of_all`.
+
+    Raises:
+        InputError: for a share of them that is less than one.
+    """
     limit = trainer.get("limit_train_batches")
     if limit is None:
         return steps_of_all
-    return int(limit * steps_of_all) if isinstance(limit, float) else min(limit, steps_of_all)
+    if not isinstance(limit, float):
+        return min(limit, steps_of_all)
+    steps = int(limit * steps_of_all)  # as Lightning rounds
+    if limit > 0 and steps == 0 < steps_of_all:
+        raise InputError(
+            f"trainer.limit_train_batches={limit} of the {steps_of_all} steps of an epoch is not one step; "
+            "give a larger share, or a whole number of steps"
+        )
+    return steps
 
 
 def epochs_of_validation(trainer: Config, epochs: int) -> int:

@@ -22,9 +22,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import CONFIG_NAME
 
-from amid.errors import InputError, first_line
+from amid.errors import InputError, first_line, nearest, shortened
 from amid.files import checksum, key_of
 from amid.hub import ask_its_cache_alone_if_it_is_silent, reason_of
 from amid.limits import check_ignores_what_follows
@@ -154,6 +155,12 @@ class ModelSource:
                 raise _not_loadable("model", self.path, error) from error
             return stored
         assert self.architecture is not None
+        kind = self.architecture.get("model_type")
+        if kind not in CONFIG_MAPPING_NAMES:
+            raise InputError(
+                f"model architecture.model_type={kind} is none of transformers' {len(CONFIG_MAPPING_NAMES)} "
+                f"model types{nearest(str(kind), [*CONFIG_MAPPING_NAMES])}; choose one such as llama or gpt2"
+            )
         given = {
             "vocab_size": len(tokenizer),
             "eos_token_id": tokenizer.eos_token_id,
@@ -164,7 +171,7 @@ class ModelSource:
             return AutoConfig.for_model(**given)
         except (TypeError, ValueError, StrictDataclassError) as error:
             raise InputError(
-                f"model architecture={dict(self.architecture)} is not usable: {first_line(error)}"
+                f"model architecture={dict(self.architecture)} is not usable: {shortened(str(error))}"
             ) from error
 
     def skeleton(self, config: PretrainedConfig) -> PreTrainedModel:
@@ -179,7 +186,7 @@ class ModelSource:
                 model: PreTrainedModel = _of_config(config, self.dtype)
             except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
                 what = self.path or f"architecture={dict(self.architecture or {})}"
-                raise InputError(f"model {what} is not usable: {first_line(error)}") from error
+                raise InputError(f"model {what} is not usable: {shortened(str(error))}") from error
             return self._shaped(model)
 
     def _shaped(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -494,7 +501,7 @@ def _not_loadable(what: str, path: str, error: Exception) -> InputError:
         )
     is_there = Path(path).exists()
     where = "is there, but" if is_there else "is no folder here, and"
-    reason = first_line(error) if is_there else reason_of(error)
+    reason = shortened(first_line(error) if is_there else reason_of(error))
     return InputError(
         f"{what} path={path!r} {where} could not be loaded ({reason}); give a hub id that can be "
         "reached, a folder written by save_pretrained, or a GGUF file"

@@ -15,7 +15,7 @@ from amid.files import only_writer
 from amid.fit import length_in_words, steps_of
 from amid.learning_rate import check_rates
 from amid.limits import check_lengths, check_reads_forwards, texts_of
-from amid.models import ModelSource, check_same_tokens, load_tokenizer
+from amid.models import ModelSource, check_same_tokens, load_tokenizer, output_rows
 from amid.monitor import PREPARING, tell, watched
 from amid.progress import announce
 from amid.results import BEST, REMEDY, RESULT_FILE, RunResult, check_student, load
@@ -67,10 +67,20 @@ def check_models(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> None:
         model: ModelSource = instantiate({key: value for key, value in source.items() if key != "sft"})
         skeleton, name = model.skeleton(model.config(tokenizer)), f"the {role} {model.path or ''}".strip()
         check_reads_forwards(name, skeleton)
+        _check_shared_vocabulary(cfg["objective"], name, output_rows(skeleton))
         reads = ("data", "text", *(("generation",) if role == "student" else ()))
         check_lengths(name, skeleton, texts_of(cfg, reads))
         if source.get("path") is not None:
             check_same_tokens(role, tokenizer, load_tokenizer(source["path"]))
+
+
+def _check_shared_vocabulary(objective: Config, name: str, rows: int) -> None:
+    shared = objective.get("shared_vocab")
+    if shared is not None and shared > rows:
+        raise InputError(
+            f"objective.shared_vocab={shared} is more than the {rows} tokens that {name} has logits for; "
+            f"use {rows} at most, or null"
+        )
 
 
 def _models(cfg: Config) -> dict[str, Config]:

@@ -220,12 +220,15 @@ def _parquet_rows(path: Path) -> Rows:
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
     from pyarrow import ArrowException
+    from pyarrow.parquet import read_metadata
 
     try:
         path.open("rb").close()
     except OSError as error:
         raise unreadable(path, error) from error
     try:
+        if read_metadata(path).num_rows == 0:
+            return
         rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
         for number, row in enumerate(rows, 1):
             yield f"{path} row {number}", row

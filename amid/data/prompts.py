@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from amid.data.examples import Example
 from amid.data.row_text import RowText, marks_in, special_tokens
-from amid.errors import InputError
+from amid.errors import InputError, first_line
 
 IGNORE = -100
 """The label of a token that is not counted."""
@@ -188,9 +189,16 @@ class Template:
         turns = [{"role": "user", "content": message}]
         if answer is not None:
             turns.append({"role": "assistant", "content": answer})
-        text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=answer is None, **self._variables
-        )
+        try:
+            text = tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=answer is None, **self._variables
+            )
+        except TemplateError as error:
+            raise InputError(
+                f"the tokenizer's chat template refuses the prompt ({first_line(error)}); give it other "
+                "variables (data.template.chat={NAME: VALUE}), or data.template.chat=null for the text as it "
+                "stands"
+            ) from error
         return str(text)
 
 

@@ -172,6 +172,10 @@ def test_no_chat_template_and_one_whose_turns_do_not_end():
         Encoder(tokenizer(), chat_of({}), 64, 96)
     with pytest.raises(InputError, match="ends a turn with '###', which is no special token"):
         Encoder(chat_tokenizer("{% for m in messages %}{{ m.content }}###{% endfor %}"), chat_of({}), 64, 96)
+    with pytest.raises(
+        InputError, match=r"refuses the prompt \(no users here\); .*data\.template\.chat=null"
+    ):
+        Encoder(chat_tokenizer("{{ raise_exception('no users here') }}"), chat_of({}), 64, 96)
 
 
 def test_the_tokenizer_decides_on_its_chat_template_unless_told():

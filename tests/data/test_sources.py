@@ -323,6 +323,12 @@ def test_a_file_that_is_not_there(tmp_path, suffix):
         read_examples(tmp_path / f"no.{suffix}")
 
 
+def test_a_table_without_rows_is_empty(tmp_path):
+    parquet.write_table(pa.table({"instruction": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="a.parquet is empty"):
+        read_examples(tmp_path / "a.parquet")
+
+
 def test_slices(jsonl):
     path = jsonl(*({"instruction": str(i), "output": "x"} for i in range(5)))
     assert [e.instruction for e in load_examples(f"{path}[1:3]")] == ["1", "2"]
