@@ -74,7 +74,7 @@ def _steps_of_epoch(trainer: Config, steps_of_all: int) -> int:
     Raises:
         InputError: for a share of them that is less than one.
     """
-    limit = trainer.get("limit_train_batches")
+    limit: int | float | None = trainer.get("limit_train_batches")
     if limit is None:
         return steps_of_all
     if not isinstance(limit, float):

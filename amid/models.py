@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import CONFIG_NAME
 
 from amid.errors import InputError, first_line, nearest, shortened
@@ -156,10 +156,10 @@ class ModelSource:
             return stored
         assert self.architecture is not None
         kind = self.architecture.get("model_type")
-        if kind not in CONFIG_MAPPING_NAMES:
+        if kind not in CONFIG_MAPPING:
             raise InputError(
-                f"model architecture.model_type={kind} is none of transformers' {len(CONFIG_MAPPING_NAMES)} "
-                f"model types{nearest(str(kind), [*CONFIG_MAPPING_NAMES])}; choose one such as llama or gpt2"
+                f"model architecture.model_type={kind} is none of transformers' {len(CONFIG_MAPPING)} "
+                f"model types{nearest(str(kind), [*CONFIG_MAPPING])}; choose one such as llama or gpt2"
             )
         given = {
             "vocab_size": len(tokenizer),

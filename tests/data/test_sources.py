@@ -325,7 +325,7 @@ def test_a_file_that_is_not_there(tmp_path, suffix):
 
 def test_a_table_without_rows_is_empty(tmp_path):
     parquet.write_table(pa.table({"instruction": pa.array([], pa.string())}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="a.parquet is empty"):
+    with pytest.raises(InputError, match=r"a.parquet is empty"):
         read_examples(tmp_path / "a.parquet")
 
 
