@@ -372,10 +372,20 @@ class InstructionData(L.LightningDataModule):
             announce(line)
 
     def announce_template(self) -> None:
-        """Says whether prompts stand in the tokenizer's chat template, where that is a choice."""
-        choice = self.encoder.template.choice(self.encoder.tokenizer)
+        """Says whether prompts stand in the tokenizer's chat template, where that is a choice.
+
+        Also what that template writes before answers, and not at the end of prompts.
+        """
+        template, tokenizer = self.encoder.template, self.encoder.tokenizer
+        choice = template.choice(tokenizer)
         if choice is not None:
             announce(choice)
+        if heading := template.heading(tokenizer):
+            announce(
+                f"The chat template writes {heading!r} before an answer, but not at the end of a prompt: "
+                "answers are trained on and drawn without it. Where a model needs it, give its tokenizer a "
+                "template that writes it for add_generation_prompt"
+            )
 
     def train_on(self, tokens: Tokens) -> None:
         """Puts other responses in the place of the training set's: as many rows."""

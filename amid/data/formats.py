@@ -31,8 +31,11 @@ _OTHER_FILES = {
     b"\x28\xb5\x2f\xfd": "is packed with zstd; unpack it",
     b"BZh": "is packed with bzip2; unpack it",
     b"\xfd7zXZ": "is packed with xz; unpack it",
+    b"ARROW1": "is an Arrow file; write it as Parquet",
+    b"\xff\xff\xff\xff": "is an Arrow file, as save_to_disk writes it; write it by to_parquet or to_json",
+    b"version https://git-lfs": "is a pointer of Git LFS, not the file itself; fetch that: git lfs pull",
 }
-"""By their first bytes, files that are no text in UTF-8."""
+"""By their first bytes, files that are no text in UTF-8, or none of data."""
 
 
 class Unreadable(str):
@@ -95,7 +98,10 @@ def text_of(path: Path) -> str:
 
 def _json_rows(path: Path) -> Rows:
     text = text_of(path)
-    return _array_rows(path, text) if text.lstrip().startswith("[") else _line_rows(path, text)
+    if text.lstrip().startswith("["):
+        return _array_rows(path, text)
+    over_lines = re.match(r"\s*\{[ \t]*[\r\n]", text)
+    return _object_rows(path, text) if over_lines else _line_rows(path, text)
 
 
 def _line_rows(path: Path, text: str) -> Rows:
@@ -131,6 +137,18 @@ def _array_rows(path: Path, text: str) -> Rows:
         raise InputError(f"{path}:{line}: the file goes on after its array; make it one array of all rows")
 
 
+def _object_rows(path: Path, text: str) -> Rows:
+    """Of objects one after the other, over many lines each; a row stands where its object begins."""
+    line, counted = 1, 0
+    at = _after_blanks(text, 0)
+    while at < len(text):
+        line, counted = line + text.count("\n", counted, at), at
+        place = f"{path}:{line}"
+        row, end = _parsed(place, lambda: _DECODER.raw_decode(text, at), "repair it")  # noqa: B023
+        yield place, _object(place, row)
+        at = _after_blanks(text, end)
+
+
 def _after_blanks(text: str, at: int) -> int:
     found = re.compile(r"\s*").match(text, at)
     assert found is not None
@@ -143,8 +161,9 @@ def _parsed(place: str, parse: Callable[[], _T], remedy: str) -> _T:
     except RecursionError as error:
         raise InputError(f"{place}: lists or objects nested too deeply; remove them") from error
     except json.JSONDecodeError as error:
+        of_line = f"line {error.lineno}, " * (error.lineno > 1)
         raise InputError(
-            f"{place}: not valid JSON ({error.msg} at character {error.colno}); {remedy}"
+            f"{place}: not valid JSON ({error.msg} at {of_line}character {error.colno}); {remedy}"
         ) from error
     except _Twice as error:
         raise InputError(f"{place}: field {error.args[0]!r} stands there twice; remove one") from error
@@ -183,7 +202,8 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_integer)
 def _table_rows(path: Path, delimiter: str) -> Rows:
     what = "TSV" if delimiter == "\t" else "CSV"
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(text_of(path), newline=""), delimiter=delimiter, strict=True)
+    text = text_of(path)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     names: list[str] | None = None
     before = 0
     try:
@@ -199,8 +219,12 @@ def _table_rows(path: Path, delimiter: str) -> Rows:
                     )
                 yield place, dict(zip(names, values, strict=True))
     except csv.Error as error:
+        first = text.lstrip("\r\n").partition("\n")[0]
+        if names is None and delimiter not in first:
+            _names(f"{path}:{before + 1}", [first], what)
         raise InputError(
-            f"data file {path} is not valid {what} near line {before + 1} ({error}); repair it"
+            f"data file {path} is not valid {what} near line {before + 1} ({error}); repair it: a value that "
+            "begins with a quote ends with one, and quotes within it are written twice"
         ) from error
 
 

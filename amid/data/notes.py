@@ -7,6 +7,7 @@ from torch import Tensor
 
 from amid.data.examples import Example
 from amid.data.prompts import THOUGHTS, Encoder
+from amid.data.rows import has_text
 from amid.data.sources import Loaded
 
 _TRAINED = ("train", "valid")
@@ -25,7 +26,7 @@ def rows(sets: Mapping[str, Loaded]) -> Iterator[str]:
     if empty := _of({name: of.empty for name, of in sets.items()}, n, "rows"):
         yield f"Left out, as their output is empty: {empty}"
     silent = {
-        name: sum(not (row.instruction.strip() or row.input.strip()) for row in of.examples)
+        name: sum(not has_text(row.instruction + row.input) for row in of.examples)
         for name, of in sets.items()
     }
     if said := _of(silent, {name: len(of.examples) for name, of in sets.items()}, "rows"):

@@ -4,10 +4,10 @@ import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from amid.data.examples import Example
@@ -24,8 +24,19 @@ CHAT_VARIABLES = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 """What `chat="auto"` gives a chat template: Qwen3 answers without a part for thoughts, and Llama 3 writes
 this date into its system message in place of today's."""
 
+_DATE = datetime(2024, 7, 26)
+"""The same date, for templates that ask for today's by `strftime_now`: prompts do not depend on the day."""
+
+_ASKS_FOR_TODAY = re.compile(r"\bstrftime_now\(\s*(['\"])(.*?)\1\s*\)")
+
+_ASKED, _ANSWERED = "amid-question", "amid-answer"
+"""Messages by which it is found how a chat template writes them."""
+
 THOUGHTS = re.compile(r"<(/?)(?:\w+:)?think(?:ing)?>|\[(/?)THINK\]")
 """Where a model's thoughts begin and end."""
+
+_NO_THOUGHT = re.compile(r"<(\w+:)?think(ing)?>\s*(</(\w+:)?think(ing)?>\s*)?|\[THINK\]\s*(\[/THINK\]\s*)?")
+"""An empty thought, or the beginning of one."""
 
 SpecialTokens = Literal["text", "tokens"]
 """What a special token of the tokenizer is that is written in a row."""
@@ -94,10 +105,10 @@ class Template:
                     "tokenizer has no EOS token, so no response could end; choose another tokenizer"
                 )
             return str(tokenizer.eos_token)
-        mark = "response"
-        text = self._conversation(tokenizer, "x", answer=mark)
-        after = text[text.rindex(mark) + len(mark) :].lstrip()
         special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+        after = self._around_answer(tokenizer)[1].lstrip()
+        if not after:  # some templates end a turn only where another one follows
+            after = self._around_answer(tokenizer, goes_on=True)[1].lstrip()
         ends = [token for token in special if after.startswith(token)]
         if not ends:
             raise InputError(
@@ -105,6 +116,18 @@ class Template:
                 "nothing could stop an answer; use data.template.chat=null"
             )
         return max(ends, key=len)
+
+    def heading(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """What the chat template writes between a prompt and its answer, and not at the end of the prompt.
+
+        White space and thoughts aside. Empty where the template ends a prompt with all that begins an answer.
+        """
+        if self.is_plain(tokenizer):
+            return ""
+        prompt = self._conversation(tokenizer, _ASKED, answer=None)
+        texts = (text.partition(_ASKED)[2] for text in (prompt, self._around_answer(tokenizer)[0]))
+        asked, answered = (_NO_THOUGHT.sub("", text).strip() for text in texts)
+        return answered.removeprefix(asked).strip() if answered.startswith(asked) else ""
 
     def turns(self, tokenizer: PreTrainedTokenizerBase, response: str) -> tuple[str, str]:
         """A prompt and `response` as they are trained on, and as the chat template itself writes the two."""
@@ -159,9 +182,10 @@ class Template:
             for name, value in self._variables.items()
         }
         if saved.eos_token != tokenizer.eos_token:
-            told["eos_token"] = f"{{% set eos_token = {tokenizer.eos_token!r} %}}"
+            told["eos_token"] = f"{{% set eos_token = {tokenizer.eos_token or ''!r} %}}"
 
         def completed(text: str) -> str:
+            text = _dated(text)
             before = "".join(line for name, line in told.items() if name in text)
             return f"{before}{{{{ '' }}}}{text}" if before else text  # '': a newline that begins it stays
 
@@ -180,7 +204,24 @@ class Template:
     def _variables(self) -> Mapping[str, Any]:
         return self.chat if isinstance(self.chat, Mapping) else CHAT_VARIABLES
 
-    def _conversation(self, tokenizer: PreTrainedTokenizerBase, message: str, answer: str | None) -> str:
+    def _around_answer(self, tokenizer: PreTrainedTokenizerBase, goes_on: bool = False) -> tuple[str, str]:
+        """What the chat template writes before and after an answer, perhaps with one more message after it.
+
+        Raises:
+            InputError: if it does not write messages as they are.
+        """
+        written = self._conversation(tokenizer, _ASKED, _ANSWERED, goes_on)
+        before, answer, after = written.partition(_ANSWERED)
+        if not answer or _ASKED not in self._conversation(tokenizer, _ASKED, answer=None):
+            raise InputError(
+                "the tokenizer's chat template does not write the text of a message as it is, as one for "
+                "images may not; use data.template.chat=null, or a tokenizer with another template"
+            )
+        return before, after
+
+    def _conversation(
+        self, tokenizer: PreTrainedTokenizerBase, message: str, answer: str | None, goes_on: bool = False
+    ) -> str:
         if tokenizer.chat_template is None:
             raise InputError(
                 "data.template.chat needs the tokenizer of a chat model, and this one has no chat template; "
@@ -189,17 +230,28 @@ class Template:
         turns = [{"role": "user", "content": message}]
         if answer is not None:
             turns.append({"role": "assistant", "content": answer})
+        if goes_on:
+            turns.append({"role": "user", "content": message})
         try:
             text = tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=answer is None, **self._variables
+                turns,
+                chat_template=_dated(tokenizer.get_chat_template()),
+                tokenize=False,
+                add_generation_prompt=answer is None,
+                **self._variables,
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a program, which may fail in any way
             raise InputError(
                 f"the tokenizer's chat template refuses the prompt ({first_line(error)}); give it other "
                 "variables (data.template.chat={NAME: VALUE}), or data.template.chat=null for the text as it "
                 "stands"
             ) from error
         return str(text)
+
+
+def _dated(chat_template: str) -> str:
+    """A chat template that writes `_DATE` in place of the day on which it is used."""
+    return _ASKS_FOR_TODAY.sub(lambda found: repr(_DATE.strftime(found[2])), chat_template)
 
 
 class Encoded(NamedTuple):

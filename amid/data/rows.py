@@ -1,6 +1,7 @@
 """From a row of a file to an example, or to a document."""
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ PROMPT_AND_COMPLETION = "prompt as instruction and completion as output"
 
 _PARTS = ("instruction", "output")
 _CONVERSATIONS = ("messages", "conversations")
+_BEFORE = ("system", "tools", "history")
+"""Fields beside a conversation that belong to it: no row of one turn has them."""
+
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 _ASKS = ("prompt", "question", "query", "problem", "instruction", "input", "article", "dialogue", "document")
 _ANSWERS = ("completion", "response", "answer", "output", "reply", "target", "summary", "solution", "chosen")
@@ -87,9 +91,14 @@ def _example(row: Mapping[str, Any], place: str, values: _Values, used: Sequence
     others = {name: _further(value, name, place) for name, value in row.items() if name not in used}
     return Example(
         **texts,
-        outputs=tuple(output for output in outputs if output.strip()),
+        outputs=tuple(output for output in outputs if has_text(output)),
         fields={name: value for name, value in others.items() if value is not None},
     )
+
+
+def has_text(value: str) -> bool:
+    """Whether a string has more than white space and characters without a shape (byte order marks, …)."""
+    return any(not c.isspace() and unicodedata.category(c) != "Cf" for c in value)
 
 
 def document_of(row: Mapping[str, Any], place: str) -> str:
@@ -191,6 +200,7 @@ def _plain(row: Mapping[str, Any], place: str) -> tuple[_Values, str, list[str]]
     if not all(isinstance(turn, Mapping) for turn in turns):
         return None
     roles = [str(turn.get("role", turn.get("from"))) for turn in turns]
+    roles = [key for key in _BEFORE if row.get(key)] + roles
     if [_ROLES.get(role, role) for role in roles] != ["user", "assistant"]:
         shown = ", ".join(roles[:6]) + (", …" if len(roles) > 6 else "")
         raise InputError(

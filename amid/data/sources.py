@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from amid.data.examples import Example
 from amid.data.formats import rows_of, text_of
-from amid.data.rows import Fields, checked, document_of, example_of
+from amid.data.rows import Fields, checked, document_of, example_of, has_text
 from amid.data_files import HUB_PREFIX, check_slice, path_and_rows
 from amid.errors import InputError
 from amid.hub import ask_its_cache_alone_if_it_is_silent, reason_of
@@ -32,7 +32,7 @@ class Loaded:
 
     examples: list[Example]
     rows: int
-    """Rows of the whole file, or examples given."""
+    """How many were read for them: of a slice or a limit, those within it and those left out before each."""
     empty: int = 0
     """Rows that are left out, since no output of theirs has text."""
     taken: Mapping[str, int] = field(default_factory=dict)
@@ -65,13 +65,17 @@ def loaded(source: Source | None, limit: int | None = None, fields: Fields | Non
         check_slice(source)
         path, rows = _located(source)
         found = _read(path, fields)
-        examples = _sliced(found.examples, rows, source)
-        return Loaded(examples[:limit], found.rows, found.empty, found.taken)
-    given = _examples(source)
-    usable = [example for example in given if any(output.strip() for output in example.outputs)]
+    else:
+        rows, found = slice(0, None), [(example, None) for example in _examples(source)]
+    usable = [index for index, (example, _) in enumerate(found) if any(map(has_text, example.outputs))]
     if not usable:
         raise InputError("a data source gives no example with a response; give at least one")
-    return Loaded(usable[:limit], len(given), len(given) - len(usable))
+    chosen = _sliced(usable, rows, str(source))[:limit]
+    last = rows.start + len(chosen) - 1
+    begin = usable[rows.start - 1] + 1 if rows.start else 0
+    end = usable[last] + 1 if last + 1 < len(usable) else len(found)
+    taken = Counter(instead for _, instead in found[begin:end] if instead is not None)
+    return Loaded([found[index][0] for index in chosen], end - begin, end - begin - len(chosen), taken)
 
 
 def _examples(source: object) -> list[Example]:
@@ -105,7 +109,7 @@ def load_documents(source: TextSource) -> list[str]:
         documents = _sliced(found, rows, source)
     else:
         documents = list(source)
-    if not any(document.strip() for document in documents):
+    if not any(map(has_text, documents)):
         raise InputError(f"data.plain_text={source!r} holds no text; give another file, or null for none")
     return documents
 
@@ -135,25 +139,19 @@ def read_examples(path: Path, fields: Fields | None = None) -> list[Example]:
             (or row), for a line that cannot be read, a missing or mistyped field; naming the file, where it
             does not exist, is empty, or has no output that is not empty.
     """
-    return _read(path, fields).examples
+    return [example for example, _ in _read(path, fields) if example.outputs]
 
 
-def _read(path: Path, fields: Fields | None) -> Loaded:
+def _read(path: Path, fields: Fields | None) -> list[tuple[Example, str | None]]:
+    """The example of each row, perhaps without an output that has text, and what was taken for its fields."""
     fields = checked(fields)
-    examples = []
-    taken: Counter[str] = Counter()
-    for place, row in rows_of(path):
-        example, instead = example_of(row, place, fields)
-        examples.append(example)
-        if instead is not None:
-            taken[instead] += 1
-    usable = [example for example in examples if example.outputs]
-    if not usable:
+    found = [example_of(row, place, fields) for place, row in rows_of(path)]
+    if not any(example.outputs for example, _ in found):
         raise InputError(
-            f"data file {path}: all {len(examples)} rows have an empty {fields['output']!r}; "
+            f"data file {path}: all {len(found)} rows have an empty {fields['output']!r}; "
             "give a file with at least one response"
         )
-    return Loaded(usable, len(examples), len(examples) - len(usable), taken)
+    return found
 
 
 def _download(url: str) -> Path:

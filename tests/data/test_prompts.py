@@ -178,6 +178,68 @@ def test_no_chat_template_and_one_whose_turns_do_not_end():
         Encoder(chat_tokenizer("{{ raise_exception('no users here') }}"), chat_of({}), 64, 96)
 
 
+TURN = "{% for m in messages %}<start_of_turn>{{ m.role }}\n"
+ASSISTANT = "{% if add_generation_prompt %}<start_of_turn>assistant\n{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (TURN + "{% for c in m.content %}{{ c.text }}{% endfor %}<end_of_turn>{% endfor %}", "as it is"),
+        (TURN + "{{ m.content[0]['text'] }}<end_of_turn>{% endfor %}", "as it is"),
+        (TURN + "{{ m.content | upper }}<end_of_turn>{% endfor %}", "as it is"),
+        (TURN.replace("messages", "messages[:1]") + "{{ m.content }}<end_of_turn>{% endfor %}", "as it is"),
+        ("", "as it is"),
+        (TURN + "{{ m.content + 1 }}{% endfor %}", "refuses the prompt"),
+        ("{{ messages | length % 0 }}", "refuses the prompt"),
+        ({"rag": CHATML, "tool_use": CHATML}, "refuses the prompt"),
+    ],
+)
+def test_a_chat_template_that_fails_or_changes_messages(template, message):
+    with pytest.raises(InputError, match=rf"{message}.*data\.template\.chat=null"):
+        Encoder(chat_tokenizer(template), chat_of({}), 64, 96)
+
+
+def test_a_turn_that_ends_only_where_another_follows():
+    template = TURN + "{{ m.content }}{% if not loop.last %}<end_of_turn>\n{% endif %}{% endfor %}"
+    assert chat_of({}).end(chat_tokenizer(template)) == "<end_of_turn>"
+
+
+@pytest.mark.parametrize(
+    ("template", "heading"),
+    [
+        (CHATML, ""),
+        (GEMMA, ""),
+        (LLAMA2, ""),
+        (TURN + "{{ m.content }}<end_of_turn>\n{% endfor %}", "<start_of_turn>assistant"),
+        (
+            TURN + "{{ 'final: ' * loop.index0 }}{{ m.content }}<end_of_turn>{% endfor %}" + ASSISTANT,
+            "final:",
+        ),
+    ],
+)
+def test_what_a_chat_template_writes_before_answers_alone_is_said(template, heading, tmp_path, capsys):
+    tok = chat_tokenizer(template)
+    assert chat_of("auto").heading(tok) == heading
+    data = InstructionData(tok, None, None, {}, chat_of("auto"), cache_dir=str(tmp_path))
+    data.announce_template()
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("before an answer, but not at the end of a prompt" in said) == bool(heading)
+    assert repr(heading) in said or not heading
+
+
+def test_prompts_do_not_depend_on_the_day():
+    template = (
+        "{{ strftime_now('%d %B') }} {{ strftime_now( \"%Y\" ) }}" + TURN + "{{ m.content }}<eos>{% endfor %}"
+    )
+    tok, ours = chat_tokenizer(template), chat_of("auto")
+    prompt = ours.render(tok, "sort", "")
+    assert prompt.startswith("26 July 2024<start_of_turn>")
+    own = ours.tokenizer_of_model(tok)
+    asked = [{"role": "user", "content": "sort"}]
+    assert own.apply_chat_template(asked, tokenize=False, add_generation_prompt=True) == prompt
+
+
 def test_the_tokenizer_decides_on_its_chat_template_unless_told():
     tok, plain = chat_tokenizer(CHATML), tokenizer()
     template = Template("{instruction}", "{instruction}\n\n{input}")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from amid.data import Example
+from amid.data.rows import has_text
 from amid.data.sources import load_documents, load_examples, loaded, read_examples
 from amid.errors import InputError
 
@@ -58,7 +59,7 @@ def table(tmp_path):
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
-ANY_ROWS = st.lists(st.tuples(TEXT, TEXT, TEXT.filter(str.strip)), min_size=1, max_size=4)
+ANY_ROWS = st.lists(st.tuples(TEXT, TEXT, TEXT.filter(has_text)), min_size=1, max_size=4)
 
 
 @given(ANY_ROWS)
@@ -133,6 +134,7 @@ BOM = b"\xef\xbb\xbf"
         ("a.jsonl", f"{A}\r\n\r\n{B}".encode()),
         ("a.json", f"[{A}, {B}]".encode()),
         ("a.jsonl", BOM + json.dumps([json.loads(A), json.loads(B)], indent=2).encode()),
+        ("a.json", "\n".join(json.dumps(json.loads(row), indent=2) for row in (A, B)).encode()),
         ("a.tsv", b"instruction\toutput\na\tb\nc\td\n"),
         ("a.csv", BOM + b"instruction,output\r\na,b\r\n\r\nc,d"),
         ("a.jsonl.gz", gzip.compress(f"{A}\n{B}".encode(), mtime=0)),
@@ -184,7 +186,11 @@ def row_with(rest):
         (f"[\n{A},\n{A[:-1]}".encode(), r":3: not valid JSON .*; repair the array"),
         (f"[{A}]\n{B}".encode(), r":2: the file goes on after its array"),
         (f'[\n{A},\n{{"x": 1}}\n]'.encode(), r":3: field 'output' is missing \(the row has x\)"),
-        (json.dumps(json.loads(A), indent=1).encode(), r":1: not valid JSON .*; each line needs one whole"),
+        (b'{\n"a": 1\n}\n{\n"b": 2,\n}', r":1: field 'output' is missing"),
+        (f"{{\n{A[1:]}\n{{\n'b': 2}}".encode(), r":3: not valid JSON \(.* at line 4, character 1\)"),
+        (json.dumps({"data": [json.loads(A)]}, indent=1).encode(), r":1: .*'data', give that array alone"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", r"is a pointer of Git LFS"),
+        (b"ARROW1\0\0", r"is an Arrow file; write it as Parquet"),
         (BOM, r"is empty"),
         (b"[]", r"is empty"),
     ],
@@ -201,6 +207,8 @@ def test_a_mistake_is_one_line_with_its_place_and_remedy(tmp_path, content, mess
 def test_mistakes_of_tables_and_packed_files(tmp_path):
     for name, content, message in (
         ("a.csv", b"instruction;output\na;b\n", r"a.csv:1: the names are separated by ';'"),
+        ("a.csv", b'"instruction";"output"\n"a";"b"\n', r"a.csv:1: the names are separated by ';'"),
+        ("a.csv", b'instruction,output\n"a \\"b\\"",c', r"line 2 .* quotes within it are written twice"),
         ("a.csv", b"instruction,output,output\n", r"a.csv:1: the name 'output' stands there twice"),
         ("a.csv", b'instruction,output\na,b\nc,"d\ne,f\n', r"not valid CSV near line 3"),
         ("a.gz", gzip.compress(A.encode(), mtime=0)[:-9], r"a.gz is not a whole gzip file"),
@@ -243,6 +251,10 @@ def test_rows_of_one_turn_are_read_and_what_is_taken_is_counted(jsonl, row, take
         ),
         ({"conversations": SHARED * 9}, r"a conversation \(conversations\) of human, gpt, .*, …; only one"),
         ({"messages": []}, r"a conversation \(messages\) of no messages"),
+        (
+            {"system": "s", "conversations": SHARED},
+            r"a conversation \(conversations\) of system, human, gpt;",
+        ),
         (
             {"messages": [TURN[0], {"role": "assistant"}]},
             r"field 'messages\[1\]\.value' is null, not a string",
@@ -297,6 +309,22 @@ def test_empty_rows_are_counted():
     assert (found.examples, found.rows, found.empty) == (rows[:1], 3, 2)
     with pytest.raises(InputError, match="no example with a response"):
         loaded(rows[1:])
+
+
+def test_left_out_rows_are_those_of_the_slice(jsonl):
+    outputs = ["x", "", "x", "\u200b", " \ufeff", "x", "x", ""]
+    path = jsonl(*({"instruction": str(i), "output": output} for i, output in enumerate(outputs)))
+    for part, limit, kept, rows in (
+        ("", None, "0256", 8),
+        ("[:2]", None, "02", 3),
+        ("[2:]", None, "56", 5),
+        ("[1:3]", None, "25", 5),
+        ("", 1, "0", 1),
+        ("[1:]", 2, "25", 5),
+    ):
+        found = loaded(f"{path}{part}", limit)
+        assert "".join(example.instruction for example in found.examples) == kept
+        assert (found.rows, found.empty) == (rows, rows - len(kept))
 
 
 def test_documents(tmp_path):
