@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from amid.errors import InputError
+from amid.errors import InputError, shortened
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class LoRA:
         Embedding and head that share their weight get one each where only one of them is trained.
 
         Raises:
-            InputError: if no layer has one of the names, none are given and peft knows none, or there are
-                `modules_to_save` in a model that is not float32.
+            InputError: if no layer has one of the names, none are given and peft knows none or cannot
+                adapt them, or there are `modules_to_save` in a model that is not float32.
         """
         import peft  # takes seconds
 
@@ -79,12 +79,21 @@ class LoRA:
         try:
             peft.get_peft_model(model, config)  # works in place; its wrapper is of no use here
         except ValueError as error:
+            if any(words in str(error) for words in _NO_LAYER):
+                raise InputError(
+                    f"lora.target_modules={config.target_modules} names no layer of {type(model).__name__}; "
+                    f"{_some_names(model)}, or all-linear"
+                ) from error
             raise InputError(
-                f"lora.target_modules={config.target_modules} names no layer of {type(model).__name__}; "
-                f"{_some_names(model)}, or all-linear"
+                f"lora.target_modules={targets} cannot be had in {type(model).__name__} "
+                f"({shortened(str(error))}); change lora.target_modules or lora.dropout"
             ) from error
         _untie(model)
         model.train(model.training)  # the new modules too
+
+
+_NO_LAYER = ("not found", "`target_modules` passed", "specify `target_modules`")
+"""How peft says that it knows of no layers to adapt."""
 
 
 def merge(model: PreTrainedModel) -> None:

@@ -35,12 +35,13 @@ FAMILIES = {
     "granite": {"intermediate_size": 32, "logits_scaling": 7.0},
     "cohere": {"intermediate_size": 32, "logit_scale": 0.3},
     "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16},
+    "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]], "window_size": 4},
 }
 
 
 def model(family, **fields):
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family], **fields})
+    config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES.get(family, {}), **fields})
     return AutoModelForCausalLM.from_config(config).eval()
 
 
@@ -118,14 +119,23 @@ def test_lists_of_the_configuration_keep_what_belongs_to_the_kept_layers():
     assert network.config.of_something_else == [1, 2]
 
 
-def test_a_pruned_model_is_saved_and_loaded(tmp_path):
-    network = model("gpt2")
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neo"])
+def test_a_pruned_model_is_saved_and_loaded(tmp_path, family):
+    network = model(family)
     keep_layers(network, [1])
     network.save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
     again = ModelSource(path=str(tmp_path)).load(load_tokenizer(str(tmp_path)))
     ids = torch.randint(2, 1000, (1, 4))
     torch.testing.assert_close(again(ids).logits, network(ids).logits)
+    assert again.generate(ids, max_new_tokens=2, do_sample=False).shape == (1, 6)
+
+
+def test_layers_that_the_configuration_cannot_tell_are_not_pruned():
+    more = {"num_experts": 2, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
+    network = model("qwen2_moe", num_key_value_heads=2, mlp_only_layers=[0], **more)
+    with pytest.raises(InputError, match=r"layers=\[1, 2\]: the configuration of qwen2_moe cannot say"):
+        keep_layers(network, [1, 2])
 
 
 def test_a_gguf_file_is_loaded_pruned_and_saved(tmp_path):
