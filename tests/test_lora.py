@@ -125,9 +125,7 @@ def test_whole_modules_are_not_trained_in_a_coarse_dtype():
 def test_layers_that_peft_cannot_adapt_are_told_with_its_reason():
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 30}
     mamba = AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **sizes))
-    with pytest.raises(
-        InputError, match=r"all-linear cannot be had in MambaForCausalLM .*out_proj"
-    ):
+    with pytest.raises(InputError, match=r"all-linear cannot be had in MambaForCausalLM .*out_proj"):
         LoRA(target_modules="all-linear").add_to(mamba)
     sizes |= {"intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
     mixtral = AutoModelForCausalLM.from_config(AutoConfig.for_model("mixtral", **sizes))
