@@ -55,7 +55,8 @@ class AMiDTrainer(Trainer):
             (`compute_loss_func`, `model_init`, `label_smoothing_factor`); for a model that is a path, reads
             both ways, is an encoder with a decoder, or has fewer embeddings than `processing_class` tokens,
             and for a teacher that shares weights with the student. While it trains, for a batch that is not
-            as said above, or that has tokens or positions that a model does not have.
+            as said above, or that has tokens or positions that a model does not have, and where no weight of
+            the model is to be trained.
     """
 
     def __init__(
@@ -157,6 +158,11 @@ class AMiDTrainer(Trainer):
         denominator = None if num_items_in_batch is None else max(float(num_items_in_batch), 1.0)
         with self.accelerator.autocast():  # which the wrapped model has, but its body alone has not
             loss, _ = self._counted_loss(self.objective, batch, denominator)
+        if torch.is_grad_enabled() and not any(w.requires_grad for w in self._models["model"].parameters()):
+            raise InputError(
+                "no weight of the model is to be trained; call model.requires_grad_(), or for adapters "
+                "PeftModel.from_pretrained(..., is_trainable=True)"
+            )
         if not return_outputs:
             return loss
         return loss, model(input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"))
@@ -257,11 +263,12 @@ def _check_tokens(role: str, model: PreTrainedModel, tokenizer: Any) -> None:
 
 def _check_batch(role: str, model: PreTrainedModel, batch: MicroBatch) -> None:
     """Raises InputError where a batch has tokens or positions that the model does not have."""
-    highest = int(batch["input_ids"].max()) if batch["input_ids"].numel() else 0
-    if highest >= _embeddings(model):
+    ids = batch["input_ids"]
+    lowest, highest = (int(end) for end in ids.aminmax()) if ids.numel() else (0, 0)
+    if lowest < 0 or highest >= _embeddings(model):
         raise InputError(
-            f"a batch has token {highest}, and {role} has only {_embeddings(model)} token embeddings; give "
-            "models of one family and rows of their tokenizer"
+            f"a batch has token {min(lowest, 0) or highest}, and {role} has only {_embeddings(model)} token "
+            "embeddings; give models of one family and rows of their tokenizer"
         )
     length, most = batch["input_ids"].shape[1], getattr(model.config, "max_position_embeddings", None)
     if most is not None and length > most and table_of_positions(model) is not None:
@@ -276,7 +283,7 @@ def _right_padded(inputs: dict[str, Tensor | Any], pad: int | None) -> MicroBatc
     Without a mask, rows may be padded on the right, with labels of -100, not on the left. There `pad`, the
     padding token, stands before some rows and not before all, or twice: once it may be their BOS.
     """
-    missing = {"input_ids", "labels"} - inputs.keys()
+    missing = {"input_ids", "labels"} - {name for name, value in inputs.items() if value is not None}
     if missing:
         raise InputError(
             f"a batch has no {min(missing)}, only {', '.join(inputs)}; use DataCollatorForSeq2Seq on rows of "
@@ -289,6 +296,11 @@ def _right_padded(inputs: dict[str, Tensor | Any], pad: int | None) -> MicroBatc
             "choose another data collator"
         )
     batch = dict(inputs)
+    if batch["labels"].shape != batch["input_ids"].shape:
+        raise InputError(
+            f"labels are {list(batch['labels'].shape)} and input_ids {list(batch['input_ids'].shape)}; give "
+            "a label for each token, -100 where it does not count"
+        )
     mask = batch.get("attention_mask")
     if mask is None:
         begin = batch["input_ids"][:, :2].eq(-1 if pad is None else pad)

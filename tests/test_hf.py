@@ -323,9 +323,24 @@ def test_batches_beyond_what_a_model_has_are_refused(tmp_path):
     it.compute_loss(student, {"input_ids": ids, "labels": ids})
     with pytest.raises(InputError, match=r"token 40, and teacher has only 40 token embeddings"):
         it.compute_loss(student, {"input_ids": ids + 1, "labels": ids})
+    with pytest.raises(InputError, match=r"token -1, and model has only"):
+        it.compute_loss(student, {"input_ids": ids - 40, "labels": ids})
+    with pytest.raises(InputError, match=r"a batch has no labels"):
+        it.compute_loss(student, {"input_ids": ids, "labels": None})
+    with pytest.raises(InputError, match=r"labels are \[2, 11\] and input_ids \[2, 12\]"):
+        it.compute_loss(student, {"input_ids": ids, "labels": ids[:, 1:]})
     longer = torch.full((2, 13), 39)
     with pytest.raises(InputError, match=r"13 tokens long, and teacher has only 12 positions"):
         it.compute_loss(student, {"input_ids": longer, "labels": longer})
+
+
+def test_a_student_without_a_weight_to_train_is_evaluated_and_not_trained(tmp_path):
+    it = trainer(tmp_path, tiny("student").requires_grad_(False), tiny("teacher", 1), amid())
+    batch = collator()(rows(2))
+    with torch.no_grad():
+        assert it.compute_loss(it.model, dict(batch)) > 0
+    with pytest.raises(InputError, match=r"no weight of the model is to be trained; .*is_trainable=True"):
+        it.compute_loss(it.model, dict(batch))
 
 
 def test_padding_on_the_left_needs_a_mask(tmp_path):
