@@ -11,6 +11,7 @@ where exp[·, ·, ·] is the second divided difference of the exponential functi
 cases: divided differences are smooth where their arguments meet.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -74,6 +75,14 @@ class Divergence(ABC):
         multiple of a, which the normalisation of log a takes out again (the same for b).
         """
 
+    @property
+    def counts_the_unlikely(self) -> bool:
+        """Whether tokens count that have next to no probability, so that a large value can be all rounding.
+
+        A fused loss is made in float64 then.
+        """
+        return False
+
     def value_and_partials(self, pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
         """The sum of `terms` [...] and the `partials`, of finite log-probabilities.
 
@@ -107,6 +116,11 @@ class _AlphaBetaFamily(Divergence):
     @abstractmethod
     def exponents(self) -> tuple[float, float]:
         """A and B, the exponents of a and b."""
+
+    @property
+    def counts_the_unlikely(self) -> bool:
+        """Whether A + B < ½: near a = b the terms are ½ δ² a^(A+B)."""
+        return sum(self.exponents) < 0.5
 
     def terms(self, log_a: Tensor, log_b: Tensor) -> Tensor:
         """δ² exp[n, n_a, n_b], the exponents n = A log a + B log b, n_a = (A+B) log a and n_b = (A+B) log b.
@@ -348,7 +362,7 @@ class TotalVariation(Divergence):
 def _sign(log_a: Tensor, delta: Tensor) -> Tensor:
     """The sign of δ = log a - log b, 0 where a = b up to the rounding of float64."""
     doubt = log_a.abs().add_(1).mul_(4 * torch.finfo(torch.float64).eps)
-    return delta.sign().masked_fill_(delta.abs() <= doubt, 0)
+    return delta.sign().masked_fill_((delta.abs() <= doubt) & (log_a > -math.inf), 0)
 
 
 def _times(weight: Tensor, x: Tensor) -> Tensor:
@@ -362,12 +376,12 @@ def _scaled(c: float, x: Tensor) -> Tensor:
 
 
 def _exp_excess(m: Tensor, n: Tensor, delta: Tensor, c: float) -> Tensor:
-    """e^m (eˣ - 1 - x)/c with x = c δ and n = m + x, without overflow; 0 where e^m = 0 and x = -inf."""
+    """e^m (eˣ - 1 - x)/c with x = c δ and n = m + x, without overflow; 0 where m = x = -inf."""
     x = c * delta
     series = torch.ones_like(x)
     for k in range(8, 2, -1):
         series = 1 + x / k * series  # 1 + x/3 + x²/(3·4) + …, to machine precision in float64 for |x| < 0.1
-    exp_m = m.exp()
+    exp_m = m.exp().clamp(min=torch.finfo(m.dtype).tiny).masked_fill(m == -math.inf, 0)  # 0 there alone
     near = _times(exp_m, 0.5 * delta * x * series)
     below = _times(exp_m, torch.expm1(x) - x) / c
     x = x.clamp(0, 1e3)  # past it x e^(-x) is 0, and inf · 0 is avoided

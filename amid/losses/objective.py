@@ -139,6 +139,9 @@ class Objective(Distillation):
                 return Sums(logits_q.new_zeros(()), None, {}), logits_q.new_zeros(len(logits_q)).bool()
             elif "q" in order and assistant.lam < _SMALL_LAM:
                 logits_q, logits_p = in_float64(logits_q), in_float64(logits_p)
+        assert isinstance(self.divergence, Divergence)
+        if self.divergence.counts_the_unlikely:
+            logits_q, logits_p = in_float64(logits_q), in_float64(logits_p)
         mixing = None
         if "r" in order:
             assert isinstance(assistant, AlphaMixture)

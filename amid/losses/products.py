@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BLOCK = 4096
-"""Columns of the second operand that are held in float32 at once."""
+_BLOCK_ELEMENTS = 3 * 2**20
+"""Elements of the second operand that are held in float32 at once: few enough to stay in the cache."""
 
 
 def precise(dtype: torch.dtype) -> torch.dtype:
@@ -40,8 +40,9 @@ def multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
         return torch.mm(a, b, out_dtype=out.dtype, out=out)
     wide = a.to(out.dtype)
     with _arithmetic_of(a.dtype):
-        for start in range(0, b.shape[1], _BLOCK):
-            columns = slice(start, start + _BLOCK)
+        width = max(_BLOCK_ELEMENTS // max(len(b), 1), 16)
+        for start in range(0, b.shape[1], width):
+            columns = slice(start, start + width)
             torch.mm(wide, b[:, columns].to(out.dtype), out=out[:, columns])
     return out
 

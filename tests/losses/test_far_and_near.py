@@ -225,3 +225,47 @@ def test_an_offset_of_all_logits_costs_no_digits(offset: float) -> None:
     expected = -exact.exp()
     expected[:, 0] += 1
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("order", ["pq", "qp", *ORDERS])
+@pytest.mark.parametrize("exponents", [(-1.0, -1.0), (0.5, -0.2), (0.0, 0.0), (1.0, -1.0), (0.1, 0.1)])
+def test_divergences_of_unlikely_tokens_near_the_teacher(exponents: tuple[float, float], order: str) -> None:
+    torch.manual_seed(0)
+    loss = Objective(AlphaBeta(*exponents), AlphaMixture(-3, 0.9) if "r" in order else None, order)
+    teacher = 3 * torch.randn(4, 2000)
+    for distance in (1e-2, 1e-3, 1e-4, 1e-5):
+        student = teacher + distance * torch.randn(4, 2000)
+        (value, gradient), (true_value, true) = (f(loss, student, teacher) for f in (in_float32, in_float64))
+        assert math.isclose(value, true_value, rel_tol=1e-4)
+        assert float((gradient - true).norm() / true.norm()) < 1e-4
+
+
+@pytest.mark.parametrize("zero", ["teacher", "student", "both"])
+@pytest.mark.parametrize("alpha", [-3.0, 1.0, 3.0])
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_gradient_of_total_variation_where_a_token_is_impossible(
+    order: str, alpha: float, zero: str
+) -> None:
+    """Against differences of the value, at a token that only one of the two distributions has."""
+    teacher, student = torch.tensor([[0.3, -1.0, 0.2, 0.9]]), torch.tensor([[-0.5, 0.4, 1.1, 0.7]])
+    if zero != "student":
+        teacher[0, 1] = -math.inf
+    if zero != "teacher":
+        student[0, 2] = -math.inf
+    loss = Objective(TotalVariation(), AlphaMixture(alpha, 0.3), order)
+    for get in (in_float32, in_float64):
+        _, gradient = get(loss, student, teacher)
+        for token in range(4):
+            step = torch.zeros(1, 4, dtype=torch.float64)
+            step[0, token] = 1e-5
+            above, below = (in_float64(loss, student.double() + s, teacher)[0] for s in (step, -step))
+            assert math.isclose(gradient[0, token], (above - below) / 2e-5, abs_tol=1e-6), token
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_impossible_token_is_infinite_however_unlikely_it_is_to_the_other(dtype: torch.dtype) -> None:
+    student, teacher = torch.tensor([[0.0, -900.0]], dtype=dtype), torch.tensor([[0.0, -math.inf]])
+    loss = Objective(KL(), order="qp")
+    on_logits = loss(student_logits=student, teacher_logits=teacher)
+    closed, _, _ = loss.value_and_gradient(student, teacher, None, False, False)
+    assert on_logits == closed == math.inf
