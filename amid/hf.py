@@ -115,6 +115,7 @@ class AMiDTrainer(Trainer):
         if teacher is not None:
             self._models["teacher"] = _plain(teacher, "teacher")
             _check_apart(student, self._models["teacher"])
+        self._positions = {role: table_of_positions(of) for role, of in self._models.items()}
         for role, given in self._models.items():
             _check_tokens(role, given, self.processing_class)
         self._pad = getattr(self.processing_class, "pad_token_id", None)
@@ -154,7 +155,7 @@ class AMiDTrainer(Trainer):
         """
         batch = _right_padded(inputs, self._pad)
         for role, given in self._models.items():
-            _check_batch(role, given, batch)
+            _check_batch(role, given, self._positions[role], batch)
         denominator = None if num_items_in_batch is None else max(float(num_items_in_batch), 1.0)
         with self.accelerator.autocast():  # which the wrapped model has, but its body alone has not
             loss, _ = self._counted_loss(self.objective, batch, denominator)
@@ -261,7 +262,7 @@ def _check_tokens(role: str, model: PreTrainedModel, tokenizer: Any) -> None:
         )
 
 
-def _check_batch(role: str, model: PreTrainedModel, batch: MicroBatch) -> None:
+def _check_batch(role: str, model: PreTrainedModel, positions: int | None, batch: MicroBatch) -> None:
     """Raises InputError where a batch has tokens or positions that the model does not have."""
     ids = batch["input_ids"]
     lowest, highest = (int(end) for end in ids.aminmax()) if ids.numel() else (0, 0)
@@ -270,10 +271,11 @@ def _check_batch(role: str, model: PreTrainedModel, batch: MicroBatch) -> None:
             f"a batch has token {min(lowest, 0) or highest}, and {role} has only {_embeddings(model)} token "
             "embeddings; give models of one family and rows of their tokenizer"
         )
-    length, most = batch["input_ids"].shape[1], getattr(model.config, "max_position_embeddings", None)
-    if most is not None and length > most and table_of_positions(model) is not None:
+    length = ids.shape[1]
+    if positions is not None and length > positions:
         raise InputError(
-            f"a batch is {length} tokens long, and {role} has only {most} positions; cut the rows to {most}"
+            f"a batch is {length} tokens long, and {role} has only {positions} positions; cut the rows to "
+            f"{positions}"
         )
 
 

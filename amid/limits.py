@@ -29,11 +29,10 @@ def check_lengths(name: str, model: PreTrainedModel, texts: Mapping[str, int]) -
     Raises:
         InputError: if the model has a table of positions, learned ones as in GPT-2 and OPT, with fewer.
     """
-    positions = _positions(model)
+    positions, table = _positions(model), table_of_positions(model)
     settings, longest = max(texts.items(), key=lambda text: text[1])
-    if positions is None or longest <= positions:
+    if positions is None or longest <= (table or positions):
         return
-    table = table_of_positions(model)
     given = f"{settings} makes texts of up to {longest:,} tokens"
     if table is not None:
         raise InputError(
@@ -52,13 +51,16 @@ def table_of_positions(model: PreTrainedModel) -> int | None:
     positions, tokens = _positions(model), model.get_input_embeddings()
     if positions is None:
         return None
-    learned = any(
-        module.num_embeddings - positions in _OFFSETS
+    learned = [
+        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)  # as RoBERTa's
         for module in model.modules()
-        if isinstance(module, nn.Embedding) and module is not tokens
-    )
+        if isinstance(module, nn.Embedding)
+        and module is not tokens
+        and module.num_embeddings - positions in _OFFSETS
+    ]
     buffers = any(buffer.dim() > 1 and positions in buffer.shape for buffer in model.buffers())
-    return positions if learned or buffers else None
+    distances = getattr(getattr(model.config, "attn_config", None), "alibi", False)  # MPT's, of so many
+    return min([positions, *learned]) if learned or buffers or distances else None
 
 
 def texts_of(cfg: Mapping[str, Any], reads: Collection[str]) -> dict[str, int]:

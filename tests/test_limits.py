@@ -15,6 +15,8 @@ WITH_TABLES = {
     "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16},
     "biogpt": {"intermediate_size": 32},
     "gptj": {"rotary_dim": 4},
+    "mpt": {"max_seq_len": 24},
+    "roberta": {"max_position_embeddings": 25, "is_decoder": True, "intermediate_size": 32},
     "gpt_neo": {"num_layers": 1, "attention_types": [[["global"], 1]], "num_heads": 2},
 }
 ROTARY = {
