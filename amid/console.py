@@ -1,12 +1,13 @@
 """What the entry points print on: tables, and commands to type."""
 
-import re
 import shlex
 from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
+
+from amid.errors import plain
 
 WIDTH_OF_FILES = 200
 """Columns where the output is no terminal, so that nothing is folded."""
@@ -20,15 +21,6 @@ def as_typed(words: Iterable[str]) -> str:
 def _quoted(word: str) -> str:
     readable = "'" in word and not set(word) & set('"$`\\!')
     return f'"{word}"' if readable else shlex.quote(word)
-
-
-_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that command a terminal or turn the direction of text, and halves of characters."""
-
-
-def plain(text: str) -> str:
-    """Text without control characters, which a name may hold and a terminal would obey; lines stay."""
-    return _CONTROLS.sub("\ufffd", text)
 
 
 class _PlainConsole(Console):

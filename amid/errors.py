@@ -49,6 +49,21 @@ def shortened(text: str, longest: int = 400) -> str:
     return f"{line[:begin].rstrip()} … {line[begin - longest + 3 :].lstrip()}"
 
 
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that command a terminal or turn the direction of text, and halves of characters."""
+
+
+def plain(text: str) -> str:
+    """Text without control characters, which a name may hold and a terminal would obey; lines stay."""
+    return _CONTROLS.sub("\ufffd", text)
+
+
+LONGEST_WORD = 1000
+"""Characters of a word in a message, such as a path; of a longer one the middle is left out."""
+
+LONGEST_MESSAGE = 20_000
+
+
 def chain_of(error: BaseException) -> list[BaseException]:
     """An error and those that led to it."""
     chain: list[BaseException] = [error]
@@ -76,7 +91,16 @@ def is_mistake(error: BaseException) -> bool:
 
 
 def in_one_line(error: BaseException) -> str:
-    """What went wrong, in one line: the message of a mistake, the kind and message of anything else."""
+    """What went wrong, in one line: the message of a mistake, the kind and message of anything else.
+
+    It has no control characters, and of very long words the beginning and the end: a message may quote what
+    somebody else wrote.
+    """
+    words = (shortened(word, LONGEST_WORD) for word in plain(_told(error)).split(" "))
+    return shortened(" ".join(words), LONGEST_MESSAGE)
+
+
+def _told(error: BaseException) -> str:
     from hydra.errors import InstantiationException
     from omegaconf.errors import MissingMandatoryValue
 

@@ -23,6 +23,7 @@ from amid.precision import announce_slow_bfloat16
 from amid.progress import announce, shown, silence_bars
 from amid.results import BEST, RESULT_FILE, Label, RunResult, load, save
 from amid.run_names import further_settings
+from amid.settings import check
 from amid.stored import REMEDY, Stored, read_settings, recorded_hash, stored_student
 from amid.train import summary
 
@@ -102,6 +103,10 @@ def _settings(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Label]]:
             "path": str(stored_student(Path(cfg.run), result)),
             "dtype": dtype,
         }
+        try:
+            check(cfg)
+        except InputError as error:
+            raise InputError(f"{Path(cfg.run) / 'config.yaml'}: {error}") from error
     elif OmegaConf.select(cfg, "model.student.path") and hydra.runtime.choices.get("data") == "builtin":
         raise InputError(
             "data=builtin is for models that were trained on it; give the data that the model is to answer, "

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -107,9 +108,10 @@ def read_mapping(file: Path, remedy: str) -> dict[str, Any] | None:
     """
     read = _yaml if file.suffix == ".yaml" else json.loads
     try:
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise Damaged(f"{file} is no regular file; {remedy}")
-        content = read(file.read_bytes().decode("utf-8"))
+        check_regular(file, remedy)
+        text = file.read_bytes().decode("utf-8")
+        content = read(text)
+        check_values(text, content)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -123,6 +125,67 @@ def read_mapping(file: Path, remedy: str) -> dict[str, Any] | None:
     if SUM in content and content.pop(SUM) != key_of(content):
         raise damaged(file, "its content is not that of its checksum", remedy)
     return content
+
+
+def check_regular(file: Path, remedy: str) -> None:
+    """Checks that a file can be read to its end, which a pipe and a device may not have.
+
+    Raises:
+        Damaged: if it is no regular file.
+        OSError: if there is none.
+    """
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise Damaged(f"{file} is no regular file; {remedy}")
+
+
+def check_own(folder: Path, within: Iterable[str], remedy: str) -> None:
+    """Checks that what is written into a folder, and into folders of it, is not written elsewhere.
+
+    Args:
+        folder: any; it may be a link itself.
+        within: the names of folders in it.
+        remedy: for the message.
+
+    Raises:
+        Damaged: naming a link in one of them.
+    """
+    for place in (folder, *(folder / name for name in within)):
+        if place.is_dir() and (links := sorted(file for file in place.iterdir() if file.is_symlink())):
+            raise Damaged(f"{links[0]} is a link, and writing would change what it leads to; {remedy}")
+
+
+DEEPEST = 100
+"""Mappings and lists within each other in a file that is read back."""
+
+
+def check_values(text: str, content: Any) -> None:
+    """Checks what was read from JSON or YAML, which parsers take and nothing else can do with.
+
+    Raises:
+        ValueError: for other values than JSON has, half a character, as an escape of the kind \\ud800 gives,
+            or more than `DEEPEST` levels.
+    """
+    nodes = [content]
+    for _ in range(DEEPEST):
+        strange = [node for node in nodes if not isinstance(node, (dict, list, *_PLAIN))]
+        if strange:
+            raise ValueError(f"it has a {type(strange[0]).__name__}")
+        nodes = [child for node in nodes if isinstance(node, dict | list) for child in _children(node)]
+    if nodes:
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+    if _HALF.search(text):
+        try:
+            json.dumps(content, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("it has half a character") from error
+
+
+def _children(node: dict[Any, Any] | list[Any]) -> list[Any]:
+    return [*node, *node.values()] if isinstance(node, dict) else node
+
+
+_PLAIN = (str, int, float, type(None))  # bool is an int
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _yaml(text: str) -> Any:
@@ -196,6 +259,8 @@ def check_sums(folder: Path, sums: Mapping[str, str], remedy: str) -> None:
         Damaged: naming the first file that has another, or is missing.
     """
     for name, written in sums.items():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            check_regular(folder / name, remedy)
         found = checksum(folder / name)
         if found is None:
             raise Damaged(f"{folder / name} is missing; {remedy}")

@@ -84,12 +84,16 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
+    from amid.command_records import MULTIRUN_FILE
     from amid.config import check_used, register_resolvers
     from amid.config_folders import CONF
     from amid.monitor import time_left
     from amid.secrets import check_for_secrets, hide
     from amid.settings import check
 
+    for record in {directory.parent / MULTIRUN_FILE for directory in runs}:
+        if record.is_symlink():  # Hydra would write through it
+            raise Damaged(f"{record} is a link, and writing would change what it leads to; remove it")
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"
     failed: list[str] = []

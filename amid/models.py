@@ -37,6 +37,13 @@ log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+_OF_FILES = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError),
+    *(StrictDataclassError, SafetensorError),
+)
+"""What transformers raises for files that are not what it wrote, besides what it means to."""
+
+
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """A stored tokenizer; padding stands on the left.
 
@@ -49,7 +56,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     location = _location(path)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**location)
-    except (OSError, ValueError) as error:
+    except _OF_FILES as error:
         raise _not_loadable("tokenizer", path, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -151,7 +158,7 @@ class ModelSource:
             location = _location(self.path)
             try:
                 stored: PretrainedConfig = AutoConfig.from_pretrained(**location)
-            except (OSError, ValueError) as error:
+            except _OF_FILES as error:
                 raise _not_loadable("model", self.path, error) from error
             return stored
         assert self.architecture is not None
@@ -226,7 +233,7 @@ class ModelSource:
                 dtype=DTYPES[self.dtype],
                 output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except _OF_FILES as error:
             raise _not_loadable("model", self.path, error) from error
         except RuntimeError as error:
             raise InputError(

@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from amid.command_records import planned
-from amid.errors import Busy, Damaged, InputError, is_mistake, was_interrupted
-from amid.files import Record, forget_parts, read_record, write_json, written_whole
+from amid.errors import Busy, Damaged, InputError, is_mistake, plain, was_interrupted
+from amid.files import Record, check_own, forget_parts, read_record, write_json, written_whole
 from amid.results import METRICS, RESULT_FILE, SKIPPED_FOLDERS, files_below, load
 from amid.run_names import HYDRA_FOLDER
 from amid.secrets import without_secrets
@@ -202,7 +203,10 @@ def alone(directory: Path) -> Iterator[None]:
 
     Raises:
         Busy: where another process is at this run.
+        Damaged: if a file or folder of the run is a link, by which something else would be changed.
     """
+    remedy = "remove the link, or choose another output_dir= (or hydra.run.dir=, where that was given)"
+    check_own(directory, (HYDRA_FOLDER, "checkpoints", "generations"), remedy)
     lock = FileLock(directory / LOCK_FILE)
     try:
         lock.acquire(timeout=0)
@@ -449,7 +453,7 @@ def time_left(directory: Path, runs: Sequence[Path]) -> str:
 def to_terminal(runs: Sequence[RunStatus], most: int | None = None) -> Group:
     """The runs as a table, and a line that counts them; with `most` only so many, the running ones first."""
     metrics = list(dict.fromkeys(run.metric for run in runs if run.metric))
-    score = f"valid {METRICS.get(metrics[0], metrics[0]) if len(metrics) == 1 else 'score'}"
+    score = escape(f"valid {METRICS.get(metrics[0], metrics[0]) if len(metrics) == 1 else 'score'}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("run", overflow="fold")
     table.add_column("state")
@@ -459,13 +463,13 @@ def to_terminal(runs: Sequence[RunStatus], most: int | None = None) -> Group:
     shown = sorted(runs, key=lambda run: _URGENCY.index(run.state))[:most] if most is not None else runs
     for run in shown:
         table.add_row(
-            Text(run.name),
+            Text(plain(run.name)),
             Text(run.state, style=STATES[run.state]),
             f"{run.step}/{run.steps}" if run.steps else "",
             "" if run.loss is None else f"{run.loss:.3f}",
             "" if run.score is None else f"{run.score:.1f}",
             "" if run.seconds_left is None or run.note == PREPARING else in_words(run.seconds_left),
-            Text(_doing(run) if run.state == "running" else run.note),
+            Text(plain(_doing(run) if run.state == "running" else run.note)),
         )
     hidden = len(runs) - len(shown)
     counts = {state: sum(run.state == state for run in runs) for state in STATES}

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from torch import Tensor
 
+from amid.errors import plain
 from amid.monitor import due, tell
 from amid.results import METRICS
 from amid.settings import LOSSES
@@ -42,7 +43,7 @@ def in_bytes(size: float) -> str:
 
 def announce(message: str) -> None:
     """Prints one line for the user."""
-    print(message, flush=True)
+    print(plain(message), flush=True)
 
 
 def silence_bars() -> None:

@@ -368,7 +368,7 @@ def _decode(record: dict[str, Any]) -> RunResult:
         seed=_integer(record["seed"]),
         scores=_mapping(record["scores"], lambda metrics: _mapping(metrics, _score)),
         training=_training(record["training"]),
-        timings=_mapping(record["timings"], _number),
+        timings=_mapping(record["timings"], _seconds),
         versions=_mapping(record["versions"], _string),
         files=_mapping(record.get("files", {}), _string),
     )
@@ -394,7 +394,17 @@ def _number(value: Any) -> float:
         value = NON_FINITE.get(value, value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is not a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError("a number is too large") from error
+
+
+def _seconds(value: Any) -> float:
+    seconds = _number(value)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{value!r} is no number of seconds")
+    return seconds
 
 
 def _label(value: Any) -> Label:

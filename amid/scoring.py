@@ -14,7 +14,7 @@ from pydantic import Field
 
 from amid.calls import by_name
 from amid.errors import InputError
-from amid.files import Record, check_sums, key_of, read_record, written_whole
+from amid.files import Record, check_regular, check_sums, check_values, key_of, read_record, written_whole
 from amid.metrics import (
     ROUGE_SCORE,
     Metric,
@@ -298,6 +298,9 @@ def check_answers(folder: Path, name: str | None = None, remedy: str = "") -> No
         Damaged: naming the first that is not.
     """
     written = read_record(folder / MANIFEST, MadeFrom, REMEDY)
+    for place in [folder / name] if name else folder.glob("*.jsonl"):
+        if place.exists():
+            check_regular(place, remedy or REMEDY)
     for file, found in written.files.items() if written else ():
         if file == name or (name is None and file != PER_PROMPT):
             check_sums(folder, {file: found}, remedy or REMEDY)
@@ -375,8 +378,10 @@ def read_answers(file: str | Path, most: int | None = None) -> list[Answered]:
             for number, line in enumerate(islice(lines, most), start=1):
                 if line.strip():
                     try:
-                        answered.append(_of_line(json.loads(line)))
-                    except ValueError as error:
+                        record = json.loads(line)
+                        check_values(line, record)
+                        answered.append(_of_line(record))
+                    except (ValueError, RecursionError) as error:
                         raise InputError(
                             f"{file}, line {number}, is no prompt with answers: {error}; {FORM}"
                         ) from error
@@ -419,13 +424,17 @@ def _first(record: Mapping[str, Any], names: Sequence[str]) -> Any:
     raise ValueError(f"no {' or '.join(names)}; it has {', '.join(record) or 'nothing'}")
 
 
+LARGEST = 2**53
+"""What a number of tokens and a log-probability are below, so that there is a mean of them."""
+
+
 def _of_record(answer: Any) -> Answer:
     if isinstance(answer, str):
         return Answer(answer)
     if not isinstance(answer, dict) or not isinstance(answer.get("text"), str):
         raise ValueError(f"an answer must be a string or an object with a text, got {str(answer)[:40]!r}")
     tokens, ended, log_probs = (answer.get(name) for name in ("tokens", "ended", "log_probs"))
-    if not (tokens is None or type(tokens) is int):
+    if not (tokens is None or (type(tokens) is int and 0 <= tokens < LARGEST)):
         raise ValueError(f"tokens must be a number of tokens, got {str(tokens)[:40]!r}")
     if not (ended is None or isinstance(ended, bool)):
         raise ValueError(f"ended must be true or false, got {str(ended)[:40]!r}")
@@ -435,7 +444,7 @@ def _of_record(answer: Any) -> Answer:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _mean(values: Sequence[float]) -> float:

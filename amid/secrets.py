@@ -39,12 +39,12 @@ _TOKENS_OF_TEXT |= {
 _IN_ADDRESS = re.compile(r"(?<=://)[^/@\s'\"]+@")
 _IN_QUERY = re.compile(r"(?<=[?&])([^=&\s]+)=([^&\s'\"]+)")
 _SHAPES = re.compile(
-    r"\b(hf_[A-Za-z0-9]{16,}|sk-(?=[\w-]*\d)[\w-]{20,}|gh[opsur]_[A-Za-z0-9]{16,}|github_pat_\w{16,}"
+    r"\b(hf_[A-Za-z0-9]{16,}|sk-(?=[\w-]{0,200}\d)[\w-]{20,}|gh[opsur]_[A-Za-z0-9]{16,}|github_pat_\w{16,}"
     r"|glpat-[\w-]{16,}|AKIA[A-Z0-9]{16}|AIza[\w-]{30,}|xox[abeprs]-[\w-]{8,}|wandb_v1_\w{16,}"
-    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+|(?i:bearer)\s+[\w.~+/=-]{20,})"
+    r"|eyJ[\w-]{8,4000}\.[\w-]{8,4000}\.[\w-]+|(?i:bearer)\s+[\w.~+/=-]{20,})"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[^\0]*?(?:-----END|\Z)"
 )
-_PAIR = re.compile(r"([\w./-]*\w)(=|['\"]:\s*)('[^']*'|\"[^\"]*\"|[^\s,;&'\"}{]+)")
+_PAIR = re.compile(r"(?<![\w./-])([\w./-]*\w)(=|['\"]:\s*)('[^']*'|\"[^\"]*\"|[^\s,;&'\"}{]+)")
 _NAMES = {"wandb": "WANDB_API_KEY", "hf": "HF_TOKEN", "hub": "HF_TOKEN", "huggingface": "HF_TOKEN"}
 """Environment variables that a library reads by itself, by a word of the setting."""
 

@@ -12,7 +12,7 @@ import yaml
 
 from amid.data_files import path_and_rows
 from amid.errors import Damaged, InputError
-from amid.files import Record, read_record, written_whole, yaml_with_sum
+from amid.files import Record, check_regular, check_values, read_record, written_whole, yaml_with_sum
 from amid.results import BEST, RunResult, check_student
 
 CONFIG_FILE = "config.yaml"
@@ -26,7 +26,8 @@ _NAMED = ("test", "metrics", "logger")
 
 _LOADS_CODE = {
     *("auto_map", "attn_implementation", "_attn_implementation", "experts_implementation"),
-    *("_experts_implementation", "quantization_config"),
+    *("_experts_implementation", "_attn_implementation_internal", "_experts_implementation_internal"),
+    *("quantization_config", "compression_config", "transformers_weights", "custom_generate"),
 }
 """Fields of a model's or tokenizer's JSON file by which transformers would run code from elsewhere."""
 
@@ -196,6 +197,10 @@ def stored_student(directory: Path, result: RunResult) -> Path:
     """
     folder, remedy = directory / BEST, "put the file back from a copy, or train the student again"
     check_student(directory, result, remedy)
+    for file in folder.iterdir():
+        if file.is_symlink():
+            raise Damaged(f"{file} is a link, and a run's student is files of its own; {remedy}")
+        check_regular(file, remedy)
     weights = [file.name for file in folder.glob("*.safetensors")]
     index = folder / "model.safetensors.index.json"
     if index.exists():
@@ -207,18 +212,34 @@ def stored_student(directory: Path, result: RunResult) -> Path:
         raise InputError(
             f"{folder} has {what}; amid reads those of a run from *.safetensors files in the folder alone"
         )
-    for file in (folder / "config.json", folder / "tokenizer_config.json"):
+    for file in (
+        folder / name for name in ("config.json", "tokenizer_config.json", "generation_config.json")
+    ):
         for keys, value in _nodes(_json(file, remedy), ()):
             if keys and keys[-1] in _LOADS_CODE and value is not None:
                 raise InputError(
                     f"{file} has {keys[-1]}, by which other code would run, and which no run writes; "
                     "take it out of the file"
                 )
+            if _is_deeper_than_weights(keys, value, [*folder.glob("*.safetensors")]):
+                raise InputError(f"{file}: {keys[-1]}={value} is more than its weights are of; {remedy}")
     if (folder / "adapter_config.json").exists():
         raise InputError(
             f"{folder / 'adapter_config.json'}: a run's student has no adapters; delete the file"
         )
     return folder
+
+
+_LEAST_OF_A_LAYER = 100
+"""Bytes at least that the weights of a layer take, with their names."""
+
+
+def _is_deeper_than_weights(keys: Sequence[str], value: Any, weights: Sequence[Path]) -> bool:
+    """Whether a field of a model's configuration says more layers than can be in the files of its weights."""
+    layers = bool(keys) and keys[-1].startswith(("num_", "n_")) and keys[-1].endswith(("_layers", "_layer"))
+    return (
+        layers and type(value) is int and value * _LEAST_OF_A_LAYER > sum(f.stat().st_size for f in weights)
+    )
 
 
 def _is_weights(name: Any) -> bool:
@@ -227,7 +248,9 @@ def _is_weights(name: Any) -> bool:
 
 def _json(file: Path, remedy: str) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_bytes())
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text)
+        check_values(text, content)
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError, OSError) as error:

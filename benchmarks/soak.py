@@ -96,7 +96,7 @@ class Soak:
     def in_training(self, process: subprocess.Popen) -> tuple[Path, int] | None:
         """The run or fine-tuning whose steps `process` takes, and how many of them are done.
 
-        metrics.csv would not do: Lightning deletes it at a start, before the checkpoint brings its lines back.
+        metrics.csv does not tell: Lightning deletes it at a start, and the checkpoint's lines come later.
         """
         for file in (*self.folder.glob("runs/*/status.json"), *self.folder.glob("prepared/*/status.json")):
             status = json.loads(file.read_text())
@@ -127,7 +127,16 @@ def command(folder: Path, methods: list[str]) -> list[str]:
         f"prepared_dir={folder}/prepared",
         f"data.cache_dir={folder}/cache",
     ]
-    return [sys.executable, "-c", ONE_PROCESS, "train", "-m", f"method={','.join(methods)}", *SETTINGS, *places]
+    return [
+        sys.executable,
+        "-c",
+        ONE_PROCESS,
+        "train",
+        "-m",
+        f"method={','.join(methods)}",
+        *SETTINGS,
+        *places,
+    ]
 
 
 def what_must_be_equal(folder: Path) -> dict[str, object]:
@@ -237,13 +246,15 @@ def main() -> int:
             lost = [steps for *_, steps in soak.lost]
             wrong += [f"{kind}-{sweeps}: {name} differs" for name in differ]
             wrong += [
-                f"{kind}-{sweeps}: {n} lost {steps} steps" for n, _, steps in soak.lost if not 0 <= steps <= limit
+                f"{kind}-{sweeps}: {n} lost {steps} steps"
+                for n, _, steps in soak.lost
+                if not 0 <= steps <= limit
             ]
             print(
                 f"{kind} sweep {sweeps}: {left - len(numbers)} kills ({dict(phases)}), "
                 f"{len(soak.logs)} starts, {len(lost)} resumed trainings lost {sum(lost)} steps in all, "
-                f"{min(lost, default=0)} to {max(lost, default=0)} each (allowed 0 to {limit}); {len(expected)} things compared, "
-                f"{len(differ)} differ; {time.monotonic() - began:.0f} s",
+                f"{min(lost, default=0)} to {max(lost, default=0)} each (allowed 0 to {limit}); "
+                f"{len(expected)} things compared, {len(differ)} differ; {time.monotonic() - began:.0f} s",
                 flush=True,
             )
     for line in wrong:

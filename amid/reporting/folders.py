@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amid.errors import InputError
-from amid.files import damaged
+from amid.errors import Damaged, InputError
+from amid.files import check_regular, damaged
 from amid.scoring import REMEDY, answers_files, read_answers
 from amid.stored import read_settings
 
@@ -98,7 +98,10 @@ def curves(folder: Path) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     for file in [*parts, *folder.glob("metrics.csv")]:
         try:
+            check_regular(file, _WITHOUT_CURVES)
             written = file.read_text(encoding="utf-8")
+        except Damaged:
+            raise
         except (ValueError, OSError) as error:
             raise damaged(file, error, _WITHOUT_CURVES) from error
         for row in csv.DictReader(io.StringIO(written[: written.rfind("\n") + 1])):

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from amid.console import plain
+from amid.errors import plain
 
 _MARKDOWN = {
     "&": "&amp;",

@@ -13,8 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as TerminalTable
 
-from amid.console import plain
-from amid.errors import InputError
+from amid.errors import InputError, plain
 from amid.reporting.formats import latex, markdown, markdown_line
 from amid.reporting.rows import (
     AVERAGE,
