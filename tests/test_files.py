@@ -9,6 +9,7 @@ import pytest
 from amid.errors import Damaged
 from amid.files import (
     Record,
+    check_own,
     check_sums,
     checksum,
     forget_parts,
@@ -92,10 +93,36 @@ class TestReadBack:
             "",
             "a: [",
             "a: 1\n- b",
+            "a: 2020-01-01",
+            "a: !!set {b, c}",
+            "a: !!binary aGVsbG8=",
+            "a: " + "[" * 200 + "]" * 200,
         ):
             file.write_text(text)
             with pytest.raises(Damaged, match=r"plan.yaml is damaged .*; delete it"):
                 read_mapping(file, "delete it")
+
+    @pytest.mark.parametrize("value", [r'"\ud800"', r'{"\uDFFF": 1}', "[" * 200 + "]" * 200, "[" * 10**5])
+    def test_what_nothing_can_do_with_is_damaged(self, tmp_path, value):
+        file = tmp_path / "plan.json"
+        file.write_text(f'{{"a": {value}}}')
+        with pytest.raises(Damaged, match=r"plan.json is damaged .*; delete it"):
+            read_mapping(file, "delete it")
+        file.write_text(r'{"a": "\ud83d\ude00"}')
+        assert read_mapping(file, "") == {"a": "\U0001f600"}
+
+    def test_pipes_are_not_waited_for(self, tmp_path):
+        os.mkfifo(tmp_path / "a")
+        with pytest.raises(Damaged, match="a is no regular file; remove it"):
+            check_sums(tmp_path, {"a": "0"}, "remove it")
+
+    def test_links_are_named_and_the_folder_may_be_one(self, tmp_path):
+        (tmp_path / "own" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "link").symlink_to(tmp_path / "own")
+        check_own(tmp_path / "link", ("checkpoints", "generations"), "remove it")
+        (tmp_path / "own" / "checkpoints" / "best").symlink_to(tmp_path / "nowhere")
+        with pytest.raises(Damaged, match=r"checkpoints/best is a link, .*; remove it"):
+            check_own(tmp_path / "link", ("checkpoints", "generations"), "remove it")
 
     @pytest.mark.parametrize("suffix", ["json", "yaml"])
     def test_no_byte_changes_unseen(self, tmp_path, suffix):

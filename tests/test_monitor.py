@@ -377,3 +377,16 @@ def test_following_shows_what_matters_in_a_low_terminal(tmp_path, monkeypatch):
     assert any(line.startswith("z") for line in lines)
     assert any("and 22 more" in line for line in lines)
     assert "30 runs: 1 running, 20 done, 9 waiting" in lines[-1]
+
+
+def test_a_status_commands_no_terminal(tmp_path, capsys):
+    for name, told in {
+        "a": {"state": "failed", "note": "\x1b]0;title\x07 \x9b31m \u202e"},
+        "b": {"state": "interrupted", "metric": "[/no] \x1b[2J", "score": 1.0},
+    }.items():
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "status.json", told)
+    assert main(["status", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "valid [/no]" in out
+    assert not set("\x1b\x07\x9b\u202e") & set(out)

@@ -7,7 +7,7 @@ import yaml
 
 from amid.errors import Damaged, InputError
 from amid.files import yaml_with_sum
-from amid.stored import Stored, read_settings, recorded_hash, shipped, write_settings
+from amid.stored import Stored, _is_deeper_than_weights, read_settings, recorded_hash, shipped, write_settings
 
 METRIC = {"_target_": "amid.metrics.rouge_l", "_partial_": True}
 CORPUS = {"_target_": "amid.data.builtin.corpus", "split": "test"}
@@ -163,3 +163,12 @@ def test_what_is_no_config_is_named(tmp_path, content):
         with pytest.raises(Damaged, match=r"config\.yaml is damaged \(.*\); put the file back") as error:
             read(tmp_path)
         assert "\n" not in str(error.value)
+
+
+def test_layers_are_in_the_weights(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(3000))
+    assert not _is_deeper_than_weights(("num_hidden_layers",), 30, [weights])
+    assert not _is_deeper_than_weights(("num_attention_heads",), 10**9, [weights])
+    for keys in (("num_hidden_layers",), ("text_config", "num_hidden_layers"), ("n_layer",)):
+        assert _is_deeper_than_weights(keys, 10**9, [weights])

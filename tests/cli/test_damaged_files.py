@@ -119,6 +119,13 @@ class TestFromElsewhere:
             ("config.json", "auto_map", {"AutoModelForCausalLM": "evil.Model"}),
             ("config.json", "attn_implementation", "someone/kernels"),
             ("config.json", "text_config", {"attn_implementation": "someone/kernels"}),
+            ("config.json", "_attn_implementation_internal", "someone/kernels"),
+            ("config.json", "transformers_weights", "other.safetensors"),
+            ("config.json", "num_hidden_layers", 10**9),
+            ("config.json", "hidden_size", "abc"),
+            ("config.json", "hidden_act", ["a"]),
+            ("config.json", "dtype", "os.system"),
+            ("tokenizer_config.json", "added_tokens_decoder", {"abc": 5}),
             ("tokenizer_config.json", "auto_map", {"AutoTokenizer": ["evil.Tokenizer", None]}),
             ("adapter_config.json", "base_model_name_or_path", "elsewhere"),
             ("model.safetensors.index.json", "weight_map", {"a": "pytorch_model.bin"}),
@@ -133,6 +140,91 @@ class TestFromElsewhere:
         assert run("evaluate", f"run={copy}", f"output_dir={tmp_path / 'out'}") == 1
         err = capsys.readouterr().err
         assert str(best) in err
+        assert err.count("\n") == 1
+
+    @pytest.mark.parametrize(
+        ("node", "value", "told"),
+        [
+            ("generation.samples", "abc", "generation.samples=abc must be"),
+            ("generation.top_k", [[]], "generation.top_k="),
+            ("data.test_prompts", 1.5, "data.test_prompts=1.5 must be"),
+            ("data.test.open.size", 1.5, "data.test.open.size=1.5 must be"),
+            ("data.batch_size", [], "data.batch_size=[] must be"),
+            ("data.special_tokens", "\x1b[31mred", "data.special_tokens=\ufffd[31mred must be"),
+        ],
+    )
+    def test_settings_are_checked_as_those_of_the_command_line(
+        self, copy, tmp_path, capsys, node, value, told
+    ):
+        def change(settings):
+            *above, last = node.split(".")
+            for name in above:
+                settings = settings[name]
+            settings[last] = value
+
+        rewritten(copy, change)
+        assert run("evaluate", f"run={copy}", f"output_dir={tmp_path / 'out'}") == 1
+        err = capsys.readouterr().err
+        assert f"{copy / 'config.yaml'}: {told}" in err
+        assert err.count("\n") == 1
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            ".hydra",
+            ".lock",
+            "generations",
+            "checkpoints",
+            "checkpoints/best",
+            ".hydra/config.yaml",
+            "metrics.csv",
+        ],
+    )
+    def test_nothing_is_written_through_a_link(self, copy, shortened, tmp_path, capsys, name):
+        theirs = tmp_path / "theirs"
+        theirs.mkdir()
+        (theirs / ".x.part").write_text("mine")
+        place = copy / name
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+        place.symlink_to(theirs / ".x.part" if place.suffix or name == ".lock" else theirs)
+        (copy / "result.json").unlink()
+        assert run("train", *shortened, f"hydra.run.dir={copy}") == 1
+        err = capsys.readouterr().err
+        assert f"{place} is a link, and writing would change what it leads to; remove the link" in err
+        assert err.count("\n") == 1
+        assert [(file.name, file.read_text()) for file in theirs.iterdir()] == [(".x.part", "mine")]
+
+    def test_no_list_of_a_multirun_is_written_through_a_link(self, copy, shortened, tmp_path, capsys):
+        (tmp_path / "mine").write_text("mine")
+        (copy.parent / "multirun.yaml").symlink_to(tmp_path / "mine")
+        assert run("train", "-m", *shortened, "seed=1", f"output_dir={copy.parent}") == 1
+        assert "multirun.yaml is a link" in capsys.readouterr().err
+        assert (tmp_path / "mine").read_text() == "mine"
+
+    @pytest.mark.parametrize("name", ["open-1.jsonl", "per_prompt.json", ".made_from.json"])
+    def test_pipes_are_not_waited_for(self, copy, capsys, name):
+        for file in (copy / "generations" / ".made_from.json", copy / "generations" / name):
+            file.unlink(missing_ok=True)
+        os.mkfifo(copy / "generations" / name)
+        assert run("report", copy.parent) == 1
+        assert f"{name} is no regular file; " in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "[" * 100_000,
+            '{"references": ["a"], "answers": ["\\ud800"]}',
+            f'{{"references": ["a"], "answers": [{{"text": "a", "tokens": {10**400}}}]}}',
+            f'{{"references": ["a"], "answers": [{{"text": "a", "log_probs": [{10**400}]}}]}}',
+        ],
+        ids=["deep", "half a character", "tokens", "log_probs"],
+    )
+    def test_answers_that_nothing_can_do_with(self, copy, capsys, line):
+        (copy / "generations" / ".made_from.json").unlink()
+        (copy / "generations" / "open-1.jsonl").write_text(f"{line}\n")
+        assert run("score", copy) == 1
+        err = capsys.readouterr().err
+        assert "open-1.jsonl, line 1, is no prompt with answers: " in err
         assert err.count("\n") == 1
 
     def test_no_pickle_is_read(self, copy, tmp_path, capsys):
