@@ -288,7 +288,9 @@ def _finished(directory: Path, cfg: Config, key: str) -> RunResult | None:
     result = load(directory) if (directory / RESULT_FILE).exists() else None
     old = recorded_hash(directory) or (result and result.config_hash)
     if old != key and (result is not None or (directory / "checkpoints").exists()):
-        changes = "; ".join(_changes(directory, cfg)) or "what differs is not recorded"
+        changes = "; ".join(_changes(directory, cfg)) or (
+            "what differs is not recorded, as an earlier version of amid recorded less"
+        )
         raise InputError(
             f"{directory} holds a run of another configuration: {changes}; choose another output_dir= "
             "(or hydra.run.dir=, where that was given), or delete the folder"
