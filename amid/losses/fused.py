@@ -460,15 +460,21 @@ def _value_and_gradients(work: _Work, wanted: Sequence[bool]) -> tuple[Tensor, *
     # Where the range of the dtype allows it, the gradient for the logits is scaled before it is rounded.
     early = scale if student.dtype == torch.bfloat16 else 1.0
     late = scale / early
+    # A sum of one chunk is rounded once, where it is made.
+    alone = n <= size and late == 1 and student.head.weight.dtype == student.dtype
     grad_hidden, grad_weight, grad_bias = (
-        torch.zeros_like(x, dtype=dtype) if want and work.with_gradient and x is not None else None
+        (torch.empty_like if n else torch.zeros_like)(x, dtype=dtype)
+        if want and work.with_gradient and x is not None
+        else None
         for want, x, dtype in zip(
             wanted,
             (student.hidden, student.weight, student.bias),
-            (student.dtype, sums, sums),
+            (student.dtype, student.dtype if alone else sums, sums),
             strict=True,
         )
     )
+    if grad_bias is not None:
+        grad_bias.zero_()
     buffer = student.buffer(size)
     teacher_buffer = None if teacher is None else teacher.buffer(size)
     rounded = buffer if student.dtype == sums else torch.empty_like(buffer, dtype=student.dtype)
@@ -488,7 +494,7 @@ def _value_and_gradients(work: _Work, wanted: Sequence[bool]) -> tuple[Tensor, *
         if grad_hidden is not None:
             torch.mm(gradient, student.weight, out=grad_hidden[chunk]).mul_(late)
         if grad_weight is not None:
-            _add_product(grad_weight, gradient, student.hidden[chunk], late)
+            _add_product(grad_weight, gradient, student.hidden[chunk], late, first=start == 0)
         if grad_bias is not None and gradient is products:
             grad_bias.add_(gradient.sum(0), alpha=late)
     if grad_bias is not None and rounded is not buffer:
@@ -496,13 +502,16 @@ def _value_and_gradients(work: _Work, wanted: Sequence[bool]) -> tuple[Tensor, *
     return total * scale, grad_hidden, grad_weight, grad_bias
 
 
-def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, scale: float) -> None:
-    """total [V, D] += scale · gradient [n, V]ᵀ hidden [n, D], in the dtype of `total`."""
+def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, scale: float, first: bool) -> None:
+    """total [V, D] += scale · gradient [n, V]ᵀ hidden [n, D], in the dtype of `total`, or = where `first`."""
     if total.dtype == gradient.dtype:
-        total.addmm_(gradient.t(), hidden, alpha=scale)
+        total.addmm_(gradient.t(), hidden, beta=0 if first else 1, alpha=scale)
         return
     size = max(BLOCK_ELEMENTS.get(total.device.type, BLOCK_ELEMENTS["cuda"]) * 4 // total.shape[1], 1)
     for start in range(0, len(total), size):
         rows = slice(start, start + size)
-        some = torch.empty_like(total[rows])
-        total[rows].add_(multiply(gradient[:, rows].t(), hidden, some), alpha=scale)
+        product = multiply(gradient[:, rows].t(), hidden, torch.empty_like(total[rows]))
+        if first:
+            torch.mul(product, scale, out=total[rows])
+        else:
+            total[rows].add_(product, alpha=scale)

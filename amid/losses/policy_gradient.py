@@ -231,8 +231,9 @@ class MiniLLM(Loss):
                 long, of_long = self._long_term(chosen.squeeze(-1), sampling, 1)
                 if gradient is not None:
                     (slope,) = torch.autograd.grad(long, chosen)
-                    gradient = torch.addcmul(gradient, q, slope.to(q.dtype), value=-1)
-                    gradient.scatter_add_(-1, index.long(), slope.to(q.dtype))
+                    slope = slope.to(gradient.dtype)  # float64 where the single step is made in it
+                    gradient = torch.addcmul(gradient, q.to(gradient.dtype), slope, value=-1)
+                    gradient.scatter_add_(-1, index.long(), slope)
             value = value + long.detach()
             stats |= of_long
         return value, gradient, stats if with_stats else {}

@@ -15,12 +15,15 @@ from amid.losses import (
     AlphaMixture,
     AlphaNet,
     BidirectionalKL,
+    CrossEntropy,
     Divergence,
     JensenShannon,
     Loss,
+    MiniLLM,
     Objective,
     ReverseKL,
     TotalVariation,
+    WeightedSum,
 )
 from amid.losses.assistant import log_mean_exp, log_normalise
 
@@ -269,3 +272,28 @@ def test_an_impossible_token_is_infinite_however_unlikely_it_is_to_the_other(dty
     on_logits = loss(student_logits=student, teacher_logits=teacher)
     closed, _, _ = loss.value_and_gradient(student, teacher, None, False, False)
     assert on_logits == closed == math.inf
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("loss", ["alone", "in a sum"])
+@pytest.mark.parametrize("distance", [0.0, 1e-6, 1e-3, 1.0, 300.0])
+def test_minillm_at_any_distance_from_the_teacher(distance: float, loss: str, weighted: bool) -> None:
+    torch.manual_seed(0)
+    teacher = torch.randn(5, 50)
+    student = teacher + distance * torch.randn(5, 50)
+    labels, sampling = student.argmax(-1), torch.stack([-torch.rand(5), torch.randn(5)], -1)
+    of: Loss = MiniLLM(weighted_single_step=weighted)
+    of = WeightedSum([(0.5, of), (0.5, CrossEntropy())]) if loss == "in a sum" else of
+    value, gradient, _ = of.value_and_gradient(student, teacher, labels, True, False, sampling)
+    exact = student.double().requires_grad_()
+    true = of(
+        student_logits=exact,
+        teacher_logits=teacher.double(),
+        labels=labels,
+        sampling=sampling.double(),
+        denominator=1,
+    )
+    (true_gradient,) = torch.autograd.grad(true, exact)
+    assert gradient is not None
+    assert math.isclose(value, true, rel_tol=1e-4, abs_tol=1e-5)
+    assert float((gradient - true_gradient).norm()) < 1e-4 * float(true_gradient.norm()) + 1e-6

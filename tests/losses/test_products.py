@@ -100,13 +100,16 @@ def exact_gradients(loss: Loss, given: dict[str, Tensor], **more: Tensor) -> tup
 @pytest.mark.parametrize("distance", [2.0, 0.3, 0.07])
 @pytest.mark.parametrize("loss", [Objective(KL()), Objective(AlphaBeta(), AlphaMixture(-5, 0.1))], ids=repr)
 @pytest.mark.parametrize("autocast", [False, True])
-def test_bfloat16_follows_float64_of_the_same_operands(autocast: bool, loss: Loss, distance: float) -> None:
+@pytest.mark.parametrize("chunk_tokens", [17, None])
+def test_bfloat16_follows_float64_of_the_same_operands(
+    chunk_tokens: int | None, autocast: bool, loss: Loss, distance: float
+) -> None:
     given = close_pair(distance)
     true_value, true = exact_gradients(loss, given)
     dtype = torch.float32 if autocast else torch.bfloat16
     x = {k: v.to(dtype).requires_grad_(k.startswith("student")) for k, v in given.items()}
     with torch.autocast(x["student_hidden"].device.type, torch.bfloat16, enabled=autocast):
-        value = loss.fused(**x, chunk_tokens=17)
+        value = loss.fused(**x, chunk_tokens=chunk_tokens)
     value.backward()
     assert abs(float(value.detach()) / true_value - 1) < 3e-3
     for name, exact in zip(("student_hidden", "student_weight"), true, strict=True):
@@ -141,3 +144,22 @@ def test_cross_entropy_in_low_precision(dtype: torch.dtype, biased: bool) -> Non
     value = CrossEntropy().fused(**given, student_bias=bias, labels=labels)
     true = CrossEntropy()(student_logits=exact, labels=labels)
     assert abs(float(value) / float(true) - 1) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW])
+@pytest.mark.parametrize("counted", [0, 1, 64])
+@pytest.mark.parametrize("chunk_tokens", [1, None])
+def test_gradients_are_written_whole_whatever_stood_there(
+    chunk_tokens: int | None, counted: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dirty(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.full_like(x, torch.nan, dtype=dtype)
+
+    monkeypatch.setattr(torch, "empty_like", dirty)
+    x = {k: v.float().to(dtype).requires_grad_(k.startswith("student")) for k, v in close_pair(2.0).items()}
+    bias = torch.zeros(4000, dtype=dtype, requires_grad=True)
+    mask = torch.arange(64) < counted
+    Objective(KL()).fused(**x, student_bias=bias, mask=mask, chunk_tokens=chunk_tokens).backward()
+    for gradient in (x["student_hidden"].grad, x["student_weight"].grad, bias.grad):
+        assert bool(gradient.isfinite().all())
+        assert bool(gradient.any()) == (counted > 0)
