@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor
 
-from amid.losses.assistant import finite_number, rounding
+from amid.losses.assistant import finite_number
 from amid.losses.divergence import KL, Divergence, Pair, ReverseKL
 from amid.losses.weighted_divergences import WeightedDivergences
+
+_TIE = 16 * torch.finfo(torch.float32).eps
+"""By what part of itself an entropy may differ from its equal, in float64 too."""
 
 
 class _TeacherCrossEntropy(Divergence):
@@ -34,9 +37,9 @@ class BidirectionalKL(WeightedDivergences):
         w_p CE(p, q) + w_q KL(q ‖ p),    CE(p, q) = -Σ p log q
 
     at each position. Where H(p) > H(q), that is the student is the surer one, w_p = `weight` and w_q = 1;
-    where H(q) > H(p) the other way round; both are 1 where the entropies are equal, up to rounding. No
-    gradient passes through the weights. The entropies are taken in float32 or better: in float16 those of the
-    published code are NaN, which sets all weights to 1.
+    where H(q) > H(p) the other way round; both are 1 where the entropies are equal, up to rounding in
+    float32. No gradient passes through the weights. The entropies are taken in float32 or better: in
+    float16 those of the published code are NaN, which sets all weights to 1.
 
     The cross-entropy is larger than KL(p ‖ q) by the teacher's entropy, which has no gradient: the loss is
     w_p H(p) where p = q.
@@ -67,6 +70,6 @@ class BidirectionalKL(WeightedDivergences):
     def weights(self, pair: Pair, values: Tensor) -> Tensor:
         """As in `WeightedDivergences`: w_p and w_q."""
         entropy_p, entropy_q = (torch.special.entr(x).sum(-1) for x in (pair.a, pair.b))
-        tie = rounding(entropy_p) * entropy_p.clamp(min=1)
+        tie = _TIE * entropy_p.clamp(min=1)
         more = torch.stack([entropy_p > entropy_q + tie, entropy_q > entropy_p + tie])
         return torch.where(more, self.weight, 1.0).to(values.dtype)

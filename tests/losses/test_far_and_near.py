@@ -297,3 +297,13 @@ def test_minillm_at_any_distance_from_the_teacher(distance: float, loss: str, we
     assert gradient is not None
     assert math.isclose(value, true, rel_tol=1e-4, abs_tol=1e-5)
     assert float((gradient - true_gradient).norm()) < 1e-4 * float(true_gradient.norm()) + 1e-6
+
+
+@pytest.mark.parametrize("gap", [18.0, 20.0, 25.0, 60.0])
+def test_entropies_next_to_0_are_tied_in_all_precisions(gap: float) -> None:
+    student, teacher = torch.tensor([[0.0, -gap]]), torch.tensor([[0.0, -gap - 3]])
+    loss = BidirectionalKL(3)
+    value, gradient = in_float32(loss, student, teacher)
+    true_value, true = in_float64(loss, student, teacher)
+    assert math.isclose(value, true_value, rel_tol=1e-3)
+    assert float((gradient - true).norm()) < 1e-9
