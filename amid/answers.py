@@ -9,7 +9,7 @@ import transformers
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-from amid.data.datamodule import Tokens
+from amid.data.tokens import Tokens
 from amid.files import Record, checksum, forget_parts, key_of, read_made, write_json
 from amid.generation import Sampling
 from amid.progress import Progress

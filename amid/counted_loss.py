@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from amid.data.datamodule import MicroBatch, counted_positions
+from amid.data.tokens import MicroBatch, counted_positions
 from amid.losses import CrossEntropy, Loss
 from amid.losses.fused import Stats
 from amid.models import CountedStates

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from amid.answers import AnswerFolder
 from amid.checks import is_compared
-from amid.data.datamodule import Tokens
+from amid.data.tokens import Tokens
 from amid.data_files import RESPONSES
 from amid.facts import Facts, Lengths
 from amid.fit import epochs_of_validation, steps_of

@@ -21,8 +21,8 @@ from amid.checkpoints import FOLDER, last_checkpoint
 from amid.checks import Parts, parts_of
 from amid.config import config_hash, contents_of, differences
 from amid.data import InstructionData
-from amid.data.datamodule import Tokens
 from amid.data.prompts import Encoder
+from amid.data.tokens import Tokens
 from amid.data_files import check_files
 from amid.errors import InputError
 from amid.evaluation import ValidationScore, announce_unread, check_metrics, evaluate_sets

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from amid.counted_loss import CountedLoss
-from amid.data.datamodule import MicroBatch, counted_positions
 from amid.data.prompts import IGNORE
+from amid.data.tokens import MicroBatch, counted_positions
 from amid.errors import InputError
 from amid.limits import check_reads_forwards, table_of_positions
 from amid.losses import Loss

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.counted_loss import CountedLoss
-from amid.data.datamodule import Mean, MicroBatch, Row, SampledRow, counted_positions, padding_share
+from amid.data.tokens import Mean, MicroBatch, Row, SampledRow, counted_positions, padding_share
 from amid.errors import InputError
 from amid.evaluation import ValidationScore
 from amid.generation import MixedAnswer, Sampling

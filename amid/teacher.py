@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from amid.data.datamodule import NO_ROW, MicroBatch, Tokens, collate, counted_positions
+from amid.data.tokens import NO_ROW, MicroBatch, Tokens, collate, counted_positions
 from amid.errors import InputError
 from amid.files import Record, checksum, forget_parts, key_of, only_writer, read_made, write_json
 from amid.losses import Head

@@ -12,7 +12,7 @@ from amid.cli import main
 from amid.config import CONF, as_dict, register_resolvers
 from amid.data import Example, InstructionData, Template
 from amid.data.builtin import tokenizer
-from amid.data.datamodule import counted_positions
+from amid.data.tokens import counted_positions
 from amid.experiment import run_experiment
 from amid.losses import AlphaBeta, AlphaMixture, Objective
 from amid.models import CountedStates, ModelSource, shared_vocabulary

@@ -14,8 +14,8 @@ from amid import results, states
 from amid.cli import main
 from amid.data import InstructionData
 from amid.data.builtin import TEMPLATE, TEMPLATE_WITH_INPUT, corpus, tokenizer
-from amid.data.datamodule import counted_positions
 from amid.data.prompts import Template
+from amid.data.tokens import counted_positions
 from amid.errors import InputError
 from amid.models import ModelSource
 from amid.teacher import CachedTeacher, LiveTeacher, TeacherSupply

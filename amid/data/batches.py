@@ -1,7 +1,8 @@
-"""Which rows of a set make an optimiser step."""
+"""The order of rows, and which of them make an optimiser step."""
 
+import functools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch.utils.data import Sampler
 
@@ -64,3 +65,18 @@ class Batches(Sampler[list[int]]):
         rng.shuffle(batches)
         epoch, left_out = self.begins_at
         yield from batches[left_out if self.epoch == epoch else 0 :]
+
+
+def endless(places: Iterable[int], n: int, key: str) -> list[int]:
+    """The numbers at `places` of the endless sequence of those below `n`, turn after turn.
+
+    Each turn has every number once, in an order of its own, which follows from `key`.
+    """
+    turns = [divmod(place, n) for place in places]
+    return [_order(n, f"{key}-{turn}")[index] for turn, index in turns]
+
+
+@functools.lru_cache(maxsize=2)  # a batch may reach from one turn into the next
+def _order(n: int, key: str) -> list[int]:
+    """The numbers below `n`, in an order that follows from `key`."""
+    return random.Random(key).sample(range(n), n)

@@ -1,180 +1,39 @@
 """Batches of instruction data in an order fixed by the seed, tokenised once."""
 
 import copy
-import functools
 import hashlib
 import json
-import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from amid.data import notes
-from amid.data.batches import Batches
+from amid.data.batches import Batches, endless
 from amid.data.examples import Example
-from amid.data.plain_text import packed
-from amid.data.prompts import IGNORE, Encoder, SpecialTokens, Template, Truncation
+from amid.data.prompts import Encoder, SpecialTokens, Template, Truncation
 from amid.data.rows import Fields, checked
 from amid.data.sources import Loaded, Source, TextSource, load_documents, loaded
+from amid.data.tokens import NO_ROW, Mean, MicroBatch, Row, SampledRow, Tokens, collate, packed
 from amid.data_files import RESPONSES
 from amid.errors import InputError
 from amid.files import forget_parts, key_of, only_writer
 from amid.progress import announce
 from amid.states import read_tensors, write_tensors
 
-MicroBatch = dict[str, Tensor]
-"""`input_ids`, `attention_mask` and `labels`, [rows, longest] each, padded on the right, and `rows` [rows]:
-which sequence of the training set, or after those of the validation set, each row is, or `NO_ROW`. Of sampled
-rows also `sampling` [rows, longest, 2], see `SampledRow`."""
-
-Row = tuple[Tensor, int, int]
-"""A sequence: its token ids, the length of its prompt, and its number."""
-
-SampledRow = tuple[Tensor, int, int, Tensor]
-"""A sequence whose response was sampled: besides, of each token of the response, what
-`amid.losses.MiniLLM` takes as `sampling`, [response, 2]."""
-
-Mean = Literal["step", "micro_batch"]
-"""Over what the loss is a mean."""
-
 FORMAT = 3
 """Version of the files of token ids; another one is another cache."""
 
 _AS_TEXT = "special tokens are text"
 """In the key of a cache of tokens, where a row has one in its text."""
-
-NO_ROW = -1
-"""The number of a sequence that is in neither set."""
-
-
-@dataclass(frozen=True)
-class Tokens(Dataset[Row]):
-    """Token ids of many sequences: `ids` [total], `ends` [n] of each, `prompts` [n] prompt lengths.
-
-    An item is a sequence, the length of its prompt, and its number: `first` is that of the first one.
-    """
-
-    ids: Tensor
-    ends: Tensor
-    prompts: Tensor
-    first: int = 0
-
-    @classmethod
-    def of(cls, sequences: Iterable[tuple[Sequence[int], int]]) -> "Tokens":
-        """Of token ids and the length of the prompt at their beginning."""
-        encoded = list(sequences)
-        ids = torch.tensor([i for row, _ in encoded for i in row], dtype=torch.int32)
-        lengths = torch.tensor([len(row) for row, _ in encoded], dtype=torch.int64)
-        prompts = torch.tensor([n_prompt for _, n_prompt in encoded], dtype=torch.int64)
-        return cls(ids, lengths.cumsum(0), prompts)
-
-    @classmethod
-    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "Tokens":
-        """Of `tensors` of other ones."""
-        return cls(tensors["ids"], tensors["ends"], tensors["prompts"])
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """What makes the same sequences again, in plain tensors; `first` aside."""
-        return {"ids": self.ids, "ends": self.ends, "prompts": self.prompts}
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self[index] for index in range(len(self)))
-
-    def __getitem__(self, index: int) -> Row:
-        start = int(self.ends[index - 1]) if index > 0 else 0
-        return self.ids[start : int(self.ends[index])], int(self.prompts[index]), self.first + index
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each sequence."""
-        return torch.diff(self.ends, prepend=self.ends.new_zeros(1)).tolist()
-
-    @property
-    def counted(self) -> list[int]:
-        """Counted tokens of each sequence: response and EOS."""
-        starts = self.ends - torch.tensor(self.lengths)
-        return (self.ends - starts - self.prompts.clamp(min=1)).clamp(min=0).tolist()
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash of all token ids and prompt lengths."""
-        digest = hashlib.sha256()
-        for tensor in (self.ids, self.ends, self.prompts):
-            digest.update(tensor.contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
-
-def collate(
-    rows: Sequence[Row | SampledRow],
-    pad_token_id: int,
-    micro_batch_size: int | None = None,
-    tokens_per_batch: int | None = None,
-    by_length: bool = True,
-) -> list[MicroBatch]:
-    """The micro-batches of one optimiser step, the shortest rows first, each padded to its own longest row.
-
-    A micro-batch holds at most `micro_batch_size` rows and at most `tokens_per_batch` tokens, padding
-    included; a longer row makes one of its own. Without `by_length`, rows stay in their order.
-
-    Labels are the token ids at response and EOS, `IGNORE` at prompt and padding (unshifted: the label
-    at t is predicted from the tokens before t). `sampling` stands where the labels do, 0 elsewhere.
-    """
-    parts: list[list[Row | SampledRow]] = []
-    for row in sorted(rows, key=lambda row: len(row[0])) if by_length else rows:
-        after = len(parts[-1]) + 1 if parts else 1
-        if (
-            not parts
-            or (micro_batch_size is not None and after > micro_batch_size)
-            or (tokens_per_batch is not None and after * len(row[0]) > tokens_per_batch)
-        ):
-            parts.append([])
-        parts[-1].append(row)
-    return [_pad(part, pad_token_id) for part in parts]
-
-
-def counted_positions(batch: MicroBatch) -> Tensor:
-    """Where [rows, length] a counted token, of a response or its EOS, is predicted."""
-    positions = torch.zeros_like(batch["labels"], dtype=torch.bool)
-    positions[:, :-1] = batch["labels"][:, 1:] != IGNORE
-    return positions
-
-
-def padding_share(micro_batches: Sequence[MicroBatch]) -> float:
-    """The share of padding among the tokens that go through the models, from 0 to 1."""
-    tokens = sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
-    return 1 - tokens / sum(batch["attention_mask"].numel() for batch in micro_batches)
-
-
-def _pad(rows: Sequence[Row | SampledRow], pad_token_id: int) -> MicroBatch:
-    sequences, prompts, numbers, *sampled = zip(*rows, strict=True)
-    lengths = torch.tensor([len(ids) for ids in sequences]).unsqueeze(1)
-    input_ids = pad_sequence(list(sequences), batch_first=True, padding_value=pad_token_id).long()
-    place = torch.arange(input_ids.shape[1])
-    response = (place >= torch.tensor(prompts).unsqueeze(1)) & (place < lengths)
-    batch = {
-        "input_ids": input_ids,
-        "attention_mask": (place < lengths).long(),
-        "labels": input_ids.masked_fill(~response, IGNORE),
-        "rows": torch.tensor(numbers),
-    }
-    if sampled:
-        batch["sampling"] = torch.zeros(*input_ids.shape, 2)
-        batch["sampling"][response] = torch.cat(sampled[0])
-    return batch
 
 
 class InstructionData(L.LightningDataModule):
@@ -496,21 +355,6 @@ class InstructionData(L.LightningDataModule):
                 kept = make()
                 write_tensors(file, kept)
         return kept
-
-
-def endless(places: Iterable[int], n: int, key: str) -> list[int]:
-    """The numbers at `places` of the endless sequence of those below `n`, turn after turn.
-
-    Each turn has every number once, in an order of its own, which follows from `key`.
-    """
-    turns = [divmod(place, n) for place in places]
-    return [_order(n, f"{key}-{turn}")[index] for turn, index in turns]
-
-
-@functools.lru_cache(maxsize=2)  # a batch may reach from one turn into the next
-def _order(n: int, key: str) -> list[int]:
-    """The numbers below `n`, in an order that follows from `key`."""
-    return random.Random(key).sample(range(n), n)
 
 
 def _with_eos(tokenizer: PreTrainedTokenizerBase, eos: str) -> PreTrainedTokenizerBase:

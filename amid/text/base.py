@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
-from amid.data.datamodule import NO_ROW, MicroBatch, Row, SampledRow, Tokens
 from amid.data.prompts import IGNORE
+from amid.data.tokens import NO_ROW, MicroBatch, Row, SampledRow, Tokens
 from amid.errors import InputError
 from amid.generation import MixedAnswer, Sampling
 from amid.losses import Loss, WeightedSum

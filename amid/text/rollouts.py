@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amid.data.datamodule import NO_ROW, Row, SampledRow, Tokens, endless
+from amid.data.batches import endless
+from amid.data.tokens import NO_ROW, Row, SampledRow, Tokens
 from amid.errors import InputError
 from amid.generation import MixedAnswer
 from amid.losses import rewards_to_go

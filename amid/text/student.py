@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from amid.data.datamodule import NO_ROW, Row, Tokens
+from amid.data.tokens import NO_ROW, Row, Tokens
 from amid.errors import InputError
 from amid.generation import Sampling
 from amid.text.base import (

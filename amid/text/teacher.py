@@ -8,7 +8,7 @@ import lightning as L
 from transformers import PreTrainedTokenizerBase
 
 from amid.answers import AnswerFolder
-from amid.data.datamodule import Tokens
+from amid.data.tokens import Tokens
 from amid.errors import InputError
 from amid.files import only_writer
 from amid.models import ModelSource

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from amid.data import Example, InstructionData
 from amid.data.batches import Batches
 from amid.data.builtin import TEMPLATE, TEMPLATE_WITH_INPUT, corpus, tokenizer
-from amid.data.datamodule import collate, padding_share
 from amid.data.prompts import IGNORE, Encoder, Template
+from amid.data.tokens import collate, padding_share
 from amid.errors import InputError
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import EOS, answer_with
 
-from amid.data.datamodule import NO_ROW
+from amid.data.tokens import NO_ROW
 from amid.text import AdaptiveText, DataText, RolloutText, StudentText, TeacherText, Text
 from amid.text import student as student_text
 

@@ -10,9 +10,9 @@ from small_models import EOS, TOKENS, data_of, fitted, network
 from torch.nn import functional as F
 
 from amid.data.builtin import corpus
-from amid.data.plain_text import packed
 from amid.data.prompts import IGNORE
 from amid.data.sources import load_documents
+from amid.data.tokens import packed
 from amid.errors import InputError
 from amid.losses import CrossEntropy
 from amid.text import DataText

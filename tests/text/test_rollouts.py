@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import EOS, TOKENS, data_of, fitted, network
 
-from amid.data.datamodule import NO_ROW, Tokens
 from amid.data.prompts import IGNORE
+from amid.data.tokens import NO_ROW, Tokens
 from amid.generation import MixedAnswer, Sampling
 from amid.losses import MiniLLM
 from amid.teacher import LiveTeacher

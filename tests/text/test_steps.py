@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from small_models import CPU, EOS, TOKENS, data_of, fitted, network
 from torch.nn import functional as F
 
-from amid.data.datamodule import Tokens, counted_positions
 from amid.data.prompts import IGNORE
+from amid.data.tokens import Tokens, counted_positions
 from amid.errors import InputError
 from amid.generation import Sampling
 from amid.losses import KL, CrossEntropy, Objective, WeightedSum
