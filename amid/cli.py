@@ -13,7 +13,16 @@ from amid.allocator import keep_freed_memory
 from amid.console import as_typed
 from amid.errors import InputError, choose_one, in_one_line, was_interrupted
 from amid.interruption import heeded, signal_of
-from amid.launch import and_what_is_next, check_results, checked, launch, tell_of, unread
+from amid.launch import (
+    and_what_is_next,
+    check_results,
+    check_values,
+    checked,
+    launch,
+    tell_of,
+    unread,
+    without_empty_folders,
+)
 from amid.own_modules import search_working_folder
 
 if TYPE_CHECKING:
@@ -122,7 +131,7 @@ def _hydra(name: str, arguments: list[str]) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from amid.command_records import write_plan
-    from amid.config import check_overrides, parsed_overrides, quoted
+    from amid.config import check_overrides, parsed_overrides, quoted, reason_of_hydra
     from amid.config_folders import say_what_is_not_read, take_folders
     from amid.secrets import check_overrides_for_secrets
     from amid.sweep import Sweep
@@ -134,6 +143,7 @@ def _hydra(name: str, arguments: list[str]) -> None:
     flags = {a for a in arguments if a.startswith("-")}
     several = bool({"-m", "--multirun"} & flags)
     runs: list[Path] = []
+    places: list[Path] = []
     searches = False
     if not {"-h", "--help", "--hydra-help"} & flags:
         for word in arguments:
@@ -149,29 +159,33 @@ def _hydra(name: str, arguments: list[str]) -> None:
         check_overrides_for_secrets(parsed)
         if not several:
             _check_single(name, parsed)
-            check_overrides(name, overrides)
+            cfg = check_overrides(name, overrides)
         else:
             for override in overrides:
                 if override.startswith("hydra.run.dir="):
                     raise InputError(f"{override} is for one run; the folder of several is output_dir=")
             cfg = check_overrides(name, overrides)
-            if name == "train" and flags <= {"-m", "--multirun"} and not _names_folders(parsed):
+            if flags <= {"-m", "--multirun"} and not _names_folders(parsed):
                 params = (f"{key}={value}" for key, value in (cfg.hydra.sweeper.get("params") or {}).items())
                 settings = [*params, *(o for o in overrides if not o.lstrip("+~").startswith("hydra"))]
                 sweep = Sweep(name, Path(cfg.output_dir), [settings], searches=_searches(cfg, parsed))
                 searches = sweep.searches
-                if searches:
+                if name != "train":
+                    check_values(sweep)
+                elif searches:
                     write_plan(sweep.output_dir, [], as_typed(["train", *written]))
                 else:
                     runs = checked(sweep)
-                arguments.append(sweep.subdir)
+                if name == "train":
+                    arguments.append(sweep.subdir)
+        places = [Path(cfg.output_dir), Path(cfg.prepared_dir), Path(cfg.data.cache_dir)]
     elsewhere: list[Path] = []
-    with and_what_is_next(runs, report=several):
+    with without_empty_folders(*places), and_what_is_next(runs, report=several):
         try:
             launch(name, arguments, runs, elsewhere)
-        except (HydraException, OmegaConfBaseException):
+        except (HydraException, OmegaConfBaseException) as error:
             check_overrides(name, overrides)  # which says more of a mistake in them
-            raise
+            raise InputError(reason_of_hydra(error)) from error
         finally:
             tell_of(elsewhere)
         if name == "train" and not searches:

@@ -26,19 +26,25 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from amid.config_folders import CONF, option_file, option_files, register_folders
+from amid.config_folders import CONF, not_text, option_file, option_files, register_folders
 from amid.data_files import path_and_rows
-from amid.errors import InputError, choose_one, shortened
+from amid.errors import InputError, choose_one, first_line, shortened
 from amid.files import checksum, key_of
 from amid.run_names import LIMITS, PLACES, WITH_THE_REST, Naming
 from amid.secrets import check_for_secrets, remember, without_secrets
-from amid.settings import check, check_folder, other_word
+from amid.settings import check, check_folder, has_argument, other_word
 
 KEYS_OF_SWEEPS = ("baselines", "scales")
 """Root keys of a sweep file that are no part of a run's configuration."""
 
 WANDB = "https://api.wandb.ai"
 SECONDS_TO_ANSWER = 5.0
+
+REQUIRED = (
+    *("method", "model", "data", "data/template", "assistant", "divergence", "objective", "schedule", "text"),
+    *("teacher", "optimizer", "scheduler", "trainer", "checkpoint", "generation"),
+)
+"""Groups of which a run has exactly one option."""
 
 _WAYS_TO_COMPUTE = {"objective": ("fused", "compiled")}
 """Keys that change no result, and yet tell runs apart: they are timed against each other."""
@@ -205,16 +211,21 @@ def parsed_overrides(overrides: Sequence[str]) -> list[Override]:
     Raises:
         InputError: for what it cannot read.
     """
+    parser = OverridesParser.create()
+    parsed = []
     for override in overrides:
         if override.endswith(","):
             raise InputError(f"{override} ends with a comma; leave it out, or write another value after it")
-    try:
-        return OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise InputError(
-            f"{str(error).splitlines()[0]}; write KEY=VALUE, and a value with spaces or brackets in quotes "
-            "that the shell leaves: \"KEY='VALUE'\""
-        ) from error
+        if override.startswith("="):
+            raise InputError(f"{override} has no name before its =; write KEY=VALUE without spaces around =")
+        try:
+            parsed.append(parser.parse_override(override))
+        except (HydraException, ValueError) as error:
+            raise InputError(
+                f"{shortened(override)} cannot be read ({first_line(error)}); write KEY=VALUE, and a value "
+                "with spaces or brackets in quotes that the shell leaves: \"KEY='VALUE'\""
+            ) from error
+    return parsed
 
 
 def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
@@ -289,6 +300,9 @@ def _unknown_setting(config_name: str, loader: ConfigLoader, overrides: Sequence
                 ending = _nearest(str(name), known) if remedy is None else f"; {remedy}"
                 return f"{shortened(override.input_line or '')}: {key} has no setting {str(name)!r}{ending}"
         if not (override in groups or adds or key.startswith("hydra.") or key in keys):
+            node, _, name = key.rpartition(".")
+            if node and has_argument(OmegaConf.select(cfg, f"{node}._target_"), name):
+                return f"{override.input_line}: no YAML file sets {key}; add it, +{override.input_line}"
             return (
                 _of_another_choice(override, cfg, [o.key_or_group for o in groups])
                 or f"no setting is named {key!r}{_remedy(override, [*keys, *_groups(loader)])}"
@@ -309,13 +323,18 @@ def _groups(loader: ConfigLoader) -> list[str]:
 def _check_option(loader: ConfigLoader, override: Override) -> None:
     group = override.key_or_group
     options = loader.get_group_options(group)
-    if not options or override.is_delete():
-        return
-    if isinstance(override.value(), Glob):
+    if options and override.is_delete() and group in REQUIRED:
+        raise InputError(f"{override.input_line}: a run needs a {group}; choose one of {', '.join(options)}")
+    if not options or override.is_delete() or isinstance(override.value(), Glob):
         return
     values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
     for value in values:
         names = value if isinstance(value, list) else [value]
+        if group in REQUIRED and len(names) > 1:
+            raise InputError(
+                f"{override.input_line}: a run has one {group}; for a run of each write "
+                f"-m {group}={','.join(map(str, names))}"
+            )
         for name in names:
             if isinstance(name, dict) or name is None:
                 single = next(iter(name), "KEY") if name else "KEY"
@@ -334,8 +353,22 @@ def _check_option(loader: ConfigLoader, override: Override) -> None:
 def _composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
     try:
         return compose(config_name, list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(" ".join(str(error).split())) from error
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise InputError(reason_of_hydra(error)) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{not_text()}: {error}; save your YAML files as UTF-8") from error
+
+
+def reason_of_hydra(error: BaseException) -> str:
+    """What Hydra or YAML says of a configuration that it cannot read, without where it has looked."""
+    links = [error, *([error.__cause__] if error.__cause__ is not None else [])]
+    lines = [re.split(r"Config search path|\bfull_key:", str(link))[0] for link in links]
+    said = "; ".join(dict.fromkeys(" ".join(line.split()).rstrip(". ") for line in lines))
+    if isinstance(error, yaml.YAMLError):
+        return f"{said}; mend this YAML file"
+    if "Could not load" in said:
+        return f"{said}; name a file that there is in its defaults list"
+    return said
 
 
 def _of_another_choice(override: Override, cfg: DictConfig, said: Collection[str]) -> str | None:
@@ -442,14 +475,27 @@ def values_of(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
     if isinstance(value := override.value(), Glob):
-        names = value.filter([file.stem for file in option_files(override.key_or_group)])
-        return [f"{key}={name}" for name in names]
+        options = [file.stem for file in option_files(override.key_or_group)]
+        return [f"{key}={name}" for name in _some(override, value.filter(options))]
     if not override.is_discrete_sweep():
         raise InputError(
             f"{override.input_line}: Hydra's own sweeper takes no interval; use one that chooses values, "
             "such as hydra/sweeper=optuna (pip install hydra-optuna-sweeper)"
         )
-    return [f"{key}={text}" for text in override.sweep_string_iterator()]
+    try:
+        values = [f"{key}={text}" for text in override.sweep_string_iterator()]
+    except ValueError as error:  # as of a range with a step of 0
+        raise InputError(f"{override.input_line}: {error}; give values, such as {key}=range(1,4)") from error
+    return _some(override, values)
+
+
+def _some(override: Override, values: list[str]) -> list[str]:
+    """`values`, of which there must be some."""
+    if not values:
+        raise InputError(
+            f"{override.input_line} has no values; write those to run, such as {override.key_or_group}=A,B"
+        )
+    return values
 
 
 def is_chosen_later(override: Override) -> bool:
@@ -466,7 +512,7 @@ def _first_choice(override: Override) -> str:
         return f"{override.get_key_element()}={int(middle) if whole else middle}"
     if not override.is_sweep_override():
         return override.input_line or ""
-    return next(iter(values_of(override)), override.get_key_element() + "=null")
+    return values_of(override)[0]
 
 
 def _remedy(override: Override, names: Sequence[str]) -> str:

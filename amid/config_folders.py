@@ -94,6 +94,17 @@ def say_what_is_not_read() -> None:
             print(f"amid: not read: {names}; amid has files of these names: rename them", file=sys.stderr)
 
 
+def not_text() -> str:
+    """Which of the user's YAML files are no text in UTF-8, in words."""
+    wrong = []
+    for file in (file for folder in _local()[1:] for file in sorted(folder.rglob("*.yaml"))):
+        try:
+            file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            wrong.append(str(file))
+    return ", ".join(wrong) or "a YAML file"
+
+
 def is_group(name: str) -> bool:
     """Whether there are options of a group of this name."""
     return any((folder / name).is_dir() for folder in _local())

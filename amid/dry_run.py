@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from hydra.errors import InstantiationException
+from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -21,6 +22,7 @@ from amid.facts import SAMPLE, reason_of
 from amid.progress import in_bytes
 from amid.results import RESULT_FILE, files_below, load
 from amid.run_names import LONGEST_NAME
+from amid.settings import check
 from amid.stored import Stored, read_settings
 from amid.sweep import Sweep
 
@@ -126,9 +128,13 @@ def _plan(sweep: Sweep) -> tuple[list[_Entry], list[_Entry], Estimator]:
     of_settings: dict[frozenset[str], _Entry] = {}  # without the seed, which costs nothing
     for run, composed in sweep.configs():
         settings = frozenset(override for override in run.overrides if not override.startswith("seed="))
+        refusal = _refusal(composed)
         text = run.directory.name
         if len(text) >= LONGEST_NAME - 1:  # cut
             text += "\n" + " ".join(o for o in run.overrides if not o.startswith("output_dir="))
+        if refusal is not None:
+            entries.append(_Entry(text, (None, ""), f"refused: {refusal}", Cost(), {}, None))
+            continue
         if settings not in of_settings:
             composed.logger = {}
             cfg = as_dict(composed)
@@ -143,6 +149,15 @@ def _plan(sweep: Sweep) -> tuple[list[_Entry], list[_Entry], Estimator]:
     folders = [file.parent for place in outputs for file in files_below(place, RESULT_FILE)]
     others = _finished(folder for folder in folders if folder.resolve() not in planned)
     return entries, [entry for entry in others if entry.kind in kinds], estimator
+
+
+def _refusal(cfg: DictConfig) -> str | None:
+    """What a run is refused for at its start; None for one that is not."""
+    try:
+        check(cfg)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _estimated(cfg: Config, estimator: Estimator) -> _Entry:

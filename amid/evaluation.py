@@ -186,7 +186,7 @@ def check_metrics(metrics: Mapping[str, Metric], sets: Mapping[str, Sequence[Exa
             references = [list(example.outputs) for example in examples]
             try:
                 set_score(metric, [outputs[0] for outputs in references], references)
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise InputError(f"data.metrics.{name} cannot score {of}: {error}") from error
 
 

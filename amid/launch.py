@@ -24,27 +24,19 @@ def checked(sweep: "Sweep") -> list[Path]:
     """The folders of the runs, in their order, after a check of the settings of all that are not finished.
 
     Raises:
-        InputError: naming the first run whose objective would be refused, then the first that would be for
-            anything else.
+        InputError: naming the first run with a wrong value, then the first whose objective or files would be
+            refused, then the first that would be for anything else.
     """
     from hydra.utils import instantiate
 
-    from amid.config import as_dict
     from amid.data_files import check_files
-    from amid.settings import check
 
-    folders: list[Path] = []
-    to_check: dict[int, dict[str, Any]] = {}
+    folders, to_check = check_values(sweep)
     try:
-        for number, (run, cfg) in enumerate(sweep.configs()):
-            folders.append(run.directory.absolute())
-            if not run.finished:
-                with _about(sweep.in_words(number)):
-                    check(cfg)
-                    cfg.logger = {}
-                    to_check[number] = as_dict(cfg)
-                    instantiate(to_check[number]["objective"])
-                    check_files(to_check[number]["data"])
+        for number, settings in to_check.items():
+            with _about(sweep.in_words(number)):
+                check_files(settings["data"])
+                instantiate(settings["objective"])
         from amid.checks import Checks  # takes seconds
 
         checks = Checks()
@@ -54,6 +46,46 @@ def checked(sweep: "Sweep") -> list[Path]:
     except InputError as error:
         raise InputError(f"{error}; nothing was started") from error
     return folders
+
+
+def check_values(sweep: "Sweep") -> tuple[list[Path], dict[int, dict[str, Any]]]:
+    """Checks the settings of all runs that are not finished as `amid.settings.check` does, at once.
+
+    Returns:
+        The folders of the runs, in their order, and the settings of those to train or to cache, by number.
+
+    Raises:
+        InputError: naming the first run with a wrong value.
+    """
+    from amid.config import as_dict
+    from amid.settings import check
+
+    folders: list[Path] = []
+    to_do: dict[int, dict[str, Any]] = {}
+    try:
+        for number, (run, cfg) in enumerate(sweep.configs()):
+            folders.append(run.directory.absolute())
+            if not run.finished:
+                with _about(sweep.in_words(number)):
+                    check(cfg)
+                    cfg.logger = {}
+                    if "run" not in cfg:  # an evaluation takes some of its values from a run
+                        to_do[number] = as_dict(cfg)
+    except InputError as error:
+        raise InputError(f"{error}; nothing was started") from error
+    return folders, to_do
+
+
+@contextlib.contextmanager
+def without_empty_folders(*folders: Path) -> Iterator[None]:
+    """Removes those of `folders`, and of the folders above them, that were made meanwhile and stay empty."""
+    made = [place for folder in folders for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield
+    finally:
+        for place in made:
+            with contextlib.suppress(OSError):  # as of one that holds something
+                place.rmdir()
 
 
 @contextlib.contextmanager

@@ -156,7 +156,7 @@ def check_rates(cfg: Mapping[str, Any], steps: int, prefix: str = "") -> None:
     settings = cfg["optimizer"]
     try:
         optimizer = instantiate(settings)(params=[torch.nn.Parameter(torch.zeros(1))])
-    except (HydraException, TypeError, ValueError) as error:
+    except Exception as error:  # whatever a library's optimiser raises for a value
         given = ", ".join(f"{name}={value}" for name, value in settings.items() if not name.startswith("_"))
         remedy = f"see the documentation of {settings['_target_']}"
         raise InputError(
@@ -167,12 +167,21 @@ def check_rates(cfg: Mapping[str, Any], steps: int, prefix: str = "") -> None:
             f"{prefix}optimizer={settings['_target_']} returned {type(optimizer).__name__}; it must return "
             "an optimiser of torch.optim"
         )
+    settings = cfg["scheduler"]
+    name = f"{prefix}scheduler={settings.get('_target_')}"
     try:
-        scheduled(instantiate(cfg["scheduler"]), optimizer, steps)
+        made = scheduled(instantiate(settings), optimizer, steps)
     except InputError as error:
         raise InputError(f"{prefix}{error}") from error
     except (HydraException, TypeError) as error:
         raise InputError(
-            f"{prefix}scheduler={cfg['scheduler'].get('_target_')} cannot be made ({first_line(error)}); it "
-            "is called with the optimiser later, so it needs _partial_: true"
+            f"{name} cannot be made ({first_line(error)}); it is called with the optimiser later, so it "
+            "needs _partial_: true"
+        ) from error
+    try:
+        made.step()
+    except Exception as error:  # whatever a library's schedule raises for a value
+        given = ", ".join(f"{name}={value}" for name, value in settings.items() if not name.startswith("_"))
+        raise InputError(
+            f"{name} cannot take a step with {given} ({first_line(error)}); see its documentation"
         ) from error

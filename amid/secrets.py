@@ -19,7 +19,7 @@ SHORTEST = 8
 """Characters of the shortest value that is looked for in text: shorter ones are in any text."""
 
 _WORDS = {"password", "passwd", "passphrase", "passcode", "secret", "secrets", "credential", "credentials"}
-_LAST_WORDS = {"token", "apikey", "auth", "authorization", "bearer", "cookie"}
+_LAST_WORDS = {"pass", "pw", "token", "apikey", "auth", "authorization", "bearer", "cookie"}
 _KINDS_OF_KEY = {"api", "access", "private", "secret", "auth", "account", "signing", "encryption", "ssh"}
 _TOKENS_OF_TEXT = {"pad", "eos", "bos", "unk", "sep", "cls", "mask", "end", "start", "stop", "eot", "eom"}
 _TOKENS_OF_TEXT |= {
@@ -41,6 +41,7 @@ _IN_QUERY = re.compile(r"(?<=[?&])([^=&\s]+)=([^&\s'\"]+)")
 _SHAPES = re.compile(
     r"\b(hf_[A-Za-z0-9]{16,}|sk-(?=[\w-]{0,200}\d)[\w-]{20,}|gh[opsur]_[A-Za-z0-9]{16,}|github_pat_\w{16,}"
     r"|glpat-[\w-]{16,}|AKIA[A-Z0-9]{16}|AIza[\w-]{30,}|xox[abeprs]-[\w-]{8,}|wandb_v1_\w{16,}"
+    r"|(?<=hooks\.slack\.com/)(?:services|workflows)/[\w/-]{16,}|(?<=/)api/webhooks/\d+/[\w-]{16,}"
     r"|eyJ[\w-]{8,4000}\.[\w-]{8,4000}\.[\w-]+|(?i:bearer)\s+[\w.~+/=-]{20,})"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[^\0]*?(?:-----END|\Z)"
 )

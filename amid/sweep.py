@@ -219,7 +219,7 @@ def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) ->
     scales = file.get("scales") or {}
     if scale is not None and not scales:
         raise InputError(f"scale={scale}: sweep {name} has no scales; leave out scale=")
-    scale = scale or SMALL
+    scale = SMALL if scale is None else scale
     if scales and scale not in scales:
         raise InputError(f"scale={scale} is none of sweep {name}{choose_one(scale, list(scales))}")
     params = OmegaConf.select(file, "hydra.sweeper.params") or {}

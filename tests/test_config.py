@@ -237,3 +237,29 @@ def test_what_differs_between_two_configurations_is_named_with_both_values():
         'objective.order was not there, is "pq"',
     ]
     assert differences(before, before) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("optimizer.betas=[0.9]", "no YAML file sets optimizer.betas; add it, +optimizer.betas=[0.9]"),
+        ("data.train.kind=open", "no YAML file sets data.train.kind; add it, +data.train.kind=open"),
+        ("learning_rate=1e-4", "no setting is named 'learning_rate'; it is called optimizer.lr here"),
+        ("+batch_size=8", "batch_size=8: there is no such setting; use data.batch_size"),
+        ("+lam=0.1", "lam=0.1: there is no such setting; did you mean 'assistant.lam'?"),
+        (
+            "method=[amid,kd]",
+            "method=[amid,kd]: a run has one method; for a run of each write -m method=amid,kd",
+        ),
+        ("~model", "~model: a run needs a model; choose one of"),
+        ("seed=range(4,1)", "seed=range(4,1) has no values"),
+        ("seed=range(1,4,0)", "seed=range(1,4,0): range() arg 3 must not be zero; give values"),
+        ("divergence=glob(zz*)", "divergence=glob(zz*) has no values"),
+        ("data.train=a[5]", "data.train=a[5] cannot be read"),
+        ("=1", "=1 has no name before its ="),
+    ],
+)
+def test_a_mistake_names_what_was_written_and_what_to_write(line, message):
+    with pytest.raises(InputError) as error:
+        check_overrides("train", ["seed=1", line] if not line.startswith("seed") else [line])
+    assert message in str(error.value)

@@ -7,6 +7,7 @@ import pytest
 from amid.cli import main
 from amid.config import check_overrides
 from amid.config_folders import take_folders
+from amid.errors import InputError
 from amid.sweep import read_sweep
 
 SWEEP = """\
@@ -157,3 +158,18 @@ def test_folders_of_one_command_are_not_those_of_the_next(here):
     take_folders([])
     with pytest.raises(ValueError, match="divergence=far is no option"):
         check_overrides("train", ["divergence=far"])
+
+
+def test_a_yaml_file_that_cannot_be_read_is_named(here):
+    written(here / "conf", divergence__torn="a: b: c\n", divergence__lost="defaults: [nothing]\n")
+    for option, message in (
+        ("torn", "torn.yaml"),
+        ("lost", "Could not load 'divergence/nothing'; name a file"),
+    ):
+        with pytest.raises(InputError) as error:
+            check_overrides("train", [f"divergence={option}"])
+        assert message in str(error.value)
+        assert len(str(error.value)) < 300
+    (here / "conf" / "divergence" / "torn.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"torn.yaml: .*save your YAML files as UTF-8"):
+        check_overrides("train", ["divergence=torn"])

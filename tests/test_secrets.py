@@ -35,6 +35,8 @@ SECRETS = [
     f"+x.y=[a,ghp_{SECRET}{SECRET}]",
     f"+x.y='Bearer {SECRET}{SECRET}'",
     "+x.password=1234567",
+    f"+x.pw={SECRET}",
+    f'+callbacks.x.urls=[["https://hooks.slack.com/services/T00000000/B00000000/{SECRET}"]]',
     f"+x.y=prefix-{SECRET}-of-the-environment",
 ]
 

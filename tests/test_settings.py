@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+import subprocess
+import sys
 from functools import cache
 from typing import Any
 
@@ -219,7 +221,7 @@ def arguments(target):
     }
 
 
-PASSED_BY_AMID = {"tokenizer", "optimizer", "steps"}
+PASSED_BY_AMID = {"tokenizer", "optimizer", "steps", "predictions", "references"}
 
 
 @pytest.mark.parametrize(
@@ -239,3 +241,151 @@ def test_a_node_has_the_arguments_and_defaults_of_its_target(target, node):
         assert field.description or field.annotation is Any, name
     if target.startswith("amid."):
         assert set(theirs) - PASSED_BY_AMID == set(node.model_fields)
+
+
+OWN_CLASSES = """
+class Plain:
+    pass
+
+
+class Weighted:
+    def __init__(self, weight, **others):
+        pass
+
+    def __call__(self, log_a, log_b):
+        return log_a
+
+
+def of_one(x):
+    return x
+
+
+def by_keyword(*, teacher, student):
+    return teacher
+
+
+def with_weight(log_a, log_b, weight):
+    return log_a
+
+
+def of_any(**values):
+    return values
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module of the user's own."""
+    (tmp_path / "own_of_settings.py").write_text(OWN_CLASSES)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "own_of_settings"
+
+
+OWN_MISTAKES = cases(
+    """
+    {t}=OWN.Plain -> divergence._target_=OWN.Plain has no __call__(log_a, log_b); define it
+    {t}=OWN.Weighted -> divergence._target_=OWN.Weighted needs weight; give it, +divergence.weight=VALUE
+    {t}=OWN.of_one {p} -> divergence._target_=OWN.of_one cannot be called as divergence: of_one(x) must take
+    {t}=OWN.by_keyword {p} -> divergence._target_=OWN.by_keyword cannot be called as divergence
+    {t}=OWN.with_weight {p} -> divergence._target_=OWN.with_weight cannot be called as divergence
+    objective._target_=OWN.of_any {p} text._target_=OWN.Plain -> text._target_=OWN.Plain is not derived from
+    +callbacks.x._target_=OWN.Plain -> callbacks.x._target_=OWN.Plain is not derived from lightning.pytorch.C
+    +callbacks._target_=OWN.Plain -> callbacks={_target_: OWN.Plain} must be nodes by name
+    +logger.x._target_=OWN.Plain -> logger.x._target_=OWN.Plain is not derived from lightning.pytorch.logger
+    +data.metrics.x._target_=OWN.Plain -> data.metrics.x._target_=OWN.Plain has no __call__(predictions, ref
+    """
+)
+
+
+@pytest.mark.parametrize(("line", "message"), OWN_MISTAKES)
+def test_a_class_of_ones_own_that_cannot_do_its_part(own, line, message):
+    line = line.replace("{t}", "divergence=kl divergence._target_").replace(
+        "{p}", "+divergence._partial_=true"
+    )
+    assert mistake(line.replace("OWN", own)).startswith(message.replace("OWN", own))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "divergence=kl divergence._target_=OWN.Weighted +divergence.weight=2 +divergence.other=[1]",
+        "divergence=kl divergence._target_=OWN.with_weight +divergence._partial_=true +divergence.weight=2",
+        "divergence=kl divergence._target_=OWN.of_any +divergence._partial_=true +divergence.any=x",
+        "+data.metrics.x._target_=OWN.of_any +data.metrics.x._partial_=true",
+        "+callbacks.x._target_=lightning.pytorch.callbacks.Timer",
+        "data.train=rows.tsv[:9] data.fields={instruction:a.b,input:null,output:c}",
+        "data.metrics.rouge_l.tokenize=zh +optimizer.betas=[0,0.5] clip_norm=1 optimizer.lr=1",
+    ],
+)
+def test_what_can_do_its_part_is_not_refused(own, line):
+    words = [word for word in line.replace("OWN", own).split() if "[:9]" not in word]
+    check(composed(" ".join(words)))
+
+
+WHERE_ROWS_COME_FROM = {
+    "https://host/rows.jsonl": "and it is an address; download the file",
+    "s3://bucket/rows.jsonl": "and it is an address; download the file",
+    "[a.jsonl,b.jsonl]": "must be the path of a single file; join the files into one",
+    "7": "must be the path of a file",
+}
+
+
+@pytest.mark.parametrize("value", WHERE_ROWS_COME_FROM)
+@pytest.mark.parametrize("key", ["data.train", "data.valid"])
+def test_where_rows_come_from(key, value):
+    assert WHERE_ROWS_COME_FROM[value] in mistake_in(key, f"'{value}'" if "/" in value else value)
+
+
+FURTHER = {
+    "data.template.without_input": {
+        "abc": "{instruction} in it; add it",
+        "'{instruction} {x}'": "alone in br",
+    },
+    "data.template.with_input": {"'{instruction}'": "{input} in it; add it", "'{input}'": "{instruction} in"},
+    "data.fields": {
+        "{instruction: 5, output: b}": "instruction is 5: name a field",
+        "{instruction: a}": "lacks output",
+        "{instruction: a, output: b, answer: c}": "has answer; leave it out",
+        "{instruction: a, output: [b]}": "output is ['b']",
+        "output": "must be the names of your rows' fields",
+    },
+    "data.metrics.rouge_l.tokenize": {"foo": "must be one of rouge_score", "5": "must be one of"},
+    "model.student.architecture.hidden_size": {"abc": "", "0": "", "32.0": ""},
+    "model.teacher.architecture.num_hidden_layers": {"-1": "", "null": ""},
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [(key, value, words) for key, by in FURTHER.items() for value, words in by.items()],
+)
+def test_further_settings(key, value, words):
+    if ".architecture." in key:
+        key, _, name = key.rpartition(".")
+        written = "null" if value == "null" else value
+        words, value = (
+            f"; {name}={'None' if value == 'null' else value} must be a whole",
+            f"{{{name}: {written}}}",
+        )
+    assert words in mistake_in(key, value)
+
+
+@pytest.mark.parametrize("key", ["output_dir", "prepared_dir", "data.cache_dir"])
+def test_a_file_in_the_place_of_a_folder(key, tmp_path):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "runs"):
+        assert f"must be the path of a folder, and {tmp_path}/file is a file" in mistake_in(key, str(place))
+    check(composed_of(key, str(tmp_path / "new" / "runs")))
+
+
+def test_a_wrong_value_is_told_without_torch(tmp_path):
+    """In a process of its own: neither torch nor Lightning is imported for it, with -m neither."""
+    program = (
+        "import sys; from amid.cli import main; status = main(sys.argv[1:]); "
+        "print(status, *({'torch', 'lightning', 'transformers'} & {*sys.modules}))"
+    )
+    for line in ("train seed=x", "train -m seed=1,1.5", "train +trainer.foo=1", "sweep alpha seed=1,x"):
+        command = [sys.executable, "-c", program, *line.split()]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+        assert done.stdout.splitlines()[-1] == "1", done.stderr
+        assert not [*tmp_path.iterdir()]

@@ -1,7 +1,7 @@
 """One check of every setting of a run, before anything is prepared."""
 
-from amid.settings.check import check, check_folder
+from amid.settings.check import check, check_folder, has_argument
 from amid.settings.together import LOSSES
 from amid.settings.words import other_word, shown
 
-__all__ = ["LOSSES", "check", "check_folder", "other_word", "shown"]
+__all__ = ["LOSSES", "check", "check_folder", "has_argument", "other_word", "shown"]

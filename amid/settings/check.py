@@ -1,6 +1,7 @@
 """One check of every setting of a run: type, range, unknown keys, and what fits what."""
 
 import difflib
+import functools
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
@@ -10,11 +11,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from amid.calls import takes_names
 from amid.errors import InputError, choose_one, in_one_line, shortened
 from amid.settings import nodes
 from amid.settings.together import check_together
 from amid.settings.types import FOLDER, Folder
-from amid.settings.words import OTHER_WORDS, as_number, other_word, shown
+from amid.settings.words import as_number, other_word, shown
 
 Values = dict[str, Any]
 
@@ -31,6 +33,26 @@ LATER = {
     "trainer": ("callbacks", "enable_progress_bar", "logger", "default_root_dir", "plugins"),
 }
 """What the maker of a node gets besides its keys, by the kind of the node."""
+
+CALLED_WITH = {
+    "divergence": ("log_a", "log_b"),
+    "assistant": ("log_p", "log_q"),
+    "metric": ("predictions", "references"),
+}
+"""With what the thing that a node makes is called, by the kind of the node."""
+
+DERIVED_FROM = {
+    "objective": "amid.losses.Loss",
+    "schedule": "amid.schedule.Schedule",
+    "text": "amid.text.Text",
+    "generation": "amid.generation.Sampling",
+    "callback": "lightning.pytorch.Callback",
+    "logger": "lightning.pytorch.loggers.Logger",
+    "optimizer": "torch.optim.Optimizer",
+    "scheduler": "torch.optim.lr_scheduler.LRScheduler",
+    "checkpoint": "amid.checkpoints.Checkpoints",
+}
+"""The class that a class of the user's own has to be derived from, by the kind of the node."""
 
 CALLED_LATER = ("optimizer", "scheduler")
 """Kinds of nodes that need `_partial_: true`."""
@@ -60,6 +82,11 @@ def check(cfg: DictConfig) -> None:
         key, error = next(iter(failed.items()))
         raise InputError(f"{key} cannot be resolved: {in_one_line(error)}") from error
     check_together(settings)
+
+
+def has_argument(target: object, name: str) -> bool:
+    """Whether what a `_target_` of amid's names takes a setting `name`, also where no YAML file sets it."""
+    return any(name in models[target].model_fields for models in nodes.BY_TARGET.values() if target in models)
 
 
 def check_folder(key: str, value: Any) -> None:
@@ -129,9 +156,9 @@ def _check_root(settings: Values, reading: _Reading) -> None:
     for key, value in settings.items():
         used = any("${" + str(key) in text for text in reading.interpolations)
         if key not in known and not used:
-            if key in OTHER_WORDS:
-                raise InputError(f"{key}={shown(value)}: there is no such setting; {OTHER_WORDS[key]}")
-            raise InputError(f"{key}={shown(value)}: there is no such setting{_near(str(key), list(known))}")
+            remedy = other_word(str(key))
+            near = f"; {remedy}" if remedy is not None else _near(str(key), [*known, *_names(settings)])
+            raise InputError(f"{key}={shown(value)}: there is no such setting{near}")
     _check_values("", nodes.Root, {k: v for k, v in settings.items() if k in known}, reading)
 
 
@@ -163,9 +190,9 @@ def _nodes(settings: Values) -> Iterator[tuple[str, str, Any]]:
         ("callbacks", "callback", settings.get("callbacks")),
         ("logger", "logger", settings.get("logger")),
     ):
-        if group is not None and not isinstance(group, dict):
+        if group is not None and (not isinstance(group, dict) or "_target_" in group):
             yield key, "named", group
-        for name, node in (group if isinstance(group, dict) else {}).items():
+        for name, node in (group if isinstance(group, dict) and "_target_" not in group else {}).items():
             yield f"{key}.{name}", kind, node
     if isinstance(model, dict):
         yield from _model_nodes(model)
@@ -300,8 +327,18 @@ def _unknown(key: str, value: Any, known: list[str]) -> str:
     return f"{key}={shown(value)}: {node} has no setting {name!r}{choose_one(name, known)}"
 
 
+def _names(settings: Values, prefix: str = "") -> Iterator[str]:
+    """The names of all settings, those in nodes with dots."""
+    for key, value in settings.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _names(value, f"{prefix}{key}.")
+
+
 def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
+    last = {one.rpartition(".")[2]: one for one in reversed([one for one in known if one != name])}
+    near = difflib.get_close_matches(name, [one for one in known if one != name], 1)
+    near = near or [last[one] for one in difflib.get_close_matches(name, list(last), 1)]
     return f"; did you mean {near[0]!r}?" if near else "; `amid train --help` lists them"
 
 
@@ -329,7 +366,9 @@ def _check_signature(
             if name not in own:
                 choices = [n for n in own if n not in later]
                 raise InputError(_unknown(f"{key}.{name}", value, choices) + f" (arguments of {target})")
-    if node.get("_partial_") is True or "_args_" in node:
+    _check_made(key, kind, target, found, given)
+    called_later = kind in CALLED_LATER
+    if (node.get("_partial_") is True and not called_later) or "_args_" in node:
         return
     lacking = [
         name
@@ -347,6 +386,32 @@ def _check_signature(
             else f"give it, +{key}.{lacking[0]}=VALUE"
         )
         raise InputError(f"{key}._target_={target} needs {', '.join(lacking)}; {remedy}")
+
+
+def _check_made(key: str, kind: str, target: str, found: Any, given: Values) -> None:
+    """Whether what a class or function makes can do what a node of its kind has to.
+
+    Raises:
+        InputError: if it is derived from another class, or cannot be called with what it gets.
+    """
+    base = DERIVED_FROM.get(kind)
+    if base is not None and inspect.isclass(found) and not issubclass(found, pkgutil.resolve_name(base)):
+        raise InputError(f"{key}._target_={target} is not derived from {base}; name a class that is")
+    names = CALLED_WITH.get(kind)
+    if names is None:
+        return
+    function = found
+    if inspect.isclass(found):
+        called = next((vars(base)["__call__"] for base in found.__mro__ if "__call__" in vars(base)), None)
+        if called is None:
+            raise InputError(f"{key}._target_={target} has no __call__({', '.join(names)}); define it")
+        function = functools.partial(called, None)
+    elif not set(given) & set(names):
+        function = functools.partial(found, **given)
+    try:
+        takes_names(function, names)
+    except TypeError as error:
+        raise InputError(f"{key}._target_={target} cannot be called as {kind}: {error}") from error
 
 
 def _found(key: str, target: str) -> Callable[..., Any]:

@@ -6,14 +6,16 @@ what the node makes, with the same default.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from amid.settings.types import (
     MOST_THREADS,
+    Architecture,
     ClipNorm,
     Count,
     CountOrAll,
     CountOrNone,
+    Fields,
     Flag,
     Folder,
     Inside,
@@ -35,6 +37,9 @@ from amid.settings.types import (
     Source,
     Text,
     Warmup,
+    WithInput,
+    WithoutInput,
+    refuse,
 )
 
 
@@ -85,9 +90,7 @@ class Data(Node):
     template: Any
     metrics: Annotated[dict[str, Any], Field(description="functions by name")] = {}
     valid_metric: Annotated[str | None, Field(description="the name of one of data.metrics, or null")] = None
-    fields: Annotated[
-        dict[str, Any] | None, Field(description="the names of your rows' fields, as {output: answer}")
-    ] = None
+    fields: Fields = None
     max_prompt_length: Count
     max_length: Count
     truncation: Annotated[Literal["input", "right"], Field(description="input or right")] = "input"
@@ -108,8 +111,8 @@ class Data(Node):
 class Template(Node):
     """`amid.data.Template`."""
 
-    without_input: Text
-    with_input: Text
+    without_input: WithoutInput
+    with_input: WithInput
     chat: Annotated[
         dict[str, Any] | Literal["auto"] | None,
         Field(description="auto, variables of a chat template, as {}, or null for none"),
@@ -403,9 +406,7 @@ class ModelSource(Node):
     path: Annotated[
         Annotated[str, Field(min_length=1)] | None, Field(description="a hub id, a folder, or null")
     ] = None
-    architecture: Annotated[
-        dict[str, Any] | None, Field(description="fields of a configuration, as {model_type: llama}, or null")
-    ] = None
+    architecture: Architecture = None
     layers: Layers = None
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], Field(description="float32, bfloat16 or float16")
@@ -500,6 +501,46 @@ class WandbLogger(Node):
     settings: Any = None
 
 
+_SACREBLEU: tuple[str, ...] = ("none", "zh", "13a", "intl", "char", "ja-mecab", "ko-mecab", "spm")
+_SACREBLEU += ("flores101", "flores200", "spBLEU-1K")
+
+
+def _tokenizers(*names: str) -> Any:
+    """The type of the name of a tokeniser."""
+    return Annotated[
+        str,
+        AfterValidator(lambda name: name if name in names else refuse("")),
+        Field(description=f"one of {', '.join(names)}"),
+    ]
+
+
+class Rouge(Node):
+    """`amid.metrics.rouge_l`."""
+
+    tokenize: _tokenizers("rouge_score", *_SACREBLEU) = "rouge_score"  # type: ignore[valid-type]
+    processes: CountOrNone = None
+
+
+class RougeN(Node):
+    """`amid.metrics.rouge_n`."""
+
+    n: Count
+    tokenize: _tokenizers("rouge_score", *_SACREBLEU) = "rouge_score"  # type: ignore[valid-type]
+
+
+class Bleu(Node):
+    """`amid.metrics.bleu`."""
+
+    tokenize: _tokenizers(*_SACREBLEU) = "13a"  # type: ignore[valid-type]
+    lowercase: Flag = False
+
+
+class Chrf(Node):
+    """`amid.metrics.chrf`."""
+
+    word_order: Natural = 0
+
+
 BY_TARGET: dict[str, dict[str, type[Node]]] = {
     "data": {"amid.data.InstructionData": Data},
     "template": {"amid.data.Template": Template},
@@ -528,6 +569,14 @@ BY_TARGET: dict[str, dict[str, type[Node]]] = {
         "amid.losses.AlphaNet": AlphaNet,
         "amid.losses.BidirectionalKL": BidirectionalKL,
         "amid.losses.MiniLLM": MiniLLM,
+    },
+    "metric": {
+        "amid.metrics.rouge_l": Rouge,
+        "amid.metrics.rouge_n": RougeN,
+        "amid.metrics.bleu": Bleu,
+        "amid.metrics.chrf": Chrf,
+        "amid.metrics.exact_match": Plain,
+        "amid.metrics.exact_answer": Plain,
     },
     "schedule": {"amid.schedule.TAID": TAID},
     "generation": {"amid.generation.Sampling": Sampling, "amid.vllm.VLLMSampling": VLLMSampling},

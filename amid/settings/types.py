@@ -3,7 +3,8 @@
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -19,7 +20,8 @@ LONGEST_SET_NAME = 100
 """Characters of an evaluation set's name, of which the files of its answers are named."""
 
 
-def _refuse(text: str) -> NoReturn:
+def refuse(text: str) -> NoReturn:
+    """Raises what a validator does: `text` completes "must be"; the field's description where it is empty."""
     raise PydanticCustomError("amid", "{text}", {"text": text})
 
 
@@ -30,47 +32,57 @@ def _is_number(value: Any) -> bool:
 def _warmup(value: Any) -> Any:
     whole = isinstance(value, int) and value >= 0
     share = isinstance(value, float) and 0 <= value < 1
-    return value if _is_number(value) and (whole or share) else _refuse("")
+    return value if _is_number(value) and (whole or share) else refuse("")
 
 
 def _limit(value: Any) -> Any:
     whole = isinstance(value, int) and value >= 1
     share = isinstance(value, float) and 0 < value <= 1
-    return value if value is None or (_is_number(value) and (whole or share)) else _refuse("")
+    return value if value is None or (_is_number(value) and (whole or share)) else refuse("")
 
 
 def _device(value: Any) -> Any:
     one = isinstance(value, Sequence) and len(value) == 1 and type(value[0]) is int and value[0] >= 0
-    return value if (type(value) is int and value == 1) or value == "1" or one else _refuse("")
+    return value if (type(value) is int and value == 1) or value == "1" or one else refuse("")
 
 
 def _folder(value: str) -> str:
     if not value.strip() or "\0" in value:
-        _refuse("")
+        refuse("")
     for part in value.split("/"):
         if len(part.encode()) > LONGEST_PART:
-            _refuse(f"a folder whose names have at most {LONGEST_PART} bytes each, not {len(part.encode())}")
+            refuse(f"a folder whose names have at most {LONGEST_PART} bytes each, not {len(part.encode())}")
+    place = next((place for place in (Path(value), *Path(value).parents) if os.path.exists(place)), None)
+    if place is not None and not place.is_dir():
+        refuse(f"{FOLDER}, and {place} is a file; choose another")
     return value
 
 
 def _source(value: Any) -> Any:
     """Where rows come from: a path, or what a node with a `_target_` makes, which is checked by itself."""
-    if value is None or (isinstance(value, str) and value.strip()) or isinstance(value, list):
+    if isinstance(value, str) and "://" in value and not value.startswith("hf://datasets/"):
+        refuse(
+            "the path of a file, and it is an address; download the file, or write "
+            "hf://datasets/OWNER/NAME/FILE for one on the Hugging Face hub"
+        )
+    if isinstance(value, list):
+        refuse("the path of a single file; join the files into one")
+    if value is None or (isinstance(value, str) and value.strip()):
         return value
-    return value if isinstance(value, dict) and "_target_" in value else _refuse("")
+    return value if isinstance(value, dict) and "_target_" in value else refuse("")
 
 
 def _sets(value: Any) -> Any:
     if not isinstance(value, dict):
-        _refuse(f"evaluation sets by name; add a set by its name: +data.test.mine={value or 'FILE'}")
+        refuse(f"evaluation sets by name; add a set by its name: +data.test.mine={value or 'FILE'}")
     for name in value:
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or set(name) <= {"."}:
-            _refuse(
+            refuse(
                 f"evaluation sets by name, and {name!r} is none: use letters, digits, and . _ - alone, as "
                 "the files of its answers are named by it"
             )
         if len(name) > LONGEST_SET_NAME:
-            _refuse(
+            refuse(
                 f"evaluation sets by name, and {name[:20]}… has {len(name)} characters; use at most "
                 f"{LONGEST_SET_NAME}"
             )
@@ -79,11 +91,11 @@ def _sets(value: Any) -> Any:
 
 def _seeds(value: Any) -> Any:
     if not isinstance(value, list):
-        _refuse(f"a list, such as [{value}]" if _is_number(value) else "")
+        refuse(f"a list, such as [{value}]" if _is_number(value) else "")
     if any(type(seed) is not int or seed < 0 for seed in value) or not value:
-        _refuse("")
+        refuse("")
     if len(set(value)) < len(value):
-        _refuse(
+        refuse(
             "different seeds: equal ones draw the same answers; for several answers with each, use "
             "generation.samples"
         )
@@ -92,12 +104,59 @@ def _seeds(value: Any) -> Any:
 
 def _layers(value: Any) -> Any:
     fits = isinstance(value, list) and value and all(type(i) is int and i >= 0 for i in value)
-    return value if value is None or fits else _refuse("")
+    return value if value is None or fits else refuse("")
+
+
+def _fields(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value if value is None else refuse("")
+    for name, field in value.items():
+        if name not in ("instruction", "input", "output"):
+            refuse(f"the names of fields by instruction, input and output, and has {name}; leave it out")
+        optional = name == "input" and field is None
+        if not optional and not (isinstance(field, str) and field.strip()):
+            refuse(f"the names of fields; {name} is {field!r}: name a field of your rows in quotes")
+    if lacking := {"instruction", "output"} - value.keys():
+        refuse(f"the names of fields, and lacks {' and '.join(sorted(lacking))}; name those too")
+    return value
+
+
+def _format(*fields: str) -> Callable[[str], str]:
+    """What holds a text to have `{FIELD}` of each of `fields`, and no other."""
+
+    def check(value: str) -> str:
+        for field in fields:
+            if "{" + field + "}" not in value:
+                refuse(f"a text with {{{field}}} in it; add it")
+        try:
+            value.format(**dict.fromkeys(fields, ""))
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            known = " and ".join("{" + field + "}" for field in fields)
+            refuse(f"a text with {known} alone in braces ({error!r}); write a literal brace twice")
+        return value
+
+    return check
+
+
+def _architecture(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value if value is None else refuse("")
+    for name, number in value.items():
+        if name in SIZES and (type(number) is not int or number < 1):
+            refuse(f"fields of a configuration; {name}={number} must be a whole number from 1")
+    return value
 
 
 def _finite(value: float) -> float:
-    return value if math.isfinite(value) else _refuse("")
+    return value if math.isfinite(value) else refuse("")
 
+
+FOLDER = "the path of a folder"
+SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("max_position_embeddings", "head_dim", "n_embd", "n_layer", "n_head", "n_positions", "ffn_dim"),
+)
+"""Fields of a model's configuration that count something there must be."""
 
 Flag = Annotated[bool, Field(description="true or false")]
 Text = Annotated[str, Field(description="text")]
@@ -124,7 +183,6 @@ ClipNorm = Annotated[
     Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
     Field(description="a number above 0, or null not to clip"),
 ]
-FOLDER = "the path of a folder"
 Folder = Annotated[str, AfterValidator(_folder), Field(description=FOLDER)]
 Source = Annotated[
     Any,
@@ -146,6 +204,24 @@ OneDevice = Annotated[
     Any,
     BeforeValidator(_device),
     Field(description="1 (or [2] for the third): a run is trained on one device; run several side by side"),
+]
+WithoutInput = Annotated[
+    str, AfterValidator(_format("instruction")), Field(description="a text with {instruction} in it")
+]
+WithInput = Annotated[
+    str,
+    AfterValidator(_format("instruction", "input")),
+    Field(description="a text with {instruction} and {input} in it"),
+]
+Fields = Annotated[
+    Any,
+    BeforeValidator(_fields),
+    Field(description="the names of your rows' fields, as {instruction: question, output: answer}"),
+]
+Architecture = Annotated[
+    Any,
+    BeforeValidator(_architecture),
+    Field(description="fields of a configuration, as {model_type: llama}, or null"),
 ]
 Sets = Annotated[Any, BeforeValidator(_sets), Field(description="evaluation sets by name")]
 Seeds = Annotated[

@@ -44,12 +44,56 @@ OTHER_WORDS = {
 }
 """Words of Lightning that a run has others for, and those."""
 
+_BATCH = "use data.batch_size, the rows of an optimiser step"
+_EPOCHS = "use trainer.max_epochs"
+_WARMUP = "use scheduler.warmup, in steps or as a share of them"
+_PRECISION = "use trainer.precision=bf16-mixed"
+
+OF_OTHER_TOOLS = {
+    "learning_rate": "it is called optimizer.lr here",
+    "batch_size": _BATCH,
+    "batchsize": _BATCH,
+    "train_batch_size": _BATCH,
+    "per_device_train_batch_size": _BATCH,
+    "per_device_eval_batch_size": "use generation.batch_size, the answers that are drawn at once",
+    "gradient_accumulation_steps": OTHER_WORDS["accumulate_grad_batches"],
+    "num_train_epochs": _EPOCHS,
+    "num_epochs": _EPOCHS,
+    "epochs": _EPOCHS,
+    "max_grad_norm": "it is called clip_norm here",
+    "grad_clip": "it is called clip_norm here",
+    "warmup_steps": _WARMUP,
+    "warmup_ratio": _WARMUP,
+    "num_warmup_steps": _WARMUP,
+    "max_seq_length": "use data.max_length",
+    "max_seq_len": "use data.max_length",
+    "bf16": _PRECISION,
+    "fp16": _PRECISION,
+    "mixed_precision": _PRECISION,
+    "lr_scheduler_type": "choose scheduler=cosine, linear or constant",
+    "eval_steps": "use trainer.check_val_every_n_epoch",
+    "eval_strategy": "use trainer.check_val_every_n_epoch",
+    "evaluation_strategy": "use trainer.check_val_every_n_epoch",
+    "save_steps": "use checkpoint.every_n_steps",
+    "save_strategy": "use checkpoint.every_n_steps",
+    "logging_steps": "use trainer.log_every_n_steps",
+    "report_to": "choose logger=csv or logger=wandb",
+    "model_name_or_path": "give model.student.path and model.teacher.path",
+    "train_file": "use data=jsonl data.train=FILE",
+    "validation_file": "use data=jsonl data.valid=FILE",
+    "dataset_name": "use data=jsonl data.train=hf://datasets/OWNER/NAME/FILE",
+    "output_folder": "it is called output_dir here",
+}
+"""Words of transformers' and others' trainers that a run has others for, and those."""
+
 
 def other_word(key: str) -> str | None:
-    """What a run has in place of a setting `key` of Lightning's; None for other settings."""
+    """What a run has in place of a setting `key` of another tool's; None for other settings."""
     *nodes_of_it, last = key.split(".")
     where = nodes_of_it[-1] if nodes_of_it else ""
     remedy = OTHER_WORDS.get(last) if where in ("", "trainer", "checkpoint") else None
+    if remedy is None and where in ("", "trainer", "optimizer", "scheduler", "data"):
+        remedy = OF_OTHER_TOOLS.get(last)
     in_sft = ".sft." in key
     if remedy is None or not in_sft:
         return remedy
