@@ -34,6 +34,9 @@ from amid.run_names import LIMITS, PLACES, WITH_THE_REST, Naming
 from amid.secrets import check_for_secrets, remember, without_secrets
 from amid.settings import check, check_folder, has_argument, other_word
 
+_CALL = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|int|float|str|bool|json_str)\(.*\)$")
+"""A function of Hydra's command line, whose arguments may have names: glob(*, exclude=a*)."""
+
 KEYS_OF_SWEEPS = ("baselines", "scales")
 """Root keys of a sweep file that are no part of a run's configuration."""
 
@@ -198,11 +201,9 @@ def _content_hash(path: Path) -> str:
 
 def quoted(argument: str) -> str:
     """KEY=VALUE with the value quoted where it holds a second `=`, as the folders of runs do."""
-    return (
-        re.sub(r"^([\w.+/@-]+=)([^'\"\[{(][^'\"]*=[^'\"]*)$", r"\1'\2'", argument)
-        if argument[0:1] != "-"
-        else argument
-    )
+    if argument[0:1] == "-" or _CALL.match(argument.partition("=")[2]):
+        return argument
+    return re.sub(r"^([\w.+/@-]+=)([^'\"\[{(][^'\"]*=[^'\"]*)$", r"\1'\2'", argument)
 
 
 def parsed_overrides(overrides: Sequence[str]) -> list[Override]:

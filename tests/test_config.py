@@ -7,7 +7,10 @@ from amid.config import (
     check_overrides,
     config_hash,
     differences,
+    parsed_overrides,
+    quoted,
     register_resolvers,
+    values_of,
 )
 from amid.errors import InputError
 from amid.losses import KL, AlphaBeta, CrossEntropy, JensenShannon, ReverseKL
@@ -263,3 +266,17 @@ def test_a_mistake_names_what_was_written_and_what_to_write(line, message):
     with pytest.raises(InputError) as error:
         check_overrides("train", ["seed=1", line] if not line.startswith("seed") else [line])
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        ("divergence=glob(*kl,exclude=rev*)", ["divergence=kl"]),
+        ("seed=range(start=1,stop=3)", ["seed=1", "seed=2"]),
+        ("seed=sort(3,1,reverse=true)", ["seed=3", "seed=1"]),
+    ],
+)
+def test_functions_of_the_command_line_take_named_arguments(line, values):
+    (override,) = parsed_overrides([quoted(line)])
+    assert values_of(override) == values
+    assert quoted("data.train=a=b") == "data.train='a=b'"

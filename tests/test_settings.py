@@ -333,7 +333,9 @@ WHERE_ROWS_COME_FROM = {
 @pytest.mark.parametrize("value", WHERE_ROWS_COME_FROM)
 @pytest.mark.parametrize("key", ["data.train", "data.valid"])
 def test_where_rows_come_from(key, value):
-    assert WHERE_ROWS_COME_FROM[value] in mistake_in(key, f"'{value}'" if "/" in value else value)
+    assert WHERE_ROWS_COME_FROM[value] in mistake_in(
+        key, f"'{value}'" if "/" in value else value, "data=jsonl"
+    )
 
 
 FURTHER = {
