@@ -123,7 +123,7 @@ def test_a_mistake_in_an_evaluation_set_comes_before_training_and_can_be_mended(
     assert run("train", *new) == 1
     assert "data.jsonl:1: not valid JSON" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
-    assert not [*(tmp_path / "runs").iterdir()]
+    assert not list((tmp_path / "runs").glob("*"))
     logging.getLogger("amid").warning("the log of a removed folder is not written to")
     jsonl({"instruction": "a", "output": "b"})
     assert run("train", *new) == 0
