@@ -130,7 +130,7 @@ def test_a_name_that_amid_has_is_not_read_and_told(here, composed, capsys):
         (["train", "optimizer.epps=1", "optimizer=slow"], "did you mean 'optimizer.eps'"),
         (
             ["train", "optimizer.eps=1"],
-            "has no optimizer.eps; use method=mine, or optimizer=slow",
+            "no YAML file of this run sets optimizer.eps; add it, +optimizer.eps=1",
         ),
         (["sweep", "mien"], "did you mean 'mine'"),
         (["sweep", "sweeps/none.yaml"], "sweep 'sweeps/none.yaml' is not a file"),

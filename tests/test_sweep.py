@@ -259,7 +259,7 @@ def test_what_a_run_would_refuse_is_said(offline, capsys):
     assert main(["sweep", "lambda", "--dry-run", "assistant.lam=0.1,1", "seed=1"]) == 0
     out = capsys.readouterr().out
     assert "1 refused" in out
-    assert "lam=1 has no gradient" in out
+    assert "assistant.lam=1 with objective.order=pr has no gradient" in out
 
 
 def test_a_data_file_and_a_model_folder_need_no_hub(offline, jsonl, capsys):

@@ -26,7 +26,7 @@ def test_evaluate_without_a_model_or_a_whole_seed_says_what_it_takes(tmp_path, c
 def test_refused_evaluations_count_as_failed_and_a_single_one_leaves_no_folder(tmp_path, capsys):
     out = f"output_dir={tmp_path / 'scores'}"
     assert run("evaluate", "run=nope", out) == 1
-    assert not list((tmp_path / "scores").iterdir())
+    assert not list(tmp_path.rglob("*"))
     assert run("evaluate", "-m", "run=nope,none", out) == 1
     capsys.readouterr()
     assert run("status", tmp_path / "scores") == 0
