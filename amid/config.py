@@ -303,7 +303,8 @@ def _unknown_setting(config_name: str, loader: ConfigLoader, overrides: Sequence
         if not (override in groups or adds or key.startswith("hydra.") or key in keys):
             node, _, name = key.rpartition(".")
             if node and has_argument(OmegaConf.select(cfg, f"{node}._target_"), name):
-                return f"{override.input_line}: no YAML file of this run sets {key}; add it, +{override.input_line}"
+                given = override.input_line
+                return f"{given}: no YAML file of this run sets {key}; add it, +{given}"
             return (
                 _of_another_choice(override, cfg, [o.key_or_group for o in groups])
                 or f"no setting is named {key!r}{_remedy(override, [*keys, *_groups(loader)])}"

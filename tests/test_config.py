@@ -245,8 +245,14 @@ def test_what_differs_between_two_configurations_is_named_with_both_values():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("optimizer.betas=[0.9]", "no YAML file sets optimizer.betas; add it, +optimizer.betas=[0.9]"),
-        ("data.train.kind=open", "no YAML file sets data.train.kind; add it, +data.train.kind=open"),
+        (
+            "optimizer.betas=[0.9]",
+            "no YAML file of this run sets optimizer.betas; add it, +optimizer.betas=[0.9]",
+        ),
+        (
+            "data.train.kind=open",
+            "no YAML file of this run sets data.train.kind; add it, +data.train.kind=open",
+        ),
         ("learning_rate=1e-4", "no setting is named 'learning_rate'; it is called optimizer.lr here"),
         ("+batch_size=8", "batch_size=8: there is no such setting; use data.batch_size"),
         ("+lam=0.1", "lam=0.1: there is no such setting; did you mean 'assistant.lam'?"),
