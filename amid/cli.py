@@ -39,7 +39,7 @@ amid: distil large language models into small ones with the α-mixture assistant
   amid evaluate run=FOLDER          score a run again, or any model: model.student.path=MODEL data=dolly
   amid cache [KEY=VALUE ...]        write the teacher's states for model= and data=, which runs then read
   amid score FILE|RUN ...           score files of answers, of any system, and say whether they differ
-  amid report FOLDER                page, tables and figures of all finished runs below FOLDER
+  amid report FOLDER|ZIP ...        page, tables and figures of all finished runs below FOLDER
   amid status FOLDER                how far the runs of a sweep are; --follow refreshes until all are finished
   amid dashboard SWEEP              a W&B workspace of a sweep; entity=, project=
 
@@ -284,17 +284,9 @@ def _sweep(arguments: list[str]) -> None:
 
 
 def _report(arguments: list[str]) -> None:
-    if {"-h", "--help"} & set(arguments):
-        print(
-            "amid report FOLDER\n\n"
-            "Writes FOLDER/report/ of all finished runs below FOLDER, and prints its tables."
-        )
-        return
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise InputError("amid report FOLDER takes one folder of runs, such as outputs/alpha")
     from amid.report import run
 
-    run(arguments[0])
+    run(arguments)
 
 
 def _score(arguments: list[str]) -> None:

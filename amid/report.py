@@ -1,5 +1,8 @@
 """The entry point of `amid report`."""
 
+import argparse
+from collections.abc import Sequence
+
 from amid.console import console
 from amid.reporting import write_report
 
@@ -7,15 +10,35 @@ MARKS = {"*": "its 95% interval leaves out 0", "†": "read second-hand"}
 """What the marks in the further tables mean."""
 
 
-def run(directory: str) -> None:
-    """Writes the report of the runs below `directory`, prints its tables, the claims and where it is.
+def parser() -> argparse.ArgumentParser:
+    """Of the arguments of `amid report`."""
+    found = argparse.ArgumentParser(
+        prog="amid report",
+        description="Writes FOLDER/report/ of all finished runs below FOLDER, and prints its tables.",
+        epilog="A FOLDER may also be a zip file of runs; the report of runs.zip is in runs/report/.",
+    )
+    found.add_argument("places", nargs="+", metavar="FOLDER")
+    found.add_argument(
+        "--into", metavar="FOLDER", help="write report/ there; needed for more than one FOLDER"
+    )
+    found.add_argument(
+        "--archive",
+        metavar="FILE",
+        help="also write the records of all these runs, answers included, into one zip file",
+    )
+    return found
 
-    How the figures of the further tables were made, and what the claims rest on, the report tells.
+
+def run(arguments: Sequence[str]) -> None:
+    """Writes the report of the runs in folders and archives; prints its tables, the claims and where it is.
+
+    How the figures of the further tables were made, and what the claims rest on, stands in the report.
 
     Raises:
         InputError: if there is no finished run, or the record of one is damaged.
     """
-    report = write_report(directory)
+    given = parser().parse_args(arguments)
+    report = write_report(*given.places, into=given.into, archive=given.archive)
     out = console()
     out.print(report.table.to_terminal())
     out.print(report.table.caption, markup=False)
@@ -33,3 +56,5 @@ def run(directory: str) -> None:
     page = report.page or f"left out: {report.why_no_page}"
     out.print(f"Page: {page}", soft_wrap=True, markup=False)
     out.print(f"Report: {report.file}", soft_wrap=True, markup=False)
+    if given.archive:
+        out.print(f"Archive: {given.archive}", soft_wrap=True, markup=False)

@@ -309,7 +309,8 @@ def load_folders(directory: str | Path) -> dict[Path, RunResult]:
     directory = Path(directory)
     if not directory.is_dir():
         raise InputError(
-            f"{directory} is not a folder; give one that holds finished runs, such as outputs/alpha"
+            f"{directory} is neither a folder nor a zip file; give one that holds finished runs, such as "
+            "outputs/alpha"
         )
     files = files_below(directory, RESULT_FILE)
     return {file.parent: result for file in files if (result := load(file)).scores}

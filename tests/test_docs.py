@@ -16,10 +16,11 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from amid import config, results, score
+from amid import config, report, results, score
 from amid.cli import main
 from amid.config import check_overrides, register_resolvers
 from amid.config_folders import CONF, SWEEPS
+from amid.reporting.runs import read_runs
 from amid.reporting.table import build_table
 
 ROOT = Path(__file__).parents[1]
@@ -85,14 +86,15 @@ def test_there_is_something_to_check():
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))
 def test_every_command_is_valid(command):
     _, name, *words = shlex.split(command)
-    if name == "score":
-        assert score.parser().parse_args(words).paths
+    if name in ("score", "report"):
+        parser = {"score": score, "report": report}[name].parser()
+        assert parser.parse_args(words)
         return
     words = [word for word in words if not word.startswith("-")]
     if name == "help":
         assert main([name, *words]) == 0
         return
-    if name in ("report", "status"):
+    if name == "status":
         assert len(words) == 1
         return
     if name in ("sweep", "dashboard"):
@@ -112,7 +114,9 @@ def test_every_command_is_valid(command):
 
 def test_the_search_of_the_study_is_made_of_its_records():
     found = {}
-    for run in results.load_all(ROOT / "docs" / "study" / "search_runs"):
+    with read_runs([ROOT / "docs" / "study" / "search_runs.zip"]) as runs:
+        records = list(runs.records.values())
+    for run in records:
         name = run.labels["divergence"] if run.labels["method"] == "amid" else run.labels["method"]
         found.setdefault(name, []).append(run)
     words = {
@@ -129,16 +133,18 @@ def test_the_search_of_the_study_is_made_of_its_records():
     assert not found
 
 
-def test_the_table_of_the_study_is_made_of_its_records():
+@pytest.mark.parametrize(("records", "table"), [("runs.zip", "table.csv"), ("gpu_runs.zip", "gpu_table.csv")])
+def test_the_tables_of_the_study_are_made_of_its_records(records, table):
     study = ROOT / "docs" / "study"
-    table = build_table(list(results.load_folders(study / "runs").values()))
-    texts = (table.to_csv(), (study / "table.csv").read_text("utf-8"))
-    made, kept = (list(csv.reader(text.splitlines())) for text in texts)
-    assert len(made) == len(kept) > 10
-    for mine, theirs in zip(made, kept, strict=True):
-        for cell, other in zip(mine, theirs, strict=True):
-            assert cell == other or float(cell) == pytest.approx(float(other), rel=1e-9)
-    assert table.to_markdown().strip() in PAGES["study.md"]
+    with read_runs([study / records]) as runs:
+        made = build_table(list(runs.records.values()))
+    texts = (made.to_csv(), (study / table).read_text("utf-8"))
+    mine, kept = (list(csv.reader(text.splitlines())) for text in texts)
+    assert len(mine) == len(kept) > 10
+    for line, other in zip(mine, kept, strict=True):
+        for cell, known in zip(line, other, strict=True):
+            assert cell == known or float(cell) == pytest.approx(float(known), rel=1e-9)
+    assert made.to_markdown().strip() in PAGES["study.md"]
 
 
 @pytest.mark.parametrize("code", SNIPPETS)

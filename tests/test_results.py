@@ -254,7 +254,7 @@ class TestLoadAll:
         assert load_all(tmp_path) == []
 
     def test_mistakes(self, tmp_path):
-        with pytest.raises(InputError, match="is not a folder"):
+        with pytest.raises(InputError, match="is neither a folder nor a zip file"):
             load_all(tmp_path / "nowhere")
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / RESULT_FILE).write_text("{", encoding="utf-8")

@@ -2,22 +2,21 @@
 
 import json
 import math
-import os
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from amid.errors import InputError
-from amid.monitor import RunStatus
 from amid.reporting.claims import NOTE, claims
 from amid.reporting.folders import Drawn, Prompt, answers, configuration, curves, differences, sizes, thinned
 from amid.reporting.names import names_of
 from amid.reporting.published import other_pairs, published_score
 from amid.reporting.rows import AVERAGE, MISSING, Row, overrides
+from amid.reporting.runs import Runs
 from amid.reporting.sections import FAILED, Section, number, outcome
 from amid.reporting.table import SYMBOLS, Table, title
-from amid.results import KINDS, Label, RunResult, better
+from amid.results import KINDS, Label, better
 
 LARGEST = 6_000_000
 """Bytes that the page may have."""
@@ -44,31 +43,24 @@ class PageTooLarge(InputError):
     """There are so many runs that the page has more than `LARGEST` bytes even without any answer."""
 
 
-def interactive_page(
-    name: str,
-    table: Table,
-    sections: Sequence[Section],
-    records: Mapping[Path, RunResult],
-    unfinished: Mapping[Path, RunStatus],
-) -> str:
+def interactive_page(runs: Runs, table: Table, sections: Sequence[Section]) -> str:
     """The page, HTML with its style, its script and its data inside, of at most `LARGEST` bytes.
 
     Of each evaluation set it holds the answers to as many prompts as there is room for, the first ones.
 
     Args:
-        name: heads the page.
+        runs: the runs of the table, whose folders hold answers, curves and configurations, and runs without
+            a result, whose folders may hold curves.
         table: of all runs.
         sections: further tables to show.
-        records: the runs of the table by the folders that hold their answers, curves and configurations.
-        unfinished: runs without a result by their folders, which may hold curves.
 
     Raises:
         PageTooLarge: if there are so many runs that it is larger even without any answer.
         InputError: if a file in a run's folder is damaged.
     """
-    folder_of = {id(run): folder for folder, run in records.items()}
+    folder_of = {id(run): folder for folder, run in runs.records.items()}
     places = [folder_of[id(run)] for row in table.rows for run in row.runs]
-    data = _data(name, table, sections, places, unfinished)
+    data = _data(runs, table, sections, places)
     template = (_ASSETS / "page.html").read_text(encoding="utf-8")
     for mark, files in (("/*STYLE*/", ["page.css"]), ("/*SCRIPT*/", _SCRIPTS)):
         text = "\n".join((_ASSETS / file).read_text(encoding="utf-8") for file in files)
@@ -125,16 +117,9 @@ def embedded(data: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _data(
-    name: str,
-    table: Table,
-    sections: Sequence[Section],
-    places: Sequence[Path],
-    unfinished: Mapping[Path, RunStatus],
-) -> dict[str, Any]:
+def _data(of: Runs, table: Table, sections: Sequence[Section], places: Sequence[Path]) -> dict[str, Any]:
     runs = [(index, run) for index, row in enumerate(table.rows) for run in row.runs]
     numbers = iter(range(len(runs)))
-    root = Path(os.path.commonpath([place.parent for place in (*places, *unfinished)]))
     grid = [row for row in table.rows if not row.baseline]
     series = {
         key: dict(zip(map(id, grid), names_of(table, grid, without), strict=True)) if grid else {}
@@ -163,7 +148,7 @@ def _data(
     ]
     cells = [_cells(table, metric, dataset) for dataset, metric in scores]
     common, config = differences([configuration(place) for place in places])
-    logged = [curves(place) for place in [*places, *unfinished]]
+    logged = [curves(place) for place in [*places, *of.unfinished]]
     n_curves = sum(len(of_run) for of_run in logged)
     points = max(2, min(POINTS, FOR_CURVES // (_BYTES_OF_A_POINT * max(1, n_curves))))
     drawn = [
@@ -175,7 +160,7 @@ def _data(
     ]
     found = claims(table)
     return {
-        "title": name,
+        "title": of.name,
         "caption": table.caption_with("underlined"),
         "labels": [{"key": label, "title": SYMBOLS.get(label, label)} for label in table.varying],
         "filters": _filters(table),
@@ -201,7 +186,7 @@ def _data(
         "runs": [
             {
                 "name": run.name,
-                "folder": str(place.relative_to(root)),
+                "folder": of.names[place],
                 "row": index,
                 "seed": run.seed,
                 "hash": run.config_hash,
@@ -217,12 +202,12 @@ def _data(
         "unfinished": [
             {
                 "name": run.name,
-                "folder": str(place.relative_to(root)),
+                "folder": of.names[place],
                 "state": run.state,
                 "note": run.note,
                 "curves": of_run,
             }
-            for (place, run), of_run in zip(unfinished.items(), drawn[len(runs) :], strict=True)
+            for (place, run), of_run in zip(of.unfinished.items(), drawn[len(runs) :], strict=True)
         ],
         "common": {key: _value(value) for key, value in common.items()},
         "claims": [{"text": claim.text, "verdict": claim.verdict, "why": claim.why} for claim in found],

@@ -2,21 +2,21 @@
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from amid.errors import InputError
-from amid.monitor import without_result
+from amid.reporting.archives import write_archive
 from amid.reporting.claims import NOTE, claims
 from amid.reporting.figures import Figure, draw_figures
 from amid.reporting.formats import markdown, markdown_code, markdown_line
 from amid.reporting.interactive import PageTooLarge, interactive_page
 from amid.reporting.published import against_published, beside_published, other_pairs
+from amid.reporting.runs import Runs, line, read_runs
 from amid.reporting.sections import Section, cost, on_validation, pivots
 from amid.reporting.significance import against_the_best, not_read
 from amid.reporting.table import Table, build_table
-from amid.results import RESULT_FILE, RunResult, check_curves, files_below, load_folders
 
 REPORT = "report"
 PAGE = "report.html"
@@ -38,52 +38,60 @@ class Report:
     """`claims_in_words`."""
 
 
-def write_report(directory: str | Path) -> Report:
-    """Writes `directory`/report/ from every finished run below `directory`.
+def write_report(
+    *places: str | Path, into: str | Path | None = None, archive: str | Path | None = None
+) -> Report:
+    """Writes a folder report/ from every finished run below the folders, and in the zip files, of `places`.
 
-    report.html (all of it as one interactive page), report.md (tables, the paper's claims, figures, runs),
-    table.md, table.csv, table.tex, and for each figure a PNG and a PDF file.
+    It holds report.html (all of it as one interactive page), report.md (tables, the paper's claims, figures,
+    runs), table.md, table.csv, table.tex, and for each figure a PNG and a PDF file.
     All is made in a hidden folder first, so that a report that fails leaves the last one as it was. Where the
     page would be too large, it alone is left out, and the last one is removed, as figures are that are no
     longer drawn.
 
+    Args:
+        places: one or more; the files of zip files are read as `read_archive` says.
+        into: the folder that gets report/; by default the only place, or for a zip file a folder of its name.
+        archive: a zip file to write the records of all these runs to.
+
     Raises:
-        InputError: if there is no finished run, or the record of one is damaged.
+        InputError: if there is no finished run, the record of one is damaged, or `into` is missing.
     """
-    directory = Path(directory)
-    records = load_folders(directory)
-    if not records and (unscored := files_below(directory, RESULT_FILE)):
-        raise InputError(
-            f"{unscored[0].parent} is finished and has no scores, as its data have no test set; "
-            f"amid evaluate run={unscored[0].parent} +data.test.NAME=FILE scores its student"
-        )
-    if not records:
-        begun = "; ".join(_begun(directory))
-        raise InputError(
-            f"{directory} has no {RESULT_FILE} in it or below, so there is no finished run to report"
-            f"{f' ({begun})' if begun else ''}; make some: amid sweep alpha"
-        )
-    for folder, result in records.items():
-        check_curves(folder, result)
-    table = build_table(list(records.values()))
-    name = directory.resolve().name
-    report = directory / REPORT
+    given = [Path(place) for place in places]
+    report = _home(given, into) / REPORT
     if report.is_symlink() or (report.exists() and not report.is_dir()):
         raise InputError(f"{report} is no folder of its own, so no report is written there; delete it")
-    with tempfile.TemporaryDirectory(prefix=".report-", dir=directory) as temporary:
+    with read_runs(given) as runs:
+        if archive is not None:
+            write_archive(Path(archive), {runs.names[folder]: folder for folder in runs.records})
+        return _write(runs, report)
+
+
+def _home(places: Sequence[Path], into: str | Path | None) -> Path:
+    """The folder that gets report/."""
+    if into is not None:
+        return Path(into)
+    if len(places) != 1:
+        raise InputError(f"a report of {len(places)} places goes to a folder that you choose: --into FOLDER")
+    return places[0].with_suffix("") if places[0].is_file() else places[0]
+
+
+def _write(runs: Runs, report: Path) -> Report:
+    table = build_table(list(runs.records.values()))
+    report.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".report-", dir=report.parent) as temporary:
         made = Path(temporary)
-        figures = draw_figures(table, records, made)
+        figures = draw_figures(table, runs.records, made)
         (made / "table.md").write_text(
             f"{table.to_markdown()}\n{markdown(table.caption)}\n", encoding="utf-8"
         )
         (made / "table.csv").write_text(table.to_csv(), encoding="utf-8")
         (made / "table.tex").write_text(table.to_latex(), encoding="utf-8")
-        further, found = sections(directory, table, records), claims_in_words(table)
-        text = _page(directory, table, further, found, figures, records)
+        further, found = sections(runs, table), claims_in_words(table)
+        text = _page(runs, table, further, found, figures)
         why_no_page = None
         try:
-            page = interactive_page(name, table, further, records, without_result(directory))
-            (made / PAGE).write_text(page, encoding="utf-8")
+            (made / PAGE).write_text(interactive_page(runs, table, further), encoding="utf-8")
         except PageTooLarge as error:
             why_no_page = str(error)
             text += f"\n{PAGE} is left out: {why_no_page}.\n"
@@ -97,44 +105,34 @@ def write_report(directory: str | Path) -> Report:
     return Report(report / "report.md", written, why_no_page, table, further, found)
 
 
-def sections(directory: Path, table: Table, records: Mapping[Path, RunResult]) -> list[Section]:
-    """The runs below `directory` that are not in `table`, and the further tables that its rows allow.
+def sections(runs: Runs, table: Table) -> list[Section]:
+    """The runs that have no result, and the further tables that the rows of `table` allow.
 
     Args:
-        directory: of the report.
+        runs: of the report.
         table: of the runs that have a result.
-        records: these runs by their folders.
 
     Raises:
         InputError: naming a file of a run that cannot be read.
     """
     further = (
         on_validation(table),
-        against_the_best(table, records),
-        cost(table, records),
+        against_the_best(table, runs.records),
+        cost(table, runs.records),
         against_published(table),
         beside_published(table),
     )
-    unread = filter(None, [not_read(table, records)])
-    return [*_without_result(directory), *unread, *pivots(table), *filter(None, further)]
+    first = (_without_result(runs), not_read(table, runs.records))
+    return [*filter(None, first), *pivots(table), *filter(None, further)]
 
 
-def _without_result(directory: Path) -> list[Section]:
+def _without_result(runs: Runs) -> Section | None:
     note = (
         "They are in no table. The command that began a run, given again, goes on with it; where it is not "
         "wanted, delete its folder."
     )
-    lines = [[line] for line in _begun(directory)]
-    return [Section("Runs without a result", ["Run"], lines, note)] if lines else []
-
-
-def _begun(directory: Path) -> list[str]:
-    """In a line each the runs below `directory` without a result: their state, and why."""
-    found = without_result(directory).items()
-    return [
-        f"{folder.relative_to(directory)}: {', '.join(filter(None, (run.state, run.note)))}"
-        for folder, run in found
-    ]
+    lines = [[line(run, runs.names[folder])] for folder, run in runs.unfinished.items()]
+    return Section("Runs without a result", ["Run"], lines, note) if lines else None
 
 
 def claims_in_words(table: Table) -> list[str]:
@@ -144,14 +142,13 @@ def claims_in_words(table: Table) -> list[str]:
 
 
 def _page(
-    directory: Path,
+    runs: Runs,
     table: Table,
     further: Sequence[Section],
     found: Sequence[str],
     figures: Sequence[Figure],
-    records: Mapping[Path, RunResult],
 ) -> str:
-    name, caption = markdown(directory.resolve().name), markdown(table.caption)
+    name, caption = markdown(runs.name), markdown(table.caption)
     parts = [f"# {name}", "## Scores", table.to_markdown().rstrip(), caption]
     parts += [section.to_markdown() for section in further]
     if found:
@@ -164,7 +161,7 @@ def _page(
             f"![{caption}]({figure.file})\n\n{caption}"
             for caption, figure in zip(captions, figures, strict=True)
         ]
-    runs = [(table.name(row), run) for row in table.rows for run in row.runs]
+    in_rows = [(table.name(row), run) for row in table.rows for run in row.runs]
     lines = [
         markdown_line(["Run", "Setting", "Seed", "Configuration", "Time"]),
         "| --- | --- | ---: | --- | ---: |",
@@ -179,15 +176,14 @@ def _page(
                 _duration(sum(run.timings.values())),
             ]
         )
-        for setting, run in runs
+        for setting, run in in_rows
     ]
     parts += ["## Runs", "\n".join(lines)]
     if table.repeats:
-        folders = {id(run): folder.relative_to(directory) for folder, run in records.items()}
+        names = {id(run): runs.names[folder] for folder, run in runs.records.items()}
         left_out = [
-            f"- {markdown_code(folders[id(repeat.run)])}, a repeat of "
-            f"{markdown_code(folders[id(repeat.counted)])}"
-            + (", with other scores" if repeat.differs else "")
+            f"- {markdown_code(names[id(repeat.run)])}, a repeat of "
+            f"{markdown_code(names[id(repeat.counted)])}" + (", with other scores" if repeat.differs else "")
             for repeat in table.repeats
         ]
         parts.append("\n".join(["Left out:\n", *left_out]))

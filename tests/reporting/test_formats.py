@@ -91,7 +91,7 @@ def test_a_report_of_hostile_names(make_run, tmp_path, capsys):
     runs = tmp_path / "<b>runs"
     for number, name in enumerate([*HOSTILE, "a\x1b[31mb"]):
         save(make_run(model=name, sets=[HOSTILE[0], "x|y\x1b[2J", "$s$"], optimizer=name), runs / str(number))
-    report(str(runs))
+    report([str(runs)])
     assert "\x1b" not in capsys.readouterr().out
     folder = runs / "report"
     for name in ("report.md", "table.md"):

@@ -6,9 +6,9 @@ import pytest
 
 import amid.reporting.interactive as interactive
 from amid.errors import InputError
-from amid.monitor import without_result
 from amid.reporting import build_table, sections
 from amid.reporting.interactive import embedded, interactive_page
+from amid.reporting.runs import read_runs
 from amid.results import METRICS, Score, load_folders, save
 
 HOSTILE = "</script><script>document.title = 'broken'</script><!-- & 猫"
@@ -90,12 +90,10 @@ def begin(folder: Path, state: str, note: str) -> None:
 
 def write(folder: Path) -> None:
     """The page alone, where `amid report` writes it too."""
-    records = load_folders(folder)
-    table = build_table(list(records.values()))
+    with read_runs([folder]) as runs:
+        table = build_table(list(runs.records.values()))
+        page = interactive_page(runs, table, sections(runs, table))
     (folder / "report").mkdir(exist_ok=True)
-    page = interactive_page(
-        folder.name, table, sections(folder, table, records), records, without_result(folder)
-    )
     (folder / "report" / "report.html").write_text(page, encoding="utf-8")
 
 

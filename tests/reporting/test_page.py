@@ -10,6 +10,7 @@ import amid.reporting.figures as drawing
 import amid.reporting.folders as folders
 import amid.reporting.interactive as interactive
 import amid.reporting.page as page
+import amid.reporting.runs as reported
 from amid.errors import InputError
 from amid.report import run as report
 from amid.reporting import build_table, write_report
@@ -236,7 +237,7 @@ class TestReport:
         save(sweep[4], saved / "twice")
         other = dataclasses.replace(sweep[5], scores=sweep[7].scores)
         save(other, saved / "twice" / "below")
-        report(str(saved))
+        report([str(saved)])
         said = "configuration, seed and versions: 2, 1 of them with other scores."
         assert said in " ".join(capsys.readouterr().out.split())
         assert (saved / "report" / "table.csv").read_text(encoding="utf-8") == before
@@ -277,12 +278,12 @@ class TestReport:
         assert not (saved / "report").exists()
 
     def test_a_page_that_is_too_large_costs_nothing_else(self, saved, monkeypatch, capsys):
-        report(str(saved))
+        report([str(saved)])
         kept = {file.name for file in (saved / "report").iterdir()} - {"report.html"}
         before = (saved / "report" / "report.md").read_text(encoding="utf-8")
         capsys.readouterr()
         monkeypatch.setattr(interactive, "LARGEST", 20_000)
-        report(str(saved))
+        report([str(saved)])
         assert {file.name for file in (saved / "report").iterdir()} == kept  # the last page is not of these
         why = "left out: the page of 22 runs has more than 0.02 MB without any answer; report fewer at once"
         (line,) = [line for line in capsys.readouterr().out.splitlines() if "Page: " in line]
@@ -302,7 +303,7 @@ class TestReport:
             write_report(tmp_path)
 
     def test_the_entry_point_prints_the_table_and_the_path(self, saved, capsys):
-        report(str(saved))
+        report([str(saved)])
         out = capsys.readouterr().out
         assert "Divergence" in out
         assert "αβ(p, r)" in out
@@ -317,7 +318,7 @@ class TestReport:
             run = make_run((60.0 - index,), (40.0 - index,), **labels)
             run.training.update(valid_cross_entropy=1.5, valid_perplexity=4.48, valid_kl_pq=0.25)
             save(run, tmp_path / f"{index}")
-        report(str(tmp_path))
+        report([str(tmp_path)])
         printed = " ".join(capsys.readouterr().out.split())
         written = tmp_path / "report" / "report.md"
         text = written.read_text(encoding="utf-8")
@@ -334,9 +335,9 @@ class TestReport:
 
     def test_the_entry_point_computes_once(self, saved, monkeypatch):
         calls = []
-        monkeypatch.setattr(page, "load_folders", lambda d: calls.append(d) or load_folders(d))
+        monkeypatch.setattr(reported, "load_folders", lambda d: calls.append(d) or load_folders(d))
         monkeypatch.setattr(page, "against_the_best", lambda *of: calls.append("best"))
-        report(str(saved))
+        report([str(saved)])
         assert calls == [saved, "best"]
 
     def test_one_number_without_spread(self, tmp_path, make_run):

@@ -10,6 +10,7 @@ from amid.metrics import paired_bootstrap
 from amid.report import run as report
 from amid.reporting import build_table
 from amid.reporting.interactive import interactive_page
+from amid.reporting.runs import Runs
 from amid.reporting.significance import against_the_best, not_read
 from amid.results import Score, load_folders, save
 
@@ -68,7 +69,7 @@ def test_the_best_is_that_of_the_sets_of_its_data(tmp_path, make_run):
 
 
 def test_it_stands_in_the_report(folder, capsys):
-    report(str(folder))
+    report([str(folder)])
     assert "-3.00 (-3.00 to -3.00)*" in capsys.readouterr().out
     assert "-3.00 (-3.00 to -3.00)*" in (folder / "report" / "report.md").read_text()
     assert "ROUGE-L against any setting" in (folder / "report" / "report.html").read_text()
@@ -103,7 +104,7 @@ def test_scores_of_text_that_cannot_be_read_are_told_and_not_compared(folder):
     assert against_the_best(table, records) is None
     section = not_read(table, records)
     assert section.lines == [["ROUGE-L, dolly", "97.5"], ["Self-BLEU, dolly", "100"]]
-    report(str(folder))
+    report([str(folder)])
     assert "## Text that scores cannot read" in (folder / "report" / "report.md").read_text()
 
 
@@ -267,6 +268,7 @@ def open_page(records, browser, folder):
     table = build_table(list(records.values()))
     section = against_the_best(table, records)
     file = folder / f"{len(records)}.html"
-    file.write_text(interactive_page("runs", table, [section], records, {}), encoding="utf-8")
+    runs = Runs("runs", records, {}, {place: place.name for place in records})
+    file.write_text(interactive_page(runs, table, [section]), encoding="utf-8")
     browser.open(file)
     return table, section
