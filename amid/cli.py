@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from amid import __version__
 from amid.allocator import keep_freed_memory
 from amid.console import as_typed
-from amid.errors import InputError, choose_one, in_one_line, was_interrupted
+from amid.errors import InputError, choose_one, print_error, was_interrupted, with_traceback
 from amid.interruption import heeded, signal_of
 from amid.launch import (
     and_what_is_next,
@@ -47,6 +47,8 @@ amid: distil large language models into small ones with the α-mixture assistant
   amid help WORD                    what each is: amid help method method=taid assistant.alpha
   amid --version
 
+An error is one line. --traceback anywhere in a command, or AMID_TRACEBACK=1, prints its traceback too.
+
 Examples
   amid sweep alpha
   amid sweep main scale=full --dry-run
@@ -63,7 +65,13 @@ OPTIONS = ("-m", "--multirun", "-h", "--help", "--hydra-help", "-c", "--cfg", "-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = [word for word in given if word != "--traceback"]
+    with with_traceback(arguments != given):
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     keep_freed_memory()
@@ -90,9 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if was_interrupted(error):
             return _interrupted(arguments, error)
-        from amid.secrets import hide
-
-        print(f"amid: {hide(in_one_line(error))}", file=sys.stderr)
+        print_error(error)
         return 1
     return 0
 
@@ -182,12 +188,14 @@ def _hydra(name: str, arguments: list[str]) -> None:
     elsewhere: list[Path] = []
     with without_empty_folders(*places), and_what_is_next(runs, report=several):
         try:
-            launch(name, arguments, runs, elsewhere)
+            failed = launch(name, arguments, runs, elsewhere)
         except (HydraException, OmegaConfBaseException) as error:
             check_overrides(name, overrides)  # which says more of a mistake in them
             raise InputError(reason_of_hydra(error)) from error
         finally:
             tell_of(elsewhere)
+        if failed:
+            raise InputError(f"{len(failed)} of {len(runs)} runs failed (above)")
         if name == "train" and not searches:
             check_results([directory for directory in runs if directory not in elsewhere])
 
@@ -221,7 +229,7 @@ def _sweep(arguments: list[str]) -> None:
     from amid.config import check_overrides, parsed_overrides, quoted
     from amid.config_folders import say_what_is_not_read, sweep_names, take_folders
     from amid.results import RESULT_FILE
-    from amid.secrets import check_overrides_for_secrets, hide
+    from amid.secrets import check_overrides_for_secrets
     from amid.sweep import read_sweep, title
 
     if not arguments or {"-h", "--help"} & set(arguments):
@@ -265,19 +273,19 @@ def _sweep(arguments: list[str]) -> None:
     runs = checked(sweep)
     again = as_typed(["sweep", *arguments])
     write_plan(sweep.output_dir, [directory.name for directory in runs], again)
-    failures: list[str] = []
+    failed = False
     elsewhere: list[Path] = []
     with and_what_is_next(runs, report=False):
         for line in sweep.launch_arguments():
             try:
-                launch("train", line, runs, elsewhere)
+                failed |= bool(launch("train", line, runs, elsewhere))
             except InputError as error:
-                failures.append(str(error))
-                print(f"amid: {hide(str(error))}", file=sys.stderr)
+                failed = True
+                print_error(error)
     if any((directory / RESULT_FILE).exists() for directory in (runs or sweep.output_dir.glob("*"))):
         _report([str(sweep.output_dir)])
     tell_of(elsewhere)
-    if failures:
+    if failed:
         raise InputError(f"some runs failed (above); to try them again: {again}")
     if not sweep.searches:  # whose sweeper decides how many may fail
         check_results([directory for directory in runs if directory not in elsewhere])

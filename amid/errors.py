@@ -1,12 +1,15 @@
-"""Errors: the one that stands for a mistake in the user's input, and what is told of any."""
+"""Errors: the one that stands for a mistake in the user's input, and how amid prints any error."""
 
+import contextlib
 import difflib
 import errno
 import os
 import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 
 
 class InputError(ValueError):
@@ -98,6 +101,42 @@ def in_one_line(error: BaseException) -> str:
     """
     words = (shortened(word, LONGEST_WORD) for word in plain(_told(error)).split(" "))
     return shortened(" ".join(words), LONGEST_MESSAGE)
+
+
+TRACEBACK = "AMID_TRACEBACK"
+"""The environment variable that asks for whole tracebacks; launchers hand it to the processes they start."""
+
+
+def wants_traceback() -> bool:
+    """Whether an error is to be printed with its traceback."""
+    return os.environ.get(TRACEBACK, "") not in ("", "0")
+
+
+@contextlib.contextmanager
+def with_traceback(asked: bool) -> Iterator[None]:
+    """Within, errors are printed with their traceback if `asked`, or if the environment asks for it."""
+    before = os.environ.get(TRACEBACK)
+    if asked:
+        os.environ[TRACEBACK] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(TRACEBACK, None)
+        else:
+            os.environ[TRACEBACK] = before
+
+
+def print_error(error: BaseException) -> None:
+    """Prints on stderr what went wrong in one line, and where asked for the traceback, without secrets."""
+    from amid.secrets import hide
+
+    line = f"amid: {in_one_line(error)}"
+    if not is_mistake(error) and not wants_traceback():
+        line += " (--traceback prints where)"
+    print(hide(line), file=sys.stderr)
+    if wants_traceback():
+        print(hide(plain("".join(traceback.format_exception(error)))), end="", file=sys.stderr, flush=True)
 
 
 def _told(error: BaseException) -> str:

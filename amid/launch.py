@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amid.errors import Busy, Damaged, InputError, in_one_line, is_mistake, was_interrupted
+from amid.errors import Busy, Damaged, InputError, in_one_line, is_mistake, print_error, was_interrupted
 from amid.interruption import heeded
 from amid.own_modules import search_working_folder
 
@@ -97,10 +97,10 @@ def _about(run: str) -> Iterator[None]:
         raise InputError(f"{run}: {in_one_line(error)}") from error
 
 
-def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: list[Path]) -> None:
-    """Runs an entry point's job, or jobs with -m; one that fails does not stop the others.
+def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: list[Path]) -> list[str]:
+    """Runs an entry point's job, or jobs with -m; one that fails is printed, and does not stop the others.
 
-    Of several jobs, those that another process is at are passed over.
+    Of several jobs, it passes over a job that another process is at.
 
     Args:
         name: of the entry point.
@@ -108,8 +108,11 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
         runs: the folders of all runs of the command, in their order; those that are not known yet are added.
         elsewhere: to which the folders of those that are passed over are added.
 
+    Returns:
+        The names of the failed jobs, of several.
+
     Raises:
-        InputError: naming the failed jobs, after all have run.
+        InputError: why a single job failed.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -120,7 +123,7 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
     from amid.config import check_used, register_resolvers
     from amid.config_folders import CONF
     from amid.monitor import time_left
-    from amid.secrets import check_for_secrets, hide
+    from amid.secrets import check_for_secrets
     from amid.settings import check
 
     for record in {directory.parent / MULTIRUN_FILE for directory in runs}:
@@ -128,6 +131,7 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
             raise Damaged(f"{record} is a link, and writing would change what it leads to; remove it")
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    refused: list[InputError] = []
     failed: list[str] = []
 
     @heeded()
@@ -159,16 +163,14 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
             if isinstance(error, Busy) and not single and not searches:
                 elsewhere.append(directory)
                 return None
-            failed.append(("" if single else f"{directory.name}: ") + in_one_line(error))
-            if is_mistake(error):
-                if single and not isinstance(error, Busy):  # of several runs, status and report tell
-                    _remove_if_nothing_was_computed(directory)
-            else:
-                with contextlib.suppress(OSError):
-                    (directory / "error.log").write_text(hide(traceback.format_exc()), encoding="utf-8")
-                    failed[-1] += f" (traceback: {directory / 'error.log'})"
+            failure = _failure(error, directory, single)
             if searches:  # such a sweeper has to know
-                raise InputError(failed.pop()) from error
+                raise failure from error
+            if single:
+                refused.append(failure)
+            else:
+                print_error(failure)  # at once: kept, its traceback would hold the run's models
+                failed.append(directory.name)
         return None
 
     before = sys.argv
@@ -177,8 +179,28 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
     finally:
         sys.argv = before
-    if failed:
-        raise InputError("\namid: ".join(failed))
+    if refused:
+        raise refused[0]
+    return failed
+
+
+def _failure(error: Exception, directory: Path, single: bool) -> InputError:
+    """What a command prints of a job that failed: the reason, and where a defect's traceback was written.
+
+    Removes the folder of a single job that was refused before it computed anything.
+    """
+    from amid.secrets import hide
+
+    line = ("" if single else f"{directory.name}: ") + in_one_line(error)
+    if not is_mistake(error):
+        with contextlib.suppress(OSError):
+            (directory / "error.log").write_text(hide(traceback.format_exc()), encoding="utf-8")
+            line += f" (traceback: {directory / 'error.log'})"
+    elif single and not isinstance(error, Busy):  # of several jobs, status and report tell
+        _remove_if_nothing_was_computed(directory)
+    failure = InputError(line)
+    failure.__cause__ = error
+    return failure
 
 
 def chooses(sweeper: Any) -> bool:

@@ -135,6 +135,48 @@ def test_a_defect_leaves_its_traceback_and_a_mistake_does_not(quick, tmp_path, c
     assert "zip() argument 2 is shorter" in log.read_text()
 
 
+@pytest.mark.parametrize("asked", ["option", "environment"])
+def test_a_traceback_follows_the_line_where_it_is_asked_for(capsys, monkeypatch, asked):
+    def defective(folder):
+        raise RuntimeError(f"cannot report {folder}")
+
+    monkeypatch.setattr("amid.report.run", defective)
+    assert run("report", "runs") == 1
+    assert capsys.readouterr().err == ("amid: RuntimeError: cannot report runs (--traceback prints where)\n")
+    monkeypatch.setenv("AMID_TRACEBACK", "1" if asked == "environment" else "0")
+    assert run(*["--traceback"][: asked == "option"], "report", "runs") == 1
+    line, head, *rest = capsys.readouterr().err.splitlines()
+    assert line == "amid: RuntimeError: cannot report runs"
+    assert head == "Traceback (most recent call last):"
+    assert any("in defective" in place for place in rest)
+    assert rest[-1] == "RuntimeError: cannot report runs"
+    assert os.environ["AMID_TRACEBACK"] == ("1" if asked == "environment" else "0")
+
+
+def test_a_mistake_has_a_traceback_too_wherever_the_option_stands(capsys):
+    for arguments in (["--traceback", "score", "none"], ["score", "--traceback", "none"]):
+        assert run(*arguments) == 1
+        line, head, *_ = capsys.readouterr().err.splitlines()
+        assert line.startswith("amid: none")
+        assert head == "Traceback (most recent call last):"
+
+
+def test_each_of_several_failed_runs_has_its_line_and_traceback(quick, tmp_path, capsys, monkeypatch):
+    def defective(cfg, *_):
+        raise RuntimeError(f"seed {cfg['seed']} is bad")
+
+    monkeypatch.setattr("amid.experiment.run_experiment", defective)
+    assert run("train", "-m", *quick, "seed=1,2") == 1
+    first, second, last = capsys.readouterr().err.splitlines()
+    for number, line in enumerate((first, second), 1):
+        log = tmp_path / "runs" / f"seed={number}" / "error.log"
+        assert line == f"amid: seed={number}: RuntimeError: seed {number} is bad (traceback: {log})"
+    assert last == "amid: 2 of 2 runs failed (above)"
+    assert run("train", "-m", *quick, "seed=1,2", "--traceback") == 1
+    err = capsys.readouterr().err
+    assert err.count("\nRuntimeError: seed 1 is bad\n") == err.count("\nRuntimeError: seed 2 is bad\n") == 1
+
+
 def test_a_gpu_out_of_memory_is_told_in_short_with_the_remedy(quick, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 42.00 MiB. GPU 0 has none.")
