@@ -2,6 +2,6 @@
 
 import sys
 
-from amid.cli import main
+from amid.cli.main import main
 
 sys.exit(main())

@@ -129,7 +129,7 @@ def with_traceback(asked: bool) -> Iterator[None]:
 
 def print_error(error: BaseException) -> None:
     """Prints on stderr what went wrong in one line, and where asked for the traceback, without secrets."""
-    from amid.secrets import hide
+    from amid.config.secrets import hide
 
     line = f"amid: {in_one_line(error)}"
     if not is_mistake(error) and not wants_traceback():

@@ -10,14 +10,14 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from amid.counted_loss import CountedLoss
 from amid.data.prompts import IGNORE
 from amid.data.tokens import MicroBatch, counted_positions
 from amid.errors import InputError
-from amid.limits import check_reads_forwards, table_of_positions
 from amid.losses import Loss
-from amid.models import shared_vocabulary
-from amid.teacher import LiveTeacher
+from amid.models.limits import check_reads_forwards, table_of_positions
+from amid.models.source import shared_vocabulary
+from amid.teacher.supply import LiveTeacher
+from amid.training.counted_loss import CountedLoss
 
 
 class AMiDTrainer(Trainer):

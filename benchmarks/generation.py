@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
 
-from amid.allocator import keep_freed_memory
 from amid.data.builtin import tokenizer
-from amid.generation import Sampling
+from amid.generation.sampling import Sampling
+from amid.training.process_memory import keep_freed_memory
 
 TOKENIZER = tokenizer()
 EOS, PAD = TOKENIZER.eos_token_id, TOKENIZER.pad_token_id

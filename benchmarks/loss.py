@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from amid.allocator import keep_freed_memory
 from amid.losses import KL, AlphaBeta, AlphaMixture, JensenShannon, Objective
+from amid.training.process_memory import keep_freed_memory
 
 Inputs = dict[str, Tensor]
 

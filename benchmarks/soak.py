@@ -112,7 +112,8 @@ class Soak:
 
 ONE_PROCESS = """
 import sys
-from amid import cli, monitor
+from amid.cli import main as cli
+from amid.tracking import status as monitor
 
 monitor.SECONDS_BETWEEN_WRITES = 0.0
 sys.exit(cli.main())

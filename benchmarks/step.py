@@ -23,9 +23,9 @@ from loss import PUBLISHED, device_name
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from amid.allocator import keep_freed_memory
 from amid.losses import AlphaBeta, AlphaMixture, Objective
-from amid.models import CountedStates
+from amid.models.source import CountedStates
+from amid.training.process_memory import keep_freed_memory
 
 SMOLLM = {
     "model_type": "llama",

@@ -18,10 +18,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-import amid.experiment
+import amid.experiment.run
 from amid import results
-from amid.cli import main as amid_command
-from amid.module import DistillationModule
+from amid.cli.main import main as amid_command
+from amid.training.module import DistillationModule
 
 ALPHAS = "-5,-3,-1,0,0.5,1"
 
@@ -31,7 +31,7 @@ def start_ups() -> Iterator[list[float]]:
     """Collects the seconds from the end of each run to the first step of the next."""
     gaps: list[float] = []
     ends: list[float] = []  # of the last run, until the next has begun
-    step, save = DistillationModule.training_step, amid.experiment.save
+    step, save = DistillationModule.training_step, amid.experiment.run.save
 
     def training_step(module, batches, index):
         if ends:
@@ -43,11 +43,11 @@ def start_ups() -> Iterator[list[float]]:
         ends[:] = [time.perf_counter()]
         return path
 
-    DistillationModule.training_step, amid.experiment.save = training_step, saved
+    DistillationModule.training_step, amid.experiment.run.save = training_step, saved
     try:
         yield gaps
     finally:
-        DistillationModule.training_step, amid.experiment.save = step, save
+        DistillationModule.training_step, amid.experiment.run.save = step, save
 
 
 def sweep(overrides: list[str], name: str) -> float:

@@ -5,8 +5,8 @@ import re
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from amid.config_folders import CONF
-from amid.reference import Option, groups, options, target, word_of
+from amid.cli.help import Option, groups, options, target, word_of
+from amid.config.folders import CONF
 
 PAGE = "reference/configuration.md"
 INTRODUCTION = """\

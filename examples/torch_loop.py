@@ -9,7 +9,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel
 
 from amid.data.builtin import corpus, tokenizer
 from amid.losses import AlphaBeta, AlphaMixture, CrossEntropy, Loss, Objective
-from amid.models import ModelSource
+from amid.models.source import ModelSource
 
 LLAMA = {"model_type": "llama", "num_attention_heads": 4, "initializer_range": 0.08}
 TOKENS = tokenizer()

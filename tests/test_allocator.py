@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from amid.allocator import forget_peak_memory, peak_memory
+from amid.training.process_memory import forget_peak_memory, peak_memory
 
 CPU = torch.device("cpu")
 

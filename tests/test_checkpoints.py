@@ -12,11 +12,21 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from amid import interruption, results
-from amid.checkpoints import BEST_EPOCH, FORMAT, LAST, PREVIOUS, Checkpoints, Course, WholeFiles, whole_state
-from amid.checkpoints import last_checkpoint as latest
-from amid.cli import main
+from amid import results
+from amid.cli.main import main
 from amid.errors import InputError, in_one_line
+from amid.training import interruption
+from amid.training.checkpoints import (
+    BEST_EPOCH,
+    FORMAT,
+    LAST,
+    PREVIOUS,
+    Checkpoints,
+    Course,
+    WholeFiles,
+    whole_state,
+)
+from amid.training.checkpoints import last_checkpoint as latest
 
 
 @pytest.mark.parametrize(
@@ -200,7 +210,7 @@ def files_of(run):
 def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_from_there(
     quick, tmp_path, monkeypatch, capsys, scontrol, cut, at, number, goes_on
 ):
-    from amid.module import DistillationModule
+    from amid.training.module import DistillationModule
 
     keys = ("trainer.max_epochs", "trainer.limit_train_batches")
     quick = [*(o for o in quick if not o.startswith(keys)), "trainer.limit_train_batches=3"]
@@ -243,7 +253,8 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_from_there(
 
 
 def test_each_of_the_processes_that_slurm_starts_logs():
-    code = "import amid.fit; from lightning.pytorch.utilities import rank_zero_only as of; print(of.rank)"
+    code = "import amid.training.trainer as _; from lightning.pytorch.utilities import rank_zero_only as of"
+    code += "; print(of.rank)"
     given = {"env": os.environ | SLURM, "capture_output": True, "text": True}
     assert subprocess.run([sys.executable, "-c", code], check=True, **given).stdout == "0\n"
 
@@ -297,7 +308,7 @@ def test_what_comes_of_a_requeue_is_told(monkeypatch, scontrol, environment, scr
 
 
 def test_a_log_goes_on_after_its_lines(tmp_path):
-    from amid.checkpoints import _restore, _text
+    from amid.training.checkpoints import _restore, _text
 
     first = CSVLogger(tmp_path, name="", version="")
     first.log_metrics({"train/loss": 1.0}, step=0)

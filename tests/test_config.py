@@ -2,7 +2,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from amid.config import (
+from amid.config.compose import (
     CONF,
     check_overrides,
     config_hash,
@@ -12,9 +12,9 @@ from amid.config import (
     register_resolvers,
     values_of,
 )
+from amid.config.run_names import run_name
 from amid.errors import InputError
 from amid.losses import KL, AlphaBeta, CrossEntropy, JensenShannon, ReverseKL
-from amid.run_names import run_name
 from amid.settings import check
 
 register_resolvers()

@@ -3,8 +3,8 @@ import shutil
 
 import pytest
 
-from amid.cli import main
-from amid.reporting.workspace import SweepScores, build_workspace, specification
+from amid.cli.main import main
+from amid.tracking.wandb_workspace import SweepScores, build_workspace, specification
 
 
 def panels_of(view):
@@ -93,7 +93,7 @@ def test_with_an_account_it_is_saved(without_account, monkeypatch, capsys):
     monkeypatch.setattr(internal, "upsert_view2", upsert)
     monkeypatch.setattr("wandb_workspaces.workspaces.interface.get_app_url", lambda _: "https://wandb.ai")
     monkeypatch.setattr("wandb.Api", lambda: None)
-    monkeypatch.setattr("amid.dashboard.without_wandb", lambda: False)
+    monkeypatch.setattr("amid.cli.dashboard.without_wandb", lambda: False)
     assert main(["dashboard", "alpha", "entity=team"]) == 0
     assert (sent[0].entity, sent[0].project) == ("team", "amid")
     assert "team/amid" in capsys.readouterr().out

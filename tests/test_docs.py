@@ -16,10 +16,12 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from amid import config, report, results, score
-from amid.cli import main
-from amid.config import check_overrides, register_resolvers
-from amid.config_folders import CONF, SWEEPS
+from amid import results
+from amid.cli import report, score
+from amid.cli.main import main
+from amid.config import compose as config
+from amid.config.compose import check_overrides, register_resolvers
+from amid.config.folders import CONF, SWEEPS
 from amid.reporting.runs import read_runs
 from amid.reporting.table import build_table
 

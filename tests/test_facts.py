@@ -6,9 +6,9 @@ from huggingface_hub import constants
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from amid.config import CONF, register_resolvers
+from amid.config.compose import CONF, register_resolvers
 from amid.data.builtin import tokenizer
-from amid.facts import HUB_FACTS, Facts
+from amid.estimates.sizes import HUB_FACTS, Facts
 
 register_resolvers()
 DOLLY = "hf://datasets/MiniLLM/dolly/raw.jsonl"

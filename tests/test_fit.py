@@ -6,7 +6,7 @@ import pytest
 from lightning.pytorch.callbacks import Timer
 
 from amid.errors import InputError
-from amid.fit import MOST_VALIDATIONS, epochs_of_validation, own_callbacks
+from amid.training.trainer import MOST_VALIDATIONS, epochs_of_validation, own_callbacks
 
 
 @pytest.mark.parametrize("epochs", [1, 49, 50, 51, 99, 100, 101, 149, 1000])

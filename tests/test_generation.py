@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from amid.data.builtin import tokenizer
 from amid.errors import InputError
-from amid.generation import Sampling
+from amid.generation.sampling import Sampling
 
 TOKENS = tokenizer()
 VOCAB = len(TOKENS)
@@ -87,7 +87,7 @@ def published(model, prompts, **fields):
 
 def tokens_of(monkeypatch, model, prompts=PROMPTS, **fields):
     """The token ids behind the answers."""
-    monkeypatch.setattr("amid.generation.as_answer", lambda ids, *_: ids)
+    monkeypatch.setattr("amid.generation.sampling.as_answer", lambda ids, *_: ids)
     return [row[0] for row in drawn(model, prompts, **fields)]
 
 
@@ -169,7 +169,7 @@ def test_sampled_tokens_follow_the_distribution_of_transformers(fields, monkeypa
     )
     probabilities = output.scores[0][0].softmax(-1).double()
     draws = 20000
-    monkeypatch.setattr("amid.generation.as_answer", lambda ids, *_: ids[0])
+    monkeypatch.setattr("amid.generation.sampling.as_answer", lambda ids, *_: ids[0])
     tokens = drawn(model, PROMPTS[:1], samples=draws, max_new_tokens=1, batch_size=1000, **fields)[0]
     counts = torch.bincount(torch.tensor(tokens), minlength=VOCAB).double()
     assert not counts[probabilities == 0].any()
@@ -188,7 +188,7 @@ def test_sampled_tokens_follow_the_distribution_of_transformers(fields, monkeypa
 def test_the_second_token_follows_the_first(monkeypatch):
     """The frequency of each pair of tokens is p(first) p(second | first): the cache is the right one."""
     model = network(initializer_range=0.4)
-    monkeypatch.setattr("amid.generation.as_answer", lambda ids, *_: tuple(ids))
+    monkeypatch.setattr("amid.generation.sampling.as_answer", lambda ids, *_: tuple(ids))
     pairs = drawn(model, PROMPTS[:1], samples=4000, max_new_tokens=2, batch_size=500, top_k=3)[0]
     with torch.no_grad():
         for first in {pair[0] for pair in pairs} - {TOKENS.eos_token_id}:

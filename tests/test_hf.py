@@ -17,12 +17,12 @@ from transformers import (
     default_data_collator,
 )
 
-from amid.config import CONF
+from amid.config.compose import CONF
 from amid.data.builtin import corpus, tokenizer
 from amid.errors import InputError
 from amid.hf import AMiDTrainer
 from amid.losses import KL, AlphaBeta, AlphaMixture, AlphaNet, CrossEntropy, Objective, WeightedSum
-from amid.models import ModelSource
+from amid.models.source import ModelSource
 
 TOKENS = tokenizer()
 TINY = yaml.safe_load((CONF / "model" / "tiny.yaml").read_text())["model"]

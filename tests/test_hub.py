@@ -6,10 +6,10 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from amid import hub
 from amid.data.sources import load_examples
 from amid.errors import InputError
-from amid.models import ModelSource, load_tokenizer
+from amid.models import hub
+from amid.models.source import ModelSource, load_tokenizer
 
 NOWHERE = "http://127.0.0.1:9"
 

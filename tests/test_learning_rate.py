@@ -9,10 +9,10 @@ from hydra.utils import instantiate
 from torch.optim import lr_scheduler as of_torch
 from transformers import optimization as of_transformers
 
-from amid import learning_rate
-from amid.config import CONF
+from amid.config.compose import CONF
 from amid.errors import InputError
-from amid.learning_rate import check_rates, scheduled, warmup_steps
+from amid.training import learning_rate
+from amid.training.learning_rate import check_rates, scheduled, warmup_steps
 
 STEPS, LR = 40, 3e-3
 
@@ -144,7 +144,7 @@ def test_a_warm_up_ends_before_the_training():
         ({"_target_": f"{T}ReduceLROnPlateau"}, "ReduceLROnPlateau needs a score at each step"),
         ({"_target_": "builtins.dict"}, "scheduler=dict returned dict; it must return a schedule of"),
         (
-            {"_target_": "amid.learning_rate.linear", "warmup": 2.5},
+            {"_target_": "amid.training.learning_rate.linear", "warmup": 2.5},
             "a.scheduler.warmup=2.5 must be a whole number of steps",
         ),
     ],

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from amid.cli import main
+from amid.cli.main import main
 from amid.errors import InputError
-from amid.limits import check_ignores_what_follows, check_lengths, check_reads_forwards
+from amid.models.limits import check_ignores_what_follows, check_lengths, check_reads_forwards
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 100}
 SIZES |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

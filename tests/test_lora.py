@@ -8,12 +8,12 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from amid import results
-from amid.cli import main
+from amid.cli.main import main
 from amid.data.builtin import tokenizer
 from amid.errors import InputError
-from amid.lora import LoRA, merge
-from amid.models import CountedStates, ModelSource, output_rows
-from amid.module import DistillationModule
+from amid.models.lora import LoRA, merge
+from amid.models.source import CountedStates, ModelSource, output_rows
+from amid.training.module import DistillationModule
 
 IDS = torch.arange(2, 16).view(2, 7)
 SETTINGS = [

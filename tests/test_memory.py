@@ -9,11 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from amid.config import CONF, register_resolvers
-from amid.facts import HUB_FACTS
+from amid.config.compose import CONF, register_resolvers
+from amid.estimates.memory import training_memory
+from amid.estimates.sizes import HUB_FACTS
 from amid.losses import AlphaBeta, AlphaMixture, CrossEntropy, Objective
-from amid.memory import training_memory
-from amid.models import ModelSource
+from amid.models.source import ModelSource
 
 register_resolvers()
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from amid.data.builtin import tokenizer
 from amid.errors import InputError
-from amid.models import (
+from amid.models.source import (
     CountedStates,
     ModelSource,
     check_same_tokens,

@@ -11,13 +11,15 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from amid.cli import main
-from amid.command_records import commands_of, write_plan
+from amid.cli.main import main
+from amid.cli.train import summary
 from amid.errors import InputError
 from amid.files import read_mapping, write_json
-from amid.generation import Sampling
-from amid.module import DistillationModule
-from amid.monitor import (
+from amid.generation.sampling import Sampling
+from amid.results import RunResult, load, save
+from amid.tracking.command_records import commands_of, write_plan
+from amid.tracking.progress import Progress
+from amid.tracking.status import (
     PREPARING,
     SILENCE,
     RunStatus,
@@ -28,9 +30,7 @@ from amid.monitor import (
     to_terminal,
     watched,
 )
-from amid.progress import Progress
-from amid.results import RunResult, load, save
-from amid.train import summary
+from amid.training.module import DistillationModule
 
 
 def started(folder, **fields):
@@ -117,7 +117,7 @@ def read(folder):
 
 
 def test_a_silent_run_gives_signs_of_life_until_it_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr("amid.monitor.HEARTBEAT", 0.02)
+    monkeypatch.setattr("amid.tracking.status.HEARTBEAT", 0.02)
     before = threading.active_count()
     with watched_in(tmp_path / "a"):
         tell(step=1, steps=4, seconds_left=100.0)
@@ -139,7 +139,7 @@ def test_a_silent_run_gives_signs_of_life_until_it_ends(tmp_path, monkeypatch):
 
 
 def test_signs_of_life_lose_nothing_that_is_told_meanwhile(tmp_path, monkeypatch):
-    monkeypatch.setattr("amid.monitor.HEARTBEAT", 0.0)
+    monkeypatch.setattr("amid.tracking.status.HEARTBEAT", 0.0)
     with watched_in(tmp_path / "a"):
         for step in range(300):
             tell(step=step)
@@ -148,7 +148,7 @@ def test_signs_of_life_lose_nothing_that_is_told_meanwhile(tmp_path, monkeypatch
 
 
 def test_what_is_computed_is_told_with_its_share_and_its_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("amid.monitor.SECONDS_BETWEEN_WRITES", 0.0)
+    monkeypatch.setattr("amid.tracking.status.SECONDS_BETWEEN_WRITES", 0.0)
     with watched_in(tmp_path / "a"):
         with Progress("teacher's states", 200) as progress:
             progress.advance(80)
@@ -266,8 +266,8 @@ def test_a_sweep_is_followed_while_it_runs(small_run, tmp_path, capsys, monkeypa
 
         return answers_to_sets(self, model, tokenizer, sets, told)
 
-    monkeypatch.setattr("amid.monitor.SECONDS_BETWEEN_WRITES", 0.0)
-    monkeypatch.setattr("amid.progress.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("amid.tracking.status.SECONDS_BETWEEN_WRITES", 0.0)
+    monkeypatch.setattr("amid.tracking.progress.SECONDS_BETWEEN_LINES", 0.0)
     monkeypatch.setattr(DistillationModule, "training_step", look)
     monkeypatch.setattr(Sampling, "answers_to_sets", look_again)
     arguments = [*small_run, "model.teacher.sft=null", "model.student.sft=null", "divergence=kl"]
@@ -299,7 +299,7 @@ def test_the_plan_of_a_sweep_is_written_before_its_runs(small_run, tmp_path, mon
     def nothing(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("amid.cli.launch", nothing)
+    monkeypatch.setattr("amid.cli.main.launch", nothing)
     arguments = [*small_run, "assistant.alpha=-1,1", "seed=1"]
     runs = tmp_path / "runs"
     assert main(["sweep", "alpha", *arguments]) == 130
@@ -328,7 +328,7 @@ def test_mistakes(arguments, message, tmp_path, capsys, monkeypatch):
 
 
 def test_follow_ends_with_the_last_run(tmp_path, monkeypatch):
-    from amid import status
+    from amid.cli import status
 
     started(tmp_path / "a", step=1, steps=2)
     console = Console(force_terminal=True, width=200, record=True, file=io.StringIO())
@@ -339,7 +339,7 @@ def test_follow_ends_with_the_last_run(tmp_path, monkeypatch):
 
 
 def test_follow_ends_where_none_runs_with_the_command_that_goes_on(tmp_path, monkeypatch):
-    from amid import status
+    from amid.cli import status
 
     write_plan(tmp_path, ["a", "b"], "amid sweep mine seed=1")
     finished(tmp_path / "a", steps=2.0)
@@ -361,7 +361,7 @@ def test_follow_ends_where_none_runs_with_the_command_that_goes_on(tmp_path, mon
 
 
 def test_following_shows_what_matters_in_a_low_terminal(tmp_path, monkeypatch):
-    from amid import status
+    from amid.cli import status
 
     names = [f"a{i:02}" for i in range(29)]
     write_plan(tmp_path, [*names, "z"], "amid sweep mine")

@@ -4,11 +4,11 @@ import sys
 
 import pytest
 
-from amid.cli import main
-from amid.config import check_overrides
-from amid.config_folders import take_folders
+from amid.cli.main import main
+from amid.config.compose import check_overrides
+from amid.config.folders import take_folders
+from amid.config.sweeps import read_sweep
 from amid.errors import InputError
-from amid.sweep import read_sweep
 
 SWEEP = """\
 # a sweep of my own
@@ -33,7 +33,7 @@ def written(folder, **files):
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A working folder with options in `conf/`, others in `far/`, and a sweep."""
-    monkeypatch.setattr("amid.config_folders._given", [])
+    monkeypatch.setattr("amid.config.folders._given", [])
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     monkeypatch.chdir(tmp_path)
     method = "# @package _global_\n# KD, slowly\ndefaults: [kd, {override /optimizer: slow}]\n"
@@ -52,7 +52,7 @@ FAR += [["hydra.searchpath=['far']"], ["hydra.searchpath=[pkg://far]"]]
 def composed(monkeypatch):
     """The configurations of the runs that are started, which compute nothing."""
     seen = []
-    monkeypatch.setattr("amid.train.run", seen.append)
+    monkeypatch.setattr("amid.cli.train.run", seen.append)
     return seen
 
 
@@ -73,7 +73,7 @@ def test_every_command_finds_them(here, far, composed, capsys):
 
 
 def test_what_a_multirun_was_given_is_in_the_command_that_goes_on(here, composed, capsys):
-    from amid.command_records import commands_of, planned
+    from amid.tracking.command_records import commands_of, planned
 
     assert main(["train", "-m", "divergence=far", "seed=1,2", "--config-dir", "far", "output_dir=out"]) == 1
     (command,) = commands_of(here / "out", planned(here / "out"))

@@ -8,15 +8,15 @@ import torch
 from hydra import compose, initialize_config_dir
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from amid.cli import main
-from amid.config import CONF, as_dict, register_resolvers
+from amid.cli.main import main
+from amid.config.compose import CONF, as_dict, register_resolvers
 from amid.data import Example, InstructionData, Template
 from amid.data.builtin import tokenizer
 from amid.data.tokens import counted_positions
-from amid.experiment import run_experiment
+from amid.experiment.run import run_experiment
 from amid.losses import AlphaBeta, AlphaMixture, Objective
-from amid.models import CountedStates, ModelSource, shared_vocabulary
-from amid.teacher import LiveTeacher, TeacherSupply
+from amid.models.source import CountedStates, ModelSource, shared_vocabulary
+from amid.teacher.supply import LiveTeacher, TeacherSupply
 
 register_resolvers()
 

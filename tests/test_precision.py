@@ -1,7 +1,7 @@
 import pytest
 
-from amid import precision
-from amid.precision import announce_slow_bfloat16, times_as_long
+from amid.training import precision
+from amid.training.precision import announce_slow_bfloat16, times_as_long
 
 
 def settings(teacher="float32", student="float32", training="32-true", accelerator="cpu"):

@@ -13,7 +13,7 @@ from huggingface_hub.utils import (
 )
 from torch import tensor
 
-from amid.progress import Progress, ProgressBar, ProgressLines, progress, silence_bars
+from amid.tracking.progress import Progress, ProgressBar, ProgressLines, progress, silence_bars
 
 
 def test_lines_where_the_output_is_no_terminal(capsys):
@@ -77,7 +77,7 @@ def test_a_job_without_a_terminal_prints_lines_and_no_control_characters(small_r
 
 def test_a_long_computation_tells_how_far_it_is(capsys, monkeypatch):
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
-    monkeypatch.setattr("amid.progress.time", clock)
+    monkeypatch.setattr("amid.tracking.progress.time", clock)
     with Progress("answers", 100, unit="answers") as told:
         for clock.now in (1.0, 2.0, 3.0, 4.0, 40.0):
             told.advance(20)

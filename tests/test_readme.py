@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from amid.cli import main
-from amid.config import check_overrides
-from amid.config_folders import SWEEPS
+from amid.cli.main import main
+from amid.config.compose import check_overrides
+from amid.config.folders import SWEEPS
+from amid.config.run_names import run_name
 from amid.results import RunResult, save
-from amid.run_names import run_name
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.split("  #")[0].strip() for line in re.findall(r"^    (amid .*)$", README, flags=re.M)]
@@ -89,7 +89,7 @@ def test_status_commands_run(command, tmp_path, monkeypatch, capsys):
     folder = command.split()[2]
     monkeypatch.chdir(tmp_path)
     save(RunResult("a", {}, "", 1, {}, {"steps": 4.0}, {}, {}), tmp_path / folder / "a")
-    monkeypatch.setattr("amid.status.console", lambda: Console(force_terminal=True, width=100))
+    monkeypatch.setattr("amid.cli.status.console", lambda: Console(force_terminal=True, width=100))
     assert main(command.split()[1:]) == 0
     assert "1 done" in capsys.readouterr().out
 

@@ -4,9 +4,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from amid.cli import main
-from amid.config import check_overrides
-from amid.reference import groups, keys_of, options, target
+from amid.cli.help import groups, keys_of, options, target
+from amid.cli.main import main
+from amid.config.compose import check_overrides
 
 OPTIONS = [(group, option) for group in groups() for option in options(group)]
 

@@ -7,9 +7,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
-from amid.config import register_resolvers
-from amid.config_folders import CONF
-from amid.run_labels import _name, labels_of
+from amid.config.compose import register_resolvers
+from amid.config.folders import CONF
+from amid.config.run_labels import _name, labels_of
 
 CONFIGURATION = "configuration"
 

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import yaml
 
-from amid.cli import main
-from amid.config import register_resolvers
-from amid.run_names import LONGEST_NAME, Naming, run_name
-from amid.sweep import Sweep, read_sweep
+from amid.cli.main import main
+from amid.config.compose import register_resolvers
+from amid.config.run_names import LONGEST_NAME, Naming, run_name
+from amid.config.sweeps import Sweep, read_sweep
 
 register_resolvers()
 OWN_DATA = ["data=jsonl", "data.train=/home/me/data/train.jsonl", "data.valid=/home/me/data/valid.jsonl"]
@@ -83,13 +83,13 @@ def test_hydra_names_the_folders_so(tmp_path, monkeypatch):
     def look(cfg):
         from hydra.core.hydra_config import HydraConfig
 
-        from amid.command_records import record_command
+        from amid.tracking.command_records import record_command
 
         directory = Path(HydraConfig.get().runtime.output_dir)
         record_command(directory, cfg)
         seen.append(directory.name)
 
-    monkeypatch.setattr("amid.train.run", look)
+    monkeypatch.setattr("amid.cli.train.run", look)
     given = ["-m", f"output_dir={tmp_path}", "data.train.size=128", "assistant.alpha=-5,1"]
     assert main(["train", *given]) == 1  # without results
     assert main(["train", *given, "method=distillm_skl"]) == 1

@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from amid.data import Example, Template
 from amid.data.builtin import tokenizer
 from amid.data.prompts import Encoder
-from amid.generation import Sampling
-from amid.lora import merge
-from amid.models import ModelSource, load_tokenizer, save
+from amid.generation.sampling import Sampling
+from amid.models.lora import merge
+from amid.models.source import ModelSource, load_tokenizer, save
 
 TURNS = (
     "{{ bos_token }}{% for m in messages %}<turn>{{ m.role }}\n{{ m.content }}"

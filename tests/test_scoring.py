@@ -19,13 +19,13 @@ from made_answers import REFERENCES, answered, of
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-from amid.config import CONF
+from amid.config.compose import CONF
 from amid.data.examples import Example
 from amid.errors import InputError
-from amid.evaluation import announce_unread, evaluate_sets
+from amid.experiment.evaluation import announce_unread, evaluate_sets
 from amid.metrics import bleu, chrf, exact_match, rouge_l, set_score
 from amid.results import METRICS, OF_ANSWERS
-from amid.scoring import (
+from amid.scoring.scores import (
     PER_PROMPT,
     UNREAD,
     Answer,
@@ -42,7 +42,7 @@ from amid.scoring import (
     write_answers,
     write_per_prompt,
 )
-from amid.systems import KNOWN
+from amid.scoring.systems import KNOWN
 
 SETS = {"bleu": bleu, "chrf": chrf}
 

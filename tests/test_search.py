@@ -10,13 +10,13 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
-from amid.cli import main
-from amid.command_records import commands_of
-from amid.config import check_overrides
+from amid.cli.main import main
+from amid.cli.train import _score
+from amid.config.compose import check_overrides
+from amid.config.sweeps import read_sweep
 from amid.errors import InputError
 from amid.results import RunResult
-from amid.sweep import read_sweep
-from amid.train import _score
+from amid.tracking.command_records import commands_of
 
 RETURNED = []
 
@@ -73,7 +73,7 @@ def tried(monkeypatch):
             raise InputError("0.5 is refused")
         return float(cfg.assistant.alpha)
 
-    monkeypatch.setattr("amid.train.run", scored)
+    monkeypatch.setattr("amid.cli.train.run", scored)
     return seen
 
 

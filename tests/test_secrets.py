@@ -4,10 +4,9 @@ import time
 
 import pytest
 
-from amid.cli import main
-from amid.config import config_hash, parsed_overrides
-from amid.errors import InputError
-from amid.secrets import (
+from amid.cli.main import main
+from amid.config.compose import config_hash, parsed_overrides
+from amid.config.secrets import (
     HidingFormatter,
     check_overrides_for_secrets,
     hide,
@@ -15,6 +14,7 @@ from amid.secrets import (
     remember,
     without_secrets,
 )
+from amid.errors import InputError
 
 SECRET = "hunter2hunter2"
 
@@ -44,7 +44,7 @@ SECRETS = [
 @pytest.fixture(autouse=True)
 def of_the_environment(monkeypatch):
     monkeypatch.setenv("MY_SERVICE_TOKEN", f"{SECRET}-of-the-environment")
-    monkeypatch.setattr("amid.secrets._known", set())
+    monkeypatch.setattr("amid.config.secrets._known", set())
 
 
 def files_with(folder, secret):
@@ -132,7 +132,7 @@ def test_a_secret_of_a_configuration_is_found_in_any_text():
 
 
 def test_a_secret_is_not_recorded_with_a_run(tmp_path):
-    from amid.experiment import write_config
+    from amid.experiment.run import write_config
 
     cfg = {"logger": {"comet": {"api_key": "abc123", "aws_secret_access_key": "abc123"}}, "model": {}}
     write_config(cfg, tmp_path, "k", cfg)

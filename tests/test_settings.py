@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf, open_dict
 
-from amid.config import CONF, register_resolvers
+from amid.config.compose import CONF, register_resolvers
 from amid.errors import InputError
 from amid.settings import check
 from amid.settings.nodes import BY_TARGET
@@ -383,7 +383,7 @@ def test_a_file_in_the_place_of_a_folder(key, tmp_path):
 def test_a_wrong_value_is_told_without_torch(tmp_path):
     """In a process of its own: neither torch nor Lightning is imported for it, with -m neither."""
     program = (
-        "import sys; from amid.cli import main; status = main(sys.argv[1:]); "
+        "import sys; from amid.cli.main import main; status = main(sys.argv[1:]); "
         "print(status, *({'torch', 'lightning', 'transformers'} & {*sys.modules}))"
     )
     for line in ("train seed=x", "train -m seed=1,1.5", "train +trainer.foo=1", "sweep alpha seed=1,x"):

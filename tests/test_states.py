@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amid import states
-from amid.states import StateFolder
+from amid.teacher import state_store as states
+from amid.teacher.state_store import StateFolder
 
 WIDTH = 4
 

@@ -5,9 +5,16 @@ import os
 import pytest
 import yaml
 
+from amid.config.run_settings import (
+    Stored,
+    _is_deeper_than_weights,
+    read_settings,
+    recorded_hash,
+    shipped,
+    write_settings,
+)
 from amid.errors import Damaged, InputError
 from amid.files import yaml_with_sum
-from amid.stored import Stored, _is_deeper_than_weights, read_settings, recorded_hash, shipped, write_settings
 
 METRIC = {"_target_": "amid.metrics.rouge_l", "_partial_": True}
 CORPUS = {"_target_": "amid.data.builtin.corpus", "split": "test"}

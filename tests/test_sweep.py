@@ -1,15 +1,15 @@
 import pytest
 from omegaconf import OmegaConf
 
-from amid.cli import main
-from amid.config import as_dict
-from amid.config_folders import SWEEPS, sweep_names
-from amid.dry_run import RATES
+from amid.cli.dry_run import RATES
+from amid.cli.main import main
+from amid.config.compose import as_dict
+from amid.config.folders import SWEEPS, sweep_names
+from amid.config.sweeps import read_sweep
 from amid.errors import InputError
-from amid.estimate import Estimator
-from amid.preparation import fine_tuning
+from amid.estimates.cost import Estimator
+from amid.experiment.fine_tuning import fine_tuning
 from amid.results import RunResult, save
-from amid.sweep import read_sweep
 
 SCALES = ("small", "full")
 SWEEPS_AT_SCALES = [
@@ -162,7 +162,7 @@ def test_a_dry_run_composes_every_run_and_starts_nothing(name, scale, offline, c
     assert "unknown" not in out
     assert "Not known" not in out
     of_the_hub = scale == "full" or name.startswith("study")
-    assert ("Assumed, and not read (amid/hub_facts.yaml): the sizes of " in out) == of_the_hub
+    assert ("Assumed, and not read (amid/hub_sizes.yaml): the sizes of " in out) == of_the_hub
 
 
 def test_finished_runs_give_the_times(offline, capsys):

@@ -14,8 +14,8 @@ from hydra.utils import instantiate
 from pyarrow import parquet
 
 from amid import results
-from amid.cli import main
-from amid.config import CONF, register_resolvers
+from amid.cli.main import main
+from amid.config.compose import CONF, register_resolvers
 from amid.data import Example
 from amid.data.builtin import tokenizer
 from amid.reporting import build_table
@@ -204,7 +204,7 @@ def test_a_task_trains_and_is_scored(hub, task, tmp_path, capsys):
 
 def test_the_best_epoch_is_that_of_the_tasks_metric(hub, tmp_path, monkeypatch):
     """Of three epochs with validation scores 10, 30, 20, the second one's student is kept."""
-    from amid.module import DistillationModule
+    from amid.training.module import DistillationModule
 
     values = iter([5.0, 10.0, 30.0, 20.0])
     states = []

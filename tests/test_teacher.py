@@ -10,15 +10,16 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from amid import results, states
-from amid.cli import main
+from amid import results
+from amid.cli.main import main
 from amid.data import InstructionData
 from amid.data.builtin import TEMPLATE, TEMPLATE_WITH_INPUT, corpus, tokenizer
 from amid.data.prompts import Template
 from amid.data.tokens import counted_positions
 from amid.errors import InputError
-from amid.models import ModelSource
-from amid.teacher import CachedTeacher, LiveTeacher, TeacherSupply
+from amid.models.source import ModelSource
+from amid.teacher import state_store as states
+from amid.teacher.supply import CachedTeacher, LiveTeacher, TeacherSupply
 
 FORK = multiprocessing.get_context("fork")
 """Processes that start at once, with the imports of this one."""
@@ -255,7 +256,7 @@ def test_the_size_is_told_and_compared_with_the_free_disk_space(saved, data, mon
 
     def free(n):
         usage = namedtuple("usage", "free")(n)
-        monkeypatch.setattr("amid.teacher.shutil.disk_usage", lambda path: usage)
+        monkeypatch.setattr("amid.teacher.supply.shutil.disk_usage", lambda path: usage)
 
     free(positions * 64 + head - 1)
     with pytest.raises(InputError, match="teacher=live") as error:
@@ -292,7 +293,9 @@ def test_settings_out_of_range():
 
 
 def test_the_commit_names_a_model_on_the_hub(tmp_path, monkeypatch):
-    monkeypatch.setattr("amid.models.hf_hub_download", lambda *_: str(tmp_path / "abc" / "config.json"))
+    monkeypatch.setattr(
+        "amid.models.source.hf_hub_download", lambda *_: str(tmp_path / "abc" / "config.json")
+    )
     assert ModelSource(path="some/model").fingerprint() == {
         "weights": "abc",
         "layers": None,

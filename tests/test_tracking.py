@@ -8,10 +8,10 @@ import pytest
 import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
-from amid.cli import main
-from amid.config import without_wandb
-from amid.module import DistillationModule, Diverged
-from amid.tracking import going_on, sync_command
+from amid.cli.main import main
+from amid.config.compose import without_wandb
+from amid.tracking.wandb_runs import going_on, sync_command
+from amid.training.module import DistillationModule, Diverged
 
 
 def finished_records(run_folder):

@@ -8,8 +8,8 @@ from test_generation import PROMPTS, TOKENS, network
 from transformers import AutoModelForCausalLM
 
 from amid.errors import InputError
-from amid.generation import Sampling
-from amid.vllm import VLLMSampling
+from amid.generation.sampling import Sampling
+from amid.generation.vllm import VLLMSampling
 
 SETS = {"one": PROMPTS[:4], "two": [*PROMPTS[4:7], PROMPTS[4]]}
 

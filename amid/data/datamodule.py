@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from amid.config.data_files import RESPONSES
 from amid.data import notes
 from amid.data.batches import Batches, endless
 from amid.data.examples import Example
@@ -23,11 +24,10 @@ from amid.data.prompts import Encoder, SpecialTokens, Template, Truncation
 from amid.data.rows import Fields, checked
 from amid.data.sources import Loaded, Source, TextSource, load_documents, loaded
 from amid.data.tokens import NO_ROW, Mean, MicroBatch, Row, SampledRow, Tokens, collate, packed
-from amid.data_files import RESPONSES
 from amid.errors import InputError
 from amid.files import forget_parts, key_of, only_writer
-from amid.progress import announce
-from amid.states import read_tensors, write_tensors
+from amid.teacher.state_store import read_tensors, write_tensors
+from amid.tracking.progress import announce
 
 FORMAT = 3
 """Version of the files of token ids; another one is another cache."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from amid.data_files import unreadable
+from amid.config.data_files import unreadable
 from amid.errors import InputError
 
 Rows = Iterator[tuple[str, Mapping[str, Any]]]

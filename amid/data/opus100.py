@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
+from amid.config.data_files import HUB_PREFIX
 from amid.data.examples import Example
 from amid.data.sources import load_examples
-from amid.data_files import HUB_PREFIX
 from amid.errors import InputError
 
 SPLITS = ("train", "validation", "test")

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from amid.config.data_files import HUB_PREFIX, check_slice, path_and_rows
 from amid.data.examples import Example
 from amid.data.formats import rows_of, text_of
 from amid.data.rows import Fields, checked, document_of, example_of, has_text
-from amid.data_files import HUB_PREFIX, check_slice, path_and_rows
 from amid.errors import InputError
-from amid.hub import ask_its_cache_alone_if_it_is_silent, reason_of
+from amid.models.hub import ask_its_cache_alone_if_it_is_silent, reason_of
 
 Source = str | Sequence[Example]
 """The path of a file that `read_examples` reads, `hf://datasets/OWNER/NAME/FILE`, or the examples themselves.

@@ -7,7 +7,7 @@ diverse: `self_bleu`, `self_bleu_per_prompt`; higher: `distinct_n`. What goes wr
 """
 
 from amid.metrics.answers import exact_answer, final_number
-from amid.metrics.comparison import (
+from amid.metrics.bootstrap import (
     FEW,
     Comparison,
     Resampled,

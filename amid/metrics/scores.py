@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from amid.calls import by_name
-from amid.metrics.comparison import Resampled
+from amid.metrics.bootstrap import Resampled
 
 
 @dataclass(frozen=True)

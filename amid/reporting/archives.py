@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from amid.config.run_settings import CONFIG_FILE
 from amid.errors import Damaged, InputError
 from amid.files import damaged, written_whole
 from amid.results import RESULT_FILE
-from amid.stored import CONFIG_FILE
 
 LARGEST = 2**31
 """Bytes that the records in an archive may have, unpacked."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amid.errors import InputError
-from amid.monitor import RunStatus, without_result
 from amid.reporting.archives import read_archive
 from amid.results import RESULT_FILE, RunResult, check_curves, files_below, load_folders
+from amid.tracking.status import RunStatus, without_result
 
 
 @dataclass(frozen=True)

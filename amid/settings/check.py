@@ -50,7 +50,7 @@ DERIVED_FROM = {
     "logger": "lightning.pytorch.loggers.Logger",
     "optimizer": "torch.optim.Optimizer",
     "scheduler": "torch.optim.lr_scheduler.LRScheduler",
-    "checkpoint": "amid.checkpoints.Checkpoints",
+    "checkpoint": "amid.training.checkpoints.Checkpoints",
 }
 """The class that a class of the user's own has to be derived from, by the kind of the node."""
 

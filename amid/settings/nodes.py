@@ -172,7 +172,7 @@ class Trainer(Node):
 
 
 class Checkpoint(Node):
-    """`amid.checkpoints.Checkpoints`."""
+    """`amid.training.checkpoints.Checkpoints`."""
 
     monitor: Annotated[str, Field(description="the name of what validations measure, such as valid/loss")]
     mode: Annotated[Literal["min", "max"], Field(description="min or max")] = "min"
@@ -203,13 +203,13 @@ class AdamW(Node):
 
 
 class WithWarmup(Node):
-    """`amid.learning_rate.linear` and `.constant`."""
+    """`amid.training.learning_rate.linear` and `.constant`."""
 
     warmup: Warmup = 0
 
 
 class Cosine(WithWarmup):
-    """`amid.learning_rate.cosine`."""
+    """`amid.training.learning_rate.cosine`."""
 
     eta_min: NotNegative = 0.0
 
@@ -338,7 +338,7 @@ class Sampling(Node):
 
 
 class VLLMSampling(Sampling):
-    """`amid.vllm.VLLMSampling`."""
+    """`amid.generation.VLLMSampling`."""
 
     memory_share: ShareAboveNone = 0.5
 
@@ -416,7 +416,7 @@ class ModelSource(Node):
 
 
 class LoRA(Node):
-    """`amid.lora.LoRA`."""
+    """`amid.models.LoRA`."""
 
     r: Count = 16
     alpha: Positive = 64
@@ -546,12 +546,12 @@ BY_TARGET: dict[str, dict[str, type[Node]]] = {
     "template": {"amid.data.Template": Template},
     "source": {"amid.data.builtin.corpus": BuiltinCorpus, "amid.data.opus100.corpus": OpusCorpus},
     "trainer": {"lightning.Trainer": Trainer},
-    "checkpoint": {"amid.checkpoints.Checkpoints": Checkpoint},
+    "checkpoint": {"amid.training.checkpoints.Checkpoints": Checkpoint},
     "optimizer": {"torch.optim.AdamW": AdamW},
     "scheduler": {
-        "amid.learning_rate.cosine": Cosine,
-        "amid.learning_rate.linear": WithWarmup,
-        "amid.learning_rate.constant": WithWarmup,
+        "amid.training.learning_rate.cosine": Cosine,
+        "amid.training.learning_rate.linear": WithWarmup,
+        "amid.training.learning_rate.constant": WithWarmup,
     },
     "assistant": {"amid.losses.AlphaMixture": AlphaMixture},
     "divergence": {
@@ -579,7 +579,7 @@ BY_TARGET: dict[str, dict[str, type[Node]]] = {
         "amid.metrics.exact_answer": Plain,
     },
     "schedule": {"amid.schedule.TAID": TAID},
-    "generation": {"amid.generation.Sampling": Sampling, "amid.vllm.VLLMSampling": VLLMSampling},
+    "generation": {"amid.generation.Sampling": Sampling, "amid.generation.VLLMSampling": VLLMSampling},
     "text": {
         "amid.text.DataText": Plain,
         "amid.text.TeacherText": TeacherText,

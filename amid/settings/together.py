@@ -147,7 +147,7 @@ def _check_sampling(key: str, sampling: Values) -> None:
             "with one sample"
         )
     no_repeat = sampling.get("no_repeat_ngram_size", 0)
-    if sampling["_target_"] == "amid.vllm.VLLMSampling" and no_repeat:
+    if sampling["_target_"] == "amid.generation.VLLMSampling" and no_repeat:
         raise InputError(
             f"{key}.no_repeat_ngram_size={no_repeat} must be 0 with vLLM, which has no such rule; use "
             "generation=sampling for answers under it"

@@ -10,7 +10,7 @@ import torch
 from amid.data.prompts import IGNORE
 from amid.data.tokens import NO_ROW, MicroBatch, Row, SampledRow, Tokens
 from amid.errors import InputError
-from amid.generation import MixedAnswer, Sampling
+from amid.generation.sampling import MixedAnswer, Sampling
 from amid.losses import Loss, WeightedSum
 
 

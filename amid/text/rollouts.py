@@ -10,7 +10,7 @@ from torch import Tensor
 from amid.data.batches import endless
 from amid.data.tokens import NO_ROW, Row, SampledRow, Tokens
 from amid.errors import InputError
-from amid.generation import MixedAnswer
+from amid.generation.sampling import MixedAnswer
 from amid.losses import rewards_to_go
 from amid.text.base import (
     Answerer,

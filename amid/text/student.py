@@ -10,7 +10,7 @@ import torch
 
 from amid.data.tokens import NO_ROW, Row, Tokens
 from amid.errors import InputError
-from amid.generation import Sampling
+from amid.generation.sampling import Sampling
 from amid.text.base import (
     Answerer,
     Text,

@@ -2,7 +2,7 @@
 
 import csv
 
-from amid.cli import main
+from amid.cli.main import main
 
 
 def run(*arguments):

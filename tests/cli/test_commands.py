@@ -84,7 +84,7 @@ def test_an_interrupt_of_what_has_no_runs_says_nothing(command, tmp_path, capsys
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"amid.{command}.run", interrupted)
+    monkeypatch.setattr(f"amid.cli.{command}.run", interrupted)
     assert run(command, tmp_path) == 130
     assert capsys.readouterr() == ("", "")
 
@@ -128,7 +128,7 @@ def test_a_defect_leaves_its_traceback_and_a_mistake_does_not(quick, tmp_path, c
     def defective(*_):
         list(zip([1], [], strict=True))
 
-    monkeypatch.setattr("amid.experiment.run_experiment", defective)
+    monkeypatch.setattr("amid.experiment.run.run_experiment", defective)
     assert run("train", *quick) == 1
     assert "error.log" in capsys.readouterr().err
     (log,) = tmp_path.glob("runs/*/error.log")
@@ -140,7 +140,7 @@ def test_a_traceback_follows_the_line_where_it_is_asked_for(capsys, monkeypatch,
     def defective(folder):
         raise RuntimeError(f"cannot report {folder}")
 
-    monkeypatch.setattr("amid.report.run", defective)
+    monkeypatch.setattr("amid.cli.report.run", defective)
     assert run("report", "runs") == 1
     assert capsys.readouterr().err == ("amid: RuntimeError: cannot report runs (--traceback prints where)\n")
     monkeypatch.setenv("AMID_TRACEBACK", "1" if asked == "environment" else "0")
@@ -165,7 +165,7 @@ def test_each_of_several_failed_runs_has_its_line_and_traceback(quick, tmp_path,
     def defective(cfg, *_):
         raise RuntimeError(f"seed {cfg['seed']} is bad")
 
-    monkeypatch.setattr("amid.experiment.run_experiment", defective)
+    monkeypatch.setattr("amid.experiment.run.run_experiment", defective)
     assert run("train", "-m", *quick, "seed=1,2") == 1
     first, second, last = capsys.readouterr().err.splitlines()
     for number, line in enumerate((first, second), 1):
@@ -181,7 +181,7 @@ def test_a_gpu_out_of_memory_is_told_in_short_with_the_remedy(quick, tmp_path, c
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 42.00 MiB. GPU 0 has none.")
 
-    monkeypatch.setattr("amid.experiment.run_experiment", full)
+    monkeypatch.setattr("amid.experiment.run.run_experiment", full)
     assert run("train", *quick) == 1
     told = capsys.readouterr().err
     assert "amid: CUDA out of memory: lower data.micro_batch_size for training" in told

@@ -9,15 +9,17 @@ import pytest
 import yaml
 from command_line import run
 
-from amid import experiment, preparation, results
-from amid.command_records import commands_of, write_plan
+from amid import results
+from amid.cli.evaluate import _saved
+from amid.config.run_settings import stored_student
 from amid.errors import InputError
-from amid.evaluate import _saved
+from amid.experiment import fine_tuning as preparation
+from amid.experiment import run as experiment
 from amid.files import read_mapping, write_json, yaml_with_sum
-from amid.monitor import read_status
 from amid.reporting import folders, significance
-from amid.stored import stored_student
-from amid.systems import read_systems
+from amid.scoring.systems import read_systems
+from amid.tracking.command_records import commands_of, write_plan
+from amid.tracking.status import read_status
 
 RUN = "seed=1"
 

@@ -4,7 +4,7 @@ import pytest
 from command_line import run
 
 from amid import results
-from amid.generation import Sampling
+from amid.generation.sampling import Sampling
 
 
 def test_a_run_that_diverges_ends_at_once_and_is_neither_run_again_nor_scored(quick, tmp_path, capsys):

@@ -90,7 +90,7 @@ def test_what_an_evaluation_is_given_goes_before_what_its_run_had(
     assert (evaluation / "result.json").read_bytes() == scores
     jsonl({"instruction": "say this", "output": "this"})
     with monkeypatch.context() as patched:
-        patched.setattr("amid.evaluate.evaluate_sets", cut_off)
+        patched.setattr("amid.cli.evaluate.evaluate_sets", cut_off)
         assert run("evaluate", *given, "name=teacher") == 1
     assert not (evaluation / "result.json").exists()
     assert run("evaluate", *given, "name=teacher") == 0

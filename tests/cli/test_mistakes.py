@@ -136,7 +136,7 @@ def test_a_mistake_in_an_evaluation_set_comes_before_training_and_can_be_mended(
 def test_a_mistake_in_a_row_comes_before_anything_is_announced(
     quick, tmp_path, jsonl, capsys, monkeypatch, command, bad
 ):
-    monkeypatch.setattr("amid.precision.times_as_long", lambda: 9.0)
+    monkeypatch.setattr("amid.training.precision.times_as_long", lambda: 9.0)
     good = jsonl({"instruction": "a", "output": "b", "text": "c"})
     files = dict.fromkeys(("train", "valid", "plain_text"), good) | {bad: jsonl("{broken", name="bad.jsonl")}
     base = [o for o in quick if not o.startswith(("data.train.size", "data.valid.size"))]
@@ -194,7 +194,7 @@ def test_a_loss_that_is_no_sum_of_parts_takes_no_micro_batches(quick, capsys, li
 def test_a_maximum_over_a_batch_is_over_each_micro_batch_where_the_mean_is_over_them(
     quick, tmp_path, monkeypatch
 ):
-    from amid.module import DistillationModule
+    from amid.training.module import DistillationModule
 
     divided = []
     denominators = DistillationModule._denominators

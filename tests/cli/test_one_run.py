@@ -11,7 +11,7 @@ import torch
 from command_line import curve, run
 
 from amid import results
-from amid.generation import Sampling
+from amid.generation.sampling import Sampling
 
 
 def test_train_leaves_a_whole_run_that_is_not_run_again(quick, tmp_path, capsys):
@@ -111,7 +111,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(
     keys = {o.split("=")[0] for o in limits}
     quick = [*(o for o in quick if o.split("=")[0] not in keys), *limits]
     assert run("train", *quick, f"output_dir={tmp_path / 'whole'}") == 0
-    from amid.module import DistillationModule
+    from amid.training.module import DistillationModule
 
     step = DistillationModule.training_step
 
@@ -154,7 +154,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(
 def test_a_run_cut_after_its_training_keeps_the_first_of_its_best_epochs(
     quick, tmp_path, monkeypatch, capsys, last
 ):
-    from amid.module import DistillationModule
+    from amid.training.module import DistillationModule
 
     scores = iter([5.0, 9.0, last])  # before the training, after each epoch, and never again
     steps = []
@@ -172,7 +172,7 @@ def test_a_run_cut_after_its_training_keeps_the_first_of_its_best_epochs(
     monkeypatch.setattr(DistillationModule, "training_step", noted)
     monkeypatch.setattr(DistillationModule, "_score", lambda *_: next(scores))
     with monkeypatch.context() as patched:
-        patched.setattr("amid.experiment.evaluate_sets", killed)
+        patched.setattr("amid.experiment.run.evaluate_sets", killed)
         assert run("train", *quick) == 130
     assert "kept: step 2 of 4" in capsys.readouterr().out
     assert run("train", *quick) == 0
@@ -182,7 +182,7 @@ def test_a_run_cut_after_its_training_keeps_the_first_of_its_best_epochs(
 
 @pytest.mark.parametrize("cut", ["in an epoch", "while scoring"])
 def test_the_figures_of_a_run_that_went_on_are_those_of_its_whole_training(quick, tmp_path, monkeypatch, cut):
-    from amid.module import DistillationModule
+    from amid.training.module import DistillationModule
 
     step = DistillationModule.training_step
     later, peak = 0, 7e9  # seconds by which each step puts the clock forward; the memory of the first process
@@ -198,14 +198,14 @@ def test_the_figures_of_a_run_that_went_on_are_those_of_its_whole_training(quick
         raise KeyboardInterrupt
 
     clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + later)
-    monkeypatch.setattr("amid.fit.time", clock)
-    monkeypatch.setattr("amid.fit.peak_memory", lambda _: peak)
+    monkeypatch.setattr("amid.training.trainer.time", clock)
+    monkeypatch.setattr("amid.training.trainer.peak_memory", lambda _: peak)
     monkeypatch.setattr(DistillationModule, "training_step", slow)
     kills = False
     assert run("train", *quick, f"output_dir={tmp_path / 'prepared'}") == 0
     with monkeypatch.context() as patched:
         kills = True
-        patched.setattr("amid.experiment.evaluate_sets", killed)
+        patched.setattr("amid.experiment.run.evaluate_sets", killed)
         assert run("train", *quick) == 130
     kills, peak = False, 1e9
     assert run("train", *quick) == 0
@@ -233,7 +233,7 @@ def test_scoring_goes_on_with_the_sets_that_were_not_answered(quick, tmp_path, m
 
     monkeypatch.setattr(Sampling, "answers_to_sets", killed_after_the_first_set)
     clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + later)
-    monkeypatch.setattr("amid.evaluation.time", clock)
+    monkeypatch.setattr("amid.experiment.evaluation.time", clock)
     kill = False
     assert run("train", *quick, f"output_dir={tmp_path / 'whole'}") == 0
     kill = True
@@ -259,7 +259,7 @@ def test_scoring_goes_on_with_the_sets_that_were_not_answered(quick, tmp_path, m
 
 
 def test_a_run_whose_folder_was_moved_still_knows_its_best_epoch(quick, tmp_path, monkeypatch, capsys):
-    from amid.module import DistillationModule
+    from amid.training.module import DistillationModule
 
     scores = iter([5.0, 9.0, 1.0])
     step = DistillationModule.training_step
@@ -281,7 +281,7 @@ def test_a_run_whose_folder_was_moved_still_knows_its_best_epoch(quick, tmp_path
         assert run("train", *quick, f"output_dir={folders[0]}") == 130
     folders[0].rename(folders[1])
     with monkeypatch.context() as patched:
-        patched.setattr("amid.experiment.evaluate_sets", killed_while_scoring)
+        patched.setattr("amid.experiment.run.evaluate_sets", killed_while_scoring)
         assert run("train", *quick, f"output_dir={folders[1]}") == 130
     assert "kept: step 2 of 4" in capsys.readouterr().out
     folders[1].rename(folders[2])
@@ -292,7 +292,7 @@ def test_a_run_whose_folder_was_moved_still_knows_its_best_epoch(quick, tmp_path
 def test_of_equal_epochs_the_earlier_is_kept_also_where_the_last_is_validated_after_the_training(
     quick, monkeypatch, capsys
 ):
-    from amid.module import DistillationModule
+    from amid.training.module import DistillationModule
 
     validated = []
     monkeypatch.setattr(
@@ -313,7 +313,7 @@ def test_a_limit_on_steps_that_is_not_reached_is_said(quick, tmp_path, capsys):
 def test_a_run_interrupted_before_its_first_step_starts_over_and_says_so(
     quick, tmp_path, monkeypatch, capsys
 ):
-    from amid.module import DistillationModule
+    from amid.training.module import DistillationModule
 
     def stopped(*_):
         raise KeyboardInterrupt
@@ -334,7 +334,7 @@ def test_a_run_interrupted_before_its_first_step_starts_over_and_says_so(
 def test_the_schedule_of_taid_moves_lam_alike_however_a_step_is_cut_and_goes_on_after_a_kill(
     quick, tmp_path, monkeypatch, capsys
 ):
-    from amid.module import DistillationModule
+    from amid.training.module import DistillationModule
 
     taid = [*quick, "method=taid", "schedule.rate=0.5", "data.batch_size=8", "trainer.log_every_n_steps=1"]
     cuts = ("data.micro_batch_size=null", "data.micro_batch_size=2", "objective.fused=false")
@@ -401,7 +401,7 @@ def test_a_folder_of_another_configuration_is_left_alone(quick, tmp_path, capsys
 
 
 def test_the_student_trains_in_train_mode_and_the_teacher_never(quick, monkeypatch):
-    from amid.module import DistillationModule
+    from amid.training.module import DistillationModule
 
     seen = []
     step = DistillationModule.training_step

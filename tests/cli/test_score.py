@@ -8,11 +8,11 @@ import sys
 import pytest
 from made_answers import REFERENCES, answered, of
 
-from amid.cli import main
+from amid.cli.main import main
 from amid.metrics import bleu, chrf
 from amid.results import METRICS, OF_ANSWERS
-from amid.scoring import read_answers, score_answers, write_answers
-from amid.systems import KNOWN, _names
+from amid.scoring.scores import read_answers, score_answers, write_answers
+from amid.scoring.systems import KNOWN, _names
 
 SETS = {"bleu": bleu, "chrf": chrf}
 

@@ -10,11 +10,11 @@ import yaml
 from command_line import curve, run
 
 from amid import results
-from amid.config import CONF
+from amid.config.compose import CONF
+from amid.config.run_names import run_name
 from amid.errors import Busy, InputError
-from amid.monitor import alone
 from amid.results import RunResult, save
-from amid.run_names import run_name
+from amid.tracking.status import alone
 
 
 def test_the_log_of_a_run_does_not_name_the_next(quick, tmp_path, monkeypatch):
@@ -22,7 +22,7 @@ def test_the_log_of_a_run_does_not_name_the_next(quick, tmp_path, monkeypatch):
         logging.getLogger("amid").warning("a word of the run")
         raise InputError("enough")
 
-    monkeypatch.setattr("amid.experiment.run_experiment", logged)
+    monkeypatch.setattr("amid.experiment.run.run_experiment", logged)
     assert run("train", "-m", *quick, "assistant.alpha=-1,1") == 1
     logs = [file.read_text() for file in (tmp_path / "runs").glob("*/run.log")]
     assert len(logs) == 2
@@ -162,7 +162,7 @@ def test_runs_of_different_settings_are_different_rows(quick, tmp_path, monkeypa
         save(result, directory)
         return result
 
-    monkeypatch.setattr("amid.experiment.run_experiment", finished)
+    monkeypatch.setattr("amid.experiment.run.run_experiment", finished)
     monkeypatch.chdir(tmp_path)
     assert run("train", "-m", *quick, "optimizer.lr=1e-3,2e-3", "seed=1,2") == 0
     assert capsys.readouterr().out.endswith("\nReport: amid report runs\n")
@@ -176,7 +176,7 @@ def test_runs_that_failed_in_other_processes_are_told(quick, tmp_path, capsys, m
     def nothing(cfg):
         pass
 
-    monkeypatch.setattr("amid.train.run", nothing)
+    monkeypatch.setattr("amid.cli.train.run", nothing)
     assert run("train", "-m", *quick, "seed=1,2") == 1
     assert f"of seed=1, seed=2; amid status {tmp_path / 'runs'} says why" in capsys.readouterr().err
 
@@ -197,7 +197,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(quick, tmp_path, capsys,
         assert "is being run by another process; amid status" in capsys.readouterr().err
         told = f"1 left to other processes, which run them: {name}; amid status {tmp_path / 'runs'} tells"
         with monkeypatch.context() as patched:
-            patched.setattr("amid.experiment.run_experiment", refused)
+            patched.setattr("amid.experiment.run.run_experiment", refused)
             assert run("train", *both) == 1
         out, err = capsys.readouterr()
         assert told in out
@@ -236,7 +236,7 @@ def test_a_sweep_whose_runs_are_all_elsewhere_leaves_them_there(quick, tmp_path,
     def elsewhere(directory):
         raise Busy(str(directory))
 
-    monkeypatch.setattr("amid.train.alone", elsewhere)
+    monkeypatch.setattr("amid.cli.train.alone", elsewhere)
     assert run("sweep", "alpha", *quick, "assistant.alpha=-1", "divergence=kl", "seed=1") == 0
     out = capsys.readouterr().out
     assert "5 left to other processes" in out

@@ -197,7 +197,7 @@ def test_time_grows_with_the_words_and_not_with_their_square():
 
 
 def test_metrics_do_without_torch():
-    code = "import sys, amid.metrics, amid.results, amid.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, amid.metrics, amid.results, amid.cli.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

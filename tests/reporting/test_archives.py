@@ -7,8 +7,8 @@ import zipfile
 import pytest
 
 import amid.reporting.archives as archives
+from amid.cli.report import run as report
 from amid.errors import Damaged, InputError
-from amid.report import run as report
 from amid.reporting.archives import read_archive, write_archive
 from amid.reporting.runs import read_runs
 from amid.results import load, save

@@ -11,8 +11,8 @@ import amid.reporting.folders as folders
 import amid.reporting.interactive as interactive
 import amid.reporting.page as page
 import amid.reporting.runs as reported
+from amid.cli.report import run as report
 from amid.errors import InputError
-from amid.report import run as report
 from amid.reporting import build_table, write_report
 from amid.reporting.figures import draw_figures
 from amid.results import Score, load_folders, save

@@ -2,7 +2,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from amid.config import _WAYS_TO_COMPUTE, CONF, register_resolvers
+from amid.config.compose import _WAYS_TO_COMPUTE, CONF, register_resolvers
+from amid.config.run_names import LIMITS, further_settings
 from amid.reporting import build_table
 from amid.reporting.published import (
     against_published,
@@ -12,7 +13,6 @@ from amid.reporting.published import (
     published_score,
 )
 from amid.results import Score
-from amid.run_names import LIMITS, further_settings
 
 register_resolvers()
 SETS = ("dolly", "selfinst", "vicuna", "sni", "unni")

@@ -5,9 +5,9 @@ import numpy
 import pytest
 
 import amid.reporting.significance as significance
+from amid.cli.report import run as report
 from amid.errors import InputError
 from amid.metrics import paired_bootstrap
-from amid.report import run as report
 from amid.reporting import build_table
 from amid.reporting.interactive import interactive_page
 from amid.reporting.runs import Runs

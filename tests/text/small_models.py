@@ -10,8 +10,8 @@ from amid.data import InstructionData
 from amid.data.builtin import TEMPLATE, TEMPLATE_WITH_INPUT, corpus, tokenizer
 from amid.data.prompts import Template
 from amid.losses import KL, Objective
-from amid.module import DistillationModule
-from amid.teacher import LiveTeacher
+from amid.teacher.supply import LiveTeacher
+from amid.training.module import DistillationModule
 
 FORK = multiprocessing.get_context("fork")
 TOKENS = tokenizer()

@@ -10,9 +10,9 @@ from small_models import EOS, TOKENS, data_of, fitted, network
 
 from amid.data.prompts import IGNORE
 from amid.data.tokens import NO_ROW, Tokens
-from amid.generation import MixedAnswer, Sampling
+from amid.generation.sampling import MixedAnswer, Sampling
 from amid.losses import MiniLLM
-from amid.teacher import LiveTeacher
+from amid.teacher.supply import LiveTeacher
 from amid.text import RolloutText
 from amid.text.base import seed_of
 

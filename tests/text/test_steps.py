@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from amid.data.prompts import IGNORE
 from amid.data.tokens import Tokens, counted_positions
 from amid.errors import InputError
-from amid.generation import Sampling
+from amid.generation.sampling import Sampling
 from amid.losses import KL, CrossEntropy, Objective, WeightedSum
-from amid.models import ModelSource
-from amid.teacher import CachedTeacher, LiveTeacher, PartlyCachedTeacher, TeacherSupply
+from amid.models.source import ModelSource
+from amid.teacher.supply import CachedTeacher, LiveTeacher, PartlyCachedTeacher, TeacherSupply
 from amid.text import AdaptiveText, DataText, StudentText, on_student_text, prompts_of
 from amid.text import student as student_text
 from amid.text.base import seed_of

@@ -9,14 +9,14 @@ from small_models import CPU, FORK, TOKENS, data_of
 from transformers import AutoModelForCausalLM
 
 from amid.errors import InputError
-from amid.generation import Sampling
-from amid.models import ModelSource
+from amid.generation.sampling import Sampling
+from amid.models.source import ModelSource
 from amid.text import TeacherText
 
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr("amid.answers.PART_ROWS", 16)
+    monkeypatch.setattr("amid.text.answer_store.PART_ROWS", 16)
 
 
 @pytest.fixture

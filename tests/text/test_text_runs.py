@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from amid import results
-from amid.cli import main
-from amid.module import DistillationModule
+from amid.cli.main import main
+from amid.training.module import DistillationModule
 
 
 def trained(*overrides):

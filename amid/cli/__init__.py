@@ -1,0 +1,1 @@
+"""The `amid` command: one file a command."""

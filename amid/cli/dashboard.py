@@ -1,0 +1,105 @@
+"""The entry point of `amid dashboard`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+from amid.config.compose import without_wandb
+from amid.config.folders import sweep_names
+from amid.config.run_settings import CONFIG_FILE, REMEDY, read_settings
+from amid.config.sweeps import read_sweep
+from amid.errors import InputError
+from amid.files import Record, as_record, written_whole
+from amid.results import quality_metrics
+from amid.tracking.progress import announce
+from amid.tracking.wandb_workspace import SweepScores, build_workspace, specification
+
+SPECIFICATION = "workspace.json"
+
+
+class _Data(Record):
+    test: dict[str, Any]
+    metrics: dict[str, Any]
+    valid_metric: str | None = None
+
+
+class _Generation(Record):
+    samples: int = 1
+    seeds: list[int]
+
+
+class _Scored(Record):
+    """What a run's settings say of its scores."""
+
+    data: _Data
+    generation: _Generation
+
+
+def _settings(directory: Path) -> Mapping[str, Any]:
+    settings = read_settings(directory)
+    return as_record(settings, _Scored, directory / CONFIG_FILE, REMEDY).model_dump()
+
+
+def run(sweep: str, again: str, scale: str | None, entity: str | None, project: str) -> None:
+    """Saves the W&B workspace of a sweep; without account or network writes its specification instead.
+
+    Args:
+        sweep: one of `sweeps/`, or the folder of one that was started.
+        again: the command that saves it later.
+        scale: of a sweep that is named; None for the default one.
+        entity: the W&B user or team; None for the account's own.
+        project: of the runs.
+
+    Raises:
+        InputError: if there is no such sweep, the folder has no run, or W&B refuses the workspace.
+    """
+    folder, scores = _scores(sweep, scale)
+    if without_wandb():
+        unstarted = "" if folder.exists() else " (no run of it has started yet)"
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / SPECIFICATION
+        with written_whole(file) as part:
+            part.write_text(specification(build_workspace(scores, entity or "", project)), encoding="utf-8")
+        announce(f"No W&B account, or no network. The workspace's specification: {file}{unstarted}")
+        announce(f"To save it later: wandb login && {again}")
+        if folder.exists() and not any(folder.glob("*/wandb")):
+            announce("None of its runs was logged to W&B yet; with logger=wandb they are")
+        return
+    try:
+        entity = entity or wandb.Api().default_entity
+        saved = build_workspace(scores, entity or "", project).save()
+    except (wandb.Error, ValueError) as error:
+        raise InputError(
+            f"W&B refuses the workspace of entity={entity} project={project} "
+            f"({' '.join(str(error).split())}); check both, and wandb login"
+        ) from error
+    announce(f"Workspace: {saved.url}")
+
+
+def _scores(sweep: str, scale: str | None) -> tuple[Path, SweepScores]:
+    """The folder of a sweep, and what its runs are scored by."""
+    if Path(sweep).is_dir():
+        folder = Path(sweep)
+        files = sorted(folder.glob("*/config.yaml"))
+        configs = [_settings(file.parent) for file in files]
+        if not configs:
+            raise InputError(
+                f"{sweep} holds no run; give the folder of a sweep, or one of {', '.join(sweep_names())}"
+            )
+    else:
+        planned = read_sweep(sweep, [], scale)
+        folder, configs = planned.output_dir, [cfg for _, cfg in planned.configs()]
+    sets = list(dict.fromkeys(name for cfg in configs for name in cfg["data"]["test"]))
+    measured = list(dict.fromkeys(name for cfg in configs for name in cfg["data"]["metrics"]))
+    metrics = quality_metrics([measured])
+    drawn = [cfg["generation"] for cfg in configs]
+    several = all(of["samples"] > 1 or len(of["seeds"]) > 1 for of in drawn)
+    return folder, SweepScores(
+        group=folder.resolve().name,
+        sets=sets,
+        metrics=metrics,
+        valid_metric=configs[0]["data"].get("valid_metric"),
+        diversity="self_bleu" if several else "corpus_self_bleu",
+    )

@@ -1,0 +1,229 @@
+"""The entry point of an evaluation."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from amid.cli.train import summary
+from amid.config.compose import as_dict, config_hash, parsed_overrides
+from amid.config.run_names import further_settings
+from amid.config.run_settings import REMEDY, Stored, read_settings, recorded_hash, stored_student
+from amid.errors import InputError
+from amid.experiment.evaluation import announce_unread, check_metrics, evaluate_sets
+from amid.experiment.run import versions, write_config
+from amid.models.limits import check_lengths, check_reads_forwards, texts_of
+from amid.models.source import ModelSource, load_tokenizer
+from amid.results import BEST, RESULT_FILE, Label, RunResult, load, save
+from amid.settings import check
+from amid.tracking.command_records import record_command
+from amid.tracking.progress import announce, shown, silence_bars
+from amid.tracking.status import alone, watched
+from amid.training.precision import announce_slow_bfloat16
+from amid.training.trainer import one_device, use_threads
+
+
+def run(cfg: DictConfig) -> None:
+    """Scores the student of a finished run, or `model.student` as it is.
+
+    Writes config.yaml, generations and result.json, unless they are there. The data, sampling and precision
+    are those of the run where the command line says nothing else.
+
+    Raises:
+        InputError: if `run` is no finished run, the model cannot be loaded, or there is nothing to answer.
+    """
+    silence_bars()
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    with alone(directory):
+        result = _finished(cfg, directory)
+        if result is None:
+            if (directory / RESULT_FILE).exists():
+                announce(f"{shown(directory)} is of other data or another model than now: scored anew")
+                (directory / RESULT_FILE).unlink()
+            with watched(directory):
+                record_command(directory, cfg)
+                result = _evaluate(*_settings(cfg), directory)
+    announce(f"{summary(result)}\nEvaluation: {shown(directory)}")
+
+
+def _finished(cfg: DictConfig, directory: Path) -> RunResult | None:
+    """What `directory` holds of this evaluation, of the same data and model; None for nothing."""
+    if not (directory / RESULT_FILE).exists():
+        return None
+    settings, _ = _settings(copy.deepcopy(cfg))
+    models = (read_settings(directory) or {}).get("model")
+    student = models.get("student") if isinstance(models, Mapping) else None
+    scored = student.get("path") if isinstance(student, Mapping) else None
+    model = settings["model"]["student"]["path"]
+    if scored != model:
+        raise InputError(
+            f"{directory} holds the scores of another model, {scored}, not {model}; choose another "
+            "output_dir= (or hydra.run.dir=, where that was given), or delete the folder"
+        )
+    if recorded_hash(directory) != config_hash(settings):
+        return None
+    announce(f"{shown(directory)} is finished already; to score it anew, delete the folder")
+    return load(directory)
+
+
+def _settings(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Label]]:
+    """The settings of the evaluation that `cfg` describes, which is changed, and what tables call it."""
+    hydra = HydraConfig.get()
+    overrides = list(hydra.overrides.task)
+    labels: dict[str, Label]
+    further = further_settings(overrides)
+    if cfg.run is not None:
+        result = load(cfg.run)
+        if any(override.startswith("seed=") for override in overrides):
+            raise InputError(
+                f"seed={cfg.seed} with run={cfg.run}: the seed is that of the run's training; "
+                "those of the samples are generation.seeds"
+            )
+        if not (Path(cfg.run) / BEST).exists():
+            diverged = f"diverged at step {result.diverged_step}: it has no student to score"
+            evaluation = f"has no student in {BEST}; give a training run that has, such as the one it scored"
+            raise InputError(f"run={cfg.run} {evaluation if result.diverged_step is None else diverged}")
+        labels = dict(result.labels) | ({} if cfg.name is None else {"method": cfg.name})
+        further = ",".join(str(part) for part in (labels.get("settings"), further) if part) or None
+        if any(override.startswith("data=") for override in overrides):
+            labels["data"] = hydra.runtime.choices.get("data")
+        cfg.seed = result.seed
+        saved = _saved(Path(cfg.run))
+        stored = Stored(Path(cfg.run), bool(cfg.trust_run), "trust_run=true")
+        _take_from(cfg, saved, stored, overrides)
+        dtype = saved["model"]["student"].get("dtype", "float32")
+        stored.check(dtype, "model", "student", "dtype")
+        cfg.model.student = {
+            "_target_": "amid.models.ModelSource",
+            "path": str(stored_student(Path(cfg.run), result)),
+            "dtype": dtype,
+        }
+        try:
+            check(cfg)
+        except InputError as error:
+            raise InputError(f"{Path(cfg.run) / 'config.yaml'}: {error}") from error
+    elif OmegaConf.select(cfg, "model.student.path") and hydra.runtime.choices.get("data") == "builtin":
+        raise InputError(
+            "data=builtin is for models that were trained on it; give the data that the model is to answer, "
+            f"such as data=dolly, or data=jsonl +data.test.mine=FILE{_its_run(cfg.model.student.path)}"
+        )
+    elif OmegaConf.select(cfg, "model.student.path") is None:
+        raise InputError(
+            "give a finished run to score, run=FOLDER, or a model and data, "
+            "model.student.path=MODEL data=dolly"
+        )
+    else:
+        name = Path(cfg.model.student.path).name
+        pair = hydra.runtime.choices["model"] if any(o.startswith("model=") for o in overrides) else name
+        labels = {"method": name if cfg.name is None else cfg.name, "model": pair}
+        labels["data"] = hydra.runtime.choices.get("data")
+        cfg.model.student.sft = None
+        OmegaConf.update(cfg, "model.student.lora", None, force_add=True)
+        OmegaConf.update(cfg, "model.student.architecture", None, force_add=True)
+    labels["settings"] = further
+    return as_dict(cfg), labels
+
+
+def _its_run(path: str) -> str:
+    """`; for its run: run=FOLDER`, of the student of a finished run; else nothing."""
+    folder = Path(path).parent.parent
+    own = Path(path) == folder / BEST and (folder / RESULT_FILE).exists()
+    return f"; for its run: run={folder}" if own else ""
+
+
+def _evaluate(settings: dict[str, Any], labels: dict[str, Label], directory: Path) -> RunResult:
+    use_threads(settings["threads"])
+    L.seed_everything(settings["seed"], verbose=False)
+    source: ModelSource = instantiate(settings["model"]["student"])
+    tokenizer = load_tokenizer(settings["model"]["student"]["path"])
+    data = instantiate(settings["data"], tokenizer=tokenizer)
+    tokenizer = data.tokenizer
+    if not data.test_examples:
+        raise InputError("data.test names no evaluation set; add one: +data.test.mine=my/test.jsonl")
+    check_metrics(data.metrics, data.test_examples)
+    sampling = instantiate(settings["generation"])
+    sampling.check_installed()
+    skeleton = source.skeleton(source.config(tokenizer))
+    check_reads_forwards(str(source.path), skeleton)
+    check_lengths(str(source.path), skeleton, texts_of(settings, ["generation"]))
+    data.announce_template()
+    data.announce_cuts(["test"])
+    announce_unread(data.metrics, data.test_examples)
+    announce_slow_bfloat16(settings | {"model": {"student": settings["model"]["student"]}})
+    fabric = one_device(settings["trainer"])
+    key = config_hash(settings)
+    write_config(settings, directory, key, settings)
+    evaluation = evaluate_sets(
+        source.load(tokenizer).to(fabric.device),  # type: ignore[arg-type]
+        tokenizer,
+        data.test_examples,
+        data.encoder,
+        sampling,
+        data.metrics,
+        directory / "generations",
+        {"config": key, "student": source.fingerprint()},
+        fabric.autocast,
+    )
+    result = RunResult(
+        name=directory.name,
+        labels=labels,
+        config_hash=key,
+        seed=settings["seed"],
+        scores=evaluation.scores,
+        training={},
+        timings={"evaluate": evaluation.seconds},
+        versions=versions(),
+    )
+    save(result, directory)
+    return result
+
+
+def _saved(run: Path) -> dict[str, Any]:
+    """The settings of a run that an evaluation reads, which are mappings.
+
+    Raises:
+        InputError: if config.yaml is not there, not what a run wrote, or lacks one.
+    """
+    saved = read_settings(run)
+    if saved is None:
+        raise InputError(f"run={run} has no config.yaml, which says what to answer; {REMEDY}")
+    models = saved.get("model")
+    nodes = {name: saved.get(name) for name in ("data", "generation", "trainer")}
+    nodes["model.student"] = models.get("student") if isinstance(models, Mapping) else None
+    for name, node in nodes.items():
+        if not isinstance(node, Mapping):
+            raise InputError(f"{run / 'config.yaml'}: {name} is {node!r}, no settings of a run; {REMEDY}")
+    return saved
+
+
+def _take_from(cfg: DictConfig, saved: Mapping[str, Any], stored: Stored, overrides: list[str]) -> None:
+    """Puts a run's own data, sampling and precision into `cfg`, below what `overrides` say.
+
+    Where the token ids are kept the run does not say: its folder may be from elsewhere.
+
+    Raises:
+        InputError: for what names code, or would be resolved.
+    """
+    composed = copy.deepcopy(cfg)
+    given = parsed_overrides(overrides)
+    with open_dict(cfg):
+        for name in ("data", "generation", "trainer"):
+            if any(override.key_or_group == name for override in given):
+                continue
+            stored.check(saved[name], name)
+            cfg[name] = saved[name] | ({"cache_dir": composed.data.cache_dir} if name == "data" else {})
+            for override in given:
+                key = override.key_or_group.replace("/", ".")
+                parent, _, last = key.rpartition(".")
+                if not key.startswith(f"{name}."):
+                    continue
+                if override.is_delete():
+                    OmegaConf.select(cfg, parent).pop(last, None)
+                else:
+                    value = OmegaConf.select(composed, key)
+                    OmegaConf.update(cfg, key, value, force_add=True, merge=False)

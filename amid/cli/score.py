@@ -1,0 +1,435 @@
+"""The entry point of `amid score`: what files of answers are worth, and whether they differ."""
+
+import argparse
+import csv
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from amid.console import console
+from amid.errors import InputError
+from amid.files import written_whole
+from amid.metrics import (
+    FEW,
+    Comparison,
+    Resampled,
+    how_tested,
+    paired_bootstrap,
+    paired_bootstrap_of_sets,
+    self_bleu,
+    signed,
+)
+from amid.results import KINDS, METRICS, OF_ANSWERS, Score
+from amid.scoring.scores import applied, per_prompt, resampled, score_answers, unread_by, unread_in_words
+from amid.scoring.systems import (
+    ALWAYS,
+    KNOWN,
+    System,
+    in_common,
+    main_metric,
+    metric_of,
+    read_systems,
+    rivals,
+)
+
+ALL = "all"
+"""The part that all prompts are."""
+PARTS_OF_LENGTH = 3
+WIDEST = 10_000
+COLUMN = 16
+ABOUT = """\
+Scores files of answers, or runs, and says whether they differ.
+
+FILE  answers of any system: JSON Lines, an object a line, with `references` (one or a list; also called
+      `reference` or `output`) and `answers` (a list; one may be called `answer` or `prediction`):
+      {"references": ["Paris"], "answers": ["Paris", "It is Paris."], "category": "open_qa"}
+RUN   the folder of a finished run: each set in its generations/, over the seeds of the sampling
+"""
+MORE = f"""\
+scores  Always: {", ".join(ALWAYS)}; self_bleu (among the answers to one prompt),
+        corpus_self_bleu (among all), distinct_1, distinct_2, repetition, overlong. Where the lines tell:
+        eos_share, length, log_prob. Of a run also the metrics that its config.yaml names in data.metrics,
+        such as exact_answer of data=gsm8k, bleu and chrf of data=opus100.
+parts   The main score, or --metric, and Self-BLEU; --csv has all scores of all parts.
+tests   Every two systems with answers to the same set: the difference of their scores, its 95% interval and
+        p by paired bootstrap over the prompts; exact by swapping scores for fewer than {FEW} prompts. BLEU
+        and chrF are computed anew for each draw.
+
+amid score outputs/train/default --by family --csv scores.csv
+amid score ours.jsonl theirs.jsonl --metric bleu
+"""
+
+
+@dataclass(frozen=True)
+class Line:
+    """The scores of a system on a part of the prompts of a set."""
+
+    system: System
+    part: str
+    prompts: int
+    scores: Mapping[str, Score]
+
+    @property
+    def answers(self) -> str:
+        """How many there are to a prompt with each seed, and of several seeds their number: `4 × 3 seeds`."""
+        numbers = sorted({len(row.answers) for of_seed in self.system.by_seed for row in of_seed})
+        seeds = len(self.system.by_seed)
+        return "/".join(map(str, numbers)) + (f" × {seeds} seeds" if seeds > 1 else "")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the arguments of `amid score`."""
+    found = argparse.ArgumentParser(
+        prog="amid score",
+        description=ABOUT,
+        epilog=MORE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.add_argument("paths", nargs="+", metavar="FILE|RUN")
+    found.add_argument(
+        "--by",
+        metavar="FIELD",
+        help="also the scores of parts: by a field of the lines, such as the category of a row of the data, "
+        "or by `length`, thirds by the words of the longest reference",
+    )
+    found.add_argument(
+        "--metric",
+        metavar="NAME",
+        help=f"the score to test the differences of, computed too: {', '.join(KNOWN)}, or one that a run "
+        "names; by default the run's main one (data.valid_metric), of files rouge_l",
+    )
+    found.add_argument(
+        "--tokenize",
+        metavar="NAME",
+        help="what splits text into words, of ROUGE, BLEU, Self-BLEU, distinct-n and repetition: a tokeniser "
+        "of sacrebleu, such as intl (all scripts with spaces), zh (Chinese) or char; by default as a run "
+        "names it, else as published, for English",
+    )
+    found.add_argument("--csv", metavar="FILE", help="also write all scores there, unrounded")
+    found.add_argument(
+        "--trust-run",
+        action="store_true",
+        help="lets a run's config.yaml name metrics of your own, whose code is then run",
+    )
+    return found
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Prints the scores of each file or run, by parts with --by, and every two systems' difference.
+
+    Raises:
+        InputError: for a file that cannot be read or scored, or an option that does not fit.
+    """
+    given = parser().parse_args(arguments)
+    if given.csv and not Path(given.csv).parent.is_dir():
+        raise InputError(f"--csv={given.csv}: there is no folder {Path(given.csv).parent}; make it first")
+    if given.tokenize is not None:
+        _check_tokenize(given.tokenize)
+    paths = [Path(path) for path in given.paths]
+    systems = read_systems(paths, given.tokenize, trust=given.trust_run)
+    if given.by and given.by != "length":
+        _check_field(systems, given.by)
+    groups = rivals(systems)
+    lines = [_lines(group, given.by, given.metric or main_metric(group)) for group in groups]
+    of_all = [line for of_group in lines for line in of_group]
+    if given.csv:
+        _write_csv(Path(given.csv), of_all)
+    out = console()
+    for table in _tables([line for line in of_all if line.part == ALL], out):
+        out.print(table)
+    out.print(_legend(of_all), markup=False)
+    if unread := _unread(systems, given.metric):
+        out.print(f"{unread}\n", markup=False)
+    sets = [system.dataset for system in systems]
+    for group, of_group in zip(groups, lines, strict=True):
+        first, metric = group[0], given.metric or main_metric(group)
+        if given.by:
+            for table in _parts_tables(of_group, given.by, metric, out):
+                out.print(table)
+        if len(group) > 1:
+            _print_differences(group, metric, out)
+        elif len(systems) > 1 and (not first.dataset or sets.count(first.dataset) > 1):
+            out.print(f"{_called(first)} is not compared: {_why_alone(first, systems)}.", markup=False)
+
+
+def _check_tokenize(tokenize: str) -> None:
+    """Refuses a tokeniser that is unknown or cannot be had."""
+    try:
+        self_bleu(["a", "b"], tokenize=tokenize)
+    except ValueError as error:
+        raise InputError(f"--tokenize={tokenize}: {error}") from error
+
+
+def _unread(systems: Sequence[System], metric: str | None) -> str:
+    """Which scores, `metric` too, cannot read the text of which systems, and what can."""
+    chosen = {metric: metric_of(metric, systems)} if metric else {}
+    shares = {
+        _called(system): unread_by(chosen | dict(system.metrics), system.by_seed, system.words)
+        for system in systems
+    }
+    words = unread_in_words(shares)
+    remedy = "--tokenize=intl reads all scripts with spaces between words, zh Chinese, char single characters"
+    return f"{words}: they are of the rest. {remedy}." if words else ""
+
+
+def _called(system: System) -> str:
+    return f"{system.name} {system.dataset}".strip()
+
+
+def _why_alone(system: System, systems: Sequence[System]) -> str:
+    """Why no other system answers the prompts of one, and only these."""
+    others = [other for other in systems if other is not system]
+    shared, other = max(((in_common(system, other), other) for other in others), key=lambda pair: pair[0])
+    if not shared:
+        return "no other one answers its prompts"
+    number = len(system.by_seed[0])
+    return f"of its {number} prompts {_called(other)} answers {shared}, and compared are equal sets alone"
+
+
+def _lines(group: Sequence[System], by: str | None, metric: str) -> list[Line]:
+    """The scores of systems that answer the same prompts, `metric` among them; with `by` also those of parts.
+
+    The parts are those of the first of them whose lines have the field.
+    """
+    parts = {ALL: list(range(len(group[0].by_seed[0])))}
+    if by:
+        parts |= next(filter(None, (_parts(system, by) for system in group)), {})
+    main = {metric: metric_of(metric, group)}
+    lines = []
+    for system in group:
+        for name, prompts in parts.items():
+            try:
+                scores = score_answers(system.only(prompts), main | dict(system.metrics), system.words)
+            except ValueError as error:
+                raise InputError(f"{_called(system)} cannot be scored: {error}") from error
+            lines.append(Line(system, name, len(prompts), scores))
+    return lines
+
+
+def _check_field(systems: Sequence[System], by: str) -> None:
+    """Refuses a field that no line has."""
+    fields = dict.fromkeys(
+        field for system in systems for answered in system.by_seed[0] for field in answered.fields
+    )
+    if by not in fields:
+        raise InputError(f"--by={by}: no line has such a field; choose of {', '.join(['length', *fields])}")
+
+
+def _parts(system: System, by: str) -> dict[str, list[int]]:
+    """Prompts by the value of a field, or by the words of their longest reference in thirds.
+
+    None where no line of the system has the field.
+    """
+    first = system.by_seed[0]
+    parts: dict[str, list[int]] = {}
+    if by == "length":
+        words = [max(len(text.split()) for text in answered.references) for answered in first]
+        order = sorted(range(len(words)), key=lambda i: (words[i], i))
+        cuts = [len(order) * k // PARTS_OF_LENGTH for k in range(1, PARTS_OF_LENGTH)]
+        for i, cut in enumerate(cuts):  # to where the next length begins
+            while 0 < cut < len(order) and words[order[cut - 1]] == words[order[cut]]:
+                cut += 1
+            cuts[i] = cut
+        for low, high in itertools.pairwise([0, *cuts, len(order)]):
+            if prompts := order[low:high]:
+                shortest, longest = words[prompts[0]], words[prompts[-1]]
+                span = f"{shortest}" if shortest == longest else f"{shortest}-{longest}"
+                parts[f"{span} word{'s' * (longest != 1)}"] = sorted(prompts)
+        return parts
+    if any(by in answered.fields for answered in first):
+        for index, answered in enumerate(first):
+            parts.setdefault(f"{by}={answered.fields.get(by, '–')}", []).append(index)
+    return dict(sorted(parts.items()))
+
+
+def _tables(lines: Sequence[Line], out: Console) -> Iterator[Table]:
+    """A row for each of `lines`; where the terminal is too narrow, a column, in as many tables as needed."""
+    columns = {"System": [line.system.name for line in lines]}
+    if any(line.system.dataset for line in lines):
+        columns["Set"] = [line.system.dataset for line in lines]
+    title = columns.pop("System")[0] if len(columns) > 1 and len(set(columns["System"])) == 1 else None
+    labels = list(columns)
+    columns["Prompts"] = [str(line.prompts) for line in lines]
+    columns["Answers"] = [line.answers for line in lines]
+    for metric in _measured(lines):
+        columns[METRICS.get(metric, metric)] = [_cell(line.scores.get(metric)) for line in lines]
+    shape: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "title_justify": "left"}
+    wide = Table(**shape, title=title and escape(title))
+    for name in columns:
+        wide.add_column(name, justify="left" if name in labels else "right")
+    for row in zip(*columns.values(), strict=True):
+        wide.add_row(*map(escape, row))
+    if out.measure(wide, options=out.options.update(width=WIDEST)).maximum <= out.width:
+        yield wide
+        return
+    at_once = max((out.width - max(map(len, columns))) // COLUMN, 1)
+    for start in range(0, len(lines), at_once):
+        some = slice(start, start + at_once)
+        narrow = Table(**shape, title=title and escape(title))
+        head, *others = columns.items()
+        narrow.add_column(head[0])
+        for name in head[1][some]:
+            _add_column(narrow, name)
+        for label, cells in others:
+            narrow.add_row(label, *map(escape, cells[some]))
+        yield narrow
+
+
+def _parts_tables(lines: Sequence[Line], by: str, metric: str, out: Console) -> Iterator[Table]:
+    """A row for each part of the prompts of a set, with `metric` and Self-BLEU of each system.
+
+    There are as many tables as the width of the terminal needs, and none where there are no parts.
+    """
+    names = list(dict.fromkeys(line.system.name for line in lines))
+    parts = {line.part: line.prompts for line in lines if line.part != ALL}
+    scores = {(line.system.name, line.part): line.scores for line in lines}
+    told = [name for name in (metric, "self_bleu") if any(name in line.scores for line in lines)]
+    at_once = max((out.width - max(map(len, [*parts, by])) - 10) // (COLUMN * len(told)), 1)
+    for start in range(0, len(names) if parts else 0, at_once):
+        some = names[start : start + at_once]
+        title = " ".join(filter(None, (lines[0].system.dataset, some[0] if len(names) == 1 else "")))
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, title=escape(title) or None, title_justify="left")
+        table.add_column(escape(by))
+        table.add_column("prompts", justify="right")
+        for score, name in itertools.product(told, some):
+            label = METRICS.get(score, score)
+            _add_column(table, label if len(names) == 1 else f"{label}, {name}")
+        for part, prompts in parts.items():
+            cells = [_cell(scores[name, part].get(score)) for score, name in itertools.product(told, some)]
+            table.add_row(escape(part.removeprefix(f"{by}=")), str(prompts), *cells)
+        yield table
+
+
+def _add_column(table: Table, name: str) -> None:
+    """A column of numbers, whose name goes on in a new line behind a comma."""
+    table.add_column(
+        escape(re.sub(",(?! )", ",\n", name)), justify="right", overflow="fold", max_width=COLUMN - 2
+    )
+
+
+def _measured(lines: Sequence[Line]) -> list[str]:
+    """The scores that some line has: those against the references first."""
+    found = dict.fromkeys(name for line in lines for name in line.scores)
+    return [*(name for name in found if name not in OF_ANSWERS), *(n for n in OF_ANSWERS if n in found)]
+
+
+def _legend(lines: Sequence[Line]) -> str:
+    """What the scores of `lines` are, and how those of whole sets were computed, a line each."""
+    measured = _measured(lines)
+    unlike = " and ".join(METRICS[name] for name in ("length", "log_prob") if name in measured)
+    quality = ", ".join(METRICS.get(name, name) for name in measured if name not in OF_ANSWERS)
+    kinds = [
+        f"{KINDS[name].title}: {KINDS[name].meaning}{', lower is more diverse' * ('self_bleu' in name)}."
+        for name in measured
+        if name in OF_ANSWERS
+    ]
+    spread = any(score.std is not None for line in lines for score in line.scores.values())
+    seeds = " ±: over the seeds." if spread else ""
+    signatures = dict.fromkeys(
+        f"{METRICS.get(name, name)}: {line.scores[name].signature}\n"
+        for name in measured
+        for line in lines
+        if name not in OF_ANSWERS and name in line.scores and line.scores[name].signature
+    )
+    unequal = len({line.answers for line in lines}) > 1 and any("self_bleu" in name for name in measured)
+    seeds += " Of unequal numbers of answers, Self-BLEU and distinct-n cannot be compared." * unequal
+    scale = "0 to 100" + (f", but {unlike}" if unlike else "")
+    return f"{scale}. Higher is better of {quality}. {' '.join(kinds)}{seeds}\n{''.join(signatures)}"
+
+
+def _cell(score: Score | None) -> str:
+    if score is None or math.isnan(score.mean):
+        return "–"
+    return f"{score.mean:.2f}" + ("" if score.std is None else f" ±{score.std:.2f}")
+
+
+def _print_differences(systems: Sequence[System], name: str, out: Console) -> None:
+    """Every two systems' difference in the metric `name`, or why there is none to test."""
+    if len(systems[0].by_seed[0]) == 1:
+        out.print("One prompt tells nothing of a difference; two or more are needed.\n", markup=False)
+        return
+    metric, title = metric_of(name, systems), METRICS.get(name, name)
+    table = Table(
+        box=SIMPLE_HEAD, pad_edge=False, title=escape(systems[0].dataset) or None, title_justify="left"
+    )
+    for column in ("First", "Second", f"{escape(title)} difference", "95% interval", "p", ""):
+        is_text = column in ("First", "Second", "")
+        table.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
+    try:
+        given = [applied({name: metric}, system.by_seed)[name] for system in systems]
+    except ValueError as error:
+        raise InputError(f"--metric={name} cannot score these answers: {error}") from error
+    scores = [
+        per_prompt(of, system.by_seed) or resampled(of, system.by_seed)
+        for of, system in zip(given, systems, strict=True)
+    ]
+    if any(name in unread_by({name: metric}, s.by_seed) for s in systems) and not _any_above_0(scores):
+        out.print(f"{title} cannot read these answers: no difference in it is tested.\n", markup=False)
+        return
+    tested: list[Comparison] = []
+    for (one, first), (other, second) in itertools.combinations(zip(systems, scores, strict=True), 2):
+        if first is None or second is None:
+            out.print(
+                f"{title} is of a whole set, and does not tell what prompts drawn anew would make of it: no "
+                "difference in it is tested.\n",
+                markup=False,
+            )
+            return
+        try:
+            found = _compared(first, second, len(one.by_seed[0]))
+        except ValueError as error:
+            raise InputError(f"--metric={name} cannot be tested on these answers: {error}") from error
+        tested.append(found)
+        table.add_row(
+            escape(one.name),
+            escape(other.name),
+            signed(found.difference),
+            found.interval,
+            f"{found.p_value:.4f}" if found.p_value else "<0.0002",  # none of 10,000 resamples; one is 0.0002
+            "*" if found.significant else "",
+        )
+    out.print(table)
+    of = "scores of the set" if callable(scores[0]) else "means over prompts"
+    out.print(
+        f"Difference of the {of}, with its 95% interval {how_tested(tested)}; *: the interval leaves out 0."
+        "\n",
+        markup=False,
+    )
+
+
+def _any_above_0(scores: Sequence[Sequence[float] | Resampled | None]) -> bool:
+    return any(scored is None or callable(scored) or any(scored) for scored in scores)
+
+
+def _compared(
+    first: Sequence[float] | Resampled, second: Sequence[float] | Resampled, prompts: int
+) -> Comparison:
+    if callable(first) and callable(second):
+        return paired_bootstrap_of_sets(first, second, prompts)
+    assert not callable(first)
+    assert not callable(second)
+    return paired_bootstrap(first, second)
+
+
+def _write_csv(file: Path, lines: Sequence[Line]) -> None:
+    metrics = list(dict.fromkeys(metric for line in lines for metric in line.scores))
+    with written_whole(file) as part, part.open("w", encoding="utf-8", newline="") as out:
+        writer: Any = csv.writer(out, lineterminator="\n")
+        writer.writerow(["system", "set", "prompts", *(f"{m}_{s}" for m in metrics for s in ("mean", "std"))])
+        for line in lines:
+            cells = [
+                value
+                for metric in metrics
+                for score in [line.scores.get(metric)]
+                for value in ((score.mean, score.std) if score else (None, None))
+            ]
+            writer.writerow([line.system.name, line.system.dataset, line.part, *cells])

@@ -1,0 +1,69 @@
+"""The entry point of `amid status`."""
+
+import time
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+
+from amid.console import console
+from amid.errors import InputError
+from amid.tracking.command_records import commands_of
+from amid.tracking.status import RunStatus, read_status, to_terminal
+
+REFRESH = 2.0
+"""Seconds between two looks."""
+
+MOST_COMMANDS = 3
+"""So many commands at most are printed that go on with runs."""
+
+PATIENCE = 120.0
+"""Seconds after which following ends where none runs, though some wait."""
+
+
+def run(directory: str, follow: bool) -> None:
+    """Prints how far the runs in `directory` are; with `follow` until all are finished, or none is running.
+
+    Where none is, and some are not finished, also the command that goes on with them.
+
+    Raises:
+        InputError: if it is no folder or has no runs, or is to be followed where there is no terminal.
+    """
+    out = console()
+    if follow and not out.is_terminal:
+        raise InputError("--follow refreshes a terminal, and the output is no terminal; leave it out")
+    runs = read_status(directory)
+    if follow:
+        runs = _followed(directory, runs, out)
+    out.print(to_terminal(runs))
+    if any(run.state == "running" for run in runs):
+        return
+    for state in ("interrupted", "waiting", "failed"):
+        commands = commands_of(Path(directory), [run.name for run in runs if run.state == state])
+        for command in commands[:MOST_COMMANDS]:
+            again = "To try again" if state == "failed" else "To go on"
+            out.print(f"None is running. {again}: {command}", markup=False, soft_wrap=True)
+        if commands and state != "failed":
+            break
+
+
+def _followed(directory: str, runs: list[RunStatus], out: Console) -> list[RunStatus]:
+    """The runs as they were in the end, shown meanwhile as far as the terminal is high."""
+    ran = time.monotonic()
+    with Live(_fitting(runs, out), console=out, auto_refresh=False, transient=True) as live:
+        while any(run.state in ("running", "waiting") for run in runs) and time.monotonic() - ran <= PATIENCE:
+            time.sleep(REFRESH)
+            runs = read_status(directory)
+            live.update(_fitting(runs, out), refresh=True)
+            if any(run.state == "running" for run in runs):
+                ran = time.monotonic()
+    return runs
+
+
+def _fitting(runs: list[RunStatus], out: Console) -> Group:
+    """As many of the runs as the terminal has lines for, below which one is left."""
+    for most in range(min(len(runs), out.height), 0, -1):
+        group = to_terminal(runs, most)
+        if len(out.render_lines(group)) < out.height:
+            break
+    return group

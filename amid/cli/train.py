@@ -1,0 +1,101 @@
+"""The entry point of a training run."""
+
+import logging
+import math
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from amid.config.compose import as_dict
+from amid.config.data_files import check_files
+from amid.config.run_labels import labels_of
+from amid.results import METRICS, RESULT_FILE, RunResult, quality_metrics
+from amid.tracking.command_records import record_command
+from amid.tracking.status import alone, end_of, watched
+from amid.training.interruption import requeue, signal_of
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Trains, scores and records the run that `cfg` describes, in Hydra's folder for it.
+
+    Returns:
+        The validation score of the student that is kept, for a sweeper that searches: what
+        `checkpoint.monitor` names, the worst there is (infinite) of a run that diverged, and None of one that
+        measured nothing.
+    """
+    hydra = HydraConfig.get()
+    directory = Path(hydra.runtime.output_dir)
+    finished = (directory / RESULT_FILE).exists()
+    try:
+        with alone(directory), watched(directory):
+            if not finished:
+                record_command(directory, cfg)
+            labels = labels_of(cfg, hydra.runtime.choices, list(hydra.overrides.task), directory)
+            settings = as_dict(cfg)
+            instantiate(settings["objective"])  # mistakes are told before imports that take seconds
+            check_files(settings["data"])
+            result = _run(settings, directory, labels)
+    except KeyboardInterrupt as error:
+        if cfg.checkpoint.requeue and signal_of(error) != signal.SIGINT:
+            print(requeue(), flush=True)
+        raise
+
+    from amid.tracking.progress import announce, shown
+
+    announce(summary(result))
+    if hydra.mode == RunMode.RUN:
+        anew = " (to train it anew, delete the folder)" if finished else ""
+        announce(f"Run: {shown(directory)}{anew}")
+    return _score(result, settings["checkpoint"])
+
+
+def _score(result: RunResult, checkpoint: Mapping[str, Any]) -> float | None:
+    """The validation score of a run, by what its checkpoint is chosen by."""
+    if result.diverged_step is not None:
+        return math.inf if checkpoint["mode"] == "min" else -math.inf
+    score = result.training.get(str(checkpoint["monitor"]).replace("/", "_"))
+    return None if score is None else float(score)
+
+
+def _run(settings: dict[str, Any], directory: Path, labels: Mapping[str, Any]) -> RunResult:
+    from amid.experiment.run import run_experiment
+    from amid.tracking.progress import silence_bars
+    from amid.tracking.wandb_runs import finish
+
+    for name in ("pytorch_lightning", "lightning.pytorch", "httpx", "datasets"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    silence_bars()
+    try:
+        result = run_experiment(settings, directory, labels)
+    except BaseException as error:
+        finish(end_of(error))
+        raise
+    finish()
+    return result
+
+
+def summary(result: RunResult) -> str:
+    """One line with the scores of a run, or the step at which it diverged; another if it got far worse."""
+    seconds = f"({sum(result.timings.values()):.0f} s)"
+    if result.diverged_step is not None:
+        return f"  diverged at step {result.diverged_step}   {seconds}"
+    sets = [
+        " ".join(
+            [name]
+            + [
+                f"{METRICS.get(metric, metric)} {by[metric].mean:.1f}"
+                for metric in [*quality_metrics([by]), *(["self_bleu"] if "self_bleu" in by else [])]
+            ]
+        )
+        for name, by in result.scores.items()
+    ]
+    if not sets:
+        sets = ["no scores: data.test has no set; to score it: amid evaluate run=FOLDER +data.test.NAME=FILE"]
+    worse = f"\n  far worse than it began: {result.far_worse}" if result.far_worse else ""
+    return "  " + "   ".join([*sets, seconds]) + worse

@@ -1,0 +1,1 @@
+"""Configurations: how they are composed, named, checked for secrets and read back."""

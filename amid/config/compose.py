@@ -1,0 +1,536 @@
+"""Where the configuration lies, its resolvers, and what is checked before a run."""
+
+import copy
+import difflib
+import hashlib
+import json
+import os
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from amid.config.data_files import path_and_rows
+from amid.config.folders import CONF, not_text, option_file, option_files, register_folders
+from amid.config.run_names import LIMITS, PLACES, WITH_THE_REST, Naming
+from amid.config.secrets import check_for_secrets, remember, without_secrets
+from amid.errors import InputError, choose_one, first_line, shortened
+from amid.files import checksum, key_of
+from amid.settings import check, check_folder, has_argument, other_word
+
+_CALL = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|int|float|str|bool|json_str)\(.*\)$")
+"""A function of Hydra's command line, whose arguments may have names: glob(*, exclude=a*)."""
+
+KEYS_OF_SWEEPS = ("baselines", "scales")
+"""Root keys of a sweep file that are no part of a run's configuration."""
+
+WANDB = "https://api.wandb.ai"
+SECONDS_TO_ANSWER = 5.0
+
+REQUIRED = (
+    *("method", "model", "data", "data/template", "assistant", "divergence", "objective", "schedule", "text"),
+    *("teacher", "optimizer", "scheduler", "trainer", "checkpoint", "generation"),
+)
+"""Groups of which a run has exactly one option."""
+
+_WAYS_TO_COMPUTE = {"objective": ("fused", "compiled")}
+"""Keys that change no result, and yet tell runs apart: they are timed against each other."""
+
+
+def register_resolvers() -> None:
+    """Makes the resolvers that conf/ uses known to OmegaConf, and the folders of configurations to Hydra."""
+    register_folders()
+    for name, resolver in (
+        ("minus", lambda a, b: a - b),
+        ("run_name", _run_name),
+        ("run_dir", lambda: HydraConfig.get().runtime.output_dir),
+        ("multirun", _multirun),
+        ("folder_name", lambda folder: Path(folder).name),
+        ("wandb_offline", without_wandb),
+    ):
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def _run_name(output_dir: str = "", *varying: str) -> str:
+    """The name of the folder in `output_dir` of the run that Hydra is at (`Naming`)."""
+    settings = tuple(name for name in varying if name != WITH_THE_REST)
+    naming = Naming(Path(output_dir), settings, rest=WITH_THE_REST in varying)
+    return naming.name(HydraConfig.get().overrides.task)
+
+
+def _multirun() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def as_dict(cfg: DictConfig) -> dict[str, Any]:
+    """`cfg`, which was checked, with everything resolved, the student that it names, and without the keys
+    that only sweeps read."""
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    for key in KEYS_OF_SWEEPS:
+        settings.pop(key, None)
+    settings["model"]["student"] = settings["model"][settings.pop("student_is")]
+    remember(settings)
+    return settings
+
+
+def without_wandb() -> bool:
+    """Whether W&B cannot be reached: no account is known here, WANDB_MODE says so, or nothing answers."""
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return True
+    server = os.environ.get("WANDB_BASE_URL", WANDB)
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    host = str(urllib.parse.urlsplit(server).hostname)
+    known = netrc.exists() and host in netrc.read_text(errors="replace")
+    if not (known or os.environ.get("WANDB_API_KEY")):
+        return True
+    try:
+        urllib.request.urlopen(server, timeout=SECONDS_TO_ANSWER).close()
+    except urllib.error.HTTPError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def config_hash(cfg: Mapping[str, Any]) -> str:
+    """A hash of what decides a run's result: its configuration, without the places that it writes to, and
+    the content of the data files and local models that it names."""
+    text = json.dumps([_decisive(cfg), contents_of(cfg)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def setting_hash(cfg: DictConfig, directory: Path) -> str:
+    """A hash of the settings of a run that decide its result, but for the seed; `directory` is its folder."""
+    other = copy.deepcopy(cfg)
+    other.seed = 0
+    text = json.dumps(_decisive(as_dict(other)), sort_keys=True, default=str)
+    return hashlib.sha256(text.replace(str(directory), "").encode()).hexdigest()[:12]
+
+
+def contents_of(cfg: Mapping[str, Any]) -> dict[str, str]:
+    """A hash of the content of each data file and local model that a configuration names, by its path."""
+    return {path: _content_hash(Path(path)) for path in sorted(set(_local_paths(cfg)))}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two configurations that has a part in their hash: `optimizer.lr was 0.1, is 0.2`.
+
+    A value that another setting refers to is named once.
+    """
+    old, new = (dict(_leaves(_decisive(cfg))) for cfg in (before, now))
+    pairs = {
+        key: tuple(
+            json.dumps(values[key], default=str) if key in values else "not there" for values in (old, new)
+        )
+        for key in (*old, *(key for key in new if key not in old))
+    }
+    pairs = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    tails = {key: [key.split(".", n)[-1] for n in range(1, key.count(".") + 1)] for key in pairs}
+    return [
+        f"{key} was {was}, is {is_now}"
+        for key, (was, is_now) in pairs.items()
+        if not any(pairs.get(tail) == (was, is_now) for tail in tails[key])
+    ]
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of nested mappings by their names in dots, with their values."""
+    for key, child in node.items():
+        if isinstance(child, Mapping) and child:
+            yield from _leaves(child, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", child
+
+
+def _decisive(cfg: Mapping[str, Any]) -> Any:
+    """`cfg` without what has no effect on a run's result."""
+    per_micro_batch = (cfg.get("data") or {}).get("mean") == "micro_batch"
+    counts = ("micro_batch_size",) if per_micro_batch else ()
+    what = _effective({key: value for key, value in cfg.items() if key not in PLACES}, counts)
+    if (what.get("data") or {}).get("special_tokens") == "text":  # changes nothing where rows have none
+        del what["data"]["special_tokens"]
+    return without_secrets(what)
+
+
+def _effective(node: Any, counts: Collection[str], name: str = "") -> Any:
+    """`node` without the keys that have no effect on a result; those of `counts` have one."""
+    if not isinstance(node, Mapping):
+        return node
+    idle = {*LIMITS.get(name, ()), *_WAYS_TO_COMPUTE.get(name, ())}.difference(counts)
+    return {key: _effective(child, counts, str(key)) for key, child in node.items() if key not in idle}
+
+
+def _local_paths(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """The data files and local models that `cfg` names."""
+    data, model = cfg.get("data") or {}, cfg.get("model") or {}
+    sources = [
+        data.get("train"),
+        data.get("valid"),
+        data.get("plain_text"),
+        *(data.get("test") or {}).values(),
+    ]
+    sources += [(model.get(role) or {}).get("path") for role in ("teacher", "student", "tokenizer")]
+    for source in sources:
+        if isinstance(source, str):
+            path, _ = path_and_rows(source)
+            if Path(path).exists():
+                yield path
+
+
+def _content_hash(path: Path) -> str:
+    """That of a file, or of those in a folder that can decide what a model does, not of what describes it."""
+    files = [path] if path.is_file() else [p for p in path.glob("[!.]*") if p.is_file() and p.suffix != ".md"]
+    return key_of({file.name: checksum(file) for file in files})
+
+
+def quoted(argument: str) -> str:
+    """KEY=VALUE with the value quoted where it holds a second `=`, as the folders of runs do."""
+    if argument[0:1] == "-" or _CALL.match(argument.partition("=")[2]):
+        return argument
+    return re.sub(r"^([\w.+/@-]+=)([^'\"\[{(][^'\"]*=[^'\"]*)$", r"\1'\2'", argument)
+
+
+def parsed_overrides(overrides: Sequence[str]) -> list[Override]:
+    """What Hydra reads in KEY=VALUE.
+
+    Raises:
+        InputError: for what it cannot read.
+    """
+    parser = OverridesParser.create()
+    parsed = []
+    for override in overrides:
+        if override.endswith(","):
+            raise InputError(f"{override} ends with a comma; leave it out, or write another value after it")
+        if override.startswith("="):
+            raise InputError(f"{override} has no name before its =; write KEY=VALUE without spaces around =")
+        try:
+            parsed.append(parser.parse_override(override))
+        except (HydraException, ValueError) as error:
+            raise InputError(
+                f"{shortened(override)} cannot be read ({first_line(error)}); write KEY=VALUE, and a value "
+                "with spaces or brackets in quotes that the shell leaves: \"KEY='VALUE'\""
+            ) from error
+    return parsed
+
+
+def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """The configuration with the first of all values, so that a mistake is answered before anything runs.
+
+    Raises:
+        InputError: for a group option that does not exist, with the nearest one; for a key that does not,
+            with the choices that have it, or the nearest one; for whatever else Hydra refuses; and for a
+            setting that `amid.settings.check` refuses.
+    """
+    register_resolvers()
+    parsed = parsed_overrides(overrides)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        for override in parsed:
+            _check_option(loader, override)
+        for override in parsed:
+            if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir") and not override.is_delete():
+                check_folder(override.key_or_group, override.value())
+        own = [_first_choice(o) for o in parsed if not o.key_or_group.startswith("hydra")]
+        try:
+            cfg = _composed(config_name, own)
+        except InputError as error:
+            raise InputError(_unknown_setting(config_name, loader, parsed) or str(error)) from error
+    check_for_secrets(cfg)
+    check_used(cfg, cfg.hydra)
+    check(cfg)
+    return cfg
+
+
+def check_used(cfg: DictConfig, hydra: Any) -> None:
+    """Refuses a chosen divergence or assistant that the objective of a configuration does not take.
+
+    Args:
+        cfg: the configuration.
+        hydra: Hydra's own part of it.
+
+    Raises:
+        InputError: naming the choice.
+    """
+    choices = hydra.runtime.choices
+    overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    for override in overrides:
+        group = override.partition("=")[0]
+        if group in ("data.train", "data.valid") and choices.data == "builtin" and "{" not in override:
+            raise InputError(f"{override}: data=builtin makes its rows; for files of your own add data=jsonl")
+        if group in ("divergence", "assistant") and cfg[group] is not None and group not in cfg.objective:
+            raise InputError(
+                f"{override}: method={choices.method} (objective={choices.objective}) has no "
+                f"{group}; leave it out, or use another method"
+            )
+
+
+def _unknown_setting(config_name: str, loader: ConfigLoader, overrides: Sequence[Override]) -> str | None:
+    """What is wrong with the first of `overrides` whose setting does not exist; None where all do."""
+    groups = [o for o in overrides if not o.is_delete() and loader.get_group_options(o.key_or_group)]
+    cfg = _composed(config_name, [_first_choice(o) for o in groups])
+    keys = [key for key in _flat(cfg) if not key.startswith("hydra")]
+    for override in overrides:
+        key = override.key_or_group
+        adds = override.is_add() or override.is_force_add()
+        value = None if override.is_delete() or override.is_sweep_override() else override.value()
+        if key == "data.test" and value is not None:
+            return f"{override.input_line}: add each set by its name: {_sets_by_name(value)}"
+        if override.is_add() and key in keys:
+            written = (override.input_line or "").partition("=")[2]
+            return f"{override.input_line}: there is a {key} already; set it: {key}={written}"
+        for name in value if isinstance(value, dict) and key in keys else ():
+            if f"{key}.{name}" not in keys:
+                known = [k.removeprefix(f"{key}.") for k in keys if k.startswith(f"{key}.")]
+                remedy = other_word(f"{key}.{name}")
+                ending = _nearest(str(name), known) if remedy is None else f"; {remedy}"
+                return f"{shortened(override.input_line or '')}: {key} has no setting {str(name)!r}{ending}"
+        if not (override in groups or adds or key.startswith("hydra.") or key in keys):
+            node, _, name = key.rpartition(".")
+            if node and has_argument(OmegaConf.select(cfg, f"{node}._target_"), name):
+                given = override.input_line
+                return f"{given}: no YAML file of this run sets {key}; add it, +{given}"
+            return (
+                _of_another_choice(override, cfg, [o.key_or_group for o in groups])
+                or f"no setting is named {key!r}{_remedy(override, [*keys, *_groups(loader)])}"
+            )
+    return None
+
+
+def _sets_by_name(value: Any) -> str:
+    """How the evaluation sets of a value are added one by one."""
+    sets = value if isinstance(value, dict) else {"mine": value[0] if isinstance(value, list) else value}
+    return shortened(" ".join(f"+data.test.{name}={source}" for name, source in sets.items()), 200)
+
+
+def _groups(loader: ConfigLoader) -> list[str]:
+    return [g for g in loader.get_group_options("", ObjectType.GROUP) if g != "hydra"]
+
+
+def _check_option(loader: ConfigLoader, override: Override) -> None:
+    group = override.key_or_group
+    options = loader.get_group_options(group)
+    if options and override.is_delete() and group in REQUIRED:
+        raise InputError(f"{override.input_line}: a run needs a {group}; choose one of {', '.join(options)}")
+    if not options or override.is_delete() or isinstance(override.value(), Glob):
+        return
+    values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
+    for value in values:
+        names = value if isinstance(value, list) else [value]
+        if group in REQUIRED and len(names) > 1:
+            raise InputError(
+                f"{override.input_line}: a run has one {group}; for a run of each write "
+                f"-m {group}={','.join(map(str, names))}"
+            )
+        for name in names:
+            if isinstance(name, dict) or name is None:
+                single = next(iter(name), "KEY") if name else "KEY"
+                raise InputError(
+                    f"{override.input_line}: {group} takes the name of an option ({', '.join(options)}); "
+                    f"single settings are given by their names: {group}.{single}=VALUE"
+                )
+            if str(name) not in options:
+                package = f"hydra-{name}-{group.removeprefix('hydra/')}".replace("_", "-")
+                install = f"; pip install {package} where it is one of that package" * (group[:6] == "hydra/")
+                raise InputError(
+                    f"{group}={name!s} is no option of {group!r}{choose_one(str(name), options)}{install}"
+                )
+
+
+def _composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    try:
+        return compose(config_name, list(overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise InputError(reason_of_hydra(error)) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{not_text()}: {error}; save your YAML files as UTF-8") from error
+
+
+def reason_of_hydra(error: BaseException) -> str:
+    """What Hydra or YAML says of a configuration that it cannot read, without where it has looked."""
+    links = [error, *([error.__cause__] if error.__cause__ is not None else [])]
+    lines = [re.split(r"Config search path|\bfull_key:", str(link))[0] for link in links]
+    said = "; ".join(dict.fromkeys(" ".join(line.split()).rstrip(". ") for line in lines))
+    if isinstance(error, yaml.YAMLError):
+        return f"{said}; mend this YAML file"
+    if "Could not load" in said:
+        return f"{said}; name a file that there is in its defaults list"
+    return said
+
+
+def _of_another_choice(override: Override, cfg: DictConfig, said: Collection[str]) -> str | None:
+    """What to choose for a setting that another option of its group has; None where none has it.
+
+    Args:
+        override: of the setting, which `cfg` does not have.
+        cfg: with Hydra's own part.
+        said: the groups that the user chose an option of.
+    """
+    key, choices = override.key_or_group, cfg.hydra.runtime.choices
+    group, _, name = key.partition(".")
+    options = [file.stem for file in option_files(group) if {name, key} & _settings(group, file.stem)]
+    if group not in choices or not options or choices[group] in options:
+        return None
+    remedies = [f"{group}={', '.join(options)}"]
+    present, what = f"{group}={choices[group]}", key
+    if group not in said and (methods := _methods_with(group, options)):
+        remedies.insert(0, f"method={', '.join(methods)}")
+        present = f"method={choices.method} ({present})"
+        what = group if cfg[group] is None else key
+    return f"{override.input_line}: {present} has no {what}; use {', or '.join(remedies)}"
+
+
+def _methods_with(group: str, options: Collection[str]) -> list[str]:
+    """The methods that come with one of `options`; none where no method chooses anything in this group."""
+    choices = {
+        file.stem: _defaults("method", file.stem).get(f"override /{group}") for file in option_files("method")
+    }
+    usual = _defaults("", "train").get(group)
+    return (
+        sorted(m for m, choice in choices.items() if (choice or usual) in options)
+        if any(choices.values())
+        else []
+    )
+
+
+def takes(overrides: Sequence[str], setting: str) -> bool:
+    """Whether a run has a setting `GROUP.KEY`, by the option of the group that it chooses.
+
+    Args:
+        overrides: of the run, GROUP=OPTION among them; a method's choices are taken from its file.
+        setting: such as `text.share`.
+    """
+    group, _, key = setting.partition(".")
+    chosen = dict(override.split("=", 1) for override in overrides)
+    usual = _defaults("", "train")
+    of_method = _defaults("method", chosen.get("method", usual["method"]))
+    option = chosen.get(group) or of_method.get(f"override /{group}") or usual[group]
+    return key in _settings(group, option)
+
+
+def _settings(group: str, option: str) -> set[str]:
+    """The settings of an option, `KEY` and `KEY.KEY`, those of the options it builds on among them."""
+    content = _content(group, option)
+    entries = [entry for entry in content.pop("defaults", []) if isinstance(entry, str)]
+    return {*_flat(content)}.union(*(_settings(group, name) for name in entries if name != "_self_"))
+
+
+def _defaults(group: str, option: str) -> dict[str, str]:
+    """The options that the defaults list of an option chooses, those of the ones it builds on among them."""
+    content: Any = OmegaConf.to_container(_content(group, option))
+    chosen: dict[str, str] = {}
+    for entry in content.get("defaults", []):
+        if isinstance(entry, str):
+            chosen |= {} if entry == "_self_" else _defaults(group, entry)
+        else:
+            chosen |= entry
+    return chosen
+
+
+def _content(group: str, option: str) -> Any:
+    """What the file of an option has, unresolved; nothing where there is no such file, as of another group.
+
+    Raises:
+        InputError: if it is no YAML of settings.
+    """
+    file = option_file(group, option)
+    try:
+        content = OmegaConf.load(file) if file else OmegaConf.create()
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, DictConfig):
+        raise InputError(f"{file} has no settings; write KEY: VALUE into it")
+    return content
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[str]:
+    for key in node:
+        name = f"{prefix}{key}"
+        yield name
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+            yield from _flat(child, f"{name}.")
+
+
+def values_of(override: Override) -> list[str]:
+    """The values of KEY=A,B in their order, each as KEY=VALUE; of a single one that alone.
+
+    Raises:
+        InputError: if they are not known before a sweeper chooses them.
+    """
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return [f"{key}={override.get_value_element_as_str()}"]
+    if isinstance(value := override.value(), Glob):
+        options = [file.stem for file in option_files(override.key_or_group)]
+        return [f"{key}={name}" for name in _some(override, value.filter(options))]
+    if not override.is_discrete_sweep():
+        raise InputError(
+            f"{override.input_line}: Hydra's own sweeper takes no interval; use one that chooses values, "
+            "such as hydra/sweeper=optuna (pip install hydra-optuna-sweeper)"
+        )
+    try:
+        values = [f"{key}={text}" for text in override.sweep_string_iterator()]
+    except ValueError as error:  # as of a range with a step of 0
+        raise InputError(f"{override.input_line}: {error}; give values, such as {key}=range(1,4)") from error
+    return _some(override, values)
+
+
+def _some(override: Override, values: list[str]) -> list[str]:
+    """`values`, of which there must be some."""
+    if not values:
+        raise InputError(
+            f"{override.input_line} has no values; write those to run, such as {override.key_or_group}=A,B"
+        )
+    return values
+
+
+def is_chosen_later(override: Override) -> bool:
+    """Whether a sweeper has to choose the values of KEY=interval(A,B)."""
+    return override.is_sweep_override() and isinstance(override.value(), IntervalSweep)
+
+
+def _first_choice(override: Override) -> str:
+    """The first of the values of KEY=A,B; the middle of an interval."""
+    if is_chosen_later(override):
+        interval: Any = override.value()
+        middle = (interval.start + interval.end) / 2
+        whole = isinstance(interval.start, int) and isinstance(interval.end, int)  # so are values of Optuna's
+        return f"{override.get_key_element()}={int(middle) if whole else middle}"
+    if not override.is_sweep_override():
+        return override.input_line or ""
+    return values_of(override)[0]
+
+
+def _remedy(override: Override, names: Sequence[str]) -> str:
+    """What to write in place of a setting that does not exist."""
+    written = override.input_line or ""
+    if (word := other_word(override.key_or_group)) is not None:
+        return f"; {word}"
+    if written.startswith("data.test."):
+        return f"; to add an evaluation set: +{written}"
+    if Path(written).is_dir():
+        return f"; for that run: run={written}"
+    return _nearest(override.key_or_group, names)
+
+
+def _nearest(name: str, candidates: Sequence[str]) -> str:
+    last = {c.rsplit(".", 1)[-1]: c for c in reversed(list(candidates))}
+    near = difflib.get_close_matches(name, candidates, 1, 0.6)
+    near = near or [last[m] for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], list(last), 1, 0.6)]
+    return f"; did you mean {near[0]!r}?" if near else "; `amid train --help` lists them"

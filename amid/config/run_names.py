@@ -1,0 +1,175 @@
+"""The names of runs: their folders, and what tables say of their settings."""
+
+import contextlib
+import functools
+import hashlib
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from amid.config.secrets import hide
+
+LABELS = ("method", "model", "data", "divergence", "assistant")
+"""The groups whose choices name a run in a table."""
+
+LONGEST_NAME = 100
+"""Characters of a run's folder name; a longer one is cut, and ends in a hash."""
+
+HYDRA_FOLDER = ".hydra"
+"""The folder in a run's folder with the overrides that began it."""
+
+WITH_THE_REST = "*"
+"""The argument of `run_name` in `conf/` after which a name has what all runs share, too."""
+
+PLACES = ("output_dir", "prepared_dir", "logger", "threads", "teacher", "trust_run")
+"""Root keys that say where and how fast a run goes, not what it learns."""
+
+LIMITS = {
+    "data": ("cache_dir", "micro_batch_size", "tokens_per_batch"),
+    "trainer": ("log_every_n_steps", "devices"),
+    "text": ("batch_size",),
+    "generation": ("batch_size",),
+    "sft": ("micro_batch_size", "tokens_per_batch"),
+    "checkpoint": ("every_n_steps", "every_minutes", "requeue"),
+}
+"""Keys of further nodes of which the same is true."""
+
+_SHORTENED = ("assistant.", "objective.")
+"""What names leave out at the beginning of a setting."""
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How the folders of the runs of one command are named.
+
+    A run whose overrides began a run in `output_dir` has the folder of that run. Another one is named by its
+    overrides: what varies between the runs comes first, sorted, and what all share is left out.
+
+    Args:
+        output_dir: in which the folders lie.
+        varying: the settings that vary between the runs; none for a single run, which all overrides name.
+        rest: whether what all runs share is in the names, too, after what varies.
+    """
+
+    output_dir: Path
+    varying: tuple[str, ...] = ()
+    rest: bool = False
+
+    @classmethod
+    def of(cls, runs: Sequence[Sequence[str]], output_dir: Path) -> "Naming":
+        """The naming of runs, given by their overrides.
+
+        What all share is in the names where a name without it is that of another run in `output_dir`, as of
+        an earlier command with another method.
+        """
+        of_runs = [_telling(overrides) for overrides in runs]
+        settings = {_key(override) for overrides in of_runs for override in overrides}
+        shared = set.intersection(*(set(overrides) for overrides in of_runs)) if runs else set()
+        naming = cls(output_dir, tuple(sorted(settings - {_key(override) for override in shared})))
+        begun = _begun(output_dir)
+        names = [(run_name(overrides, naming.varying), set(overrides)) for overrides in of_runs]
+        taken = any(name in begun and begun[name] != overrides for name, overrides in names)
+        return cls(output_dir, naming.varying, rest=taken)
+
+    @classmethod
+    def of_chosen(cls, varying: Sequence[str], shared: Sequence[str], output_dir: Path) -> "Naming":
+        """The naming of runs whose values of the settings `varying` are not known yet, as a sweeper chooses
+        them, and which share the overrides `shared`."""
+        of_all = set(_telling(shared))
+        others = any(not of_all <= overrides for overrides in _begun(output_dir).values())
+        return cls(output_dir, tuple(sorted(varying)), rest=others)
+
+    @property
+    def resolver(self) -> str:
+        """The value of `hydra.sweep.subdir` that names runs so."""
+        rest = [WITH_THE_REST] if self.rest and self.varying else []
+        return f"${{run_name:{','.join(['${output_dir}', *self.varying, *rest])}}}"
+
+    def name(self, overrides: Sequence[str]) -> str:
+        """The name of the folder of the run with these overrides."""
+        telling = set(_telling(overrides))
+        name = run_name(overrides, self.varying, self.rest or not self.varying)
+        begun = [folder for folder, of in _begun(self.output_dir).items() if of == telling]
+        return name if name in begun or not begun else begun[0]
+
+
+def run_name(overrides: Sequence[str], varying: Collection[str] = (), rest: bool | None = None) -> str:
+    """A short folder name for a run, from its overrides: `alpha=-5,seed=2`; `default` if there are none.
+
+    A name that loses characters of them, or is cut, ends in a hash of them.
+
+    Args:
+        overrides: of the run; what changes no result is left out.
+        varying: the settings that come first.
+        rest: whether the others follow; None: where none comes first.
+    """
+    rest = not varying if rest is None else rest
+    first = sorted(_shown(o) for o in _telling(overrides) if _key(o) in varying)
+    last = sorted(_shown(o) for o in _telling(overrides) if _key(o) not in varying) if rest else []
+    whole = ",".join([*first, *last]) or "default"
+    name = re.sub(r"[^\w.=,+-]+", "_", whole.replace(":", "-"), flags=re.ASCII)
+    if name != whole or len(name) > LONGEST_NAME:
+        begin = name
+        if len(name) > LONGEST_NAME - 9:
+            begin = name[: LONGEST_NAME - 9]
+            begin = begin.rpartition(",")[0] or begin  # between two settings
+        name = f"{begin}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    return name
+
+
+def further_settings(overrides: Sequence[str]) -> str | None:
+    """What the overrides set besides the seed and what a table has columns for; None for nothing."""
+    columns = (*LABELS, "assistant.alpha", "assistant.lam", "objective.order", "seed", "run")
+    further = sorted(o.lstrip("+~") for o in _telling(overrides) if o.split("=")[0] not in columns)
+    return hide(",".join(further)) or None
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def _shown(override: str) -> str:
+    """An override as a name has it, without quotes around its value."""
+    key, equals, value = override.lstrip("+~").partition("=")
+    quoted = re.fullmatch(r"(['\"])([^'\"]*)\1", value)
+    for prefix in _SHORTENED:
+        key = key.removeprefix(prefix)
+    return key + equals + (quoted.group(2) if quoted else value)
+
+
+def _telling(overrides: Sequence[str]) -> list[str]:
+    """The overrides that say what a run is, not where it goes and with how much memory.
+
+    So a run that ran out of memory goes on with other limits.
+    """
+    per_micro_batch = "data.mean=micro_batch" in overrides
+    telling = []
+    for override in overrides:
+        *nodes, key = _key(override).split(".")
+        idle = LIMITS.get(nodes[-1], ()) if nodes else ()
+        counts = per_micro_batch and key == "micro_batch_size"
+        of_hydra = re.match("hydra[./]", _key(override))
+        if not of_hydra and (([*nodes, key][0] not in PLACES and key not in idle) or counts):
+            telling.append(override)
+    return telling
+
+
+def _begun(output_dir: Path) -> dict[str, set[str]]:
+    """What tells the runs that were begun in `output_dir`, by their folders."""
+    begun = {}
+    for file in sorted(output_dir.glob(f"*/{HYDRA_FOLDER}/overrides.yaml")):
+        with contextlib.suppress(OSError):
+            begun[file.parents[1].name] = set(_telling(_overrides_in(file, file.stat().st_mtime_ns)))
+    return begun
+
+
+@functools.cache
+def _overrides_in(file: Path, mtime_ns: int) -> list[str]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return []
+    return [str(override) for override in content] if isinstance(content, list) else []

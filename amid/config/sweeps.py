@@ -1,0 +1,287 @@
+"""Sweeps: the runs that a file of `sweeps/` asks for, at one of its scales."""
+
+import copy
+import functools
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from amid.config.compose import (
+    check_overrides,
+    check_used,
+    parsed_overrides,
+    register_resolvers,
+    takes,
+    values_of,
+)
+from amid.config.folders import CONF, is_group, search_also, sweep_file
+from amid.config.run_names import Naming
+from amid.config.secrets import check_for_secrets
+from amid.errors import InputError, choose_one
+from amid.results import RESULT_FILE
+
+SMALL = "small"
+"""The scale where none is said; the other ones write to folders of their own."""
+
+SAID_BY_BASELINES = ("assistant", "divergence", "objective", "method", "schedule", "text")
+"""The groups that make a method: of these a baseline has its own, and gets none of the grid."""
+
+UNTRAINED = {"method=teacher", "method=start"}
+"""What baselines choose that score a model as it is."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Several runs: those of a sweep file at one scale, or of a command line."""
+
+    name: str
+    """Of the primary configuration."""
+    output_dir: Path
+    jobs: list[list[str]]
+    """The overrides of each multirun: the grid, then each baseline; KEY=A,B runs each."""
+    folder: Path = CONF
+    """That the primary configuration lies in."""
+    searches: bool = False
+    """Whether a sweeper chooses the runs by the scores of earlier ones, so that none is known before."""
+
+    def runs(self) -> "list[PlannedRun]":
+        """Every run, in the order in which they are started; of the same run said twice, the first."""
+        return self._runs
+
+    @functools.cached_property
+    def _runs(self) -> "list[PlannedRun]":
+        if self.searches:
+            return []
+        runs: dict[frozenset[str], PlannedRun] = {}
+        for job in self.jobs:
+            for overrides in _multiplied(job):
+                run = PlannedRun(overrides, self.output_dir / self.naming.name(overrides))
+                runs.setdefault(frozenset(overrides), run)
+        return list(runs.values())
+
+    @functools.cached_property
+    def naming(self) -> Naming:
+        """How the folders of its runs are named."""
+        if self.searches:
+            overrides = [override for job in self.jobs for override in parsed_overrides(job)]
+            varying = [o.key_or_group for o in overrides if o.is_sweep_override()]
+            fixed = [o.input_line or "" for o in overrides if not o.is_sweep_override()]
+            return Naming.of_chosen(varying, fixed, self.output_dir)
+        return Naming.of([overrides for job in self.jobs for overrides in _multiplied(job)], self.output_dir)
+
+    @property
+    def subdir(self) -> str:
+        """The override with which Hydra names the folders of the runs so."""
+        return f"hydra.sweep.subdir='{self.naming.resolver}'"
+
+    @property
+    def in_short(self) -> str:
+        """How many runs there are: `10 runs, 6 of the grid and 4 baselines`."""
+        if self.searches:
+            return "runs that its sweeper chooses"
+        runs, grid = len(self.runs()), len(replace(self, jobs=self.jobs[:1]).runs())
+        baselines = f", {grid} of the grid and {runs - grid} baseline{'s' * (runs - grid > 1)}"
+        return f"{runs} run{'s' * (runs > 1)}" + (baselines if runs > grid else "")
+
+    def configs(self) -> "Iterator[tuple[PlannedRun, DictConfig]]":
+        """Every run with its configuration, as it will be run; composed once for all that differ in values
+        of settings alone.
+
+        Raises:
+            InputError: naming the run, for what Hydra refuses.
+        """
+        register_resolvers()
+        composed: dict[tuple[str, ...], DictConfig] = {}
+        before = HydraConfig.instance().cfg
+        try:
+            for number, run in enumerate(self.runs()):
+                try:
+                    cfg = self._config(run, composed)
+                except (HydraException, OmegaConfBaseException) as error:
+                    raise InputError(f"{self.in_words(number)}: {self._reason(run, error)}") from error
+                except InputError as error:
+                    raise InputError(f"{self.in_words(number)}: {error}") from error
+                run = replace(run, directory=Path(cfg.output_dir) / run.directory.name)
+                _be_the_run(cfg, run, number)
+                yield run, cfg
+        finally:
+            HydraConfig.instance().cfg = before
+
+    def in_words(self, number: int) -> str:
+        """Which of the runs, counted from 0, one is, and what it has of its own: `run 2 of 6 (seed=2)`."""
+        runs = self.runs()
+        of_all = set.intersection(*(set(run.overrides) for run in runs))
+        own = " ".join(override for override in runs[number].overrides if override not in of_all)
+        return f"run {number + 1} of {len(runs)}" + (f" ({own})" if own else "")
+
+    def _config(self, run: "PlannedRun", composed: dict[tuple[str, ...], DictConfig]) -> DictConfig:
+        """The configuration of a run, from that of its choices alone, which is kept in `composed`."""
+        overrides = parsed_overrides(run.overrides)
+        values = [override for override in overrides if _only_sets_a_value(override)]
+        choices = tuple(o.input_line or "" for o in overrides if o not in values)
+        if choices not in composed:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                composed[choices] = compose(self.name, [*choices], return_hydra_config=True)
+            check_for_secrets(composed[choices])
+        cfg = copy.deepcopy(composed[choices])
+        for override in values:
+            OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+        check_used(cfg, cfg.hydra)
+        return cfg
+
+    def _reason(self, run: "PlannedRun", error: Exception) -> str:
+        try:
+            check_overrides(self.name, run.overrides)
+        except InputError as mistake:
+            return str(mistake)
+        return " ".join(str(error).split())
+
+    def launch_arguments(self) -> Iterator[list[str]]:
+        """The command line of each multirun, as Hydra reads it."""
+        for job in self.jobs:
+            yield [
+                *("--config-dir", str(self.folder), "--config-name", self.name),
+                *("-m", "hydra.sweeper.params=null", *job),
+                self.subdir,
+            ]
+
+
+def _multiplied(job: Sequence[str]) -> list[list[str]]:
+    """The overrides of each run of a multirun: every combination of the values of its overrides."""
+    choices = {override.get_key_element(): values_of(override) for override in parsed_overrides(job)}
+    return [list(overrides) for overrides in itertools.product(*choices.values())]
+
+
+def _only_sets_a_value(override: Override) -> bool:
+    """Whether an override gives a setting a value, and chooses no file of `conf/`."""
+    changes_keys = override.is_add() or override.is_force_add() or override.is_delete()
+    of_hydra = override.key_or_group.startswith("hydra")
+    return not (changes_keys or of_hydra or override.package or is_group(override.key_or_group))
+
+
+def _be_the_run(cfg: DictConfig, run: "PlannedRun", number: int) -> None:
+    """Gives interpolations in `cfg` what Hydra would say of the run, and takes Hydra's own part out."""
+    with read_write(cfg.hydra), open_dict(cfg.hydra):
+        cfg.hydra.overrides.task = run.overrides
+        cfg.hydra.runtime.output_dir = str(run.directory.absolute())
+        cfg.hydra.job.num, cfg.hydra.job.id = number, str(number)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep, before it is started."""
+
+    overrides: list[str]
+    directory: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether its result is there."""
+        return (self.directory / RESULT_FILE).exists()
+
+
+def title(name: str) -> str:
+    """What a sweep is, in a line: the first comment of its file."""
+    first, *_ = [*sweep_file(name).read_text(encoding="utf-8").splitlines(), ""]
+    return first.lstrip("# ") if first.startswith("#") else ""
+
+
+def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) -> Sweep:
+    """The sweep of a file (`sweep_file`) at a scale, with further overrides for every run.
+
+    Without a scale it is `SMALL`, or the sweep as it is where the file has no scales.
+
+    A sweep file is a primary configuration with the keys `hydra.sweeper.params`, its grid; `baselines`, a
+    list of further runs; `scales`, the overrides of each scale. Later ones replace earlier ones: those of the
+    grid, of the scale, then `overrides`. A baseline gets those of the scale and `overrides` that do not make
+    another method of it (`SAID_BY_BASELINES`), and one that trains nothing (`UNTRAINED`) a single seed.
+
+    Raises:
+        InputError: if there is no such sweep or scale, or its file is none of a sweep.
+    """
+    path = sweep_file(name)
+    search_also(path.parent)
+    file = _read(path)
+    scales = file.get("scales") or {}
+    if scale is not None and not scales:
+        raise InputError(f"scale={scale}: sweep {name} has no scales; leave out scale=")
+    scale = SMALL if scale is None else scale
+    if scales and scale not in scales:
+        raise InputError(f"scale={scale} is none of sweep {name}{choose_one(scale, list(scales))}")
+    params = OmegaConf.select(file, "hydra.sweeper.params") or {}
+    grid = [f"{key}={value}" for key, value in params.items()]
+    everywhere = [*scales.get(scale, []), *overrides]
+    lines = [line.split() for line in file.get("baselines", [])]
+    jobs = [_merged([*grid, *everywhere])]
+    jobs += [_merged([*line, *_reaching(line, everywhere)]) for line in lines]
+    given = [o.split("=", 1)[1] for o in overrides if o.startswith("output_dir=")]
+    usual = file.get("output_dir") or f"outputs/{path.stem}"
+    output_dir = given[-1] if given else usual + ("" if scale == SMALL else f"-{scale}")
+    jobs = [_merged([*job, f"output_dir={output_dir}"]) for job in jobs]
+    searches = _searches(file, jobs[0])
+    if searches and len(jobs) > 1:
+        raise InputError(
+            f"sweep {path} has baselines, and its sweeper searches; put them into a file of their own"
+        )
+    return Sweep(path.stem, Path(output_dir), jobs, path.parent.absolute(), searches)
+
+
+def _searches(file: Any, job: Sequence[str]) -> bool:
+    """Whether the sweeper of a sweep's file, or of the overrides of its grid, is not Hydra's own."""
+    entries = [dict(entry) for entry in file.defaults if isinstance(entry, DictConfig)]
+    said = {str(key).split("/", 1)[-1]: name for entry in entries for key, name in entry.items()}
+    chosen = {key.removeprefix("hydra/"): name for key, name in said.items()}
+    chosen |= dict(o.lstrip("+").removeprefix("hydra/").split("=", 1) for o in job if "hydra/sweeper=" in o)
+    return str(chosen.get("sweeper", "basic")) != "basic"
+
+
+def _read(path: Path) -> Any:
+    """What the file of a sweep has, unresolved.
+
+    Raises:
+        InputError: if it is no YAML of a primary configuration that builds on `train`.
+    """
+    try:
+        content: Any = OmegaConf.load(path)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"sweep {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, DictConfig) or not content.get("defaults"):
+        raise InputError(f"sweep {path} does not build on train; begin it with defaults: [train, _self_]")
+    return content
+
+
+def _reaching(line: Sequence[str], everywhere: Sequence[str]) -> list[str]:
+    """What a baseline gets of the overrides for every run; of several seeds one that trains nothing gets the
+    first, as it is the same with each."""
+    trains = any(UNTRAINED.isdisjoint(run) for run in _multiplied(line))
+    reaching = [override for override in everywhere if _reaches(override, line)]
+    return [o if trains or not o.startswith("seed=") else _multiplied([o])[0][0] for o in reaching]
+
+
+def _reaches(override: str, line: Sequence[str]) -> bool:
+    """Whether a baseline gets an override of the sweep: what makes no method, such as `data=dolly`, and where
+    each run of its `line` has it also how text is drawn and how the loss is computed."""
+    key = override.partition("=")[0].lstrip("+~")
+    if re.split("[.@]", key)[0] not in SAID_BY_BASELINES:
+        return True
+    makes_no_method = key.startswith("text.") or key in ("objective.fused", "objective.compiled")
+    return makes_no_method and all(takes(run, key) for run in _multiplied(line))
+
+
+def _merged(overrides: Sequence[str]) -> list[str]:
+    """`overrides` with one of each key, the last."""
+    return list({override.split("=")[0]: override for override in overrides}.values())

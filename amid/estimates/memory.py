@@ -1,0 +1,88 @@
+"""What a training run needs of a GPU's memory, from the models' shapes alone."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from amid.losses.fused import BLOCK_ELEMENTS, BUFFER_BYTES
+from amid.models.source import output_rows
+
+_ACTIVATIONS = 1.5
+"""What is kept for the backward pass, over the sizes of the linear layers' inputs and outputs: norms, masks,
+and the pieces of activation functions come on top, inputs that layers share count once."""
+
+_WORKING_COPIES, _WORKING_COPIES_WITHOUT_TEACHER = 18, 3
+"""Float32 arrays as large as a block's logits that an α-mixture and cross-entropy hold at once."""
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes that a training step takes, part by part.
+
+    Counted are the weights of both models, and of what is trained gradients, both moments of AdamW and, under
+    autocast, the copies in bfloat16 of float32 weights. Estimated, within a factor of two, are the
+    activations that are kept for the backward pass (from the sizes of the student's linear layers) and what
+    the fused loss works with (from the chunk's size; an α-mixture, or without a teacher cross-entropy). Left
+    out are the answers at a validation, which come when activations and loss are gone, the optimiser's
+    temporary arrays, and the one or two GB of CUDA itself.
+    """
+
+    teacher: int
+    weights: int
+    copies: int
+    gradients: int
+    optimizer: int
+    activations: int
+    loss: int
+
+    @property
+    def total(self) -> int:
+        """The sum of all parts."""
+        return sum(getattr(self, part.name) for part in fields(self))
+
+
+def training_memory(
+    student: PreTrainedModel, teacher: PreTrainedModel | None, tokens: int, precision: str
+) -> TrainingMemory:
+    """The memory of a step of AdamW on `tokens` tokens (padding included) at once.
+
+    Args:
+        student: with the dtypes, and the `requires_grad`, that its weights have in training; on any device,
+            also without values (`ModelSource.skeleton`).
+        teacher: live; None where there is none. A cached one takes its head's weight only.
+        tokens: that go through the models at once: `data.tokens_per_batch`, or rows times their length.
+        precision: of Lightning.
+    """
+    trained = [weight for weight in student.parameters() if weight.requires_grad]
+    wide = [weight for weight in student.parameters() if weight.dtype == torch.float32]
+    mixed = precision.endswith("-mixed")
+    product_bytes = 2 if mixed else student.dtype.itemsize
+    head = student.get_output_embeddings()
+    layers = [m for m in student.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    width = sum(sum(layer.weight.shape) for layer in layers)
+    vocabularies = [output_rows(model) for model in (student, teacher) if model is not None]
+    # Logits are float32; the gradient for the student's is rounded to what the products are taken in.
+    logit_bytes = 4 * sum(vocabularies) + (2 * vocabularies[0] if product_bytes < 4 else 0)
+    room = BUFFER_BYTES["cuda"] * (2 if product_bytes < 4 else 1)
+    positions = min(tokens, room // logit_bytes)
+    working = _WORKING_COPIES_WITHOUT_TEACHER if teacher is None else _WORKING_COPIES
+    head_gradient = 4 * head.weight.numel() if any(head.weight is weight for weight in trained) else 0
+    return TrainingMemory(
+        teacher=0 if teacher is None else _bytes(teacher.parameters()),
+        weights=_bytes(student.parameters()),
+        copies=sum(2 * weight.numel() for weight in wide) if mixed else 0,
+        gradients=_bytes(trained),
+        optimizer=2 * _bytes(trained),
+        activations=int(_ACTIVATIONS * tokens * width * product_bytes),
+        loss=positions * logit_bytes
+        + 4 * working * min(positions * max(vocabularies), BLOCK_ELEMENTS["cuda"])
+        + head_gradient,
+    )
+
+
+def _bytes(weights: Iterable[Tensor]) -> int:
+    return sum(weight.nbytes for weight in weights)

@@ -1,0 +1,236 @@
+"""What estimates need to know of models and data: read, or else taken from `hub_sizes.yaml`."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from amid.config.data_files import HUB_PREFIX, path_and_rows
+from amid.data import InstructionData
+from amid.data.examples import Example
+from amid.data.sources import load_examples
+from amid.models.hub import NOT_CACHED
+from amid.models.source import ModelSource
+
+SAMPLE = 256
+"""Rows whose lengths stand for those of all."""
+
+HUB_FACTS: Mapping[str, Any] = yaml.safe_load(
+    Path(__file__).with_name("hub_sizes.yaml").read_text(encoding="utf-8")
+)
+"""Public facts. Of `models`, by hub id, `architecture` and number of `weights`; of `data`, files with their
+number of `rows` and mean `lengths`."""
+
+Config = Mapping[str, Any]
+T = TypeVar("T")
+
+_SIZES, _ROWS = "the sizes of", "the numbers of rows of"
+_MEASURED, _GUESSED = "the lengths (in tokens of SmolLM2) of", "the lengths (guessed) of"
+
+_NOT_READ = (ValueError, OSError, InstantiationException)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Mean tokens of the prompts and responses of a data source, within the limits on them."""
+
+    prompt: float
+    response: float
+    """With EOS."""
+
+    @property
+    def row(self) -> float:
+        """Of both."""
+        return self.prompt + self.response
+
+
+class Facts:
+    """Sizes of models, numbers of rows and their lengths, each asked for once.
+
+    Only tokenizers, the configurations of models, and data are read, no weights. Where one cannot be read,
+    the public fact is taken, and noted; what is not public either stays unknown, and is noted too.
+    """
+
+    def __init__(self) -> None:
+        self.unknown: dict[str, str] = {}
+        """What could not be had, and why."""
+        self._assumed: dict[str, dict[str, None]] = {}
+        self._found: dict[str, Any] = {}
+
+    @property
+    def assumed(self) -> str | None:
+        """What was taken from `hub_sizes.yaml`, in words; None for nothing."""
+        parts = [
+            f"{what} {', '.join(self._assumed[what])}"
+            for what in (_SIZES, _ROWS, _MEASURED, _GUESSED)
+            if what in self._assumed
+        ]
+        return "; ".join(parts) or None
+
+    def skeleton(self, cfg: Config, role: str) -> PreTrainedModel | None:
+        """The teacher or student of a run, without values; None for unknown."""
+        left_out = {"sft", "lora"} if role == "teacher" else {"sft"}  # adapters of a teacher are merged
+        settings = {key: value for key, value in cfg["model"][role].items() if key not in left_out}
+        source: ModelSource = instantiate(settings)
+
+        def read() -> PreTrainedModel:
+            tokenizer = self.tokenizer(cfg) if source.path is None else None
+            return source.skeleton(source.config(tokenizer))  # type: ignore[arg-type]
+
+        def assume(fact: Mapping[str, Any]) -> PreTrainedModel:
+            return source.skeleton(AutoConfig.for_model(**fact["architecture"]))
+
+        return self._known(
+            f"the size of {source.path or role}",
+            ["model", settings, cfg["model"]["tokenizer"]],
+            read,
+            assume,
+            HUB_FACTS["models"].get(source.path),
+            {_SIZES: str(source.path)},
+        )
+
+    def rows(self, source: Any, fields: Any) -> float:
+        """The number of rows of a data source; NaN for unknown."""
+        found = self._known(
+            f"the number of rows of {_name(source)}",
+            ["rows", source, fields],
+            lambda: len(self._examples(source, fields)),
+            lambda fact: _rows(source, fact["rows"]),
+            _fact(source),
+            {_ROWS: _name(source)},
+        )
+        return math.nan if found is None else found
+
+    def lengths(self, cfg: Config, source: Any) -> Lengths:
+        """The lengths of the rows of a data source, with the tokenizer and the limits of a configuration; NaN
+        for unknown."""
+        data = cfg["data"]
+        fact = _fact(source)
+
+        def measure() -> Lengths:
+            tokenizer, examples = self.tokenizer(cfg), self._examples(source, data.get("fields"))
+            no_data: dict[str, Any] = {"train": None, "valid": None, "test": {}, "plain_text": None}
+            encoder = instantiate({**data, **no_data}, tokenizer=tokenizer).encoder
+            chosen = examples[:: max(1, len(examples) // SAMPLE)][:SAMPLE]
+            rows = [encoder.example(example) for example in chosen]
+            prompts = sum(row.n_prompt for row in rows)
+            return Lengths(prompts / len(rows), (sum(len(row.ids) for row in rows) - prompts) / len(rows))
+
+        def assume(fact: Mapping[str, Any]) -> Lengths:
+            prompt = min(fact["lengths"]["prompt"], data["max_prompt_length"])
+            return Lengths(prompt, min(fact["lengths"]["response"], data["max_length"] - prompt))
+
+        names = ("template", "max_length", "max_prompt_length", "fields")
+        found = self._known(
+            f"the lengths of rows of {_name(source)}",
+            ["lengths", cfg["model"]["tokenizer"], source, *(data.get(name) for name in names)],
+            measure,
+            assume,
+            fact,
+            {_MEASURED if fact and fact["lengths"]["measured"] else _GUESSED: _name(source)},
+        )
+        return found or Lengths(math.nan, math.nan)
+
+    def tokenizer(self, cfg: Config) -> PreTrainedTokenizerBase:
+        """The tokenizer of a configuration.
+
+        Raises:
+            ValueError: or another error of its source, if it cannot be had.
+        """
+        source = cfg["model"]["tokenizer"]
+        found: PreTrainedTokenizerBase = self._once(["tokenizer", source], lambda: instantiate(source))
+        return found
+
+    def data(self, cfg: Config) -> InstructionData:
+        """Training and validation data of a configuration.
+
+        Raises:
+            ValueError: or another error of its source, if the tokenizer cannot be had.
+        """
+        settings = {**cfg["data"], "test": {}, "plain_text": None}
+        found: InstructionData = instantiate(settings, tokenizer=self.tokenizer(cfg))
+        return found
+
+    def holds(self, what: str, key: object, test: Callable[[], bool]) -> bool:
+        """Whether `test` says so; not, where what it needs cannot be had."""
+        return bool(self._known(what, key, test))
+
+    def _examples(self, source: Any, fields: Any) -> Sequence[Example]:
+        def load() -> Sequence[Example]:
+            return load_examples(instantiate(source) if isinstance(source, dict) else source, fields=fields)
+
+        return self._once(["examples", source, fields], load)
+
+    def _known(
+        self,
+        what: str,
+        key: object,
+        read: Callable[[], T],
+        assume: Callable[[Mapping[str, Any]], T] | None = None,
+        fact: Mapping[str, Any] | None = None,
+        assumed: Mapping[str, str] | None = None,
+    ) -> T | None:
+        """What `read` gives; where it fails what `assume` makes of the fact; else None and a word on it."""
+        try:
+            return self._once(key, read)
+        except _NOT_READ as error:
+            reason = reason_of(error)
+        if assume is not None and fact is not None:
+            found = self._once(["assumed", key], lambda: assume(fact))
+            for kind, name in (assumed or {}).items():
+                self._assumed.setdefault(kind, {})[name] = None
+            return found
+        self.unknown[what] = reason
+        return None
+
+    def _once(self, key: object, find: Callable[[], T]) -> T:
+        """What `find` gives or raises, asked once."""
+        name = json.dumps(key, sort_keys=True, default=str)
+        if name not in self._found:
+            try:
+                self._found[name] = find()
+            except _NOT_READ as error:
+                self._found[name] = error
+        found = self._found[name]
+        if isinstance(found, _NOT_READ):
+            raise found
+        answer: T = found
+        return answer
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something was refused or could not be had, in a line."""
+    text = " ".join(str(error.__cause__ if isinstance(error, InstantiationException) else error).split())
+    silent = re.search(rf"\((.*{NOT_CACHED})\)", text)
+    return silent.group(1) if silent else text
+
+
+def _fact(source: Any) -> Mapping[str, Any] | None:
+    """What `hub_sizes.yaml` has of a data source, without what limits its rows."""
+    wanted: list[Any]
+    if isinstance(source, str):
+        wanted = [source, path_and_rows(source)[0]]
+    else:
+        wanted = [{key: value for key, value in source.items() if key != "size"}]
+    return next((fact for fact in HUB_FACTS["data"] if fact["source"] in wanted), None)
+
+
+def _rows(source: Any, rows: int) -> int:
+    """How many of the `rows` of a file a source takes."""
+    if isinstance(source, str):
+        return len(range(rows)[path_and_rows(source)[1]])
+    return min(rows, source.get("size") or rows)
+
+
+def _name(source: Any) -> str:
+    if isinstance(source, str):
+        return path_and_rows(source)[0].removeprefix(HUB_PREFIX)
+    return f"{source['_target_']} ({source.get('split')})"

@@ -1,0 +1,1 @@
+"""One run: its plan, its fine-tuned models, its training and its evaluation."""

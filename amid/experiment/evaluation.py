@@ -1,0 +1,205 @@
+"""The scores of a model: its answers to the evaluation sets, and what they are worth."""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from amid.data.examples import Example
+from amid.data.prompts import Encoder
+from amid.errors import InputError
+from amid.files import checksum, read_made, write_json
+from amid.generation.sampling import Sampling
+from amid.metrics import Metric, set_score
+from amid.results import OF_ANSWERS, Score
+from amid.scoring.scores import (
+    MANIFEST,
+    PER_PROMPT,
+    Answered,
+    MadeFrom,
+    answers_file,
+    applied,
+    per_prompt,
+    read_answers,
+    score_answers,
+    set_scores,
+    tokenize_for_answers,
+    unread_by,
+    unread_in_words,
+    write_answers,
+    write_per_prompt,
+)
+from amid.tracking.progress import Progress, announce
+from amid.tracking.status import tell
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the answers of a model are worth."""
+
+    scores: dict[str, dict[str, Score]]
+    """Set -> metric -> score over the seeds (`score_answers`)."""
+    seconds: float
+    """That answering and scoring took, those of sets answered before an interruption among them."""
+
+
+@dataclass(frozen=True)
+class ValidationScore:
+    """The score of a student's answers to the prompts of a validation: one each, with the first seed.
+
+    Args:
+        name: of the score, such as `rouge_l`.
+        metric: what scores the answers against the references.
+        prompts: token ids of each.
+        references: acceptable answers to each.
+        sampling: how they are answered.
+    """
+
+    name: str
+    metric: Metric
+    prompts: Sequence[Sequence[int]]
+    references: Sequence[Sequence[str]]
+    sampling: Sampling
+
+    def __call__(self, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
+        """Draws the answers and scores them: 0 to 100."""
+        seed = self.sampling.seeds[0]
+        answers = self.sampling.answers(
+            model=student, tokenizer=tokenizer, prompts=self.prompts, seed=seed, samples=1
+        )
+        return set_score(self.metric, [answer[0].text for answer in answers], self.references).value
+
+
+def evaluate_sets(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sets: Mapping[str, Sequence[Example]],
+    encoder: Encoder,
+    sampling: Sampling,
+    metrics: Mapping[str, Metric],
+    directory: Path,
+    made_from: Mapping[str, Any],
+    precision: Callable[[], AbstractContextManager[None]],
+) -> Evaluation:
+    """Answers every set with every seed, keeps the answers, and scores them.
+
+    The answers are written to `directory/SET-SEED.jsonl` (`write_answers`), the mean scores of each
+    prompt to `directory/per_prompt.json`. Sets that were answered before an interruption are read.
+
+    Args:
+        model: the student.
+        tokenizer: of it.
+        sets: by name, the prompts and their acceptable answers.
+        encoder: of the prompts.
+        sampling: how answers are drawn.
+        metrics: what scores them against the references.
+        directory: of the answers; with others than those `made_from` this, it is made anew.
+        made_from: JSON values of the run's configuration and of its student.
+        precision: makes the context that the model is run in.
+    """
+    started = time.perf_counter()
+    known = _kept(directory, made_from)
+    before = known.seconds
+    files = {name: [answers_file(directory, name, seed) for seed in sampling.seeds] for name in sets}
+    unanswered = {
+        name: [encoder.prompt(example) for example in examples]
+        for name, examples in sets.items()
+        if not all(_whole(file, known) for file in files[name])
+    }
+    if answered_before := [name for name in sets if name not in unanswered]:
+        announce(f"Answered before, and kept: {', '.join(answered_before)}")
+    total = sum(map(len, unanswered.values())) * len(sampling.seeds) * sampling.samples
+    tell(note="scoring")
+    with precision(), Progress("answers", total, unit="answers") as progress:
+        drawn = sampling.answers_to_sets(
+            model=model, tokenizer=tokenizer, sets=unanswered, finished=progress.advance
+        )
+        for name, seed, answers in drawn:
+            answered = [
+                Answered(example.instruction, example.input, example.outputs, row, example.fields)
+                for example, row in zip(sets[name], answers, strict=True)
+            ]
+            write_answers(answers_file(directory, name, seed), answered, seed)
+            known.seconds = before + time.perf_counter() - started
+            _note(answers_file(directory, name, seed), known)
+    by_seed = {name: [read_answers(file) for file in of_set] for name, of_set in files.items()}
+    given = {name: applied(metrics, answered) for name, answered in by_seed.items()}
+    of_prompts = {
+        name: {
+            metric: values
+            for metric, scores in given[name].items()
+            if (values := per_prompt(scores, answered)) is not None
+        }
+        for name, answered in by_seed.items()
+    }
+    words = tokenize_for_answers(metrics)
+    not_read = {name: unread_by(metrics, answered, words) for name, answered in by_seed.items()}
+    firsts = {name: answered[0] for name, answered in by_seed.items()}
+    write_per_prompt(directory, of_prompts, firsts, not_read)
+    _note(directory / PER_PROMPT, known)
+    scores = {
+        name: set_scores(given[name], metrics) | score_answers(of, {}, words) for name, of in by_seed.items()
+    }
+    return Evaluation(scores, before + time.perf_counter() - started)
+
+
+def _kept(directory: Path, made_from: Mapping[str, Any]) -> MadeFrom:
+    """What is known of the answers in a folder, which is made anew where they are of something else."""
+    known = read_made(directory / MANIFEST, MadeFrom)
+    if known is None or known.made_from != made_from:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        known = MadeFrom(made_from=dict(made_from), seconds=0.0)
+        write_json(directory / MANIFEST, known.model_dump())
+    return known
+
+
+def _whole(file: Path, known: MadeFrom) -> bool:
+    """Whether a file of answers is there as it was written; says so of one that is not."""
+    found = checksum(file)
+    if found is not None and found != known.files.get(file.name):
+        announce(f"{file} is not as it was written: its set is answered anew")
+    return found is not None and found == known.files.get(file.name)
+
+
+def _note(file: Path, known: MadeFrom) -> None:
+    known.files[file.name] = str(checksum(file))
+    write_json(file.with_name(MANIFEST), known.model_dump())
+
+
+def check_metrics(metrics: Mapping[str, Metric], sets: Mapping[str, Sequence[Example]]) -> None:
+    """Scores the references themselves, so that data that a metric cannot score are known beforehand.
+
+    Raises:
+        InputError: naming the metric and the set, for a metric that refuses it, or a name of a score that
+            every run has.
+    """
+    for name, metric in metrics.items():
+        if name in OF_ANSWERS:
+            raise InputError(f"data.metrics.{name} has the name of a score that every run has; rename it")
+        for of, examples in sets.items():
+            references = [list(example.outputs) for example in examples]
+            try:
+                set_score(metric, [outputs[0] for outputs in references], references)
+            except (TypeError, ValueError) as error:
+                raise InputError(f"data.metrics.{name} cannot score {of}: {error}") from error
+
+
+def announce_unread(metrics: Mapping[str, Metric], sets: Mapping[str, Sequence[Example]]) -> None:
+    """Says in a line which scores cannot read the references, and which share of their characters."""
+    references = {
+        of: [[Answered(one.instruction, one.input, one.outputs, []) for one in examples]]
+        for of, examples in sets.items()
+    }
+    shares = {of: unread_by(metrics, by_seed) for of, by_seed in references.items()}
+    if any(shares.values()):
+        named = next(name for by in shares.values() for name in by)
+        announce(
+            f"{unread_in_words(shares)}; for another tokenisation: data.metrics.{named}.tokenize=intl, "
+            "or zh or char for text without spaces between words"
+        )

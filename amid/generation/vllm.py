@@ -1,0 +1,159 @@
+"""Answers to the evaluation sets drawn by vLLM, which serves a GPU better than a loop in Python."""
+
+import gc
+import hashlib
+import importlib.util
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from amid.errors import InputError
+from amid.generation.sampling import Sampling, as_answer, check_prompts, streams, untold
+from amid.models.source import output_rows
+from amid.scoring.scores import Answer
+
+
+@dataclass(frozen=True)
+class VLLMSampling(Sampling):
+    """How answers are drawn, those to the evaluation sets by vLLM.
+
+    The student is written to a temporary folder, from which vLLM loads it, once for all sets and seeds.
+    Answers during the training (validation) are drawn as `Sampling` draws them.
+
+    Each answer has a random seed of its own, made of what `Sampling.token_ids` makes its random numbers of;
+    the answers are other ones, of the same distribution. How far they depend on what else is drawn at the
+    same time is up to vLLM's arithmetic.
+
+    Args:
+        batch_size: of the answers during the training; vLLM chooses its own.
+        no_repeat_ngram_size: must be 0, no such rule.
+        memory_share: of the GPU's memory that vLLM may take, in (0, 1]; the trained student, still held,
+            needs some of the rest.
+
+    Raises:
+        InputError: for a value outside its range, an n-gram rule, which vLLM does not have, or no vLLM.
+    """
+
+    memory_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.memory_share <= 1:
+            raise InputError(f"generation.memory_share={self.memory_share} must be in (0, 1]")
+        if self.no_repeat_ngram_size:
+            raise InputError(
+                f"generation.no_repeat_ngram_size={self.no_repeat_ngram_size} must be 0 with vLLM, which has "
+                "no such rule; use generation=sampling for answers under it"
+            )
+
+    def check_installed(self) -> None:
+        """Raises InputError where vLLM is not installed."""
+        if importlib.util.find_spec("vllm") is None:
+            _vllm()
+
+    def answers_to_sets(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        sets: Mapping[str, Sequence[Sequence[int]]],
+        finished: Callable[[int], None] = untold,
+    ) -> Iterator[tuple[str, int, list[list[Answer]]]]:
+        """See `Sampling.answers_to_sets`.
+
+        Raises:
+            InputError: if vLLM is not installed, or cannot run this model.
+        """
+        if not sets:
+            return
+        vllm = _vllm()
+        if model.device.index:
+            raise InputError(
+                f"generation=vllm: vLLM takes the first GPU, and the student is on {model.device}; let the "
+                f"run see its GPU only, CUDA_VISIBLE_DEVICES={model.device.index}, with trainer.devices=1"
+            )
+        for prompts in sets.values():
+            check_prompts(prompts)
+        padded = output_rows(model) > len(tokenizer)  # by rows that stand for no token
+        allowed = list(range(len(tokenizer))) if padded else None
+        with tempfile.TemporaryDirectory(prefix="amid-vllm-") as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            longest = max((len(prompt) for prompts in sets.values() for prompt in prompts), default=1)
+            try:
+                engine = vllm.LLM(
+                    model=folder,
+                    dtype=str(_dtype(model)).removeprefix("torch."),
+                    generation_config="vllm",
+                    gpu_memory_utilization=self.memory_share,
+                    max_model_len=longest + self.max_new_tokens,
+                )
+            except (ValueError, RuntimeError) as error:
+                reason = " ".join(str(error).split())
+                raise InputError(f"generation=vllm: vLLM does not load the student: {reason}") from error
+            try:
+                for name, prompts in sets.items():
+                    for seed in self.seeds:
+                        drawn = self._drawn(vllm, engine, tokenizer, prompts, seed, allowed)
+                        finished(len(prompts) * self.samples)
+                        yield name, seed, drawn
+            finally:
+                del engine
+                gc.collect()
+
+    def _drawn(
+        self,
+        vllm: Any,
+        engine: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Sequence[int]],
+        seed: int,
+        allowed: list[int] | None,
+    ) -> list[list[Answer]]:
+        requests, settings = [], []
+        eos = tokenizer.eos_token_id
+        for prompt, names in zip(prompts, streams(prompts, seed, self.samples), strict=True):
+            for name in names:
+                requests.append({"prompt_token_ids": list(prompt)})
+                settings.append(
+                    vllm.SamplingParams(
+                        temperature=self.temperature,
+                        top_p=self.top_p,
+                        top_k=self.top_k,
+                        max_tokens=self.max_new_tokens,
+                        ignore_eos=True,
+                        stop_token_ids=[] if eos is None else [eos],
+                        seed=int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little") >> 1,
+                        allowed_token_ids=allowed,
+                        logprobs=0,
+                        detokenize=False,
+                    )
+                )
+        answers = []
+        for result in engine.generate(requests, settings, use_tqdm=False):
+            output = result.outputs[0]
+            tokens = list(output.token_ids)
+            log_probs = [of[token].logprob for of, token in zip(output.logprobs, tokens, strict=True)]
+            answers.append(as_answer(tokens, tokenizer, log_probs))
+        return [answers[i : i + self.samples] for i in range(0, len(answers), self.samples)]
+
+
+def _vllm() -> Any:
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    try:
+        import vllm
+    except ImportError as error:
+        raise InputError(
+            f"generation=vllm needs vLLM ({error}): pip install -e '.[vllm]', or use generation=sampling"
+        ) from error
+    return vllm
+
+
+def _dtype(model: PreTrainedModel) -> torch.dtype:
+    """That of the products: autocast's where it is on, else that of the weights."""
+    device = model.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype

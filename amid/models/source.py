@@ -1,0 +1,537 @@
+"""Teacher and student: where they come from, whether they fit together, and their logits where they count."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import CONFIG_NAME
+
+from amid.errors import InputError, first_line, nearest, shortened
+from amid.files import checksum, key_of
+from amid.losses import Head
+from amid.models.hub import ask_its_cache_alone_if_it_is_silent, reason_of
+from amid.models.limits import check_ignores_what_follows
+from amid.models.lora import LoRA, plain_head
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+_OF_FILES = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError),
+    *(StrictDataclassError, SafetensorError),
+)
+"""What transformers raises for files that are not what it wrote, besides what it means to."""
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """A stored tokenizer; padding stands on the left.
+
+    Args:
+        path: a hub id, a folder written by `save_pretrained`, or a GGUF file.
+
+    Raises:
+        InputError: if there is none, with no network or a wrong name.
+    """
+    location = _location(path)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**location)
+    except _OF_FILES as error:
+        raise _not_loadable("tokenizer", path, error) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from: weights at a path, or random weights of an architecture.
+
+    Args:
+        path: a hub id, a folder written by `save_pretrained` or by a run (`RUN/checkpoints/best`), or a
+            GGUF file; null for random weights.
+        architecture: fields of a transformers configuration, `model_type` among them, for random weights;
+            the tokenizer gives vocabulary size and special tokens.
+        layers: indices of the layers to keep, in order; null for all.
+        dtype: of the weights: float32, bfloat16 or float16.
+        sft: how the model is fine-tuned on the data before its use, as a partial configuration of a
+            `method=sft` run (for example `{trainer: {max_steps: 800}, optimizer: {lr: 5e-3}}`); null to
+            use it as it is.
+        lora: arguments of `amid.models.LoRA` (for example `{r: 16, alpha: 64}`), to train adapters in float32
+            in place of the weights, also in `sft`; after either they are merged into the weights, rounded
+            to `dtype`. null to train all weights.
+
+    Raises:
+        InputError: if not exactly one of `path` and `architecture` is given, `dtype` is unknown, or `lora`
+            holds what is no argument of `LoRA`.
+    """
+
+    path: str | None = None
+    architecture: Mapping[str, Any] | None = None
+    layers: Sequence[int] | None = None
+    dtype: str = "float32"
+    sft: Mapping[str, Any] | None = None
+    lora: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.architecture is None):
+            given = "both" if self.path is not None else "neither"
+            raise InputError(
+                f"a model has {given} of path={self.path!r} and architecture=; give exactly one, as in "
+                "model.teacher.path=FOLDER model.teacher.architecture=null (or model.student...)"
+            )
+        if self.dtype not in DTYPES:
+            raise InputError(f"model dtype={self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+        self._adapters()
+
+    def load(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        """The model, in eval mode; random weights follow torch's global seed.
+
+        Raises:
+            InputError: if it cannot be loaded, its weights are those of another architecture, its
+                vocabulary is smaller than the tokenizer's, or `layers` or `lora` names a layer it does not
+                have.
+        """
+        model = self._random(tokenizer) if self.path is None else self._stored()
+        rows = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+        if rows < len(tokenizer):
+            raise InputError(
+                f"model {self.path or 'of random weights'} has {rows} token embeddings and the tokenizer "
+                f"{len(tokenizer)} tokens; choose the tokenizer that belongs to the model (model.tokenizer)"
+            )
+        _agree(model, tokenizer)
+        model.eval()
+        return self._shaped(model)
+
+    def fingerprint(self) -> dict[str, Any] | None:
+        """What decides the model's values, found without loading it; None for random weights.
+
+        `weights` is a hash of the files of a folder (configuration and weights) or of a GGUF file, or the
+        commit of a repository on the hub.
+
+        Raises:
+            InputError: if there is nothing at `path`.
+        """
+        if self.path is None:
+            return None
+        place = Path(self.path)
+        if place.exists():
+            files = [place] if place.is_file() else sorted(f for f in place.iterdir() if f.suffix in _WEIGHTS)
+            weights = key_of({file.name: checksum(file) for file in files})
+        else:
+            repository = _location(self.path)["pretrained_model_name_or_path"]
+            try:
+                weights = Path(hf_hub_download(repository, CONFIG_NAME)).parent.name
+            except (OSError, ValueError) as error:
+                raise _not_loadable("model", self.path, error) from error
+        layers = None if self.layers is None else list(self.layers)
+        return {"weights": weights, "layers": layers, "dtype": self.dtype}
+
+    def config(self, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+        """The configuration of the stored model, or of the architecture of random weights.
+
+        Raises:
+            InputError: if there is nothing at `path`, or the architecture is not usable.
+        """
+        if self.path is not None:
+            location = _location(self.path)
+            try:
+                stored: PretrainedConfig = AutoConfig.from_pretrained(**location)
+            except _OF_FILES as error:
+                raise _not_loadable("model", self.path, error) from error
+            return stored
+        assert self.architecture is not None
+        kind = self.architecture.get("model_type")
+        if kind not in CONFIG_MAPPING:
+            raise InputError(
+                f"model architecture.model_type={kind} is none of transformers' {len(CONFIG_MAPPING)} "
+                f"model types{nearest(str(kind), [*CONFIG_MAPPING])}; choose one such as llama or gpt2"
+            )
+        given = {
+            "vocab_size": len(tokenizer),
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+        } | dict(self.architecture)
+        try:
+            return AutoConfig.for_model(**given)
+        except (TypeError, ValueError, StrictDataclassError) as error:
+            raise InputError(
+                f"model architecture={dict(self.architecture)} is not usable: {shortened(str(error))}"
+            ) from error
+
+    def skeleton(self, config: PretrainedConfig) -> PreTrainedModel:
+        """The model of a configuration with its layers and adapters, on the meta device: all but the values.
+
+        Raises:
+            InputError: if there is no model of the configuration, or `layers` or `lora` names a layer it does
+                not have.
+        """
+        with torch.device("meta"):
+            try:
+                model: PreTrainedModel = _of_config(config, self.dtype)
+            except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
+                what = self.path or f"architecture={dict(self.architecture or {})}"
+                raise InputError(f"model {what} is not usable: {shortened(str(error))}") from error
+            return self._shaped(model)
+
+    def _shaped(self, model: PreTrainedModel) -> PreTrainedModel:
+        if self.layers is not None:
+            keep_layers(model, self.layers)
+        adapters = self._adapters()
+        if adapters is not None:
+            adapters.add_to(model)
+        return model
+
+    def _adapters(self) -> LoRA | None:
+        if self.lora is None:
+            return None
+        if not isinstance(self.lora, Mapping):
+            raise InputError(
+                f"model lora={self.lora} has no settings; write lora={{r: 16, alpha: 64}}, or null"
+            )
+        unknown = self.lora.keys() - {field.name for field in fields(LoRA)}
+        if unknown:
+            known = ", ".join(field.name for field in fields(LoRA))
+            raise InputError(
+                f"model lora={dict(self.lora)} has no setting {min(unknown)!r}; choose from {known}"
+            )
+        return LoRA(**self.lora)
+
+    def _random(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        config = self.config(tokenizer)
+        return _of_config(config, self.dtype)
+
+    def _stored(self) -> PreTrainedModel:
+        assert self.path is not None
+        location = _location(self.path)
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                **location,
+                **_unpacked(self.path),
+                dtype=DTYPES[self.dtype],
+                output_loading_info=True,
+            )
+        except _OF_FILES as error:
+            raise _not_loadable("model", self.path, error) from error
+        except RuntimeError as error:
+            raise InputError(
+                f"model path={self.path!r}: the weights do not fit the architecture of its config.json "
+                f"({first_line(error)}); give the folder that the weights were saved with"
+            ) from error
+        model: PreTrainedModel = loaded[0]
+        report: dict[str, Any] = loaded[1]
+        foreign = [*report["missing_keys"], *report.get("mismatched_keys", ())]
+        foreign += [key for key in report["unexpected_keys"] if key.endswith(".weight")]
+        if foreign:
+            raise InputError(
+                f"model path={self.path!r}: a checkpoint of another architecture than its config.json says "
+                f"({len(foreign)} weights do not fit {type(model).__name__}: {min(map(str, foreign))}, ...); "
+                "give the folder that the weights were saved with"
+            )
+        if self.path.endswith(".gguf"):  # its weights are plain ones by now, and can be saved as such
+            vars(model.config).pop("quantization_config", None)
+            model.hf_quantizer = None  # type: ignore[assignment]
+        return model
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a model and its tokenizer into a folder from which other programs get the answers of this one.
+
+    Its files name the token that ends an answer, that for padding, and the most tokens that the model has
+    positions for; rows of padded embeddings are never drawn.
+
+    Args:
+        model: without adapters.
+        tokenizer: whose EOS ends the answers that the model was trained on
+            (`amid.data.Template.tokenizer_of_model`).
+        folder: made where it is not there.
+    """
+    _agree(model, tokenizer)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None:
+        tokenizer.model_max_length = int(positions)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _agree(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives the model's configurations the special tokens of `tokenizer`, and nothing else on how to answer.
+
+    Otherwise a model goes on after the end of its answers wherever `generate` is called on it.
+    """
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    ids = {name: token for name in names if (token := getattr(tokenizer, name)) is not None}
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        for name, token in ids.items():
+            setattr(config, name, token)
+        vars(config).pop("task_specific_params", None)  # such as GPT-2's, which make a pipeline sample
+    padded = list(range(len(tokenizer), output_rows(model)))
+    model.generation_config = GenerationConfig(**ids, suppress_tokens=padded or None)
+
+
+def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Keeps only the transformer layers with these indices, in this order (in place).
+
+    Raises:
+        InputError: if an index is out of range, the model's layers cannot be found, or no configuration says
+            which of them are left.
+    """
+    config = model.config.get_text_config()
+    stacks = [
+        (parent, name, module)
+        for parent in model.base_model.modules()
+        for name, module in parent.named_children()
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
+    ]
+    if not stacks:
+        raise InputError(
+            f"model.student.layers: the layers of {type(model).__name__} were not found; use null"
+        )
+    parent, name, stack = stacks[0]
+    if not layers or not all(0 <= i < len(stack) for i in layers):
+        raise InputError(
+            f"model.student.layers={list(layers)}: choose indices from 0 to {len(stack) - 1}, at least one"
+        )
+    kept = nn.ModuleList([stack[i] for i in layers])
+    for position, layer in enumerate(kept):
+        for module in layer.modules():
+            for number in ("layer_idx", "layer_id"):
+                if hasattr(module, number):
+                    setattr(module, number, position)
+    setattr(parent, name, kept)
+    for field, of_layers in list(vars(config).items()):  # such as layer_types
+        if isinstance(of_layers, list) and len(of_layers) == len(stack):
+            setattr(config, field, [of_layers[i] for i in layers])
+    if hasattr(config, "attention_types"):  # GPT-Neo's, from which it makes attention_layers
+        config.attention_types = [[list(config.attention_layers), 1]]
+    config.num_hidden_layers = len(kept)
+    _check_configuration(model, layers)
+
+
+def _check_configuration(model: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Raises InputError where the configuration makes another model than this one of some layers only."""
+    try:
+        with torch.device("meta"):
+            again = type(model)(type(model.config).from_dict(model.config.to_dict()))
+        said = {name: tuple(weight.shape) for name, weight in again.named_parameters()}
+        is_told = said == {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    except (TypeError, ValueError, LookupError, StrictDataclassError):
+        is_told = False
+    if not is_told:
+        raise InputError(
+            f"model.student.layers={list(layers)}: the configuration of {model.config.model_type} cannot say "
+            "which layers are left, so that no other program could load the student; use null"
+        )
+
+
+def check_same_tokens(role: str, ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> None:
+    """Checks that a model was trained with the tokenizer that the data go through.
+
+    Raises:
+        InputError: if a token stands for different ids in `ours`, the run's, and `theirs`, the model's.
+    """
+    our_map, their_map = ours.get_vocab(), theirs.get_vocab()
+    differing = [t for t in our_map.keys() | their_map.keys() if our_map.get(t) != their_map.get(t)]
+    if differing:
+        token = min(differing, key=lambda t: (our_map.get(t, their_map.get(t, 0)), t))
+        raise InputError(
+            f"vocabularies do not match: token {token!r} is {our_map.get(token)} in model.tokenizer and "
+            f"{their_map.get(token)} in the {role}'s own tokenizer; choose models of one family"
+        )
+
+
+def shared_vocabulary(teacher_rows: int, student: PreTrainedModel) -> int | None:
+    """How many of its first tokens both models have logits for: None if they have equally many.
+
+    Models of one family may pad their embeddings to different sizes; logits are then cut to the smaller.
+    """
+    sizes = {teacher_rows, output_rows(student)}
+    return min(sizes) if len(sizes) > 1 else None
+
+
+def output_rows(model: PreTrainedModel) -> int:
+    """For how many tokens the model gives logits."""
+    head = model.get_output_embeddings()
+    return int(head.weight.shape[0]) if head is not None else int(model.config.vocab_size)
+
+
+@torch.no_grad()
+def split_head(model: PreTrainedModel) -> Head | None:
+    """The model's head, with the scale and soft-capping that the configuration names.
+
+    It is compared with the model's own logits on a few tokens, and again with states so large that a cap
+    shows of whose name nothing is known here: None where it does not give these logits.
+    """
+    output, config = plain_head(model), model.config
+    if output is None:
+        return None
+    head = Head(
+        output.weight,
+        output.bias,
+        scale=getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1),
+        softcap=next((cap for name in _SOFTCAPS if (cap := getattr(config, name, None))), None),
+    )
+    training = model.training
+    model.eval()
+    ids = torch.arange(2, 8, device=model.device).view(2, 3) % int(config.vocab_size)
+    with _without_mask(model):
+        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    room = torch.finfo(states.dtype).max / 4 / float(states.abs().max().clamp(min=1))
+    largest = float(head.logits(states).abs().max().clamp(min=1e-6))
+    same = all(_gives_its_logits(head, output, model, ids, f) for f in (1.0, min(_LARGE / largest, room)))
+    model.train(training)
+    return head if same else None
+
+
+def _gives_its_logits(
+    head: Head, output: nn.Linear, model: PreTrainedModel, ids: Tensor, factor: float
+) -> bool:
+    """Whether `head` gives the model's logits where its `output` is given `factor` times the states."""
+    seen: list[Tensor] = []
+
+    def enlarge(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(inputs[0] * factor)
+        return seen[-1], *inputs[1:]
+
+    handle = output.register_forward_pre_hook(enlarge)
+    with _without_mask(model):
+        try:
+            theirs = model(input_ids=ids, use_cache=False).logits
+        finally:
+            handle.remove()
+        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state * factor
+    ours = head.logits(states).to(theirs.dtype)
+    if not seen or ours.shape != theirs.shape:
+        return False
+    tolerance = max(1e-3, 4 * torch.finfo(theirs.dtype).eps)
+    ours, theirs = ours.float(), theirs.float()
+    return torch.allclose(ours, theirs, tolerance, tolerance * float(theirs.abs().max()))
+
+
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
+"""What configurations call the cap of the logits."""
+
+_LARGE = 1e3
+"""Logits that any cap in use would change much."""
+
+
+class CountedStates:
+    """The last hidden states [N, D] of a model at chosen positions only, and its head.
+
+    Rows are padded on the right, where causal attention does not look: without a mask, attention takes its
+    fastest way, and what counts stays the same.
+
+    `head` is None where it does not give the model's own logits; see `split_head`.
+
+    Raises:
+        InputError: for a model whose states depend on later tokens.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._body = model.base_model
+        check_ignores_what_follows(model)
+        self.head = split_head(model)
+        if self.head is None:
+            log.warning(
+                "%s: logits are taken at all positions, its head's weight alone gives others",
+                type(model).__name__,
+            )
+
+    def hidden(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """The states [N, D] where `positions` [rows, length] is true, row by row."""
+        with _without_mask(self.model):
+            output = self._body(input_ids=input_ids, use_cache=False)
+        states: Tensor = output.last_hidden_state[positions]
+        return states
+
+    def logits(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """The model's logits [N, V] at the same positions."""
+        if self.head is not None:
+            return self.head.logits(self.hidden(input_ids, positions))
+        with _without_mask(self.model):
+            output = self.model(input_ids=input_ids, use_cache=False)
+        logits: Tensor = output.logits[positions]
+        return logits
+
+
+@contextlib.contextmanager
+def _without_mask(model: PreTrainedModel) -> Iterator[None]:
+    """Lets a model run on padded rows without a mask: some warn of that, by the padding token they know."""
+    pad = model.config.pad_token_id
+    model.config.pad_token_id = None
+    try:
+        yield
+    finally:
+        model.config.pad_token_id = pad
+
+
+_WEIGHTS = (".json", ".safetensors", ".bin")
+"""Kinds of files in a folder that decide a model's values."""
+
+
+def _unpacked(path: str) -> dict[str, Any]:
+    """Asks for plain weights of a GGUF file: packed ones can neither be trained nor saved."""
+    config = getattr(transformers, "GgufConfig", None)  # older releases always unpack
+    return {"quantization_config": config(dequantize=True)} if config and path.endswith(".gguf") else {}
+
+
+def _of_config(config: PretrainedConfig, dtype: str) -> PreTrainedModel:
+    """A model of random weights."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, dtype=DTYPES[dtype], trust_remote_code=False
+    )
+    return model
+
+
+def _location(path: str) -> dict[str, Any]:
+    """How transformers are told of a path, and to run no code of it; of one on the hub after a look whether
+    that answers."""
+    if path.endswith(".gguf"):
+        if not Path(path).is_file():
+            raise InputError(f"model path={path!r} does not exist; give the path of a GGUF file")
+        return {
+            "pretrained_model_name_or_path": str(Path(path).parent),
+            "gguf_file": Path(path).name,
+            "trust_remote_code": False,
+        }
+    if not Path(path).is_dir():
+        ask_its_cache_alone_if_it_is_silent()
+    return {"pretrained_model_name_or_path": path, "trust_remote_code": False}
+
+
+def _not_loadable(what: str, path: str, error: Exception) -> InputError:
+    if "trust_remote_code" in str(error):
+        return InputError(
+            f"{what} path={path!r} needs code of its own, which amid does not run; choose a model whose "
+            "architecture transformers has"
+        )
+    is_there = Path(path).exists()
+    where = "is there, but" if is_there else "is no folder here, and"
+    reason = shortened(first_line(error) if is_there else reason_of(error))
+    return InputError(
+        f"{what} path={path!r} {where} could not be loaded ({reason}); give a hub id that can be "
+        "reached, a folder written by save_pretrained, or a GGUF file"
+    )

@@ -1,0 +1,119 @@
+"""Answers of a teacher on disk: one to each of many prompts, written once, verified."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import transformers
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
+
+from amid.data.tokens import Tokens
+from amid.files import Record, checksum, forget_parts, key_of, read_made, write_json
+from amid.generation.sampling import Sampling
+from amid.teacher.state_store import MANIFEST, write_tensors
+from amid.tracking.progress import Progress
+
+FORMAT = 1
+"""Version of the teacher's answers on disk and of how they are made; another one is another folder."""
+
+PART_ROWS = 1024
+"""Prompts that are answered between two files."""
+
+
+class _Manifest(Record):
+    made_from: dict[str, Any]
+    checksums: dict[str, str]
+
+
+class AnswerFolder:
+    """A folder with one answer to each of many prompts.
+
+    `manifest.json` says what they were made from, and has a checksum for each file. A file holds prompts and
+    answers of `PART_ROWS` rows, the shortest prompts first. Every file appears whole or not at all; one that
+    is missing, cut or changed is made anew alone. Writing needs a lock around it.
+
+    Args:
+        folder: made where it does not exist.
+        prompts: token ids of the prompts.
+        made_from: what the answers follow from, as JSON has it; answers made from anything else are not used.
+    """
+
+    def __init__(self, folder: Path, prompts: Sequence[list[int]], made_from: Mapping[str, Any]) -> None:
+        self.folder, self.prompts, self.made_from = folder, prompts, dict(made_from)
+        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+        self._parts = [order[start : start + PART_ROWS] for start in range(0, len(order), PART_ROWS)]
+
+    @classmethod
+    def of_teacher(
+        cls,
+        cache_dir: Path,
+        teacher: Mapping[str, Any],
+        precision: str,
+        tokens: Tokens,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling,
+        seed: int,
+    ) -> "AnswerFolder":
+        """The folder `cache_dir/text-KEY` of a teacher's answers to the prompts of `tokens`.
+
+        KEY is a hash of the teacher's weights, layers and dtype (its fingerprint), of the precision and the
+        version of transformers, of the prompts, and of the settings that change an answer.
+        """
+        prompts = [ids[:n_prompt].tolist() for ids, n_prompt, _ in tokens]
+        settings = ("max_new_tokens", "temperature", "top_p", "top_k")
+        made_from = {
+            "format": FORMAT,
+            "teacher": teacher,
+            "precision": precision,
+            "transformers": transformers.__version__,
+            "prompts": hashlib.sha256(str(prompts).encode()).hexdigest(),
+            "tokens": [tokenizer.eos_token_id, len(tokenizer)],
+            "sampling": {name: getattr(sampling, name) for name in settings},
+            "seed": seed if sampling.temperature else None,
+        }
+        return cls(cache_dir / f"text-{key_of(made_from)}", prompts, made_from)
+
+    def open(self) -> Tokens | None:
+        """Prompts and answers in the prompts' order; None where some are still to be written."""
+        checksums = self._checksums()
+        if not all(self._whole(part, checksums) for part in range(len(self._parts))):
+            return None
+        rows: list[tuple[list[int], int]] = [([], 0)] * len(self.prompts)
+        for part, places in enumerate(self._parts):
+            tokens = Tokens.of_tensors(load_file(self.folder / self._file(part)))
+            for place, (ids, n_prompt, _) in zip(places, tokens, strict=True):
+                rows[place] = (ids.tolist(), n_prompt)
+        return Tokens.of(rows)
+
+    def write(self, answer: Callable[[Sequence[Sequence[int]], int], list[list[int]]]) -> None:
+        """Writes the files that are not there or not whole.
+
+        `answer(prompts, part)` gives the answers of a file's prompts, and its number.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        forget_parts(self.folder)
+        checksums = self._checksums()
+        with Progress("teacher's text", len(self.prompts), unit="answers") as progress:
+            for part, places in enumerate(self._parts):
+                if not self._whole(part, checksums):
+                    prompts = [self.prompts[place] for place in places]
+                    answers = answer(prompts, part)
+                    rows = [([*p, *ids], len(p)) for p, ids in zip(prompts, answers, strict=True)]
+                    file = self._file(part)
+                    checksums[file] = write_tensors(self.folder / file, Tokens.of(rows).tensors)
+                    content = {"made_from": self.made_from, "checksums": checksums}
+                    write_json(self.folder / MANIFEST, content)
+                progress.advance(len(places))
+
+    def _checksums(self) -> dict[str, str]:
+        manifest = read_made(self.folder / MANIFEST, _Manifest)
+        return manifest.checksums if manifest and manifest.made_from == self.made_from else {}
+
+    def _file(self, part: int) -> str:
+        return f"answers-{part:05d}.safetensors"
+
+    def _whole(self, part: int, checksums: Mapping[str, str]) -> bool:
+        file = self._file(part)
+        return file in checksums and checksums[file] == checksum(self.folder / file)

@@ -1,0 +1,251 @@
+"""What a run shows on the screen: a bar on a terminal, a line now and then elsewhere."""
+
+import shlex
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import transformers
+from huggingface_hub.utils.tqdm import enable_progress_bars
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from torch import Tensor
+
+from amid.errors import plain
+from amid.results import METRICS
+from amid.settings import LOSSES
+from amid.tracking.status import due, tell
+
+FURTHER = ("valid/perplexity", "valid/kl_pq", "valid/same_top")
+"""What is logged besides, and not shown while a run goes on."""
+
+
+SECONDS_BETWEEN_LINES = 3.0
+"""At least, from the beginning of a computation to its first line, and from one to the next."""
+
+
+def shown(path: Path) -> str:
+    """A path as a command takes it: from the working folder, where it lies in it, and quoted if need be."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+def in_bytes(size: float) -> str:
+    """A number of bytes in its largest fitting unit: `1.54 MB`, `1.7 GB`."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
+
+
+def announce(message: str) -> None:
+    """Prints one line for the user."""
+    print(plain(message), flush=True)
+
+
+def silence_bars() -> None:
+    """Silences the progress bars of transformers; those of downloads from the hub stay on a terminal."""
+    transformers.utils.logging.disable_progress_bar()  # the hub's too
+    if sys.stderr.isatty():
+        enable_progress_bars()
+
+
+def progress(steps: int) -> Callback:
+    """A progress bar with loss, validation score and time left; lines where the output is no terminal.
+
+    Args:
+        steps: of the whole training.
+    """
+    return ProgressBar(leave=False) if sys.stdout.isatty() else ProgressLines(steps)
+
+
+class ProgressBar(RichProgressBar):
+    """A bar with step, time left, loss and the last validation score, such as ROUGE-L."""
+
+    def get_metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """The figures behind the bar, by short names."""
+        metrics = super().get_metrics(trainer, pl_module)
+        shown = {"loss": metrics["train/loss"]} if "train/loss" in metrics else {}
+        return shown | {name: metrics[key] for key, name in _validation_scores(metrics).items()}
+
+
+class _Watch(Callback):
+    """Knows the mean loss of the last tenth of the steps, and the time left.
+
+    Args:
+        steps: of the whole training.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._losses: deque[Tensor] = deque(maxlen=max(1, steps // 10))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock."""
+        self._started, self._first = time.perf_counter(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Takes note of the loss, without waiting for a GPU to compute it."""
+        self._losses.append(outputs["loss"].detach())
+
+    @property
+    def _loss(self) -> float:
+        return float(torch.stack(list(self._losses)).mean())
+
+    def _seconds_left(self, step: int) -> float:
+        return (time.perf_counter() - self._started) / (step - self._first) * (self._steps - step)
+
+
+class ProgressLines(_Watch):
+    """Prints step, mean loss and validation score since the last line, and time left, about ten times.
+
+    Args:
+        steps: of the whole training.
+    """
+
+    _validated = False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The next line has a new score to tell."""
+        self._validated = True
+
+    def _scores(self, trainer: L.Trainer) -> str:
+        if not self._validated:
+            return ""
+        self._validated = False
+        metrics = trainer.callback_metrics
+        return "".join(
+            f"  valid {name} {float(metrics[key]):.1f}" for key, name in _validation_scores(metrics).items()
+        )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Prints a line after each tenth of the steps."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        total, step = self._steps, trainer.global_step
+        if step % max(1, total // 10) and step != total:
+            return
+        scores = self._scores(trainer) if step != total else ""  # the last step's validation is to come
+        left = f"{self._seconds_left(step):.0f} s left"
+        print(f"  step {step}/{total}  loss {self._loss:.3f}{scores}  {left}", flush=True)
+
+
+class StatusRecords(_Watch):
+    """Keeps a run's status on disk in training: step, loss, the last validation score and time left.
+
+    Args:
+        steps: of the whole training.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock."""
+        super().on_train_start(trainer, pl_module)
+        tell(step=trainer.global_step, steps=self._steps, note="training")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes, where the last record is some seconds old or the step is the last."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        step = trainer.global_step
+        if due() or step == self._steps:
+            tell(step=step, loss=self._loss, seconds_left=self._seconds_left(step), **self._score(trainer))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the last score."""
+        tell(seconds_left=None, **self._score(trainer))
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Writes the step at which the training was cut."""
+        if self._losses:
+            tell(step=trainer.global_step, loss=self._loss, seconds_left=None)
+
+    def _score(self, trainer: L.Trainer) -> dict[str, Any]:
+        for key in _validation_scores(trainer.callback_metrics):
+            return {"metric": key.removeprefix("valid/"), "score": float(trainer.callback_metrics[key])}
+        return {}
+
+
+def _validation_scores(metrics: Iterable[str]) -> dict[str, str]:
+    """Of what was logged, the keys of the scores of validation answers, and how they are written."""
+    names = {
+        key: key.removeprefix("valid/")
+        for key in metrics
+        if key.startswith("valid/") and key not in (*LOSSES, *FURTHER) and not key.endswith("_best")
+    }
+    return {key: METRICS.get(name, name) for key, name in names.items()}
+
+
+class Progress:
+    """How far a computation over `total` tokens is: a bar on a terminal, ten lines at most elsewhere, and
+    none of what is done at once.
+
+    The status of the run tells it too.
+
+    Args:
+        what: is computed.
+        total: tokens of all of it.
+        unit: what is counted, where it is something else than tokens.
+    """
+
+    def __init__(self, what: str, total: int, unit: str = "tokens") -> None:
+        self.what, self.total, self.unit, self.done = what, total, unit, 0
+        self._started = self._told = time.perf_counter()
+        self._bar: RichProgress | None = None
+        if sys.stdout.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+            self._bar = RichProgress(*columns, transient=True)
+            self._task = self._bar.add_task(what, total=total)
+
+    def __enter__(self) -> "Progress":
+        tell(part=self.what, done=0, total=self.total)
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        tell(part="", done=0, total=None, seconds_left=None)
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.perf_counter() - self._started
+
+    @property
+    def rate(self) -> float:
+        """Tokens, or whatever is counted, a second."""
+        return self.done / self.seconds
+
+    @property
+    def seconds_left(self) -> float:
+        """At this rate, after the first ones."""
+        return (self.total - self.done) / self.rate
+
+    @property
+    def _silent(self) -> bool:
+        return time.perf_counter() - self._told >= SECONDS_BETWEEN_LINES
+
+    def advance(self, tokens: int) -> None:
+        """Counts as many further ones as done."""
+        before, self.done = self.done, self.done + tokens
+        if self._bar is not None:
+            self._bar.advance(self._task, tokens)
+        elif before * 10 // self.total < self.done * 10 // self.total and self._silent:
+            self._told = time.perf_counter()
+            share = 100 * self.done // self.total
+            rate = f"{self.rate:,.0f} {self.unit}/s"
+            announce(f"  {self.what} {share}%  {rate}  {self.seconds_left:.0f} s left")
+        if self.done and due():
+            tell(done=self.done, seconds_left=self.seconds_left)

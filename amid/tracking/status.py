@@ -1,0 +1,496 @@
+"""How far the runs of a folder are: what a run writes while it goes, and what is read from it."""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from amid.config.run_names import HYDRA_FOLDER
+from amid.config.secrets import without_secrets
+from amid.errors import Busy, Damaged, InputError, is_mistake, plain, was_interrupted
+from amid.files import Record, check_own, forget_parts, read_record, write_json, written_whole
+from amid.results import METRICS, RESULT_FILE, SKIPPED_FOLDERS, files_below, load
+from amid.tracking.command_records import planned
+
+STATUS_FILE = "status.json"
+LOCK_FILE = ".lock"
+
+SECONDS_BETWEEN_WRITES = 2.0
+"""At most so often a run writes its status in training."""
+
+HEARTBEAT = 60.0
+"""Seconds between two signs of life of a run that has nothing else to write."""
+
+SILENCE = 600.0
+"""A run that has given no sign of life for so many seconds, as while its machine sleeps, counts as failed."""
+
+PREPARING = "preparing"
+"""The note of a run before its training."""
+
+STATES = {
+    "running": "cyan",
+    "done": "green",
+    "diverged": "yellow",
+    "failed": "red",
+    "interrupted": "magenta",
+    "waiting": "dim",
+}
+"""What a run can be, and its colour."""
+
+_URGENCY = ("running", "failed", "interrupted", "diverged", "waiting", "done")
+"""Its states, the one that whoever waits looks for first."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How far one run is."""
+
+    name: str
+    """Of its folder."""
+    state: str
+    """One of `STATES`."""
+    step: int = 0
+    """Optimiser steps done."""
+    steps: int | None = None
+    """Of all; None where it is not known yet."""
+    part: str = ""
+    """What of `note` is computed just now, such as the teacher's states."""
+    done: int = 0
+    """So far, of `part`."""
+    total: int | None = None
+    """Of `part`, in all; None where it is not known."""
+    loss: float | None = None
+    """Mean of the last tenth of the steps."""
+    score: float | None = None
+    """The last score of validation answers, of `metric`."""
+    metric: str | None = None
+    seconds_left: float | None = None
+    """Of what it is doing, now."""
+    note: str = ""
+    """What it is doing, or why it failed."""
+    seconds: float | None = None
+    """What a finished run took by itself (`RunResult.own_seconds`)."""
+
+
+_OF_PROGRESS = ("step", "steps", "loss", "score", "metric")
+"""Fields that a run which goes on has from its earlier part, until it trains."""
+
+_OF_A_PHASE = ("part", "done", "total", "seconds_left")
+"""Fields that end with what the note says."""
+
+
+class Told(Record):
+    """What `StatusWriter` writes: fields of `RunStatus`, and of the process."""
+
+    state: Literal["running", "done", "diverged", "failed", "interrupted"]
+    pid: int | None = None
+    host: str | None = None
+    updated: float | None = None
+    step: int = 0
+    steps: int | None = None
+    part: str = ""
+    done: int = 0
+    total: int | None = None
+    loss: float | None = None
+    score: float | None = None
+    metric: str | None = None
+    seconds_left: float | None = None
+    note: str = ""
+
+
+class StatusWriter:
+    """Writes the status of the run in `directory`, whole or not at all, from any thread.
+
+    Args:
+        directory: of the run, which exists.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / STATUS_FILE
+        self._lock = threading.Lock()
+        self._written = float("-inf")
+        self._fields: dict[str, Any] = {"state": "running", "pid": os.getpid(), "host": socket.gethostname()}
+
+    @property
+    def due(self) -> bool:
+        """Whether the last record is old enough for another one."""
+        return time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES
+
+    def write(self, **fields: Any) -> None:
+        """Writes these fields of `RunStatus` over what was written before.
+
+        With a new `note` the part, how far it is, and the time left begin anew.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        with self._lock:
+            if "note" in fields:
+                self._fields = {name: v for name, v in self._fields.items() if name not in _OF_A_PHASE}
+            self._fields |= fields | {"updated": time.time()}
+            self._replace()
+            self._written = time.monotonic()
+
+    def refresh(self) -> None:
+        """Writes the same again, less the time that has passed, as a sign of life.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        with self._lock:
+            now = time.time()
+            left = self._fields.get("seconds_left")
+            if left is not None:
+                self._fields["seconds_left"] = max(0.0, left - (now - self._fields["updated"]))
+            self._fields["updated"] = now
+            self._replace()
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """How far the run is in what it is doing, as that of a part of another run."""
+        fields = self._fields
+        of = ("done", "total") if fields.get("total") is not None else ("step", "steps")
+        done, total = (fields.get(name) for name in of)
+        return {"done": done or 0, "total": total, "seconds_left": fields.get("seconds_left")}
+
+    @property
+    def prepares(self) -> bool:
+        """Whether the run has not gone on to its training, or to anything after it."""
+        return bool(self._fields.get("note") == PREPARING)
+
+    def _replace(self) -> None:
+        write_json(self._file, without_secrets(self._fields), durable=False)
+
+
+_watched: list[StatusWriter] = []
+"""Of the runs that this process is in: a fine-tuning stands within the run that it is for."""
+
+
+def due() -> bool:
+    """Whether this process is in a run whose last record is old enough for another one."""
+    return bool(_watched) and _watched[-1].due
+
+
+def tell(**fields: Any) -> None:
+    """Writes fields of `RunStatus` of the run that this process is in; outside of `watched` nothing.
+
+    How far a fine-tuning is, the run that it is for tells too.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    if _watched:
+        *around, run = _watched
+        run.write(**fields)
+        for status in around:
+            status.write(**run.progress)
+
+
+@contextlib.contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Keeps other processes from the run in `directory`, which exists.
+
+    Raises:
+        Busy: where another process is at this run.
+        Damaged: if a file or folder of the run is a link, by which something else would be changed.
+    """
+    remedy = "remove the link, or choose another output_dir= (or hydra.run.dir=, where that was given)"
+    check_own(directory, (HYDRA_FOLDER, "checkpoints", "generations"), remedy)
+    lock = FileLock(directory / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise Busy(
+            f"{directory} is being run by another process; amid status {directory} tells how far it is"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def watched(directory: Path) -> Iterator[None]:
+    """Marks the run in `directory` as running, and at its end as done, diverged, failed or interrupted.
+
+    Meanwhile `tell` writes its status, and a thread a sign of life every minute. A mistake that is found
+    before a begun run goes on leaves its status, and the command that began it, as they were.
+    """
+    if (directory / RESULT_FILE).exists():
+        yield
+        return
+    forget_parts(directory)
+    earlier = None
+    with contextlib.suppress(Damaged):  # written anew now
+        earlier = read_told(directory)
+    files = (directory / STATUS_FILE, *(directory / HYDRA_FOLDER).glob("*"))
+    before = {file: file.read_bytes() for file in files if file.exists()}
+    status = StatusWriter(directory)
+    status.write(
+        note=PREPARING,
+        **(earlier.model_dump(include=set(_OF_PROGRESS), exclude_unset=True) if earlier else {}),
+    )
+    over = threading.Event()
+    heart = threading.Thread(target=_beat, args=(status, over), daemon=True)
+    heart.start()
+    _watched.append(status)
+    end: dict[str, str] = {}
+    refused = False
+    try:
+        yield
+        if (directory / RESULT_FILE).exists():
+            end = {"state": "done" if load(directory).diverged_step is None else "diverged", "note": ""}
+    except BaseException as error:
+        state = end_of(error)
+        end = {"state": state, "note": _reason(error) if state == "failed" else ""}
+        refused = is_mistake(error) and status.prepares and _was_begun(earlier)
+        raise
+    finally:
+        _watched.remove(status)
+        over.set()
+        heart.join()
+        with contextlib.suppress(OSError):  # of a full disk, which an error says, and a result outlives
+            if refused:
+                for file, content in before.items():
+                    with written_whole(file) as part:
+                        part.write_bytes(content)
+            elif end:
+                status.write(**end)
+
+
+def _was_begun(record: Told | None) -> bool:
+    """Whether a status is that of a run which has something to go on from, or which nobody refused."""
+    return record is not None and (record.state in ("interrupted", "running") or bool(record.step))
+
+
+def _beat(status: StatusWriter, over: threading.Event) -> None:
+    while not over.wait(HEARTBEAT):
+        with contextlib.suppress(OSError):  # the next one may succeed
+            status.refresh()
+
+
+def end_of(error: BaseException) -> str:
+    """The state of a run that `error` ended: interrupted or failed."""
+    return "interrupted" if isinstance(error, BrokenPipeError) or was_interrupted(error) else "failed"
+
+
+def _reason(error: BaseException) -> str:
+    """The message of the innermost cause, in a line: Hydra wraps those of constructors."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def read_status(directory: str | Path) -> list[RunStatus]:
+    """The runs in the folder `directory`, started or planned, in the order of the plan, then by name.
+
+    `directory` is that of a sweep, or of one run.
+
+    Raises:
+        InputError: if it is no folder, or has no runs.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        here = "" if directory.is_absolute() else f" in {Path.cwd()}"
+        raise InputError(
+            f"{directory} is not a folder{here}; give that of a sweep or a run, such as outputs/alpha"
+        )
+    if _is_run(directory):
+        return [_status_of(directory)]
+    of_plan = planned(directory)
+    started = [
+        path.name
+        for path in sorted(directory.iterdir())
+        if path.is_dir() and path.name not in SKIPPED_FOLDERS and path.name[0] != "." and _is_run(path)
+    ]
+    names = list(dict.fromkeys([*of_plan, *started]))
+    if not names:
+        found = (folder for folder in sorted(directory.iterdir()) if folder.is_dir() and _holds_runs(folder))
+        raise InputError(
+            f"{directory} holds no run; give the folder of a sweep or a run, such as "
+            f"{next(found, 'outputs/alpha')}"
+        )
+    return [_status_of(directory / name) for name in names]
+
+
+def without_result(directory: Path) -> dict[Path, RunStatus]:
+    """The runs below the folder `directory` that were begun and have no result, by their folders."""
+    folders = [file.parent for file in files_below(directory, STATUS_FILE)]
+    return {folder: _status_of(folder) for folder in folders if not (folder / RESULT_FILE).exists()}
+
+
+def read_told(directory: Path) -> Told | None:
+    """What the run in `directory` has last told of itself; None where it has not.
+
+    Raises:
+        Damaged: if its status.json is not what it wrote.
+    """
+    remedy = "delete it; a run that goes on writes it anew"
+    return read_record(directory / STATUS_FILE, Told, remedy)
+
+
+def _holds_runs(directory: Path) -> bool:
+    return any(folder.is_dir() and _is_run(folder) for folder in directory.iterdir())
+
+
+def _is_run(directory: Path) -> bool:
+    return any((directory / name).exists() for name in (RESULT_FILE, STATUS_FILE, "config.yaml"))
+
+
+def _status_of(directory: Path) -> RunStatus:
+    status, record, spoilt = RunStatus(directory.name, "waiting"), None, ""
+    try:
+        record = read_told(directory)
+    except Damaged as error:
+        spoilt = str(error)
+        status = replace(status, state="failed", note=spoilt)
+    if record is not None:
+        fields = record.model_dump(include=set(RunStatus.__dataclass_fields__), exclude_unset=True)
+        status = replace(status, **fields)
+    if (directory / RESULT_FILE).exists():
+        try:
+            result = load(directory)
+        except InputError as error:
+            return replace(status, state="failed", note=str(error), seconds_left=None)
+        steps = int(result.training.get("steps", 0))
+        total = status.steps if result.diverged_step is not None else steps
+        for key, value in result.training.items():  # of the student that is kept
+            name = key.removeprefix("valid_")
+            if key.startswith("valid_") and name in METRICS:
+                status = replace(status, metric=name, score=value)
+        diverged = result.diverged_step is not None
+        return replace(
+            status,
+            state="diverged" if diverged else "done",
+            step=steps,
+            steps=total,
+            seconds_left=None,
+            seconds=result.own_seconds,
+            note=spoilt or (f"at step {result.diverged_step}" if diverged else _worse(result.far_worse)),
+        )
+    if record is None:
+        ended = status.state == "waiting" and (directory / "config.yaml").exists()
+        return replace(status, state="failed", note="ended without a result") if ended else status
+    if status.state == "running":
+        age = max(0.0, time.time() - (record.updated or 0.0))
+        if not _alive(record, age):
+            return replace(status, state="failed", note="its process is gone", seconds_left=None)
+        if status.seconds_left is not None:
+            return replace(status, seconds_left=max(0.0, status.seconds_left - age))
+    return status
+
+
+def _worse(how: str) -> str:
+    return f"far worse than it began: {how}" if how else ""
+
+
+def _alive(record: Told, age: float) -> bool:
+    """Whether the process that wrote `record`, `age` seconds ago, is there, as far as can be told here."""
+    here = record.host == socket.gethostname()
+    if not here or record.pid is None or age >= SILENCE:  # then its number may be another's by now
+        return age < SILENCE
+    try:
+        os.kill(record.pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def seconds_left(runs: Iterable[RunStatus], starting: int = 0) -> float | None:
+    """Of all runs that are not finished; None where nothing tells.
+
+    A waiting run takes as long as a finished one did on average, and as many run at once as do now. The time
+    left of a preparation says nothing of the run that follows.
+
+    Args:
+        runs: all of them.
+        starting: how many of the waiting ones begin now.
+    """
+    runs = list(runs)
+    running = [run for run in runs if run.state == "running"]
+    waiting = sum(run.state == "waiting" for run in runs)
+    known = [run.seconds_left for run in running if run.seconds_left is not None and run.note != PREPARING]
+    at_once = len(running) + starting
+    if len(known) < len(running) or (waiting and not at_once):
+        return None
+    took = [run.seconds for run in runs if run.seconds is not None and run.state == "done"]
+    if waiting and not took:
+        return None
+    ahead = waiting * sum(took) / len(took) / at_once if waiting else 0.0
+    return max(known, default=0.0) + ahead
+
+
+def time_left(directory: Path, runs: Sequence[Path]) -> str:
+    """How long the runs of a command may take from the one in `directory` on: `  (about 12 min left in all)`.
+
+    By those of them that are finished; empty where nothing tells.
+    """
+    if len(runs) < 2 or not directory.parent.is_dir():
+        return ""
+    names = {run.name for run in runs}
+    try:
+        of_runs = [run for run in read_status(directory.parent) if run.name in names]
+    except Damaged:  # which `amid status` says
+        return ""
+    starts = any(run.name == directory.name and run.state == "waiting" for run in of_runs)
+    left = seconds_left(of_runs, starting=1) if starts else None
+    return "" if left is None else f"  (about {in_words(left)} left in all)"
+
+
+def to_terminal(runs: Sequence[RunStatus], most: int | None = None) -> Group:
+    """The runs as a table, and a line that counts them; with `most` only so many, the running ones first."""
+    metrics = list(dict.fromkeys(run.metric for run in runs if run.metric))
+    score = escape(f"valid {METRICS.get(metrics[0], metrics[0]) if len(metrics) == 1 else 'score'}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("run", overflow="fold")
+    table.add_column("state")
+    for name in ("step", "loss", score, "left"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    shown = sorted(runs, key=lambda run: _URGENCY.index(run.state))[:most] if most is not None else runs
+    for run in shown:
+        table.add_row(
+            Text(plain(run.name)),
+            Text(run.state, style=STATES[run.state]),
+            f"{run.step}/{run.steps}" if run.steps else "",
+            "" if run.loss is None else f"{run.loss:.3f}",
+            "" if run.score is None else f"{run.score:.1f}",
+            "" if run.seconds_left is None or run.note == PREPARING else in_words(run.seconds_left),
+            Text(plain(_doing(run) if run.state == "running" else run.note)),
+        )
+    hidden = len(runs) - len(shown)
+    counts = {state: sum(run.state == state for run in runs) for state in STATES}
+    line = f"{len(runs)} run{'s' * (len(runs) != 1)}: " + ", ".join(
+        f"{n} {state}" for state, n in counts.items() if n
+    )
+    left = seconds_left(runs)
+    if counts["running"] and left is not None:
+        line += f"; about {in_words(left)} left"
+    return Group(table, *([Text(f"and {hidden} more", style="dim")] if hidden else []), Text(line))
+
+
+def _doing(run: RunStatus) -> str:
+    share = f" {100 * run.done // run.total}%" if run.total else ""
+    if run.note == PREPARING and run.seconds_left is not None:
+        share += f", {in_words(run.seconds_left)} left of it"
+    return ": ".join(filter(None, (run.note, run.part))) + share
+
+
+def in_words(seconds: float) -> str:
+    """A time in its largest fitting unit: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,206 @@
+"""What a run tells Weights & Biases besides its metrics: columns, tags, summaries, samples and its end."""
+
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from amid.config.secrets import without_secrets
+from amid.results import OF_ANSWERS, RunResult, average_scores, better
+from amid.scoring.scores import answers_files, read_answers
+from amid.settings import LOSSES
+from amid.tracking.progress import FURTHER
+from amid.tracking.status import STATES
+
+STEP = "trainer/global_step"
+"""The key of the optimiser steps in a W&B run."""
+
+SAMPLES = 64
+"""Answers of each evaluation set in the table of samples."""
+
+OFFLINE_RUNS = "wandb/offline-run-*"
+
+LONGEST_TAG = 64
+"""Characters of a tag that W&B takes."""
+
+EMPTY_LOG = 7
+"""Bytes of an offline run's log without a record, as of one killed early: W&B writes 32 KiB at a time."""
+
+SECONDS_TO_WRITE = 20.0
+"""What W&B's own process may take to write a log after its run has ended."""
+
+EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 255}
+"""What W&B is told at the end: 255 is its own code for an interrupt."""
+
+
+def going_on(loggers: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """The settings of `loggers`, those of W&B with the id that the earlier part of this run had there.
+
+    So W&B appends to that run. An id that the settings name stays.
+
+    Args:
+        loggers: their settings, by name.
+        directory: of the run, which goes on.
+    """
+    parts = sorted(part.name.removeprefix("offline-") for part in (directory / "wandb").glob("*run-*-*"))
+    if not parts:
+        return dict(loggers)
+    _, _, earlier = parts[-1].split("-", 2)
+    return {
+        name: {**settings, "id": settings.get("id") or earlier}
+        if settings["_target_"].endswith(".WandbLogger")
+        else settings
+        for name, settings in loggers.items()
+    }
+
+
+def begin(loggers: Sequence[Logger], labels: Mapping[str, Any], cfg: Mapping[str, Any]) -> None:
+    """Gives a run its columns, tags and the summaries of its metrics.
+
+    The labels are columns of their own (`alpha`, `lam`, `divergence`, `order`, `method`, ...), beside `text`,
+    `seed` and the whole configuration as `config`, in which values of secrets are hidden. Its sweep, method
+    and divergence are its tags, and its state in the summary is `running`, which stays where it is killed.
+    The summaries of what is logged in training are its best value and its last. Scores of the end are defined
+    as better when higher, those as better when lower of which that is true, such as Self-BLEU.
+
+    Args:
+        loggers: of the run; those that are not of W&B are left out.
+        labels: what tables call the run.
+        cfg: its configuration.
+    """
+    for logger in loggers:
+        if not isinstance(logger, WandbLogger):
+            continue
+        columns = dict(labels) | {
+            "text": _text(cfg["text"]),
+            "seed": cfg["seed"],
+            "config": without_secrets(cfg),
+        }
+        logger._wandb_init.pop("anonymous", None)  # which W&B warns of, whatever its value
+        logger.log_hyperparams(columns)
+        run = logger.experiment
+        tags = [run.group, *(labels.get(name) for name in ("method", "divergence"))]
+        tags = [str(tag)[:LONGEST_TAG] for tag in tags if tag not in (None, "", "none")]
+        kept = [tag for tag in run.tags or () if tag not in STATES]  # without how its earlier part ended
+        run.tags = tuple(dict.fromkeys([*kept, *tags]))
+        run.summary["state"] = "running"
+        for name, which in _directions(cfg["data"]).items():
+            summary = which if name.startswith(OF_THE_END) else f"{which},last"
+            run.define_metric(name, step_metric=STEP, step_sync=True, summary=summary)
+        for name in ("train/gradient_norm", "train/lr", "train/alpha", "train/lam"):
+            run.define_metric(name, step_metric=STEP, step_sync=True, summary="last")
+
+
+OF_THE_END = ("test/", "average/")
+
+
+def _directions(data: Mapping[str, Any]) -> dict[str, str]:
+    """What is logged, and whether its least or its highest value is the best: `min` or `max`."""
+    best = dict.fromkeys(("train/loss", *LOSSES, *FURTHER), "min") | {"valid/same_top": "max"}
+    if metric := data.get("valid_metric"):
+        best[f"valid/{metric}"] = "max"
+    of_answers = dict.fromkeys(data.get("metrics") or (), "max")
+    of_answers |= {name: "min" for name in OF_ANSWERS if better(name) == "lower"}
+    groups = [*(f"test/{name}" for name in data.get("test") or ()), "average"]
+    return best | {f"{group}/{name}": which for group in groups for name, which in of_answers.items()}
+
+
+def conclude(loggers: Sequence[Logger], result: RunResult, generations: Path) -> None:
+    """Adds what a run came to: average scores, a table of its first answers, and the tag of its state.
+
+    The summary has `state` (`done` or `diverged`), `diverged_step`, `test/SET/METRIC` and its standard
+    deviation over the sampling seeds, `test/SET/METRIC_std`, and `average/METRIC` over the evaluation sets;
+    the state is a tag, too.
+
+    Args:
+        loggers: of the run; those that are not of W&B are left out.
+        result: its record.
+        generations: the folder of its answers.
+    """
+    for logger in loggers:
+        if not isinstance(logger, WandbLogger):
+            continue
+        run = logger.experiment
+        state = "done" if result.diverged_step is None else "diverged"
+        summary: dict[str, Any] = {"state": state}
+        if result.diverged_step is not None:
+            summary["diverged_step"] = result.diverged_step
+        summary |= {f"average/{name}": mean for name, mean in average_scores(result).items()}
+        for of, by in result.scores.items():
+            summary |= {f"test/{of}/{m}": s.mean for m, s in by.items()}  # a number, not its maximum
+            summary |= {f"test/{of}/{m}_std": s.std for m, s in by.items() if s.std is not None}
+        run.summary.update(summary)
+        run.tags = (*(run.tags or ()), state)
+        if state == "done":
+            logger.log_table("generations", columns=[*COLUMNS], data=_samples(result, generations))
+
+
+def finish(state: str = "done") -> None:
+    """Ends the W&B run of this process, where there is one, so that the next job does not go on in it.
+
+    Args:
+        state: `failed` and `interrupted` are put down, as tag, in the summary and as exit code.
+    """
+    if wandb := sys.modules.get("wandb"):  # loaded by its logger only
+        if state != "done" and wandb.run is not None:
+            wandb.run.tags = (*(wandb.run.tags or ()), state)
+            wandb.run.summary["state"] = state
+        wandb.finish(exit_code=EXIT_CODES[state])
+
+
+def sync_command(directories: Iterable[Path]) -> str | None:
+    """The shell command that sends to W&B what runs logged offline and nobody has sent; None for nothing.
+
+    A log without a record is left out: at one W&B stops and sends none.
+
+    Args:
+        directories: of the runs.
+    """
+    logs = {directory: sorted(directory.glob(OFFLINE_RUNS)) for directory in sorted(set(directories))}
+    kept = {
+        directory: unsent
+        for directory, found in logs.items()
+        if (unsent := [log for log in found if _holds_records(log) and not any(log.glob("*.wandb.synced"))])
+    }
+    if not kept:
+        return None
+    if len(kept) == 1 or not all(_holds_records(log) for found in logs.values() for log in found):
+        return shlex.join(["wandb", "sync", *(str(path) for found in kept.values() for path in found)])
+    parents = sorted({directory.parent for directory in kept})
+    return " ".join(["wandb sync", *(f"{shlex.quote(str(p))}/*/{OFFLINE_RUNS}" for p in parents)])
+
+
+def _holds_records(log: Path) -> bool:
+    """Whether an offline run has a record, or may get one still."""
+    files = [file.stat() for file in log.glob("*.wandb")]
+    return any(f.st_size > EMPTY_LOG or time.time() - f.st_mtime < SECONDS_TO_WRITE for f in files)
+
+
+COLUMNS = ("set", "instruction", "input", "reference", "answer", "tokens", "ended")
+
+
+def _samples(result: RunResult, generations: Path) -> list[list[Any]]:
+    """The first answer to each of the first prompts of each evaluation set, with the first seed."""
+    rows: list[list[Any]] = []
+    files = answers_files(generations)
+    for name in result.scores:
+        first = next(iter(files[name].values()))
+        for answered in read_answers(first, SAMPLES):
+            answer = answered.answers[0]
+            shown = [answered.instruction, answered.input, answered.references[0]]
+            rows.append([name, *shown, answer.text, answer.tokens, answer.ended])
+    return rows
+
+
+def _text(settings: Mapping[str, Any]) -> str:
+    """Whose responses are trained on, as `text=` says it."""
+    name: str = settings["_target_"].rpartition(".")[2].removesuffix("Text").lower()
+    return (
+        "mixed"
+        if name == "student" and settings.get("share", 1) < 1
+        else {"rollout": "rollouts"}.get(name, name)
+    )

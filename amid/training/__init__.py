@@ -1,0 +1,1 @@
+"""The training of a student: the Lightning module, its loss, its checkpoints and its limits."""

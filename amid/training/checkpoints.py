@@ -1,0 +1,366 @@
+"""The checkpoints of a training: the best epoch's student, and the states from which a run goes on."""
+
+import csv
+import io
+import math
+import os
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from amid.data import InstructionData
+from amid.errors import InputError
+from amid.files import forget_parts, written_whole
+from amid.tracking.progress import announce, shown
+from amid.training import interruption
+
+FOLDER = "checkpoints"
+"""Of a run, which holds them."""
+
+BEST_EPOCH, LAST, PREVIOUS = "best-epoch.ckpt", "last.ckpt", "previous.ckpt"
+"""The state after the best validated epoch, the latest state, and the one before it."""
+
+FORMAT = 1
+"""Version of what a checkpoint holds; a run does not go on from another one."""
+
+
+class Checkpoints:
+    """Which checkpoints a training keeps.
+
+    The best validated epoch stays. Besides, the whole state of the training is kept every so many steps or
+    minutes, before each validation, at the end, and when a signal stops the run; the two latest stay. A run
+    that goes on from one ends as if it had not been cut.
+
+    Args:
+        monitor: what is best, of what is logged at validations, such as `valid/loss`.
+        mode: `min` or `max`.
+        every_n_steps: optimiser steps between two states; null for no such limit.
+        every_minutes: minutes between two states, above 0; null for no such limit.
+        requeue: whether a SLURM job that SIGTERM or SIGUSR1 stops is put back into the queue.
+
+    Raises:
+        InputError: for a value outside its range.
+    """
+
+    def __init__(
+        self,
+        monitor: str,
+        mode: str = "min",
+        every_n_steps: int | None = None,
+        every_minutes: float | None = 5.0,
+        requeue: bool = False,
+    ) -> None:
+        if mode not in ("min", "max"):
+            raise InputError(f"checkpoint.mode={mode} must be min or max")
+        if every_n_steps is not None and (type(every_n_steps) is not int or every_n_steps < 1):
+            raise InputError(
+                f"checkpoint.every_n_steps={every_n_steps} must be a whole number of steps from 1, or null"
+            )
+        number = type(every_minutes) in (int, float)
+        if every_minutes is not None and not (number and 0 < every_minutes < math.inf):
+            raise InputError(
+                f"checkpoint.every_minutes={every_minutes} must be a number of minutes above 0, or null"
+            )
+        if type(requeue) is not bool:
+            raise InputError(f"checkpoint.requeue={requeue} must be true or false")
+        self.monitor, self.mode, self.requeue = monitor, mode, requeue
+        self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
+
+    def best(self, folder: Path) -> ModelCheckpoint:
+        """What keeps the best validated epoch in `folder`."""
+        return ModelCheckpoint(
+            folder,
+            filename=Path(BEST_EPOCH).stem,
+            monitor=self.monitor,
+            mode=self.mode,
+            enable_version_counter=False,
+        )
+
+    def due(self, steps: int, seconds: float) -> bool:
+        """Whether a state is to be kept, so long after the latest."""
+        by_steps = self.every_n_steps is not None and steps >= self.every_n_steps
+        return by_steps or (self.every_minutes is not None and seconds >= 60 * self.every_minutes)
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long a training is, and where it is validated."""
+
+    steps: int
+    """Of the whole training."""
+    of_epoch: int
+    """Steps of an epoch."""
+    epochs_to_validation: int
+    """Only every so many epochs, or the part of one that the training ends with, a validation follows."""
+
+    def validates_at(self, step: int) -> bool:
+        """Whether a validation follows the first `step` steps."""
+        epoch, rest = divmod(step - 1, self.of_epoch)
+        ends = rest + 1 == self.of_epoch or step == self.steps
+        return step > 0 and ends and (epoch + 1) % self.epochs_to_validation == 0
+
+    def place(self, step: int) -> tuple[int, int]:
+        """The epochs that `step` steps complete, and the further steps; the last epoch may be cut."""
+        return (-(-step // self.of_epoch), 0) if step == self.steps else divmod(step, self.of_epoch)
+
+    def loops(self, step: int, validated: bool, ended: bool) -> dict[str, Any]:
+        """The state of Lightning's training loop from which it goes on with the next thing to do.
+
+        That is the validation that follows, or the next step, in its epoch or in a new one. A state as
+        Lightning writes it would leave out a validation that was cut, and log steps under other numbers.
+
+        Args:
+            step: steps that are done.
+            validated: whether the validation that follows them, if one does, is done too.
+            ended: whether nothing follows, though steps may be left.
+        """
+        waits = self.validates_at(step) and not validated and not ended
+        epochs, batches = self.place(self.steps if ended else step)
+        done = {"total": _count(epochs), "current": _count(epochs)}
+        if waits:
+            batches, epochs = self.of_epoch, epochs - 1
+        if batches:  # within an epoch
+            done = {name: _count(epochs) | _begun(epochs + 1) for name in done}
+        of_batches = {"total": _count(step), "current": _count(batches), "is_last_batch": waits}
+        validation = {"total": _count(0) | _begun(waits), "current": _count(0), "is_last_batch": False}
+        steps = {"ready": step, "completed": step}
+        return {
+            "epoch_progress": done,
+            "epoch_loop.batch_progress": of_batches,
+            "epoch_loop.state_dict": {"_batches_that_stepped": step - waits},
+            "epoch_loop.manual_optimization.optim_step_progress": {"total": steps, "current": steps},
+            "epoch_loop.val_loop.batch_progress": validation,
+        }
+
+
+def _count(n: int) -> dict[str, int]:
+    return {"ready": n, "started": n, "processed": n, "completed": n}
+
+
+def _begun(n: int) -> dict[str, int]:
+    return {"ready": int(n), "started": int(n)}
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes each checkpoint beside its place, to the disk, and then renames it; `last.ckpt` becomes
+    `previous.ckpt` when a new one is whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes a checkpoint, whole or not at all.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(target) as part:
+            try:
+                with part.open("wb") as stream:
+                    torch.save(checkpoint, stream)
+            except OSError as error:  # of a write, which does not say where
+                raise OSError(error.errno, error.strerror, str(target)) from error
+            if target.name == LAST and target.exists():
+                before = target.with_name(PREVIOUS)
+                before.unlink(missing_ok=True)
+                try:
+                    os.link(target, before)
+                except OSError:  # where the file system has no hard links
+                    os.replace(target, before)
+
+
+class States(Callback):
+    """Keeps the whole state of a training, as `checkpoints` says, and goes on from it.
+
+    Stands before all callbacks that measure steps, whose figures would count the writing otherwise.
+
+    Args:
+        best: what keeps the best epoch, in the same folder.
+        checkpoints: how often.
+        course: of the training.
+    """
+
+    def __init__(self, best: ModelCheckpoint, checkpoints: Checkpoints, course: Course) -> None:
+        assert best.dirpath is not None
+        self._best, self._folder = best, Path(best.dirpath)
+        self._checkpoints, self._course = checkpoints, course
+        self._ended = False
+        self._kept: tuple[int, int] | None = None  # the latest state: its steps, and those of its validation
+        self._kept_at = time.monotonic()
+
+    def _keep(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self._folder / LAST)
+        self._kept, self._kept_at = _now(trainer), time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps the state before the first step; signals are heeded after a step from now on."""
+        interruption.hold()
+        self._kept_at = time.monotonic()
+        if self._kept is None:
+            self._keep(trainer)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keeps the state after the step before, where it is time or a signal came.
+
+        Only now all of that step is logged.
+
+        Raises:
+            Stopped: for a signal.
+        """
+        assert self._kept is not None
+        stops = interruption.asked()
+        passed = trainer.global_step - self._kept[0], time.monotonic() - self._kept_at
+        if _now(trainer) != self._kept and (stops or self._checkpoints.due(*passed)):
+            self._keep(trainer)
+        if stops:
+            interruption.release()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps the state before a validation in the training, which a signal cuts short."""
+        if trainer.state.fn == "fit":
+            if _now(trainer) != self._kept:
+                self._keep(trainer)
+            interruption.release()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Signals are heeded after a step again."""
+        if trainer.state.fn == "fit":
+            interruption.hold()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps the state after the last step and its validation, also where a callback ended the training.
+
+        Raises:
+            Stopped: for a signal.
+        """
+        self._ended = True
+        self._keep(trainer)
+        interruption.release()
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds what has been logged so far, which a run that goes on logs the rest to."""
+        checkpoint["format"] = FORMAT
+        checkpoint["ended"] = self._ended
+        checkpoint["has_best_epoch"] = bool(self._best.best_model_path)
+        checkpoint["metrics"] = [_text(logger) for logger in _csv_loggers(trainer)]
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Goes on from it: with the loops, the data's order, the log, and the best epoch, also where the
+        folder was moved."""
+        step, validated = self._kept = checkpoint["global_step"], checkpoint["validated_step"]
+        checkpoint["loops"] = {"fit_loop": self._course.loops(step, validated == step, checkpoint["ended"])}
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, InstructionData)
+        data.begin_at(*self._course.place(step))
+        for logger, text in zip(_csv_loggers(trainer), checkpoint["metrics"], strict=False):
+            _restore(logger, text)
+        state = checkpoint["callbacks"][self._best.state_key]
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[name] = state[name] and str(self._folder / Path(state[name]).name)
+        state["best_k_models"] = {
+            str(self._folder / Path(path).name): score for path, score in state["best_k_models"].items()
+        }
+        state["dirpath"] = self._best.dirpath
+
+
+def _now(trainer: L.Trainer) -> tuple[int, int]:
+    """The steps that are done, and those that were at the last validation."""
+    module: Any = trainer.lightning_module
+    return trainer.global_step, module.validated_step
+
+
+def _csv_loggers(trainer: L.Trainer) -> list[CSVLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+
+
+def _text(logger: CSVLogger) -> str:
+    logger.save()
+    file = Path(logger.experiment.metrics_file_path)
+    return file.read_bytes().decode() if file.exists() else ""
+
+
+def _restore(logger: CSVLogger, text: str) -> None:
+    """Lets a logger go on after the lines in `text`."""
+    writer = logger.experiment
+    file = Path(writer.metrics_file_path)
+    if text:
+        with written_whole(file) as part:
+            part.write_bytes(text.encode())
+        writer.metrics_keys = list(csv.DictReader(io.StringIO(text)).fieldnames or ())
+    else:
+        file.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A checkpoint on disk that is whole."""
+
+    path: Path
+    step: int
+    validated_step: int
+    has_best_epoch: bool
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The latest whole state of a run that was begun before, to go on from; damaged ones are set aside.
+
+    Says on the screen from where the run goes on, or why it starts over.
+    """
+    folder = directory / FOLDER
+    forget_parts(folder)
+    files = [folder / name for name in (LAST, PREVIOUS, BEST_EPOCH)]
+    found = {file.name: _read(file) for file in files if file.exists()}
+    for name in [name for name, state in found.items() if state is None]:
+        (folder / name).replace(folder / f"{name}.damaged")
+    whole = [state for state in found.values() if state is not None]
+    if found.get(BEST_EPOCH) is None:
+        whole = [state for state in whole if not state.has_best_epoch]
+    damaged = [shown(folder / name) for name, state in found.items() if state is None]
+    told = f"{', '.join(damaged)} {'is' if len(damaged) == 1 else 'are'} damaged: " if damaged else ""
+    if whole:
+        state = max(whole, key=lambda state: (state.step, state.validated_step))
+        source = f", from {state.path.name}" if damaged else ""
+        announce(f"{told}{shown(directory)} goes on after step {state.step} of its training{source}")
+        return state.path
+    if found:
+        announce(f"{told or 'No checkpoint is left of the best epoch: '}{shown(directory)} starts over")
+    elif (directory / "config.yaml").exists():
+        announce(f"{shown(directory)} was begun, and stopped before its first checkpoint: it starts over")
+    return None
+
+
+def _read(path: Path) -> _Found | None:
+    """What stands in a checkpoint; None if it is damaged, or written by another version."""
+    state = whole_state(path)
+    if state is None or state.get("format") != FORMAT:
+        return None
+    return _Found(path, state["global_step"], state["validated_step"], state["has_best_epoch"])
+
+
+def whole_state(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint holds, read as far as it is used; None if the checksums are not those of its parts.
+
+    Raises:
+        OSError: if it cannot be opened.
+    """
+    with path.open("rb") as stream:
+        try:
+            if zipfile.ZipFile(stream).testzip() is not None:
+                return None
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return state
+        except Exception:  # damaged bytes raise nearly anything
+            return None

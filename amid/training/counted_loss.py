@@ -1,0 +1,82 @@
+"""An objective of student and teacher at the counted positions of a batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from amid.data.tokens import MicroBatch, counted_positions
+from amid.losses import CrossEntropy, Loss
+from amid.losses.fused import Stats
+from amid.models.source import CountedStates
+from amid.teacher.supply import Teacher
+
+
+class CountedLoss:
+    """What a batch gives of an objective: bodies are run on all tokens, heads on the counted positions alone.
+
+    The objective's `fused` is called where it wants that and both heads can be split off (see
+    `CountedStates`), else the objective on the models' own logits at these positions.
+
+    Args:
+        student: the model to train.
+        teacher: its teacher; None where no objective needs one.
+        shared_vocab: both models' logits are cut to their first so many entries; None if they are alike.
+    """
+
+    def __init__(self, student: PreTrainedModel, teacher: Teacher | None, shared_vocab: int | None) -> None:
+        self._teacher, self._shared_vocab = teacher, shared_vocab
+        self._states = CountedStates(student)
+
+    def __call__(
+        self,
+        objective: Loss,
+        batch: MicroBatch,
+        denominator: float | Tensor | None,
+        return_stats: bool = False,
+        cross_entropy: bool = False,
+    ) -> tuple[Tensor, Stats]:
+        """The sum over the counted tokens divided by `denominator`, and sums.
+
+        Args:
+            objective: an objective of `amid.losses`.
+            batch: as `MicroBatch` says, padded on the right.
+            denominator: None for the number of counted tokens of this batch.
+            return_stats: whether the sums that the objective names are asked for.
+            cross_entropy: whether they have "cross_entropy" too, -log q of the labels, divided alike.
+        """
+        positions = counted_positions(batch)
+        inputs = (batch["input_ids"], positions)
+        labels = batch["labels"][:, 1:][positions[:, :-1]]
+        head, teacher = self._states.head, self._teacher if objective.needs_teacher else None
+        given: dict[str, Any] = {}
+        loss_of: Callable[..., Any]
+        cross_entropy_of: Callable[..., Any]
+        if objective.uses_fused and head is not None and (teacher is None or teacher.head is not None):
+            loss_of, cross_entropy_of = objective.fused, CrossEntropy().fused
+            student = head.cut(self._shared_vocab).inputs("student")
+            student["student_hidden"] = self._states.hidden(*inputs)
+            if teacher is not None and teacher.head is not None:
+                given = teacher.head.cut(self._shared_vocab).inputs("teacher")
+                given["teacher_hidden"] = teacher.hidden(batch, positions)
+        else:
+            loss_of, cross_entropy_of = objective, CrossEntropy()
+            student = {"student_logits": self._states.logits(*inputs)[:, : self._shared_vocab]}
+            if teacher is not None:
+                given = {"teacher_logits": teacher.logits(batch, positions)[:, : self._shared_vocab]}
+        sampled = objective.uses_sampling and "sampling" in batch
+        if sampled:
+            given["sampling"] = batch["sampling"][:, 1:][positions[:, :-1]]
+        if objective.needs_labels or sampled:
+            given["labels"] = labels
+        stats: Stats = {}
+        if return_stats:
+            loss, stats = loss_of(**student, **given, denominator=denominator, return_stats=True)
+        else:
+            loss = loss_of(**student, **given, denominator=denominator)
+        if cross_entropy:
+            stats["cross_entropy"] = cross_entropy_of(
+                **student, labels=labels, denominator=denominator
+            ).detach()
+        return loss, stats

@@ -1,0 +1,424 @@
+"""The training loop of distillation, on Lightning."""
+
+import contextlib
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from amid.data.tokens import Mean, MicroBatch, Row, SampledRow, counted_positions, padding_share
+from amid.errors import InputError
+from amid.experiment.evaluation import ValidationScore
+from amid.generation.sampling import MixedAnswer, Sampling
+from amid.losses import KL, CrossEntropy, Loss, Objective
+from amid.schedule import Schedule
+from amid.teacher.supply import CachedTeacher, Teacher
+from amid.text import Text, on_student_text, prompts_of
+from amid.training.counted_loss import CountedLoss
+from amid.training.learning_rate import scheduled
+
+_STEPS_OF_A_SEED = 10**7
+"""More steps than a run has, so that the steps of no two seeds have the same number."""
+
+
+class Diverged(Exception):
+    """At an optimiser step, counted from 1, the student's loss, gradient or logits are not finite."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"step {step}: {what}")
+        self.step = step
+
+
+class DistillationModule(L.LightningModule):
+    """Trains a student on an objective between it, a frozen teacher and the data.
+
+    One item of the data loader is one optimiser step, given as a list of micro-batches. The loss is the sum
+    over the counted tokens of all of them divided by their number, so that the way a step is cut into
+    micro-batches changes memory and speed only; or, with `mean="micro_batch"`, the mean of their own means.
+    The student is in train mode, with whatever dropout its own configuration says; the teacher
+    always in eval mode. A step whose loss or gradient is not finite leaves the student as it is, and raises
+    `Diverged`.
+
+    Logged each `log_every_n_steps`, and at the last step: `train/loss`, `train/gradient_norm` (before
+    clipping), `train/lr`, means over the counted tokens of `train/entropy_p|q|r` (nats), `train/kl_pq` and
+    `train/gradient_weight`, `train/alpha`, `train/lam`, and `train/padding`, the share of padding among the
+    step's tokens (0..1).
+    Since the last record: `train/student_text`, the share of rows that the student wrote (0..1),
+    `train/student_text_tokens`, how many of their tokens count (the mean), and `train/text_threshold`. With
+    `MiniLLM`, means over the counted tokens of `train/single_step` (KL(q ‖ p), nats), `train/to_go`,
+    `train/importance` and `train/clipped` (0..1). `train/plain_text_loss` is that on plain text; `train/loss`
+    has it with its weight. Logged at each validation: `valid/loss`, `valid/cross_entropy` (nats a token),
+    `valid/perplexity`, its exponential; with a teacher `valid/kl_pq` (nats a token) and `valid/same_top`, the
+    share of tokens whose likeliest token is the teacher's (0..1), also logged in training; `valid/METRIC` and
+    `valid/METRIC_best` of `valid_score`, such as `valid/rouge_l` (0..100).
+
+    Args:
+        student: the model to train.
+        teacher: its teacher; None where neither the objective nor a comparison at validations needs one.
+        objective: an objective of `amid.losses`.
+        optimizer: from parameters, `params=`, to an optimiser.
+        scheduler: makes a schedule, called as `amid.training.learning_rate.scheduled` says.
+        clip_norm: the gradient is scaled down to this norm, above 0; None never.
+        tokenizer: of both models.
+        valid_score: of the student's answers at validations; None for none.
+        steps: optimiser steps of the whole training, which ends there.
+        log_every_n_steps: steps between two records of the training.
+        micro_batches: cuts the rows of an optimiser step into micro-batches.
+        mean: over what the loss is a mean: "step" or "micro_batch".
+        text: whose responses are trained on; on the student's, only with an objective of which
+            `on_student_text` leaves something.
+        plain_text: the batch of plain text with a given number, on which a cross-entropy is taken at each
+            step, the mean over its own counted tokens, or of its micro-batches' means; None for none.
+        plain_text_weight: of that loss.
+        shared_vocab: where both models' logits are needed, they are cut to their first so many entries;
+            None if they are alike.
+        schedule: moves settings of the objective's assistant after each optimiser step, in training and
+            validation; None leaves them.
+    """
+
+    KEPT: ClassVar = (
+        "best_score",
+        "response_tokens",
+        "before",
+        "validation",
+        "validated_step",
+        "text_counts",
+    )
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: Teacher | None,
+        objective: Loss,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., LRScheduler],
+        clip_norm: float | None,
+        tokenizer: PreTrainedTokenizerBase,
+        valid_score: ValidationScore | None,
+        steps: int,
+        log_every_n_steps: int,
+        micro_batches: Callable[[Sequence[Row | SampledRow]], list[MicroBatch]],
+        text: Text,
+        mean: Mean = "step",
+        plain_text: Callable[[int], list[MicroBatch]] | None = None,
+        plain_text_weight: float = 1.0,
+        shared_vocab: int | None = None,
+        schedule: Schedule | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.student = student
+        self.teacher = teacher
+        self.objective = objective
+        self._micro_batches, self._text, self._mean = micro_batches, text, mean
+        self._on_student_text = on_student_text(objective)
+        self._plain_text, self._plain_text_weight = plain_text, plain_text_weight
+        self._optimizer, self._scheduler, self._clip_norm = optimizer, scheduler, clip_norm
+        self._tokenizer, self._valid_score = tokenizer, valid_score
+        self.steps, self._log_every_n_steps = steps, log_every_n_steps
+        self._schedule = schedule
+        if schedule is not None:
+            schedule.begin(objective=objective)
+        with_teacher = objective.needs_teacher
+        self._loss = CountedLoss(
+            student, teacher if with_teacher else None, shared_vocab if with_teacher else None
+        )
+        self._comparison = (
+            None if teacher is None or with_teacher else CountedLoss(student, teacher, shared_vocab)
+        )
+        self._valid_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        self.best_score = float("-inf")
+        self.response_tokens = 0
+        self.text_counts = {"rows": 0, "student_rows": 0, "student_tokens": 0}
+        self.before: dict[str, float] = {}
+        self.validation: dict[str, float] = {}
+        self.validated_step = -1
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser over the student's trainable weights, and its schedule."""
+        optimizer = self._optimizer(params=[p for p in self.student.parameters() if p.requires_grad])
+        return [optimizer], [scheduled(self._scheduler, optimizer, self.steps)]
+
+    def setup(self, stage: str) -> None:
+        """Brings the teacher to the student's device.
+
+        Raises:
+            InputError: in a training on several devices.
+        """
+        if self.trainer.world_size > 1:
+            raise InputError(f"devices={self.trainer.world_size}: a student is trained on one device; use 1")
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+
+    def on_train_start(self) -> None:
+        """Puts the student into train mode: models come in eval mode."""
+        self.student.train()
+        self._seed = torch.initial_seed()
+
+    def training_step(self, micro_batches: list[MicroBatch], batch_idx: int) -> Tensor:
+        """One optimiser step over all its micro-batches; returns its loss.
+
+        Raises:
+            Diverged: if its loss or gradient, or the student's logits where it answers, are not finite.
+        """
+        self._seed_step()
+        optimizer = self.optimizers()
+        scheduler = self.lr_schedulers()
+        assert not isinstance(optimizer, list)
+        assert isinstance(scheduler, LRScheduler)
+        objective = self.objective
+        student_text = self._student_text(micro_batches) if self._text.from_student else None
+        if student_text is not None:
+            assert self._on_student_text is not None
+            micro_batches, objective = student_text, self._on_student_text
+        counts = [_counted(batch) for batch in micro_batches]
+        counted = sum(counts)
+        all_counted = max(counted, 1)
+        step = self.trainer.global_step
+        logging = (step + 1) % self._log_every_n_steps == 0 or step + 1 == self.steps
+        needed = () if self._schedule is None else self._schedule.needs
+        loss = torch.zeros((), device=self.device)
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        for batch, denominator in zip(micro_batches, self._denominators(counts), strict=True):
+            part, stats = self._loss(objective, batch, denominator, return_stats=logging or bool(needed))
+            self.manual_backward(part)
+            loss += part.detach()
+            for name, value in stats.items():
+                sums[name] += value
+        plain_text_loss = self._plain_text_backward() if self._plain_text is not None else None
+        total = loss if plain_text_loss is None else loss + self._plain_text_weight * plain_text_loss
+        norm = nn.utils.clip_grad_norm_(
+            self.student.parameters(), float("inf") if self._clip_norm is None else self._clip_norm
+        )
+        values = (float(total), float(norm))
+        if not all(map(math.isfinite, values)):
+            raise Diverged(step + 1, "loss {:g}, gradient norm {:g}".format(*values))
+        optimizer.step()
+        optimizer.zero_grad()  # gradients take no memory while the student answers
+        self.response_tokens += counted
+        if logging:
+            rates: dict[str, float | Tensor] = {f"train/{k}": v / all_counted for k, v in sums.items()}
+            assistant = getattr(self.objective, "assistant", None)
+            for name in ("alpha", "lam"):
+                if hasattr(assistant, name):
+                    rates[f"train/{name}"] = float(getattr(assistant, name))
+            rates["train/padding"] = padding_share(micro_batches)
+            if plain_text_loss is not None:
+                rates["train/plain_text_loss"] = plain_text_loss
+            if self._text.from_student:
+                rates |= self._text_rates()
+            rates |= {"train/gradient_norm": norm, "train/lr": scheduler.get_last_lr()[0]}
+            self._record(step, {**rates, "train/loss": total})
+        scheduler.step()
+        if self._schedule is not None:
+            means = {"loss": loss} | {name: sums[name] / all_counted for name in needed}
+            self._schedule.update(
+                step=step, steps=self.steps, means={name: float(mean) for name, mean in means.items()}
+            )
+            self._schedule.apply(objective=self.objective)
+        self._stop_at_the_last_step()
+        return total
+
+    def _record(self, step: int, rates: Mapping[str, float | Tensor]) -> None:
+        """Logs figures of one step.
+
+        Lightning itself would write those of earlier steps again where this one has none.
+        """
+        for name, rate in rates.items():
+            self.log(name, rate, prog_bar=name == "train/loss", logger=False)
+        row = {name: float(torch.as_tensor(rate, dtype=torch.float32)) for name, rate in rates.items()}
+        for logger in self.loggers:
+            logger.log_metrics({**row, "epoch": self.current_epoch}, step=step)
+            logger.save()
+
+    def _seed_step(self) -> None:
+        """Lets dropout be one of the seed and the step alone, also in a run that goes on."""
+        torch.manual_seed((self._seed * _STEPS_OF_A_SEED + self.trainer.global_step) % 2**63)
+
+    def _stop_at_the_last_step(self) -> None:
+        """Ends the training where its steps are done, within an epoch if need be.
+
+        Lightning's own `max_steps` would count the epoch that a run goes on with twice.
+        """
+        if self.trainer.global_step >= self.steps:
+            self.trainer.should_stop = True
+
+    def _denominators(self, counted: Sequence[int]) -> list[int]:
+        """What the sum over each micro-batch of a step is divided by, given its number of counted tokens."""
+        if self._mean == "micro_batch":
+            return [len(counted) * max(n_tokens, 1) for n_tokens in counted]
+        return [max(sum(counted), 1)] * len(counted)
+
+    def _student_text(self, of_data: list[MicroBatch]) -> list[MicroBatch] | None:
+        """What this step is taken on in place of the data; None for the data."""
+        answer = _Answerer(self.student, self.teacher, self._tokenizer)
+        with self._answering():
+            rows = self._text.rows(
+                prompts=prompts_of(of_data), step=self.trainer.global_step, steps=self.steps, answer=answer
+            )
+        self.text_counts["rows"] += (
+            sum(len(batch["rows"]) for batch in of_data) if rows is None else len(rows)
+        )
+        if rows is None:
+            return None
+        self.text_counts["student_rows"] += len(rows)
+        self.text_counts["student_tokens"] += sum(len(ids) - n_prompt for ids, n_prompt, *_ in rows)
+        parts = self._micro_batches(rows)
+        return [{name: value.to(self.device) for name, value in batch.items()} for batch in parts]
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Raises `Diverged` where a student that was trained has no finite logits to answer with."""
+        step = self.trainer.global_step
+        try:
+            yield
+        except FloatingPointError as error:
+            if step == 0:
+                raise
+            raise Diverged(step, str(error)) from error
+
+    def _text_rates(self) -> dict[str, float]:
+        """What is logged of the text since the last time."""
+        counts = self.text_counts
+        rates = {"train/student_text": counts["student_rows"] / counts["rows"]}
+        if counts["student_rows"]:
+            rates["train/student_text_tokens"] = counts["student_tokens"] / counts["student_rows"]
+        if self._text.threshold is not None:
+            rates["train/text_threshold"] = self._text.threshold
+        self.text_counts = dict.fromkeys(counts, 0)
+        return rates
+
+    def _plain_text_backward(self) -> Tensor:
+        """Adds the gradient of the loss on plain text, and returns it without its weight."""
+        assert self._plain_text is not None
+        batches = self._plain_text(self.trainer.global_step)
+        objective = CrossEntropy(fused=self.objective.uses_fused)
+        total = torch.zeros((), device=self.device)
+        for batch, denominator in zip(
+            batches, self._denominators([_counted(batch) for batch in batches]), strict=True
+        ):
+            batch = {name: value.to(self.device) for name, value in batch.items()}
+            loss, _ = self._loss(objective, batch, denominator)
+            self.manual_backward(self._plain_text_weight * loss)
+            total += loss.detach()
+        return total
+
+    def on_validation_start(self) -> None:
+        """Empties the sums over the validation set."""
+        self._valid_sums.clear()
+
+    def validation_step(self, micro_batches: list[MicroBatch], batch_idx: int) -> None:
+        """Adds a batch to the sums over the validation set."""
+        for batch in micro_batches:
+            with_stats = self.objective.needs_teacher
+            loss, stats = self._loss(self.objective, batch, 1.0, with_stats, cross_entropy=True)
+            self._valid_sums["loss"] += loss
+            self._valid_sums["tokens"] += counted_positions(batch).sum()
+            if self._comparison is not None:
+                divergence = Objective(KL(), fused=self.objective.uses_fused)
+                stats |= self._comparison(divergence, batch, 1.0, return_stats=True)[1]
+            for name in ("cross_entropy", "kl_pq", "same_top"):
+                if name in stats:
+                    self._valid_sums[name] += stats[name]
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the validation losses, and the score of the student's answers."""
+        sums = {name: float(value) for name, value in self._valid_sums.items()}
+        if not sums.get("tokens"):
+            raise InputError("the validation data hold no token of a response; choose other data.valid")
+        self.validated_step = self.trainer.global_step
+        tokens = sums.pop("tokens")
+        self.validation = {f"valid_{name}": value / tokens for name, value in sums.items()}
+        perplexity = torch.tensor(self.validation["valid_cross_entropy"]).exp()
+        self.validation["valid_perplexity"] = float(perplexity)
+        for name, value in self.validation.items():
+            self.log(name.replace("_", "/", 1), value)
+        self._text.validated(cross_entropy=self.validation["valid_cross_entropy"])
+        if self._valid_score is not None:
+            name, score = self._valid_score.name, self._score(self._valid_score)
+            self.best_score = max(self.best_score, score)
+            self.log(f"valid/{name}", score, prog_bar=True)
+            self.log(f"valid/{name}_best", self.best_score)
+            self.validation[f"valid_{name}"] = score
+        if not self.before:
+            self.before = {f"{name}_before": value for name, value in self.validation.items()}
+
+    def _score(self, of: ValidationScore) -> float:
+        with self._answering(), self.trainer.precision_plugin.forward_context():
+            return of(self.student, self._tokenizer)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what a resumed run goes on from: no frozen weights, which are where they came from."""
+        frozen = self._frozen()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
+        for name in self.KEPT:
+            checkpoint[name] = getattr(self, name)
+        if self._schedule is not None:
+            checkpoint["schedule"] = self._schedule.state_dict()
+        checkpoint["text"] = self._text.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on from it."""
+        for name in self.KEPT:
+            setattr(self, name, checkpoint[name])
+        if self._schedule is not None:
+            self._schedule.load_state_dict(checkpoint["schedule"])
+            self._schedule.apply(objective=self.objective)
+        self._text.load_state(checkpoint["text"])
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Takes weights over; frozen ones may be missing and stay."""
+        found = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = sorted(set(found.missing_keys) - self._frozen())
+        if strict and (missing or found.unexpected_keys):
+            raise RuntimeError(f"checkpoint: {missing} missing, {found.unexpected_keys} unexpected")
+        return found
+
+    def _frozen(self) -> set[str]:
+        return {
+            name for name, weight in self.named_parameters(remove_duplicate=False) if not weight.requires_grad
+        }
+
+
+def _counted(batch: MicroBatch) -> int:
+    return int(counted_positions(batch).sum())
+
+
+@dataclass(frozen=True)
+class _Answerer:
+    """The `Answerer` of this run's student and teacher."""
+
+    student: PreTrainedModel
+    teacher: Teacher | None
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def end(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    def __call__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
+        vocabulary = len(self.tokenizer)
+        drawn = sampling.token_ids(
+            model=self.student, tokenizer=self.tokenizer, prompts=prompts, seed=seed, vocabulary=vocabulary
+        )
+        torch.clear_autocast_cache()  # it holds weights cast without a gradient
+        return [ids for (ids,) in drawn]
+
+    def mixed(
+        self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int, teacher_share: float
+    ) -> list[MixedAnswer]:
+        assert self.teacher is not None
+        assert not isinstance(self.teacher, CachedTeacher)  # see TeacherSupply
+        drawn = sampling.mixed(self.student, self.teacher.model, self.tokenizer, prompts, seed, teacher_share)
+        torch.clear_autocast_cache()
+        return drawn

@@ -1,0 +1,53 @@
+"""What bfloat16 costs on this processor."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from amid.tracking.progress import announce
+
+_SLOW = 3.0
+"""How many times float32's time are worth a word."""
+
+
+def announce_slow_bfloat16(settings: Mapping[str, Any]) -> None:
+    """Says so where `settings` ask for bfloat16 on a CPU that has no instructions for it.
+
+    Without them (AVX-512 BF16 or AMX on x86) matrix products can take hundreds of times as long as in
+    float32. That is measured, on one small product of each.
+    """
+    wanted = {
+        f"model.{role}.dtype": model["dtype"]
+        for role in ("teacher", "student")
+        if (model := settings["model"].get(role)) and model.get("dtype") == "bfloat16"
+    }
+    if str(settings["trainer"]["precision"]).startswith("bf16"):
+        wanted["trainer.precision"] = settings["trainer"]["precision"]
+    accelerator = settings["trainer"]["accelerator"]
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+    if not wanted or not on_cpu:
+        return
+    times = times_as_long()
+    if times > _SLOW:
+        given = ", ".join(f"{key}={value}" for key, value in wanted.items())
+        remedy = " ".join(f"{key}={'32-true' if key == 'trainer.precision' else 'float32'}" for key in wanted)
+        announce(
+            f"bfloat16 ({given}) takes {times:.0f} times as long as float32 on this processor; use {remedy}"
+        )
+
+
+def times_as_long() -> float:
+    """The time of a matrix product in bfloat16 over that in float32, on the CPU."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(64, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+        a @ b
+        runs = []
+        for _ in range(3):
+            started = time.perf_counter()
+            a @ b
+            runs.append(time.perf_counter() - started)
+        seconds[dtype] = min(runs)
+    return seconds[torch.bfloat16] / seconds[torch.float32]
