@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from test_hf import TOKENS, amid, assert_same, collator, on_whole_logits, tiny
-from test_hf import rows as rows_by_hand
+from hf_models import TOKENS, amid, assert_same, collator, on_whole_logits, tiny
+from hf_models import rows as rows_by_hand
 
 from amid.data.builtin import corpus
 from amid.errors import InputError

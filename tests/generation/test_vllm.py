@@ -4,7 +4,7 @@ import types
 
 import pytest
 import torch
-from test_generation import PROMPTS, TOKENS, network
+from families import PROMPTS, TOKENS, network
 from transformers import AutoModelForCausalLM
 
 from amid.errors import InputError
