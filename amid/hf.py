@@ -16,7 +16,7 @@ from amid.errors import InputError
 from amid.losses import Loss
 from amid.models.limits import check_reads_forwards, table_of_positions
 from amid.models.source import shared_vocabulary
-from amid.teacher.supply import LiveTeacher
+from amid.teacher.signals import LiveTeacher
 from amid.training.counted_loss import CountedLoss
 
 

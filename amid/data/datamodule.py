@@ -26,7 +26,7 @@ from amid.data.sources import Loaded, Source, TextSource, load_documents, loaded
 from amid.data.tokens import NO_ROW, Mean, MicroBatch, Row, SampledRow, Tokens, collate, packed
 from amid.errors import InputError
 from amid.files import forget_parts, key_of, only_writer
-from amid.teacher.state_store import read_tensors, write_tensors
+from amid.tensor_files import read_tensors, write_tensors
 from amid.tracking.progress import announce
 
 FORMAT = 3

@@ -17,7 +17,7 @@ from amid.estimates.sizes import Facts, Lengths
 from amid.experiment.fine_tuning import fine_tuning, prepared
 from amid.experiment.plan import is_compared
 from amid.results import BEST, RESULT_FILE
-from amid.teacher.supply import TeacherCache
+from amid.teacher.cache import TeacherCache
 from amid.text import TeacherText, Text
 from amid.text.answer_store import AnswerFolder
 from amid.training.trainer import epochs_of_validation, steps_of

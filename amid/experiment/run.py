@@ -32,7 +32,8 @@ from amid.models.lora import merge
 from amid.models.source import ModelSource, shared_vocabulary
 from amid.models.source import save as save_model
 from amid.results import BEST, RESULT_FILE, RunResult, Score, load, save, sums_of_run
-from amid.teacher.supply import Teacher, TeacherSupply
+from amid.teacher.signals import Teacher
+from amid.teacher.supply import TeacherSupply
 from amid.text import TeacherText, Text
 from amid.tracking import wandb_runs as tracking
 from amid.tracking.progress import announce, shown

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from amid.calls import by_name, name_of, takes_names
+from amid.config.calls import by_name, name_of, takes_names
 from amid.losses.assistant import (
     LEAST_SHARE,
     AlphaMixture,

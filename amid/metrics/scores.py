@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from amid.calls import by_name
+from amid.config.calls import by_name
 from amid.metrics.bootstrap import Resampled
 
 

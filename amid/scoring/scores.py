@@ -12,7 +12,7 @@ import numpy
 from numpy.typing import NDArray
 from pydantic import Field
 
-from amid.calls import by_name
+from amid.config.calls import by_name
 from amid.errors import InputError
 from amid.files import Record, check_regular, check_sums, check_values, key_of, read_record, written_whole
 from amid.metrics import (

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from amid.calls import takes_names
+from amid.config.calls import takes_names
 from amid.errors import InputError, choose_one, in_one_line, shortened
 from amid.settings import nodes
 from amid.settings.together import check_together

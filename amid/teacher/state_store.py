@@ -1,18 +1,16 @@
 """Hidden states on disk: written once in shards, verified, read through memory maps."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
-from amid.files import SUM, Record, checksum, forget_parts, read_made, write_json, written_whole
+from amid.files import Record, checksum, forget_parts, read_made, write_json
+from amid.tensor_files import write_tensors
 from amid.tracking.progress import announce
 
 SHARD_BYTES = 256 * 2**20
@@ -192,37 +190,3 @@ class StateFolder:
 
     def _whole(self, shard: Shard) -> bool:
         return shard.checksum is not None and shard.checksum == checksum(self.folder / shard.file)
-
-
-def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Writes a safetensors file, with a checksum of the tensors in it, that appears whole or not at all;
-    returns the checksum of the file."""
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    data = save(tensors, {SUM: _sum(tensors)})
-    with written_whole(file) as part:
-        part.write_bytes(data)
-    return xxhash.xxh3_128_hexdigest(data)
-
-
-def read_tensors(file: Path) -> dict[str, Tensor] | None:
-    """What `write_tensors` wrote into a file; None where there is none, or, which is said, it is damaged."""
-    try:
-        with safe_open(file, framework="pt") as stored:
-            written = (stored.metadata() or {}).get(SUM)
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        return None
-    except (SafetensorError, OSError, ValueError):
-        written, tensors = None, {}
-    if written is not None and written == _sum(tensors):
-        return tensors
-    announce(f"{file} is damaged: made anew")
-    return None
-
-
-def _sum(tensors: Mapping[str, Tensor]) -> str:
-    digest = xxhash.xxh3_128()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

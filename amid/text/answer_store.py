@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from amid.data.tokens import Tokens
 from amid.files import Record, checksum, forget_parts, key_of, read_made, write_json
 from amid.generation.sampling import Sampling
-from amid.teacher.state_store import MANIFEST, write_tensors
+from amid.teacher.state_store import MANIFEST
+from amid.tensor_files import write_tensors
 from amid.tracking.progress import Progress
 
 FORMAT = 1

@@ -10,7 +10,7 @@ from amid.data.tokens import MicroBatch, counted_positions
 from amid.losses import CrossEntropy, Loss
 from amid.losses.fused import Stats
 from amid.models.source import CountedStates
-from amid.teacher.supply import Teacher
+from amid.teacher.signals import Teacher
 
 
 class CountedLoss:

@@ -18,7 +18,7 @@ from transformers.optimization import (
     get_linear_schedule_with_warmup,
 )
 
-from amid.calls import name_of
+from amid.config.calls import name_of
 from amid.errors import InputError, first_line
 
 NAMES_OF_STEPS = ("num_training_steps", "total_steps", "T_max", "total_iters", "steps")

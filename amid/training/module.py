@@ -20,7 +20,7 @@ from amid.experiment.evaluation import ValidationScore
 from amid.generation.sampling import MixedAnswer, Sampling
 from amid.losses import KL, CrossEntropy, Loss, Objective
 from amid.schedule import Schedule
-from amid.teacher.supply import CachedTeacher, Teacher
+from amid.teacher.signals import CachedTeacher, Teacher
 from amid.text import Text, on_student_text, prompts_of
 from amid.training.counted_loss import CountedLoss
 from amid.training.learning_rate import scheduled

@@ -10,7 +10,7 @@ from amid.data import InstructionData
 from amid.data.builtin import TEMPLATE, TEMPLATE_WITH_INPUT, corpus, tokenizer
 from amid.data.prompts import Template
 from amid.losses import KL, Objective
-from amid.teacher.supply import LiveTeacher
+from amid.teacher.signals import LiveTeacher
 from amid.training.module import DistillationModule
 
 FORK = multiprocessing.get_context("fork")

@@ -16,7 +16,8 @@ from amid.data.tokens import counted_positions
 from amid.experiment.run import run_experiment
 from amid.losses import AlphaBeta, AlphaMixture, Objective
 from amid.models.source import CountedStates, ModelSource, shared_vocabulary
-from amid.teacher.supply import LiveTeacher, TeacherSupply
+from amid.teacher.signals import LiveTeacher
+from amid.teacher.supply import TeacherSupply
 
 register_resolvers()
 

@@ -19,7 +19,8 @@ from amid.data.tokens import counted_positions
 from amid.errors import InputError
 from amid.models.source import ModelSource
 from amid.teacher import state_store as states
-from amid.teacher.supply import CachedTeacher, LiveTeacher, TeacherSupply
+from amid.teacher.signals import CachedTeacher, LiveTeacher
+from amid.teacher.supply import TeacherSupply
 
 FORK = multiprocessing.get_context("fork")
 """Processes that start at once, with the imports of this one."""
@@ -256,7 +257,7 @@ def test_the_size_is_told_and_compared_with_the_free_disk_space(saved, data, mon
 
     def free(n):
         usage = namedtuple("usage", "free")(n)
-        monkeypatch.setattr("amid.teacher.supply.shutil.disk_usage", lambda path: usage)
+        monkeypatch.setattr("amid.teacher.cache.shutil.disk_usage", lambda path: usage)
 
     free(positions * 64 + head - 1)
     with pytest.raises(InputError, match="teacher=live") as error:

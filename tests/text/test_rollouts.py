@@ -12,7 +12,7 @@ from amid.data.prompts import IGNORE
 from amid.data.tokens import NO_ROW, Tokens
 from amid.generation.sampling import MixedAnswer, Sampling
 from amid.losses import MiniLLM
-from amid.teacher.supply import LiveTeacher
+from amid.teacher.signals import LiveTeacher
 from amid.text import RolloutText
 from amid.text.base import seed_of
 

@@ -16,7 +16,8 @@ from amid.errors import InputError
 from amid.generation.sampling import Sampling
 from amid.losses import KL, CrossEntropy, Objective, WeightedSum
 from amid.models.source import ModelSource
-from amid.teacher.supply import CachedTeacher, LiveTeacher, PartlyCachedTeacher, TeacherSupply
+from amid.teacher.signals import CachedTeacher, LiveTeacher, PartlyCachedTeacher
+from amid.teacher.supply import TeacherSupply
 from amid.text import AdaptiveText, DataText, StudentText, on_student_text, prompts_of
 from amid.text import student as student_text
 from amid.text.base import seed_of

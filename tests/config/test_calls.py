@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from amid.calls import by_name, takes_names
+from amid.config.calls import by_name, takes_names
 from amid.losses import Objective
 from amid.metrics.scores import set_score
 

@@ -1,0 +1,126 @@
+"""The teacher's logits at the counted positions: from its model, from its stored hidden states, or both."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from amid.data.tokens import NO_ROW, MicroBatch
+from amid.losses import Head
+from amid.models.source import CountedStates, output_rows
+from amid.teacher.state_store import States
+from amid.tracking.progress import in_bytes
+
+ATTENTION_BLOCK = 16
+"""Rows go through the teacher at lengths that are multiples of this one, in which attention on a CPU adds up:
+what a row gives is then the same to the last bit in float32, beside whatever other rows it stands."""
+
+
+class LiveTeacher:
+    """A frozen model that is run on every batch, always in eval mode.
+
+    It is no `nn.Module`, so that its weights stay out of the student's optimiser and checkpoint.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self._states = CountedStates(self.model)
+        self.vocabulary = output_rows(model)
+
+    @property
+    def head(self) -> Head | None:
+        """What makes logits [N, V] of hidden states; None where it cannot be split off the model."""
+        return self._states.head
+
+    def to(self, device: torch.device) -> None:
+        """Moves the weights to `device`."""
+        self.model.to(device)
+
+    @torch.no_grad()
+    def hidden(self, batch: MicroBatch, positions: Tensor) -> Tensor:
+        """The last hidden states [N, D] where `positions` [rows, length] is true, row by row."""
+        length = batch["input_ids"].shape[1]
+        longer = -length % ATTENTION_BLOCK
+        if (most := getattr(self.model.config, "max_position_embeddings", None)) is not None:
+            longer = min(longer, max(int(most) - length, 0))
+        input_ids = pad(batch["input_ids"], (0, longer))
+        return self._states.hidden(input_ids, pad(positions, (0, longer)))
+
+    @torch.no_grad()
+    def logits(self, batch: MicroBatch, positions: Tensor) -> Tensor:
+        """The model's own logits [N, V] at these positions."""
+        return self._states.logits(batch["input_ids"], positions)
+
+
+class CachedTeacher:
+    """The stored states of a teacher, and its head; no weights of its body.
+
+    Args:
+        head: of the teacher.
+        states: at the counted positions of each row.
+        first: the number that `MicroBatch` gives the first of these rows.
+    """
+
+    def __init__(self, head: Head, states: States, first: int = 0) -> None:
+        self.head = head
+        self.vocabulary = len(head.weight)
+        self._states, self._first = states, first
+
+    @property
+    def size(self) -> str:
+        """The positions and bytes of the states, in words."""
+        return f"{self._states.positions:,} positions, {in_bytes(self._states.nbytes)}"
+
+    def to(self, device: torch.device) -> None:
+        """Moves the head to `device`; the states stay on disk until they are asked for."""
+        self.head = self.head.to(device)
+
+    def hidden(self, batch: MicroBatch, positions: Tensor) -> Tensor:
+        """The last hidden states [N, D] where `positions` [rows, length] is true, row by row.
+
+        `positions` are the batch's counted positions: no others are stored.
+        """
+        states = self._states[batch["rows"].cpu() - self._first]
+        if len(states) != int(positions.sum()):
+            raise RuntimeError(f"{len(states)} stored states for {int(positions.sum())} positions")
+        return states.to(positions.device)
+
+    def logits(self, batch: MicroBatch, positions: Tensor) -> Tensor:
+        """Logits [N, V] at the counted positions."""
+        return self.head.logits(self.hidden(batch, positions))
+
+
+class PartlyCachedTeacher:
+    """The stored states of the rows that are stored, and the model for all others."""
+
+    def __init__(self, live: LiveTeacher, cached: CachedTeacher) -> None:
+        self.live, self.cached = live, cached
+        self.model = live.model
+        self.vocabulary = cached.vocabulary
+
+    @property
+    def head(self) -> Head:
+        """That of both."""
+        return self.cached.head
+
+    def to(self, device: torch.device) -> None:
+        """Moves weights and head to `device`."""
+        self.live.to(device)
+        self.cached.to(device)
+
+    def hidden(self, batch: MicroBatch, positions: Tensor) -> Tensor:
+        """The last hidden states [N, D] where `positions` [rows, length] is true, row by row.
+
+        Positions of stored rows are those of the counted tokens.
+        """
+        return self._of(batch).hidden(batch, positions)
+
+    def logits(self, batch: MicroBatch, positions: Tensor) -> Tensor:
+        """Logits [N, V] at these positions."""
+        return self._of(batch).logits(batch, positions)
+
+    def _of(self, batch: MicroBatch) -> LiveTeacher | CachedTeacher:
+        return self.live if bool((batch["rows"] == NO_ROW).any()) else self.cached
+
+
+Teacher = LiveTeacher | CachedTeacher | PartlyCachedTeacher

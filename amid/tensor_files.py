@@ -1,0 +1,48 @@
+"""Files of tensors that appear whole or not at all, and carry a checksum of what is in them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from amid.files import SUM, written_whole
+from amid.tracking.progress import announce
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Writes a safetensors file, with a checksum of the tensors in it, that appears whole or not at all;
+    returns the checksum of the file."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    data = save(tensors, {SUM: _sum(tensors)})
+    with written_whole(file) as part:
+        part.write_bytes(data)
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def read_tensors(file: Path) -> dict[str, Tensor] | None:
+    """What `write_tensors` wrote into a file; None where there is none, or, which is said, it is damaged."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            written = (stored.metadata() or {}).get(SUM)
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError, ValueError):
+        written, tensors = None, {}
+    if written is not None and written == _sum(tensors):
+        return tensors
+    announce(f"{file} is damaged: made anew")
+    return None
+
+
+def _sum(tensors: Mapping[str, Tensor]) -> str:
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
