@@ -90,24 +90,45 @@ class Soak:
                     name = Path((found[1] or found[3]).strip("'")).name
                     if name in self.stopped:
                         step, by = self.stopped.pop(name)
-                        self.lost.append((name, by, step - int(found[2] or 0)))
+                        lost = step - int(found[2] or 0)
+                        self.lost.append((name, by, lost if by == "SIGKILL" else max(0, lost)))
             self.read[log] = len(lines)
 
-    def in_training(self, process: subprocess.Popen) -> tuple[Path, int] | None:
-        """The run or fine-tuning whose steps `process` takes, and how many of them are done.
+    def in_training(self, process: subprocess.Popen) -> Path | None:
+        """The run or fine-tuning whose steps `process` takes, or whose training it validates."""
+        for file in (*self.folder.glob("runs/*/status.json"), *self.folder.glob("prepared/*/status.json")):
+            status = json.loads(file.read_text())
+            if status["pid"] == process.pid and (status["state"], status["note"]) == ("running", "training"):
+                return file.parent
+        return None
+
+    def send(self, number: int, process: subprocess.Popen) -> str:
+        """Sends a signal, waits for the end of the process, and returns what it met.
+
+        Takes note of the steps of the training that it met, none of which a restart may lose beyond the
+        checkpoint interval: after SIGKILL all that were done, else those before the signal, as a process may
+        take further ones until it heeds it.
 
         metrics.csv does not tell: Lightning deletes it at a start, and the checkpoint's lines come later.
         """
-        for file in (*self.folder.glob("runs/*/status.json"), *self.folder.glob("prepared/*/status.json")):
-            status = json.loads(file.read_text())
-            busy = status["pid"] == process.pid and status["state"] in ("running", "interrupted")
-            if busy and status.get("note") in ("training", "") and not (file.parent / "result.json").exists():
-                return file.parent, status.get("step", 0)
-        return None
+        met = self.in_training(process)
+        before = step_of(met)
+        process.send_signal(number)
+        process.wait(timeout=120)
+        steps = step_of(met) if number == signal.SIGKILL else before
+        if met and steps and not (met / "result.json").exists():
+            self.look()  # at what was said of earlier stops
+            self.stopped[met.name] = (steps, signal.Signals(number).name)
+        return f"{signal.Signals(number).name} {'in training' if met else 'elsewhere'}"
 
     def unfinished(self) -> int:
         """How many of the runs have no result."""
         return len(self.methods) - len(list(self.folder.glob("runs/*/result.json")))
+
+
+def step_of(run: Path | None) -> int:
+    """The steps of its training that a run or fine-tuning has said to be done."""
+    return json.loads((run / "status.json").read_text()).get("step", 0) if run else 0
 
 
 ONE_PROCESS = """
@@ -184,14 +205,7 @@ def disturb(soak: Soak, numbers: list[int], longest: float, draw: random.Random)
                 one.due = time.monotonic() + one.delay
             if not numbers or one.due is None or time.monotonic() < one.due or one.process.poll() is not None:
                 continue
-            number = numbers.pop()
-            one.process.send_signal(number)
-            one.process.wait(timeout=120)
-            met = soak.in_training(one.process)
-            phases[f"{signal.Signals(number).name} {'in training' if met else 'elsewhere'}"] += 1
-            if met and met[1]:
-                soak.look()
-                soak.stopped[met[0].name] = (met[1], signal.Signals(number).name)
+            phases[soak.send(numbers.pop(), one.process)] += 1
             processes[place] = started()
     for one in processes:
         one.process.wait()
