@@ -25,11 +25,12 @@ from amid.config.compose import (
     takes,
     values_of,
 )
-from amid.config.folders import CONF, is_group, search_also, sweep_file
+from amid.config.folders import CONF, group_names, is_group, search_also, sweep_file
 from amid.config.run_names import Naming
 from amid.config.secrets import check_for_secrets
-from amid.errors import InputError, choose_one
+from amid.errors import InputError, choose_one, shortened
 from amid.results import RESULT_FILE
+from amid.settings import SweepFile, sweep_of
 
 SMALL = "small"
 """The scale where none is said; the other ones write to folders of their own."""
@@ -196,7 +197,7 @@ class PlannedRun:
 
 def title(name: str) -> str:
     """What a sweep is, in a line: the first comment of its file."""
-    first, *_ = [*sweep_file(name).read_text(encoding="utf-8").splitlines(), ""]
+    first, *_ = [*sweep_file(name).read_text(encoding="utf-8", errors="replace").splitlines(), ""]
     return first.lstrip("# ") if first.startswith("#") else ""
 
 
@@ -215,21 +216,19 @@ def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) ->
     """
     path = sweep_file(name)
     search_also(path.parent)
-    file = _read(path)
-    scales = file.get("scales") or {}
+    file, params = _read(path)
+    scales = file.scales
     if scale is not None and not scales:
         raise InputError(f"scale={scale}: sweep {name} has no scales; leave out scale=")
     scale = SMALL if scale is None else scale
     if scales and scale not in scales:
         raise InputError(f"scale={scale} is none of sweep {name}{choose_one(scale, list(scales))}")
-    params = OmegaConf.select(file, "hydra.sweeper.params") or {}
     grid = [f"{key}={value}" for key, value in params.items()]
     everywhere = [*scales.get(scale, []), *overrides]
-    lines = [line.split() for line in file.get("baselines", [])]
     jobs = [_merged([*grid, *everywhere])]
-    jobs += [_merged([*line, *_reaching(line, everywhere)]) for line in lines]
+    jobs += [_merged([*line, *_reaching(line, everywhere)]) for line in file.baselines]
     given = [o.split("=", 1)[1] for o in overrides if o.startswith("output_dir=")]
-    usual = file.get("output_dir") or f"outputs/{path.stem}"
+    usual = file.output_dir or f"outputs/{path.stem}"
     output_dir = given[-1] if given else usual + ("" if scale == SMALL else f"-{scale}")
     jobs = [_merged([*job, f"output_dir={output_dir}"]) for job in jobs]
     searches = _searches(file, jobs[0])
@@ -240,28 +239,34 @@ def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) ->
     return Sweep(path.stem, Path(output_dir), jobs, path.parent.absolute(), searches)
 
 
-def _searches(file: Any, job: Sequence[str]) -> bool:
+def _searches(file: SweepFile, job: Sequence[str]) -> bool:
     """Whether the sweeper of a sweep's file, or of the overrides of its grid, is not Hydra's own."""
-    entries = [dict(entry) for entry in file.defaults if isinstance(entry, DictConfig)]
+    entries = [entry for entry in file.defaults if isinstance(entry, dict)]
     said = {str(key).split("/", 1)[-1]: name for entry in entries for key, name in entry.items()}
     chosen = {key.removeprefix("hydra/"): name for key, name in said.items()}
     chosen |= dict(o.lstrip("+").removeprefix("hydra/").split("=", 1) for o in job if "hydra/sweeper=" in o)
     return str(chosen.get("sweeper", "basic")) != "basic"
 
 
-def _read(path: Path) -> Any:
-    """What the file of a sweep has, unresolved.
+def _read(path: Path) -> tuple[SweepFile, dict[str, str]]:
+    """What the file of a sweep says of its runs, and its grid (`amid.settings.sweep_of`).
 
     Raises:
-        InputError: if it is no YAML of a primary configuration that builds on `train`.
+        InputError: if it is no YAML of a primary configuration that builds on `train`, or a key of it is
+            unknown or has a value of another shape.
     """
     try:
         content: Any = OmegaConf.load(path)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"sweep {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(content, DictConfig) or not content.get("defaults"):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = "it is nested too deeply" if "recursion" in str(error) else shortened(str(error))
+        raise InputError(f"sweep {path} cannot be read: {reason}") from error
+    if not isinstance(content, DictConfig) or "defaults" not in content:
         raise InputError(f"sweep {path} does not build on train; begin it with defaults: [train, _self_]")
-    return content
+    try:
+        values: Any = OmegaConf.to_container(content, resolve=False)
+        return sweep_of(values, group_names())
+    except InputError as error:
+        raise InputError(f"sweep {path}: {error}") from error
 
 
 def _reaching(line: Sequence[str], everywhere: Sequence[str]) -> list[str]:

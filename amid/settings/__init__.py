@@ -1,7 +1,17 @@
 """One check of every setting of a run, before anything is prepared."""
 
 from amid.settings.check import check, check_folder, has_argument
+from amid.settings.sweep_file import SweepFile, sweep_of
 from amid.settings.together import LOSSES
 from amid.settings.words import other_word, shown
 
-__all__ = ["LOSSES", "check", "check_folder", "has_argument", "other_word", "shown"]
+__all__ = [
+    "LOSSES",
+    "SweepFile",
+    "check",
+    "check_folder",
+    "has_argument",
+    "other_word",
+    "shown",
+    "sweep_of",
+]

@@ -156,10 +156,15 @@ def _check_root(settings: Values, reading: _Reading) -> None:
     for key, value in settings.items():
         used = any("${" + str(key) in text for text in reading.interpolations)
         if key not in known and not used:
-            remedy = other_word(str(key))
-            near = f"; {remedy}" if remedy is not None else _near(str(key), [*known, *_names(settings)])
-            raise InputError(f"{key}={shown(value)}: there is no such setting{near}")
-    _check_values("", nodes.Root, {k: v for k, v in settings.items() if k in known}, reading)
+            raise InputError(unknown_at_the_top(key, value, [*known, *_names(settings)]))
+    check_values("", nodes.Root, {k: v for k, v in settings.items() if k in known}, reading)
+
+
+def unknown_at_the_top(key: Any, value: Any, known: list[str]) -> str:
+    """What is said of a key at the top of a configuration that is none of the settings `known`."""
+    remedy = other_word(str(key))
+    near = f"; {remedy}" if remedy is not None else _near(str(key), known)
+    return f"{key}={shown(value)}: there is no such setting{near}"
 
 
 def _nodes(settings: Values) -> Iterator[tuple[str, str, Any]]:
@@ -242,7 +247,7 @@ def _check_node(key: str, kind: str, node: Any, reading: _Reading) -> None:
         model, what = WITHOUT_TARGET[kind]
         if not isinstance(node, dict):
             raise InputError(f"{key}={shown(node)} must be {what}")
-        _check_values(f"{key}.", model, node, reading)
+        check_values(f"{key}.", model, node, reading)
         return
     if not isinstance(node, dict):
         remedy = f"name its class, +{key}._target_=mine.Class" if "." in key else f"choose {key}=OPTION"
@@ -262,7 +267,7 @@ def _check_node(key: str, kind: str, node: Any, reading: _Reading) -> None:
     known = nodes.BY_TARGET.get(kind, {}).get(target)
     given = {name: value for name, value in node.items() if name not in OF_HYDRA}
     if known is not None:
-        _check_values(f"{key}.", known, given, reading)
+        check_values(f"{key}.", known, given, reading)
     else:
         _check_signature(key, kind, target, node, given, reading)
 
@@ -276,8 +281,16 @@ def _check_set(key: str, source: Any) -> None:
         raise InputError(f"{key}={shown(source)} must be the path of a file, or null to leave it out")
 
 
-def _check_values(prefix: str, model: type[nodes.Node], values: Values, reading: _Reading) -> None:
+def check_values(
+    prefix: str, model: type[nodes.Node], values: Values, reading: _Reading | None = None
+) -> None:
     """Holds values to the model of their node.
+
+    Args:
+        prefix: of the keys, in messages.
+        model: of the node.
+        values: by key.
+        reading: how they were read; a value that could not be had is not missed.
 
     Raises:
         InputError: for the first that does not fit.
@@ -292,7 +305,7 @@ def _check_values(prefix: str, model: type[nodes.Node], values: Values, reading:
             name = str(mistake["loc"][0])
             key = f"{prefix}{name}"
             if mistake["type"] == "missing":
-                if not reading.without(key):
+                if reading is None or not reading.without(key):
                     raise InputError(f"{key} is missing; give it a value, {key}=VALUE") from error
             elif mistake["type"] == "extra_forbidden":
                 raise InputError(_unknown(key, values[name], list(model.model_fields))) from error

@@ -113,6 +113,73 @@ def test_mistakes(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+WRONG = {
+    "hydra: {sweeper: {params: [seed=1]}}": "hydra.sweeper.params=[seed=1] must be values by setting",
+    "hydra: {sweeper: {params: seed=1}}": "hydra.sweeper.params=seed=1 must be values by setting",
+    "hydra: {sweeper: {params: {seed: [1, 2]}}}": "seed is [1, 2]; write seed: 1,2",
+    "hydra: {sweeper: {params: {assistant: {lam: 1}}}}": "name each setting of it, assistant.KEY: A,B",
+    "hydra: {sweeper: {params: {seed: }}}": "seed has none; write them, or seed: 'null'",
+    "hydra: {sweeper: {params: {5: 1}}}": "5 is no setting; write seed: 1,2,3",
+    "hydra: {sweeper: {param: {seed: 1}}}": "hydra.sweeper.param={seed: 1}: there is no such setting; did",
+    "hydra: {sweeper: [seed]}": "hydra.sweeper=[seed] must be settings of the sweeper",
+    "hydra: 5": "hydra=5 must be settings of Hydra",
+    "hydra: ": "hydra=null must be settings of Hydra",
+    "params: {seed: 1}": "params={seed: 1} stands at the top; write the grid below hydra.sweeper.params",
+    "baselines: method=kd": "baselines=method=kd must be a list of runs",
+    "baselines: {method: kd}": "baselines={method: kd} must be a list of runs",
+    "baselines: [{method: kd}]": "one is '{method: kd}'; write KEY=VALUE",
+    "baselines: [method=kd seed]": "one is 'method=kd seed'; write KEY=VALUE",
+    "baselines: [null]": "one is 'null'; write KEY=VALUE",
+    "baselines: ['']": "write KEY=VALUE",
+    "scales: [seed=1]": "scales=[seed=1] must be lists of overrides by the names of scales",
+    "scales: 5": "scales=5 must be lists of overrides",
+    "scales: {small: seed=1}": "small is seed=1; write each below it",
+    "scales: {small: [{seed: 1}]}": "one is a mapping; write it as one text: - seed=1",
+    "scales: {small: [seed=1 data=dolly]}": "write each on a line of its own",
+    "scales: {1: [seed=1]}": "1 is no text; put it in quotes",
+    "output_dir: 5": "output_dir=5 must be the path of a folder",
+    "output_dir: [a]": "output_dir=[a] must be the path of a folder",
+    "output_dir: ''": "output_dir= must be the path of a folder",
+    "output_dir: ???": "output_dir=??? must be the path of a folder",
+    "baseline: [method=kd]": "baseline=[method=kd]: there is no such setting; did you mean 'baselines'?",
+    "defaults: train": "defaults=train must be a list that builds on train",
+    "defaults: [_self_]": "defaults=[_self_] must be a list that builds on train",
+    "defaults: [5]": "defaults=[5] must be a list that builds on train",
+    "x: " + 3000 * "[" + 3000 * "]": "cannot be read: it is nested too deeply",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_file_of_wrong_shape_names_file_key_and_remedy(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("amid.config_folders._given", [])
+    begin = "" if text.startswith("defaults") else "defaults: [train, _self_]\n"
+    (tmp_path / "own.yaml").write_text(f"{begin}{text}\n")
+    assert main(["sweep", "./own.yaml"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("amid: sweep own.yaml")
+    assert WRONG[text] in line
+    assert [*tmp_path.iterdir()] == [tmp_path / "own.yaml"]
+
+
+def test_parts_of_a_file_that_are_left_empty_are_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("amid.config_folders._given", [])
+    text = (
+        "defaults: [train, _self_]\noutput_dir:\nbaselines:\nscales:\nhydra: {sweeper: {params: {seed: 3}}}\n"
+    )
+    (tmp_path / "own.yaml").write_text(text)
+    sweep = read_sweep(str(tmp_path / "own.yaml"), [])
+    assert sweep.jobs == [["seed=3", "output_dir=outputs/own"]]
+
+
+def test_a_mistake_in_a_setting_names_the_file_of_ones_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("amid.config_folders._given", [])
+    (tmp_path / "own.yaml").write_text("defaults: [train, _self_]\nclip_norm: -1\n")
+    assert main(["sweep", "./own.yaml"]) == 1
+    assert capsys.readouterr().err.startswith("amid: sweep ./own.yaml: clip_norm=-1 must be a number above 0")
+
+
 def test_a_file_without_scales_is_a_sweep_too(tmp_path, monkeypatch):
     assert read_sweep("alpha", ["seed=1"]).in_short == "10 runs, 6 of the grid and 4 baselines"
     text = "defaults: [train, _self_]\noutput_dir: outputs/own\nhydra: {sweeper: {params: {seed: '1,2'}}}\n"
