@@ -1,7 +1,9 @@
 """Teacher and student before a run: fine-tuned on its data where the pair says so, once for all runs."""
 
+import contextlib
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +38,12 @@ def with_prepared_models(cfg: Config, data: InstructionData, run: Run) -> None:
     and in the run, with new ones.
 
     Raises:
-        InputError: if a model cannot be found, its tokenizer is not that of `data`, the teacher has adapters
-            that nothing trains, or a fine-tuning diverged.
+        InputError: if a fine-tuning diverged, or its schedule does not fit its steps.
     """
-    check_models(cfg, data.tokenizer)
     tuned = [role for role, source in _models(cfg).items() if source.get("sft")]
     for role in tuned:
         settings = fine_tuning_settings(cfg, role)
-        steps = steps_of(settings["trainer"], _steps_of_all(settings, data))
+        steps = steps_of(settings["trainer"], steps_of_all_rows(settings, data))
         check_rates(settings, steps, f"model.{role}.sft.")
     for role, source in _models(cfg).items():
         if role in tuned:
@@ -55,7 +55,8 @@ def check_models(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> None:
     and that their tokenizers are `tokenizer`.
 
     Raises:
-        InputError: see `with_prepared_models`.
+        InputError: if a model cannot be found, its tokenizer is not the run's, it cannot read such texts, or
+            the teacher has adapters that nothing trains.
     """
     models = _models(cfg)
     if "teacher" in models and models["teacher"].get("lora") is not None and not models["teacher"].get("sft"):
@@ -64,14 +65,26 @@ def check_models(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> None:
             "set model.teacher.lora=null too"
         )
     for role, source in models.items():
-        model: ModelSource = instantiate({key: value for key, value in source.items() if key != "sft"})
-        skeleton, name = model.skeleton(model.config(tokenizer)), f"the {role} {model.path or ''}".strip()
+        with _named(role):
+            model: ModelSource = instantiate({key: value for key, value in source.items() if key != "sft"})
+            skeleton = model.skeleton(model.config(tokenizer))
+        name = f"the {role} {model.path or ''}".strip()
         check_reads_forwards(name, skeleton)
         _check_shared_vocabulary(cfg["objective"], name, output_rows(skeleton))
         reads = ("data", "text", *(("generation",) if role == "student" else ()))
         check_lengths(name, skeleton, texts_of(cfg, reads))
         if source.get("path") is not None:
             check_same_tokens(role, tokenizer, load_tokenizer(source["path"]))
+
+
+@contextlib.contextmanager
+def _named(role: str) -> Iterator[None]:
+    """Has a mistake in the settings of a model name them by their keys, such as `model.teacher.path`."""
+    try:
+        yield
+    except InputError as error:
+        text = str(error).replace("model.student.layers", "model layers")
+        raise InputError(re.sub(r"^model (?=[a-z]+[=.])", f"model.{role}.", text)) from error
 
 
 def _check_shared_vocabulary(objective: Config, name: str, rows: int) -> None:
@@ -138,8 +151,8 @@ def fine_tuning_settings(cfg: Config, role: str) -> Config:
     }
 
 
-def _steps_of_all(settings: Config, data: InstructionData) -> int:
-    """The optimiser steps of an epoch over all training data in a fine-tuning."""
+def steps_of_all_rows(settings: Config, data: InstructionData) -> int:
+    """The optimiser steps of an epoch over all training data of a run or a fine-tuning, none tokenised."""
     return -(-len(data.train_examples) // int(settings["data"]["batch_size"]))
 
 
@@ -164,7 +177,7 @@ def _fine_tuned(cfg: Config, role: str, data: InstructionData, run: Run) -> Path
     with only_writer(directory, f"the fine-tuned {role}"):
         forget_damaged(directory)
         if not (directory / RESULT_FILE).exists():
-            steps_of_all = _steps_of_all(settings, data)
+            steps_of_all = steps_of_all_rows(settings, data)
             length = length_in_words(settings["trainer"], steps_of_all, f"model.{role}.sft.trainer")
             announce(f"Fine-tuning the {role} first, once, in {directory}: {length}")
             csv = {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(directory)}

@@ -25,7 +25,7 @@ from amid.data.prompts import Encoder
 from amid.data.tokens import Tokens
 from amid.errors import InputError
 from amid.experiment.evaluation import ValidationScore, announce_unread, check_metrics, evaluate_sets
-from amid.experiment.fine_tuning import with_prepared_models
+from amid.experiment.fine_tuning import check_models, steps_of_all_rows, with_prepared_models
 from amid.experiment.plan import Parts, parts_of
 from amid.generation.sampling import Sampling
 from amid.models.lora import merge
@@ -91,12 +91,13 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     started = time.perf_counter()
     tokenizer = instantiate(cfg["model"]["tokenizer"])
     check_files(cfg["data"])
+    check_models(cfg, tokenizer)
     data: InstructionData = instantiate(cfg["data"], tokenizer=tokenizer)
     tokenizer = data.tokenizer
+    check_rates(cfg, steps_of(cfg["trainer"], steps_of_all_rows(cfg, data)))
     evaluation_sets = data.test_examples
     valid = data.valid_examples[: data.valid_prompts]
     check_metrics(data.metrics, {"data.valid": valid} | evaluation_sets)
-    check_rates(cfg, steps_of(cfg["trainer"], len(data.train_dataloader())))
     plain_text = None if data.plain_tokens is None else data.plain_batch
     if "role" not in labels:  # the run that a fine-tuning is for has said it of the same data
         data.announce_template()

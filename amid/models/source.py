@@ -160,6 +160,11 @@ class ModelSource:
                 stored: PretrainedConfig = AutoConfig.from_pretrained(**location)
             except _OF_FILES as error:
                 raise _not_loadable("model", self.path, error) from error
+            if wrong := _no_numbers(stored.to_dict()):
+                raise InputError(
+                    f"model path={self.path!r}: {wrong} of its config.json is NaN; write its number "
+                    "there, or give the folder that the model was saved with"
+                )
             return stored
         assert self.architecture is not None
         kind = self.architecture.get("model_type")
@@ -175,11 +180,13 @@ class ModelSource:
             "bos_token_id": tokenizer.bos_token_id,
         } | dict(self.architecture)
         try:
-            return AutoConfig.for_model(**given)
+            made = AutoConfig.for_model(**given)
         except (TypeError, ValueError, StrictDataclassError) as error:
             raise InputError(
                 f"model architecture={dict(self.architecture)} is not usable: {shortened(str(error))}"
             ) from error
+        _check_fields(made, self.architecture, "architecture")
+        return made
 
     def skeleton(self, config: PretrainedConfig) -> PreTrainedModel:
         """The model of a configuration with its layers and adapters, on the meta device: all but the values.
@@ -344,6 +351,41 @@ def _check_configuration(model: PreTrainedModel, layers: Sequence[int]) -> None:
             f"model.student.layers={list(layers)}: the configuration of {model.config.model_type} cannot say "
             "which layers are left, so that no other program could load the student; use null"
         )
+
+
+def _check_fields(config: PretrainedConfig, given: Mapping[str, Any], key: str) -> None:
+    """Checks that a configuration, and those within it, have the fields that it was made of: transformers
+    keeps any others, and reads none of them.
+
+    Raises:
+        InputError: naming the first that it does not have, and the nearest one.
+    """
+    usual = type(config)()
+    names = {*dir(usual), *usual.attribute_map, *_OF_OLDER_FILES}
+    for name, value in given.items():
+        if name not in names:
+            fields = sorted(n for n in {*usual.to_dict(), *usual.attribute_map} if n[0] != "_")
+            question = nearest(name, fields)
+            remedy = f"{question}?" if question else f"; its fields are {shortened(', '.join(fields), 600)}"
+            raise InputError(
+                f"model {key}.{name}={shortened(str(value), 100)}: a configuration of "
+                f"model_type={config.model_type} has no such field{remedy}"
+            )
+        within = getattr(config, name, None)
+        if isinstance(within, PretrainedConfig) and isinstance(value, Mapping):
+            _check_fields(within, value, f"{key}.{name}")
+
+
+_OF_OLDER_FILES = ("model_type", "rope_theta", "rope_scaling", "partial_rotary_factor", "torch_dtype")
+"""Fields besides those of a configuration that transformers takes for some of them."""
+
+
+def _no_numbers(node: Any, key: str = "") -> str:
+    """The key of the first number in a configuration that is NaN; nothing where there is none."""
+    if isinstance(node, Mapping):
+        found = (_no_numbers(child, f"{key}.{name}".lstrip(".")) for name, child in node.items())
+        return next(filter(None, found), "")
+    return key if isinstance(node, float) and node != node else ""
 
 
 def check_same_tokens(role: str, ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> None:

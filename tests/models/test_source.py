@@ -1,6 +1,7 @@
 import copy
 import json
 import logging
+import math
 
 import gguf
 import numpy as np
@@ -231,6 +232,52 @@ def test_nothing_at_the_path():
         ModelSource(path="no/where").load(tokenizer())
     with pytest.raises(InputError, match=r"'x.gguf' does not exist"):
         load_tokenizer("x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"model_type": "llama", "hidden_sise": 64},
+            "architecture.hidden_sise=64: a configuration of model_type=llama has no such field; did you "
+            "mean 'hidden_size'?",
+        ),
+        ({"model_type": "gpt2", "n_layers": 2}, "has no such field; did you mean 'n_layer'?"),
+        ({"model_type": "qwen3", "zzz": [1]}, r"architecture.zzz=\[1\]: .* its fields are .*head_dim"),
+        (
+            {"model_type": "mpt", "attn_config": {"alibi": True, "alibi_bias": 8}},
+            "architecture.attn_config.alibi_bias=8: .* did you mean 'alibi_bias_max'?",
+        ),
+        (
+            {"model_type": "gemma3", "text_config": {"hiden_size": 64}},
+            "architecture.text_config.hiden_size=64: .* did you mean 'hidden_size'?",
+        ),
+    ],
+)
+def test_a_field_that_a_configuration_does_not_have(given, message):
+    with pytest.raises(InputError, match=message):
+        ModelSource(architecture=given).config(tokenizer())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model_type": "gpt2", "hidden_size": 32, "num_attention_heads": 4, "num_labels": 3},
+        {"model_type": "llama", "rope_theta": 5e5, "rope_scaling": None, "torch_dtype": "float32"},
+        {"model_type": "mistral", "sliding_window": None, "_attn_implementation": "eager"},
+    ],
+)
+def test_other_names_of_fields_that_transformers_takes(given):
+    ModelSource(architecture=given).config(tokenizer())
+
+
+@pytest.mark.parametrize("field", ["rms_norm_eps", "attention_dropout", "rope_parameters"])
+def test_a_stored_configuration_with_nan(tmp_path, field):
+    config = model("llama").config.to_dict()
+    config[field] = {**config[field], "rope_theta": math.nan} if field == "rope_parameters" else math.nan
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=rf"model path=.*: {field}\S* of its config.json is NaN"):
+        ModelSource(path=str(tmp_path)).config(tokenizer())
 
 
 def test_settings_that_do_not_fit():
