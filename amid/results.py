@@ -408,15 +408,23 @@ def _seconds(value: Any) -> float:
     return seconds
 
 
+LONGEST_TEXT = 4000
+"""Characters of a label, or of another text in a result: tables and pages show them."""
+
+
 def _label(value: Any) -> Label:
     if not isinstance(value, Label):
         raise TypeError(f"the label {value!r} is not a single value")
+    if isinstance(value, str):
+        _string(value)
     return NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def _string(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is not a string")
+    if len(value) > LONGEST_TEXT:
+        raise ValueError(f"{value[:20]}… has {len(value):,} characters, and may have {LONGEST_TEXT:,}")
     return value
 
 
@@ -443,4 +451,4 @@ def _score(record: Any) -> Score:
 def _mapping(value: Any, read: Callable[[Any], T]) -> dict[str, T]:
     if not isinstance(value, dict):
         raise TypeError(f"{value!r} is not an object")
-    return {key: read(item) for key, item in value.items()}
+    return {_string(key): read(item) for key, item in value.items()}

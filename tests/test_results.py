@@ -210,6 +210,17 @@ class TestMistakes:
         with pytest.raises(Damaged, match=r"^result .*result\.json is damaged .*; delete it and run again$"):
             load(tmp_path)
 
+    @pytest.mark.parametrize("where", ["labels", "versions", "name", "scores"])
+    def test_texts_that_no_table_could_show(self, tmp_path, where):
+        record = json.loads(save(RUN, tmp_path).read_text())
+        record.pop("checksum")
+        long = "x" * 100_000
+        record[where] = long if where == "name" else {**record[where], long: long}
+        (tmp_path / "result.json").write_text(json.dumps(record))
+        with pytest.raises(InputError, match="has 100,000 characters, and may have 4,000") as error:
+            load(tmp_path)
+        assert len(str(error.value)) < 500
+
     def test_another_number_is_noticed(self, tmp_path):
         file = save(RUN, tmp_path)
         text = file.read_text(encoding="utf-8")

@@ -11,12 +11,16 @@ from pathlib import Path
 import yaml
 
 from amid.config.secrets import hide
+from amid.errors import shortened
 
 LABELS = ("method", "model", "data", "divergence", "assistant")
 """The groups whose choices name a run in a table."""
 
 LONGEST_NAME = 100
 """Characters of a run's folder name; a longer one is cut, and ends in a hash."""
+
+LONGEST_SETTINGS = 1000
+"""Characters of the settings that a table names; of longer ones the middle is left out."""
 
 HYDRA_FOLDER = ".hydra"
 """The folder in a run's folder with the overrides that began it."""
@@ -123,8 +127,9 @@ def run_name(overrides: Sequence[str], varying: Collection[str] = (), rest: bool
 def further_settings(overrides: Sequence[str]) -> str | None:
     """What the overrides set besides the seed and what a table has columns for; None for nothing."""
     columns = (*LABELS, "assistant.alpha", "assistant.lam", "objective.order", "seed", "run")
-    further = sorted(o.lstrip("+~") for o in _telling(overrides) if o.split("=")[0] not in columns)
-    return hide(",".join(further)) or None
+    further = [o.lstrip("+") for o in _telling(overrides) if o.split("=")[0] not in columns]
+    said = hide(",".join(sorted(further, key=_key)))
+    return (said if len(said) <= LONGEST_SETTINGS else shortened(said, LONGEST_SETTINGS)) or None
 
 
 def _key(override: str) -> str:

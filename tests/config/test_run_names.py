@@ -4,7 +4,7 @@ import yaml
 
 from amid.cli.main import main
 from amid.config.compose import register_resolvers
-from amid.config.run_names import LONGEST_NAME, Naming, run_name
+from amid.config.run_names import LONGEST_NAME, LONGEST_SETTINGS, Naming, further_settings, run_name
 from amid.config.sweeps import Sweep, read_sweep
 
 register_resolvers()
@@ -43,6 +43,14 @@ def test_names_that_lose_characters_end_in_a_hash_of_them():
     assert all(name.isascii() and "/" not in name and len(name) <= LONGEST_NAME for name in found)
     assert found[2] == "run=_r"  # which lost none
     assert found[0].startswith("run=_r-")
+
+
+def test_settings_in_tables_say_what_is_left_out_and_are_no_longer_than_a_table_shows():
+    said = further_settings(["~data.test.open", "optimizer.lr=1", "+data.test.mine=a", "seed=3"])
+    assert said == "data.test.mine=a,~data.test.open,optimizer.lr=1"
+    long = further_settings([f"+data.test.set{n}=some/folder/rows.jsonl" for n in range(200)])
+    assert len(long) <= LONGEST_SETTINGS
+    assert long.startswith("data.test.set0=")
 
 
 def test_what_varies_comes_first_and_what_all_share_is_left_out(tmp_path):
