@@ -62,7 +62,10 @@ class Root(Node):
     output_dir: Folder
     prepared_dir: Folder
     run: Annotated[str | None, Field(description="the folder of a finished run, or null")] = None
-    name: OptionalText = None
+    name: Annotated[
+        Annotated[str, Field(min_length=1, max_length=100)] | None,
+        Field(description="text of up to 100 characters, or null"),
+    ] = None
     trust_run: Flag = False
     callbacks: Any = None
     data: Any

@@ -3,7 +3,7 @@
 from typing import Any
 
 from amid.errors import InputError
-from amid.settings.nodes import BY_TARGET
+from amid.settings.nodes import BY_TARGET, BuiltinCorpus
 from amid.settings.words import shown
 
 Values = dict[str, Any]
@@ -12,7 +12,7 @@ Values = dict[str, Any]
 def check_together(settings: Values) -> None:
     """What fits what, of the values that are right by themselves."""
     _check_data(settings["data"])
-    _check_training("", settings)
+    _check_training("", settings, settings["data"], "data.batch_size")
     valid_metric = settings["data"].get("valid_metric")
     _check_checkpoint("checkpoint", settings["checkpoint"], valid_metric)
     evaluates = "run" in settings  # which takes the model and its data as they are given
@@ -21,7 +21,8 @@ def check_together(settings: Values) -> None:
         if source and source["_target_"] in BY_TARGET["model"] and not evaluates:
             _check_source(f"model.{role}", source)
         if source.get("sft"):
-            _check_training(f"model.{role}.sft.", source["sft"])
+            of_role = f"model.{role}.sft."
+            _check_training(of_role, source["sft"], settings["data"], f"{of_role}batch_size")
             _check_checkpoint(f"model.{role}.sft.checkpoint", source["sft"]["checkpoint"], valid_metric)
     _check_sampling("generation", settings["generation"])
     _check_objective(settings)
@@ -79,7 +80,7 @@ def _check_limits(prefix: str, limits: Values) -> None:
         )
 
 
-def _check_training(prefix: str, settings: Values) -> None:
+def _check_training(prefix: str, settings: Values, data: Values, batch_size: str) -> None:
     trainer = settings["trainer"]
     if trainer.get("max_epochs") == -1 and trainer.get("max_steps") == -1:
         raise InputError(
@@ -87,13 +88,29 @@ def _check_training(prefix: str, settings: Values) -> None:
         )
     if prefix:
         _check_limits(prefix, settings)
-    scheduler, most = settings["scheduler"], trainer.get("max_steps", -1)
+    scheduler = settings["scheduler"]
     warmup = scheduler.get("warmup", 0) if str(scheduler["_target_"]).startswith("amid.") else 0
-    if isinstance(warmup, int) and warmup >= most > 0:
-        raise InputError(
-            f"{prefix}scheduler.warmup={warmup} leaves none of the {most} steps of "
-            f"{prefix}trainer.max_steps; use fewer, or a share of them below 1, such as 0.1"
-        )
+    rows = int((settings if prefix else data).get("batch_size", 1))
+    for why, most in _most_steps(prefix, trainer, data, f"{batch_size}={rows}", rows).items():
+        if isinstance(warmup, int) and warmup >= most > 0:
+            raise InputError(
+                f"{prefix}scheduler.warmup={warmup} leaves none of the {most} steps of {why}; use fewer, or "
+                "a share of them below 1, such as 0.1"
+            )
+
+
+def _most_steps(prefix: str, trainer: Values, data: Values, batch: str, rows: int) -> dict[str, int]:
+    """The steps that a training has at most, as far as settings tell, by those that limit them."""
+    epochs, limit = trainer.get("max_epochs", -1), trainer.get("limit_train_batches")
+    most = {f"{prefix}trainer.max_steps": trainer.get("max_steps", -1)}
+    if epochs > 0:
+        of_epochs, train = f"{prefix}trainer.max_epochs={epochs}", data.get("train")
+        if isinstance(limit, int):
+            most[f"{of_epochs} and {prefix}trainer.limit_train_batches={limit}"] = epochs * limit
+        if isinstance(train, dict) and train.get("_target_") == "amid.data.builtin.corpus":
+            size = train.get("size", BuiltinCorpus.model_fields["size"].default)
+            most[f"{of_epochs}, data.train.size={size} and {batch}"] = epochs * -(-size // rows)
+    return most
 
 
 LOSSES = ("valid/loss", "valid/cross_entropy")

@@ -243,6 +243,35 @@ def test_a_node_has_the_arguments_and_defaults_of_its_target(target, node):
         assert set(theirs) - PASSED_BY_AMID == set(node.model_fields)
 
 
+EPOCHS = "trainer.max_epochs=2"
+SFT = "model.student.sft."
+WARMUPS = [
+    (400, "", "", f"{EPOCHS} and trainer.limit_train_batches=200; use fewer"),
+    (499, "", "trainer.max_steps=499 trainer.max_epochs=-1", "trainer.max_steps; use fewer"),
+    (750, "", "trainer.limit_train_batches=null", f"{EPOCHS}, data.train.size=12000 and data.batch_size=32"),
+    (
+        8,
+        "",
+        "trainer.limit_train_batches=null data.train.size=100",
+        f"{EPOCHS}, data.train.size=100 and data.batch_size=32",
+    ),
+    (
+        9,
+        SFT,
+        f"{SFT}trainer.max_epochs=3 {SFT}batch_size=50 data.train.size=150",
+        f"{SFT}trainer.max_epochs=3, data.train.size=150 and {SFT}batch_size=50",
+    ),
+]
+
+
+@pytest.mark.parametrize(("steps", "of", "line", "why"), WARMUPS)
+def test_a_warmup_as_long_as_the_training(steps, of, line, why):
+    key = f"{of}scheduler.warmup"
+    said = f"{key}={steps} leaves none of the {steps} steps of {why}"
+    assert mistake(f"{key}={steps} {line}").startswith(said)
+    check(composed(f"{key}={steps - 1} {line}"))
+
+
 OWN_CLASSES = """
 class Plain:
     pass
