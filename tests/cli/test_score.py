@@ -29,6 +29,22 @@ def test_runs_are_called_by_the_settings_that_tell_them_apart(tmp_path):
     assert names("a=1,b=2,c=3") == ["a=1,b=2,c=3"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.jsonl", "--foo"], "amid score: unrecognized arguments: --foo; choose one of --help, --by"),
+        (["a.jsonl", "--metrik=bleu"], "--metrik=bleu; did you mean '--metric'? Choose one of"),
+        (["--by"], "amid score: argument --by: expected one argument; see amid score --help"),
+        ([], "amid score: the following arguments are required: FILE|RUN; see amid score --help"),
+        (["a.jsonl", "--trust-run=yes"], "amid score: argument --trust-run: ignored explicit argument 'yes'"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments, message, capsys):
+    assert main(["score", *arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
 def foreign(tmp_path, name, texts, **fields):
     path = tmp_path / f"{name}.jsonl"
     lines = [
