@@ -1,16 +1,38 @@
 """The entry point of `amid cache`."""
 
+from typing import Any
+
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from transformers import PreTrainedTokenizerBase
 
 from amid.config.compose import as_dict
+from amid.config.data_files import check_files
 from amid.data import InstructionData
 from amid.errors import InputError
-from amid.experiment.fine_tuning import with_prepared_models
+from amid.experiment.fine_tuning import check_models, with_prepared_models
 from amid.experiment.run import run_experiment, supply_teacher, supply_text
 from amid.tracking.progress import silence_bars
 from amid.training.precision import announce_slow_bfloat16
 from amid.training.trainer import one_device, use_threads
+
+
+def check(settings: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """Checks what needs no row of the data and no weight of the teacher, and takes the student out of
+    `settings`; returns the tokenizer.
+
+    Raises:
+        InputError: see `run`.
+    """
+    if settings["teacher"]["mode"] != "cached":
+        raise InputError("amid cache writes the states that teacher=cached reads; leave out teacher=")
+    settings["model"].pop("student")
+    if settings["model"].get("teacher") is None:
+        raise InputError("model.teacher=null: there are no states to write; give model.teacher.path")
+    tokenizer: PreTrainedTokenizerBase = instantiate(settings["model"]["tokenizer"])
+    check_files(settings["data"])
+    check_models(settings, tokenizer)
+    return tokenizer
 
 
 def run(cfg: DictConfig) -> None:
@@ -24,12 +46,9 @@ def run(cfg: DictConfig) -> None:
     """
     silence_bars()
     settings = as_dict(cfg)
-    if settings["teacher"]["mode"] != "cached":
-        raise InputError("amid cache writes the states that teacher=cached reads; leave out teacher=")
-    settings["model"].pop("student")
     use_threads(settings["threads"])
     one_device(settings["trainer"])
-    tokenizer = instantiate(settings["model"]["tokenizer"])
+    tokenizer = check(settings)
     data: InstructionData = instantiate(settings["data"], tokenizer=tokenizer)
     tokenizer = data.tokenizer
     data.announce_cuts(["train", "valid"])  # reads the rows: a mistake in one comes before any line

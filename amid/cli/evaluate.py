@@ -9,9 +9,12 @@ import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
+from transformers import PreTrainedTokenizerBase
 
+from amid import settings as of_settings
 from amid.cli.train import summary
 from amid.config.compose import as_dict, config_hash, parsed_overrides
+from amid.config.data_files import check_files
 from amid.config.run_names import further_settings
 from amid.config.run_settings import REMEDY, Stored, read_settings, recorded_hash, stored_student
 from amid.errors import InputError
@@ -20,7 +23,6 @@ from amid.experiment.run import versions, write_config
 from amid.models.limits import check_lengths, check_reads_forwards, texts_of
 from amid.models.source import ModelSource, load_tokenizer
 from amid.results import BEST, RESULT_FILE, Label, RunResult, load, save
-from amid.settings import check
 from amid.tracking.command_records import record_command
 from amid.tracking.progress import announce, shown, silence_bars
 from amid.tracking.status import alone, watched
@@ -104,7 +106,7 @@ def _settings(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Label]]:
             "dtype": dtype,
         }
         try:
-            check(cfg)
+            of_settings.check(cfg)
         except InputError as error:
             raise InputError(f"{Path(cfg.run) / 'config.yaml'}: {error}") from error
     elif OmegaConf.select(cfg, "model.student.path") and hydra.runtime.choices.get("data") == "builtin":
@@ -136,11 +138,35 @@ def _its_run(path: str) -> str:
     return f"; for its run: run={folder}" if own else ""
 
 
+def check(cfg: DictConfig) -> None:
+    """Checks what needs no row of the data and no weight of the model.
+
+    Raises:
+        InputError: see `run`.
+    """
+    settings, _ = _settings(copy.deepcopy(cfg))
+    _model(settings)
+
+
+def _model(settings: dict[str, Any]) -> tuple[ModelSource, PreTrainedTokenizerBase]:
+    """The model that is scored, and its tokenizer, after a look at the files of the data.
+
+    Raises:
+        InputError: if a file is not there, or the model cannot read such texts.
+    """
+    check_files(settings["data"])
+    source: ModelSource = instantiate(settings["model"]["student"])
+    tokenizer = load_tokenizer(str(source.path))
+    skeleton = source.skeleton(source.config(tokenizer))
+    check_reads_forwards(str(source.path), skeleton)
+    check_lengths(str(source.path), skeleton, texts_of(settings, ["generation"]))
+    return source, tokenizer
+
+
 def _evaluate(settings: dict[str, Any], labels: dict[str, Label], directory: Path) -> RunResult:
     use_threads(settings["threads"])
     L.seed_everything(settings["seed"], verbose=False)
-    source: ModelSource = instantiate(settings["model"]["student"])
-    tokenizer = load_tokenizer(settings["model"]["student"]["path"])
+    source, tokenizer = _model(settings)
     data = instantiate(settings["data"], tokenizer=tokenizer)
     tokenizer = data.tokenizer
     if not data.test_examples:
@@ -148,9 +174,6 @@ def _evaluate(settings: dict[str, Any], labels: dict[str, Label], directory: Pat
     check_metrics(data.metrics, data.test_examples)
     sampling = instantiate(settings["generation"])
     sampling.check_installed()
-    skeleton = source.skeleton(source.config(tokenizer))
-    check_reads_forwards(str(source.path), skeleton)
-    check_lengths(str(source.path), skeleton, texts_of(settings, ["generation"]))
     data.announce_template()
     data.announce_cuts(["test"])
     announce_unread(data.metrics, data.test_examples)
@@ -158,17 +181,23 @@ def _evaluate(settings: dict[str, Any], labels: dict[str, Label], directory: Pat
     fabric = one_device(settings["trainer"])
     key = config_hash(settings)
     write_config(settings, directory, key, settings)
-    evaluation = evaluate_sets(
-        source.load(tokenizer).to(fabric.device),  # type: ignore[arg-type]
-        tokenizer,
-        data.test_examples,
-        data.encoder,
-        sampling,
-        data.metrics,
-        directory / "generations",
-        {"config": key, "student": source.fingerprint()},
-        fabric.autocast,
-    )
+    try:
+        evaluation = evaluate_sets(
+            source.load(tokenizer).to(fabric.device),  # type: ignore[arg-type]
+            tokenizer,
+            data.test_examples,
+            data.encoder,
+            sampling,
+            data.metrics,
+            directory / "generations",
+            {"config": key, "student": source.fingerprint()},
+            fabric.autocast,
+        )
+    except FloatingPointError as error:
+        raise InputError(
+            f"model.student.path={source.path} gives logits that are NaN or infinite ({error}); its weights "
+            "or the numbers of its config.json are damaged: give another copy of it"
+        ) from error
     result = RunResult(
         name=directory.name,
         labels=labels,

@@ -48,6 +48,26 @@ def checked(sweep: "Sweep") -> list[Path]:
     return folders
 
 
+def check_others(name: str, sweep: "Sweep") -> None:
+    """Checks several evaluations, or several caches of states, before any starts.
+
+    Raises:
+        InputError: naming the first with a wrong value, then the first that would be refused for its model or
+            its files.
+    """
+    _, to_cache = check_values(sweep)
+    module = importlib.import_module(f"amid.{name}")
+    try:
+        for number, (run, cfg) in enumerate(sweep.configs()):
+            with _about(sweep.in_words(number)):
+                if number in to_cache:
+                    module.check(to_cache[number])
+                elif not run.finished:
+                    module.check(cfg)
+    except InputError as error:
+        raise InputError(f"{error}; nothing was started") from error
+
+
 def check_values(sweep: "Sweep") -> tuple[list[Path], dict[int, dict[str, Any]]]:
     """Checks the settings of all runs that are not finished as `amid.settings.check` does, at once.
 

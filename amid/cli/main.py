@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from amid import __version__
 from amid.cli.launch import (
     and_what_is_next,
+    check_others,
     check_results,
-    check_values,
     checked,
     launch,
     tell_of,
@@ -177,7 +177,7 @@ def _hydra(name: str, arguments: list[str]) -> None:
                 sweep = Sweep(name, Path(cfg.output_dir), [settings], searches=_searches(cfg, parsed))
                 searches = sweep.searches
                 if name != "train":
-                    check_values(sweep)
+                    check_others(name, sweep)
                 elif searches:
                     write_plan(sweep.output_dir, [], as_typed(["train", *written]))
                 else:
@@ -226,7 +226,7 @@ def _check_single(name: str, overrides: "Sequence[Override]") -> None:
 def _sweep(arguments: list[str]) -> None:
     """Runs the grid of a sweep file, then its baselines, then reports; finished runs are skipped."""
     from amid.config.compose import check_overrides, parsed_overrides, quoted
-    from amid.config.folders import say_what_is_not_read, sweep_names, take_folders
+    from amid.config.folders import SWEEPS, say_what_is_not_read, sweep_names, take_folders
     from amid.config.secrets import check_overrides_for_secrets
     from amid.config.sweeps import read_sweep, title
     from amid.results import RESULT_FILE
@@ -259,7 +259,11 @@ def _sweep(arguments: list[str]) -> None:
             overrides.append(quoted(word))
     check_overrides_for_secrets(parsed_overrides(overrides))
     sweep = read_sweep(name, overrides, scale)
-    check_overrides(sweep.name, sweep.jobs[0])
+    try:
+        check_overrides(sweep.name, sweep.jobs[0])
+    except InputError as error:
+        own = sweep.folder != SWEEPS  # those of amid are right, so that the mistake is on the command line
+        raise InputError(f"sweep {name}: {error}" if own else str(error)) from error
     print(f"Sweep {name} in {sweep.output_dir}: {sweep.in_short}", flush=True)
     if dry_run and sweep.searches:
         raise InputError(

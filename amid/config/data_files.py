@@ -18,14 +18,19 @@ def check_files(data: Mapping[str, Any]) -> None:
     """Looks whether the files of the data are there.
 
     Raises:
-        InputError: for one that is not.
+        InputError: for one that is not, naming its setting.
     """
-    for source in (data["train"], data["valid"], data.get("plain_text"), *data["test"].values()):
+    sources = {f"data.{name}": data.get(name) for name in ("train", "valid", "plain_text")}
+    sources |= {f"data.test.{name}": source for name, source in data["test"].items()}
+    for key, source in sources.items():
         if source != RESPONSES:
-            check_source(source)
+            try:
+                _check_source(source)
+            except InputError as error:
+                raise InputError(f"{key}={source}: {error}") from error
 
 
-def check_source(source: object) -> None:
+def _check_source(source: object) -> None:
     """Raises InputError if `source` is a file on disk that cannot be opened, or a slice without rows."""
     if not isinstance(source, str):
         return

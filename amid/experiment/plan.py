@@ -8,11 +8,12 @@ from typing import Any
 from hydra.utils import instantiate
 
 from amid.config.data_files import check_files
-from amid.errors import InputError
+from amid.errors import InputError, choose_one
 from amid.experiment.fine_tuning import check_models, fine_tuning_settings
 from amid.generation.sampling import Sampling
 from amid.losses import Loss
 from amid.schedule import Schedule
+from amid.settings import LOSSES
 from amid.text import Text, on_student_text
 from amid.training.checkpoints import Checkpoints
 from amid.training.learning_rate import check_rates
@@ -72,7 +73,6 @@ def parts_of(cfg: Config, prefix: str = "") -> Parts:
                 f"data.{limit}={cfg['data'][limit]} cuts a step into parts, but {objective!r} is no sum of "
                 f"parts; use data.{limit}=null, objective.maximum=token, or data.mean=micro_batch"
             )
-    own_callbacks(cfg)
     most = cfg["trainer"]["max_steps"]
     check_rates(cfg, most if most > 0 else _MANY_STEPS, prefix)
     if not isinstance(instantiate(cfg["checkpoint"]), Checkpoints):
@@ -86,6 +86,7 @@ def parts_of(cfg: Config, prefix: str = "") -> Parts:
     compared = is_compared(cfg, objective)
     if objective.needs_teacher or compared:
         instantiate(cfg["teacher"])
+    _check_monitors(cfg, with_teacher=objective.needs_teacher or compared)
     parts = Parts(objective, text, schedule, instantiate(cfg["generation"]), compared)
     cfg = parts.used(cfg)
     for role in ("teacher", "student"):
@@ -93,6 +94,25 @@ def parts_of(cfg: Config, prefix: str = "") -> Parts:
         if sft:
             parts_of(fine_tuning_settings(cfg, role), prefix=f"model.{role}.sft.")
     return parts
+
+
+def _check_monitors(cfg: Config, with_teacher: bool) -> None:
+    """Checks that the user's own callbacks watch what is measured.
+
+    Raises:
+        InputError: naming what there is.
+    """
+    callbacks = own_callbacks(cfg)
+    known = [*LOSSES, "valid/perplexity", *(["valid/kl_pq", "valid/same_top"] if with_teacher else [])]
+    if (metric := cfg["data"].get("valid_metric")) is not None:
+        known += [f"valid/{metric}", f"valid/{metric}_best"]
+    for name, callback in zip(cfg.get("callbacks") or {}, callbacks, strict=True):
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str) and monitor not in known and not monitor.startswith("train/"):
+            raise InputError(
+                f"callbacks.{name}.monitor={monitor} is not measured{choose_one(monitor, known)}, or of each "
+                "logged step train/loss"
+            )
 
 
 def is_compared(cfg: Mapping[str, Any], objective: Loss) -> bool:

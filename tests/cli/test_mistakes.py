@@ -149,6 +149,26 @@ def test_a_mistake_in_a_row_comes_before_anything_is_announced(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("command", ["train", "cache"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+model.teacher.architecture.hidden_sise=64", "model.teacher.architecture.hidden_sise=64: a config"),
+        ("model.teacher.architecture.hidden_size=33", "The hidden size (33) is not a multiple of"),
+    ],
+)
+def test_models_are_checked_before_a_row_is_read(
+    quick, tmp_path, jsonl, capsys, monkeypatch, command, override, message
+):
+    broken = jsonl("{broken")
+    base = [o for o in quick if not o.startswith(("data.train.size", "data.valid.size", "prepared_dir"))]
+    own = ["data=jsonl", f"data.train={broken}", f"data.valid={broken}", f"prepared_dir={tmp_path / 'new'}"]
+    assert run(command, *base, *own, override) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert [*tmp_path.iterdir()] == [broken]
+
+
 def test_a_model_with_another_vocabulary_is_refused(quick, tmp_path, capsys):
     from amid.data.builtin import tokenizer
 

@@ -152,7 +152,7 @@ WRONG = {
 @pytest.mark.parametrize("text", WRONG)
 def test_a_file_of_wrong_shape_names_file_key_and_remedy(text, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("amid.config_folders._given", [])
+    monkeypatch.setattr("amid.config.folders._given", [])
     begin = "" if text.startswith("defaults") else "defaults: [train, _self_]\n"
     (tmp_path / "own.yaml").write_text(f"{begin}{text}\n")
     assert main(["sweep", "./own.yaml"]) == 1
@@ -163,7 +163,7 @@ def test_a_file_of_wrong_shape_names_file_key_and_remedy(text, tmp_path, monkeyp
 
 
 def test_parts_of_a_file_that_are_left_empty_are_none(tmp_path, monkeypatch):
-    monkeypatch.setattr("amid.config_folders._given", [])
+    monkeypatch.setattr("amid.config.folders._given", [])
     text = (
         "defaults: [train, _self_]\noutput_dir:\nbaselines:\nscales:\nhydra: {sweeper: {params: {seed: 3}}}\n"
     )
@@ -174,7 +174,7 @@ def test_parts_of_a_file_that_are_left_empty_are_none(tmp_path, monkeypatch):
 
 def test_a_mistake_in_a_setting_names_the_file_of_ones_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("amid.config_folders._given", [])
+    monkeypatch.setattr("amid.config.folders._given", [])
     (tmp_path / "own.yaml").write_text("defaults: [train, _self_]\nclip_norm: -1\n")
     assert main(["sweep", "./own.yaml"]) == 1
     assert capsys.readouterr().err.startswith("amid: sweep ./own.yaml: clip_norm=-1 must be a number above 0")
