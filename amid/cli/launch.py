@@ -56,7 +56,7 @@ def check_others(name: str, sweep: "Sweep") -> None:
             its files.
     """
     _, to_cache = check_values(sweep)
-    module = importlib.import_module(f"amid.{name}")
+    module = importlib.import_module(f"amid.cli.{name}")
     try:
         for number, (run, cfg) in enumerate(sweep.configs()):
             with _about(sweep.in_words(number)):

@@ -159,7 +159,8 @@ def _hydra(name: str, arguments: list[str]) -> None:
                     remedy = "write KEY=VALUE without spaces around ="
                 raise InputError(f"{word!r} is neither KEY=VALUE nor an option; {remedy}")
         for flag in (flag for flag in flags if flag.partition("=")[0] not in OPTIONS):
-            raise InputError(f"{flag} is no option of amid {name}{choose_one(flag, OPTIONS)}")
+            of_sweeps = "; it is one of amid sweep NAME" if flag == "--dry-run" else choose_one(flag, OPTIONS)
+            raise InputError(f"{flag} is no option of amid {name}{of_sweeps}")
         arguments = [a for a in arguments if a not in overrides] + overrides  # Hydra wants options first
         parsed = parsed_overrides(overrides)
         check_overrides_for_secrets(parsed)

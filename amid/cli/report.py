@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from amid.cli.arguments import Arguments
 from amid.console import console
 from amid.reporting import write_report
 
@@ -12,7 +13,7 @@ MARKS = {"*": "its 95% interval leaves out 0", "†": "read second-hand"}
 
 def parser() -> argparse.ArgumentParser:
     """Of the arguments of `amid report`."""
-    found = argparse.ArgumentParser(
+    found = Arguments(
         prog="amid report",
         description="Writes FOLDER/report/ of all finished runs below FOLDER, and prints its tables.",
         epilog="A FOLDER may also be a zip file of runs; the report of runs.zip is in runs/report/.",

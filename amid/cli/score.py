@@ -8,15 +8,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from amid.cli.arguments import Arguments
 from amid.console import console
-from amid.errors import InputError, choose_one
+from amid.errors import InputError
 from amid.files import written_whole
 from amid.metrics import (
     FEW,
@@ -86,24 +87,9 @@ class Line:
         return "/".join(map(str, numbers)) + (f" × {seeds} seeds" if seeds > 1 else "")
 
 
-class _InOneLine(argparse.ArgumentParser):
-    """Refuses arguments with a message of one line, like all commands of amid."""
-
-    def error(self, message: str) -> NoReturn:
-        """Refuses them.
-
-        Raises:
-            InputError: with argparse's message and the remedy.
-        """
-        unknown = re.search(r"unrecognized arguments: (--[^\s=]+)", message)
-        options = [option for option in self._option_string_actions if option.startswith("--")]
-        near = choose_one(unknown.group(1), options) if unknown else ""
-        raise InputError(f"{self.prog}: {message}{near}; see {self.prog} --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """Of the arguments of `amid score`."""
-    found = _InOneLine(
+    found = Arguments(
         prog="amid score",
         description=ABOUT,
         epilog=MORE,

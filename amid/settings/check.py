@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from amid.config.calls import takes_names
 from amid.errors import InputError, choose_one, in_one_line, shortened
 from amid.settings import nodes
-from amid.settings.together import check_together
+from amid.settings.together import check_data, check_together
 from amid.settings.types import FOLDER, Folder
 from amid.settings.words import as_number, other_word, shown
 
@@ -73,6 +73,8 @@ def check(cfg: DictConfig) -> None:
     _check_root(settings, reading)
     for key, kind, node in _nodes(settings):
         _check_node(key, kind, node, reading)
+        if kind == "data":
+            check_data(node)  # what follows from its lengths comes later
     if reading.missing:
         key = reading.missing[0]
         raise InputError(f"{key} has no value; give it one, {key}=VALUE (amid help {key} says what it is)")

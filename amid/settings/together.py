@@ -11,7 +11,6 @@ Values = dict[str, Any]
 
 def check_together(settings: Values) -> None:
     """What fits what, of the values that are right by themselves."""
-    _check_data(settings["data"])
     _check_training("", settings, settings["data"], "data.batch_size")
     valid_metric = settings["data"].get("valid_metric")
     _check_checkpoint("checkpoint", settings["checkpoint"], valid_metric)
@@ -46,7 +45,8 @@ def _check_pair(settings: Values) -> None:
         )
 
 
-def _check_data(data: Values) -> None:
+def check_data(data: Values) -> None:
+    """Which settings of the data fit which."""
     if data["_target_"] not in BY_TARGET["data"]:
         return
     longest, prompt = data.get("max_length", 512), data.get("max_prompt_length", 256)

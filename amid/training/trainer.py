@@ -11,13 +11,14 @@ from typing import Any
 
 import lightning as L
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
 from amid.data import InstructionData
-from amid.errors import InputError
+from amid.errors import InputError, first_line
 from amid.results import METRICS
 from amid.tracking.progress import StatusRecords, announce, progress
 from amid.training import interruption
@@ -110,10 +111,17 @@ def own_callbacks(cfg: Config) -> list[L.Callback]:
     """The user's own callbacks, as a configuration names them.
 
     Raises:
-        InputError: for one that is none of Lightning's.
+        InputError: for one that cannot be made, or is none of Lightning's.
     """
-    made: dict[str, Any] = instantiate(cfg.get("callbacks") or {})
-    for name, callback in made.items():
+    made: dict[str, Any] = {}
+    for name, settings in (cfg.get("callbacks") or {}).items():
+        try:
+            made[name] = callback = instantiate(settings)
+        except InstantiationException as error:  # whatever a library raises for a value
+            reason = first_line(error.__cause__ or error)
+            raise InputError(
+                f"callbacks.{name} cannot be made ({reason}); see the documentation of {settings['_target_']}"
+            ) from error
         if not isinstance(callback, L.Callback):
             raise InputError(
                 f"callbacks.{name} is a {type(callback).__name__}; it must be a lightning.pytorch.Callback"

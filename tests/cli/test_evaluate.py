@@ -23,16 +23,37 @@ def test_evaluate_without_a_model_or_a_whole_seed_says_what_it_takes(tmp_path, c
     assert not list(tmp_path.rglob("result.json"))
 
 
-def test_refused_evaluations_count_as_failed_and_a_single_one_leaves_no_folder(tmp_path, capsys):
-    out = f"output_dir={tmp_path / 'scores'}"
-    assert run("evaluate", "run=nope", out) == 1
+def test_a_refused_evaluation_leaves_no_folder(tmp_path):
+    assert run("evaluate", "run=nope", f"output_dir={tmp_path / 'scores'}") == 1
     assert not list(tmp_path.rglob("*"))
-    assert run("evaluate", "-m", "run=nope,none", out) == 1
-    capsys.readouterr()
-    assert run("status", tmp_path / "scores") == 0
-    assert "2 runs: 2 failed" in capsys.readouterr().out
-    assert run("report", tmp_path / "scores") == 1
-    assert "no finished run to report (run=none: failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run=nope,none"], "run 1 of 2 (run=nope): result nope does not exist"),
+        (
+            ["run=nope", "generation.top_p=0.9,2"],
+            "run 2 of 2 (generation.top_p=2): generation.top_p=2 must be",
+        ),
+        (["seed=1,x", "run=nope"], "run 2 of 2 (seed=x): seed=x must be a whole number"),
+        (
+            ["data=jsonl", "model.student.path=/no", "+data.test.m=no.jsonl,none.jsonl"],
+            "run 1 of 2 (+data.test.m=no.jsonl): data.test.m=no.jsonl: data file no.jsonl cannot be read",
+        ),
+        (
+            ["data=jsonl", "model.student.path=/no,/none"],
+            "run 1 of 2 (model.student.path=/no): tokenizer path=",
+        ),
+        (["data=jsonl", "name=a,b"], "run 1 of 2 (name=a): give a finished run to score"),
+    ],
+)
+def test_several_evaluations_one_of_which_would_be_refused_start_none(tmp_path, capsys, arguments, message):
+    assert run("evaluate", "-m", *arguments, f"output_dir={tmp_path / 'scores'}") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"amid: {message}")
+    assert line.endswith("; nothing was started")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_evaluate_on_other_data_keeps_the_folder_of_each_run(quick, tmp_path, jsonl):

@@ -149,6 +149,42 @@ def test_a_mistake_in_a_row_comes_before_anything_is_announced(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.max_length=64,8", "run 2 of 2 (data.max_length=8): data.max_length=8 leaves no room"),
+        ("scheduler.warmup=1,9999", "run 2 of 2 (scheduler.warmup=9999): scheduler.warmup=9999 leaves none"),
+        (
+            "teacher=cached,live",
+            "run 2 of 2 (teacher=live): amid cache writes the states that teacher=cached",
+        ),
+        (
+            "+model.teacher.architecture.hidden_sise=64,65",
+            "run 1 of 2 (+model.teacher.architecture.hidden_sise=64): model.teacher.architecture.hidden_s",
+        ),
+        (
+            "+data.test.own=no.csv,none.csv",
+            "run 1 of 2 (+data.test.own=no.csv): data.test.own=no.csv: data file",
+        ),
+    ],
+)
+def test_several_caches_one_of_which_would_be_refused_start_none(tmp_path, capsys, override, message):
+    places = [f"output_dir={tmp_path / 'runs'}", f"prepared_dir={tmp_path / 'new'}"]
+    assert run("cache", "-m", override, *places, f"data.cache_dir={tmp_path / 'cache'}") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"amid: {message}")
+    assert line.endswith("; nothing was started")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "cache"])
+@pytest.mark.parametrize("arguments", [["-m", "seed=1,x", "--dry-run"], ["--dry-run"]])
+def test_a_dry_run_is_one_of_a_sweep(capsys, command, arguments):
+    assert run(command, *arguments) == 1
+    told = capsys.readouterr().err
+    assert told == f"amid: --dry-run is no option of amid {command}; it is one of amid sweep NAME\n"
+
+
 @pytest.mark.parametrize("command", ["train", "cache"])
 @pytest.mark.parametrize(
     ("override", "message"),

@@ -32,17 +32,31 @@ def test_runs_are_called_by_the_settings_that_tell_them_apart(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a.jsonl", "--foo"], "amid score: unrecognized arguments: --foo; choose one of --help, --by"),
+        (["a.jsonl", "--foo"], "amid: unrecognized arguments: --foo; choose one of --help, --by"),
         (["a.jsonl", "--metrik=bleu"], "--metrik=bleu; did you mean '--metric'? Choose one of"),
-        (["--by"], "amid score: argument --by: expected one argument; see amid score --help"),
-        ([], "amid score: the following arguments are required: FILE|RUN; see amid score --help"),
-        (["a.jsonl", "--trust-run=yes"], "amid score: argument --trust-run: ignored explicit argument 'yes'"),
+        (["--by"], "amid: argument --by: expected one argument; see amid score --help"),
+        ([], "amid: the following arguments are required: FILE|RUN; see amid score --help"),
+        (["a.jsonl", "--trust-run=yes"], "amid: argument --trust-run: ignored explicit argument 'yes'"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments, message, capsys):
     assert main(["score", *arguments]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "amid: the following arguments are required: FOLDER; see amid report --help"),
+        (["a", "--itno=b"], "amid: unrecognized arguments: --itno=b; did you mean '--into'? Choose one of"),
+        (["a", "--archive"], "amid: argument --archive: expected one argument; see amid report --help"),
+    ],
+)
+def test_wrong_arguments_of_a_report_are_one_line(arguments, message, capsys):
+    assert main(["report", *arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(message)
 
 
 def foreign(tmp_path, name, texts, **fields):

@@ -37,7 +37,11 @@ def watching(monitor, callback="EarlyStopping"):
         (watching("valid_loss", "ModelCheckpoint"), "callbacks.mine.monitor=valid_loss is not measured"),
         (
             [*watching("valid/bleu")],
-            "choose one of valid/loss, valid/cross_entropy, valid/perplexity, valid/kl_pq",
+            "hoose one of valid/loss, valid/cross_entropy, valid/perplexity, valid/kl_pq",
+        ),
+        (
+            [*watching("valid/loss"), "+callbacks.mine.mode=up"],
+            "callbacks.mine cannot be made (`mode` can be min, max, got up); see the documentation of",
         ),
         ([*watching("valid/kl_pq"), "method=sft"], "callbacks.mine.monitor=valid/kl_pq is not measured"),
         (

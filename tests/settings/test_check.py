@@ -243,6 +243,10 @@ def test_a_node_has_the_arguments_and_defaults_of_its_target(target, node):
         assert set(theirs) - PASSED_BY_AMID == set(node.model_fields)
 
 
+def test_lengths_come_before_what_follows_from_them():
+    assert mistake("data.max_length=8").startswith("data.max_length=8 leaves no room for a response")
+
+
 EPOCHS = "trainer.max_epochs=2"
 SFT = "model.student.sft."
 WARMUPS = [
