@@ -20,7 +20,7 @@ from amid.results import BEST, REMEDY, RESULT_FILE, RunResult, check_student, lo
 from amid.tracking.progress import announce
 from amid.tracking.status import PREPARING, tell, watched
 from amid.training.learning_rate import check_rates
-from amid.training.trainer import length_in_words, steps_of
+from amid.training.trainer import length_in_words, one_device, steps_of
 
 Config = dict[str, Any]
 
@@ -45,6 +45,7 @@ def with_prepared_models(cfg: Config, data: InstructionData, run: Run) -> None:
         settings = fine_tuning_settings(cfg, role)
         steps = steps_of(settings["trainer"], steps_of_all_rows(settings, data))
         check_rates(settings, steps, f"model.{role}.sft.")
+        one_device(settings["trainer"], f"model.{role}.sft.trainer")
     for role, source in _models(cfg).items():
         if role in tuned:
             cfg["model"][role] = prepared(source, role, _fine_tuned(cfg, role, data, run))
@@ -68,6 +69,7 @@ def check_models(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> None:
         with _named(role):
             model: ModelSource = instantiate({key: value for key, value in source.items() if key != "sft"})
             skeleton = model.skeleton(model.config(tokenizer))
+            model.check_rows(skeleton, tokenizer)
         name = f"the {role} {model.path or ''}".strip()
         check_reads_forwards(name, skeleton)
         _check_shared_vocabulary(cfg["objective"], name, output_rows(skeleton))

@@ -42,7 +42,7 @@ from amid.training.learning_rate import check_rates
 from amid.training.module import DistillationModule
 from amid.training.precision import announce_slow_bfloat16
 from amid.training.process_memory import free_gpu_memory
-from amid.training.trainer import fit, length_in_words, one_device, steps_of, use_threads
+from amid.training.trainer import fit, length_in_words, loggers_of, one_device, steps_of, use_threads
 
 Config = dict[str, Any]
 
@@ -79,6 +79,8 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
         return finished
     one_device(cfg["trainer"])
     parts.sampling.check_installed()
+    begun_before = recorded_hash(directory) == key
+    loggers = loggers_of(tracking.going_on(cfg["logger"], directory) if begun_before else cfg["logger"])
     assistant = getattr(objective, "assistant", None)
     labels = {
         **labels,
@@ -149,11 +151,8 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     timings["load"] += time.perf_counter() - started
 
     last = last_checkpoint(directory)
-    begun_before = recorded_hash(directory) == key
     write_config(cfg, directory, key, decisive)
     scores: dict[str, dict[str, Score]] = {name: {} for name in evaluation_sets}
-    settings = tracking.going_on(cfg["logger"], directory) if begun_before else cfg["logger"]
-    loggers: list[Logger] = list(instantiate(settings).values())
     tracking.begin(loggers, labels, cfg)
     trainer, training, timings["train"] = fit(cfg, module, data, directory, loggers, last)
     if teacher is not None:

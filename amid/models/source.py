@@ -114,15 +114,23 @@ class ModelSource:
                 have.
         """
         model = self._random(tokenizer) if self.path is None else self._stored()
+        self.check_rows(model, tokenizer)
+        _agree(model, tokenizer)
+        model.eval()
+        return self._shaped(model)
+
+    def check_rows(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Checks that the model, perhaps without its values, has an embedding for each token.
+
+        Raises:
+            InputError: if it has fewer.
+        """
         rows = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
         if rows < len(tokenizer):
             raise InputError(
                 f"model {self.path or 'of random weights'} has {rows} token embeddings and the tokenizer "
                 f"{len(tokenizer)} tokens; choose the tokenizer that belongs to the model (model.tokenizer)"
             )
-        _agree(model, tokenizer)
-        model.eval()
-        return self._shaped(model)
 
     def fingerprint(self) -> dict[str, Any] | None:
         """What decides the model's values, found without loading it; None for random weights.
@@ -170,7 +178,7 @@ class ModelSource:
         kind = self.architecture.get("model_type")
         if kind not in CONFIG_MAPPING:
             raise InputError(
-                f"model architecture.model_type={kind} is none of transformers' {len(CONFIG_MAPPING)} "
+                f"model architecture.model_type={kind} is none of transformers' {len([*CONFIG_MAPPING])} "
                 f"model types{nearest(str(kind), [*CONFIG_MAPPING])}; choose one such as llama or gpt2"
             )
         given = {
@@ -181,11 +189,12 @@ class ModelSource:
         } | dict(self.architecture)
         try:
             made = AutoConfig.for_model(**given)
-        except (TypeError, ValueError, StrictDataclassError) as error:
+        except Exception as error:  # whatever a configuration raises for a value
             raise InputError(
                 f"model architecture={dict(self.architecture)} is not usable: {shortened(str(error))}"
             ) from error
         _check_fields(made, self.architecture, "architecture")
+        _check_heads(made)
         return made
 
     def skeleton(self, config: PretrainedConfig) -> PreTrainedModel:
@@ -198,7 +207,7 @@ class ModelSource:
         with torch.device("meta"):
             try:
                 model: PreTrainedModel = _of_config(config, self.dtype)
-            except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
+            except Exception as error:  # whatever a model raises for a value
                 what = self.path or f"architecture={dict(self.architecture or {})}"
                 raise InputError(f"model {what} is not usable: {shortened(str(error))}") from error
             return self._shaped(model)
@@ -361,7 +370,8 @@ def _check_fields(config: PretrainedConfig, given: Mapping[str, Any], key: str) 
         InputError: naming the first that it does not have, and the nearest one.
     """
     usual = type(config)()
-    names = {*dir(usual), *usual.attribute_map, *_OF_OLDER_FILES}
+    own = {name for name in dir(usual) if not callable(getattr(type(usual), name, None))}
+    names = {*own, *usual.attribute_map, *_OF_OLDER_FILES}
     for name, value in given.items():
         if name not in names:
             fields = sorted(n for n in {*usual.to_dict(), *usual.attribute_map} if n[0] != "_")
@@ -371,9 +381,27 @@ def _check_fields(config: PretrainedConfig, given: Mapping[str, Any], key: str) 
                 f"model {key}.{name}={shortened(str(value), 100)}: a configuration of "
                 f"model_type={config.model_type} has no such field{remedy}"
             )
+        if "drop" in name and isinstance(value, int | float) and not 0 <= value < 1:
+            raise InputError(f"model {key}.{name}={value} must be a number from 0, below 1")
+        if wrong := _no_numbers(value, name):
+            raise InputError(f"model {key}.{wrong} is NaN; give it a number")
         within = getattr(config, name, None)
         if isinstance(within, PretrainedConfig) and isinstance(value, Mapping):
             _check_fields(within, value, f"{key}.{name}")
+
+
+def _check_heads(config: PretrainedConfig) -> None:
+    """Checks that heads of attention can share keys and values.
+
+    Raises:
+        InputError: if these are not a part of them each.
+    """
+    heads, shared = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
+    if isinstance(heads, int) and isinstance(shared, int) and (shared < 1 or heads % shared):
+        raise InputError(
+            f"model architecture.num_key_value_heads={shared} does not divide "
+            f"architecture.num_attention_heads={heads}; use a number that does"
+        )
 
 
 _OF_OLDER_FILES = ("model_type", "rope_theta", "rope_scaling", "partial_rotary_factor", "torch_dtype")

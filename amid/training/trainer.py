@@ -18,7 +18,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
 from amid.data import InstructionData
-from amid.errors import InputError, first_line
+from amid.errors import InputError, shortened
 from amid.results import METRICS
 from amid.tracking.progress import StatusRecords, announce, progress
 from amid.training import interruption
@@ -107,21 +107,44 @@ def _count(number: str, what: str) -> str:
     return f"{number} {what}" if number == "1" else f"{number} {what}s"
 
 
+def loggers_of(settings: Config) -> list[Logger]:
+    """What a configuration logs to, none of which has been written to yet.
+
+    Args:
+        settings: of the loggers, by name.
+
+    Raises:
+        InputError: for one that cannot be made, as where its package is not installed.
+    """
+    return list(_made_by_name("logger", settings).values())
+
+
+def _made_by_name(group: str, settings: Config) -> dict[str, Any]:
+    """What the nodes of a group make.
+
+    Raises:
+        InputError: naming the one that cannot be made.
+    """
+    made = {}
+    for name, node in settings.items():
+        try:
+            made[name] = instantiate(node)
+        except InstantiationException as error:  # whatever a library raises for a value
+            reason = shortened(str(error.__cause__ or error))
+            raise InputError(
+                f"{group}.{name} cannot be made ({reason}); see the documentation of {node['_target_']}"
+            ) from error
+    return made
+
+
 def own_callbacks(cfg: Config) -> list[L.Callback]:
     """The user's own callbacks, as a configuration names them.
 
     Raises:
         InputError: for one that cannot be made, or is none of Lightning's.
     """
-    made: dict[str, Any] = {}
-    for name, settings in (cfg.get("callbacks") or {}).items():
-        try:
-            made[name] = callback = instantiate(settings)
-        except InstantiationException as error:  # whatever a library raises for a value
-            reason = first_line(error.__cause__ or error)
-            raise InputError(
-                f"callbacks.{name} cannot be made ({reason}); see the documentation of {settings['_target_']}"
-            ) from error
+    made = _made_by_name("callbacks", cfg.get("callbacks") or {})
+    for name, callback in made.items():
         if not isinstance(callback, L.Callback):
             raise InputError(
                 f"callbacks.{name} is a {type(callback).__name__}; it must be a lightning.pytorch.Callback"

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from command_line import run
+from families import network
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from amid import results
@@ -79,6 +80,22 @@ def test_evaluate_on_other_data_keeps_the_folder_of_each_run(quick, tmp_path, js
     for pair in ("tiny", "gpt2_xl_to_gpt2"):
         given = [f"model={pair}", f"model.student.path={model}", *sets]
         assert run("evaluate", *given, f"output_dir={tmp_path / pair}") == 0
+
+
+def test_a_model_with_nan_in_its_weights_is_refused_in_a_line(tmp_path, jsonl, capsys):
+    model = network()
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    model.save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    path = jsonl({"instruction": "a", "output": "b"})
+    given = ["data=jsonl", "data/template=builtin", f"+data.test.mine={path}", "generation.max_new_tokens=3"]
+    given += [f"model.student.path={tmp_path / 'model'}", f"output_dir={tmp_path / 'scores'}"]
+    capsys.readouterr()
+    assert run("evaluate", *given) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"model.student.path={tmp_path}/model gives logits that are NaN or infinite" in line
+    assert "traceback" not in line
 
 
 def cut_off(*_):

@@ -1,12 +1,16 @@
 """What is checked of a run before its data and its models."""
 
+from types import SimpleNamespace
+
 import pytest
 from hydra import compose, initialize_config_dir
 
 from amid.config.compose import CONF, as_dict, register_resolvers
 from amid.config.data_files import check_files
 from amid.errors import InputError
+from amid.experiment.fine_tuning import with_prepared_models
 from amid.experiment.plan import parts_of
+from amid.training.trainer import loggers_of
 
 OF_LIGHTNING = "lightning.pytorch.callbacks"
 
@@ -82,3 +86,23 @@ def test_a_file_that_cannot_be_read_is_named_with_its_setting(key, source, words
         check_files(data)
     assert str(error.value).startswith(f"data.{key}={source}: ")
     assert words in str(error.value)
+
+
+def test_what_cannot_be_logged_to_is_named():
+    given = {"mine": {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "x", "foo": 1}}
+    with pytest.raises(InputError, match=r"logger.mine cannot be made \(.*foo.*CSVLogger"):
+        loggers_of(given)
+    given["mine"].pop("foo")
+    (logger,) = loggers_of(given)
+    assert type(logger).__name__ == "CSVLogger"
+
+
+def test_a_device_of_a_fine_tuning_that_is_not_there_is_refused_before_any(monkeypatch):
+    cfg = settings("model.student.sft.trainer.accelerator=mps", "data.train.size=8")
+    data = SimpleNamespace(train_examples=[None] * 8)
+
+    def never(*_):
+        pytest.fail("a fine-tuning has begun")
+
+    with pytest.raises(InputError, match=r"model.student.sft.trainer.accelerator=mps .* cannot be had here"):
+        with_prepared_models(cfg, data, never)

@@ -260,6 +260,34 @@ def test_a_field_that_a_configuration_does_not_have(given, message):
 
 
 @pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"num_key_value_heads": 3},
+            "num_key_value_heads=3 does not divide architecture.num_attention_heads=2",
+        ),
+        ({"num_key_value_heads": 0}, "num_key_value_heads=0 does not divide"),
+        ({"head_dim": 0}, "is not usable: 0.0 cannot be raised"),
+        ({"pad_token_id": 99999}, "is not usable: Padding_idx must be within"),
+        ({"dtype": "foo"}, "is not usable: module 'torch' has no attribute 'foo'"),
+        ({"hidden_act": "foo"}, "is not usable: 'foo'"),
+        ({"attention_dropout": 2}, "architecture.attention_dropout=2 must be a number from 0, below 1"),
+        (
+            {"attention_dropout": math.nan},
+            "architecture.attention_dropout=nan must be a number from 0, below",
+        ),
+        ({"rms_norm_eps": math.nan}, "architecture.rms_norm_eps is NaN; give it a number"),
+        ({"save_pretrained": 1}, "architecture.save_pretrained=1: .* has no such field"),
+        ({"vocab_size": 10}, "has 10 token embeddings and the tokenizer"),
+    ],
+)
+def test_values_of_a_configuration_that_make_no_model(given, message):
+    source = ModelSource(architecture={"model_type": "llama", **SIZES, **FAMILIES["llama"], **given})
+    with pytest.raises(InputError, match=message):
+        source.check_rows(source.skeleton(source.config(tokenizer())), tokenizer())
+
+
+@pytest.mark.parametrize(
     "given",
     [
         {"model_type": "gpt2", "hidden_size": 32, "num_attention_heads": 4, "num_labels": 3},
