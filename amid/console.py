@@ -1,7 +1,8 @@
-"""What the entry points print on: tables, and commands to type."""
+"""What is printed: lines, tables, and commands to type."""
 
 import shlex
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -35,3 +36,19 @@ def console() -> Console:
     """A console on the standard output: as wide as the terminal, or `WIDTH_OF_FILES` where it is none."""
     own = _PlainConsole(highlight=False)
     return own if own.is_terminal else _PlainConsole(highlight=False, width=WIDTH_OF_FILES)
+
+
+def shown(path: Path) -> str:
+    """A path as a command takes it: from the working folder, where it lies in it, and quoted if need be."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+def in_bytes(size: float) -> str:
+    """A number of bytes in its largest fitting unit: `1.54 MB`, `1.7 GB`."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
+
+
+def announce(message: str) -> None:
+    """Prints one line for the user."""
+    print(plain(message), flush=True)

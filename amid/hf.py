@@ -15,7 +15,7 @@ from amid.data.tokens import MicroBatch, counted_positions
 from amid.errors import InputError
 from amid.losses import Loss
 from amid.models.limits import check_reads_forwards, table_of_positions
-from amid.models.source import shared_vocabulary
+from amid.models.vocabulary import shared_vocabulary
 from amid.teacher.signals import LiveTeacher
 from amid.training.counted_loss import CountedLoss
 

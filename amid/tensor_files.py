@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from amid.console import announce
 from amid.files import SUM, written_whole
-from amid.tracking.progress import announce
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> str:

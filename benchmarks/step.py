@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from amid.losses import AlphaBeta, AlphaMixture, Objective
-from amid.models.source import CountedStates
+from amid.models.counted_states import CountedStates
 from amid.training.process_memory import keep_freed_memory
 
 SMOLLM = {

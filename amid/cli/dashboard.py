@@ -10,10 +10,10 @@ from amid.config.compose import without_wandb
 from amid.config.folders import sweep_names
 from amid.config.run_settings import CONFIG_FILE, REMEDY, read_settings
 from amid.config.sweeps import read_sweep
+from amid.console import announce
 from amid.errors import InputError
 from amid.files import Record, as_record, written_whole
 from amid.results import quality_metrics
-from amid.tracking.progress import announce
 from amid.tracking.wandb_workspace import SweepScores, build_workspace, specification
 
 SPECIFICATION = "workspace.json"

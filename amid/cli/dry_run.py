@@ -18,13 +18,13 @@ from amid.config.compose import as_dict
 from amid.config.run_names import LONGEST_NAME
 from amid.config.run_settings import Stored, read_settings
 from amid.config.sweeps import Sweep
+from amid.console import in_bytes
 from amid.errors import InputError
 from amid.estimates.cost import Cost, Estimator, Once
 from amid.estimates.sizes import SAMPLE, reason_of
 from amid.experiment.plan import Config, parts_of
 from amid.results import RESULT_FILE, files_below, load
 from amid.settings import check
-from amid.tracking.progress import in_bytes
 
 RATES = {"cpu": 5e10, "cuda": 1.5e14}
 """Useful operations a second that are assumed where no finished run tells: of a few cores; of an H100

@@ -13,10 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from amid import settings as of_settings
 from amid.cli.train import summary
-from amid.config.compose import as_dict, config_hash, parsed_overrides
+from amid.config.compose import as_dict, parsed_overrides
 from amid.config.data_files import check_files
+from amid.config.identity import config_hash
 from amid.config.run_names import further_settings
 from amid.config.run_settings import REMEDY, Stored, read_settings, recorded_hash, stored_student
+from amid.console import announce, shown
 from amid.errors import InputError
 from amid.experiment.evaluation import announce_unread, check_metrics, evaluate_sets
 from amid.experiment.run import versions, write_config
@@ -24,7 +26,7 @@ from amid.models.limits import check_lengths, check_reads_forwards, texts_of
 from amid.models.source import ModelSource, load_tokenizer
 from amid.results import BEST, RESULT_FILE, Label, RunResult, load, save
 from amid.tracking.command_records import record_command
-from amid.tracking.progress import announce, shown, silence_bars
+from amid.tracking.progress import silence_bars
 from amid.tracking.status import alone, watched
 from amid.training.precision import announce_slow_bfloat16
 from amid.training.trainer import one_device, use_threads

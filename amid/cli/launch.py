@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amid.config.own_modules import search_working_folder
+from amid.console import shown
 from amid.errors import Busy, Damaged, InputError, in_one_line, is_mistake, print_error, was_interrupted
 from amid.training.interruption import heeded
 
@@ -247,8 +248,6 @@ def _check_direction(cfg: Any, sweeper: Any) -> None:
 def tell_of(elsewhere: Sequence[Path]) -> None:
     """Says which runs were left to other processes."""
     if elsewhere:
-        from amid.tracking.progress import shown
-
         folder, names = shown(elsewhere[0].parent), ", ".join(directory.name for directory in elsewhere)
         print(
             f"{len(elsewhere)} left to other processes, which run them: {names}; amid status {folder} tells "
@@ -310,8 +309,6 @@ def and_what_is_next(directories: Sequence[Path], report: bool) -> Iterator[None
 
         finished = {directory.parent for directory in directories if (directory / RESULT_FILE).exists()}
         if report and finished:
-            from amid.tracking.progress import shown
-
             for folder in sorted(finished):
                 print(f"Report: amid report {shown(folder)}", flush=True)
 

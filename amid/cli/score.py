@@ -30,7 +30,14 @@ from amid.metrics import (
     signed,
 )
 from amid.results import KINDS, METRICS, OF_ANSWERS, Score
-from amid.scoring.scores import applied, per_prompt, resampled, score_answers, unread_by, unread_in_words
+from amid.scoring.scores import (
+    applied,
+    per_prompt,
+    resampled,
+    score_answers,
+    unread_by,
+    unread_in_words,
+)
 from amid.scoring.systems import (
     ALWAYS,
     KNOWN,

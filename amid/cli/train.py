@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from amid.config.compose import as_dict
 from amid.config.data_files import check_files
 from amid.config.run_labels import labels_of
+from amid.console import announce, shown
 from amid.results import METRICS, RESULT_FILE, RunResult, quality_metrics
 from amid.tracking.command_records import record_command
 from amid.tracking.status import alone, end_of, watched
@@ -45,8 +46,6 @@ def run(cfg: DictConfig) -> float | None:
         if cfg.checkpoint.requeue and signal_of(error) != signal.SIGINT:
             print(requeue(), flush=True)
         raise
-
-    from amid.tracking.progress import announce, shown
 
     announce(summary(result))
     if hydra.mode == RunMode.RUN:

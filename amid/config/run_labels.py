@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
-from amid.config.compose import as_dict, setting_hash
+from amid.config.compose import as_dict
 from amid.config.folders import CONF
+from amid.config.identity import setting_hash
 from amid.config.run_names import LABELS, further_settings
 from amid.results import Label
 

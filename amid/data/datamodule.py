@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from amid.config.data_files import RESPONSES
+from amid.console import announce
 from amid.data import notes
 from amid.data.batches import Batches, endless
 from amid.data.examples import Example
@@ -27,7 +28,6 @@ from amid.data.tokens import NO_ROW, Mean, MicroBatch, Row, SampledRow, Tokens, 
 from amid.errors import InputError
 from amid.files import forget_parts, key_of, only_writer
 from amid.tensor_files import read_tensors, write_tensors
-from amid.tracking.progress import announce
 
 FORMAT = 3
 """Version of the files of token ids; another one is another cache."""

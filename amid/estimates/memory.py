@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from amid.losses.fused import BLOCK_ELEMENTS, BUFFER_BYTES
-from amid.models.source import output_rows
+from amid.models.vocabulary import output_rows
 
 _ACTIVATIONS = 1.5
 """What is kept for the backward pass, over the sizes of the linear layers' inputs and outputs: norms, masks,

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from amid.console import announce
 from amid.data.examples import Example
 from amid.data.prompts import Encoder
 from amid.errors import InputError
@@ -17,24 +18,26 @@ from amid.files import checksum, read_made, write_json
 from amid.generation.sampling import Sampling
 from amid.metrics import Metric, set_score
 from amid.results import OF_ANSWERS, Score
-from amid.scoring.scores import (
+from amid.scoring.answers import (
     MANIFEST,
     PER_PROMPT,
     Answered,
     MadeFrom,
     answers_file,
+    read_answers,
+    write_answers,
+    write_per_prompt,
+)
+from amid.scoring.scores import (
     applied,
     per_prompt,
-    read_answers,
     score_answers,
     set_scores,
     tokenize_for_answers,
     unread_by,
     unread_in_words,
-    write_answers,
-    write_per_prompt,
 )
-from amid.tracking.progress import Progress, announce
+from amid.tracking.progress import Progress
 from amid.tracking.status import tell
 
 

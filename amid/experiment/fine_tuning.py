@@ -10,14 +10,15 @@ from typing import Any
 from hydra.utils import instantiate
 from transformers import PreTrainedTokenizerBase
 
-from amid.config.compose import config_hash
+from amid.config.identity import config_hash
+from amid.console import announce
 from amid.data import InstructionData
 from amid.errors import Damaged, InputError
 from amid.files import only_writer
 from amid.models.limits import check_lengths, check_reads_forwards, texts_of
-from amid.models.source import ModelSource, check_same_tokens, load_tokenizer, output_rows
+from amid.models.source import ModelSource, load_tokenizer
+from amid.models.vocabulary import check_same_tokens, output_rows
 from amid.results import BEST, REMEDY, RESULT_FILE, RunResult, check_student, load
-from amid.tracking.progress import announce
 from amid.tracking.status import PREPARING, tell, watched
 from amid.training.learning_rate import check_rates
 from amid.training.trainer import length_in_words, one_device, steps_of

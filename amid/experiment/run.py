@@ -16,10 +16,11 @@ from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid import __version__
-from amid.config.compose import config_hash, contents_of, differences
 from amid.config.data_files import check_files
+from amid.config.identity import config_hash, contents_of, differences
 from amid.config.run_settings import read_config, recorded_hash, write_settings
 from amid.config.secrets import without_secrets
+from amid.console import announce, shown
 from amid.data import InstructionData
 from amid.data.prompts import Encoder
 from amid.data.tokens import Tokens
@@ -29,14 +30,14 @@ from amid.experiment.fine_tuning import check_models, steps_of_all_rows, with_pr
 from amid.experiment.plan import Parts, parts_of
 from amid.generation.sampling import Sampling
 from amid.models.lora import merge
-from amid.models.source import ModelSource, shared_vocabulary
-from amid.models.source import save as save_model
+from amid.models.saving import save as save_model
+from amid.models.source import ModelSource
+from amid.models.vocabulary import shared_vocabulary
 from amid.results import BEST, RESULT_FILE, RunResult, Score, load, save, sums_of_run
 from amid.teacher.signals import Teacher
 from amid.teacher.supply import TeacherSupply
 from amid.text import TeacherText, Text
 from amid.tracking import wandb_runs as tracking
-from amid.tracking.progress import announce, shown
 from amid.training.checkpoints import FOLDER, last_checkpoint
 from amid.training.learning_rate import check_rates
 from amid.training.module import DistillationModule

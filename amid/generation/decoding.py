@@ -13,10 +13,10 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from amid.losses import mixed_log_probs
-from amid.losses.assistant import log_normalise
+from amid.losses.numerics import log_normalise
 from amid.losses.products import operand_dtype, precise
+from amid.models.counted_states import split_head
 from amid.models.lora import plain_head
-from amid.models.source import split_head
 
 
 class Row:

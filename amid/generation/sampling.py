@@ -21,7 +21,7 @@ from transformers import (
 
 from amid.errors import InputError
 from amid.generation.decoding import Batch, MixedBatch, Row, holds_keys_and_values, left_padded, padding_mask
-from amid.scoring.scores import Answer
+from amid.scoring.answers import Answer
 
 log = logging.getLogger(__name__)
 

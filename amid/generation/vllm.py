@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.errors import InputError
 from amid.generation.sampling import Sampling, as_answer, check_prompts, streams, untold
-from amid.models.source import output_rows
-from amid.scoring.scores import Answer
+from amid.models.vocabulary import output_rows
+from amid.scoring.answers import Answer
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ dimension is the vocabulary; an objective is a divergence between two of p (teac
 from amid.losses.adaptive_kl import AdaptiveKL
 from amid.losses.alphanet import AlphaNet
 from amid.losses.assistant import AlphaMixture
+from amid.losses.base import Loss
 from amid.losses.bidirectional_kl import BidirectionalKL
 from amid.losses.cross_entropy import CrossEntropy
 from amid.losses.distillation import Distillation
@@ -20,7 +21,7 @@ from amid.losses.divergence import (
     ReverseKL,
     TotalVariation,
 )
-from amid.losses.fused import FusedInputs, Head, Loss
+from amid.losses.inputs import FusedInputs, Head
 from amid.losses.objective import Objective
 from amid.losses.policy_gradient import MiniLLM, long_term_loss, mixed_log_probs, rewards_to_go
 from amid.losses.weighted_sum import WeightedSum

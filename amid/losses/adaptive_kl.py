@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from amid.losses.assistant import finite_number, rounding
 from amid.losses.divergence import KL, Pair, ReverseKL
+from amid.losses.numerics import finite_number, rounding
 from amid.losses.weighted_divergences import WeightedDivergences
 
 _LIKELIEST = 64

@@ -6,8 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from amid.losses.base import Loss
 from amid.losses.divergence import AlphaBeta, Pair
-from amid.losses.fused import FusedInputs, Loss
+from amid.losses.inputs import FusedInputs
 from amid.losses.weighted_divergences import WeightedDivergences
 
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from amid.losses.assistant import finite_number
 from amid.losses.divergence import KL, Divergence, Pair, ReverseKL
+from amid.losses.numerics import finite_number
 from amid.losses.weighted_divergences import WeightedDivergences
 
 _TIE = 16 * torch.finfo(torch.float32).eps

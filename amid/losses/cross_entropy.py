@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from amid.losses.assistant import entropy, log_normalise, softmaxes
+from amid.losses.base import Loss
 from amid.losses.counted import check_labels, check_leading_shape, given, mean, select
-from amid.losses.fused import Loss, Stats
+from amid.losses.inputs import Stats
+from amid.losses.numerics import entropy, log_normalise, softmaxes
 
 
 class CrossEntropy(Loss):

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amid.losses.assistant import float32_or_better, in_float64
+from amid.losses.base import Loss
 from amid.losses.counted import check_leading_shape, given, mean, select
-from amid.losses.fused import Loss, Stats
+from amid.losses.inputs import Stats
+from amid.losses.numerics import float32_or_better, in_float64
 
 _NEAR, _FAR = 1e-4, 1e3
 """Mean values below or above which a closed form is made in float64. In float32 it is wrong by some 1e-7, and

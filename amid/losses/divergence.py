@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from amid.losses.assistant import LEAST_SHARE, both_zero, finite_number, float32_or_better, log_mean_exp
+from amid.losses.assistant import LEAST_SHARE
+from amid.losses.numerics import both_zero, finite_number, float32_or_better, log_mean_exp
 
 _FAR = 80.0
 """A log-ratio past which the smaller of two probabilities makes no difference, and exp does not overflow."""

@@ -22,10 +22,11 @@ import math
 import torch
 from torch import Tensor
 
-from amid.losses.assistant import finite_number, log_normalise, softmaxes
+from amid.losses.base import Loss
 from amid.losses.counted import check_denominator, check_labels, check_leading_shape, given, mean, select
 from amid.losses.divergence import KL
-from amid.losses.fused import Loss, Stats
+from amid.losses.inputs import Stats
+from amid.losses.numerics import finite_number, log_normalise, softmaxes
 from amid.losses.objective import Objective
 
 

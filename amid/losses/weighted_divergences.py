@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from amid.losses.assistant import log_normalise, softmaxes
 from amid.losses.distillation import Distillation, Sums, through_softmax
 from amid.losses.divergence import Divergence, Pair
-from amid.losses.fused import Stats
+from amid.losses.inputs import Stats
+from amid.losses.numerics import log_normalise, softmaxes
 
 
 class WeightedDivergences(Distillation):

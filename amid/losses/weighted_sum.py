@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amid.losses.assistant import finite_number
+from amid.losses.base import Loss
 from amid.losses.counted import given
-from amid.losses.fused import FusedInputs, Loss, Stats
+from amid.losses.inputs import FusedInputs, Stats
+from amid.losses.numerics import finite_number
 
 
 class WeightedSum(Loss):

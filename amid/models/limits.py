@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from amid.console import announce
 from amid.errors import InputError
-from amid.tracking.progress import announce
 
 _LENGTHS = ("max_position_embeddings", "max_seq_len")
 """Fields of configurations: the positions that a model has, or was trained on."""

@@ -1,8 +1,7 @@
 """Teacher and student: where they come from, whether they fit together, and their logits where they count."""
 
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,10 @@ import transformers
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -27,15 +24,14 @@ from transformers.utils import CONFIG_NAME
 
 from amid.errors import InputError, first_line, nearest, shortened
 from amid.files import checksum, key_of
-from amid.losses import Head
 from amid.models.hub import ask_its_cache_alone_if_it_is_silent, reason_of
-from amid.models.limits import check_ignores_what_follows
-from amid.models.lora import LoRA, plain_head
+from amid.models.layers import keep_layers
+from amid.models.lora import LoRA
+from amid.models.saving import agree_with_tokenizer
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 _OF_FILES = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError),
@@ -115,7 +111,7 @@ class ModelSource:
         """
         model = self._random(tokenizer) if self.path is None else self._stored()
         self.check_rows(model, tokenizer)
-        _agree(model, tokenizer)
+        agree_with_tokenizer(model, tokenizer)
         model.eval()
         return self._shaped(model)
 
@@ -272,96 +268,6 @@ class ModelSource:
         return model
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes a model and its tokenizer into a folder from which other programs get the answers of this one.
-
-    Its files name the token that ends an answer, that for padding, and the most tokens that the model has
-    positions for; rows of padded embeddings are never drawn.
-
-    Args:
-        model: without adapters.
-        tokenizer: whose EOS ends the answers that the model was trained on
-            (`amid.data.Template.tokenizer_of_model`).
-        folder: made where it is not there.
-    """
-    _agree(model, tokenizer)
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None:
-        tokenizer.model_max_length = int(positions)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _agree(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Gives the model's configurations the special tokens of `tokenizer`, and nothing else on how to answer.
-
-    Otherwise a model goes on after the end of its answers wherever `generate` is called on it.
-    """
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    ids = {name: token for name in names if (token := getattr(tokenizer, name)) is not None}
-    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
-        for name, token in ids.items():
-            setattr(config, name, token)
-        vars(config).pop("task_specific_params", None)  # such as GPT-2's, which make a pipeline sample
-    padded = list(range(len(tokenizer), output_rows(model)))
-    model.generation_config = GenerationConfig(**ids, suppress_tokens=padded or None)
-
-
-def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
-    """Keeps only the transformer layers with these indices, in this order (in place).
-
-    Raises:
-        InputError: if an index is out of range, the model's layers cannot be found, or no configuration says
-            which of them are left.
-    """
-    config = model.config.get_text_config()
-    stacks = [
-        (parent, name, module)
-        for parent in model.base_model.modules()
-        for name, module in parent.named_children()
-        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
-    ]
-    if not stacks:
-        raise InputError(
-            f"model.student.layers: the layers of {type(model).__name__} were not found; use null"
-        )
-    parent, name, stack = stacks[0]
-    if not layers or not all(0 <= i < len(stack) for i in layers):
-        raise InputError(
-            f"model.student.layers={list(layers)}: choose indices from 0 to {len(stack) - 1}, at least one"
-        )
-    kept = nn.ModuleList([stack[i] for i in layers])
-    for position, layer in enumerate(kept):
-        for module in layer.modules():
-            for number in ("layer_idx", "layer_id"):
-                if hasattr(module, number):
-                    setattr(module, number, position)
-    setattr(parent, name, kept)
-    for field, of_layers in list(vars(config).items()):  # such as layer_types
-        if isinstance(of_layers, list) and len(of_layers) == len(stack):
-            setattr(config, field, [of_layers[i] for i in layers])
-    if hasattr(config, "attention_types"):  # GPT-Neo's, from which it makes attention_layers
-        config.attention_types = [[list(config.attention_layers), 1]]
-    config.num_hidden_layers = len(kept)
-    _check_configuration(model, layers)
-
-
-def _check_configuration(model: PreTrainedModel, layers: Sequence[int]) -> None:
-    """Raises InputError where the configuration makes another model than this one of some layers only."""
-    try:
-        with torch.device("meta"):
-            again = type(model)(type(model.config).from_dict(model.config.to_dict()))
-        said = {name: tuple(weight.shape) for name, weight in again.named_parameters()}
-        is_told = said == {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    except (TypeError, ValueError, LookupError, StrictDataclassError):
-        is_told = False
-    if not is_told:
-        raise InputError(
-            f"model.student.layers={list(layers)}: the configuration of {model.config.model_type} cannot say "
-            "which layers are left, so that no other program could load the student; use null"
-        )
-
-
 def _check_fields(config: PretrainedConfig, given: Mapping[str, Any], key: str) -> None:
     """Checks that a configuration, and those within it, have the fields that it was made of: transformers
     keeps any others, and reads none of them.
@@ -414,148 +320,6 @@ def _no_numbers(node: Any, key: str = "") -> str:
         found = (_no_numbers(child, f"{key}.{name}".lstrip(".")) for name, child in node.items())
         return next(filter(None, found), "")
     return key if isinstance(node, float) and node != node else ""
-
-
-def check_same_tokens(role: str, ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> None:
-    """Checks that a model was trained with the tokenizer that the data go through.
-
-    Raises:
-        InputError: if a token stands for different ids in `ours`, the run's, and `theirs`, the model's.
-    """
-    our_map, their_map = ours.get_vocab(), theirs.get_vocab()
-    differing = [t for t in our_map.keys() | their_map.keys() if our_map.get(t) != their_map.get(t)]
-    if differing:
-        token = min(differing, key=lambda t: (our_map.get(t, their_map.get(t, 0)), t))
-        raise InputError(
-            f"vocabularies do not match: token {token!r} is {our_map.get(token)} in model.tokenizer and "
-            f"{their_map.get(token)} in the {role}'s own tokenizer; choose models of one family"
-        )
-
-
-def shared_vocabulary(teacher_rows: int, student: PreTrainedModel) -> int | None:
-    """How many of its first tokens both models have logits for: None if they have equally many.
-
-    Models of one family may pad their embeddings to different sizes; logits are then cut to the smaller.
-    """
-    sizes = {teacher_rows, output_rows(student)}
-    return min(sizes) if len(sizes) > 1 else None
-
-
-def output_rows(model: PreTrainedModel) -> int:
-    """For how many tokens the model gives logits."""
-    head = model.get_output_embeddings()
-    return int(head.weight.shape[0]) if head is not None else int(model.config.vocab_size)
-
-
-@torch.no_grad()
-def split_head(model: PreTrainedModel) -> Head | None:
-    """The model's head, with the scale and soft-capping that the configuration names.
-
-    It is compared with the model's own logits on a few tokens, and again with states so large that a cap
-    shows of whose name nothing is known here: None where it does not give these logits.
-    """
-    output, config = plain_head(model), model.config
-    if output is None:
-        return None
-    head = Head(
-        output.weight,
-        output.bias,
-        scale=getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1),
-        softcap=next((cap for name in _SOFTCAPS if (cap := getattr(config, name, None))), None),
-    )
-    training = model.training
-    model.eval()
-    ids = torch.arange(2, 8, device=model.device).view(2, 3) % int(config.vocab_size)
-    with _without_mask(model):
-        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    room = torch.finfo(states.dtype).max / 4 / float(states.abs().max().clamp(min=1))
-    largest = float(head.logits(states).abs().max().clamp(min=1e-6))
-    same = all(_gives_its_logits(head, output, model, ids, f) for f in (1.0, min(_LARGE / largest, room)))
-    model.train(training)
-    return head if same else None
-
-
-def _gives_its_logits(
-    head: Head, output: nn.Linear, model: PreTrainedModel, ids: Tensor, factor: float
-) -> bool:
-    """Whether `head` gives the model's logits where its `output` is given `factor` times the states."""
-    seen: list[Tensor] = []
-
-    def enlarge(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        seen.append(inputs[0] * factor)
-        return seen[-1], *inputs[1:]
-
-    handle = output.register_forward_pre_hook(enlarge)
-    with _without_mask(model):
-        try:
-            theirs = model(input_ids=ids, use_cache=False).logits
-        finally:
-            handle.remove()
-        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state * factor
-    ours = head.logits(states).to(theirs.dtype)
-    if not seen or ours.shape != theirs.shape:
-        return False
-    tolerance = max(1e-3, 4 * torch.finfo(theirs.dtype).eps)
-    ours, theirs = ours.float(), theirs.float()
-    return torch.allclose(ours, theirs, tolerance, tolerance * float(theirs.abs().max()))
-
-
-_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
-"""What configurations call the cap of the logits."""
-
-_LARGE = 1e3
-"""Logits that any cap in use would change much."""
-
-
-class CountedStates:
-    """The last hidden states [N, D] of a model at chosen positions only, and its head.
-
-    Rows are padded on the right, where causal attention does not look: without a mask, attention takes its
-    fastest way, and what counts stays the same.
-
-    `head` is None where it does not give the model's own logits; see `split_head`.
-
-    Raises:
-        InputError: for a model whose states depend on later tokens.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-        self._body = model.base_model
-        check_ignores_what_follows(model)
-        self.head = split_head(model)
-        if self.head is None:
-            log.warning(
-                "%s: logits are taken at all positions, its head's weight alone gives others",
-                type(model).__name__,
-            )
-
-    def hidden(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """The states [N, D] where `positions` [rows, length] is true, row by row."""
-        with _without_mask(self.model):
-            output = self._body(input_ids=input_ids, use_cache=False)
-        states: Tensor = output.last_hidden_state[positions]
-        return states
-
-    def logits(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """The model's logits [N, V] at the same positions."""
-        if self.head is not None:
-            return self.head.logits(self.hidden(input_ids, positions))
-        with _without_mask(self.model):
-            output = self.model(input_ids=input_ids, use_cache=False)
-        logits: Tensor = output.logits[positions]
-        return logits
-
-
-@contextlib.contextmanager
-def _without_mask(model: PreTrainedModel) -> Iterator[None]:
-    """Lets a model run on padded rows without a mask: some warn of that, by the padding token they know."""
-    pad = model.config.pad_token_id
-    model.config.pad_token_id = None
-    try:
-        yield
-    finally:
-        model.config.pad_token_id = pad
 
 
 _WEIGHTS = (".json", ".safetensors", ".bin")

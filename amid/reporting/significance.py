@@ -14,7 +14,7 @@ from amid.reporting.rows import MISSING, OF_NO_METHOD, Row
 from amid.reporting.sections import Section
 from amid.reporting.table import Table, title
 from amid.results import RunResult
-from amid.scoring.scores import PER_PROMPT, PROMPTS, UNREAD, check_answers
+from amid.scoring.answers import PER_PROMPT, PROMPTS, UNREAD, check_answers
 
 NAMED = 3
 """So many settings at most are named in a verdict; more are counted."""

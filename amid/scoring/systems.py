@@ -18,7 +18,8 @@ from amid.errors import InputError, choose_one, first_line
 from amid.files import damaged
 from amid.metrics import Metric, tokenize_of
 from amid.results import METRICS, run_below
-from amid.scoring.scores import Answered, answers_files, read_answers, tokenize_for_answers
+from amid.scoring.answers import Answered, answers_files, read_answers
+from amid.scoring.scores import tokenize_for_answers
 
 
 def _known() -> dict[str, Metric]:

@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
+from amid.console import announce, in_bytes
 from amid.data.tokens import MicroBatch, Tokens, collate, counted_positions
 from amid.errors import InputError
 from amid.files import Record, checksum, forget_parts, key_of, only_writer, read_made, write_json
@@ -19,7 +20,7 @@ from amid.losses import Head
 from amid.teacher.signals import CachedTeacher, LiveTeacher
 from amid.teacher.state_store import StateFolder, States
 from amid.tensor_files import write_tensors
-from amid.tracking.progress import Progress, announce, in_bytes
+from amid.tracking.progress import Progress
 
 FORMAT = 2
 """Version of the cache's files and of how they are made; another one is another cache."""

@@ -5,11 +5,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from amid.console import in_bytes
 from amid.data.tokens import NO_ROW, MicroBatch
 from amid.losses import Head
-from amid.models.source import CountedStates, output_rows
+from amid.models.counted_states import CountedStates
+from amid.models.vocabulary import output_rows
 from amid.teacher.state_store import States
-from amid.tracking.progress import in_bytes
 
 ATTENTION_BLOCK = 16
 """Rows go through the teacher at lengths that are multiples of this one, in which attention on a CPU adds up:

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from amid.console import announce
 from amid.files import Record, checksum, forget_parts, read_made, write_json
 from amid.tensor_files import write_tensors
-from amid.tracking.progress import announce
 
 SHARD_BYTES = 256 * 2**20
 """Bytes of a shard at most, unless one row alone takes more."""

@@ -7,12 +7,12 @@ from pathlib import Path
 import lightning as L
 from transformers import PreTrainedTokenizerBase
 
+from amid.console import announce
 from amid.data.tokens import Tokens
 from amid.errors import InputError
 from amid.models.source import ModelSource
 from amid.teacher.cache import TeacherCache
 from amid.teacher.signals import CachedTeacher, LiveTeacher, PartlyCachedTeacher, Teacher
-from amid.tracking.progress import announce
 
 MODES = ("live", "cached", "auto")
 

@@ -7,13 +7,13 @@ from typing import Any
 import lightning as L
 from transformers import PreTrainedTokenizerBase
 
+from amid.console import announce
 from amid.data.tokens import Tokens
 from amid.errors import InputError
 from amid.files import only_writer
 from amid.models.source import ModelSource
 from amid.text.answer_store import AnswerFolder
 from amid.text.base import Text, sampling_of, seed_of
-from amid.tracking.progress import announce
 
 
 class TeacherText(Text):

@@ -1,11 +1,9 @@
 """What a run shows on the screen: a bar on a terminal, a line now and then elsewhere."""
 
-import shlex
 import sys
 import time
 from collections import deque
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -17,7 +15,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from torch import Tensor
 
-from amid.errors import plain
+from amid.console import announce
 from amid.results import METRICS
 from amid.settings import LOSSES
 from amid.tracking.status import due, tell
@@ -25,25 +23,8 @@ from amid.tracking.status import due, tell
 FURTHER = ("valid/perplexity", "valid/kl_pq", "valid/same_top")
 """What is logged besides, and not shown while a run goes on."""
 
-
 SECONDS_BETWEEN_LINES = 3.0
 """At least, from the beginning of a computation to its first line, and from one to the next."""
-
-
-def shown(path: Path) -> str:
-    """A path as a command takes it: from the working folder, where it lies in it, and quoted if need be."""
-    here = Path.cwd()
-    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
-
-
-def in_bytes(size: float) -> str:
-    """A number of bytes in its largest fitting unit: `1.54 MB`, `1.7 GB`."""
-    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
-
-
-def announce(message: str) -> None:
-    """Prints one line for the user."""
-    print(plain(message), flush=True)
 
 
 def silence_bars() -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from amid.config.secrets import without_secrets
 from amid.results import OF_ANSWERS, RunResult, average_scores, better
-from amid.scoring.scores import answers_files, read_answers
+from amid.scoring.answers import answers_files, read_answers
 from amid.settings import LOSSES
 from amid.tracking.progress import FURTHER
 from amid.tracking.status import STATES

@@ -16,10 +16,10 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
+from amid.console import announce, shown
 from amid.data import InstructionData
 from amid.errors import InputError
 from amid.files import forget_parts, written_whole
-from amid.tracking.progress import announce, shown
 from amid.training import interruption
 
 FOLDER = "checkpoints"

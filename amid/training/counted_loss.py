@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 
 from amid.data.tokens import MicroBatch, counted_positions
 from amid.losses import CrossEntropy, Loss
-from amid.losses.fused import Stats
-from amid.models.source import CountedStates
+from amid.losses.inputs import Stats
+from amid.models.counted_states import CountedStates
 from amid.teacher.signals import Teacher
 
 

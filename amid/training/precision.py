@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from amid.tracking.progress import announce
+from amid.console import announce
 
 _SLOW = 3.0
 """How many times float32's time are worth a word."""

@@ -17,10 +17,11 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
+from amid.console import announce
 from amid.data import InstructionData
 from amid.errors import InputError, shortened
 from amid.results import METRICS
-from amid.tracking.progress import StatusRecords, announce, progress
+from amid.tracking.progress import StatusRecords, progress
 from amid.training import interruption
 from amid.training.checkpoints import FOLDER, Checkpoints, Course, States, WholeFiles, whole_state
 from amid.training.module import DistillationModule, Diverged

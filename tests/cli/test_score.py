@@ -11,7 +11,8 @@ from made_answers import REFERENCES, answered, of
 from amid.cli.main import main
 from amid.metrics import bleu, chrf
 from amid.results import METRICS, OF_ANSWERS
-from amid.scoring.scores import read_answers, score_answers, write_answers
+from amid.scoring.answers import read_answers, write_answers
+from amid.scoring.scores import score_answers
 from amid.scoring.systems import KNOWN, _names
 
 SETS = {"bleu": bleu, "chrf": chrf}

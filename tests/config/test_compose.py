@@ -5,13 +5,12 @@ from hydra.utils import instantiate
 from amid.config.compose import (
     CONF,
     check_overrides,
-    config_hash,
-    differences,
     parsed_overrides,
     quoted,
     register_resolvers,
     values_of,
 )
+from amid.config.identity import config_hash, differences
 from amid.config.run_names import run_name
 from amid.errors import InputError
 from amid.losses import KL, AlphaBeta, CrossEntropy, JensenShannon, ReverseKL

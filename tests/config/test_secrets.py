@@ -5,7 +5,8 @@ import time
 import pytest
 
 from amid.cli.main import main
-from amid.config.compose import config_hash, parsed_overrides
+from amid.config.compose import parsed_overrides
+from amid.config.identity import config_hash
 from amid.config.secrets import (
     HidingFormatter,
     check_overrides_for_secrets,

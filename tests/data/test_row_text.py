@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from amid.config.compose import config_hash
+from amid.config.identity import config_hash
 from amid.data import Example, InstructionData, Template
 from amid.data.prompts import Encoder
 from amid.data.row_text import RowText, special_tokens

@@ -7,7 +7,7 @@ from amid.data import InstructionData
 from amid.data.builtin import tokenizer
 from amid.estimates.cost import ANSWER_BYTES, TEXT_BYTES, Estimator
 from amid.models.source import ModelSource
-from amid.scoring.scores import Answer, Answered, write_answers
+from amid.scoring.answers import Answer, Answered, write_answers
 
 SIZES = ["data.train.size=256", "data.valid.size=64", "data.test.open.size=48", "data.test.closed.size=16"]
 STEPS = ["trainer.limit_train_batches=null", "trainer.max_epochs=4"]  # 4 epochs of 8 steps of 32 rows

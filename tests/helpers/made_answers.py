@@ -1,6 +1,6 @@
 """Prompts with answers, for tests of what these are worth."""
 
-from amid.scoring.scores import Answer, Answered
+from amid.scoring.answers import Answer, Answered
 
 REFERENCES = [["the cat sat on the mat"], ["a dog barked", "the dog barked loudly"], ["yes"]]
 

@@ -25,7 +25,7 @@ from amid.losses import (
     TotalVariation,
     WeightedSum,
 )
-from amid.losses.assistant import log_mean_exp, log_normalise
+from amid.losses.numerics import log_mean_exp, log_normalise
 
 DIVERGENCES: list[Divergence] = [
     KL(),

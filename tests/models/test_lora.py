@@ -11,8 +11,10 @@ from amid import results
 from amid.cli.main import main
 from amid.data.builtin import tokenizer
 from amid.errors import InputError
+from amid.models.counted_states import CountedStates
 from amid.models.lora import LoRA, merge
-from amid.models.source import CountedStates, ModelSource, output_rows
+from amid.models.source import ModelSource
+from amid.models.vocabulary import output_rows
 from amid.training.module import DistillationModule
 
 IDS = torch.arange(2, 16).view(2, 7)

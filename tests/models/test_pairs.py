@@ -15,7 +15,9 @@ from amid.data.builtin import tokenizer
 from amid.data.tokens import counted_positions
 from amid.experiment.run import run_experiment
 from amid.losses import AlphaBeta, AlphaMixture, Objective
-from amid.models.source import CountedStates, ModelSource, shared_vocabulary
+from amid.models.counted_states import CountedStates
+from amid.models.source import ModelSource
+from amid.models.vocabulary import shared_vocabulary
 from amid.teacher.signals import LiveTeacher
 from amid.teacher.supply import TeacherSupply
 

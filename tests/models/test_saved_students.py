@@ -14,7 +14,8 @@ from amid.data.builtin import tokenizer
 from amid.data.prompts import Encoder
 from amid.generation.sampling import Sampling
 from amid.models.lora import merge
-from amid.models.source import ModelSource, load_tokenizer, save
+from amid.models.saving import save
+from amid.models.source import ModelSource, load_tokenizer
 
 TURNS = (
     "{{ bos_token }}{% for m in messages %}<turn>{{ m.role }}\n{{ m.content }}"

@@ -11,16 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from amid.data.builtin import tokenizer
 from amid.errors import InputError
-from amid.models.source import (
-    CountedStates,
-    ModelSource,
-    check_same_tokens,
-    keep_layers,
-    load_tokenizer,
-    output_rows,
-    shared_vocabulary,
-    split_head,
-)
+from amid.models.counted_states import CountedStates, split_head
+from amid.models.layers import keep_layers
+from amid.models.source import ModelSource, load_tokenizer
+from amid.models.vocabulary import check_same_tokens, output_rows, shared_vocabulary
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 1000}
 FAMILIES = {

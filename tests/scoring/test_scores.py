@@ -25,22 +25,24 @@ from amid.errors import InputError
 from amid.experiment.evaluation import announce_unread, evaluate_sets
 from amid.metrics import bleu, chrf, exact_match, rouge_l, set_score
 from amid.results import METRICS, OF_ANSWERS
-from amid.scoring.scores import (
+from amid.scoring.answers import (
     PER_PROMPT,
     UNREAD,
     Answer,
     answers_file,
     answers_files,
+    read_answers,
+    write_answers,
+    write_per_prompt,
+)
+from amid.scoring.scores import (
     applied,
     per_prompt,
-    read_answers,
     resampled,
     score_answers,
     tokenize_for_answers,
     unread_by,
     unread_in_words,
-    write_answers,
-    write_per_prompt,
 )
 from amid.scoring.systems import KNOWN
 

@@ -13,7 +13,13 @@ from huggingface_hub.utils import (
 )
 from torch import tensor
 
-from amid.tracking.progress import Progress, ProgressBar, ProgressLines, progress, silence_bars
+from amid.tracking.progress import (
+    Progress,
+    ProgressBar,
+    ProgressLines,
+    progress,
+    silence_bars,
+)
 
 
 def test_lines_where_the_output_is_no_terminal(capsys):

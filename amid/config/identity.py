@@ -1,0 +1,110 @@
+"""The identity of a run: the hash of its configuration, and what differs between two of them."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from amid.config.compose import as_dict
+from amid.config.data_files import path_and_rows
+from amid.config.run_names import LIMITS, PLACES
+from amid.config.secrets import without_secrets
+from amid.files import checksum, key_of
+
+_WAYS_TO_COMPUTE = {"objective": ("fused", "compiled")}
+"""Keys that change no result, and yet tell runs apart: they are timed against each other."""
+
+
+def config_hash(cfg: Mapping[str, Any]) -> str:
+    """A hash of what decides a run's result: its configuration, without the places that it writes to, and
+    the content of the data files and local models that it names."""
+    text = json.dumps([_decisive(cfg), contents_of(cfg)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def setting_hash(cfg: DictConfig, directory: Path) -> str:
+    """A hash of the settings of a run that decide its result, but for the seed; `directory` is its folder."""
+    other = copy.deepcopy(cfg)
+    other.seed = 0
+    text = json.dumps(_decisive(as_dict(other)), sort_keys=True, default=str)
+    return hashlib.sha256(text.replace(str(directory), "").encode()).hexdigest()[:12]
+
+
+def contents_of(cfg: Mapping[str, Any]) -> dict[str, str]:
+    """A hash of the content of each data file and local model that a configuration names, by its path."""
+    return {path: _content_hash(Path(path)) for path in sorted(set(_local_paths(cfg)))}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two configurations that has a part in their hash: `optimizer.lr was 0.1, is 0.2`.
+
+    A value that another setting refers to is named once.
+    """
+    old, new = (dict(_leaves(_decisive(cfg))) for cfg in (before, now))
+    pairs = {
+        key: tuple(
+            json.dumps(values[key], default=str) if key in values else "not there" for values in (old, new)
+        )
+        for key in (*old, *(key for key in new if key not in old))
+    }
+    pairs = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    tails = {key: [key.split(".", n)[-1] for n in range(1, key.count(".") + 1)] for key in pairs}
+    return [
+        f"{key} was {was}, is {is_now}"
+        for key, (was, is_now) in pairs.items()
+        if not any(pairs.get(tail) == (was, is_now) for tail in tails[key])
+    ]
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of nested mappings by their names in dots, with their values."""
+    for key, child in node.items():
+        if isinstance(child, Mapping) and child:
+            yield from _leaves(child, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", child
+
+
+def _decisive(cfg: Mapping[str, Any]) -> Any:
+    """`cfg` without what has no effect on a run's result."""
+    per_micro_batch = (cfg.get("data") or {}).get("mean") == "micro_batch"
+    counts = ("micro_batch_size",) if per_micro_batch else ()
+    what = _effective({key: value for key, value in cfg.items() if key not in PLACES}, counts)
+    if (what.get("data") or {}).get("special_tokens") == "text":  # changes nothing where rows have none
+        del what["data"]["special_tokens"]
+    return without_secrets(what)
+
+
+def _effective(node: Any, counts: Collection[str], name: str = "") -> Any:
+    """`node` without the keys that have no effect on a result; those of `counts` have one."""
+    if not isinstance(node, Mapping):
+        return node
+    idle = {*LIMITS.get(name, ()), *_WAYS_TO_COMPUTE.get(name, ())}.difference(counts)
+    return {key: _effective(child, counts, str(key)) for key, child in node.items() if key not in idle}
+
+
+def _local_paths(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """The data files and local models that `cfg` names."""
+    data, model = cfg.get("data") or {}, cfg.get("model") or {}
+    sources = [
+        data.get("train"),
+        data.get("valid"),
+        data.get("plain_text"),
+        *(data.get("test") or {}).values(),
+    ]
+    sources += [(model.get(role) or {}).get("path") for role in ("teacher", "student", "tokenizer")]
+    for source in sources:
+        if isinstance(source, str):
+            path, _ = path_and_rows(source)
+            if Path(path).exists():
+                yield path
+
+
+def _content_hash(path: Path) -> str:
+    """That of a file, or of those in a folder that can decide what a model does, not of what describes it."""
+    files = [path] if path.is_file() else [p for p in path.glob("[!.]*") if p.is_file() and p.suffix != ".md"]
+    return key_of({file.name: checksum(file) for file in files})

@@ -1,0 +1,130 @@
+"""What losses take, by keyword: logits, or hidden states and heads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Required, TypedDict
+
+import torch
+from torch import Tensor
+
+from amid.losses.counted import given
+from amid.losses.products import linear
+
+Stats = dict[str, Tensor]
+
+
+class LogitInputs(TypedDict, total=False):
+    """What a loss takes on logits, by keyword."""
+
+    student_logits: Required[Tensor]
+    """[..., V], any floating dtype; the softmax is taken in float32 or better."""
+    teacher_logits: Tensor
+    """[..., V], the same; no gradient reaches it."""
+    labels: Tensor
+    """[...], integers: the token that the logits at the same position predict (already shifted). What stands
+    at positions that do not count, such as -100, is never read."""
+    sampling: Tensor
+    """[..., 2], of each token of sampled text: see `MiniLLM`."""
+    mask: Tensor | None
+    """[...], boolean, true where a position counts; None counts all."""
+    denominator: float | Tensor | None
+    """Divide the sum by this in place of the number of counted positions: the counted tokens of the whole
+    optimiser step, so that accumulation and data parallelism leave the loss as it is."""
+
+
+class FusedInputs(TypedDict, total=False):
+    """What a fused loss takes, by keyword. Logits are c tanh(scale (h Wᵀ + b) / c), see `Head`."""
+
+    student_hidden: Required[Tensor]
+    """h [..., D], the student's last hidden states, as its head takes them."""
+    student_weight: Required[Tensor]
+    """W [V, D] of the student's head."""
+    student_bias: Tensor | None
+    """b [V]."""
+    student_scale: float
+    """1 unless given."""
+    student_softcap: float | None
+    """c; None for no tanh."""
+    teacher_hidden: Tensor
+    """The same of the teacher, [..., D']; its dtype and width may differ. Unused where none is needed."""
+    teacher_weight: Tensor
+    teacher_bias: Tensor | None
+    teacher_scale: float
+    teacher_softcap: float | None
+    labels: Tensor
+    """[...], integers: the token predicted at each position; needed by `CrossEntropy`, and by `MiniLLM` with
+    `sampling`."""
+    sampling: Tensor | None
+    """[..., 2], what is known of the tokens' sampling; see `MiniLLM`."""
+    mask: Tensor | None
+    """[...], boolean, true where a position counts; None counts all."""
+    denominator: float | Tensor | None
+    """Divide the sum by this in place of the number of counted positions."""
+    chunk_tokens: int | None
+    """Positions whose logits exist at once; None chooses by the vocabulary's size and the device."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last layer of a language model, from hidden states [..., D] to logits [..., V].
+
+        logits = c tanh(scale (h Wᵀ + b) / c)        without the tanh if softcap is None
+
+    Args:
+        weight: W, [V, D].
+        bias: b, [V].
+        scale: factor of the logits (Cohere's `logit_scale`, one over Granite's `logits_scaling`).
+        softcap: c > 0 (Gemma's `final_logit_softcapping`).
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of `hidden` [..., D], float32 or better also from bfloat16 or float16 operands."""
+        return self.shaped(linear(hidden, self.weight, self.bias))
+
+    def cut(self, n_vocab: int | None) -> "Head":
+        """The head of the first `n_vocab` tokens."""
+        return replace(
+            self, weight=self.weight[:n_vocab], bias=None if self.bias is None else self.bias[:n_vocab]
+        )
+
+    def to(self, device: torch.device) -> "Head":
+        """The same on `device`."""
+        return replace(
+            self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device)
+        )
+
+    def inputs(self, role: str) -> dict[str, Any]:
+        """The fields as arguments of a fused loss; `role` is "student" or "teacher"."""
+        return {f"{role}_{f.name}": getattr(self, f.name) for f in fields(self)}
+
+    def shaped(self, products: Tensor) -> Tensor:
+        """Logits from h Wᵀ + b."""
+        logits = products if self.scale == 1 else products * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def unshaped(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """The gradient for h Wᵀ + b from that for the logits."""
+        if self.softcap is not None:
+            gradient = gradient * (1 - (logits / self.softcap).square_())
+        return gradient if self.scale == 1 else gradient * self.scale
+
+
+def head_of(role: str, inputs: Mapping[str, Any]) -> Head:
+    """The head that the inputs of `role` (student or teacher) describe."""
+    fields_given = {f.name: inputs.get(f"{role}_{f.name}", f.default) for f in fields(Head)}
+    weight = given(f"{role}_weight", inputs.get(f"{role}_weight"))
+    width = inputs[f"{role}_hidden"].shape[-1]
+    if weight.ndim != 2 or weight.shape[1] != width:
+        raise ValueError(
+            f"{role}_weight must be [V, {width}], as {role}_hidden is [..., {width}], got "
+            f"{list(weight.shape)}; give the weight of the head that these hidden states belong to"
+        )
+    bias = fields_given["bias"]
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{role}_bias must be [{len(weight)}], as {role}_weight is, got {list(bias.shape)}")
+    return Head(**fields_given | {"weight": weight})

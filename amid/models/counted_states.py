@@ -1,0 +1,126 @@
+"""A model's last hidden states at the counted positions alone, and the head that makes logits of them."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+)
+
+from amid.losses import Head
+from amid.models.limits import check_ignores_what_follows
+from amid.models.lora import plain_head
+from amid.models.source import log
+
+
+@torch.no_grad()
+def split_head(model: PreTrainedModel) -> Head | None:
+    """The model's head, with the scale and soft-capping that the configuration names.
+
+    It is compared with the model's own logits on a few tokens, and again with states so large that a cap
+    shows of whose name nothing is known here: None where it does not give these logits.
+    """
+    output, config = plain_head(model), model.config
+    if output is None:
+        return None
+    head = Head(
+        output.weight,
+        output.bias,
+        scale=getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1),
+        softcap=next((cap for name in _SOFTCAPS if (cap := getattr(config, name, None))), None),
+    )
+    training = model.training
+    model.eval()
+    ids = torch.arange(2, 8, device=model.device).view(2, 3) % int(config.vocab_size)
+    with _without_mask(model):
+        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    room = torch.finfo(states.dtype).max / 4 / float(states.abs().max().clamp(min=1))
+    largest = float(head.logits(states).abs().max().clamp(min=1e-6))
+    same = all(_gives_its_logits(head, output, model, ids, f) for f in (1.0, min(_LARGE / largest, room)))
+    model.train(training)
+    return head if same else None
+
+
+def _gives_its_logits(
+    head: Head, output: nn.Linear, model: PreTrainedModel, ids: Tensor, factor: float
+) -> bool:
+    """Whether `head` gives the model's logits where its `output` is given `factor` times the states."""
+    seen: list[Tensor] = []
+
+    def enlarge(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(inputs[0] * factor)
+        return seen[-1], *inputs[1:]
+
+    handle = output.register_forward_pre_hook(enlarge)
+    with _without_mask(model):
+        try:
+            theirs = model(input_ids=ids, use_cache=False).logits
+        finally:
+            handle.remove()
+        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state * factor
+    ours = head.logits(states).to(theirs.dtype)
+    if not seen or ours.shape != theirs.shape:
+        return False
+    tolerance = max(1e-3, 4 * torch.finfo(theirs.dtype).eps)
+    ours, theirs = ours.float(), theirs.float()
+    return torch.allclose(ours, theirs, tolerance, tolerance * float(theirs.abs().max()))
+
+
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
+"""What configurations call the cap of the logits."""
+
+_LARGE = 1e3
+"""Logits that any cap in use would change much."""
+
+
+class CountedStates:
+    """The last hidden states [N, D] of a model at chosen positions only, and its head.
+
+    Rows are padded on the right, where causal attention does not look: without a mask, attention takes its
+    fastest way, and what counts stays the same.
+
+    `head` is None where it does not give the model's own logits; see `split_head`.
+
+    Raises:
+        InputError: for a model whose states depend on later tokens.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._body = model.base_model
+        check_ignores_what_follows(model)
+        self.head = split_head(model)
+        if self.head is None:
+            log.warning(
+                "%s: logits are taken at all positions, its head's weight alone gives others",
+                type(model).__name__,
+            )
+
+    def hidden(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """The states [N, D] where `positions` [rows, length] is true, row by row."""
+        with _without_mask(self.model):
+            output = self._body(input_ids=input_ids, use_cache=False)
+        states: Tensor = output.last_hidden_state[positions]
+        return states
+
+    def logits(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """The model's logits [N, V] at the same positions."""
+        if self.head is not None:
+            return self.head.logits(self.hidden(input_ids, positions))
+        with _without_mask(self.model):
+            output = self.model(input_ids=input_ids, use_cache=False)
+        logits: Tensor = output.logits[positions]
+        return logits
+
+
+@contextlib.contextmanager
+def _without_mask(model: PreTrainedModel) -> Iterator[None]:
+    """Lets a model run on padded rows without a mask: some warn of that, by the padding token they know."""
+    pad = model.config.pad_token_id
+    model.config.pad_token_id = None
+    try:
+        yield
+    finally:
+        model.config.pad_token_id = pad
