@@ -1,5 +1,6 @@
 """What is printed: lines, tables, and commands to type."""
 
+import logging
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -50,5 +51,6 @@ def in_bytes(size: float) -> str:
 
 
 def announce(message: str) -> None:
-    """Prints one line for the user."""
+    """Prints one line for the user, and logs it in the run's log."""
     print(plain(message), flush=True)
+    logging.getLogger("amid").info(plain(message))

@@ -21,6 +21,7 @@ import yaml
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from amid.console import announce
 from amid.errors import Damaged
 
 
@@ -63,7 +64,7 @@ def only_writer(place: Path, what: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"Waiting for another run that writes {what} in {place}", flush=True)
+        announce(f"Waiting for another run that writes {what} in {place}")
         lock.acquire()
     try:
         yield
@@ -238,7 +239,7 @@ def read_made(file: Path, shape: type[R]) -> R | None:
     try:
         return read_record(file, shape, "")
     except Damaged as error:
-        print(f"{str(error).removesuffix('; ')}: made anew", flush=True)
+        announce(f"{str(error).removesuffix('; ')}: made anew")
         return None
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import logging
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from amid.config.own_modules import search_working_folder
 from amid.console import shown
 from amid.errors import Busy, Damaged, InputError, in_one_line, is_mistake, print_error, was_interrupted
+from amid.tracking.run_log import RUN_LOG, logged, off_the_screen
 from amid.training.interruption import heeded
 
 if TYPE_CHECKING:
@@ -173,7 +173,8 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
             check(cfg)
             if chooses(HydraConfig.get().sweeper):
                 _check_direction(cfg, HydraConfig.get().sweeper)
-            return importlib.import_module(f"amid.cli.{name}").run(cfg)
+            with off_the_screen() if name == "cache" else logged(directory):  # a cache is of no run
+                return importlib.import_module(f"amid.cli.{name}").run(cfg)
         except BrokenPipeError:
             sys.exit(unread())  # Hydra would report it
         except Exception as error:
@@ -277,13 +278,8 @@ def _remove_if_nothing_was_computed(directory: Path) -> None:
     with contextlib.suppress(OSError, Busy, Damaged), alone(directory):
         told = read_told(directory)
         begun = told is not None and told.state != "failed"  # by an earlier command
-        if not begun and {file.name for file in directory.iterdir()} <= {".hydra", LOCK_FILE, STATUS_FILE}:
-            for handler in logging.getLogger().handlers[:]:
-                if (
-                    isinstance(handler, logging.FileHandler)
-                    and directory in Path(handler.baseFilename).parents
-                ):
-                    logging.getLogger().removeHandler(handler)  # of its log, which nothing was written to
+        nothing = {".hydra", LOCK_FILE, RUN_LOG, STATUS_FILE}
+        if not begun and {file.name for file in directory.iterdir()} <= nothing:
             shutil.rmtree(directory)
 
 

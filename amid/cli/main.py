@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from amid.cli.launch import (
 from amid.config.own_modules import search_working_folder
 from amid.console import as_typed
 from amid.errors import InputError, choose_one, print_error, was_interrupted, with_traceback
+from amid.tracking.run_log import off_the_screen
 from amid.training.interruption import heeded, signal_of
 from amid.training.process_memory import keep_freed_memory
 
@@ -67,12 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     given = list(sys.argv[1:] if argv is None else argv)
     arguments = [word for word in given if word != "--traceback"]
-    with with_traceback(arguments != given):
+    with with_traceback(arguments != given), off_the_screen():
         return _run(arguments)
 
 
 def _run(arguments: list[str]) -> int:
-    warnings.filterwarnings("ignore")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     keep_freed_memory()
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])

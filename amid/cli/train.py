@@ -1,6 +1,5 @@
 """The entry point of a training run."""
 
-import logging
 import math
 import signal
 from collections.abc import Mapping
@@ -44,7 +43,7 @@ def run(cfg: DictConfig) -> float | None:
             result = _run(settings, directory, labels)
     except KeyboardInterrupt as error:
         if cfg.checkpoint.requeue and signal_of(error) != signal.SIGINT:
-            print(requeue(), flush=True)
+            announce(requeue())
         raise
 
     announce(summary(result))
@@ -67,8 +66,6 @@ def _run(settings: dict[str, Any], directory: Path, labels: Mapping[str, Any]) -
     from amid.tracking.progress import silence_bars
     from amid.tracking.wandb_runs import finish
 
-    for name in ("pytorch_lightning", "lightning.pytorch", "httpx", "datasets"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     silence_bars()
     try:
         result = run_experiment(settings, directory, labels)

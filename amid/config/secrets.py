@@ -1,7 +1,6 @@
 """Secrets: what counts as one, in settings and in text, and how it is kept out of all that is written."""
 
 import functools
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,14 +100,6 @@ def hide(text: str) -> str:
     for secret in sorted((*_known, *_of_environment()), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return text
-
-
-class HidingFormatter(logging.Formatter):
-    """Formats a record of a log without secrets."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line, and the traceback where there is one."""
-        return hide(super().format(record))
 
 
 def remember(cfg: Mapping[str, Any]) -> None:

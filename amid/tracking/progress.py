@@ -116,7 +116,7 @@ class ProgressLines(_Watch):
             return
         scores = self._scores(trainer) if step != total else ""  # the last step's validation is to come
         left = f"{self._seconds_left(step):.0f} s left"
-        print(f"  step {step}/{total}  loss {self._loss:.3f}{scores}  {left}", flush=True)
+        announce(f"  step {step}/{total}  loss {self._loss:.3f}{scores}  {left}")
 
 
 class StatusRecords(_Watch):

@@ -1,5 +1,6 @@
 """What a run tells Weights & Biases besides its metrics: columns, tags, summaries, samples and its end."""
 
+import logging
 import shlex
 import sys
 import time
@@ -15,6 +16,8 @@ from amid.scoring.answers import answers_files, read_answers
 from amid.settings import LOSSES
 from amid.tracking.progress import FURTHER
 from amid.tracking.status import STATES
+
+log = logging.getLogger(__name__)
 
 STEP = "trainer/global_step"
 """The key of the optimiser steps in a W&B run."""
@@ -81,6 +84,7 @@ def begin(loggers: Sequence[Logger], labels: Mapping[str, Any], cfg: Mapping[str
             "config": without_secrets(cfg),
         }
         logger._wandb_init.pop("anonymous", None)  # which W&B warns of, whatever its value
+        _log_warnings()
         logger.log_hyperparams(columns)
         run = logger.experiment
         tags = [run.group, *(labels.get(name) for name in ("method", "divergence"))]
@@ -93,6 +97,14 @@ def begin(loggers: Sequence[Logger], labels: Mapping[str, Any], cfg: Mapping[str
             run.define_metric(name, step_metric=STEP, step_sync=True, summary=summary)
         for name in ("train/gradient_norm", "train/lr", "train/alpha", "train/lam"):
             run.define_metric(name, step_metric=STEP, step_sync=True, summary="last")
+
+
+def _log_warnings() -> None:
+    """Sends W&B's warnings to the log of the run; what else it prints stays on the screen."""
+    import wandb
+
+    settings = wandb.setup().settings.model_copy(update={"show_warnings": False})
+    wandb.termsetup(settings, log)
 
 
 OF_THE_END = ("test/", "average/")

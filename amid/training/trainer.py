@@ -1,6 +1,5 @@
 """The training of a student by Lightning: how long, from where it goes on, and the weights that are kept."""
 
-import logging
 import math
 import sys
 import time
@@ -41,7 +40,6 @@ def one_device(trainer: Config, key: str = "trainer") -> L.Fabric:
         InputError: if this machine has no such device.
     """
     devices = trainer["devices"] if isinstance(trainer["devices"], list) else 1
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     try:
         return L.Fabric(
             accelerator=trainer["accelerator"],
@@ -221,8 +219,6 @@ def fit(
         KeyboardInterrupt: where a signal or Ctrl-C stops it.
     """
     taking = _Taken()
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     checkpoints: Checkpoints = instantiate(cfg["checkpoint"])
     folder = directory / FOLDER
     checkpoint = checkpoints.best(folder)

@@ -30,7 +30,9 @@ def test_train_leaves_a_whole_run_that_is_not_run_again(quick, tmp_path, capsys)
     assert (directory / "checkpoints" / "best" / "model.safetensors").exists()
     assert not list(directory.glob("checkpoints/*.ckpt"))
     assert json.loads((directory / "status.json").read_text())["state"] == "done"
-    assert not (directory / "run.log").exists()
+    log = (directory / "run.log").read_text()
+    assert f"INFO amid: Run: {directory}\n" in log
+    assert " WARNING " not in log
     lines = (directory / "generations" / "open-1.jsonl").read_text().splitlines()
     assert len(json.loads(lines[0])["answers"]) == 2
     capsys.readouterr()

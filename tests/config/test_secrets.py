@@ -8,7 +8,6 @@ from amid.cli.main import main
 from amid.config.compose import parsed_overrides
 from amid.config.identity import config_hash
 from amid.config.secrets import (
-    HidingFormatter,
     check_overrides_for_secrets,
     hide,
     is_secret,
@@ -16,6 +15,7 @@ from amid.config.secrets import (
     without_secrets,
 )
 from amid.errors import InputError
+from amid.tracking.run_log import HidingFormatter
 
 SECRET = "hunter2hunter2"
 
@@ -129,7 +129,7 @@ def test_a_secret_of_a_configuration_is_found_in_any_text():
     remember({"logger": {"own": {"password": "correct horse"}}})
     assert hide("cannot log in with 'correct horse'") == "cannot log in with 'hidden'"
     record = logging.LogRecord("a", logging.INFO, "", 0, "with %s", ("correct horse",), None)
-    assert HidingFormatter("%(message)s").format(record) == "with hidden"
+    assert HidingFormatter().format(record).endswith(" a: with hidden")
 
 
 def test_a_secret_is_not_recorded_with_a_run(tmp_path):
