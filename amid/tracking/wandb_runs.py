@@ -84,9 +84,9 @@ def begin(loggers: Sequence[Logger], labels: Mapping[str, Any], cfg: Mapping[str
             "config": without_secrets(cfg),
         }
         logger._wandb_init.pop("anonymous", None)  # which W&B warns of, whatever its value
-        _log_warnings()
         logger.log_hyperparams(columns)
         run = logger.experiment
+        _log_warnings()
         tags = [run.group, *(labels.get(name) for name in ("method", "divergence"))]
         tags = [str(tag)[:LONGEST_TAG] for tag in tags if tag not in (None, "", "none")]
         kept = [tag for tag in run.tags or () if tag not in STATES]  # without how its earlier part ended
@@ -100,7 +100,10 @@ def begin(loggers: Sequence[Logger], labels: Mapping[str, Any], cfg: Mapping[str
 
 
 def _log_warnings() -> None:
-    """Sends W&B's warnings to the log of the run; what else it prints stays on the screen."""
+    """Sends W&B's warnings to the log of the run; what else it prints stays on the screen.
+
+    A run must have begun: a session of W&B that begins here would not know the settings of the logger.
+    """
     import wandb
 
     settings = wandb.setup().settings.model_copy(update={"show_warnings": False})

@@ -3,6 +3,7 @@
 import inspect
 import math
 import types
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -179,7 +180,9 @@ def check_rates(cfg: Mapping[str, Any], steps: int, prefix: str = "") -> None:
             "needs _partial_: true"
         ) from error
     try:
-        made.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch expects a step of the optimiser before
+            made.step()
     except Exception as error:  # whatever a library's schedule raises for a value
         given = ", ".join(f"{name}={value}" for name, value in settings.items() if not name.startswith("_"))
         raise InputError(

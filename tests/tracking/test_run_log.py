@@ -1,8 +1,8 @@
 """run.log: what libraries warn of and what amid says, with the time, of one run each."""
 
+import io
 import logging
 import re
-import sys
 import warnings
 
 import pytest
@@ -13,7 +13,7 @@ from amid.console import announce
 from amid.errors import InputError
 from amid.tracking.run_log import logged, off_the_screen
 
-LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (\w+) ([\w.]+): (.*)")
+LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (\w+) (\S+): (.*)")
 
 
 def entries(directory):
@@ -22,19 +22,20 @@ def entries(directory):
 
 
 @pytest.fixture
-def library():
-    """A library that prints its log by itself, as transformers and datasets do."""
-    logger = logging.getLogger("a_library")
-    handler = logging.StreamHandler(sys.stderr)
+def library(request):
+    """A library that prints its log by itself, as transformers and datasets do, and what it has printed."""
+    logger, screen = logging.getLogger(request.node.name), io.StringIO()
+    handler = logging.StreamHandler(screen)
     logger.addHandler(handler)
     logger.propagate = False
-    yield logger
-    found = (handler in logger.handlers, logger.propagate)
+    yield logger, screen
+    assert handler in logger.handlers  # as it was before the command
+    assert not logger.propagate
     logger.removeHandler(handler)
-    assert found == (True, False)  # as it was before the command
 
 
-def warn(logger):
+def warn(library):
+    logger, _ = library
     warnings.warn("an old argument", UserWarning, stacklevel=2)
     logger.getChild("part").warning("\x1b[33ma slow path\x1b[0m")
     logging.getLogger("lightning.pytorch").info("seed set")
@@ -53,11 +54,12 @@ def test_each_run_has_its_warnings_in_its_own_log_and_none_on_the_screen(
     out, err = capsys.readouterr()
     assert re.findall("this is seed .", out) == ["this is seed 1", "this is seed 2"]
     assert err == ("amid: seed=1: enough\namid: seed=2: enough\namid: 2 of 2 runs failed (above)\n")
+    assert library[1].getvalue() == ""
     for seed in (1, 2):
         warning, slow, said = entries(tmp_path / "runs" / f"seed={seed}")
         assert warning[:2] == ("WARNING", "py.warnings")
         assert warning[2].endswith("UserWarning: an old argument")
-        assert slow == ("WARNING", "a_library.part", "a slow path")
+        assert slow == ("WARNING", f"{library[0].name}.part", "a slow path")
         assert said == ("INFO", "amid", f"this is seed {seed}")
 
 
@@ -65,9 +67,9 @@ def test_each_run_has_its_warnings_in_its_own_log_and_none_on_the_screen(
 def test_without_a_run_warnings_are_shown_only_with_tracebacks(capsys, monkeypatch, library, asked):
     monkeypatch.setattr("amid.cli.report.run", lambda folder: warn(library))
     assert main(["report", "runs", *asked]) == 0
-    told = [m.groups() for m in map(LINE.fullmatch, capsys.readouterr().err.splitlines()) if m]
-    assert [(level, name) for level, name, _ in told] == (
-        [("WARNING", "py.warnings"), ("WARNING", "a_library.part")] if asked else []
+    shown = [m.groups() for m in map(LINE.fullmatch, capsys.readouterr().err.splitlines()) if m]
+    assert [text.rpartition(": ")[2] for _, _, text in shown] == (
+        ["an old argument", "a slow path"] if asked else []
     )
 
 
@@ -75,11 +77,12 @@ def test_a_log_that_cannot_be_written_prints_nothing(tmp_path, capsys, library):
     (tmp_path / "run.log").mkdir()
     with logged(tmp_path):
         warn(library)
-    assert capsys.readouterr() == ("", "")
+    assert (*capsys.readouterr(), library[1].getvalue()) == ("", "", "")
 
 
-def test_what_is_off_the_screen_is_on_it_again_after(capsys, library):
+def test_what_is_off_the_screen_is_on_it_again_after(library):
+    logger, screen = library
     with off_the_screen():
-        library.warning("off")
-    library.warning("on")
-    assert capsys.readouterr().err == "on\n"
+        logger.warning("off")
+    logger.warning("on")
+    assert screen.getvalue() == "on\n"
