@@ -137,8 +137,8 @@ def test_a_defect_leaves_its_traceback_and_a_mistake_does_not(quick, tmp_path, c
 
 @pytest.mark.parametrize("asked", ["option", "environment"])
 def test_a_traceback_follows_the_line_where_it_is_asked_for(capsys, monkeypatch, asked):
-    def defective(folder):
-        raise RuntimeError(f"cannot report {folder}")
+    def defective(arguments):
+        raise RuntimeError(f"cannot report {' '.join(arguments)}")
 
     monkeypatch.setattr("amid.cli.report.run", defective)
     assert run("report", "runs") == 1
