@@ -8,12 +8,14 @@ import absl.logging
 import pytest
 import torch
 import yaml
+from compositions import compose_once
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 torch.set_num_threads(1)
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # OmegaConf's: reads conf/ a thousand times
+compose_once()
 settings.register_profile("amid", deadline=None, max_examples=50)  # the machine decides how long one takes
 settings.load_profile("amid")
 
