@@ -49,7 +49,7 @@ def run(cfg: DictConfig) -> None:
     use_threads(settings["threads"])
     one_device(settings["trainer"])
     tokenizer = check(settings)
-    data: InstructionData = instantiate(settings["data"], tokenizer=tokenizer)
+    data: InstructionData = instantiate(settings["data"], tokenizer=tokenizer, _convert_="all")
     tokenizer = data.tokenizer
     data.announce_cuts(["train", "valid"])  # reads the rows: a mistake in one comes before any line
     data.announce_template()

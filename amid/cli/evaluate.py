@@ -169,7 +169,7 @@ def _evaluate(settings: dict[str, Any], labels: dict[str, Label], directory: Pat
     use_threads(settings["threads"])
     L.seed_everything(settings["seed"], verbose=False)
     source, tokenizer = _model(settings)
-    data = instantiate(settings["data"], tokenizer=tokenizer)
+    data = instantiate(settings["data"], tokenizer=tokenizer, _convert_="all")
     tokenizer = data.tokenizer
     if not data.test_examples:
         raise InputError("data.test names no evaluation set; add one: +data.test.mine=my/test.jsonl")

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from amid.config.folders import CONF, not_text, option_file, option_files, register_folders
+from amid.config.folders import CONF, is_group, not_text, option_file, option_files, register_folders
 from amid.config.run_names import WITH_THE_REST, Naming
 from amid.config.secrets import check_for_secrets, remember
 from amid.errors import InputError, choose_one, first_line, shortened
@@ -226,7 +226,8 @@ def _groups(loader: ConfigLoader) -> list[str]:
 
 def _check_option(loader: ConfigLoader, override: Override) -> None:
     group = override.key_or_group
-    options = loader.get_group_options(group)
+    # Hydra copies all that it knows to look for options, so it is asked about groups alone.
+    options = loader.get_group_options(group) if is_group(group) or group.startswith("hydra/") else []
     if options and override.is_delete() and group in REQUIRED:
         raise InputError(f"{override.input_line}: a run needs a {group}; choose one of {', '.join(options)}")
     if not options or override.is_delete() or isinstance(override.value(), Glob):

@@ -179,11 +179,8 @@ def _is_path(value: str) -> bool:
 
 def _of_environment() -> list[str]:
     """The values of secrets in the environment."""
-    return [
-        value
-        for name, value in os.environ.items()
-        if is_secret(name) and len(value) >= SHORTEST and not _is_path(value)
-    ]
+    values = [os.environ[name] for name in os.environ if is_secret(name)]
+    return [value for value in values if len(value) >= SHORTEST and not _is_path(value)]
 
 
 def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -95,7 +95,7 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     tokenizer = instantiate(cfg["model"]["tokenizer"])
     check_files(cfg["data"])
     check_models(cfg, tokenizer)
-    data: InstructionData = instantiate(cfg["data"], tokenizer=tokenizer)
+    data: InstructionData = instantiate(cfg["data"], tokenizer=tokenizer, _convert_="all")
     tokenizer = data.tokenizer
     check_rates(cfg, steps_of(cfg["trainer"], steps_of_all_rows(cfg, data)))
     evaluation_sets = data.test_examples
