@@ -97,6 +97,18 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("prepared")
 
 
+@pytest.fixture(scope="session")
+def finished(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of `quick`, for all tests of a process: they read it, or change a copy."""
+    from amid.cli.main import main
+
+    folder = tmp_path_factory.mktemp("finished")
+    out, cache = f"output_dir={folder / 'runs'}", f"data.cache_dir={folder / 'cache'}"
+    assert main(["train", *SMALL_RUN, out, f"prepared_dir={prepared}", cache]) == 0
+    (run,) = (folder / "runs").iterdir()
+    return run
+
+
 @pytest.fixture
 def quick(small_run: list[str], prepared: Path) -> list[str]:
     """`small_run` with the models of `prepared`."""

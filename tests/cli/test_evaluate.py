@@ -57,10 +57,10 @@ def test_several_evaluations_one_of_which_would_be_refused_start_none(tmp_path, 
     assert not [*tmp_path.iterdir()]
 
 
-def test_evaluate_on_other_data_keeps_the_folder_of_each_run(quick, tmp_path, jsonl):
+def test_evaluate_on_other_data_keeps_the_folder_of_each_run(quick, finished, tmp_path, jsonl):
     path = jsonl({"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"})
-    for seed in (1, 2):
-        assert run("train", *quick, f"seed={seed}") == 0
+    assert run("train", *quick, "seed=2") == 0
+    shutil.copytree(finished, tmp_path / "runs" / finished.name)
     out = f"output_dir={tmp_path / 'scores'}"
     for directory in (tmp_path / "runs").iterdir():
         assert run("evaluate", f"run={directory}", f"+data.test.mine={path}", out) == 0
@@ -103,10 +103,9 @@ def cut_off(*_):
 
 
 def test_what_an_evaluation_is_given_goes_before_what_its_run_had(
-    quick, tmp_path, jsonl, capsys, monkeypatch
+    finished, tmp_path, jsonl, capsys, monkeypatch
 ):
-    assert run("train", *quick) == 0
-    (folder,) = (tmp_path / "runs").iterdir()
+    folder = finished
     path = jsonl({"instruction": "say it", "output": "it"})
     out = f"output_dir={tmp_path / 'again'}"
     given = [f"run={folder}", out, f"data.test.open={path}", "~data.test.closed", "data/metrics=summary"]
@@ -138,12 +137,10 @@ def test_what_an_evaluation_is_given_goes_before_what_its_run_had(
     assert "has no student in checkpoints/best; give a training run" in capsys.readouterr().err
 
 
-def test_a_model_that_is_evaluated_has_its_own_name(quick, tmp_path, jsonl):
-    assert run("train", *quick) == 0
-    (folder,) = (tmp_path / "runs").iterdir()
+def test_a_model_that_is_evaluated_has_its_own_name(finished, tmp_path, jsonl):
     path = jsonl({"instruction": "say it", "output": "it"})
-    given = [f"model.student.path={folder / 'checkpoints' / 'best'}", "data=jsonl", f"+data.test.own={path}"]
-    given += ["data/template=builtin", "data.max_length=40", "data.max_prompt_length=16"]
+    given = [f"model.student.path={finished / 'checkpoints' / 'best'}", f"+data.test.own={path}"]
+    given += ["data=jsonl", "data/template=builtin", "data.max_length=40", "data.max_prompt_length=16"]
     out = f"output_dir={tmp_path / 'scores'}"
     assert run("evaluate", *given, out, "generation.seeds=[1]") == 0
     (scored,) = [results.load(file) for file in (tmp_path / "scores").glob("*/result.json")]

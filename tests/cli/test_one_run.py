@@ -108,11 +108,13 @@ REFUSED = {
     ids=["epochs", "steps", "within an epoch"],
 )
 def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(
-    quick, tmp_path, monkeypatch, capsys, limits
+    quick, finished, tmp_path, monkeypatch, capsys, limits
 ):
     keys = {o.split("=")[0] for o in limits}
     quick = [*(o for o in quick if o.split("=")[0] not in keys), *limits]
-    assert run("train", *quick, f"output_dir={tmp_path / 'whole'}") == 0
+    if limits:
+        assert run("train", *quick, f"output_dir={tmp_path / 'whole'}") == 0
+    (whole,) = (tmp_path / "whole").iterdir() if limits else [finished]
     from amid.training.module import DistillationModule
 
     step = DistillationModule.training_step
@@ -124,7 +126,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(
 
     monkeypatch.setattr(DistillationModule, "training_step", killed)
     assert run("train", *quick, f"output_dir={tmp_path / 'cut'}") == 130
-    (cut,), (whole,) = (tmp_path / "cut").iterdir(), (tmp_path / "whole").iterdir()
+    (cut,) = (tmp_path / "cut").iterdir()
     assert not (cut / "result.json").exists()
     assert (cut / "checkpoints" / "last.ckpt").exists()
     monkeypatch.setattr(DistillationModule, "training_step", step)
@@ -154,7 +156,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(
 
 @pytest.mark.parametrize("last", [1.0, 9.0], ids=["worse", "equal"])
 def test_a_run_cut_after_its_training_keeps_the_first_of_its_best_epochs(
-    quick, tmp_path, monkeypatch, capsys, last
+    quick, finished, monkeypatch, capsys, last
 ):
     from amid.training.module import DistillationModule
 
@@ -169,7 +171,6 @@ def test_a_run_cut_after_its_training_keeps_the_first_of_its_best_epochs(
     def killed(*_):
         raise KeyboardInterrupt
 
-    assert run("train", *quick, f"output_dir={tmp_path / 'prepared'}") == 0
     capsys.readouterr()
     monkeypatch.setattr(DistillationModule, "training_step", noted)
     monkeypatch.setattr(DistillationModule, "_score", lambda *_: next(scores))
@@ -183,7 +184,9 @@ def test_a_run_cut_after_its_training_keeps_the_first_of_its_best_epochs(
 
 
 @pytest.mark.parametrize("cut", ["in an epoch", "while scoring"])
-def test_the_figures_of_a_run_that_went_on_are_those_of_its_whole_training(quick, tmp_path, monkeypatch, cut):
+def test_the_figures_of_a_run_that_went_on_are_those_of_its_whole_training(
+    quick, finished, tmp_path, monkeypatch, cut
+):
     from amid.training.module import DistillationModule
 
     step = DistillationModule.training_step
@@ -203,8 +206,6 @@ def test_the_figures_of_a_run_that_went_on_are_those_of_its_whole_training(quick
     monkeypatch.setattr("amid.training.trainer.time", clock)
     monkeypatch.setattr("amid.training.trainer.peak_memory", lambda _: peak)
     monkeypatch.setattr(DistillationModule, "training_step", slow)
-    kills = False
-    assert run("train", *quick, f"output_dir={tmp_path / 'prepared'}") == 0
     with monkeypatch.context() as patched:
         kills = True
         patched.setattr("amid.experiment.run.evaluate_sets", killed)
@@ -221,7 +222,7 @@ def test_the_figures_of_a_run_that_went_on_are_those_of_its_whole_training(quick
     assert seconds < result.timings["train"] < 5100
 
 
-def test_scoring_goes_on_with_the_sets_that_were_not_answered(quick, tmp_path, monkeypatch):
+def test_scoring_goes_on_with_the_sets_that_were_not_answered(quick, finished, tmp_path, monkeypatch):
     answers_to_sets, asked, later = Sampling.answers_to_sets, [], 0
 
     def killed_after_the_first_set(self, model, tokenizer, sets, finished):
@@ -236,8 +237,6 @@ def test_scoring_goes_on_with_the_sets_that_were_not_answered(quick, tmp_path, m
     monkeypatch.setattr(Sampling, "answers_to_sets", killed_after_the_first_set)
     clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + later)
     monkeypatch.setattr("amid.experiment.evaluation.time", clock)
-    kill = False
-    assert run("train", *quick, f"output_dir={tmp_path / 'whole'}") == 0
     kill = True
     assert run("train", *quick) == 130
     (folder,) = (tmp_path / "runs").iterdir()
@@ -245,10 +244,9 @@ def test_scoring_goes_on_with_the_sets_that_were_not_answered(quick, tmp_path, m
     before = (folder / "generations" / f"{first}-1.jsonl").stat().st_ino
     kill = False
     assert run("train", *quick) == 0
-    assert asked == [[first, second], [first, second], [second]]
+    assert asked == [[first, second], [second]]
     assert (folder / "generations" / f"{first}-1.jsonl").stat().st_ino == before
-    (whole,) = results.load_all(tmp_path / "whole")
-    assert results.load(folder).scores == whole.scores
+    assert results.load(folder).scores == results.load(finished).scores
     assert results.load(folder).timings["evaluate"] > 100
 
     kill = True  # answers of another student, or to other prompts, are not taken
@@ -257,10 +255,12 @@ def test_scoring_goes_on_with_the_sets_that_were_not_answered(quick, tmp_path, m
     kill = False
     assert run("evaluate", f"run={folder}", out, "data.test_prompts=2") == 0
     assert run("evaluate", f"run={folder}", out) == 0
-    assert asked[3:] == [[first, second], [first, second], [second]]
+    assert asked[2:] == [[first, second], [first, second], [second]]
 
 
-def test_a_run_whose_folder_was_moved_still_knows_its_best_epoch(quick, tmp_path, monkeypatch, capsys):
+def test_a_run_whose_folder_was_moved_still_knows_its_best_epoch(
+    quick, finished, tmp_path, monkeypatch, capsys
+):
     from amid.training.module import DistillationModule
 
     scores = iter([5.0, 9.0, 1.0])
@@ -275,7 +275,6 @@ def test_a_run_whose_folder_was_moved_still_knows_its_best_epoch(quick, tmp_path
     def killed_while_scoring(*_):
         raise KeyboardInterrupt
 
-    assert run("train", *quick, f"output_dir={tmp_path / 'prepared'}") == 0
     capsys.readouterr()
     monkeypatch.setattr(DistillationModule, "_score", lambda *_: next(scores))
     with monkeypatch.context() as patched:
@@ -313,14 +312,13 @@ def test_a_limit_on_steps_that_is_not_reached_is_said(quick, tmp_path, capsys):
 
 
 def test_a_run_interrupted_before_its_first_step_starts_over_and_says_so(
-    quick, tmp_path, monkeypatch, capsys
+    quick, finished, tmp_path, monkeypatch, capsys
 ):
     from amid.training.module import DistillationModule
 
     def stopped(*_):
         raise KeyboardInterrupt
 
-    assert run("train", *quick, f"output_dir={tmp_path / 'prepared'}") == 0
     with monkeypatch.context() as patched:
         patched.setattr(DistillationModule, "validation_step", stopped)
         assert run("train", *quick) == 130
@@ -385,9 +383,8 @@ def test_wandb_offline(quick, tmp_path, capfd, monkeypatch):
     assert list((tmp_path / "runs").glob("*/metrics.csv"))
 
 
-def test_a_folder_of_another_configuration_is_left_alone(quick, tmp_path, capsys):
-    assert run("train", *quick) == 0
-    (directory,) = (tmp_path / "runs").iterdir()
+def test_a_folder_of_another_configuration_is_left_alone(quick, finished, tmp_path, capsys):
+    directory = shutil.copytree(finished, tmp_path / "runs" / finished.name)
     config = directory / "config.yaml"
     _, text = config.read_text().split("\n", 1)  # without its checksum
     config.write_text(text.replace(results.load(directory).config_hash, "f" * 12, 1))

@@ -35,6 +35,12 @@ def saved(tmp_path, sweep):
     return tmp_path / "outputs"
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are empty files: to draw them takes most of the time of a report."""
+    monkeypatch.setattr(drawing.Canvas, "savefig", lambda self, file, **_: Path(file).touch())
+
+
 def figures(runs, directory) -> list[str]:
     drawn = [figure.file for figure in draw_figures(build_table(runs), {}, directory)]
     assert sorted(file.name for file in directory.glob("*.png")) == sorted(drawn)
@@ -215,7 +221,7 @@ class TestReport:
         assert names == drawn | FILES
         assert not [path for path in saved.iterdir() if path.name.startswith(".")]
 
-    def test_page(self, saved, sweep):
+    def test_page(self, undrawn, saved, sweep):
         text = write_report(saved).file.read_text(encoding="utf-8")
         table = build_table(sweep)
         assert text.startswith("# outputs\n")
@@ -228,11 +234,11 @@ class TestReport:
         assert "Versions: torch 2.13.0." in text
         assert table.to_csv() == (saved / "report" / "table.csv").read_text(encoding="utf-8")
 
-    def test_versions_that_differ_are_all_named(self, saved, make_run):
+    def test_versions_that_differ_are_all_named(self, undrawn, saved, make_run):
         save(dataclasses.replace(make_run(), versions={"torch": "2.14.0"}), saved / "new")
         assert "torch 2.13.0 and 2.14.0" in write_report(saved).file.read_text(encoding="utf-8")
 
-    def test_a_repeat_is_left_out_and_named(self, saved, sweep, capsys):
+    def test_a_repeat_is_left_out_and_named(self, undrawn, saved, sweep, capsys):
         before = (write_report(saved).file.parent / "table.csv").read_text(encoding="utf-8")
         save(sweep[4], saved / "twice")
         other = dataclasses.replace(sweep[5], scores=sweep[7].scores)
@@ -248,7 +254,7 @@ class TestReport:
         page = (saved / "report" / "report.html").read_text(encoding="utf-8")
         assert said in page
 
-    def test_again_after_other_results(self, tmp_path, make_run):
+    def test_again_after_other_results(self, undrawn, tmp_path, make_run):
         for seed, alpha in enumerate((-5.0, 1.0)):
             save(make_run(alpha=alpha), tmp_path / str(seed))
         write_report(tmp_path)
@@ -259,7 +265,7 @@ class TestReport:
         names = {file.name for file in (tmp_path / "report").iterdir()}
         assert names == FILES | {"plane.png", "plane.pdf", "note.txt"}
 
-    def test_a_failed_report_leaves_the_last_one(self, saved, monkeypatch):
+    def test_a_failed_report_leaves_the_last_one(self, undrawn, saved, monkeypatch):
         before = write_report(saved).file.read_text(encoding="utf-8")
 
         def fail(*_: object) -> None:
@@ -277,7 +283,7 @@ class TestReport:
             write_report(saved)
         assert not (saved / "report").exists()
 
-    def test_a_page_that_is_too_large_costs_nothing_else(self, saved, monkeypatch, capsys):
+    def test_a_page_that_is_too_large_costs_nothing_else(self, undrawn, saved, monkeypatch, capsys):
         report([str(saved)])
         kept = {file.name for file in (saved / "report").iterdir()} - {"report.html"}
         before = (saved / "report" / "report.md").read_text(encoding="utf-8")
@@ -302,7 +308,7 @@ class TestReport:
         with pytest.raises(InputError, match=r"own is finished and has no scores, .*data\.test\.NAME=FILE"):
             write_report(tmp_path)
 
-    def test_the_entry_point_prints_the_table_and_the_path(self, saved, capsys):
+    def test_the_entry_point_prints_the_table_and_the_path(self, undrawn, saved, capsys):
         report([str(saved)])
         out = capsys.readouterr().out
         assert "Divergence" in out
@@ -310,7 +316,7 @@ class TestReport:
         assert f"Page: {saved / 'report' / 'report.html'}\n" in out
         assert out.rstrip().endswith(str(saved / "report" / "report.md"))
 
-    def test_all_that_is_printed_stands_in_the_files(self, tmp_path, make_run, capsys):
+    def test_all_that_is_printed_stands_in_the_files(self, undrawn, tmp_path, make_run, capsys):
         """A small sweep of one training seed: published figures, validation text and claims."""
         alone = {"assistant": "none", "alpha": None, "lam": None, "order": "pq"}
         others = [{"method": "sft"}, {"method": "gkd", "divergence": "jensen_shannon", **alone}]
@@ -333,14 +339,14 @@ class TestReport:
             assert said in printed
             assert said in text
 
-    def test_the_entry_point_computes_once(self, saved, monkeypatch):
+    def test_the_entry_point_computes_once(self, undrawn, saved, monkeypatch):
         calls = []
         monkeypatch.setattr(reported, "load_folders", lambda d: calls.append(d) or load_folders(d))
         monkeypatch.setattr(page, "against_the_best", lambda *of: calls.append("best"))
         report([str(saved)])
         assert calls == [saved, "best"]
 
-    def test_one_number_without_spread(self, tmp_path, make_run):
+    def test_one_number_without_spread(self, undrawn, tmp_path, make_run):
         run = make_run()
         run.scores["dolly"] = {"exact_match": Score.over_seeds([12.5])}
         save(run, tmp_path / "a")

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from amid import results
 from amid.cli.main import main
@@ -198,6 +200,19 @@ def files_of(run):
     return [file.read_bytes() for file in (*found, *sorted(run.glob("generations/*.jsonl")))]
 
 
+@pytest.fixture(scope="module")
+def five_steps(shortened, prepared, tmp_path_factory):
+    """The overrides of runs of five steps, and the folder of one that nothing cut."""
+    folder = tmp_path_factory.mktemp("whole")
+    keys = ("trainer.max_epochs", "trainer.limit_train_batches")
+    given = [*(o for o in shortened if not o.startswith(keys)), "trainer.limit_train_batches=3"]
+    given += ["trainer.max_epochs=-1", "trainer.max_steps=5", "trainer.log_every_n_steps=2"]
+    given += ["data.batch_size=8", f"prepared_dir={prepared}", f"data.cache_dir={folder / 'cache'}"]
+    assert main(["train", *given, f"output_dir={folder / 'runs'}"]) == 0
+    (whole,) = (folder / "runs").iterdir()
+    return given, whole
+
+
 @pytest.mark.parametrize(
     ("cut", "at", "number", "goes_on"),
     [
@@ -208,19 +223,11 @@ def files_of(run):
     ],
 )
 def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_from_there(
-    quick, tmp_path, monkeypatch, capsys, scontrol, cut, at, number, goes_on
+    five_steps, tmp_path, monkeypatch, capsys, scontrol, cut, at, number, goes_on
 ):
     from amid.training.module import DistillationModule
 
-    keys = ("trainer.max_epochs", "trainer.limit_train_batches")
-    quick = [*(o for o in quick if not o.startswith(keys)), "trainer.limit_train_batches=3"]
-    quick += [
-        "trainer.max_epochs=-1",
-        "trainer.max_steps=5",
-        "trainer.log_every_n_steps=2",
-        "data.batch_size=8",
-    ]
-    assert main(["train", *quick, f"output_dir={tmp_path / 'whole'}"]) == 0
+    given, whole = five_steps
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
     went = getattr(DistillationModule, cut)
@@ -235,8 +242,8 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_from_there(
 
     with monkeypatch.context() as patched:
         patched.setattr(DistillationModule, cut, signalled)
-        given = [f"output_dir={tmp_path / 'cut'}", "checkpoint.requeue=true"]
-        assert main(["train", *quick, *given]) == 128 + number
+        out = f"output_dir={tmp_path / 'cut'}"
+        assert main(["train", *given, out, "checkpoint.requeue=true"]) == 128 + number
     assert (at + 1 in done) == (cut == "training_step")
     assert scontrol.exists() == (number != signal.SIGINT)
     if scontrol.exists():
@@ -245,13 +252,19 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_from_there(
     assert not list(folder.rglob("hpc_ckpt*"))
     (folder / "hpc_ckpt_1.ckpt").write_bytes(b"of Lightning, which nothing may read")
     capsys.readouterr()
-    assert main(["train", *quick, f"output_dir={tmp_path / 'cut'}"]) == 0
+    assert main(["train", *given, out]) == 0
     assert goes_on in capsys.readouterr().out
-    (whole,) = (tmp_path / "whole").iterdir()
     assert files_of(folder) == files_of(whole)
     assert results.load(folder).scores == results.load(whole).scores
 
 
+def test_a_process_that_slurm_starts_beside_others_logs(monkeypatch):
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as Lightning has it there
+    runpy.run_module("amid.training.trainer", run_name="imported anew")
+    assert rank_zero_only.rank == 0
+
+
+@pytest.mark.slow
 def test_each_of_the_processes_that_slurm_starts_logs():
     code = "import amid.training.trainer as _; from lightning.pytorch.utilities import rank_zero_only as of"
     code += "; print(of.rank)"
