@@ -374,15 +374,6 @@ def courses_of(folder):
     return [(float(row["train/lam"]), float(row["train/loss"])) for row in rows]
 
 
-def test_wandb_offline(quick, tmp_path, capfd, monkeypatch):
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert run("train", *quick, "logger=wandb") == 0
-    assert "wandb sync" in capfd.readouterr().out
-    assert list((tmp_path / "runs").glob("*/wandb/offline-run-*"))
-    assert list((tmp_path / "runs").glob("*/metrics.csv"))
-
-
 def test_a_folder_of_another_configuration_is_left_alone(quick, finished, tmp_path, capsys):
     directory = shutil.copytree(finished, tmp_path / "runs" / finished.name)
     config = directory / "config.yaml"

@@ -17,6 +17,14 @@ SWEEPS_AT_SCALES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    """The working folder is an empty one, and no folder of another test is searched."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("amid.config.folders._given", [])
+    return tmp_path
+
+
 def composed_axes(name, scale, *labels):
     """The values of some settings over the runs of a sweep, as sets of strings."""
     runs = [dict(o.split("=", 1) for o in run.overrides) for run in read_sweep(name, [], scale).runs()]
@@ -194,13 +202,6 @@ def test_a_file_without_scales_is_a_sweep_too(tmp_path, monkeypatch):
     assert sweep.in_short == "2 runs"
     with pytest.raises(InputError, match="scale=full: sweep own has no scales; leave out scale="):
         read_sweep("own", [], "full")
-
-
-@pytest.fixture
-def offline(monkeypatch, tmp_path):
-    """The working folder is an empty one; in all tests no hub is asked."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 SLOW_TO_LIST = ("main", "study", "divergence", "overhead", "assistants", "stability", "tasks")

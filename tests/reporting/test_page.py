@@ -72,10 +72,10 @@ class TestFigures:
         pixels = matplotlib.image.imread(tmp_path / "plane.png")[..., :3]
         assert (pixels[:, [0, -1]] == 1).all()
 
-    def test_lam(self, make_run, tmp_path):
+    def test_lam(self, undrawn, make_run, tmp_path):
         assert figures([make_run(lam=lam) for lam in (0.1, 0.9)], tmp_path) == ["lambda.png", "plane.png"]
 
-    def test_a_cross_of_alpha_and_lam(self, make_run, tmp_path):
+    def test_a_cross_of_alpha_and_lam(self, undrawn, make_run, tmp_path):
         runs = [make_run(alpha=a) for a in (-5.0, 1.0)] + [make_run(lam=0.9)]
         assert figures(runs, tmp_path) == ["alpha.png", "lambda.png", "plane.png"]
 
@@ -83,18 +83,18 @@ class TestFigures:
         runs = [make_run(alpha=a, lam=lam) for a in (-5.0, 1.0) for lam in (0.1, 0.9)]
         assert figures(runs, tmp_path) == ["alpha.png", "lambda.png", "plane.png", "alpha_lambda.png"]
 
-    def test_divergences_are_compared_at_one_lam(self, make_run, tmp_path):
+    def test_divergences_are_compared_at_one_lam(self, undrawn, make_run, tmp_path):
         lams = {"kl": 0.1, "alpha_beta": 0.9}
         runs = [make_run(alpha=a, lam=lam, divergence=d) for a in (-5.0, 1.0) for d, lam in lams.items()]
         assert figures(runs, tmp_path) == ["alpha.png", "plane.png"]
 
-    def test_baselines_alone(self, make_run, tmp_path):
+    def test_baselines_alone(self, undrawn, make_run, tmp_path):
         assert figures([make_run(method="sft"), make_run(method="kd")], tmp_path) == ["plane.png"]
 
     def test_one_run(self, make_run, tmp_path):
         assert figures([make_run()], tmp_path) == ["plane.png"]
 
-    def test_alphas_of_unlike_settings_are_no_line(self, make_run, tmp_path):
+    def test_alphas_of_unlike_settings_are_no_line(self, undrawn, make_run, tmp_path):
         runs = [make_run(alpha=-5.0, model="a"), make_run(alpha=1.0, model="b")]
         assert figures(runs, tmp_path) == ["plane.png"]
 
@@ -122,7 +122,7 @@ class TestFigures:
             del run.scores["dolly"]["self_bleu"]
         assert figures(runs, tmp_path) == []
 
-    def test_an_alpha_that_is_no_number(self, make_run, tmp_path):
+    def test_an_alpha_that_is_no_number(self, undrawn, make_run, tmp_path):
         runs = [make_run(alpha=a) for a in (-5.0, 1.0, "linear")]
         assert figures(runs, tmp_path) == ["alpha.png", "plane.png"]
 

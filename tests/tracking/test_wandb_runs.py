@@ -144,7 +144,9 @@ def test_a_diverged_run_and_a_failed_one_can_be_told(offline, small_run, tmp_pat
     assert wandb.run is None
 
 
-def test_a_run_that_goes_on_is_the_same_one_whose_state_is_its_own(offline, small_run, tmp_path, monkeypatch):
+def test_a_run_that_goes_on_is_the_same_one_whose_state_is_its_own(
+    offline, small_run, tmp_path, monkeypatch, capfd
+):
     small_run += ["model.teacher.sft=null", "model.student.sft=null", "logger=wandb"]
     step = DistillationModule.training_step
 
@@ -161,7 +163,10 @@ def test_a_run_that_goes_on_is_the_same_one_whose_state_is_its_own(offline, smal
     assert "interrupted" in logged.tags
     assert (logged.summary["state"], logged.exit_code) == ("interrupted", 255)
     time.sleep(1.0)  # W&B names the folders by the second
+    capfd.readouterr()
     assert main(["train", *small_run]) == 0
+    assert "wandb sync" in capfd.readouterr().out, "without a key a run is logged offline by itself"
+    assert only(tmp_path, "runs/*/metrics.csv")
     (second,) = set(tmp_path.glob("runs/*/wandb/offline-run-*")) - {first}
     assert second.name.rpartition("-")[2] == first.name.rpartition("-")[2]
     logged = Logged(second)
