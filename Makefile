@@ -27,10 +27,10 @@ test: .venv/installed  ## the test suite
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
 coverage: .venv/installed  ## the test suite, and which lines of amid/ it runs
-	$(BIN)/python -m pytest -m "not slow" --cov=amid --cov-report=term
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal --cov=amid --cov-report=term
 
 test-slow: .venv/installed  ## the slower checks
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto --dist worksteal
 
 BENCH := loss step generation metrics sweep
 bench: .venv/installed  ## speed and memory, as ratios measured in turn: make bench DEVICE=cuda

@@ -99,7 +99,7 @@ def test_gradcheck(divergence: Divergence) -> None:
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES, ids=repr)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=15)  # for each of 26 divergences
 @given(rows)
 def test_non_negative_and_zero_where_equal(divergence: Divergence, values: list[tuple[float, float]]) -> None:
     log_a, log_b = split(values)
@@ -112,7 +112,7 @@ def test_non_negative_and_zero_where_equal(divergence: Divergence, values: list[
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES, ids=repr)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=15)  # for each of 26 divergences
 @given(rows, st.randoms(use_true_random=False))
 def test_permutation_invariant(
     divergence: Divergence, values: list[tuple[float, float]], random: object

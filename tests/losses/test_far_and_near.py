@@ -41,6 +41,8 @@ DIVERGENCES: list[Divergence] = [
 ]
 ORDERS = ("pr", "rp", "qr", "rq")
 each_divergence = pytest.mark.parametrize("divergence", DIVERGENCES, ids=repr)
+draws = pytest.mark.parametrize("n", [10, pytest.param(40, marks=pytest.mark.slow)])
+"""How many pairs of models are drawn: the first ones, or many."""
 
 
 def in_float32(loss: Loss, student: Tensor, teacher: Tensor) -> tuple[float, Tensor]:
@@ -90,10 +92,11 @@ def pairs(draw: random.Random, n: int, least: float, most: float) -> list[tuple[
 @pytest.mark.parametrize("order", ORDERS)
 @each_divergence
 @pytest.mark.parametrize("gaps", [(80.0, 120.0), (180.0, 260.0)])
-def test_far_apart_models(gaps: tuple[float, float], divergence: Divergence, order: str) -> None:
+@draws
+def test_far_apart_models(n: int, gaps: tuple[float, float], divergence: Divergence, order: str) -> None:
     torch.manual_seed(0)
     draw = random.Random(f"{gaps} {divergence} {order}")
-    for student, teacher in pairs(draw, 40, *gaps):
+    for student, teacher in pairs(draw, n, *gaps):
         alpha = draw.choice([-5.0, -1.0, 0.0, 0.99, 1.0, 1.0001, 3.0, draw.uniform(-50, 50)])
         lam = draw.choice([0.01, 0.1, 0.5, 0.9, 0.99])
         check(Objective(divergence, AlphaMixture(alpha, lam), order), student, teacher)
@@ -139,10 +142,11 @@ def test_one_far_position_among_others_leaves_them_as_they_are() -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 @each_divergence
-def test_lam_beyond_the_range_of_float32(divergence: Divergence, order: str) -> None:
+@draws
+def test_lam_beyond_the_range_of_float32(n: int, divergence: Divergence, order: str) -> None:
     torch.manual_seed(0)
     draw = random.Random(f"{divergence} {order}")
-    for student, teacher in pairs(draw, 25, 1.0, 250.0):
+    for student, teacher in pairs(draw, n, 1.0, 250.0):
         lam = draw.choice([10 ** draw.uniform(-320, -1), 1 - 10 ** draw.uniform(-16, -1)])
         check(Objective(divergence, AlphaMixture(draw.uniform(-6, 6), lam), order), student, teacher)
 
