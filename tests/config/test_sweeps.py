@@ -10,6 +10,7 @@ from amid.errors import InputError
 from amid.estimates.cost import Estimator
 from amid.experiment.fine_tuning import fine_tuning
 from amid.results import RunResult, save
+from amid.settings import check
 
 SCALES = ("small", "full")
 SWEEPS_AT_SCALES = [
@@ -204,16 +205,22 @@ def test_a_file_without_scales_is_a_sweep_too(tmp_path, monkeypatch):
         read_sweep("own", [], "full")
 
 
-SLOW_TO_LIST = ("main", "study", "divergence", "overhead", "assistants", "stability", "tasks")
+@pytest.mark.parametrize(("name", "scale"), SWEEPS_AT_SCALES)
+def test_the_first_run_composes_and_its_settings_are_right(name, scale):
+    run, cfg = next(read_sweep(name, [], scale).configs())
+    check(cfg)
+    assert str(cfg.seed) == dict(override.split("=", 1) for override in run.overrides).get("seed", "1")
+
+
+QUICK_TO_LIST = [("lambda", "small"), ("lambda", "full"), ("main", "small"), ("tasks", "small")]
+"""Sweeps with dry runs that stand for all: of both scales, with every method, and on tasks."""
 
 
 @pytest.mark.parametrize(
     ("name", "scale"),
     [
-        pytest.param(
-            name, scale, marks=[pytest.mark.slow] if name in SLOW_TO_LIST and scale == "full" else []
-        )
-        for name, scale in SWEEPS_AT_SCALES
+        pytest.param(*one, marks=[] if one in QUICK_TO_LIST else [pytest.mark.slow])
+        for one in SWEEPS_AT_SCALES
     ],
 )
 def test_a_dry_run_composes_every_run_and_starts_nothing(name, scale, offline, capsys):
