@@ -12,7 +12,7 @@ def prepared_names(folder):
 
 def test_neither_sampling_nor_speed_makes_the_models_anew(quick, prepared, finished):
     before = prepared_names(prepared)
-    further = ["generation.seeds=[3]", "data.valid_prompts=2", "data.tokens_per_batch=99", "threads=2"]
+    further = ["generation.seeds=[3]", "data.valid_prompts=2", "data.tokens_per_batch=99", "threads=1"]
     base = [o for o in quick if not o.startswith(("generation.seeds", "data.valid_prompts"))]
     assert run("train", *base, *further, "trainer.log_every_n_steps=1", "seed=5") == 0
     assert prepared_names(prepared) == before
