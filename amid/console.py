@@ -29,7 +29,7 @@ class _PlainConsole(Console):
     """Prints what is given as a string, in cells too, without control characters."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """As rich's, of `plain` text."""
+        """Renders the text without control characters."""
         return super().render_str(plain(text), **options)
 
 

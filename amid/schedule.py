@@ -126,7 +126,7 @@ class TAID(Schedule):
         return [{"lam": self.start}, {"lam": self.end}]
 
     def update(self, step: int, steps: int, means: Mapping[str, float]) -> None:
-        """As `Schedule` says; the rule stands at the class."""
+        """Sets λ for the next step by the rule that the class describes."""
         before, self._loss = self._loss, means["loss"] + means["entropy_r"]
         if before is None:
             return

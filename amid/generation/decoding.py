@@ -250,19 +250,19 @@ class MixedBatch:
         self._parts: list[Tensor] = []
 
     def join(self, prompts: Sequence[tuple[int, ...]]) -> None:
-        """As `Batch` does."""
+        """Adds prompts as new rows to both models' batches."""
         for batch in self._batches:
             batch.join(prompts)
         self._mix()
 
     def step(self, tokens: Sequence[int | None]) -> None:
-        """As `Batch` does."""
+        """Appends a token to each row of both models' batches, and mixes their next distributions."""
         for batch in self._batches:
             batch.step(tokens)
         self._mix()
 
     def keep(self, rows: Sequence[int]) -> None:
-        """As `Batch` does."""
+        """Keeps these rows of both models' batches, in this order."""
         for batch in self._batches:
             batch.keep(rows)
 

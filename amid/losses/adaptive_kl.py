@@ -8,7 +8,7 @@ from amid.losses.numerics import finite_number, rounding
 from amid.losses.weighted_divergences import WeightedDivergences
 
 _LIKELIEST = 64
-"""Tokens that are looked at first: sorting all of a large vocabulary takes longer than all the rest."""
+"""How many tokens are sorted first: sorting a whole large vocabulary takes longer than everything else."""
 
 
 class AdaptiveKL(WeightedDivergences):
@@ -16,18 +16,17 @@ class AdaptiveKL(WeightedDivergences):
 
         w_h KL(p ‖ q) + w_t KL(q ‖ p),    w_h = Σ_head |p - q| / Σ |p - q|,    w_t = 1 - w_h
 
-    at each position. The head are p's likeliest tokens as long as their sum does not exceed `head_mass`:
-    the token that crosses it is the tail's, unless it is the first. Where p = q the weights are ½. No
-    gradient passes through them.
+    at each position. The head holds p's likeliest tokens as long as their sum does not exceed `head_mass`.
+    The token that crosses this limit belongs to the tail, unless it is the first. Where p = q the weights
+    are ½. No gradient passes through the weights.
 
     Of further sums, `return_stats=True` gives "weight_kl" (w_h), "weight_reverse_kl" (w_t),
     "divergence_kl" and "divergence_reverse_kl".
 
     Args:
         head_mass: the probability in p's head, 0 < head_mass < 1; published: 0.5.
-        swapped: as published training scripts (of ABKD and AMiD among others) call the function of the
-            paper's code: with p and q exchanged, w_h KL(q ‖ p) + w_t KL(p ‖ q), the head q's and the
-            gradient passing through the weights.
+        swapped: exchanges p and q: w_h KL(q ‖ p) + w_t KL(p ‖ q), with q's head, and with the gradient
+            passing through the weights. The training scripts of ABKD and AMiD call the paper's code so.
         shared_vocab: see `Distillation`.
         fused: see `Distillation`.
 
@@ -59,7 +58,7 @@ class AdaptiveKL(WeightedDivergences):
         )
 
     def weights(self, pair: Pair, values: Tensor) -> Tensor:
-        """As in `WeightedDivergences`: the shares of head and tail in Σ |p - q|, which sum to 1."""
+        """Returns the shares of head and tail in Σ |p - q|, [2, N]; they sum to 1."""
         gaps = pair.difference.abs()
         index, in_head = self._head(pair.b if self.swapped else pair.a)
         of_head = gaps.gather(-1, index).masked_fill(~in_head, 0).sum(-1)
@@ -69,7 +68,7 @@ class AdaptiveKL(WeightedDivergences):
         return torch.stack([share, 1 - share])
 
     def _head(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The likeliest tokens of x [N, V], all of the head and more, and which of them the head is."""
+        """Returns the likeliest tokens of x [N, V], at least the whole head, and a mask of the head."""
         for n in (min(_LIKELIEST, x.shape[-1]), x.shape[-1]):
             likeliest, index = x.detach().topk(n, dim=-1)
             mass = likeliest.cumsum(-1)

@@ -17,11 +17,11 @@ class AlphaNet(WeightedDivergences):
 
         max(αβ(a, 1-a), αβ(b, 1-b)),    αβ(A, B) = `AlphaBeta(A, B)`
 
-    A small exponent punishes a student that is surer than its teacher, a large one a student that is less
-    sure; the larger divergence is the one that the student fails at. AlphaNet's α-divergence with the
-    parameter α is αβ(α, 1-α); its own are -1 and 1, and it clips importance weights, which is not done
-    here. As a baseline for language models (ABKD, arXiv 2505.04560): a in {0.1, 0.2, 0.3} and b in {0.9,
-    0.8, 0.7}.
+    A small exponent punishes a student that is surer than its teacher. A large exponent punishes a student
+    that is less sure. The larger divergence is the one that the student fails at. AlphaNet's α-divergence
+    with the parameter α is αβ(α, 1-α). AlphaNet uses α = -1 and α = 1 and clips importance weights; this
+    class does not clip. ABKD (arXiv 2505.04560) uses it as a baseline for language models with a in {0.1,
+    0.2, 0.3} and b in {0.9, 0.8, 0.7}.
 
     Of further sums, `return_stats=True` gives "weight_a" and "weight_b" (positions at which either is the
     larger), "divergence_a" and "divergence_b".
@@ -66,7 +66,7 @@ class AlphaNet(WeightedDivergences):
         return self.maximum == "token"
 
     def weights(self, pair: Pair, values: Tensor) -> Tensor:
-        """As in `WeightedDivergences`: 1 for the larger, 0 for the other."""
+        """Returns 1 for the larger divergence and 0 for the other, [2, N]."""
         if self.maximum == "token":
             b_is_larger = values[1] > values[0]
         else:
@@ -77,7 +77,7 @@ class AlphaNet(WeightedDivergences):
         return torch.stack([~b_is_larger, b_is_larger]).to(values.dtype)
 
     def on_batch(self, inputs: FusedInputs) -> Loss:
-        """As `Loss` says: with the choice made for the whole batch, so that its parts can be summed."""
+        """Returns the loss with one choice for the whole batch, so that micro-batches can be summed."""
         if self.maximum == "token" or self._b_is_larger is not None:
             return self
         parts = AlphaNet(self.a, self.b, "token", self.shared_vocab)

@@ -15,17 +15,17 @@ class _TeacherCrossEntropy(Divergence):
     """-Σ a log b, which is KL(a ‖ b) + H(a); not 0 where a = b."""
 
     def terms(self, log_a: Tensor, log_b: Tensor) -> Tensor:
-        """Those of KL(a ‖ b) and of the entropy."""
+        """The terms of KL(a ‖ b) plus the terms of the entropy."""
         entropy: Tensor = torch.special.entr(log_a.exp())
         return KL().terms(log_a, log_b) + entropy
 
     def partials(self, log_a: Tensor, log_b: Tensor) -> tuple[Tensor, Tensor]:
-        """-a log b, and that of KL(a ‖ b)."""
+        """-a log b, and the partial derivative of KL(a ‖ b)."""
         a, (_, partial_b) = log_a.exp(), KL().partials(log_a, log_b)
         return (-a * log_b).masked_fill(a == 0, 0), partial_b
 
     def value_and_partials(self, pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
-        """As in `Divergence`."""
+        """Returns the value [N] and both partial derivatives [N, V]."""
         kl, _, partial_b = KL().value_and_partials(pair)
         partial_a = -pair.a * pair.log_b
         return kl + torch.special.entr(pair.a).sum(-1), partial_a, partial_b
@@ -36,10 +36,10 @@ class BidirectionalKL(WeightedDivergences):
 
         w_p CE(p, q) + w_q KL(q ‖ p),    CE(p, q) = -Σ p log q
 
-    at each position. Where H(p) > H(q), that is the student is the surer one, w_p = `weight` and w_q = 1;
-    where H(q) > H(p) the other way round; both are 1 where the entropies are equal, up to rounding in
-    float32. No gradient passes through the weights. The entropies are taken in float32 or better: in
-    float16 those of the published code are NaN, which sets all weights to 1.
+    at each position. Where H(p) > H(q), the student is the surer one: w_p = `weight` and w_q = 1. Where
+    H(q) > H(p), w_q = `weight` and w_p = 1. Both are 1 where the entropies are equal up to rounding in
+    float32. No gradient passes through the weights. The entropies are taken in float32 or better. In
+    float16 the entropies of the published code are NaN, which sets all weights to 1.
 
     The cross-entropy is larger than KL(p ‖ q) by the teacher's entropy, which has no gradient: the loss is
     w_p H(p) where p = q.
@@ -68,7 +68,7 @@ class BidirectionalKL(WeightedDivergences):
         return f"BidirectionalKL(weight={self.weight}, shared_vocab={self.shared_vocab!r})"
 
     def weights(self, pair: Pair, values: Tensor) -> Tensor:
-        """As in `WeightedDivergences`: w_p and w_q."""
+        """Returns w_p and w_q, [2, N]."""
         entropy_p, entropy_q = (torch.special.entr(x).sum(-1) for x in (pair.a, pair.b))
         tie = _TIE * entropy_p.clamp(min=1)
         more = torch.stack([entropy_p > entropy_q + tie, entropy_q > entropy_p + tie])

@@ -36,7 +36,7 @@ class CrossEntropy(Loss):
         mask: Tensor | None = None,
         denominator: float | Tensor | None = None,
     ) -> tuple[Tensor, Stats]:
-        """As `Loss` says."""
+        """Returns the mean of -log q(label), differentiable, and the sums to be logged."""
         check_leading_shape("labels", labels.shape, student_logits.shape[:-1])
         logits_q, counted = select(mask, student_logits), select(mask, labels.unsqueeze(-1))
         check_labels(counted, logits_q.shape[-1])
@@ -45,7 +45,7 @@ class CrossEntropy(Loss):
         return loss, {"entropy_q": entropy(log_q.detach())} if with_stats else {}
 
     def check(self) -> None:
-        """As `Loss` says; there are no settings."""
+        """Does nothing: there are no settings to check."""
 
     def value_and_gradient(
         self,
@@ -56,7 +56,7 @@ class CrossEntropy(Loss):
         with_stats: bool,
         sampling: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Stats]:
-        """As `Loss` says: the gradient is q, less 1 at the label."""
+        """Returns the summed loss and its gradient: q, less 1 at the label."""
         index = given("labels", labels).unsqueeze(-1)
         check_labels(index, student_logits.shape[-1])
         log_q, q = softmaxes(student_logits)

@@ -63,7 +63,7 @@ class Distillation(Loss):
         mask: Tensor | None = None,
         denominator: float | Tensor | None = None,
     ) -> tuple[Tensor, Stats]:
-        """As `Loss` says."""
+        """Returns the loss, differentiable in the student's logits, and the sums to be logged."""
         check_leading_shape("teacher_logits", teacher_logits.shape[:-1], student_logits.shape[:-1])
         logits_q, logits_p = self._cut(student_logits, teacher_logits.detach())
         logits_q, logits_p = float32_or_better(select(mask, logits_q), select(mask, logits_p))
@@ -84,7 +84,7 @@ class Distillation(Loss):
     def _in_closed_form(
         self, logits_q: Tensor, logits_p: Tensor, with_gradient: bool, with_stats: bool
     ) -> tuple[Sums, Tensor]:
-        """The loss in closed form, void unless it has digits enough everywhere; and where it has, [N]."""
+        """The loss in closed form, and where [N] it is exact; it is void unless it is exact everywhere."""
 
     def value_and_gradient(
         self,
@@ -95,7 +95,9 @@ class Distillation(Loss):
         with_stats: bool,
         sampling: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Stats]:
-        """As `Loss` says: in closed form, and by autograd where there is none.
+        """Returns the summed loss, its gradient for the student's logits, and the sums to be logged.
+
+        The gradient is in closed form where the divergence has one, else from autograd.
 
         Where the closed form loses its digits in float32, the same is done in float64: where values are
         very small or large, and by autograd at positions where teacher and student are too far apart for
@@ -165,7 +167,7 @@ class Distillation(Loss):
         )
 
     def check(self) -> None:
-        """As `Loss` says: that the shared vocabulary is a number of tokens."""
+        """Raises a ValueError unless the shared vocabulary is a number of tokens."""
         n = self.shared_vocab
         if n is not None and (not isinstance(n, int) or n < 1):
             raise ValueError(

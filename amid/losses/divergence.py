@@ -165,7 +165,9 @@ class _AlphaBetaFamily(Divergence):
         )
 
     def value_and_partials(self, pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
-        """As in `Divergence`; without a case distinction by token for KL, reverse KL and A, B > 0.
+        """Returns the value [N] and both partial derivatives [N, V].
+
+        KL, reverse KL and A, B > 0 need no case distinction by token.
 
         For A, B > 0 with M = max(a, b)^(A+B), e_A = exp(-A |δ|) - 1 and e_B = exp(-B |δ|) - 1:
 
@@ -330,7 +332,7 @@ class JensenShannon(Divergence):
         return -self.beta * _times(log_a.exp(), x_a), -(1 - self.beta) * _times(log_b.exp(), x_b)
 
     def value_and_partials(self, pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
-        """As in `Divergence`, with log(m/b) = log(1 + β (e^δ - 1)); the value is the sum of both partials."""
+        """Returns the value, the sum of both partials, and the partials; log(m/b) = log(1 + β (e^δ - 1))."""
         if self.beta < LEAST_SHARE:
             return super().value_and_partials(pair)
         delta = pair.log_ratio.clamp(-_FAR, _FAR)
@@ -355,7 +357,7 @@ class TotalVariation(Divergence):
         return 0.5 * log_a.exp() * sign, -0.5 * log_b.exp() * sign
 
     def value_and_partials(self, pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
-        """As in `Divergence`."""
+        """Returns the value [N] and both partial derivatives [N, V]."""
         half_sign = _sign(pair.log_a, pair.log_ratio).mul_(0.5)
         return 0.5 * pair.difference.abs().sum(-1), pair.a * half_sign, pair.b * half_sign.neg_()
 

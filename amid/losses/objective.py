@@ -87,7 +87,7 @@ class Objective(Distillation):
         )
 
     def _by_autograd(self, logits_q: Tensor, logits_p: Tensor, with_stats: bool) -> tuple[Tensor, Stats]:
-        """As in `Distillation`."""
+        """Returns the loss at each position [N], differentiable, and the sums to be logged."""
         log_q, log_p = log_normalise(logits_q), log_normalise(logits_p)
         log_probs = {"p": log_p, "q": log_q}
         if self.assistant is not None:
@@ -123,7 +123,7 @@ class Objective(Distillation):
     def _in_closed_form(
         self, logits_q: Tensor, logits_p: Tensor, with_gradient: bool, with_stats: bool
     ) -> tuple[Sums, Tensor]:
-        """As in `Distillation`."""
+        """Returns the loss in closed form, and where [N] it is exact."""
         assistant, order = self.assistant, self.order
         if isinstance(assistant, AlphaMixture):
             if assistant.lam in (0, 1):
@@ -212,7 +212,7 @@ class Objective(Distillation):
         return stats
 
     def check(self) -> None:
-        """As `Loss` says: the order, what it needs, and that there is a gradient."""
+        """Raises a ValueError for an unknown order, a missing assistant, or a loss without a gradient."""
         super().check()
         order, assistant = self.order, self.assistant
         if order not in _ORDERS:

@@ -174,7 +174,7 @@ class MiniLLM(Loss):
         mask: Tensor | None = None,
         denominator: float | Tensor | None = None,
     ) -> tuple[Tensor, Stats]:
-        """As `Loss` says: `labels` are the sampled tokens, needed with `sampling`."""
+        """Returns the loss, differentiable; `labels` are the sampled tokens, needed with `sampling`."""
         loss, stats = self.single_step.on_logits(
             with_stats,
             student_logits=student_logits,
@@ -209,8 +209,10 @@ class MiniLLM(Loss):
         with_stats: bool,
         sampling: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Stats]:
-        """As `Loss` says: unless clipped, the long term's is -ρ R, less q of it at every token; the single
-        step's is that of each token times its weight.
+        """Returns the summed loss, its gradient for the student's logits, and the sums to be logged.
+
+        Unless clipped, the gradient of the long term is -ρ R at the sampled token, less q times this value at
+        every token. The single step's gradient at a token is multiplied by the token's weight.
         """
         value, gradient, stats = self.single_step.value_and_gradient(
             student_logits, teacher_logits, None, with_gradient, with_stats
@@ -240,7 +242,7 @@ class MiniLLM(Loss):
         return value, gradient, stats if with_stats else {}
 
     def check(self) -> None:
-        """As `Loss` says: that `clip` is in its range."""
+        """Raises a ValueError if `clip` is out of its range."""
         _check_clip(self.clip)
 
     def _long_term(

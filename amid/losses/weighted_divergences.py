@@ -45,7 +45,7 @@ class WeightedDivergences(Distillation):
         """
 
     def _by_autograd(self, logits_q: Tensor, logits_p: Tensor, with_stats: bool) -> tuple[Tensor, Stats]:
-        """As in `Distillation`."""
+        """Returns the loss at each position [N], differentiable, and the sums to be logged."""
         log_p, log_q = log_normalise(logits_p), log_normalise(logits_q)
         values = torch.stack([divergence(log_p, log_q) for divergence in self._divergences.values()])
         log_b = log_q.detach() if self.constant_weights else log_q
@@ -63,7 +63,7 @@ class WeightedDivergences(Distillation):
     def _in_closed_form(
         self, logits_q: Tensor, logits_p: Tensor, with_gradient: bool, with_stats: bool
     ) -> tuple[Sums, Tensor]:
-        """As in `Distillation`: the gradient is the weighted sum of those of the D_i."""
+        """Returns the weighted sum of the D_i and of their gradients, and where [N] it is finite."""
         log_p, p = softmaxes(logits_p)
         log_q, q = softmaxes(logits_q)
         pair = Pair(log_p, log_q, p, q, log_p - log_q, p - q)

@@ -40,12 +40,12 @@ class WeightedSum(Loss):
         return f"WeightedSum({self.terms!r})"
 
     def check(self) -> None:
-        """As `Loss` says, for every term."""
+        """Raises a ValueError if a setting of a term is wrong."""
         for _, term in self.terms:
             term.check()
 
     def on_batch(self, inputs: FusedInputs) -> Loss:
-        """As `Loss` says, for every term."""
+        """Returns the sum with every term fixed for a whole batch, so that micro-batches can be summed."""
         return WeightedSum([(weight, term.on_batch(inputs)) for weight, term in self.terms])
 
     def value_and_gradient(
@@ -57,7 +57,7 @@ class WeightedSum(Loss):
         with_stats: bool,
         sampling: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Stats]:
-        """As `Loss` says: the terms' values and gradients, weighted and summed."""
+        """Returns the weighted sum of the terms' values and gradients, and their sums to be logged."""
         total = student_logits.new_zeros(())
         gradient = torch.zeros_like(student_logits) if with_gradient else None
         stats: Stats = {}
@@ -107,7 +107,7 @@ class WeightedSum(Loss):
         mask: Tensor | None = None,
         denominator: float | Tensor | None = None,
     ) -> tuple[Tensor, Stats]:
-        """As `Loss` says, with what some term needs."""
+        """Returns the weighted sum of the terms; each term gets the inputs that it needs."""
         losses: list[Tensor] = []
         stats: Stats = {}
         for weight, term in self.terms:

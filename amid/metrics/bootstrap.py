@@ -152,10 +152,10 @@ def paired_bootstraps(
 def paired_bootstrap_of_sets(
     first: Resampled, second: Resampled, prompts: int, *, resamples: int = 10_000, seed: int = 0
 ) -> Comparison:
-    """As `paired_bootstrap`, of scores of whole sets, such as BLEU, that are no means over the prompts.
+    """Tests the difference of two scores of whole sets, such as BLEU, which are no means over the prompts.
 
-    Of fewer than `FEW` prompts the exact test is of what each prompt adds to the difference, by leaving it
-    out (the jackknife); of scores that are means this is the same.
+    For fewer than `FEW` prompts it tests exactly what each prompt adds to the difference, found by leaving
+    the prompt out (the jackknife). For scores that are means this equals `paired_bootstrap`.
 
     Args:
         first: the score of one system, from how often each prompt is drawn.

@@ -22,36 +22,39 @@ class Answerer(Protocol):
         """The id of the token that ends an answer, EOS."""
 
     def __call__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
-        """The token ids of its answer to each prompt, EOS included where it ended."""
+        """Returns the token ids of the student's answer to each prompt, with EOS where the answer ended."""
 
     def mixed(
         self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int, teacher_share: float
     ) -> list[MixedAnswer]:
-        """An answer of it and its teacher to each prompt, as `Sampling.mixed` says."""
+        """Returns an answer that student and teacher draw together for each prompt (`Sampling.mixed`)."""
 
 
 class Text:
-    """Whose responses follow the prompts of the data. A run asks it at each optimiser step."""
+    """Where the trained responses come from: the data, the teacher or the student.
+
+    A run asks it at each optimiser step.
+    """
 
     from_teacher = False
     """Whether the teacher answers the training prompts before the training."""
     from_student = False
     """Whether steps may be taken on text of the student."""
     sampled = False
-    """Whether rows come with what is known of their sampling, in every step."""
+    """Whether rows carry values of their sampling, in every step."""
     threshold: float | None = None
-    """The probability of such a step, where it moves."""
+    """The probability of a step on text of the student, where it changes during training."""
     rows_per_step: int | None = None
-    """Rows of an optimiser step, where they are not as many as the data's."""
+    """Rows of an optimiser step, where the number differs from the data's."""
 
     def begin(self, tokens: Tokens) -> None:
         """Takes note of the training set, before the first step."""
 
     def shares(self, validations: float) -> tuple[float, float]:
-        """What an estimate of a run needs to know, NaN where it cannot be said.
+        """Returns what an estimate of a run needs to know; NaN stands for unknown.
 
         Args:
-            validations: of the run, that before the first step among them; NaN if that is not known.
+            validations: how many the run makes, with the one before the first step; NaN if not known.
 
         Returns:
             The share of the rows trained on that are answers, and the answers drawn for each row in training.
@@ -61,10 +64,9 @@ class Text:
     def rows(
         self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer
     ) -> Sequence[Row | SampledRow] | None:
-        """What is trained on in place of the data's rows; None for these.
+        """Returns the rows to train on in place of the data's rows; None for the data's rows.
 
-        The choice between them depends on the settings, the step and the validations so far, and on nothing
-        else.
+        The choice depends only on the settings, the step and the validations so far.
 
         Args:
             prompts: token ids of the prompts of the data's rows.
@@ -75,14 +77,14 @@ class Text:
         return None
 
     def validated(self, cross_entropy: float) -> None:
-        """Takes note of a validation: its cross-entropy in nats a token, first of all before the training."""
+        """Takes note of a validation's cross-entropy in nats a token; the first precedes the training."""
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run goes on from: numbers and tensors."""
+        """Returns what a resumed run continues from: numbers and tensors."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on from it."""
+        """Continues from a stored state."""
 
 
 class DataText(Text):
@@ -101,9 +103,9 @@ def prompts_of(micro_batches: Iterable[MicroBatch]) -> list[list[int]]:
 
 
 def on_student_text(objective: Loss) -> Loss | None:
-    """What of an objective is taken on the student's own text, whose tokens are no labels; None for nothing.
+    """Returns the part of an objective that applies to the student's own text; None if no part does.
 
-    A sum loses its terms that need labels, such as a cross-entropy.
+    Tokens of the student are no labels, so a sum loses its terms that need labels, such as cross-entropy.
     """
     if isinstance(objective, WeightedSum):
         parts = [(weight, on_student_text(term)) for weight, term in objective.terms]
@@ -115,7 +117,7 @@ def on_student_text(objective: Loss) -> Loss | None:
 def sampling_of(
     max_new_tokens: int, temperature: float, top_p: float, top_k: int, batch_size: int
 ) -> Sampling:
-    """The settings of answers drawn for training, whose mistakes are told as those of `text`.
+    """Returns the settings of answers drawn for training; an error names the setting as `text.NAME`.
 
     Raises:
         InputError: for a value outside its range.
@@ -129,7 +131,7 @@ def sampling_of(
 
 
 def rows_of_answers(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[Row]:
-    """A row of each prompt and its answer: of no row of the data."""
+    """Returns a row for each prompt and its answer; it stands for no row of the data."""
     return [
         (torch.tensor([*prompt, *ids], dtype=torch.int32), len(prompt), NO_ROW)
         for prompt, ids in zip(prompts, answers, strict=True)

@@ -70,17 +70,20 @@ class RolloutText(Text):
         self._tokens = Tokens.of([])
 
     def shares(self, validations: float) -> tuple[float, float]:
-        """As `Text` says: each answer is trained on `epochs` times."""
+        """Returns 1, and 1/`epochs` new answers a row: each answer is trained on `epochs` times."""
         return 1.0, 1 / self.epochs
 
     def begin(self, tokens: Tokens) -> None:
-        """As `Text` says: the prompts are those of `tokens`."""
+        """Takes the prompts of the training set, to draw samples for."""
         self._tokens = tokens
 
     def rows(
         self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer
     ) -> Sequence[Row | SampledRow] | None:
-        """As `Text` says; the prompts are those of the sample."""
+        """Returns rows of the current sample, and draws a new sample when its epochs are over.
+
+        `prompts` are not used: a sample has prompts of its own.
+        """
         number, place = divmod(step, self.batches * self.epochs)
         if place == 0:
             self.sample = self._sample(number, answer)
@@ -105,11 +108,11 @@ class RolloutText(Text):
         return torch.stack([drawn.log_mixed, to_go.squeeze(0)], dim=-1)
 
     def state(self) -> dict[str, Any]:
-        """As `Text` says: the sample."""
+        """Returns the current sample, as tensors."""
         kept = Tokens.of((ids.tolist(), n_prompt) for ids, n_prompt, _, _ in self.sample)
         return {"sampling": [sampling for _, _, _, sampling in self.sample], **kept.tensors}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """As `Text` says."""
+        """Continues with a stored sample."""
         rows = zip(Tokens.of_tensors(state), state["sampling"], strict=True)
         self.sample = [(ids, n_prompt, NO_ROW, sampling) for (ids, n_prompt, _), sampling in rows]

@@ -29,7 +29,7 @@ class StudentText(Text):
     GKD's default.
 
     Args:
-        max_new_tokens: tokens of an answer at most; one that is cut there has no EOS.
+        max_new_tokens: the most tokens of an answer; a cut answer has no EOS.
         share: the probability, in (0, 1], that a step is taken on the student's text and not on the data's.
         labels: "shifted", as the data's: each token of an answer, EOS included, is counted where it is
             predicted. "unshifted", as in DistiLLM's code and its forks: the label of a token stands at the
@@ -64,13 +64,13 @@ class StudentText(Text):
         self.sampling = sampling_of(max_new_tokens, temperature, top_p, top_k, batch_size)
 
     def shares(self, validations: float) -> tuple[float, float]:
-        """As `Text` says: all answers are new."""
+        """Returns `share` twice: every answer is new."""
         return self.share, self.share
 
     def rows(
         self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer
     ) -> list[Row] | None:
-        """As `Text` says."""
+        """Returns the student's answers to the prompts, with the probability `share`; else None."""
         if _uniform(self.seed, step) >= self.share:
             return None
         return _by_student(answer, self.sampling, prompts, seed_of(self.seed, step), self.labels)
@@ -90,11 +90,11 @@ class AdaptiveText(Text):
     validation before the training.
 
     Args:
-        max_new_tokens: tokens of an answer at most; one that is cut there has no EOS.
+        max_new_tokens: the most tokens of an answer; a cut answer has no EOS.
         threshold: φ at first, in [0, 1].
-        increase: of φ, in [0, 1].
-        tolerance: nats a token; below 0, as much better it must be.
-        capacity: rows of the buffer; when it is full the oldest leave.
+        increase: what φ rises by, in [0, 1].
+        tolerance: nats a token. Below 0, φ stays only if a validation is better by this much.
+        capacity: rows of the buffer; a full buffer drops its oldest rows.
         labels: see `StudentText`.
         temperature: 0 for greedy decoding.
         top_p: in (0, 1]; 1 keeps all tokens.
@@ -137,8 +137,10 @@ class AdaptiveText(Text):
         self.buffer: deque[Row] = deque(maxlen=capacity)
 
     def shares(self, validations: float) -> tuple[float, float]:
-        """As `Text` says: with φ rising at each validation, the most that it can, and as many new answers,
-        φ (1 - step/steps), as in the middle between two validations."""
+        """Returns the largest possible shares: φ rises at each validation.
+
+        New answers are counted as φ (1 - step/steps) in the middle between two validations.
+        """
         if math.isnan(validations):
             return math.nan, math.nan
         parts = int(validations) - 1
@@ -149,7 +151,7 @@ class AdaptiveText(Text):
     def rows(
         self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer
     ) -> list[Row] | None:
-        """As `Text` says."""
+        """Returns new answers, rows of the buffer, or None for the data's rows, as the class describes."""
         u = _uniform(self.seed, step)
         if u >= self.threshold:
             return None
@@ -161,7 +163,7 @@ class AdaptiveText(Text):
         return rng.sample(list(self.buffer), min(len(prompts), len(self.buffer)))
 
     def validated(self, cross_entropy: float) -> None:
-        """As `Text` says."""
+        """Raises φ if the validation is not better than the reference, as the class describes."""
         if self.reference is None:
             self.reference = cross_entropy
         elif cross_entropy >= self.reference + self.tolerance:
@@ -169,12 +171,12 @@ class AdaptiveText(Text):
             self.threshold = min(self.threshold + self.increase, 1.0)
 
     def state(self) -> dict[str, Any]:
-        """As `Text` says."""
+        """Returns φ, the reference and the buffer."""
         kept = Tokens.of((ids.tolist(), n_prompt) for ids, n_prompt, _ in self.buffer)
         return {"threshold": self.threshold, "reference": self.reference, **kept.tensors}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """As `Text` says."""
+        """Continues with a stored φ, reference and buffer."""
         self.threshold, self.reference = state["threshold"], state["reference"]
         kept = Tokens.of_tensors(state)
         self.buffer.clear()
@@ -186,7 +188,7 @@ class AdaptiveText(Text):
 def _by_student(
     answer: Answerer, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int, labels: Labels
 ) -> list[Row]:
-    """The student's answers to the prompts, with their labels as `StudentText` says."""
+    """Returns the student's answers to the prompts, with labels shifted or not (see `StudentText`)."""
     rows = rows_of_answers(prompts, answer(sampling, prompts, seed))
     if labels == "shifted":
         return rows
