@@ -1,5 +1,6 @@
 """The fused loss against the same objective on logits, differentiated by autograd in float64."""
 
+import functools
 import itertools
 import math
 import os
@@ -388,8 +389,15 @@ def has_compiler() -> bool:
         return False
 
 
-@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
-def test_compiled_arithmetic_while_alpha_and_lam_move() -> None:
+needs_a_compiler = pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
+
+
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_a_compiler])]
+)
+def test_compiled_arithmetic_while_alpha_and_lam_move(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first backend traces the arithmetic and runs it as it is; the second is the one that users have."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     given = inputs()
     loss = Objective(AlphaBeta(), AlphaMixture(-5, 0.1), compiled=True)
     for alpha, lam in [(-5, 0.1), (-3, 0.2), (0.5, 0.3), (1, 0.3), (1, 0.7), (0.99, 0.9)]:
@@ -403,6 +411,19 @@ def test_compiled_arithmetic_while_alpha_and_lam_move() -> None:
     check_equal(fused_gradients(both, given), reference_gradients(both, given), 2e-5)
 
 
+def test_a_failure_to_compile_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise torch._dynamo.exc.TorchDynamoException("no g++\nwhere it was looked for")
+
+    loss = Objective(KL(), compiled=True)
+    monkeypatch.setattr(loss, "_arithmetic", failing)
+    with pytest.raises(
+        RuntimeError, match=r"^compiled=True: torch.compile failed \(no g\+\+\); .*compiled=False$"
+    ):
+        loss.fused(**inputs())
+
+
+@pytest.mark.slow
 def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
     code = """
 import torch
