@@ -34,7 +34,9 @@ def page() -> str:
     for group in groups():
         parts.append(f"\n## {group}\n")
         parts += [_option(option, word_of(group, option.name)) for option in options(group)]
-        targets = dict.fromkeys(path for option in options(group) for path in option.targets)
+        bases = {base.file: base for option in options(group) for base in option.bases if not base.group}
+        parts += [_option(base, base.file.name) for base in bases.values()]
+        targets = dict.fromkeys(path for of in (*options(group), *bases.values()) for path in of.targets)
         parts += [_arguments(path) for path in targets]
     return "\n".join(parts)
 

@@ -207,6 +207,20 @@ def test_the_data_of_the_page_become_an_option(tmp_path, monkeypatch):
     assert list(cfg.data.test) == ["poems"]
 
 
+def test_the_pair_of_the_page_becomes_an_option(tmp_path, monkeypatch):
+    (text,) = blocks("how-to/pair.md", "yaml")
+    folder = with_file(monkeypatch, tmp_path, "model/mine.yaml", text)
+    check_overrides("train", ["model=mine"])
+    cfg = composed(folder, "model=mine")
+    assert cfg.model.tokenizer.path == cfg.model.teacher.path == "HuggingFaceTB/SmolLM2-360M-Instruct"
+    assert (cfg.model.teacher.dtype, cfg.model.student.dtype, cfg.model.student.sft) == (
+        "bfloat16",
+        "float32",
+        None,
+    )
+    assert cfg.model.teacher.sft.trainer.max_epochs == 3
+
+
 def test_the_configuration_reference_has_every_option_and_every_key():
     page = module(ROOT / "docs" / "configuration.py").page()
     sections = dict(re.findall(r"^#### `(amid\.[\w.]+)`\n(.*?)(?=^#|\Z)", page, flags=re.M | re.S))
@@ -215,6 +229,7 @@ def test_the_configuration_reference_has_every_option_and_every_key():
         if group.startswith("hydra"):
             continue
         title = f"amid {file.stem}" if group == "." else f"{group}={file.stem}"
+        title = file.name if file.name.startswith("_") else title
         assert f"### `{title}`\n" in page
         node = yaml.safe_load(file.read_text("utf-8")) or {}
         target = node.get("_target_", "")

@@ -17,14 +17,16 @@ from rich.padding import Padding
 from rich.text import Text
 
 from amid.config.compose import check_overrides
-from amid.config.folders import group_names, option_files
+from amid.config.folders import built_on, group_names, option_file, option_files
 from amid.errors import InputError, choose_one
 
 
 @dataclass(frozen=True)
 class Option:
-    """One choice of a group, or an entry point: a YAML file."""
+    """One choice of a group, an entry point, or what these build on: a YAML file."""
 
+    group: str
+    """Empty for an entry point."""
     file: Path
 
     @property
@@ -59,6 +61,14 @@ class Option:
         return lines[:n], lines[n:]
 
     @property
+    def bases(self) -> "list[Option]":
+        """The files that it builds on, the nearest one first, each with its own after it."""
+        entries = (yaml.safe_load(self.text) or {}).get("defaults", [])
+        named = [built_on(self.group, e) for e in entries if isinstance(e, str) and e != "_self_"]
+        found = [Option(group, file) for group, name in named if (file := option_file(group, name))]
+        return [option for base in found for option in (base, *base.bases)]
+
+    @property
     def targets(self) -> list[str]:
         """Every `_target_`, the outermost first."""
         return list(_targets(yaml.safe_load(self.text)))
@@ -89,7 +99,7 @@ def groups() -> list[str]:
 
 def options(group: str) -> list[Option]:
     """The choices of a group; the entry points where it is empty."""
-    return [Option(file) for file in option_files(group)]
+    return [Option(group, file) for file in option_files(group)]
 
 
 @functools.cache
@@ -187,6 +197,8 @@ def _explain_options(console: Console, group: str, name: str) -> None:
         return
     (option,) = chosen
     _say(console, "", option.settings)
+    for base in option.bases:
+        _say(console, f"  {base.name}, which it builds on", base.settings)
     try:
         content: Any = _composed(word_of(group, name))
     except InputError:  # a group that only other options choose of, such as sft
@@ -266,8 +278,9 @@ def _comments(key: str) -> dict[str, list[str]]:
     group, _, name = key.rpartition(".")
     found: dict[str, list[str]] = {}
     for option in options(group) if group in ("", *groups()) else []:
-        for comment in re.findall(rf"(?m)^{re.escape(name)}:[^#\n]*#\s*(.+)$", option.text):
-            found.setdefault(comment, []).append(word_of(group, option.name))
+        for text in (option.text, *(base.text for base in option.bases)):
+            for comment in re.findall(rf"(?m)^{re.escape(name)}:[^#\n]*#\s*(.+)$", text):
+                found.setdefault(comment, []).append(word_of(group, option.name))
     return found
 
 

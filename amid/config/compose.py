@@ -23,7 +23,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from amid.config.folders import CONF, is_group, not_text, option_file, option_files, register_folders
+from amid.config.folders import (
+    CONF,
+    built_on,
+    is_group,
+    not_text,
+    option_file,
+    option_files,
+    register_folders,
+)
 from amid.config.run_names import WITH_THE_REST, Naming
 from amid.config.secrets import check_for_secrets, remember
 from amid.errors import InputError, choose_one, first_line, shortened
@@ -330,7 +338,7 @@ def _settings(group: str, option: str) -> set[str]:
     """The settings of an option, `KEY` and `KEY.KEY`, those of the options it builds on among them."""
     content = _content(group, option)
     entries = [entry for entry in content.pop("defaults", []) if isinstance(entry, str)]
-    return {*_flat(content)}.union(*(_settings(group, name) for name in entries if name != "_self_"))
+    return {*_flat(content)}.union(*(_settings(*built_on(group, e)) for e in entries if e != "_self_"))
 
 
 def _defaults(group: str, option: str) -> dict[str, str]:
@@ -339,7 +347,7 @@ def _defaults(group: str, option: str) -> dict[str, str]:
     chosen: dict[str, str] = {}
     for entry in content.get("defaults", []):
         if isinstance(entry, str):
-            chosen |= {} if entry == "_self_" else _defaults(group, entry)
+            chosen |= {} if entry == "_self_" else _defaults(*built_on(group, entry))
         else:
             chosen |= entry
     return chosen

@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -111,10 +111,13 @@ def is_group(name: str) -> bool:
 
 
 def option_files(group: str) -> list[Path]:
-    """The options of a group, or the entry points where it is empty, by their names."""
+    """The options of a group, or the entry points where it is empty, by their names.
+
+    A file with a name such as `_data.yaml` is no option: options build on it.
+    """
     found: dict[str, Path] = {}
     for folder in _local():
-        for file in (folder / group).glob("*.yaml"):
+        for file in (folder / group).glob("[!_]*.yaml"):
             found.setdefault(file.stem, file)
     return [found[name] for name in sorted(found)]
 
@@ -123,6 +126,17 @@ def option_file(group: str, name: str) -> Path | None:
     """The file of an option; None where there is none."""
     files = (folder / group / f"{name}.yaml" for folder in _local())
     return next((file for file in files if file.is_file()), None)
+
+
+def built_on(group: str, entry: str) -> tuple[str, str]:
+    """The group and the name of the file that an entry of a defaults list names, such as `/_data` or `dolly`.
+
+    Args:
+        group: of the file with the list; empty for an entry point.
+        entry: an absolute or relative name, and not `_self_`.
+    """
+    path = PurePosixPath("/", group, entry)
+    return str(path.parent).strip("/"), path.name
 
 
 def group_names() -> list[str]:

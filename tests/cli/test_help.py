@@ -1,5 +1,7 @@
 """What `amid help` says of choices and settings."""
 
+import re
+
 import pytest
 import yaml
 from omegaconf import OmegaConf
@@ -9,6 +11,7 @@ from amid.cli.main import main
 from amid.config.compose import check_overrides
 
 OPTIONS = [(group, option) for group in groups() for option in options(group)]
+FILES = list(dict.fromkeys(file for _, option in OPTIONS for file in (option, *option.bases)))
 
 
 def test_every_option_says_what_it_is():
@@ -16,7 +19,7 @@ def test_every_option_says_what_it_is():
     assert [f"{group}={option.name}" for group, option in OPTIONS if not option.about] == []
 
 
-@pytest.mark.parametrize("path", sorted({path for _, option in OPTIONS for path in option.targets}))
+@pytest.mark.parametrize("path", sorted({path for file in FILES for path in file.targets}))
 def test_every_setting_is_an_argument_that_is_explained(path):
     known = target(path)
     if known is None:
@@ -25,8 +28,8 @@ def test_every_setting_is_an_argument_that_is_explained(path):
     assert known.summary
     set_in_files = {
         key
-        for _, option in OPTIONS
-        for node in nodes(yaml.safe_load(option.text))
+        for file in FILES
+        for node in nodes(yaml.safe_load(file.text))
         if node.get("_target_") == path
         for key in node
         if not key.startswith("_") and key != "defaults"
@@ -59,6 +62,18 @@ def nodes(content):
         ("lam", ["assistant.lam: 0.1", "weight of the teacher"]),
         ("data.valid.seed", ["data.valid.seed: ${data.train.seed}"]),
         ("default", ["sft=default", "trainer=default"]),
+        (
+            "data=samsum",
+            ["max_length: 640", "_data, which it builds on", "truncation: input", "InstructionData"],
+        ),
+        (
+            "model=opt_2.7b_to_350m",
+            ["facebook/opt-350m", "opt_2.7b_to_125m, which", "_hub_pair, which", "_pair, which"],
+        ),
+        (
+            "data.mean",
+            ["data.mean: step", "data=builtin, data=dialogsum, data=dolly", "over a step's tokens"],
+        ),
     ],
 )
 def test_help_of_a_word(word, parts, capsys, monkeypatch):
@@ -67,6 +82,25 @@ def test_help_of_a_word(word, parts, capsys, monkeypatch):
     out = capsys.readouterr().out
     for part in parts:
         assert part in out
+
+
+@pytest.mark.parametrize("group", ["model", "data"])
+def test_what_options_build_on_is_no_option_itself(group, capsys):
+    bases = {base.name for option in options(group) for base in option.bases} - {
+        o.name for o in options(group)
+    }
+    assert bases == {"model": {"_pair", "_hub_pair"}, "data": {"_data"}}[group]
+    for name in bases:
+        assert main(["train", f"{group}={name}"]) == 1
+        said = capsys.readouterr().err
+        assert f"{group}={name} is no option of '{group}'" in said
+        assert name not in said.partition("choose one of")[2]
+        assert main(["help", name]) == 1
+        capsys.readouterr()
+    assert not [option.name for option in options("") if option.name.startswith("_")]
+    assert main(["train", "--help"]) == 0
+    words = set(re.findall(r"[\w.]+", capsys.readouterr().out))
+    assert not bases & words
 
 
 def test_help_of_any_setting(capsys):
