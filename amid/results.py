@@ -5,10 +5,11 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from amid.errors import Damaged, InputError
 from amid.files import check_sums, damaged, json_with_sum, read_mapping, sums_of, written_whole
+from amid.measures import OF_ANSWERS, VALIDATION, measure_of
 
 RESULT_FILE = "result.json"
 BEST = Path("checkpoints") / "best"
@@ -20,51 +21,6 @@ SCHEMA = 1
 SKIPPED_FOLDERS = frozenset({"report", "prepared"})
 """Folders that `load_all` does not enter: they hold what was made from runs, or for them."""
 
-Better = Literal["higher", "lower"] | None
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of score: how it is written, and what its values say."""
-
-    title: str
-    meaning: str
-    better: Better = "higher"
-    """Which of its values are the better ones; None where neither are."""
-    of_answers: bool = False
-    """Whether it tells of the answers of every run something else than their quality."""
-
-
-KINDS = {
-    "rouge_l": Kind("ROUGE-L", "F1 of the longest common subsequence of words with the likest reference"),
-    "rouge_1": Kind("ROUGE-1", "F1 of the words with the likest reference"),
-    "rouge_2": Kind("ROUGE-2", "F1 of the pairs of words with the likest reference"),
-    "bleu": Kind("BLEU", "of the whole set, by sacrebleu"),
-    "chrf": Kind("chrF", "of the whole set, by sacrebleu"),
-    "exact_answer": Kind("Exact answer", "share of the answers that end in the reference's number"),
-    "exact_match": Kind("Exact match", "share of the answers that equal a reference"),
-    "self_bleu": Kind("Self-BLEU", "likeness of the answers to one prompt", "lower", True),
-    "corpus_self_bleu": Kind("Self-BLEU, set", "likeness of all answers to a set", "lower", True),
-    "distinct_1": Kind("Distinct-1", "share of the words that are different ones", "higher", True),
-    "distinct_2": Kind("Distinct-2", "share of the pairs of words that are different ones", "higher", True),
-    "repetition": Kind(
-        "Repetition", "share of the runs of four words that the answer had before", "lower", True
-    ),
-    "overlong": Kind(
-        "Overlong", "share of the answers of over twice the words of the longest reference", "lower", True
-    ),
-    "eos_share": Kind("Ended", "share of the answers with an end-of-sequence token", "higher", True),
-    "length": Kind("Length", "tokens of an answer", None, True),
-    "log_prob": Kind("Log p", "mean log-probability of a token by the model, in nats", None, True),
-}
-"""By name, in the order of reports. Of others higher is better, and they are written as they are called."""
-
-METRICS = {name: kind.title for name, kind in KINDS.items()}
-"""How metrics are written."""
-
-OF_ANSWERS = tuple(name for name, kind in KINDS.items() if kind.of_answers)
-"""What is told of the answers besides their quality, of every run."""
-
 Label = str | int | float | bool | None
 
 FAR_WORSE = 2.0
@@ -72,9 +28,6 @@ FAR_WORSE = 2.0
 
 COLLAPSE_SHARE = 0.5
 """A student whose validation score is below this share of the score that it began with has collapsed."""
-
-_NO_SCORES = ("loss", "cross_entropy", "cross_entropy_last", "perplexity", "kl_pq", "same_top")
-"""What is measured at validations besides the score of answers."""
 
 T = TypeVar("T")
 
@@ -88,11 +41,6 @@ def quality_metrics(measured: Iterable[Iterable[str]]) -> list[str]:
     """
     metrics = dict.fromkeys(name for names in measured for name in names if name not in OF_ANSWERS)
     return [name for name in metrics if name != "exact_match"] or list(metrics)
-
-
-def better(metric: str) -> Better:
-    """Which values of a metric are the better ones; None where neither are."""
-    return KINDS[metric].better if metric in KINDS else "higher"
 
 
 @dataclass(frozen=True)
@@ -176,21 +124,36 @@ class RunResult:
         `COLLAPSE_SHARE` of what it was.
         """
         told: list[str] = []
+        measure = VALIDATION["cross_entropy"]
         before = self.training.get("valid_cross_entropy_before", math.nan)
         for name, whose in (("cross_entropy", "after it"), ("cross_entropy_last", "at its end")):
             after = self.training.get(f"valid_{name}")
             if after is not None and math.isfinite(before) and not after <= before + FAR_WORSE and not told:
-                told.append(f"cross-entropy {before:.3f} before the training, {after:.3f} {whose}")
-        for name, value in self.training.items():
-            metric = name.removeprefix("valid_").removesuffix("_before")
-            if name != f"valid_{metric}_before" or metric in _NO_SCORES or value < 1:
-                continue
-            after = self.training.get(f"valid_{metric}", math.nan)
-            if after < COLLAPSE_SHARE * value:
-                told.append(
-                    f"{METRICS.get(metric, metric)} {value:.1f} before the training, {after:.1f} after it"
-                )
+                numbers = f"{measure.number(before)} before the training, {measure.number(after)} {whose}"
+                told.append(f"{measure.title.lower()} {numbers}")
+        for metric, (before, after) in self.validation_scores.items():
+            measure = measure_of(metric)
+            if before >= 1 and after < COLLAPSE_SHARE * before:
+                numbers = f"{measure.number(before)} before the training, {measure.number(after)} after it"
+                told.append(f"{measure.title} {numbers}")
         return "; ".join(told) if self.training.get("steps") else ""
+
+    @property
+    def validation_scores(self) -> dict[str, tuple[float, float]]:
+        """The scores of validation answers, by metric: before the training, and of the student that is kept.
+
+        A score that was not taken, such as the second one of a run that diverged, is NaN.
+        """
+        names = [name.removeprefix("valid_") for name in self.training if name.startswith("valid_")]
+        metrics = dict.fromkeys(name.removesuffix("_before").removesuffix("_last") for name in names)
+        return {
+            name: (
+                self.training.get(f"valid_{name}_before", math.nan),
+                self.training.get(f"valid_{name}", math.nan),
+            )
+            for name in metrics
+            if name not in VALIDATION
+        }
 
     @property
     def own_seconds(self) -> float:

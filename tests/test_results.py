@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from amid.errors import Damaged, InputError
 from amid.files import read_mapping, write_json
-from amid.results import METRICS, RESULT_FILE, RunResult, Score, better, load, load_all, load_folders, save
+from amid.results import RESULT_FILE, RunResult, Score, load, load_all, load_folders, save
 
 RUN = RunResult(
     name="α=-5",
@@ -53,22 +53,6 @@ class TestScore:
     @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=5))
     def test_any_numbers(self, values):
         assert Score.over_seeds(values).values == values
-
-
-class TestKinds:
-    def test_no_two_scores_are_called_the_same(self):
-        assert len(set(METRICS.values())) == len(METRICS)
-        assert METRICS["corpus_self_bleu"] == "Self-BLEU, set"
-
-    def test_direction(self):
-        found = {name: better(name) for name in ("bleu", "corpus_self_bleu", "overlong", "length", "of_mine")}
-        assert found == {
-            "bleu": "higher",
-            "corpus_self_bleu": "lower",
-            "overlong": "lower",
-            "length": None,
-            "of_mine": "higher",
-        }
 
 
 class TestRoundTrip:
@@ -281,7 +265,7 @@ class TestFarWorse:
             ({"valid_cross_entropy_before": 5.0, "valid_cross_entropy": 6.9}, ""),
             (
                 {"valid_cross_entropy_before": 5.034, "valid_cross_entropy": 3744.0},
-                "cross-entropy 5.034 before the training, 3744.000 after it",
+                "cross-entropy 5.034 before the training, 3,744.000 after it",
             ),
             (
                 {

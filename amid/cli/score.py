@@ -19,6 +19,7 @@ from amid.cli.arguments import Arguments
 from amid.console import console
 from amid.errors import InputError
 from amid.files import written_whole
+from amid.measures import OF_ANSWERS, measure_of
 from amid.metrics import (
     FEW,
     Comparison,
@@ -29,7 +30,7 @@ from amid.metrics import (
     self_bleu,
     signed,
 )
-from amid.results import KINDS, METRICS, OF_ANSWERS, Score
+from amid.results import Score
 from amid.scoring.scores import (
     applied,
     per_prompt,
@@ -269,7 +270,7 @@ def _tables(lines: Sequence[Line], out: Console) -> Iterator[Table]:
     columns["Prompts"] = [str(line.prompts) for line in lines]
     columns["Answers"] = [line.answers for line in lines]
     for metric in _measured(lines):
-        columns[METRICS.get(metric, metric)] = [_cell(line.scores.get(metric)) for line in lines]
+        columns[measure_of(metric).title] = [_cell(line.scores.get(metric)) for line in lines]
     shape: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "title_justify": "left"}
     wide = Table(**shape, title=title and escape(title))
     for name in columns:
@@ -309,7 +310,7 @@ def _parts_tables(lines: Sequence[Line], by: str, metric: str, out: Console) -> 
         table.add_column(escape(by))
         table.add_column("prompts", justify="right")
         for score, name in itertools.product(told, some):
-            label = METRICS.get(score, score)
+            label = measure_of(score).title
             _add_column(table, label if len(names) == 1 else f"{label}, {name}")
         for part, prompts in parts.items():
             cells = [_cell(scores[name, part].get(score)) for score, name in itertools.product(told, some)]
@@ -333,17 +334,18 @@ def _measured(lines: Sequence[Line]) -> list[str]:
 def _legend(lines: Sequence[Line]) -> str:
     """What the scores of `lines` are, and how those of whole sets were computed, a line each."""
     measured = _measured(lines)
-    unlike = " and ".join(METRICS[name] for name in ("length", "log_prob") if name in measured)
-    quality = ", ".join(METRICS.get(name, name) for name in measured if name not in OF_ANSWERS)
+    unlike = " and ".join(measure_of(name).title for name in ("length", "log_prob") if name in measured)
+    quality = ", ".join(measure_of(name).title for name in measured if name not in OF_ANSWERS)
     kinds = [
-        f"{KINDS[name].title}: {KINDS[name].meaning}{', lower is more diverse' * ('self_bleu' in name)}."
+        f"{OF_ANSWERS[name].title}: {OF_ANSWERS[name].meaning}"
+        f"{', lower is more diverse' * ('self_bleu' in name)}."
         for name in measured
         if name in OF_ANSWERS
     ]
     spread = any(score.std is not None for line in lines for score in line.scores.values())
     seeds = " ±: over the seeds." if spread else ""
     signatures = dict.fromkeys(
-        f"{METRICS.get(name, name)}: {line.scores[name].signature}\n"
+        f"{measure_of(name).title}: {line.scores[name].signature}\n"
         for name in measured
         for line in lines
         if name not in OF_ANSWERS and name in line.scores and line.scores[name].signature
@@ -365,7 +367,7 @@ def _print_differences(systems: Sequence[System], name: str, out: Console) -> No
     if len(systems[0].by_seed[0]) == 1:
         out.print("One prompt tells nothing of a difference; two or more are needed.\n", markup=False)
         return
-    metric, title = metric_of(name, systems), METRICS.get(name, name)
+    metric, title = metric_of(name, systems), measure_of(name).title
     table = Table(
         box=SIMPLE_HEAD, pad_edge=False, title=escape(systems[0].dataset) or None, title_justify="left"
     )

@@ -15,7 +15,8 @@ from amid.config.compose import as_dict
 from amid.config.data_files import check_files
 from amid.config.run_labels import labels_of
 from amid.console import announce, shown
-from amid.results import METRICS, RESULT_FILE, RunResult, quality_metrics
+from amid.measures import measure_of
+from amid.results import RESULT_FILE, RunResult, quality_metrics
 from amid.tracking.command_records import record_command
 from amid.tracking.status import alone, end_of, watched
 from amid.training.interruption import requeue, signal_of
@@ -85,7 +86,7 @@ def summary(result: RunResult) -> str:
         " ".join(
             [name]
             + [
-                f"{METRICS.get(metric, metric)} {by[metric].mean:.1f}"
+                f"{measure_of(metric).title} {measure_of(metric).number(by[metric].mean)}"
                 for metric in [*quality_metrics([by]), *(["self_bleu"] if "self_bleu" in by else [])]
             ]
         )

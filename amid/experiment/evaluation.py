@@ -16,8 +16,9 @@ from amid.data.prompts import Encoder
 from amid.errors import InputError
 from amid.files import checksum, read_made, write_json
 from amid.generation.sampling import Sampling
+from amid.measures import OF_ANSWERS
 from amid.metrics import Metric, set_score
-from amid.results import OF_ANSWERS, Score
+from amid.results import Score
 from amid.scoring.answers import (
     MANIFEST,
     PER_PROMPT,

@@ -12,8 +12,8 @@ from amid.errors import InputError, choose_one
 from amid.experiment.fine_tuning import check_models, fine_tuning_settings
 from amid.generation.sampling import Sampling
 from amid.losses import Loss
+from amid.measures import VALIDATION
 from amid.schedule import Schedule
-from amid.settings import LOSSES
 from amid.text import Text, on_student_text
 from amid.training.checkpoints import Checkpoints
 from amid.training.learning_rate import check_rates
@@ -103,7 +103,7 @@ def _check_monitors(cfg: Config, with_teacher: bool) -> None:
         InputError: naming what there is.
     """
     callbacks = own_callbacks(cfg)
-    known = [*LOSSES, "valid/perplexity", *(["valid/kl_pq", "valid/same_top"] if with_teacher else [])]
+    known = [of.logged for of in VALIDATION.values() if with_teacher or of.taken != "with a teacher"]
     if (metric := cfg["data"].get("valid_metric")) is not None:
         known += [f"valid/{metric}", f"valid/{metric}_best"]
     for name, callback in zip(cfg.get("callbacks") or {}, callbacks, strict=True):

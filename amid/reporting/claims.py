@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from amid.measures import measure_of
 from amid.reporting.rows import METHODS, Row
 from amid.reporting.sections import failed, number
-from amid.reporting.table import Table, title
+from amid.reporting.table import Table
 from amid.results import Label, Score
 
 Verdict = Literal["holds", "does not hold", "cannot be told"]
@@ -121,13 +122,12 @@ def _methods(table: Table) -> Iterator[Claim]:
 
 
 def _alpha(table: Table) -> Iterator[Claim]:
-    quality = title(table.quality)
+    quality = measure_of(table.quality).title
     for rows in _series(table, "alpha"):
         by_alpha = {number(row, "alpha"): row for row in rows}
         where = f" with {_setting(table, rows[0], 'alpha')}"
-        falls = {table.quality: f"{quality} falls", table.diversity: f"{title(table.diversity)} falls"}
-        for metric, text in falls.items():
-            text = f"{text} from α = -5 to 1{where}"
+        for metric in (table.quality, table.diversity):
+            text = f"{measure_of(metric).title} falls from α = -5 to 1{where}"
             grid = _over_the_grid(table, by_alpha, metric)
             missing = [f"α = {alpha:g}" for alpha in (-5.0, 1.0) if alpha not in by_alpha]
             if missing:
@@ -221,7 +221,7 @@ def _corner(table: Table, rows: Sequence[Row]) -> Claim:
     if corner is None:
         return Claim(text, "cannot be told", "missing runs: α = 1")
     failures, runs = failed(table, corner), len(corner.runs)
-    score = f"{title(table.quality)} {table.score_text(corner, table.quality)}"
+    score = f"{measure_of(table.quality).title} {table.score_text(corner, table.quality)}"
     why = f"{failures} of {runs} runs failed, {score}"
     if runs == 1:
         return Claim(text, *_one_seed(failures == 1, failures == 0, why))

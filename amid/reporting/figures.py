@@ -14,11 +14,12 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
+from amid.measures import TRAINING, measure_of
 from amid.reporting.folders import curves
 from amid.reporting.labels import GREY, draw_levels, place_labels
 from amid.reporting.names import by_name, named_baselines, names_of
 from amid.reporting.sections import FAILED, outcome
-from amid.reporting.table import AVERAGE, SYMBOLS, Row, Table, title
+from amid.reporting.table import AVERAGE, SYMBOLS, Row, Table
 from amid.results import RunResult
 
 DPI = 200
@@ -70,7 +71,8 @@ def draw_figures(table: Table, records: Mapping[Path, RunResult], directory: Pat
     Raises:
         InputError: naming a file of curves that cannot be read.
     """
-    quality, diversity = title(table.quality), title(table.diversity)
+    main = measure_of(table.quality)
+    quality, diversity = main.title, measure_of(table.diversity).title
     logged = {id(run): curves(folder) for folder, run in records.items()}
     by_step = (
         "by optimiser step: the mean over a setting's training seeds. "
@@ -104,12 +106,12 @@ def draw_figures(table: Table, records: Mapping[Path, RunResult], directory: Pat
             ("alpha_lambda.png", _draw_heat_map(table, "lam"), f"{quality} over α and λ; bold: the best."),
             (
                 "training.png",
-                _draw_curves(table, logged, "train/loss", "training loss"),
+                _draw_curves(table, logged, TRAINING["loss"].logged, "training loss"),
                 f"Training loss {by_step} Losses of different divergences have different scales.",
             ),
             (
                 "validation.png",
-                _draw_curves(table, logged, f"valid/{table.quality}", f"{quality} (validation)"),
+                _draw_curves(table, logged, main.logged, f"{quality} (validation)"),
                 f"{quality} of answers to the validation prompts {by_step}",
             ),
         ]
@@ -470,7 +472,7 @@ def _axis_title(table: Table, metric: str) -> str:
         sets = table.sets(metric)
         names = ", ".join(sets)
         where = f"mean of {names if len(names) <= 16 else f'{len(sets)} sets'}"
-    return f"{title(metric)} ({where})"
+    return f"{measure_of(metric).title} ({where})"
 
 
 def _minus(number: float) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amid.errors import InputError
+from amid.measures import SCORES, measure_of
 from amid.reporting.claims import NOTE, claims
 from amid.reporting.folders import Drawn, Prompt, answers, configuration, curves, differences, sizes, thinned
 from amid.reporting.names import names_of
@@ -15,8 +16,8 @@ from amid.reporting.published import other_pairs, published_score
 from amid.reporting.rows import AVERAGE, MISSING, Row, overrides
 from amid.reporting.runs import Runs
 from amid.reporting.sections import FAILED, Section, number, outcome
-from amid.reporting.table import SYMBOLS, Table, title
-from amid.results import KINDS, Label, better
+from amid.reporting.table import SYMBOLS, Table
+from amid.results import Label
 
 LARGEST = 6_000_000
 """Bytes that the page may have."""
@@ -138,10 +139,10 @@ def _data(of: Runs, table: Table, sections: Sequence[Section], places: Sequence[
     columns = [
         {
             "key": f"{dataset}/{metric}",
-            "title": title(metric),
+            "title": measure_of(metric).title,
             "set": dataset,
             "metric": metric,
-            "better": better(metric),
+            "better": measure_of(metric).better,
             "further": metric in further,
         }
         for dataset, metric in scores
@@ -165,7 +166,7 @@ def _data(of: Runs, table: Table, sections: Sequence[Section], places: Sequence[
         "labels": [{"key": label, "title": SYMBOLS.get(label, label)} for label in table.varying],
         "filters": _filters(table),
         "columns": columns,
-        "further": " ".join(f"{title(metric)}: {KINDS[metric].meaning}." for metric in further),
+        "further": " ".join(f"{of.title}: {of.meaning}." for of in map(measure_of, further)),
         "quality": f"{table.overall(table.quality)}/{table.quality}",
         "diversity": f"{table.overall(table.diversity)}/{table.diversity}",
         "average": AVERAGE,
@@ -242,7 +243,11 @@ def _cells(table: Table, metric: str, dataset: str) -> list[dict[str, Any]]:
 def _further(table: Table) -> list[str]:
     """The metrics that were measured and have no column in the table."""
     measured = {name for row in table.rows for run in row.runs for by in run.scores.values() for name in by}
-    return [name for name in KINDS if name in measured and name not in table.metrics]
+    return [
+        name
+        for name, measure in SCORES.items()
+        if "page" in measure.shown and name in measured and name not in table.metrics
+    ]
 
 
 def _sets(table: Table, metric: str) -> list[str]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import yaml
 
+from amid.measures import measure_of
 from amid.reporting.claims import by_seed, diverged, judge, paired
 from amid.reporting.rows import AVERAGE, MISSING, Row, overrides
 from amid.reporting.sections import Section
-from amid.reporting.table import Table, title
+from amid.reporting.table import Table
 from amid.results import Label
 
 FILE = Path(__file__).with_name("published.yaml")
@@ -108,7 +109,7 @@ def against_published(table: Table) -> Section | None:
     lines = [
         [table.name(row), *(_cell(table, row, figures, name) for name in sets)] for row, figures in matches
     ]
-    metric = title(matches[0][1].metric)
+    metric = measure_of(matches[0][1].metric).title
     note = f"{metric}: ours / published (ours - published). Published: {_sources(matches)}."
     return Section("Against the published figures", ["Method", *sets], lines, note)
 
@@ -142,7 +143,7 @@ def beside_published(table: Table) -> Section | None:
     amid = " or ".join(table.name(row) for row, _ in nearest)
     theirs = dict.fromkeys(" on ".join(map(str, figures.pair.values())) for _, figures in matches)
     note = (
-        f"{title(metric)}, the average over {', '.join(table.sets(metric))} (ours) and over "
+        f"{measure_of(metric).title}, the average over {', '.join(table.sets(metric))} (ours) and over "
         f"{', '.join(sorted(matches[0][1].sets))} (published: {_sources(matches)}, of {', '.join(theirs)}). "
         f"Ours is another experiment: {_differences(matches)}. "
         "Δ: AMiD less the method, ours the mean ± standard error over the training seeds that both have. "

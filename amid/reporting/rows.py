@@ -46,9 +46,6 @@ DIVERGENCES = {
 }
 """How the divergences are written, in the order of the table's rows."""
 
-ON_VALIDATION = ("cross_entropy", "perplexity", "kl_pq", "same_top")
-"""What is measured on the validation text; each also `_before`, of what the training began with."""
-
 CONFIGURATION = "configuration"
 """The label with a hash of all settings but the seed."""
 
@@ -118,7 +115,7 @@ class Row:
         return Score.over_seeds(means) if len(means) == len(scores) else None
 
     def validation(self, name: str) -> Score | None:
-        """One of `ON_VALIDATION`, or the same `_before`, over the training seeds; None where a run has none.
+        """A measure of `VALIDATION`, or the same `_before`, over the training seeds; None where one has none.
 
         That of a run that diverged is NaN, but for what it began with.
         """

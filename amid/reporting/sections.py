@@ -10,10 +10,11 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as TerminalTable
 
+from amid.measures import RUN, VALIDATION, Measure, measure_of
 from amid.reporting.folders import configuration
 from amid.reporting.formats import markdown, markdown_line
-from amid.reporting.rows import AVERAGE, MISSING, ON_VALIDATION, Row
-from amid.reporting.table import SYMBOLS, Table, score_text, title
+from amid.reporting.rows import AVERAGE, MISSING, Row
+from amid.reporting.table import SYMBOLS, Table, score_text
 from amid.results import COLLAPSE_SHARE, RunResult, Score
 
 NEAR_ZERO = 1.0
@@ -82,35 +83,32 @@ def outcome(run: RunResult, quality: str) -> Outcome:
     return "not trained" if run.training.get("steps") == 0 else "trained"
 
 
-_VALIDATION = {
-    "cross_entropy": ("Cross-entropy", 1.0, 3, ""),
-    "perplexity": ("Perplexity", 1.0, 2, ""),
-    "kl_pq": ("KL(p ‖ q)", 1.0, 3, ""),
-    "same_top": ("Same top token", 100.0, 1, " %"),
-}
-"""How each of `ON_VALIDATION` is written, what it is multiplied with, its digits and its unit."""
-
-
 def on_validation(table: Table) -> Section | None:
-    """Cross-entropy, perplexity, KL to the teacher and agreement with its likeliest token, a row a setting.
+    """What was measured on the validation text, a row a setting.
 
-    None where no run has any of them; a setting without any, such as a model scored alone, is left out.
+    None where nothing was. A setting without any, such as a model scored alone, and a measure that no run has
+    are left out.
     """
+    taken = {name for row in table.rows for run in row.runs for name in run.training}
+    measures = [
+        measure
+        for name, measure in VALIDATION.items()
+        if "section" in measure.shown and f"valid_{name}" in taken
+    ]
     lines = []
     for row in table.rows:
-        cells = [_on_validation(row, name, row.validation(name)) for name in ON_VALIDATION]
-        if set(cells) != {MISSING}:
+        cells = [_on_validation(row, measure) for measure in measures]
+        if set(cells) - {MISSING}:
             lines.append([row_name(table, row), *cells])
     if not lines:
         return None
-    heads = [f"{head},{unit}" if unit else head for head, _, _, unit in _VALIDATION.values()]
+    meanings = "; ".join(f"{of.title}: {of.meaning}, {of.better} is better" for of in measures)
     return Section(
         "On the validation text",
-        ["Setting", *heads],
+        ["Setting", *(measure.head for measure in measures)],
         lines,
-        "Of the student that a run keeps, on the references of the validation data: cross-entropy, and "
-        "KL(p ‖ q) to the teacher, in nats a token, lower is better; the share of tokens whose likeliest "
-        f"token is the teacher's, higher is better; ± over training seeds. {_before_training(table)}",
+        "Of the student that a run keeps, on the references of the validation data. "
+        f"{meanings}. ± over training seeds. {_before_training(table, measures)}",
     )
 
 
@@ -119,23 +117,22 @@ def row_name(table: Table, row: Row) -> str:
     return f"{row.method} {table.name(row, without=['method'])}".strip()
 
 
-def _on_validation(row: Row, name: str, score: Score | None) -> str:
-    _, scale, digits, _ = _VALIDATION[name]
-    scaled = Score.over_seeds([scale * value for value in score.values]) if score else None
-    return score_text(row, scaled, digits)
+def _on_validation(row: Row, measure: Measure) -> str:
+    found = row.validation(measure.name)
+    scaled = Score.over_seeds([measure.scale * value for value in found.values]) if found else None
+    return score_text(row, scaled, measure.digits)
 
 
-def _before_training(table: Table) -> str:
+def _before_training(table: Table, measures: Sequence[Measure]) -> str:
     trained = [run.training for row in table.rows for run in row.runs if run.training.get("steps")]
     said, unlike = [], []
-    for name in ON_VALIDATION:
-        head, scale, digits, unit = _VALIDATION[name]
-        found = [training.get(f"valid_{name}_before") for training in trained]
-        texts = {f"{scale * value:z.{digits}f}{unit}" for value in found if value is not None}
+    for measure in measures:
+        found = [training.get(f"valid_{measure.name}_before") for training in trained]
+        texts = {f"{measure.number(value)} {measure.unit}".strip() for value in found if value is not None}
         if len(texts) > 1:
-            unlike.append(head)
+            unlike.append(measure.title)
         elif texts:
-            said.append(f"{head} {texts.pop()}")
+            said.append(f"{measure.title} {texts.pop()}")
     if unlike:
         said.append(f"{' and '.join(unlike)} not the same in all runs (see table.csv)")
     return f"Before the training: {', '.join(said)}." if said else ""
@@ -164,7 +161,7 @@ def pivots(table: Table) -> list[Section]:
         ]
         return Section(name, heads, lines, note)
 
-    quality = title(table.quality)
+    quality = measure_of(table.quality).title
     over = "the set" if table.overall(table.quality) != AVERAGE else "all sets"
     made = [
         section(
@@ -224,13 +221,14 @@ def cost(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
             compared += rows
     if not lines:
         return None
-    heads = ["Setting", "Step (ms)", "Step × direct", "Tokens/s", "Memory (GB)", "Memory × direct"]
-    heads.append(f"{title(table.quality)} gained")
+    heads = ["Setting"]
+    for measure in _FIGURES:
+        heads += [measure.head, *([f"{measure.title} × direct"] if measure.name in _COMPARED else [])]
+    heads.append(f"{measure_of(table.quality).title} gained")
     note = (
-        "Step: mean of the optimiser steps without the first, of each run. Tokens/s: of responses, over the "
-        "whole training. Memory: at most. × direct: over the same divergence without "
-        "the assistant, the first of its lines, on the same text and with the same settings in all else; a "
-        "row without such a one is left out."
+        f"{' '.join(f'{of.title}: {of.meaning}.' for of in _FIGURES)} × direct: over the same divergence "
+        "without the assistant, the first of its lines, on the same text and with the same settings in all "
+        "else; a row without such a one is left out."
     )
     shown = {id(row) for row in compared}
     left_out = dict.fromkeys(row.divergence for row, _ in grid if id(row) not in shown)
@@ -243,16 +241,17 @@ def cost(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
     return Section("What the assistant costs", heads, lines, note, finding)
 
 
-_FIGURES = (("step_seconds", 1e3, 1), ("response_tokens_per_second", 1.0, 0), ("peak_memory", 1e-9, 2))
-"""Figures of the training, what they are multiplied with for the table, and their digits."""
+_FIGURES = [measure for measure in RUN.values() if "section" in measure.shown]
+_COMPARED = ("step_seconds", "peak_memory")
+"""The figures of a run that are also divided by those without an assistant."""
 
 
 def _cost_line(table: Table, row: Row, direct: Row) -> list[str]:
     cells = [row_name(table, row)]
-    for name, scale, digits in _FIGURES:
-        ours, theirs = _figure(row, name), _figure(direct, name)
-        cells.append(MISSING if ours is None else f"{scale * ours.mean:,.{digits}f}")
-        if name != "response_tokens_per_second":
+    for measure in _FIGURES:
+        ours, theirs = _figure(row, measure.name), _figure(direct, measure.name)
+        cells.append(MISSING if ours is None else measure.number(ours.mean))
+        if measure.name in _COMPARED:
             cells.append(f"{ours.mean / theirs.mean:.2f}" if ours and theirs else MISSING)
     mine, other = table.score(row, table.quality), table.score(direct, table.quality)
     gain = mine.mean - other.mean if mine and other else math.nan

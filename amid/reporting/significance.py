@@ -9,10 +9,11 @@ from typing import Any
 
 from amid.errors import Damaged
 from amid.files import damaged
+from amid.measures import measure_of
 from amid.metrics import FEW, Comparison, paired_bootstraps, signed
 from amid.reporting.rows import MISSING, OF_NO_METHOD, Row
 from amid.reporting.sections import Section
-from amid.reporting.table import Table, title
+from amid.reporting.table import Table
 from amid.results import RunResult
 from amid.scoring.answers import PER_PROMPT, PROMPTS, UNREAD, check_answers
 
@@ -112,7 +113,7 @@ def against_the_best(table: Table, records: Mapping[Path, RunResult]) -> Section
         if not marked:
             told.setdefault(best, {}).setdefault(("not apart from", ""), []).append(name)
     verdicts = " ".join(_verdict(table.name(table.rows[best]), by_sets) for best, by_sets in told.items())
-    quality = title(table.quality)
+    quality = measure_of(table.quality).title
     note = (
         f"Best: the highest {quality} over the sets that all students of its pair and data have. "
         "Difference of the means over prompts, and its 95% interval by paired bootstrap over the prompts of "
@@ -153,7 +154,9 @@ def not_read(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
                 most[name, metric] = max(share, most.get((name, metric), 0.0))
     if not most:
         return None
-    lines = [[f"{title(metric)}, {name}", f"{share:.3g}"] for (name, metric), share in most.items()]
+    lines = [
+        [f"{measure_of(metric).title}, {name}", f"{share:.3g}"] for (name, metric), share in most.items()
+    ]
     return Section(
         "Text that scores cannot read",
         ["Score", "Characters, %"],

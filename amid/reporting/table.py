@@ -14,24 +14,21 @@ from rich.markup import escape
 from rich.table import Table as TerminalTable
 
 from amid.errors import InputError, plain
+from amid.measures import OF_ANSWERS, VALIDATION, measure_of
 from amid.reporting.formats import latex, markdown, markdown_line
 from amid.reporting.rows import (
     AVERAGE,
     MISSING,
     OF_CLASSES,
     OF_NO_METHOD,
-    ON_VALIDATION,
     Repeat,
     Row,
     has_own_assistant,
     rows_of,
 )
-from amid.results import METRICS, Label, RunResult, Score, better, quality_metrics
+from amid.results import Label, RunResult, Score, quality_metrics
 
-__all__ = ["AVERAGE", "SYMBOLS", "Row", "Table", "build_table", "score_text", "title"]
-
-SELF_BLEU = "self_bleu"
-CORPUS_SELF_BLEU = "corpus_self_bleu"
+__all__ = ["AVERAGE", "SYMBOLS", "Row", "Table", "build_table", "score_text"]
 
 NAMED = 3
 """So many runs that got far worse are named at most; more are counted."""
@@ -127,7 +124,8 @@ class Table:
         metrics = {
             metric for row in self.rows for run in row.runs for by in run.scores.values() for metric in by
         }
-        return CORPUS_SELF_BLEU if SELF_BLEU not in metrics and CORPUS_SELF_BLEU in metrics else SELF_BLEU
+        in_tables = [name for name, measure in OF_ANSWERS.items() if "table" in measure.shown]
+        return next((name for name in in_tables if name in metrics), in_tables[0])
 
     @cached_property
     def varying(self) -> list[str]:
@@ -199,15 +197,16 @@ class Table:
             spread += f"{many} seeds (of each run's mean over its sampling seeds)"
             if 1 in counts:
                 spread += ", where n = 1 over the sampling seeds of that run"
-        among = "the answers to one prompt" if self.diversity == SELF_BLEU else "all answers to a set"
+        diversity = measure_of(self.diversity)
         quality = ", ".join(
-            title(name) + (" (F1 × 100)" if name.startswith("rouge") else "") for name in self._quality
+            measure_of(name).title + (" (F1 × 100)" if name.startswith("rouge") else "")
+            for name in self._quality
         )
         teacher = any(row.labels.get("method") == "teacher" for row in self.rows)
         without = ", the teacher left out" if teacher else ""
         sentences = [
             *([f"{quality}: 0 to 100, higher is better."] if quality else []),
-            f"{title(self.diversity)}: 0 to 100, among {among}, lower is more diverse.",
+            f"{diversity.title}: {diversity.meaning}, 0 to 100, lower is more diverse.",
             f"Numbers: {spread}. Bold: best of the column at the digits shown{without}; "
             f"{second}: the second.",
         ]
@@ -219,7 +218,7 @@ class Table:
             if signatures := self._signatures(metric):
                 alike = all(self._alike(metric, name) for name in self.sets(metric))
                 unlike = "" if alike else ", not the same in all rows: no best is marked"
-                sentences.append(f"{title(metric)}: {' or '.join(signatures)}{unlike}.")
+                sentences.append(f"{measure_of(metric).title}: {' or '.join(signatures)}{unlike}.")
         common = [
             f"{SYMBOLS.get(label, label).lower()} {text}"
             for label in (*OF_NO_METHOD, *self._own_classes)
@@ -351,7 +350,7 @@ class Table:
         only where one row is the best of three or more. No row has one where the scores were not computed
         alike in all, such as Self-BLEU among other numbers of answers, or where none is better.
         """
-        direction = better(metric)
+        direction = measure_of(metric).better
         if direction is None or not self._alike(metric, dataset):
             return [0] * len(self.rows)
         means = [
@@ -371,10 +370,9 @@ class Table:
         """All labels and all metrics, unrounded: columns SET/METRIC_mean and SET/METRIC_std, `avg` over sets.
 
         `std_over` says whether a row's deviations are over training or sampling seeds. What was measured on
-        the validation text follows, each as valid_NAME_mean and valid_NAME_std, always over training seeds:
-        cross_entropy and kl_pq (KL(p ‖ q)) in nats a token, perplexity, same_top (the share of tokens
-        whose likeliest token is the teacher's, 0 to 1), and NAME_before, of the student that the training
-        began with. A number that was not taken is empty; a failed one is nan.
+        the validation text follows (`amid.measures.VALIDATION`), each as valid_NAME_mean and valid_NAME_std,
+        always over training seeds, and NAME_before, of the student that the training began with. A number
+        that was not taken is empty; a failed one is nan.
         """
         labels = _unique(label for row in self.rows for label in row.labels)
         metrics = _unique(
@@ -382,9 +380,10 @@ class Table:
         )
         averages = [AVERAGE] if len(self.datasets) > 1 else []
         columns = [(d, m) for d in [*self.datasets, *averages] for m in metrics]
+        on_text = [name for name, measure in VALIDATION.items() if "section" in measure.shown]
         measured = [
             name
-            for name in (*ON_VALIDATION, *(f"{name}_before" for name in ON_VALIDATION))
+            for name in (*on_text, *(f"{name}_before" for name in on_text))
             if any(f"valid_{name}" in run.training for row in self.rows for run in row.runs)
         ]
         file = io.StringIO()
@@ -463,19 +462,14 @@ class Table:
         heads = [(title, "") for title, _ in self._label_columns]
         cells = [[text(row) for _, text in self._label_columns] for row in self.rows]
         for dataset, metric in columns:
-            lower = metric == self.diversity
-            heads.append((f"{title(metric)} {'↓' if lower else '↑'}", dataset))
+            measure = measure_of(metric)
+            heads.append((f"{measure.title} {'↓' if measure.better == 'lower' else '↑'}", dataset))
             scores = [self.score(row, metric, dataset) for row in self.rows]
             places = self.places(metric, dataset, digits)
             for row, line, score, place in zip(self.rows, cells, scores, places, strict=True):
                 text = score_text(row, score, digits, plus_minus)
                 line.append(marks[place - 1](text) if place else text)
         return heads, cells
-
-
-def title(metric: str) -> str:
-    """How a metric is written."""
-    return METRICS.get(metric, metric)
 
 
 def _label_text(row: Row, label: str) -> str:

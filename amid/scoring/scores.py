@@ -7,6 +7,7 @@ import numpy
 from numpy.typing import NDArray
 
 from amid.config.calls import by_name
+from amid.measures import measure_of
 from amid.metrics import (
     ROUGE_SCORE,
     Metric,
@@ -20,7 +21,7 @@ from amid.metrics import (
     tokenize_of,
     unread,
 )
-from amid.results import METRICS, Score
+from amid.results import Score
 from amid.scoring.answers import Answer, Answered
 
 LEAST_UNREAD = 1.0
@@ -103,7 +104,7 @@ def unread_in_words(shares: Mapping[str, Mapping[str, float]]) -> str:
     by_scores: dict[tuple[str, ...], list[str]] = {}
     for of, by in shares.items():
         for share in dict.fromkeys(by.values()):
-            names = tuple(METRICS.get(name, name) for name in by if by[name] == share)
+            names = tuple(measure_of(name).title for name in by if by[name] == share)
             by_scores.setdefault(names, []).append(f"{share:.3g}% of the characters of {of}")
     return "; ".join(
         f"{', '.join(names)} cannot read or split {', '.join(of)}" for names, of in by_scores.items()

@@ -16,8 +16,9 @@ from amid.config.folders import CONF
 from amid.config.run_settings import CONFIG_FILE, Stored, read_settings
 from amid.errors import InputError, choose_one, first_line
 from amid.files import damaged
+from amid.measures import SCORES
 from amid.metrics import Metric, tokenize_of
-from amid.results import METRICS, run_below
+from amid.results import run_below
 from amid.scoring.answers import Answered, answers_files, read_answers
 from amid.scoring.scores import tokenize_for_answers
 
@@ -27,7 +28,7 @@ def _known() -> dict[str, Metric]:
     found: dict[str, Any] = {}
     for file in sorted((CONF / "data" / "metrics").glob("*.yaml")):
         found = yaml.safe_load(file.read_text(encoding="utf-8")) | found
-    order = list(METRICS)
+    order = list(SCORES)
     names = sorted(found, key=lambda name: order.index(name) if name in order else len(order))
     return {name: instantiate(found[name]) for name in names}
 

@@ -2,11 +2,9 @@
 
 from amid.settings.check import check, check_folder, has_argument
 from amid.settings.sweep_file import SweepFile, sweep_of
-from amid.settings.together import LOSSES
 from amid.settings.words import other_word, shown
 
 __all__ = [
-    "LOSSES",
     "SweepFile",
     "check",
     "check_folder",

@@ -3,6 +3,7 @@
 from typing import Any
 
 from amid.errors import InputError
+from amid.measures import VALIDATION
 from amid.settings.nodes import BY_TARGET, BuiltinCorpus
 from amid.settings.words import shown
 
@@ -113,15 +114,13 @@ def _most_steps(prefix: str, trainer: Values, data: Values, batch: str, rows: in
     return most
 
 
-LOSSES = ("valid/loss", "valid/cross_entropy")
-"""What is logged at each validation, and can choose the checkpoint, besides the score of answers."""
-
-
 def _check_checkpoint(key: str, checkpoint: Values, valid_metric: str | None) -> None:
     if checkpoint["_target_"] not in BY_TARGET["checkpoint"]:
         return
     monitor, mode = checkpoint["monitor"], checkpoint["mode"]
-    best = dict.fromkeys(LOSSES, "min") | ({f"valid/{valid_metric}": "max"} if valid_metric else {})
+    choosing = [measure for measure in VALIDATION.values() if "checkpoint" in measure.shown]
+    best = {measure.logged: "min" if measure.better == "lower" else "max" for measure in choosing}
+    best |= {f"valid/{valid_metric}": "max"} if valid_metric else {}
     if monitor not in best:
         raise InputError(
             f"{key}.monitor={monitor} is not measured (data.valid_metric={shown(valid_metric)}); use one of "

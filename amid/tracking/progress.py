@@ -16,12 +16,8 @@ from rich.progress import Progress as RichProgress
 from torch import Tensor
 
 from amid.console import announce
-from amid.results import METRICS
-from amid.settings import LOSSES
+from amid.measures import TRAINING, VALIDATION, Measure, measure_of
 from amid.tracking.status import due, tell
-
-FURTHER = ("valid/perplexity", "valid/kl_pq", "valid/same_top")
-"""What is logged besides, and not shown while a run goes on."""
 
 SECONDS_BETWEEN_LINES = 3.0
 """At least, from the beginning of a computation to its first line, and from one to the next."""
@@ -52,7 +48,7 @@ class ProgressBar(RichProgressBar):
         """The figures behind the bar, by short names."""
         metrics = super().get_metrics(trainer, pl_module)
         shown = {"loss": metrics["train/loss"]} if "train/loss" in metrics else {}
-        return shown | {name: metrics[key] for key, name in _validation_scores(metrics).items()}
+        return shown | {measure.title: metrics[measure.logged] for measure in _validation_scores(metrics)}
 
 
 class _Watch(Callback):
@@ -103,7 +99,8 @@ class ProgressLines(_Watch):
         self._validated = False
         metrics = trainer.callback_metrics
         return "".join(
-            f"  valid {name} {float(metrics[key]):.1f}" for key, name in _validation_scores(metrics).items()
+            f"  valid {measure.title} {measure.number(float(metrics[measure.logged]))}"
+            for measure in _validation_scores(metrics)
         )
 
     def on_train_batch_end(
@@ -116,7 +113,8 @@ class ProgressLines(_Watch):
             return
         scores = self._scores(trainer) if step != total else ""  # the last step's validation is to come
         left = f"{self._seconds_left(step):.0f} s left"
-        announce(f"  step {step}/{total}  loss {self._loss:.3f}{scores}  {left}")
+        loss = TRAINING["loss"].number(self._loss)
+        announce(f"  step {step}/{total}  loss {loss}{scores}  {left}")
 
 
 class StatusRecords(_Watch):
@@ -152,19 +150,16 @@ class StatusRecords(_Watch):
             tell(step=trainer.global_step, loss=self._loss, seconds_left=None)
 
     def _score(self, trainer: L.Trainer) -> dict[str, Any]:
-        for key in _validation_scores(trainer.callback_metrics):
-            return {"metric": key.removeprefix("valid/"), "score": float(trainer.callback_metrics[key])}
+        metrics = trainer.callback_metrics
+        for measure in _validation_scores(metrics):
+            return {"metric": measure.name, "score": float(metrics[measure.logged])}
         return {}
 
 
-def _validation_scores(metrics: Iterable[str]) -> dict[str, str]:
-    """Of what was logged, the keys of the scores of validation answers, and how they are written."""
-    names = {
-        key: key.removeprefix("valid/")
-        for key in metrics
-        if key.startswith("valid/") and key not in (*LOSSES, *FURTHER) and not key.endswith("_best")
-    }
-    return {key: METRICS.get(name, name) for key, name in names.items()}
+def _validation_scores(metrics: Iterable[str]) -> list[Measure]:
+    """The scores of validation answers among the names of what was logged."""
+    names = [key.removeprefix("valid/") for key in metrics if key.startswith("valid/")]
+    return [measure_of(name) for name in names if name not in VALIDATION and not name.endswith("_best")]
 
 
 class Progress:

@@ -1,6 +1,7 @@
 """How far the runs of a folder are: what a run writes while it goes, and what is read from it."""
 
 import contextlib
+import math
 import os
 import socket
 import threading
@@ -20,7 +21,8 @@ from amid.config.run_names import HYDRA_FOLDER
 from amid.config.secrets import without_secrets
 from amid.errors import Busy, Damaged, InputError, is_mistake, plain, was_interrupted
 from amid.files import Record, check_own, forget_parts, read_record, write_json, written_whole
-from amid.results import METRICS, RESULT_FILE, SKIPPED_FOLDERS, files_below, load
+from amid.measures import TRAINING, measure_of
+from amid.results import RESULT_FILE, SKIPPED_FOLDERS, files_below, load
 from amid.tracking.command_records import planned
 
 STATUS_FILE = "status.json"
@@ -365,10 +367,9 @@ def _status_of(directory: Path) -> RunStatus:
             return replace(status, state="failed", note=str(error), seconds_left=None)
         steps = int(result.training.get("steps", 0))
         total = status.steps if result.diverged_step is not None else steps
-        for key, value in result.training.items():  # of the student that is kept
-            name = key.removeprefix("valid_")
-            if key.startswith("valid_") and name in METRICS:
-                status = replace(status, metric=name, score=value)
+        for name, (_, kept) in result.validation_scores.items():
+            if not math.isnan(kept):
+                status = replace(status, metric=name, score=kept)
         diverged = result.diverged_step is not None
         return replace(
             status,
@@ -453,11 +454,11 @@ def time_left(directory: Path, runs: Sequence[Path]) -> str:
 def to_terminal(runs: Sequence[RunStatus], most: int | None = None) -> Group:
     """The runs as a table, and a line that counts them; with `most` only so many, the running ones first."""
     metrics = list(dict.fromkeys(run.metric for run in runs if run.metric))
-    score = escape(f"valid {METRICS.get(metrics[0], metrics[0]) if len(metrics) == 1 else 'score'}")
+    scored = escape(f"valid {measure_of(metrics[0]).title if len(metrics) == 1 else 'score'}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("run", overflow="fold")
     table.add_column("state")
-    for name in ("step", "loss", score, "left"):
+    for name in ("step", "loss", scored, "left"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
     shown = sorted(runs, key=lambda run: _URGENCY.index(run.state))[:most] if most is not None else runs
@@ -466,8 +467,8 @@ def to_terminal(runs: Sequence[RunStatus], most: int | None = None) -> Group:
             Text(plain(run.name)),
             Text(run.state, style=STATES[run.state]),
             f"{run.step}/{run.steps}" if run.steps else "",
-            "" if run.loss is None else f"{run.loss:.3f}",
-            "" if run.score is None else f"{run.score:.1f}",
+            "" if run.loss is None else TRAINING["loss"].number(run.loss),
+            "" if run.score is None or run.metric is None else measure_of(run.metric).number(run.score),
             "" if run.seconds_left is None or run.note == PREPARING else in_words(run.seconds_left),
             Text(plain(_doing(run) if run.state == "running" else run.note)),
         )

@@ -11,10 +11,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from amid.config.secrets import without_secrets
-from amid.results import OF_ANSWERS, RunResult, average_scores, better
+from amid.measures import OF_ANSWERS, TRAINING, VALIDATION, Better, measure_of
+from amid.results import RunResult, average_scores
 from amid.scoring.answers import answers_files, read_answers
-from amid.settings import LOSSES
-from amid.tracking.progress import FURTHER
 from amid.tracking.status import STATES
 
 log = logging.getLogger(__name__)
@@ -92,11 +91,8 @@ def begin(loggers: Sequence[Logger], labels: Mapping[str, Any], cfg: Mapping[str
         kept = [tag for tag in run.tags or () if tag not in STATES]  # without how its earlier part ended
         run.tags = tuple(dict.fromkeys([*kept, *tags]))
         run.summary["state"] = "running"
-        for name, which in _directions(cfg["data"]).items():
-            summary = which if name.startswith(OF_THE_END) else f"{which},last"
+        for name, summary in _summaries(cfg["data"]).items():
             run.define_metric(name, step_metric=STEP, step_sync=True, summary=summary)
-        for name in ("train/gradient_norm", "train/lr", "train/alpha", "train/lam"):
-            run.define_metric(name, step_metric=STEP, step_sync=True, summary="last")
 
 
 def _log_warnings() -> None:
@@ -110,18 +106,21 @@ def _log_warnings() -> None:
     wandb.termsetup(settings, log)
 
 
-OF_THE_END = ("test/", "average/")
+_BEST: dict[Better, str] = {"lower": "min", "higher": "max", None: "last"}
 
 
-def _directions(data: Mapping[str, Any]) -> dict[str, str]:
-    """What is logged, and whether its least or its highest value is the best: `min` or `max`."""
-    best = dict.fromkeys(("train/loss", *LOSSES, *FURTHER), "min") | {"valid/same_top": "max"}
-    if metric := data.get("valid_metric"):
-        best[f"valid/{metric}"] = "max"
-    of_answers = dict.fromkeys(data.get("metrics") or (), "max")
-    of_answers |= {name: "min" for name in OF_ANSWERS if better(name) == "lower"}
+def _summaries(data: Mapping[str, Any]) -> dict[str, str]:
+    """What W&B shows of each column: the best value, in training also the last; of a test score, the best."""
+    metric = data.get("valid_metric")
+    logged = [*TRAINING.values(), *VALIDATION.values(), *([measure_of(metric)] if metric else [])]
+    best = {measure.logged: _BEST[measure.better] for measure in logged if "wandb" in measure.shown}
+    in_training = {name: which if which == "last" else f"{which},last" for name, which in best.items()}
     groups = [*(f"test/{name}" for name in data.get("test") or ()), "average"]
-    return best | {f"{group}/{name}": which for group in groups for name, which in of_answers.items()}
+    at_the_end = [measure_of(name) for name in data.get("metrics") or ()]
+    at_the_end += [measure for measure in OF_ANSWERS.values() if "wandb" in measure.shown]
+    return in_training | {
+        f"{group}/{measure.name}": _BEST[measure.better] for group in groups for measure in at_the_end
+    }
 
 
 def conclude(loggers: Sequence[Logger], result: RunResult, generations: Path) -> None:

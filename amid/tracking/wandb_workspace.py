@@ -8,7 +8,7 @@ from typing import Any
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
-from amid.results import METRICS
+from amid.measures import MEASURES, measure_of
 
 MOST_RUNS = 100
 """Runs that a panel shows at most."""
@@ -49,7 +49,7 @@ def build_workspace(scores: SweepScores, entity: str, project: str) -> ws.Worksp
     axes = {"α": "alpha", "λ": "lam"}
     curves = [
         wr.ScatterPlot(
-            title=f"{_written(metric)} against {symbol}",
+            title=f"{measure_of(metric).title} against {symbol}",
             x=wr.Config(column),
             y=wr.SummaryMetric(f"average/{metric}"),
             legend_template=LEGEND,
@@ -60,9 +60,9 @@ def build_workspace(scores: SweepScores, entity: str, project: str) -> ws.Worksp
     columns = [("α", wr.Config("alpha")), ("λ", wr.Config("lam"))]
     columns += [(name, wr.Config(name)) for name in ("divergence", "order", "method", "text")]
     scored: list[tuple[str, wr.SummaryMetric]] = [
-        (_written(metric), wr.SummaryMetric(f"average/{metric}")) for metric in (quality, diversity)
+        (measure_of(metric).title, wr.SummaryMetric(f"average/{metric}")) for metric in (quality, diversity)
     ]
-    courses = ["train/loss", "valid/loss", "train/gradient_norm", "train/lam"]
+    courses = [measure.logged for measure in MEASURES if "workspace" in measure.shown]
     courses += [f"valid/{scores.valid_metric}"] if scores.valid_metric else []
     return ws.Workspace(
         name=f"{scores.group}: α-mixture distillation",
@@ -116,12 +116,8 @@ def specification(workspace: ws.Workspace) -> str:
 
 def _plane(prefix: str, of: str, quality: str, diversity: str) -> wr.ScatterPlot:
     return wr.ScatterPlot(
-        title=f"{_written(quality)} and {_written(diversity)}, {of}",
+        title=f"{measure_of(quality).title} and {measure_of(diversity).title}, {of}",
         x=wr.SummaryMetric(f"{prefix}/{diversity}"),
         y=wr.SummaryMetric(f"{prefix}/{quality}"),
         legend_template=LEGEND,
     )
-
-
-def _written(metric: str) -> str:
-    return METRICS.get(metric, metric)

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger
 from amid.console import announce
 from amid.data import InstructionData
 from amid.errors import InputError, shortened
-from amid.results import METRICS
+from amid.measures import VALIDATION, Measure, measure_of
 from amid.tracking.progress import StatusRecords, progress
 from amid.training import interruption
 from amid.training.checkpoints import FOLDER, Checkpoints, Course, States, WholeFiles, whole_state
@@ -286,13 +286,14 @@ def _in_words(kept: Mapping[str, Any], before: Mapping[str, float], steps: int, 
     """Of which step the weights are that a run ends with, and how they did on the validation data."""
     validation: Mapping[str, float] = kept["validation"]
 
-    def told(name: str, digits: int) -> str:
-        return f"{validation[name]:.{digits}f} (before {before[f'{name}_before']:.{digits}f})"
+    def told(of: Measure) -> str:
+        after, first = validation[f"valid_{of.name}"], before[f"valid_{of.name}_before"]
+        return f"{of.number(after)} (before {of.number(first)})"
 
     text = f"step {kept.get('global_step', steps)} of {steps}, valid cross-entropy "
-    text += told("valid_cross_entropy", 3)
+    text += told(VALIDATION["cross_entropy"])
     if f"valid_{metric}" in validation:
-        text += f", {METRICS.get(str(metric), metric)} {told(f'valid_{metric}', 1)}"
+        text += f", {measure_of(str(metric)).title} {told(measure_of(str(metric)))}"
     return text
 
 

@@ -9,8 +9,8 @@ import pytest
 from made_answers import REFERENCES, answered, of
 
 from amid.cli.main import main
+from amid.measures import OF_ANSWERS, SCORES
 from amid.metrics import bleu, chrf
-from amid.results import METRICS, OF_ANSWERS
 from amid.scoring.answers import read_answers, write_answers
 from amid.scoring.scores import score_answers
 from amid.scoring.systems import KNOWN, _names
@@ -89,11 +89,11 @@ class TestCommand:
             " ".join(out.split())
         )
         heads = {head.strip() for head in re.split("  +", out.splitlines()[1])}
-        titles = {METRICS[name] for name in OF_ANSWERS}
+        titles = {SCORES[name].title for name in OF_ANSWERS}
         assert titles - {"Self-BLEU", "Ended", "Length", "Log p"} < heads
         legend = " ".join(out[out.index("0 to 100") :].split())
         assert legend.startswith("0 to 100. Higher is better of ROUGE-L, ROUGE-1, ROUGE-2, Exact match. ")
-        assert "Self-BLEU, set: likeness of all answers to a set, lower is more diverse." in legend
+        assert "Self-BLEU, set: similarity of all answers to a set, lower is more diverse." in legend
         assert not re.search("Ended:|Length:|Log p:|±", legend), "the lines do not tell"
 
     def test_text_that_rouge_cannot_read_is_told_and_read_by_another_tokenizer(self, tmp_path, capsys):
@@ -185,7 +185,7 @@ class TestCommand:
             assert main(["score", *files, "--metric", name, "--csv", str(tmp_path / "all.csv")]) == 0
             out = capsys.readouterr().out
             assert re.search(rf"^ ?one +two +\{first - second:+.2f} ", out, re.MULTILINE)
-            assert f"{METRICS[name]}: {SETS[name](texts[0], REFERENCES).signature}" in out
+            assert f"{SCORES[name].title}: {SETS[name](texts[0], REFERENCES).signature}" in out
             with (tmp_path / "all.csv").open() as file:
                 found = [float(row[f"{name}_mean"]) for row in csv.DictReader(file)]
             assert found == pytest.approx([first, second])

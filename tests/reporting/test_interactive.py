@@ -6,10 +6,11 @@ import pytest
 
 import amid.reporting.interactive as interactive
 from amid.errors import InputError
+from amid.measures import SCORES
 from amid.reporting import build_table, sections
 from amid.reporting.interactive import embedded, interactive_page
 from amid.reporting.runs import read_runs
-from amid.results import METRICS, Score, load_folders, save
+from amid.results import Score, load_folders, save
 
 HOSTILE = "</script><script>document.title = 'broken'</script><!-- & 猫"
 PAIR = {"model": "gpt2_xl_to_gpt2", "data": "dolly", "settings": "text=adaptive"}
@@ -186,7 +187,7 @@ class TestPage:
             None,
         ]
         titles = [c["title"] for c in data["columns"]]
-        assert titles == [METRICS[c["metric"]] for c in data["columns"]]
+        assert titles == [SCORES[c["metric"]].title for c in data["columns"]]
         assert all(f"{title}: " in data["further"] for title in titles[6:])
 
     def test_filters_are_all_that_varies(self, tmp_path, make_run):

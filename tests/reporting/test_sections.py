@@ -126,16 +126,16 @@ class TestOnTheValidationText:
         section = on_validation(build_table(runs))
         assert section.heads == [
             "Setting",
-            "Cross-entropy",
+            "Cross-entropy (nats/token)",
             "Perplexity",
-            "KL(p ‖ q)",
-            "Same top token, %",
+            "KL(p ‖ q) (nats/token)",
+            "Same top token (%)",
         ]
         assert section.lines == [
             ["SFT", "1.000", "2.72", "–", "–"],
             ["AMiD", "1.000 ± 0.000", "2.72 ± 0.00", "0.500 ± 0.354", "50.0 ± 35.4"],
         ]
-        before = "Cross-entropy 2.000, Same top token not the same in all runs (see table.csv)."
+        before = "Cross-entropy 2.000 nats/token, Same top token not the same in all runs (see table.csv)."
         assert section.note.endswith(f"Before the training: {before}")
 
     def test_what_is_not_trained_has_nothing_before_its_training(self, runs, make_run):
@@ -143,7 +143,7 @@ class TestOnTheValidationText:
         teacher.training.update(steps=0, valid_cross_entropy=1.5, valid_cross_entropy_before=1.5)
         runs[1].training["valid_same_top_before"] = runs[0].training["valid_same_top_before"]
         note = on_validation(build_table([*runs, teacher])).note
-        assert note.endswith("Before the training: Cross-entropy 2.000, Same top token 2.5 %.")
+        assert note.endswith("Before the training: Cross-entropy 2.000 nats/token, Same top token 2.5 %.")
 
     def test_a_part_of_the_seeds_is_no_mean(self, runs):
         del runs[1].training["valid_kl_pq"]

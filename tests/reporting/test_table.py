@@ -542,7 +542,7 @@ def test_a_run_that_got_far_worse_is_told_with_both_numbers(make_run):
     runs[1] = dataclasses.replace(runs[1], training=exploded)
     assert (
         "Far worse on the validation data than they began: α=1, seed 1 (cross-entropy 5.000 before the "
-        "training, 3744.000 after it)."
+        "training, 3,744.000 after it)."
     ) in build_table(runs).caption
     many = [dataclasses.replace(make_run(alpha=float(alpha)), training=exploded) for alpha in range(5)]
     assert ", and 2 more." in build_table(many).caption

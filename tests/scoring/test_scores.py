@@ -23,8 +23,8 @@ from amid.config.compose import CONF
 from amid.data.examples import Example
 from amid.errors import InputError
 from amid.experiment.evaluation import announce_unread, evaluate_sets
+from amid.measures import OF_ANSWERS, SCORES
 from amid.metrics import bleu, chrf, exact_match, rouge_l, set_score
-from amid.results import METRICS, OF_ANSWERS
 from amid.scoring.answers import (
     PER_PROMPT,
     UNREAD,
@@ -84,7 +84,7 @@ def test_self_bleu_says_among_how_many_answers():
 
 def test_what_data_sets_are_scored_by_is_known_to_all_that_tell_of_scores():
     named = [yaml.safe_load(file.read_text()) for file in (CONF / "data" / "metrics").glob("*.yaml")]
-    assert {name for names in named for name in names} == KNOWN.keys() == METRICS.keys() - set(OF_ANSWERS)
+    assert {name for names in named for name in names} == KNOWN.keys() == SCORES.keys() - set(OF_ANSWERS)
     assert KNOWN["rouge_2"](["a b c"], [["a b d"]]) == [50]
 
 

@@ -98,7 +98,7 @@ def test_a_finished_run_that_got_far_worse_says_so(tmp_path):
     (tmp_path / "a").mkdir()
     training = {"steps": 40.0, "valid_cross_entropy_before": 5.0, "valid_cross_entropy": 3744.0}
     finished(tmp_path / "a", **training)
-    note = "far worse than it began: cross-entropy 5.000 before the training, 3744.000 after it"
+    note = "far worse than it began: cross-entropy 5.000 before the training, 3,744.000 after it"
     (run,) = read_status(tmp_path)
     assert (run.state, run.note) == ("done", note)
     assert summary(load(tmp_path / "a")).splitlines()[-1] == f"  {note}"
