@@ -59,23 +59,24 @@ class InstructionData(L.LightningDataModule):
             "text", or "tokens", the token itself (`amid.data.prompts.Encoder`).
         batch_size: rows of an optimiser step.
         micro_batch_size: rows that go through the models at once; null for all of the step. Changes
-            memory and speed, not the gradient, but for what dropout draws.
-        tokens_per_batch: the same limit in tokens, padding included, in place of `micro_batch_size`: a step
-            is cut into as few parts of like lengths as keep to it. A longer row goes alone.
-        mean: of the loss: "step", over all counted tokens of a step; "micro_batch", the mean of the means of
-            its micro-batches, as published scripts take it of their GPUs: batches and micro-batches are
-            then of random rows, not of like lengths, and `micro_batch_size` counts, the rows of a GPU.
+            memory, speed and the random numbers of dropout, nothing else of the gradient.
+        tokens_per_batch: a limit in tokens, padding included, in place of `micro_batch_size`. A step is cut
+            into the fewest parts of similar lengths that keep the limit. A longer row goes alone.
+        mean: how the loss is averaged: "step", over all counted tokens of a step; "micro_batch", the mean of
+            the micro-batches' means, as published scripts average over GPUs. With "micro_batch", batches
+            and micro-batches hold random rows, not rows of similar lengths, and `micro_batch_size` is the
+            number of rows of a GPU.
         valid_rows: validation rows used for the validation loss; null for all.
         valid_prompts: how many of them are also answered by the student, for `valid_metric`.
         test_prompts: prompts used of each evaluation set; null for all.
-        plain_text: text for a language-model loss besides: a path or `hf://datasets/OWNER/NAME/FILE` as above
-            whose rows have a `text`, the path of a text file (`.txt`), or the documents; `responses` for the
-            training data's own responses, after their prompts; null for none.
-        plain_text_weight: of that loss, above 0.
+        plain_text: text for an additional language-model loss: a path or `hf://datasets/OWNER/NAME/FILE` as
+            above with a `text` in each row, the path of a text file (`.txt`), or the documents; `responses`
+            for the training data's own responses, after their prompts; null for none.
+        plain_text_weight: the weight of the language-model loss, above 0.
         seed: fixes the order of the batches.
-        cache_dir: where tokenised data is kept, named by the hash of what made it.
+        cache_dir: the folder for tokenised data; file names are hashes of data, tokenizer and settings.
 
-    Its own `tokenizer`, which answers are drawn and models saved with, has as EOS the token that ends a
+    The attribute `tokenizer` is used to draw answers and saved with models. Its EOS is the token that ends a
     response in the template.
 
     Raises:
@@ -208,11 +209,11 @@ class InstructionData(L.LightningDataModule):
         return replace(self._valid_encoded[0], first=len(self.train_examples))
 
     def announce_cuts(self, splits: Sequence[str] = ("train", "valid", "test")) -> None:
-        """Says how many rows of `splits` are not trained on, or answered, just as they stand in their file.
+        """Prints how many rows of `splits` are used in another form than their file has.
 
-        Prompts and responses beyond the limits are cut, of evaluation sets only the prompts; special tokens
-        in a row's text stay text; a chat template may write thoughts otherwise. Nothing is said where no row
-        is concerned.
+        Prompts and responses beyond the limits are cut; evaluation sets have only prompts. Special tokens in
+        a row's text stay text. A chat template may write thoughts in another way. It prints nothing if no
+        row is concerned.
         """
         found = {"train": self._train_loaded} if "train" in splits else {}
         found |= {"valid": self._valid_loaded} if "valid" in splits else {}

@@ -1,4 +1,4 @@
-"""What is said once of the rows of a run's data, before anything is trained."""
+"""Lines that a run prints once about the rows of its data, before the training."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,14 +11,14 @@ from amid.data.rows import has_text
 from amid.data.sources import Loaded
 
 _TRAINED = ("train", "valid")
-"""Sets whose responses count, not their prompts alone."""
+"""Sets with responses that are used, not only their prompts."""
 
 _SHOWN = 4
-"""Special tokens that are named."""
+"""How many special tokens a line names."""
 
 
 def rows(sets: Mapping[str, Loaded]) -> Iterator[str]:
-    """How many rows are left out, have an empty prompt, or are read without the usual fields."""
+    """Yields how many rows are left out, have an empty prompt, or are read without the usual fields."""
     n = {name: of.rows for name, of in sets.items()}
     for taken in sorted({what for of in sets.values() for what in of.taken}):
         counts = {name: of.taken.get(taken, 0) for name, of in sets.items()}
@@ -34,7 +34,7 @@ def rows(sets: Mapping[str, Loaded]) -> Iterator[str]:
 
 
 def cuts(encoder: Encoder, cut: Mapping[str, Tensor]) -> Iterator[str]:
-    """How many prompts and responses are longer than the limits; `cut` [n, 2] says it of each, by set."""
+    """Yields how many prompts and responses exceed the limits; `cut` [n, 2] marks both, by set and row."""
     prompts = {name: int(of[:, 0].sum()) for name, of in cut.items()}
     responses = {name: int(of[:, 1].sum()) for name, of in cut.items() if name in _TRAINED}
     n = {name: len(of) for name, of in cut.items()}
@@ -47,7 +47,7 @@ def cuts(encoder: Encoder, cut: Mapping[str, Tensor]) -> Iterator[str]:
 def special_tokens(
     encoder: Encoder, sets: Mapping[str, Sequence[Example]], documents: Sequence[str] = ()
 ) -> Iterator[str]:
-    """How many rows have a special token of the tokenizer in their text, and what becomes of it."""
+    """Yields how many rows have a special token of the tokenizer in their text, and how it is read."""
     found = {
         name: [encoder.special_in_prompt(row) | _in_response(encoder, name, row) for row in rows]
         for name, rows in sets.items()

@@ -20,8 +20,8 @@ A slice of rows may follow the path: `FILE[1000:]`, `FILE[:60]`.
 """
 
 TextSource = str | Sequence[str]
-"""Plain text: a file as above whose rows have a `text`, a text file (`.txt`), which is one document, or the
-documents themselves. A slice of documents may follow a path."""
+"""Plain text: a file as above with a `text` in each row, a text file (`.txt`), which is one document, or a
+list of documents. A slice of documents may follow a path."""
 
 _T = TypeVar("_T")
 
@@ -79,7 +79,7 @@ def loaded(source: Source | None, limit: int | None = None, fields: Fields | Non
 
 
 def _examples(source: object) -> list[Example]:
-    """The examples of a list, of which Hydra makes configurations in some places."""
+    """Returns the examples of a list; Hydra turns some lists and examples into configurations."""
     try:
         if not isinstance(source, Sequence):
             raise TypeError(type(source).__name__)
@@ -96,7 +96,7 @@ def _examples(source: object) -> list[Example]:
 
 
 def load_documents(source: TextSource) -> list[str]:
-    """The documents of `source`, of which at least one is not empty.
+    """Returns the documents of `source`; at least one is not empty.
 
     Raises:
         InputError: if the file is not there, cannot be downloaded or read, or holds no text, or a row of it
@@ -129,10 +129,10 @@ def _sliced(items: list[_T], rows: slice, source: str) -> list[_T]:
 def read_examples(path: Path, fields: Fields | None = None) -> list[Example]:
     """Reads rows of a JSON Lines file or a JSON array, or by their suffix of a CSV, TSV or Parquet file.
 
-    A row has `instruction`, `input` (may be missing or empty) and `output`, strings all, called so or as
-    `fields` says; `output` may be a list of acceptable strings. Its other strings and finite numbers are the
-    example's `fields`. Rows whose outputs are all empty are left out; blank lines are skipped. Rows that have
-    neither `instruction` nor `output` may be a prompt and its completion, or a conversation of one turn.
+    A row has the strings `instruction`, `input` (may be missing or empty) and `output`, or other names that
+    `fields` gives. `output` may be a list of acceptable strings. The row's other strings and finite numbers
+    become the example's `fields`. Rows with empty outputs only are left out; blank lines are skipped. Rows
+    with neither `instruction` nor `output` may be a prompt and its completion, or a conversation of one turn.
 
     Raises:
         InputError: for `fields` without `instruction` or `output`, or with another name; naming file and line

@@ -15,18 +15,18 @@ from amid.data.prompts import IGNORE
 
 MicroBatch = dict[str, Tensor]
 """`input_ids`, `attention_mask` and `labels`, [rows, longest] each, padded on the right, and `rows` [rows]:
-which sequence of the training set, or after those of the validation set, each row is, or `NO_ROW`. Of sampled
-rows also `sampling` [rows, longest, 2], see `SampledRow`."""
+the number of each row's sequence: training sequences come first, then validation sequences; `NO_ROW` for
+neither. Sampled rows also have `sampling` [rows, longest, 2], see `SampledRow`."""
 
 Row = tuple[Tensor, int, int]
 """A sequence: its token ids, the length of its prompt, and its number."""
 
 SampledRow = tuple[Tensor, int, int, Tensor]
-"""A sequence whose response was sampled: besides, of each token of the response, what
-`amid.losses.MiniLLM` takes as `sampling`, [response, 2]."""
+"""A sequence with a sampled response: a `Row`, followed by what `amid.losses.MiniLLM` takes as `sampling` for
+each token of the response, [response, 2]."""
 
 Mean = Literal["step", "micro_batch"]
-"""Over what the loss is a mean."""
+"""What the loss is averaged over."""
 
 NO_ROW = -1
 """The number of a sequence that is in neither set."""

@@ -24,7 +24,7 @@ class Loss(ABC):
 
     @property
     def additive(self) -> bool:
-        """Whether the loss of a batch, but for its denominator, is the sum of those of its parts."""
+        """Whether the losses of the parts of a batch, before division, add up to the loss of the batch."""
         return True
 
     @property
@@ -54,9 +54,9 @@ class Loss(ABC):
         """Mean over the counted tokens.
 
         Args:
-            return_stats: also return detached sums over the counted positions, for averages over any number
-                of batches: those that the class names.
-            inputs: see `LogitInputs`; which of them a loss takes, and which it needs, its `on_logits` says.
+            return_stats: also return the detached sums over the counted positions that the class names, for
+                averages over any number of batches.
+            inputs: see `LogitInputs`; `on_logits` of a loss shows which it takes and which it needs.
 
         Returns:
             A scalar, float32 or better: 0 with a zero gradient if no position counts.
@@ -72,7 +72,7 @@ class Loss(ABC):
 
     @abstractmethod
     def on_logits(self, with_stats: bool, *args: Any, **inputs: Any) -> tuple[Tensor, Stats]:
-        """What a call on logits returns, the stats empty unless they are asked for."""
+        """Returns what a call on logits returns; the stats are empty unless asked for."""
 
     @abstractmethod
     def value_and_gradient(
@@ -84,9 +84,9 @@ class Loss(ABC):
         with_stats: bool,
         sampling: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Stats]:
-        """The sum over all positions [N], its gradient for `student_logits` [N, V], and sums to be logged.
+        """Returns the sum over all positions [N], its gradient for `student_logits` [N, V], and sums to log.
 
-        What `fused` is made of. Logits are float32 or better and must not be written to.
+        `fused` calls it on each chunk. Logits are float32 or better and must not be written to.
         """
 
     @abstractmethod
@@ -94,9 +94,9 @@ class Loss(ABC):
         """Raises a ValueError where the settings, which may have changed, do not fit together."""
 
     def on_batch(self, inputs: FusedInputs) -> "Loss":
-        """The loss whose sum over positions this is, for these inputs of `fused`.
+        """Returns the loss that `fused` sums over the positions of these inputs.
 
-        The same, unless something must be known of all positions before the first can be summed.
+        This is the loss itself, unless it depends on all positions before the first can be summed.
         """
         return self
 

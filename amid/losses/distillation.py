@@ -42,7 +42,7 @@ class Distillation(Loss):
 
     Args:
         shared_vocab: n, to cut both sides' logits to their first n entries before the softmax, for
-            models of one family whose embeddings are padded to different sizes. Whether the token maps
+            models of one family with embeddings padded to different sizes. Whether the token maps
             agree on them is for the caller to check. Without it, sizes that differ are an error.
         fused: whether training goes through `fused`, where the models' heads can be split off.
     """

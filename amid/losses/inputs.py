@@ -24,7 +24,7 @@ class LogitInputs(TypedDict, total=False):
     """[...], integers: the token that the logits at the same position predict (already shifted). What stands
     at positions that do not count, such as -100, is never read."""
     sampling: Tensor
-    """[..., 2], of each token of sampled text: see `MiniLLM`."""
+    """[..., 2], two values for each token of sampled text, see `MiniLLM`."""
     mask: Tensor | None
     """[...], boolean, true where a position counts; None counts all."""
     denominator: float | Tensor | None
@@ -46,7 +46,7 @@ class FusedInputs(TypedDict, total=False):
     student_softcap: float | None
     """c; None for no tanh."""
     teacher_hidden: Tensor
-    """The same of the teacher, [..., D']; its dtype and width may differ. Unused where none is needed."""
+    """[..., D'], the teacher's last hidden states; dtype and width may differ. Unused without a teacher."""
     teacher_weight: Tensor
     teacher_bias: Tensor | None
     teacher_scale: float
@@ -55,13 +55,13 @@ class FusedInputs(TypedDict, total=False):
     """[...], integers: the token predicted at each position; needed by `CrossEntropy`, and by `MiniLLM` with
     `sampling`."""
     sampling: Tensor | None
-    """[..., 2], what is known of the tokens' sampling; see `MiniLLM`."""
+    """[..., 2], two values for each token of sampled text, see `MiniLLM`."""
     mask: Tensor | None
     """[...], boolean, true where a position counts; None counts all."""
     denominator: float | Tensor | None
     """Divide the sum by this in place of the number of counted positions."""
     chunk_tokens: int | None
-    """Positions whose logits exist at once; None chooses by the vocabulary's size and the device."""
+    """How many positions have logits in memory at once; None chooses by vocabulary size and device."""
 
 
 @dataclass(frozen=True)

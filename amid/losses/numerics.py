@@ -24,12 +24,12 @@ def float32_or_better(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def in_float64(x: Tensor) -> Tensor:
-    """The same in float64, where the device has it."""
+    """Returns the tensor in float64, where the device has it."""
     return x if x.device.type == "mps" else x.double()
 
 
 def rounding(x: Tensor) -> float:
-    """By what part of itself a sum over probabilities may be wrong in the dtype of `x`."""
+    """Returns the relative error that a sum over probabilities may have in the dtype of `x`."""
     return 16 * torch.finfo(x.dtype).eps
 
 
@@ -44,7 +44,7 @@ def log_normalise(x: Tensor) -> Tensor:
 
 
 def softmaxes(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities, as exact as those of `log_normalise`, and probabilities: one exponential a logit."""
+    """Returns log-probabilities, as exact as from `log_normalise`, and probabilities; one `exp` a logit."""
     log_x = logits - logits.amax(-1, keepdim=True)
     x = log_x.exp()
     total = x.sum(-1, keepdim=True)

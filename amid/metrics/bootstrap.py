@@ -38,12 +38,12 @@ class Comparison:
     high: float
     """Upper end of the interval; infinity where so few prompts cannot bound it."""
     p_value: float
-    """Two-sided. By bootstrap: twice the share of resamples whose difference has another sign or is 0, at
-    most 1. Exact: the share of sign flips whose difference is as large, never 0."""
+    """Two-sided p-value. Bootstrap: twice the share of resamples with a difference of another sign or 0, at
+    most 1. Exact test: the share of sign flips with a difference as large, never 0."""
     prompts: int
     """How many prompts both systems answered."""
     exact: bool
-    """Whether the interval and p are of the exact test for few prompts, and not of the bootstrap."""
+    """Whether interval and p come from the exact test for few prompts, not from the bootstrap."""
 
     @property
     def significant(self) -> bool:
@@ -64,26 +64,25 @@ def signed(value: float) -> str:
 def paired_bootstrap(
     first: Sequence[float], second: Sequence[float], *, resamples: int = 10_000, seed: int = 0
 ) -> Comparison:
-    """The difference of two means, and how sure it is over the choice of prompts.
+    """Compares two means, with a confidence interval over the choice of prompts.
 
-    From `FEW` = 50 prompts on, the prompts are drawn anew, with replacement, and the interval is that of the
-    percentiles 2.5 to 97.5. Prompts are drawn for both systems at once, so what makes a prompt hard for both
-    cancels.
+    From `FEW` = 50 prompts on, the prompts are drawn again with replacement, and the interval spans the
+    percentiles 2.5 to 97.5. Both systems get the same draws, so a prompt that is hard for both cancels.
 
-    Fewer prompts, or fewer than `FEW_DIFFERENT` = 10 with unlike scores, are tested exactly: the scores of
-    the two systems are swapped prompt by prompt in all ways (`resamples` random ways for more than
-    `ENUMERATED` = 13 prompts), and p is the share of ways whose difference is as large. The interval holds
-    the differences that this test does not reject. Five prompts or fewer can reject nothing at 5%: their
+    Fewer prompts, or fewer than `FEW_DIFFERENT` = 10 with different scores, are tested exactly. The test
+    swaps the scores of the two systems prompt by prompt in all ways (`resamples` random ways for more than
+    `ENUMERATED` = 13 prompts); p is the share of ways with a difference as large. The interval holds the
+    differences that this test does not reject. Five prompts or fewer can reject nothing at 5%: their
     interval is infinite, unless all scores are equal.
 
-    Both tell of the choice of prompts only: neither of the seeds of the training nor, unless each score is a
-    mean over several answers, of those of the sampling.
+    Both tests cover the choice of prompts only. They do not cover the seeds of the training. They cover the
+    seeds of the sampling only if each score is a mean over several answers.
 
     Args:
         first: a score for each prompt, such as the mean ROUGE-L of its answers.
-        second: those of the other system, of the same prompts in the same order.
+        second: the scores of the other system for the same prompts in the same order.
         resamples: sets of prompts drawn.
-        seed: of what is drawn; the same one gives the same result.
+        seed: the seed of the draws; the same seed gives the same result.
 
     Raises:
         ValueError: if there are fewer than two prompts, not equally many of each, a score that is not finite,
@@ -108,7 +107,7 @@ def paired_bootstraps(
         systems: of each the scores of the same prompts in the same order.
         pairs: places in `systems` of the two to compare, the first less the second.
         resamples: sets of prompts drawn.
-        seed: of what is drawn; the same one gives the same result.
+        seed: the seed of the draws; the same seed gives the same result.
 
     Raises:
         ValueError: as `paired_bootstrap`.
@@ -159,10 +158,10 @@ def paired_bootstrap_of_sets(
 
     Args:
         first: the score of one system, from how often each prompt is drawn.
-        second: that of the other system, of the same prompts in the same order.
+        second: the same for the other system, with the same prompts in the same order.
         prompts: how many there are.
         resamples: sets of prompts drawn.
-        seed: of what is drawn; the same one gives the same result.
+        seed: the seed of the draws; the same seed gives the same result.
 
     Raises:
         ValueError: for fewer than two prompts, a score that is not finite, or if `resamples` is below 1.

@@ -29,11 +29,11 @@ def rouge_l(
 
         P = LCS / words of the prediction,  R = LCS / words of the reference,  F1 = 2 P R / (P + R)
 
-    Words are lower-cased runs of a-z and 0-9, those of more than three letters Porter-stemmed. The values are
-    exactly those of `rouge_score.RougeScorer(["rougeL"], use_stemmer=True)`; only the length of the common
-    subsequence is computed faster. This tokenisation reads English: letters such as ü are dropped, and text
-    without any a-z or 0-9, such as Chinese, has no words and scores 0. With another `tokenize` the words are
-    lower-cased and not stemmed, and the values those of `rouge_score` with such a tokenizer.
+    Words are lower-cased runs of a-z and 0-9; words of more than three letters are Porter-stemmed. The values
+    equal `rouge_score.RougeScorer(["rougeL"], use_stemmer=True)` exactly; the common subsequence is computed
+    faster. This tokenisation reads English: letters such as ü are dropped, and text without any a-z or 0-9,
+    such as Chinese, has no words and scores 0. With another `tokenize` the words are lower-cased and not
+    stemmed, and the values equal `rouge_score` with such a tokenizer.
 
     Args:
         predictions: one answer for each prompt.
@@ -89,7 +89,7 @@ def rouge_n(
 ) -> list[float]:
     """ROUGE-n of each prediction, best over references: F1 × 100 of the n-grams of words in common.
 
-    An n-gram counts as often as it occurs in both. Words, and so the values, are those of
+    An n-gram counts as often as it occurs in both. Words and values equal
     `rouge_score.RougeScorer([f"rouge{n}"], use_stemmer=True)`, see `rouge_l`.
 
     Args:

@@ -80,7 +80,7 @@ def _of_the_set(metric: Any, predictions: Sequence[str], references: Sequence[Se
 
     @cache
     def statistics() -> NDArray[numpy.int64]:
-        """The counts of each prediction whose sums the score follows from, [predictions, counts]."""
+        """Returns the counts of each prediction, [predictions, counts]; the score follows from their sums."""
         return numpy.array(metric._extract_corpus_statistics(list(predictions), streams))
 
     def resampled(draws: NDArray[numpy.int64]) -> NDArray[numpy.float64]:

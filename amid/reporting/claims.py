@@ -233,8 +233,10 @@ _BASELINES = METHODS.keys() - {"teacher", "start", "amid"}
 
 
 def _series(table: Table, label: str) -> list[list[Row]]:
-    """AMiD's rows that differ in the number `label` alone, at least two; against α those of λ = 0.1, if it
-    varies."""
+    """Returns series of at least two AMiD rows that differ in the number `label` alone.
+
+    A series over α uses the rows with λ = 0.1 if λ varies.
+    """
     ours = [row for row in table.rows if row.labels.get("method") in ("amid", None)]
     grid = [row for row in ours if number(row, label) is not None]
     if label == "alpha" and len({number(row, "lam") for row in grid}) > 1:
@@ -271,7 +273,7 @@ def _over_the_grid(table: Table, by_alpha: Mapping[float | None, Row], metric: s
 def _compared(
     table: Table, better: Row, worse: Row, metric: str | None = None, at_least: bool = False
 ) -> tuple[Verdict, str]:
-    """`judge` of two rows; nothing can be told by the seeds that are left where some diverged."""
+    """Judges two rows (see `judge`); where seeds diverged, the remaining seeds decide nothing."""
     metric = metric or table.quality
     verdict, why = judge(by_seed(table, better, metric), by_seed(table, worse, metric), at_least)
     if not (n_diverged := diverged(better, worse)):

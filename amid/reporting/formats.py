@@ -48,7 +48,7 @@ _LATEX = {
 
 
 def markdown(text: object) -> str:
-    """Text in Markdown, of which a reader sees each character: no HTML, link, emphasis or line of its own."""
+    """Returns text as Markdown that shows each character: no HTML, link, emphasis or extra line."""
     escaped = "".join(_MARKDOWN.get(character, character) for character in _in_a_line(text))
     escaped = re.sub(r"\](?=[(\[:])", "&#93;", escaped)  # else a link or an image
     escaped = re.sub(r"\*(?=[^\s*]|\*+\S)", "&#42;", escaped)  # one that can begin an emphasis

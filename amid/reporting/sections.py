@@ -190,9 +190,9 @@ _OF_AN_ASSISTANT = ("assistant", "objective.assistant", "objective.order", "sche
 def cost(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
     """What the assistant costs: step time and memory against the same divergence between p and q directly.
 
-    A row is compared with one whose configuration, with a seed that both have, is the same but for the
-    assistant, its schedule and the order of the divergence's arguments: of the same text, data, pair and all
-    else. A row without such a one is left out. None where that is every row.
+    A row is compared with a row that has a seed in common and the same configuration, except for the
+    assistant, its schedule and the order of the divergence's arguments. A row without such a partner is left
+    out. Returns None if every row is left out.
 
     Args:
         table: of the runs.

@@ -18,10 +18,10 @@ from amid.results import RunResult
 from amid.scoring.answers import PER_PROMPT, PROMPTS, UNREAD, check_answers
 
 NAMED = 3
-"""So many settings at most are named in a verdict; more are counted."""
+"""A verdict names at most this many settings and counts the others."""
 
 PAIRS = 5_000
-"""So many pairs, those of about 100 settings, the page holds at most; of more, it has the best's alone."""
+"""The most pairs that the page holds, as of about 100 settings; beyond, it holds only the best's pairs."""
 
 Scores = Mapping[str, Mapping[str, Any]]
 OfPrompts = tuple[str | None, list[float]]

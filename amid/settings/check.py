@@ -100,7 +100,7 @@ def check_folder(key: str, value: Any) -> None:
 
 
 class _Reading:
-    """The values of a configuration, and the keys whose values cannot be had."""
+    """The values of a configuration, and the keys without a readable value."""
 
     def __init__(self) -> None:
         self.missing: list[str] = []
@@ -163,7 +163,7 @@ def _check_root(settings: Values, reading: _Reading) -> None:
 
 
 def unknown_at_the_top(key: Any, value: Any, known: list[str]) -> str:
-    """What is said of a key at the top of a configuration that is none of the settings `known`."""
+    """Returns the message about a top-level key that is none of the settings `known`."""
     remedy = other_word(str(key))
     near = f"; {remedy}" if remedy is not None else _near(str(key), known)
     return f"{key}={shown(value)}: there is no such setting{near}"

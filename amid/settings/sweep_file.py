@@ -129,14 +129,14 @@ class _Sweeper(Node):
 
 
 def sweep_of(content: dict[str, Any], groups: list[str]) -> tuple[SweepFile, dict[str, str]]:
-    """What a sweep file says of its runs, and its grid: the values of each setting, with commas.
+    """Returns the settings of a sweep file, and its grid: the values of each setting, with commas.
 
     Args:
         content: of the file, unresolved.
         groups: that a primary configuration can hold besides its own keys.
 
     Raises:
-        InputError: for the first key that is unknown, or whose value has another shape.
+        InputError: for the first key that is unknown or has a value of another shape.
     """
     own = SweepFile.model_fields
     for key, value in content.items():

@@ -17,7 +17,7 @@ LONGEST_PART = 255
 """Bytes of a file's or a folder's name, on the usual file systems."""
 
 LONGEST_SET_NAME = 100
-"""Characters of an evaluation set's name, of which the files of its answers are named."""
+"""The most characters of an evaluation set's name, which stands in the names of its answer files."""
 
 
 def refuse(text: str) -> NoReturn:
