@@ -2,37 +2,33 @@
 
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
-from transformers import PreTrainedTokenizerBase
 
 from amid.config.compose import as_dict
-from amid.config.data_files import check_files
-from amid.data import InstructionData
 from amid.errors import InputError
-from amid.experiment.fine_tuning import check_models, with_prepared_models
+from amid.experiment.fine_tuning import with_prepared_models
+from amid.experiment.plan import Plan
 from amid.experiment.run import run_experiment, supply_teacher, supply_text
 from amid.tracking.progress import silence_bars
+from amid.training.devices import one_device, use_threads
 from amid.training.precision import announce_slow_bfloat16
-from amid.training.trainer import one_device, use_threads
 
 
-def check(settings: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """Checks what needs no row of the data and no weight of the teacher, and takes the student out of
-    `settings`; returns the tokenizer.
+def check(settings: dict[str, Any]) -> Plan:
+    """Checks what needs no row of the data and no weight of the teacher; returns the plan.
 
     Raises:
         InputError: see `run`.
     """
-    if settings["teacher"]["mode"] != "cached":
+    models = {name: node for name, node in settings["model"].items() if name != "student"}
+    plan = Plan({**settings, "model": models}, trains=False)
+    if plan.supply.mode != "cached":
         raise InputError("amid cache writes the states that teacher=cached reads; leave out teacher=")
-    settings["model"].pop("student")
-    if settings["model"].get("teacher") is None:
+    if "teacher" not in plan.models:
         raise InputError("model.teacher=null: there are no states to write; give model.teacher.path")
-    tokenizer: PreTrainedTokenizerBase = instantiate(settings["model"]["tokenizer"])
-    check_files(settings["data"])
-    check_models(settings, tokenizer)
-    return tokenizer
+    plan.check_at_once()
+    plan.check_inputs()
+    return plan
 
 
 def run(cfg: DictConfig) -> None:
@@ -45,16 +41,13 @@ def run(cfg: DictConfig) -> None:
         InputError: if `teacher` is not `cached`, teacher or data cannot be used, or the disk is too full.
     """
     silence_bars()
-    settings = as_dict(cfg)
-    use_threads(settings["threads"])
-    one_device(settings["trainer"])
-    tokenizer = check(settings)
-    data: InstructionData = instantiate(settings["data"], tokenizer=tokenizer, _convert_="all")
-    tokenizer = data.tokenizer
+    plan = check(as_dict(cfg))
+    use_threads(plan.threads)
+    one_device(plan.trainer)
+    data = plan.data()
     data.announce_cuts(["train", "valid"])  # reads the rows: a mistake in one comes before any line
     data.announce_template()
-    announce_slow_bfloat16(settings)
-    with_prepared_models(settings, data, run_experiment)
-    supply_text(settings, instantiate(settings["text"]), tokenizer, data)
-    asked = [data.train_tokens, data.valid_tokens]
-    supply_teacher(settings, tokenizer, data, asked, with_student_text=False)
+    announce_slow_bfloat16(plan.trainer, plan.models)
+    plan = with_prepared_models(plan, data, run_experiment)
+    supply_text(plan, data)
+    supply_teacher(plan, data, [data.train_tokens, data.valid_tokens], with_student_text=False)

@@ -2,7 +2,8 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +22,8 @@ from amid.config.sweeps import Sweep
 from amid.console import in_bytes
 from amid.errors import InputError
 from amid.estimates.cost import Cost, Estimator, Once
-from amid.estimates.sizes import SAMPLE, reason_of
-from amid.experiment.plan import Config, parts_of
+from amid.estimates.sizes import SAMPLE, Facts, reason_of
+from amid.experiment.plan import Plan
 from amid.results import RESULT_FILE, files_below, load
 from amid.settings import check
 
@@ -47,68 +48,92 @@ def show_plan(sweep: Sweep, console: Console | None = None) -> None:
         console = Console(highlight=False, width=max(console.width, 160), file=console.file)
     if (runs := len(sweep.runs())) > MANY:
         console.print(f"Composing the configurations of {runs} runs, at least two a second")
-    plan, elsewhere, estimator = _plan(sweep)
-    to_do = [entry for entry in plan if entry.state == "to do"]
-    works = {key: work for entry in plan for key, work in entry.shared.items() if entry in to_do}
+    entries, elsewhere, estimator = _entries(sweep)
+    to_do = [entry for entry in entries if entry.state == "to do"]
+    works = {key: work for entry in entries for key, work in entry.shared.items() if entry in to_do}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    seconds = _measured(plan, elsewhere)
-    rate = RATES[device]
+    seconds = _measured(entries, elsewhere)
+    console.print(_table(entries, works.values(), seconds, RATES[device]))
 
+    open_works = [work.cost for work in works.values() if not work.done]
+    costs = [entry.cost for entry in to_do] + open_works
+    time = sum(seconds(entry, RATES[device]) for entry in to_do)
+    time += sum(cost.operations / RATES[device] for cost in open_works)
+    measured = any(entry.seconds for entry in (*entries, *elsewhere))
+    for line in (
+        _in_all(entries, costs, time, measured),
+        *COUNTED,
+        _rates_in_words(device, sum(cost.operations for cost in costs), measured),
+        *_notes(entries, estimator.facts),
+        "Nothing was started.",
+    ):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+COUNTED = (
+    "Counted: for each token 6 operations for a weight that is trained, 4 for one below adapters, 2 for "
+    "one that is only asked or draws answers, as it does in training, at validations and for the scores "
+    f"(each prompt is read once); rows without padding, as long as {SAMPLE} of them are; answers as long "
+    "as the training data's responses; text=adaptive with as many answers as it can come to.",
+    "Not counted: attention; that answers are drawn more slowly than trained on; the metrics; what a run "
+    "takes to begin; reading weights and caches; logs and tokenised data on disk; the memory of keys and "
+    "values where answers are drawn, and of Python and its libraries (about 1 GB).",
+)
+"""What the estimates hold."""
+
+
+def _table(
+    entries: Sequence["_Entry"],
+    works: Iterable[Once],
+    seconds: Callable[["_Entry", float], float],
+    rate: float,
+) -> Table:
+    """A row for each run, and for each work that several share."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("Run", overflow="fold")
     table.add_column("State", no_wrap=True)
     for head in ("Steps", "Tokens", "Operations", "Time", "Memory", "Disk"):
         table.add_column(head, justify="right", no_wrap=True)
-    for entry in plan:
+    for entry in entries:
         time = math.nan if entry.state.startswith("refused") else seconds(entry, rate)
         if entry.seconds is not None:
             time = entry.seconds
         table.add_row(escape(entry.text), entry.state.partition(":")[0], *_cells(entry.cost, time))
     table.add_section()
-    for work in works.values():
+    for work in works:
         time = 0.0 if work.done else work.cost.operations / rate
         table.add_row(
             escape(f"once: {work.what}"), "done" if work.done else "to do", *_cells(work.cost, time)
         )
-    console.print(table)
+    return table
 
-    open_works = [work.cost for work in works.values() if not work.done]
-    costs = [entry.cost for entry in to_do] + open_works
-    operations = sum(cost.operations for cost in costs)
-    time = sum(seconds(entry, rate) for entry in to_do) + sum(cost.operations / rate for cost in open_works)
-    states = {state: sum(e.state.startswith(state) for e in plan) for state in ("done", "to do", "refused")}
-    counts = ", ".join(f"{n} {state}" for state, n in states.items() if n)
-    facts = estimator.facts
-    measured = any(entry.seconds for entry in (*plan, *elsewhere))
-    lines = [
-        f"In all: {counts}; {_operations(operations)} operations, "
+
+def _in_all(entries: Sequence["_Entry"], costs: Sequence[Cost], time: float, measured: bool) -> str:
+    """What the runs and the works take that are still to do."""
+    states = Counter(entry.state.partition(":")[0] for entry in entries)
+    counts = ", ".join(f"{states[state]} {state}" for state in ("done", "to do", "refused") if states[state])
+    return (
+        f"In all: {counts}; {_operations(sum(cost.operations for cost in costs))} operations, "
         f"{'' if measured or math.isnan(time) else 'at least '}{_time(time)} of time, "
         f"{_size(sum(cost.disk for cost in costs))} on disk (and at most "
         f"{_size(_most(cost.checkpoints for cost in costs))} of checkpoints while one trains), "
-        f"{_size(_most(cost.memory for cost in costs))} of memory at most.",
-        "Counted: for each token 6 operations for a weight that is trained, 4 for one below adapters, 2 for "
-        "one that is only asked or draws answers, as it does in training, at validations and for the scores "
-        f"(each prompt is read once); rows without padding, as long as {SAMPLE} of them are; answers as long "
-        "as the training data's responses; text=adaptive with as many answers as it can come to.",
-        "Not counted: attention; that answers are drawn more slowly than trained on; the metrics; what a run "
-        "takes to begin; reading weights and caches; logs and tokenised data on disk; the memory of keys and "
-        "values where answers are drawn, and of Python and its libraries (about 1 GB).",
-        _rates_in_words(device, operations, measured),
-    ]
+        f"{_size(_most(cost.memory for cost in costs))} of memory at most."
+    )
+
+
+def _notes(entries: Sequence["_Entry"], facts: Facts) -> Iterator[str]:
+    """What was not read, what is not known, and why runs are refused."""
     if facts.assumed is not None:
-        lines.append(f"Assumed, and not read (amid/hub_sizes.yaml): {facts.assumed}.")
+        yield f"Assumed, and not read (amid/hub_sizes.yaml): {facts.assumed}."
     for why in dict.fromkeys(facts.unknown.values()):
-        lines.append(f"Not known: {', '.join(w for w, y in facts.unknown.items() if y == why)} ({why}).")
-    for reason in dict.fromkeys(e.state for e in plan if e.state.startswith("refused")):
-        lines.append(f"R{reason[1:]} ({sum(e.state == reason for e in plan)} runs).")
-    lines.append("Nothing was started.")
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        yield f"Not known: {', '.join(w for w, y in facts.unknown.items() if y == why)} ({why})."
+    for reason in dict.fromkeys(e.state for e in entries if e.state.startswith("refused")):
+        yield f"R{reason[1:]} ({sum(e.state == reason for e in entries)} runs)."
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A run of the plan."""
+    """A run of the sweep."""
 
     text: str
     kind: tuple[object, str]
@@ -120,7 +145,7 @@ class _Entry:
     """That it took, where it is done."""
 
 
-def _plan(sweep: Sweep) -> tuple[list[_Entry], list[_Entry], Estimator]:
+def _entries(sweep: Sweep) -> tuple[list[_Entry], list[_Entry], Estimator]:
     """The runs of a sweep, finished ones of their kinds elsewhere in the outputs, and what estimated them."""
     estimator = Estimator()
     entries: list[_Entry] = []
@@ -137,9 +162,9 @@ def _plan(sweep: Sweep) -> tuple[list[_Entry], list[_Entry], Estimator]:
             continue
         if settings not in of_settings:
             composed.logger = {}
-            cfg = as_dict(composed)
-            of_settings[settings] = _estimated(cfg, estimator)
-            outputs.add(Path(cfg["prepared_dir"]).parent)
+            plan = Plan(as_dict(composed))
+            of_settings[settings] = _estimated(plan, estimator)
+            outputs.add(plan.prepared_dir.parent)
         entry = replace(of_settings[settings], text=text)
         if run.finished:
             with contextlib.suppress(InputError):
@@ -160,15 +185,15 @@ def _refusal(cfg: DictConfig) -> str | None:
     return None
 
 
-def _estimated(cfg: Config, estimator: Estimator) -> _Entry:
-    """A run of this configuration, to do or refused."""
+def _estimated(plan: Plan, estimator: Estimator) -> _Entry:
+    """A run of this plan, to do or refused."""
     cost, shared, state = Cost(), dict[str, Once](), "to do"
     try:
-        parts_of(cfg)
-        cost, shared = estimator.run(cfg), estimator.shared(cfg)
+        plan.check()
+        cost, shared = estimator.run(plan), estimator.shared(plan)
     except (ValueError, InstantiationException) as error:
         state = f"refused: {reason_of(error)}"  # as the run itself would be
-    return _Entry("", estimator.kind(cfg), state, cost, shared, None)
+    return _Entry("", estimator.kind(plan), state, cost, shared, None)
 
 
 def _finished(folders: Iterable[Path]) -> list[_Entry]:
@@ -180,20 +205,18 @@ def _finished(folders: Iterable[Path]) -> list[_Entry]:
             if result.timings.get("train"):
                 cfg = read_settings(folder) or {}
                 Stored(folder, False, "").check(cfg)
-                entries.append(
-                    _Entry(
-                        folder.name, estimator.kind(cfg), "done", estimator.run(cfg), {}, result.own_seconds
-                    )
-                )
+                plan = Plan(cfg)
+                kind, cost = estimator.kind(plan), estimator.run(plan)
+                entries.append(_Entry(folder.name, kind, "done", cost, {}, result.own_seconds))
     return entries
 
 
-def _measured(plan: Sequence[_Entry], elsewhere: Sequence[_Entry]) -> Callable[[_Entry, float], float]:
+def _measured(entries: Sequence[_Entry], elsewhere: Sequence[_Entry]) -> Callable[[_Entry, float], float]:
     """From a run and an assumed rate to its seconds: as finished runs of its student and data took, if any,
-    those of the plan, or else others."""
+    those of the sweep, or else others."""
 
     def seconds(entry: _Entry, rate: float) -> float:
-        alike = [e for e in plan if e.seconds is not None and e.kind == entry.kind]
+        alike = [e for e in entries if e.seconds is not None and e.kind == entry.kind]
         alike = alike or [e for e in elsewhere if e.kind == entry.kind]
         if not alike:
             return entry.cost.operations / rate

@@ -7,29 +7,27 @@ from typing import Any
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from transformers import PreTrainedTokenizerBase
 
 from amid import settings as of_settings
 from amid.cli.train import summary
 from amid.config.compose import as_dict, parsed_overrides
-from amid.config.data_files import check_files
-from amid.config.identity import config_hash
 from amid.config.run_names import further_settings
 from amid.config.run_settings import REMEDY, Stored, read_settings, recorded_hash, stored_student
 from amid.console import announce, shown
 from amid.errors import InputError
 from amid.experiment.evaluation import announce_unread, check_metrics, evaluate_sets
-from amid.experiment.run import versions, write_config
-from amid.models.limits import check_lengths, check_reads_forwards, texts_of
+from amid.experiment.plan import Plan
+from amid.experiment.record import versions, write_config
+from amid.models.limits import check_lengths, check_reads_forwards
 from amid.models.source import ModelSource, load_tokenizer
 from amid.results import BEST, RESULT_FILE, Label, RunResult, load, save
 from amid.tracking.command_records import record_command
 from amid.tracking.progress import silence_bars
 from amid.tracking.status import alone, watched
+from amid.training.devices import one_device, use_threads
 from amid.training.precision import announce_slow_bfloat16
-from amid.training.trainer import one_device, use_threads
 
 
 def run(cfg: DictConfig) -> None:
@@ -51,7 +49,7 @@ def run(cfg: DictConfig) -> None:
                 (directory / RESULT_FILE).unlink()
             with watched(directory):
                 record_command(directory, cfg)
-                result = _evaluate(*_settings(cfg), directory)
+                result = _evaluate(*_planned(cfg), directory)
     announce(f"{summary(result)}\nEvaluation: {shown(directory)}")
 
 
@@ -59,24 +57,24 @@ def _finished(cfg: DictConfig, directory: Path) -> RunResult | None:
     """What `directory` holds of this evaluation, of the same data and model; None for nothing."""
     if not (directory / RESULT_FILE).exists():
         return None
-    settings, _ = _settings(copy.deepcopy(cfg))
+    plan, _ = _planned(copy.deepcopy(cfg))
     models = (read_settings(directory) or {}).get("model")
     student = models.get("student") if isinstance(models, Mapping) else None
     scored = student.get("path") if isinstance(student, Mapping) else None
-    model = settings["model"]["student"]["path"]
+    model = plan.models["student"].path
     if scored != model:
         raise InputError(
             f"{directory} holds the scores of another model, {scored}, not {model}; choose another "
             "output_dir= (or hydra.run.dir=, where that was given), or delete the folder"
         )
-    if recorded_hash(directory) != config_hash(settings):
+    if recorded_hash(directory) != plan.key:
         return None
     announce(f"{shown(directory)} is finished already; to score it anew, delete the folder")
     return load(directory)
 
 
-def _settings(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Label]]:
-    """The settings of the evaluation that `cfg` describes, which is changed, and what tables call it."""
+def _planned(cfg: DictConfig) -> tuple[Plan, dict[str, Label]]:
+    """The plan of the evaluation that `cfg` describes, which is changed, and what tables call it."""
     hydra = HydraConfig.get()
     overrides = list(hydra.overrides.task)
     labels: dict[str, Label]
@@ -130,7 +128,7 @@ def _settings(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Label]]:
         OmegaConf.update(cfg, "model.student.lora", None, force_add=True)
         OmegaConf.update(cfg, "model.student.architecture", None, force_add=True)
     labels["settings"] = further
-    return as_dict(cfg), labels
+    return Plan(as_dict(cfg), trains=False), labels
 
 
 def _its_run(path: str) -> str:
@@ -146,53 +144,50 @@ def check(cfg: DictConfig) -> None:
     Raises:
         InputError: see `run`.
     """
-    settings, _ = _settings(copy.deepcopy(cfg))
-    _model(settings)
+    plan, _ = _planned(copy.deepcopy(cfg))
+    _model(plan)
 
 
-def _model(settings: dict[str, Any]) -> tuple[ModelSource, PreTrainedTokenizerBase]:
+def _model(plan: Plan) -> tuple[ModelSource, PreTrainedTokenizerBase]:
     """The model that is scored, and its tokenizer, after a look at the files of the data.
 
     Raises:
         InputError: if a file is not there, or the model cannot read such texts.
     """
-    check_files(settings["data"])
-    source: ModelSource = instantiate(settings["model"]["student"])
+    plan.check_at_once()
+    source = plan.source("student")
     tokenizer = load_tokenizer(str(source.path))
     skeleton = source.skeleton(source.config(tokenizer))
     check_reads_forwards(str(source.path), skeleton)
-    check_lengths(str(source.path), skeleton, texts_of(settings, ["generation"]))
+    check_lengths(str(source.path), skeleton, plan.longest_texts("generation"))
     return source, tokenizer
 
 
-def _evaluate(settings: dict[str, Any], labels: dict[str, Label], directory: Path) -> RunResult:
-    use_threads(settings["threads"])
-    L.seed_everything(settings["seed"], verbose=False)
-    source, tokenizer = _model(settings)
-    data = instantiate(settings["data"], tokenizer=tokenizer, _convert_="all")
-    tokenizer = data.tokenizer
+def _evaluate(plan: Plan, labels: dict[str, Label], directory: Path) -> RunResult:
+    use_threads(plan.threads)
+    L.seed_everything(plan.seed, verbose=False)
+    source, tokenizer = _model(plan)
+    data = plan.data(tokenizer)
     if not data.test_examples:
         raise InputError("data.test names no evaluation set; add one: +data.test.mine=my/test.jsonl")
     check_metrics(data.metrics, data.test_examples)
-    sampling = instantiate(settings["generation"])
-    sampling.check_installed()
+    plan.sampling.check_installed()
     data.announce_template()
     data.announce_cuts(["test"])
     announce_unread(data.metrics, data.test_examples)
-    announce_slow_bfloat16(settings | {"model": {"student": settings["model"]["student"]}})
-    fabric = one_device(settings["trainer"])
-    key = config_hash(settings)
-    write_config(settings, directory, key, settings)
+    announce_slow_bfloat16(plan.trainer, {"student": plan.models["student"]})
+    fabric = one_device(plan.trainer)
+    write_config(plan, directory)
     try:
         evaluation = evaluate_sets(
-            source.load(tokenizer).to(fabric.device),  # type: ignore[arg-type]
-            tokenizer,
+            source.load(data.tokenizer).to(fabric.device),  # type: ignore[arg-type]
+            data.tokenizer,
             data.test_examples,
             data.encoder,
-            sampling,
+            plan.sampling,
             data.metrics,
             directory / "generations",
-            {"config": key, "student": source.fingerprint()},
+            {"config": plan.key, "student": source.fingerprint()},
             fabric.autocast,
         )
     except FloatingPointError as error:
@@ -203,8 +198,8 @@ def _evaluate(settings: dict[str, Any], labels: dict[str, Label], directory: Pat
     result = RunResult(
         name=directory.name,
         labels=labels,
-        config_hash=key,
-        seed=settings["seed"],
+        config_hash=plan.key,
+        seed=plan.seed,
         scores=evaluation.scores,
         training={},
         timings={"evaluate": evaluation.seconds},

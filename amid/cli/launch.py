@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from amid.tracking.run_log import RUN_LOG, logged, off_the_screen
 from amid.training.interruption import heeded
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from amid.config.sweeps import Sweep
 
 
@@ -28,22 +31,22 @@ def checked(sweep: "Sweep") -> list[Path]:
         InputError: naming the first run with a wrong value, then the first whose objective or files would be
             refused, then the first that would be for anything else.
     """
-    from hydra.utils import instantiate
-
-    from amid.config.data_files import check_files
+    from amid.experiment.plan import Plan
 
     folders, to_check = check_values(sweep)
+    plans = {number: Plan(settings) for number, settings in to_check.items()}
+    sound: set[str] = set()  # models and data that were checked already, for another run
     try:
-        for number, settings in to_check.items():
+        for number, plan in plans.items():
             with _about(sweep.in_words(number)):
-                check_files(settings["data"])
-                instantiate(settings["objective"])
-        from amid.experiment.plan import Checks  # takes seconds
-
-        checks = Checks()
-        for number, settings in to_check.items():
+                plan.check_at_once()
+        for number, plan in plans.items():
             with _about(sweep.in_words(number)):
-                checks.check(settings)
+                plan.check()
+                inputs = plan.fingerprint("model", "data")
+                if inputs not in sound:
+                    plan.check_inputs()
+                    sound.add(inputs)
     except InputError as error:
         raise InputError(f"{error}; nothing was started") from error
     return folders
@@ -136,64 +139,22 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
         InputError: why a single job failed.
     """
     import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
     from omegaconf import DictConfig
 
-    from amid.config.compose import check_used, register_resolvers
+    from amid.config.compose import register_resolvers
     from amid.config.folders import CONF
-    from amid.config.secrets import check_for_secrets
-    from amid.settings import check
     from amid.tracking.command_records import MULTIRUN_FILE
-    from amid.tracking.status import time_left
 
     for record in {directory.parent / MULTIRUN_FILE for directory in runs}:
         if record.is_symlink():  # Hydra would write through it
             raise Damaged(f"{record} is a link, and writing would change what it leads to; remove it")
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    refused: list[InputError] = []
-    failed: list[str] = []
+    jobs = _Jobs(name, runs, elsewhere)
 
     @heeded()
     def task(cfg: DictConfig) -> Any:
-        search_working_folder()  # also where a launcher starts it in a process of its own
-        directory = Path(HydraConfig.get().runtime.output_dir)
-        place, left = "", ""
-        if directory in runs:
-            place, left = f" {runs.index(directory) + 1} of {len(runs)}:", time_left(directory, runs)
-        else:
-            runs.append(directory)
-        if name == "train":
-            print(f"run{place} {directory.name}{left}", flush=True)
-        try:
-            check_for_secrets(cfg)
-            check_for_secrets(HydraConfig.get(), "hydra")  # type: ignore[arg-type]
-            check_used(cfg, HydraConfig.get())
-            check(cfg)
-            if chooses(HydraConfig.get().sweeper):
-                _check_direction(cfg, HydraConfig.get().sweeper)
-            with off_the_screen() if name == "cache" else logged(directory):  # a cache is of no run
-                return importlib.import_module(f"amid.cli.{name}").run(cfg)
-        except BrokenPipeError:
-            sys.exit(unread())  # Hydra would report it
-        except Exception as error:
-            if was_interrupted(error):
-                raise KeyboardInterrupt from error
-            single = HydraConfig.get().mode == RunMode.RUN
-            searches = not single and chooses(HydraConfig.get().sweeper)
-            if isinstance(error, Busy) and not single and not searches:
-                elsewhere.append(directory)
-                return None
-            failure = _failure(error, directory, single)
-            if searches:  # such a sweeper has to know
-                raise failure from error
-            if single:
-                refused.append(failure)
-            else:
-                print_error(failure)  # at once: kept, its traceback would hold the run's models
-                failed.append(directory.name)
-        return None
+        return jobs.run(cfg)
 
     before = sys.argv
     try:
@@ -201,9 +162,81 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
     finally:
         sys.argv = before
-    if refused:
-        raise refused[0]
-    return failed
+    if jobs.refused:
+        raise jobs.refused[0]
+    return jobs.failed
+
+
+@dataclass
+class _Jobs:
+    """The jobs of a command, and how they ended; see `launch`."""
+
+    name: str
+    runs: list[Path]
+    elsewhere: list[Path]
+    refused: list[InputError] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    def run(self, cfg: "DictConfig") -> Any:
+        """Runs the job that Hydra is at, after a check of its settings; what its entry point returns."""
+        from hydra.core.hydra_config import HydraConfig
+
+        from amid.config.compose import check_used
+        from amid.config.secrets import check_for_secrets
+        from amid.settings import check
+
+        search_working_folder()  # also where a launcher starts it in a process of its own
+        hydra = HydraConfig.get()
+        directory = Path(hydra.runtime.output_dir)
+        self._begin(directory)
+        try:
+            check_for_secrets(cfg)
+            check_for_secrets(hydra, "hydra")  # type: ignore[arg-type]
+            check_used(cfg, hydra)
+            check(cfg)
+            if chooses(hydra.sweeper):
+                _check_direction(cfg, hydra.sweeper)
+            with off_the_screen() if self.name == "cache" else logged(directory):  # a cache is of no run
+                return importlib.import_module(f"amid.cli.{self.name}").run(cfg)
+        except BrokenPipeError:
+            sys.exit(unread())  # Hydra would report it
+        except Exception as error:
+            if was_interrupted(error):
+                raise KeyboardInterrupt from error
+            self._end(error, directory)
+        return None
+
+    def _begin(self, directory: Path) -> None:
+        """Says which run begins."""
+        from amid.tracking.status import time_left
+
+        place, left = "", ""
+        if directory in self.runs:
+            place = f" {self.runs.index(directory) + 1} of {len(self.runs)}:"
+            left = time_left(directory, self.runs)
+        else:
+            self.runs.append(directory)
+        if self.name == "train":
+            print(f"run{place} {directory.name}{left}", flush=True)
+
+    def _end(self, error: Exception, directory: Path) -> None:
+        """Notes why a job failed, or that another process is at it."""
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        single = HydraConfig.get().mode == RunMode.RUN
+        searches = not single and chooses(HydraConfig.get().sweeper)
+        if isinstance(error, Busy) and not single and not searches:
+            self.elsewhere.append(directory)
+            return
+        failure = _failure(error, directory, single)
+        if searches:  # such a sweeper has to know
+            raise failure from error
+        if single:
+            self.refused.append(failure)
+        else:
+            print_error(failure)  # at once: kept, its traceback would hold the run's models
+            self.failed.append(directory.name)
 
 
 def _failure(error: Exception, directory: Path, single: bool) -> InputError:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,8 @@ from amid.training.process_memory import keep_freed_memory
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
+
+    from amid.config.sweeps import Sweep
 
 
 USAGE = """\
@@ -138,8 +140,6 @@ def _hydra(name: str, arguments: list[str]) -> None:
     from amid.config.compose import check_overrides, parsed_overrides, quoted, reason_of_hydra
     from amid.config.folders import say_what_is_not_read, take_folders
     from amid.config.secrets import check_overrides_for_secrets
-    from amid.config.sweeps import Sweep
-    from amid.tracking.command_records import write_plan
 
     written = arguments
     arguments = [quoted(a) for a in take_folders(arguments)]
@@ -151,39 +151,18 @@ def _hydra(name: str, arguments: list[str]) -> None:
     places: list[Path] = []
     searches = False
     if not {"-h", "--help", "--hydra-help"} & flags:
-        for word in arguments:
-            if word not in (*overrides, *flags, "job", "hydra", "all"):
-                remedy = f"for that run: run={word}" if Path(word).is_dir() else f"see amid {name} --help"
-                if "=" in arguments:
-                    remedy = "write KEY=VALUE without spaces around ="
-                raise InputError(f"{word!r} is neither KEY=VALUE nor an option; {remedy}")
-        for flag in (flag for flag in flags if flag.partition("=")[0] not in OPTIONS):
-            of_sweeps = "; it is one of amid sweep NAME" if flag == "--dry-run" else choose_one(flag, OPTIONS)
-            raise InputError(f"{flag} is no option of amid {name}{of_sweeps}")
+        _check_words(name, arguments, overrides, flags)
         arguments = [a for a in arguments if a not in overrides] + overrides  # Hydra wants options first
         parsed = parsed_overrides(overrides)
         check_overrides_for_secrets(parsed)
-        if not several:
-            _check_single(name, parsed)
-            cfg = check_overrides(name, overrides)
-        else:
-            for override in overrides:
-                if override.startswith("hydra.run.dir="):
-                    raise InputError(f"{override} is for one run; the folder of several is output_dir=")
-            cfg = check_overrides(name, overrides)
-            if flags <= {"-m", "--multirun"} and not _names_folders(parsed):
-                params = (f"{key}={value}" for key, value in (cfg.hydra.sweeper.get("params") or {}).items())
-                settings = [*params, *(o for o in overrides if not o.lstrip("+~").startswith("hydra"))]
-                sweep = Sweep(name, Path(cfg.output_dir), [settings], searches=_searches(cfg, parsed))
-                searches = sweep.searches
-                if name != "train":
-                    check_others(name, sweep)
-                elif searches:
-                    write_plan(sweep.output_dir, [], as_typed(["train", *written]))
-                else:
-                    runs = checked(sweep)
-                if name == "train":
-                    arguments.append(sweep.subdir)
+        _check_number(name, parsed, several)
+        cfg = check_overrides(name, overrides)
+        if several and flags <= {"-m", "--multirun"} and not _names_folders(parsed):
+            sweep = _sweep_of(name, cfg, parsed)
+            searches = sweep.searches
+            runs = _checked_runs(sweep, written)
+            if name == "train":
+                arguments.append(sweep.subdir)
         places = [Path(cfg.output_dir), Path(cfg.prepared_dir), Path(cfg.data.cache_dir)]
     elsewhere: list[Path] = []
     with without_empty_folders(*places), and_what_is_next(runs, report=several):
@@ -200,6 +179,56 @@ def _hydra(name: str, arguments: list[str]) -> None:
             check_results([directory for directory in runs if directory not in elsewhere])
 
 
+def _check_words(
+    name: str, arguments: Sequence[str], overrides: Sequence[str], flags: Collection[str]
+) -> None:
+    """Raises InputError for a word of a command that is neither KEY=VALUE nor an option."""
+    for word in arguments:
+        if word not in (*overrides, *flags, "job", "hydra", "all"):
+            remedy = f"for that run: run={word}" if Path(word).is_dir() else f"see amid {name} --help"
+            if "=" in arguments:
+                remedy = "write KEY=VALUE without spaces around ="
+            raise InputError(f"{word!r} is neither KEY=VALUE nor an option; {remedy}")
+    for flag in (flag for flag in flags if flag.partition("=")[0] not in OPTIONS):
+        of_sweeps = "; it is one of amid sweep NAME" if flag == "--dry-run" else choose_one(flag, OPTIONS)
+        raise InputError(f"{flag} is no option of amid {name}{of_sweeps}")
+
+
+def _check_number(name: str, overrides: "Sequence[Override]", several: bool) -> None:
+    """Raises InputError for several values without -m, and for the folder of a single run with it."""
+    for override in overrides:
+        if not several and override.is_sweep_override():
+            raise InputError(
+                f"{override.input_line} has several values, each for a run of its own: "
+                f"amid {name} -m {override.input_line}; for one value that is a list, write [A,B]"
+            )
+        if several and override.key_or_group == "hydra.run.dir" and not override.is_delete():
+            raise InputError(f"{override.input_line} is for one run; the folder of several is output_dir=")
+
+
+def _sweep_of(name: str, cfg: "DictConfig", overrides: "Sequence[Override]") -> "Sweep":
+    """The runs of a command with -m, whose first has the configuration `cfg`."""
+    from amid.config.sweeps import Sweep
+
+    params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.get("params") or {}).items()]
+    lines = [str(override.input_line) for override in overrides]
+    settings = [*params, *(line for line in lines if not line.lstrip("+~").startswith("hydra"))]
+    return Sweep(name, Path(cfg.output_dir), [settings], searches=_searches(cfg, overrides))
+
+
+def _checked_runs(sweep: "Sweep", written: Sequence[str]) -> list[Path]:
+    """Checks all runs of a command with -m; the folders of those to train, as far as they are known."""
+    from amid.tracking.command_records import write_plan
+
+    if sweep.name != "train":
+        check_others(sweep.name, sweep)
+    elif sweep.searches:
+        write_plan(sweep.output_dir, [], as_typed(["train", *written]))
+    else:
+        return checked(sweep)
+    return []
+
+
 def _names_folders(overrides: "Sequence[Override]") -> bool:
     """Whether a command itself says how folders are called, or which runs there are."""
     said = ("hydra.sweep.subdir", "hydra.sweeper.params", "hydra.sweeper.search_space")
@@ -214,48 +243,65 @@ def _searches(cfg: "DictConfig", overrides: "Sequence[Override]") -> bool:
     return bool(said and said[-1] != "basic") or chooses(cfg.hydra.sweeper)
 
 
-def _check_single(name: str, overrides: "Sequence[Override]") -> None:
-    for override in overrides:
-        if override.is_sweep_override():
-            raise InputError(
-                f"{override.input_line} has several values, each for a run of its own: "
-                f"amid {name} -m {override.input_line}; for one value that is a list, write [A,B]"
-            )
-
-
 def _sweep(arguments: list[str]) -> None:
     """Runs the grid of a sweep file, then its baselines, then reports; finished runs are skipped."""
-    from amid.config.compose import check_overrides, parsed_overrides, quoted
-    from amid.config.folders import SWEEPS, say_what_is_not_read, sweep_names, take_folders
-    from amid.config.secrets import check_overrides_for_secrets
-    from amid.config.sweeps import read_sweep, title
-    from amid.results import RESULT_FILE
-    from amid.tracking.command_records import write_plan
+    from amid.config.folders import take_folders
 
     if not arguments or {"-h", "--help"} & set(arguments):
-        print("amid sweep NAME [scale=small|full] [--dry-run] [KEY=VALUE ...]\n")
-        for name in sweep_names():
-            print(f"  {name:<12} {title(name)}")
-        print(
-            "\nNAME may be a file of your own, such as sweeps/mine.yaml (docs/how-to/own-files.md)."
-            "\nscale=small, the default, is for a machine without a GPU; scale=full is the published size."
-            "\n--dry-run lists the runs, with an estimate of time, memory and disk, and starts nothing."
-            "\nKEY=VALUE goes to every run; KEY=A,B runs each. A baseline keeps its own method, divergence, "
-            "assistant, objective, schedule and text, and gets text.KEY, objective.fused and "
-            "objective.compiled where it has them. Started again, it skips what is finished."
-        )
+        _sweep_help()
         return
     name, *words = take_folders(arguments)
+    sweep = _read_sweep(name, [word for word in words if word != "--dry-run"])
+    print(f"Sweep {name} in {sweep.output_dir}: {sweep.in_short}", flush=True)
+    if "--dry-run" not in words:
+        _run_sweep(sweep, as_typed(["sweep", *arguments]))
+        return
+    if sweep.searches:
+        raise InputError(
+            "--dry-run lists the runs of a sweep, and this one's sweeper chooses them; leave it out"
+        )
+    from amid.cli.dry_run import show_plan
+
+    show_plan(sweep)
+
+
+def _sweep_help() -> None:
+    from amid.config.folders import sweep_names
+    from amid.config.sweeps import title
+
+    print("amid sweep NAME [scale=small|full] [--dry-run] [KEY=VALUE ...]\n")
+    for name in sweep_names():
+        print(f"  {name:<12} {title(name)}")
+    print(
+        "\nNAME may be a file of your own, such as sweeps/mine.yaml (docs/how-to/own-files.md)."
+        "\nscale=small, the default, is for a machine without a GPU; scale=full is the published size."
+        "\n--dry-run lists the runs, with an estimate of time, memory and disk, and starts nothing."
+        "\nKEY=VALUE goes to every run; KEY=A,B runs each. A baseline keeps its own method, divergence, "
+        "assistant, objective, schedule and text, and gets text.KEY, objective.fused and "
+        "objective.compiled where it has them. Started again, it skips what is finished."
+    )
+
+
+def _read_sweep(name: str, words: Sequence[str]) -> "Sweep":
+    """The sweep of a file, with scale=NAME and KEY=VALUE, after a check of its first run.
+
+    Raises:
+        InputError: for a word that is neither, or a setting that is refused.
+    """
+    from amid.config.compose import check_overrides, parsed_overrides, quoted
+    from amid.config.folders import SWEEPS, say_what_is_not_read
+    from amid.config.secrets import check_overrides_for_secrets
+    from amid.config.sweeps import read_sweep
+
     say_what_is_not_read()
-    dry_run = "--dry-run" in words
     overrides: list[str] = []
     scale = None
     for word in words:
         if word.startswith("scale="):
             scale = word.removeprefix("scale=")
-        elif word != "--dry-run":
-            if word.startswith("-") or "=" not in word:
-                raise InputError(f"{word!r} is neither KEY=VALUE nor --dry-run; see amid sweep --help")
+        elif word.startswith("-") or "=" not in word:
+            raise InputError(f"{word!r} is neither KEY=VALUE nor --dry-run; see amid sweep --help")
+        else:
             overrides.append(quoted(word))
     check_overrides_for_secrets(parsed_overrides(overrides))
     sweep = read_sweep(name, overrides, scale)
@@ -264,18 +310,20 @@ def _sweep(arguments: list[str]) -> None:
     except InputError as error:
         own = sweep.folder != SWEEPS  # those of amid are right, so that the mistake is on the command line
         raise InputError(f"sweep {name}: {error}" if own else str(error)) from error
-    print(f"Sweep {name} in {sweep.output_dir}: {sweep.in_short}", flush=True)
-    if dry_run and sweep.searches:
-        raise InputError(
-            "--dry-run lists the runs of a sweep, and this one's sweeper chooses them; leave it out"
-        )
-    if dry_run:
-        from amid.cli.dry_run import show_plan
+    return sweep
 
-        show_plan(sweep)
-        return
+
+def _run_sweep(sweep: "Sweep", again: str) -> None:
+    """Runs what is not finished of a sweep, and reports it.
+
+    Args:
+        sweep: of a file.
+        again: the command that goes on with it.
+    """
+    from amid.results import RESULT_FILE
+    from amid.tracking.command_records import write_plan
+
     runs = checked(sweep)
-    again = as_typed(["sweep", *arguments])
     write_plan(sweep.output_dir, [directory.name for directory in runs], again)
     failed = False
     elsewhere: list[Path] = []

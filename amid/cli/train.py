@@ -4,22 +4,24 @@ import math
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from amid.config.compose import as_dict
-from amid.config.data_files import check_files
 from amid.config.run_labels import labels_of
 from amid.console import announce, shown
+from amid.experiment.plan import Plan
 from amid.measures import measure_of
 from amid.results import RESULT_FILE, RunResult, quality_metrics
 from amid.tracking.command_records import record_command
 from amid.tracking.status import alone, end_of, watched
 from amid.training.interruption import requeue, signal_of
+
+if TYPE_CHECKING:
+    from amid.training.checkpoints import Checkpoints
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -38,10 +40,9 @@ def run(cfg: DictConfig) -> float | None:
             if not finished:
                 record_command(directory, cfg)
             labels = labels_of(cfg, hydra.runtime.choices, list(hydra.overrides.task), directory)
-            settings = as_dict(cfg)
-            instantiate(settings["objective"])  # mistakes are told before imports that take seconds
-            check_files(settings["data"])
-            result = _run(settings, directory, labels)
+            plan = Plan(as_dict(cfg))
+            plan.check()
+            result = _run(plan, directory, labels)
     except KeyboardInterrupt as error:
         if cfg.checkpoint.requeue and signal_of(error) != signal.SIGINT:
             announce(requeue())
@@ -51,25 +52,25 @@ def run(cfg: DictConfig) -> float | None:
     if hydra.mode == RunMode.RUN:
         anew = " (to train it anew, delete the folder)" if finished else ""
         announce(f"Run: {shown(directory)}{anew}")
-    return _score(result, settings["checkpoint"])
+    return _score(result, plan.checkpoints)
 
 
-def _score(result: RunResult, checkpoint: Mapping[str, Any]) -> float | None:
+def _score(result: RunResult, checkpoints: "Checkpoints") -> float | None:
     """The validation score of a run, by what its checkpoint is chosen by."""
     if result.diverged_step is not None:
-        return math.inf if checkpoint["mode"] == "min" else -math.inf
-    score = result.training.get(str(checkpoint["monitor"]).replace("/", "_"))
+        return math.inf if checkpoints.mode == "min" else -math.inf
+    score = result.training.get(checkpoints.monitor.replace("/", "_"))
     return None if score is None else float(score)
 
 
-def _run(settings: dict[str, Any], directory: Path, labels: Mapping[str, Any]) -> RunResult:
+def _run(plan: Plan, directory: Path, labels: Mapping[str, Any]) -> RunResult:
     from amid.experiment.run import run_experiment
     from amid.tracking.progress import silence_bars
     from amid.tracking.wandb_runs import finish
 
     silence_bars()
     try:
-        result = run_experiment(settings, directory, labels)
+        result = run_experiment(plan, directory, labels)
     except BaseException as error:
         finish(end_of(error))
         raise

@@ -2,11 +2,10 @@
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from amid.errors import InputError
+from amid.settings.nodes import Data
 
 HUB_PREFIX = "hf://datasets/"
 
@@ -14,14 +13,14 @@ RESPONSES = "responses"
 """In the place of plain text: the training data's own responses."""
 
 
-def check_files(data: Mapping[str, Any]) -> None:
+def check_files(data: Data) -> None:
     """Looks whether the files of the data are there.
 
     Raises:
         InputError: for one that is not, naming its setting.
     """
-    sources = {f"data.{name}": data.get(name) for name in ("train", "valid", "plain_text")}
-    sources |= {f"data.test.{name}": source for name, source in data["test"].items()}
+    sources = {f"data.{name}": getattr(data, name) for name in ("train", "valid", "plain_text")}
+    sources |= {f"data.test.{name}": source for name, source in data.test.items()}
     for key, source in sources.items():
         if source != RESPONSES:
             try:

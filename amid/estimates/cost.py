@@ -1,26 +1,22 @@
 """What a run takes, from its configuration: operations, memory and disk, without starting it."""
 
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from transformers import PreTrainedModel
 
 from amid.config.data_files import RESPONSES
 from amid.data.tokens import Tokens
 from amid.estimates.memory import training_memory
 from amid.estimates.sizes import Facts, Lengths
-from amid.experiment.fine_tuning import fine_tuning, prepared
-from amid.experiment.plan import is_compared
+from amid.experiment.plan import Plan
 from amid.results import BEST, RESULT_FILE
 from amid.teacher.cache import TeacherCache
 from amid.text import TeacherText, Text
 from amid.text.answer_store import AnswerFolder
-from amid.training.trainer import epochs_of_validation, steps_of
+from amid.training.length import Length
 
 TEXT_BYTES = 4.5
 """Of a token as text in `generations/`."""
@@ -30,8 +26,6 @@ ANSWER_BYTES = TEXT_BYTES + 9
 
 TOKEN_ID_BYTES = 4
 """Of a token where the teacher's answers are kept."""
-
-Config = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,190 +66,158 @@ class Estimator:
     def __init__(self) -> None:
         self.facts = Facts()
 
-    def run(self, cfg: Config) -> Cost:
-        """What the run of a configuration takes by itself, with all that it shares done.
+    def run(self, plan: Plan) -> Cost:
+        """What a run takes by itself, with all that it shares done.
 
         Raises:
             InputError: if its objective is refused.
         """
-        objective, text = instantiate(cfg["objective"]), instantiate(cfg["text"])
-        student, teacher = self.facts.skeleton(cfg, "student"), None
-        asking, asking_teacher = _operations(student), 0.0
-        with_teacher = objective.needs_teacher or is_compared(cfg, objective)
-        if with_teacher:
-            teacher = self.facts.skeleton(cfg, "teacher")
-        if objective.needs_teacher:
-            asking_teacher = _operations(teacher)
-        cached, batch_size = self._cached(cfg), cfg["data"]["batch_size"]
-        steps, validations = _steps(cfg["trainer"], self._rows(cfg, "train"), batch_size)
+        objective, text, batch_size = plan.objective, plan.text, plan.data_settings.batch_size
+        student = self.facts.skeleton(plan, "student")
+        teacher = self.facts.skeleton(plan, "teacher") if plan.asks_teacher else None
+        asking = _operations(student)
+        asking_teacher = _operations(teacher) if objective.needs_teacher else 0.0
+        steps, validations = _steps(plan.length, self._rows(plan, "train"), batch_size)
 
         rows = steps * (text.rows_per_step or batch_size)
         on_answers, answered = text.shares(validations)
-        data, answer = self._lengths(cfg, "train"), self._answer(cfg, text)
+        data, answer = self._lengths(plan, "train"), self._answer(plan, text)
         of_answers = rows * on_answers * (data.prompt + answer)
         tokens = rows * (1 - on_answers) * data.row + of_answers
-        plain = steps * batch_size * self._plain_row(cfg)
+        plain = steps * batch_size * self._plain_row(plan)
+        cached = _is_cached(plan)
         unstored = tokens if not cached else of_answers if text.from_student else 0.0
-        scored_tokens, generations = self._scoring(cfg)
-        compared = with_teacher and not objective.needs_teacher  # the student's body is run once more
+        scored_tokens, generations = self._scoring(plan)
+        compared = plan.asks_teacher and not objective.needs_teacher  # the student's body is run once more
         asked_beside = asking if compared else 0.0 if cached else asking_teacher
         operations = (
             _operations(student, in_training=True) * (tokens + plain)
             + asking_teacher * unstored
             + (asking + asking_teacher * text.sampled) * rows * answered * (data.prompt + answer)
-            + validations * self._validation(cfg, asking, asked_beside)
+            + validations * self._validation(plan, asking, asked_beside)
             + asking * scored_tokens
         )
-
-        memory = math.nan
-        if student is not None and (teacher is not None or not with_teacher):
-            trained_by = teacher if objective.needs_teacher else None
-            memory = self._memory(cfg, student, trained_by, body=text.from_student or not cached)
-            if teacher is not trained_by:
-                memory += _state_bytes(teacher)[1]
         return Cost(
             steps=steps,
             tokens=tokens + plain,
             operations=operations,
-            memory=memory,
+            memory=_memory(plan, student, teacher, body=text.from_student or not cached),
             disk=_bytes(student) + generations,
             checkpoints=4 * 3 * _bytes(student, trained=True) if steps != 0 else 0.0,
         )
 
-    def shared(self, cfg: Config) -> dict[str, Once]:
+    def shared(self, plan: Plan) -> dict[str, Once]:
         """By what identifies it, the work that the run shares with others."""
-        works = {}
-        text, objective = instantiate(cfg["text"]), instantiate(cfg["objective"])
-        compared = is_compared(cfg, objective)
-        asked = objective.needs_teacher or compared
-        for role in ("teacher", "student") if asked or text.from_teacher else ("student",):
-            if cfg["model"][role].get("sft"):
-                run, directory = fine_tuning(dict(cfg), role)
-                cost = self.run({**run, "teacher": {}})
-                name = cfg["model"][role].get("path") or "random weights"
-                works[str(directory)] = Once(
-                    f"fine-tuning of the {role} ({name})", cost, (directory / RESULT_FILE).exists()
-                )
-        name = cfg["model"].get("teacher", {}).get("path") or "random weights"
-        made_from = [cfg["model"]["teacher"], _data_key(cfg), cfg["text"] if text.from_teacher else None]
-        prompt, train = self._lengths(cfg, "train").prompt, self._rows(cfg, "train")
-        response = self._answer(cfg, text) if text.from_teacher else self._lengths(cfg, "train").response
-        if text.from_teacher:
-            tokens = train * (prompt + response)
-            works[json.dumps(["answers", *made_from], default=str)] = Once(
+        works = self._fine_tunings(plan)
+        from_teacher = plan.text.from_teacher
+        if not (plan.asks_teacher or from_teacher):
+            return works
+        name = plan.models["teacher"].path or "random weights"
+        made_from = plan.fingerprint("model.teacher", *_TEXT, *(["text"] if from_teacher else []))
+        train, lengths = self._rows(plan, "train"), self._lengths(plan, "train")
+        response = self._answer(plan, plan.text) if from_teacher else lengths.response
+        tokens = train * (lengths.prompt + response)
+        if from_teacher:
+            works[f"answers {made_from}"] = Once(
                 f"the teacher's answers ({name})",
-                self._cost_of_asking(cfg, tokens, TOKEN_ID_BYTES * tokens),
-                self._teacher_has(cfg, text, "answers"),
+                self._cost_of_asking(plan, tokens, TOKEN_ID_BYTES * tokens),
+                self._teacher_has(plan, "answers"),
             )
-        if asked and self._cached(cfg):
-            valid, of_valid = self._rows(cfg, "valid"), self._lengths(cfg, "valid")
-            states, head = _state_bytes(self.facts.skeleton(cfg, "teacher"))
-            if not compared:
-                works[json.dumps(["states", *made_from], default=str)] = Once(
+        if plan.asks_teacher and _is_cached(plan):
+            states, head = _state_bytes(self.facts.skeleton(plan, "teacher"))
+            if not plan.compared:
+                works[f"states {made_from}"] = Once(
                     f"the teacher's states in training ({name})",
-                    self._cost_of_asking(cfg, train * (prompt + response), states * train * response),
-                    self._teacher_has(cfg, text, "states"),
+                    self._cost_of_asking(plan, tokens, states * train * response),
+                    self._teacher_has(plan, "states"),
                 )
-            works[json.dumps(["states of valid", *made_from[:2]], default=str)] = Once(
+            valid, of_valid = self._rows(plan, "valid"), self._lengths(plan, "valid")
+            works[f"states of valid {plan.fingerprint('model.teacher', *_TEXT)}"] = Once(
                 f"the teacher's states at validations ({name})",
-                self._cost_of_asking(cfg, valid * of_valid.row, states * valid * of_valid.response + head),
-                self._teacher_has(cfg, text, "states of valid"),
+                self._cost_of_asking(plan, valid * of_valid.row, states * valid * of_valid.response + head),
+                self._teacher_has(plan, "states of valid"),
             )
         return works
 
-    def kind(self, cfg: Config) -> tuple[object, str]:
-        """Of the student and the data, whose runs take alike for each operation."""
-        student = self.facts.skeleton(cfg, "student")
-        return json.dumps(cfg["model"]) if student is None else _weights(student), _data_key(cfg)
+    def _fine_tunings(self, plan: Plan) -> dict[str, Once]:
+        works = {}
+        for role, tuning in plan.fine_tunings.items():
+            directory, name = plan.fine_tuning_folder(role), plan.models[role].path or "random weights"
+            works[str(directory)] = Once(
+                f"fine-tuning of the {role} ({name})", self.run(tuning), (directory / RESULT_FILE).exists()
+            )
+        return works
 
-    def _rows(self, cfg: Config, split: str, name: str | None = None) -> float:
-        data = cfg["data"]
-        source = data[split] if name is None else data[split][name]
-        limit = {"train": None, "valid": data["valid_rows"], "test": data["test_prompts"]}[split]
-        rows = self.facts.rows(source, data.get("fields"))
+    def kind(self, plan: Plan) -> tuple[object, str]:
+        """Of the student and the data, whose runs take alike for each operation."""
+        student = self.facts.skeleton(plan, "student")
+        return plan.fingerprint("model") if student is None else _weights(student), plan.fingerprint(*_TEXT)
+
+    def _rows(self, plan: Plan, split: str, name: str | None = None) -> float:
+        data = plan.data_settings
+        source = getattr(data, split) if name is None else data.test[name]
+        limit = {"train": None, "valid": data.valid_rows, "test": data.test_prompts}[split]
+        rows = self.facts.rows(source, data.fields)
         return rows if limit is None else _at_most(rows, limit)
 
-    def _lengths(self, cfg: Config, split: str) -> Lengths:
-        return self.facts.lengths(cfg, cfg["data"][split])
+    def _lengths(self, plan: Plan, split: str) -> Lengths:
+        return self.facts.lengths(plan, getattr(plan.data_settings, split))
 
-    def _answer(self, cfg: Config, text: Text | None = None) -> float:
+    def _answer(self, plan: Plan, text: Text | None = None) -> float:
         """Mean tokens of an answer that is trained on, or without `text` of one that is scored."""
-        sampling = getattr(text, "sampling", None)
-        most = cfg["generation"]["max_new_tokens"] if sampling is None else sampling.max_new_tokens
-        return _at_most(self._lengths(cfg, "train").response, most)
+        sampling = getattr(text, "sampling", None) or plan.sampling
+        return _at_most(self._lengths(plan, "train").response, sampling.max_new_tokens)
 
-    def _plain_row(self, cfg: Config) -> float:
+    def _plain_row(self, plan: Plan) -> float:
         """Mean tokens of a row of plain text; 0 where there is none."""
-        plain_text = cfg["data"].get("plain_text")
+        plain_text = plan.data_settings.plain_text
         if plain_text is None:
             return 0.0
-        return (
-            self._lengths(cfg, "train").row if plain_text == RESPONSES else float(cfg["data"]["max_length"])
-        )
+        return self._lengths(plan, "train").row if plain_text == RESPONSES else plan.data_settings.max_length
 
-    def _validation(self, cfg: Config, asking: float, asking_teacher: float) -> float:
+    def _validation(self, plan: Plan, asking: float, asking_teacher: float) -> float:
         """The operations of one validation."""
-        data, rows, of_valid = cfg["data"], self._rows(cfg, "valid"), self._lengths(cfg, "valid")
-        answered = 0.0 if data.get("valid_metric") is None else _at_most(rows, data["valid_prompts"])
+        data, rows, of_valid = plan.data_settings, self._rows(plan, "valid"), self._lengths(plan, "valid")
+        answered = 0.0 if data.valid_metric is None else _at_most(rows, data.valid_prompts)
         return rows * of_valid.row * (asking + asking_teacher) + (
-            answered * (of_valid.prompt + self._answer(cfg)) * asking
+            answered * (of_valid.prompt + self._answer(plan)) * asking
         )
 
-    def _scoring(self, cfg: Config) -> tuple[float, float]:
+    def _scoring(self, plan: Plan) -> tuple[float, float]:
         """Tokens of prompts and answers of the evaluation sets, and bytes of `generations/`: of each answer
         with its log-probabilities, and of the prompt and its references for each seed."""
-        data, seeds = cfg["data"], len(cfg["generation"]["seeds"])
-        answers = seeds * cfg["generation"].get("samples", 1) * self._answer(cfg)
+        seeds = len(plan.sampling.seeds)
+        answers = seeds * plan.sampling.samples * self._answer(plan)
         tokens = size = 0.0
-        for name, source in data["test"].items():
+        for name, source in plan.data_settings.test.items():
             if source is not None:
-                rows, lengths = self._rows(cfg, "test", name), self.facts.lengths(cfg, source)
+                rows, lengths = self._rows(plan, "test", name), self.facts.lengths(plan, source)
                 tokens += rows * (lengths.prompt + answers)
                 size += rows * (seeds * TEXT_BYTES * lengths.row + ANSWER_BYTES * answers)
         return tokens, size
 
-    def _memory(
-        self, cfg: Config, student: PreTrainedModel, teacher: PreTrainedModel | None, body: bool
-    ) -> float:
-        """Of training, with the teacher's `body`, or its head alone."""
-        data = cfg["data"]
-        rows = data["micro_batch_size"] or data["batch_size"]
-        tokens = data["tokens_per_batch"] or rows * data["max_length"]
-        memory = training_memory(student, teacher, tokens, str(cfg["trainer"]["precision"]))
-        if teacher is not None and not body:
-            memory = replace(memory, teacher=int(_state_bytes(teacher)[1]))
-        return memory.total
-
-    def _cost_of_asking(self, cfg: Config, tokens: float, disk: float) -> Cost:
+    def _cost_of_asking(self, plan: Plan, tokens: float, disk: float) -> Cost:
         """Of the teacher alone."""
-        teacher = self.facts.skeleton(cfg, "teacher")
+        teacher = self.facts.skeleton(plan, "teacher")
         return Cost(0, tokens, _operations(teacher) * tokens, _bytes(teacher), disk, checkpoints=0)
 
-    @staticmethod
-    def _cached(cfg: Config) -> bool:
-        """Whether the teacher's states will be read from disk, as they are in a sweep by default."""
-        teacher = cfg["model"].get("teacher") or {}
-        stored = teacher.get("sft") or teacher.get("path")
-        unseen = instantiate(cfg["text"]).from_student
-        modes = ("cached",) if unseen else ("cached", "auto")
-        return cfg["teacher"].get("mode", "live") in modes and bool(stored)
-
-    def _teacher_has(self, cfg: Config, text: Text, what: str) -> bool:
+    def _teacher_has(self, plan: Plan, what: str) -> bool:
         """Whether the "answers" or "states" of the teacher on the training data, or its "states of valid",
         are on disk; it may be prepared first."""
-        cache_dir = Path(cfg["data"]["cache_dir"] if what == "answers" else cfg["teacher"]["cache_dir"])
-        precision = str(cfg["trainer"]["precision"])
-        teacher = {name: value for name, value in cfg["model"]["teacher"].items() if name != "sft"}
-        if cfg["model"]["teacher"].get("sft"):
-            best = fine_tuning(dict(cfg), "teacher")[1] / BEST
-            teacher = prepared(teacher, "teacher", best)
+        text = plan.text
+        cache_dir = Path(plan.data_settings.cache_dir if what == "answers" else plan.supply.cache_dir)
+        if "teacher" in plan.fine_tunings:
+            best = plan.fine_tuning_folder("teacher") / BEST
             if not best.exists():
                 return False
+            plan = plan.with_model("teacher", best)
         if not any(cache_dir.glob("text-*" if what == "answers" else "teacher-*")):
             return False
+        source, precision = plan.source("teacher"), plan.trainer.precision
 
         def find() -> bool:
-            data, fingerprint = self.facts.data(cfg), instantiate(teacher).fingerprint()
+            data, fingerprint = self.facts.data(plan), source.fingerprint()
+            assert fingerprint is not None
             if what == "states of valid":
                 return TeacherCache(cache_dir, fingerprint, precision, [data.valid_tokens]).listed
             train: Tokens | None = data.train_tokens
@@ -266,27 +228,49 @@ class Estimator:
                 return train is not None
             return TeacherCache(cache_dir, fingerprint, precision, [train]).listed
 
-        key = [what, teacher, cfg["text"], str(cache_dir), precision, _data_key(cfg)]
+        key = [what, str(source), str(cache_dir), precision, plan.fingerprint("text", *_TEXT)]
         return self.facts.holds(f"whether the teacher's {what} are there", key, find)
 
 
-def _steps(trainer: Config, rows: float, batch_size: int) -> tuple[float, float]:
+_TEXT = (
+    *("model.tokenizer", "data.train", "data.valid", "data.valid_rows", "data.template", "data.max_length"),
+    *("data.max_prompt_length", "data.fields"),
+)
+"""The settings that decide which rows of training and validation data there are, as token ids."""
+
+
+def _is_cached(plan: Plan) -> bool:
+    """Whether the teacher's states will be read from disk, as they are in a sweep by default."""
+    teacher = plan.models.get("teacher")
+    stored = teacher is not None and (teacher.sft or teacher.path)
+    modes = ("cached",) if plan.text.from_student else ("cached", "auto")
+    return bool(stored) and plan.supply.mode in modes
+
+
+def _memory(
+    plan: Plan, student: PreTrainedModel | None, teacher: PreTrainedModel | None, body: bool
+) -> float:
+    """Of training: with the `body` of a teacher that the objective needs, or its head alone; NaN where a
+    model is not known."""
+    if student is None or (teacher is None and plan.asks_teacher):
+        return math.nan
+    data = plan.data_settings
+    tokens = data.tokens_per_batch or (data.micro_batch_size or data.batch_size) * data.max_length
+    trained_by = teacher if plan.objective.needs_teacher else None
+    memory = training_memory(student, trained_by, tokens, plan.trainer.precision)
+    head = 0 if teacher is None else int(_state_bytes(teacher)[1])
+    if not body or trained_by is None:
+        memory = replace(memory, teacher=head)
+    return memory.total
+
+
+def _steps(length: Length, rows: float, batch_size: int) -> tuple[float, float]:
     """Optimiser steps of a run, and its validations, that before the first step among them."""
     if math.isnan(rows):
-        known = trainer["max_epochs"] == -1 and trainer["max_steps"] > 0
-        return (trainer["max_steps"] if known else math.nan), math.nan
-    of_all = math.ceil(rows / batch_size)
-    steps = steps_of(trainer, of_all)
-    epoch = steps_of({**trainer, "max_epochs": 1, "max_steps": -1}, of_all)
-    epochs = math.ceil(steps / max(epoch, 1))
-    return steps, 1 + math.ceil(epochs / epochs_of_validation(trainer, epochs))
-
-
-def _data_key(cfg: Config) -> str:
-    names = ("train", "valid", "valid_rows", "template", "max_length", "max_prompt_length", "fields")
-    return json.dumps(
-        [cfg["model"]["tokenizer"], *(cfg["data"].get(name) for name in names)], sort_keys=True, default=str
-    )
+        known = length.max_epochs == -1 and length.max_steps > 0
+        return (length.max_steps if known else math.nan), math.nan
+    course = length.over(math.ceil(rows / batch_size))
+    return course.steps, course.validations
 
 
 def _weights(model: PreTrainedModel, trained: bool = False) -> int:

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +17,8 @@ from amid.config.data_files import HUB_PREFIX, path_and_rows
 from amid.data import InstructionData
 from amid.data.examples import Example
 from amid.data.sources import load_examples
+from amid.experiment.plan import Plan
 from amid.models.hub import NOT_CACHED
-from amid.models.source import ModelSource
 
 SAMPLE = 256
 """Rows whose lengths stand for those of all."""
@@ -29,7 +29,6 @@ HUB_FACTS: Mapping[str, Any] = yaml.safe_load(
 """Public facts. Of `models`, by hub id, `architecture` and number of `weights`; of `data`, files with their
 number of `rows` and mean `lengths`."""
 
-Config = Mapping[str, Any]
 T = TypeVar("T")
 
 _SIZES, _ROWS = "the sizes of", "the numbers of rows of"
@@ -75,14 +74,14 @@ class Facts:
         ]
         return "; ".join(parts) or None
 
-    def skeleton(self, cfg: Config, role: str) -> PreTrainedModel | None:
+    def skeleton(self, plan: Plan, role: str) -> PreTrainedModel | None:
         """The teacher or student of a run, without values; None for unknown."""
-        left_out = {"sft", "lora"} if role == "teacher" else {"sft"}  # adapters of a teacher are merged
-        settings = {key: value for key, value in cfg["model"][role].items() if key not in left_out}
-        source: ModelSource = instantiate(settings)
+        source = plan.source(role)
+        if role == "teacher":
+            source = replace(source, lora=None)  # its adapters are merged
 
         def read() -> PreTrainedModel:
-            tokenizer = self.tokenizer(cfg) if source.path is None else None
+            tokenizer = self.tokenizer(plan) if source.path is None else None
             return source.skeleton(source.config(tokenizer))  # type: ignore[arg-type]
 
         def assume(fact: Mapping[str, Any]) -> PreTrainedModel:
@@ -90,7 +89,7 @@ class Facts:
 
         return self._known(
             f"the size of {source.path or role}",
-            ["model", settings, cfg["model"]["tokenizer"]],
+            ["model", str(source), plan.fingerprint("model.tokenizer")],
             read,
             assume,
             HUB_FACTS["models"].get(source.path),
@@ -109,29 +108,28 @@ class Facts:
         )
         return math.nan if found is None else found
 
-    def lengths(self, cfg: Config, source: Any) -> Lengths:
-        """The lengths of the rows of a data source, with the tokenizer and the limits of a configuration; NaN
-        for unknown."""
-        data = cfg["data"]
+    def lengths(self, plan: Plan, source: Any) -> Lengths:
+        """The lengths of the rows of a data source, with the tokenizer and the limits of a plan; NaN for
+        unknown."""
+        data = plan.data_settings
         fact = _fact(source)
 
         def measure() -> Lengths:
-            tokenizer, examples = self.tokenizer(cfg), self._examples(source, data.get("fields"))
-            no_data: dict[str, Any] = {"train": None, "valid": None, "test": {}, "plain_text": None}
-            encoder = instantiate({**data, **no_data}, tokenizer=tokenizer).encoder
+            examples = self._examples(source, data.fields)
+            encoder = plan.data_without_rows(self.tokenizer(plan)).encoder
             chosen = examples[:: max(1, len(examples) // SAMPLE)][:SAMPLE]
             rows = [encoder.example(example) for example in chosen]
             prompts = sum(row.n_prompt for row in rows)
             return Lengths(prompts / len(rows), (sum(len(row.ids) for row in rows) - prompts) / len(rows))
 
         def assume(fact: Mapping[str, Any]) -> Lengths:
-            prompt = min(fact["lengths"]["prompt"], data["max_prompt_length"])
-            return Lengths(prompt, min(fact["lengths"]["response"], data["max_length"] - prompt))
+            prompt = min(fact["lengths"]["prompt"], data.max_prompt_length)
+            return Lengths(prompt, min(fact["lengths"]["response"], data.max_length - prompt))
 
-        names = ("template", "max_length", "max_prompt_length", "fields")
+        limits = [f"data.{name}" for name in ("template", "max_length", "max_prompt_length", "fields")]
         found = self._known(
             f"the lengths of rows of {_name(source)}",
-            ["lengths", cfg["model"]["tokenizer"], source, *(data.get(name) for name in names)],
+            ["lengths", source, plan.fingerprint("model.tokenizer", *limits)],
             measure,
             assume,
             fact,
@@ -139,25 +137,21 @@ class Facts:
         )
         return found or Lengths(math.nan, math.nan)
 
-    def tokenizer(self, cfg: Config) -> PreTrainedTokenizerBase:
-        """The tokenizer of a configuration.
+    def tokenizer(self, plan: Plan) -> PreTrainedTokenizerBase:
+        """The tokenizer of a plan.
 
         Raises:
             ValueError: or another error of its source, if it cannot be had.
         """
-        source = cfg["model"]["tokenizer"]
-        found: PreTrainedTokenizerBase = self._once(["tokenizer", source], lambda: instantiate(source))
-        return found
+        return self._once(["tokenizer", plan.fingerprint("model.tokenizer")], lambda: plan.tokenizer)
 
-    def data(self, cfg: Config) -> InstructionData:
-        """Training and validation data of a configuration.
+    def data(self, plan: Plan) -> InstructionData:
+        """Training and validation data of a plan.
 
         Raises:
             ValueError: or another error of its source, if the tokenizer cannot be had.
         """
-        settings = {**cfg["data"], "test": {}, "plain_text": None}
-        found: InstructionData = instantiate(settings, tokenizer=self.tokenizer(cfg))
-        return found
+        return plan.data(self.tokenizer(plan), without=("test", "plain_text"))
 
     def holds(self, what: str, key: object, test: Callable[[], bool]) -> bool:
         """Whether `test` says so; not, where what it needs cannot be had."""

@@ -131,6 +131,14 @@ def evaluate_sets(
             write_answers(answers_file(directory, name, seed), answered, seed)
             known.seconds = before + time.perf_counter() - started
             _note(answers_file(directory, name, seed), known)
+    scores = _scored(files, metrics, directory, known)
+    return Evaluation(scores, before + time.perf_counter() - started)
+
+
+def _scored(
+    files: Mapping[str, Sequence[Path]], metrics: Mapping[str, Metric], directory: Path, known: MadeFrom
+) -> dict[str, dict[str, Score]]:
+    """The scores of the answers in the files of each set, one a seed; writes those of each prompt."""
     by_seed = {name: [read_answers(file) for file in of_set] for name, of_set in files.items()}
     given = {name: applied(metrics, answered) for name, answered in by_seed.items()}
     of_prompts = {
@@ -146,10 +154,9 @@ def evaluate_sets(
     firsts = {name: answered[0] for name, answered in by_seed.items()}
     write_per_prompt(directory, of_prompts, firsts, not_read)
     _note(directory / PER_PROMPT, known)
-    scores = {
+    return {
         name: set_scores(given[name], metrics) | score_answers(of, {}, words) for name, of in by_seed.items()
     }
-    return Evaluation(scores, before + time.perf_counter() - started)
 
 
 def _kept(directory: Path, made_from: Mapping[str, Any]) -> MadeFrom:

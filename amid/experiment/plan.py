@@ -1,150 +1,386 @@
-"""What can be checked of a run before a row of its data or a weight of its models is read."""
+"""The plan of a run: its configuration as typed parts, each made once, and their checks."""
 
+import copy
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from amid.config.data_files import check_files
-from amid.errors import InputError, choose_one
-from amid.experiment.fine_tuning import check_models, fine_tuning_settings
-from amid.generation.sampling import Sampling
-from amid.losses import Loss
-from amid.measures import VALIDATION
-from amid.schedule import Schedule
-from amid.text import Text, on_student_text
-from amid.training.checkpoints import Checkpoints
-from amid.training.learning_rate import check_rates
-from amid.training.trainer import own_callbacks
+from amid.config.identity import config_hash
+from amid.errors import InputError, shortened
+from amid.settings import nodes
+from amid.training.length import Length
 
-Config = dict[str, Any]
+if TYPE_CHECKING:  # they take seconds to import, and a mistake is told before
+    import lightning as L
+    from lightning.pytorch.callbacks import Callback
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+    from transformers import PreTrainedTokenizerBase
 
-_MANY_STEPS = 10**6
-"""Taken for the steps of a training while its data are not read."""
+    from amid.data import InstructionData
+    from amid.generation.sampling import Sampling
+    from amid.losses import Loss
+    from amid.models.source import ModelSource
+    from amid.schedule import Schedule
+    from amid.teacher.supply import TeacherSupply
+    from amid.text import Text
+    from amid.training.checkpoints import Checkpoints
 
+Settings = dict[str, Any]
 
-@dataclass(frozen=True)
-class Parts:
-    """What a run is made of besides its data and its models."""
+ROLES = ("teacher", "student")
 
-    objective: Loss
-    text: Text
-    schedule: Schedule | None
-    sampling: Sampling
-    compared: bool
-    """Whether its validations compare the student with a teacher that the objective does not need."""
-
-    def used(self, cfg: Config) -> Config:
-        """The configuration of the run without a teacher that it has no use for."""
-        if self.objective.needs_teacher or self.compared or self.text.from_teacher:
-            return cfg
-        return {**cfg, "model": {name: part for name, part in cfg["model"].items() if name != "teacher"}}
+_NO_ROWS: Settings = {"train": None, "valid": None, "test": {}, "plain_text": None}
 
 
-def parts_of(cfg: Config, prefix: str = "") -> Parts:
-    """The parts of a run that need neither data nor models.
+def _made(key: str) -> Any:
+    """A part that the settings at `key` make, once."""
+    return cached_property(lambda plan: instantiate(plan._given[key]))
+
+
+def _value(key: str) -> Any:
+    """The value of the setting `key`."""
+    return property(lambda plan: plan._given[key])
+
+
+class Plan:
+    """What a run is made of. Nothing else reads the dictionary of its configuration.
+
+    A part is made when it is first asked for, and then stays: a run, its checks and its estimate share it.
 
     Args:
-        cfg: of the run.
-        prefix: of the keys of its trainer, where it is a part of another configuration.
-
-    Raises:
-        InputError: for a setting outside its range, or settings that do not fit, those of the fine-tuning of
-            its models among them.
+        settings: a resolved configuration of conf/train.yaml, conf/cache.yaml or conf/evaluate.yaml
+            (`amid.config.compose.as_dict`).
+        trains: whether a student is trained. A teacher that the training has no use for is then left out.
+        at: what the keys of its training begin with: "model.teacher.sft." in the fine-tuning of a teacher.
     """
-    objective: Loss = instantiate(cfg["objective"])
-    text: Text = instantiate(cfg["text"])
-    if text.from_student and on_student_text(objective) is None:
-        raise InputError(
-            f"objective={objective!r} needs labels, and the student's own text gives none; use text=data or "
-            "text=teacher, or an objective with a teacher"
+
+    def __init__(self, settings: Settings, trains: bool = True, at: str = "") -> None:
+        self._given, self._trains, self.at = settings, trains, at
+        self._prepared: Settings = {}
+
+    objective: "Loss" = _made("objective")
+    """The loss."""
+    text: "Text" = _made("text")
+    """Whose responses are trained on."""
+    sampling: "Sampling" = _made("generation")
+    """How answers are drawn for the scores."""
+    supply: "TeacherSupply" = _made("teacher")
+    """How the teacher's signal is had."""
+    checkpoints: "Checkpoints" = _made("checkpoint")
+    """Which checkpoints are kept."""
+    optimizer: "Callable[..., Optimizer]" = _made("optimizer")
+    """From parameters, `params=`, to an optimiser."""
+    scheduler: "Callable[..., LRScheduler]" = _made("scheduler")
+    """From an optimiser to a learning-rate schedule (`amid.training.learning_rate.scheduled`)."""
+    seed: int = _value("seed")
+    threads: int | None = _value("threads")
+    """CPU threads; None for all."""
+    clip_norm: float | None = _value("clip_norm")
+    """The norm that the gradient is scaled down to; None for never."""
+    loggers: Mapping[str, Settings] = _value("logger")
+    """The settings of Lightning's loggers, by name."""
+
+    @cached_property
+    def schedule(self) -> "Schedule | None":
+        """What moves settings of the assistant in training; None for nothing."""
+        made: Schedule | None = instantiate(self._given.get("schedule"))
+        return made
+
+    @cached_property
+    def callbacks(self) -> "dict[str, Callback]":
+        """The user's own callbacks of Lightning, by name."""
+        return made_by_name("callbacks", self._given.get("callbacks") or {})
+
+    @cached_property
+    def trainer(self) -> nodes.Trainer:
+        """The settings of Lightning's trainer."""
+        return nodes.Trainer.model_construct(**self._given["trainer"])
+
+    def lightning(self, **further: Any) -> "L.Trainer":
+        """Lightning's trainer, with arguments besides its settings, or in their place."""
+        made: L.Trainer = instantiate(self._given["trainer"], **further)
+        return made
+
+    @cached_property
+    def length(self) -> Length:
+        """How long the training is."""
+        trainer = self.trainer
+        return Length(
+            trainer.max_epochs,
+            trainer.max_steps,
+            trainer.check_val_every_n_epoch,
+            trainer.limit_train_batches,
+            f"{self.at}trainer",
         )
-    if objective.uses_sampling and not text.sampled:
-        raise InputError(
-            f"objective={objective!r} needs text with the probabilities that it was sampled with; use "
-            "text=rollouts"
-        )
-    in_parts = objective.additive or cfg["data"].get("mean") == "micro_batch"
-    for limit in ("micro_batch_size", "tokens_per_batch"):
-        if not in_parts and cfg["data"][limit] is not None:
-            raise InputError(
-                f"data.{limit}={cfg['data'][limit]} cuts a step into parts, but {objective!r} is no sum of "
-                f"parts; use data.{limit}=null, objective.maximum=token, or data.mean=micro_batch"
-            )
-    most = cfg["trainer"]["max_steps"]
-    check_rates(cfg, most if most > 0 else _MANY_STEPS, prefix)
-    if not isinstance(instantiate(cfg["checkpoint"]), Checkpoints):
-        raise InputError(
-            f"{prefix}checkpoint._target_={cfg['checkpoint']['_target_']} makes no "
-            "amid.training.checkpoints.Checkpoints; use that or a class derived from it"
-        )
-    schedule: Schedule | None = instantiate(cfg.get("schedule"))
-    if schedule is not None:
-        schedule.begin(objective)
-    compared = is_compared(cfg, objective)
-    if objective.needs_teacher or compared:
-        instantiate(cfg["teacher"])
-    _check_monitors(cfg, with_teacher=objective.needs_teacher or compared)
-    parts = Parts(objective, text, schedule, instantiate(cfg["generation"]), compared)
-    cfg = parts.used(cfg)
-    for role in ("teacher", "student"):
-        sft = cfg["model"].get(role, {}).get("sft")
-        if sft:
-            parts_of(fine_tuning_settings(cfg, role), prefix=f"model.{role}.sft.")
-    return parts
 
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What tables call the objective: its order, and the α and λ of its assistant; None for none."""
+        assistant = getattr(self.objective, "assistant", None)
+        return {
+            "order": getattr(self.objective, "order", None),
+            "alpha": getattr(assistant, "alpha", None),
+            "lam": getattr(assistant, "lam", None),
+        }
 
-def _check_monitors(cfg: Config, with_teacher: bool) -> None:
-    """Checks that the user's own callbacks watch what is measured.
+    # The data
 
-    Raises:
-        InputError: naming what there is.
-    """
-    callbacks = own_callbacks(cfg)
-    known = [of.logged for of in VALIDATION.values() if with_teacher or of.taken != "with a teacher"]
-    if (metric := cfg["data"].get("valid_metric")) is not None:
-        known += [f"valid/{metric}", f"valid/{metric}_best"]
-    for name, callback in zip(cfg.get("callbacks") or {}, callbacks, strict=True):
-        monitor = getattr(callback, "monitor", None)
-        if isinstance(monitor, str) and monitor not in known and not monitor.startswith("train/"):
-            raise InputError(
-                f"callbacks.{name}.monitor={monitor} is not measured{choose_one(monitor, known)}, or of each "
-                "logged step train/loss"
-            )
+    @cached_property
+    def data_settings(self) -> nodes.Data:
+        """The settings of the data."""
+        return nodes.Data.model_construct(**self._given["data"])
 
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer of the models."""
+        made: PreTrainedTokenizerBase = instantiate(self._given["model"]["tokenizer"])
+        return made
 
-def is_compared(cfg: Mapping[str, Any], objective: Loss) -> bool:
-    """Whether a run's validations compare the student with a teacher that its objective does not need.
+    def data(
+        self, tokenizer: "PreTrainedTokenizerBase | None" = None, without: Iterable[str] = ()
+    ) -> "InstructionData":
+        """The data, of which nothing is read yet.
 
-    That is so with `teacher=cached`, which asks for the teacher's states, where they can be kept.
-    """
-    asked = (cfg.get("teacher") or {}).get("mode") == "cached"
-    teacher = cfg["model"].get("teacher") or {}
-    return asked and bool(teacher.get("path") or teacher.get("sft")) and not objective.needs_teacher
+        Args:
+            tokenizer: None for the plan's own.
+            without: some of train, valid, test and plain_text, which are left out.
+        """
+        settings = {**self._given["data"], **{name: _NO_ROWS[name] for name in without}}
+        made: InstructionData = instantiate(settings, tokenizer=tokenizer or self.tokenizer, _convert_="all")
+        return made
 
+    def data_without_rows(self, tokenizer: "PreTrainedTokenizerBase | None" = None) -> "InstructionData":
+        """The data's template, limits and metrics alone."""
+        return self.data(tokenizer, without=_NO_ROWS)
 
-class Checks:
-    """The checks of several runs that read no row of their data and no weight of their models."""
+    def longest_texts(self, *reads: str) -> dict[str, int]:
+        """The tokens of the longest texts that a model reads, by the settings that make them so long.
 
-    def __init__(self) -> None:
-        self._sound: set[str] = set()
-        """The models and data that were checked already, for another run."""
+        Args:
+            reads: some of data, text and generation: rows of the data; answers that are trained on, whoever
+                gave them; the model's own answers for the scores.
+        """
+        longest, prompt = self.data_settings.max_length, self.data_settings.max_prompt_length
+        texts = {f"data.max_length={longest}": longest} if "data" in reads else {}
+        for part, unread in (("text", 0), ("generation", 1)):  # what is drawn last is then not read
+            new = (self._given.get(part) or {}).get("max_new_tokens")
+            if part in reads and new is not None:
+                texts[f"data.max_prompt_length={prompt} with {part}.max_new_tokens={new}"] = (
+                    prompt + new - unread
+                )
+        return texts
 
-    def check(self, cfg: Config) -> None:
-        """Checks one run.
+    # The models
+
+    @property
+    def models(self) -> dict[str, nodes.ModelSource]:
+        """The settings of teacher and student, of those that the run has a use for."""
+        models = self.settings["model"]
+        return {role: nodes.ModelSource.model_construct(**models[role]) for role in ROLES if models.get(role)}
+
+    def source(self, role: str) -> "ModelSource":
+        """Where the teacher or the student comes from."""
+        settings = self._prepared.get(role) or self._given["model"][role]
+        made: ModelSource = instantiate({key: value for key, value in settings.items() if key != "sft"})
+        return made
+
+    @property
+    def compared(self) -> bool:
+        """Whether validations compare the student with a teacher that the objective does not need.
+
+        That is so with `teacher=cached`, which asks for the teacher's states, where they can be kept.
+        """
+        asked = (self._given.get("teacher") or {}).get("mode") == "cached"
+        teacher = self._given["model"].get("teacher") or {}
+        stored = bool(teacher.get("path") or teacher.get("sft"))
+        return asked and stored and not self.objective.needs_teacher
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the training or its validations need the teacher's signal."""
+        return self.objective.needs_teacher or self.compared
+
+    def with_model(self, role: str, path: Path) -> "Plan":
+        """This plan with a fine-tuned model, which lies in `path`, in place of the one to fine-tune.
+
+        Parts that are made already are the same in both.
+        """
+        given = self._given["model"][role]
+        kept = ("_target_", "dtype", *(("lora",) if role == "student" else ()))
+        model = {key: given[key] for key in kept if key in given} | {"path": str(path)}
+        plan = copy.copy(self)
+        plan._prepared = {**self._prepared, role: model}
+        return plan
+
+    @property
+    def prepared_dir(self) -> Path:
+        """The folder of the fine-tuned models."""
+        return Path(self._given["prepared_dir"])
+
+    @cached_property
+    def fine_tunings(self) -> "dict[str, Plan]":
+        """The supervised runs that prepare the models which are fine-tuned first, by role."""
+        tuned = [role for role, model in self.models.items() if model.sft]
+        return {role: Plan(self._fine_tuning(role), at=f"model.{role}.sft.") for role in tuned}
+
+    def fine_tuning_folder(self, role: str) -> Path:
+        """The folder that a fine-tuned model is kept in, named by the hash of its configuration."""
+        return self.prepared_dir / f"sft-{self.fine_tunings[role].key}"
+
+    def _fine_tuning(self, role: str) -> Settings:
+        given, source = self._given["data"], dict(self._given["model"][role])
+        sft, name = source.pop("sft"), given.get("valid_metric")
+        if sft["checkpoint"]["monitor"] != f"valid/{name}":
+            name = None  # then no answers need to be drawn
+        if source.get("lora") is None:
+            source["dtype"] = "float32"
+        data = {
+            **given,
+            **{key: sft[key] for key in ("batch_size", "micro_batch_size", "tokens_per_batch", "seed")},
+            "valid_prompts": 16,
+            "valid_metric": name,
+            "metrics": {} if name is None else {name: given["metrics"][name]},
+            "test": {},
+            "test_prompts": None,
+            "plain_text": None,
+            "plain_text_weight": 1.0,
+        }
+        return {
+            "model": {"tokenizer": self._given["model"]["tokenizer"], "student": source},
+            "data": data,
+            "objective": {"_target_": "amid.losses.CrossEntropy"},
+            "text": {"_target_": "amid.text.DataText"},
+            "generation": {
+                "_target_": "amid.generation.Sampling",
+                "max_new_tokens": data["max_length"] - data["max_prompt_length"],
+                "seeds": [sft["seed"]],
+            },
+            "logger": {},
+            "threads": self._given["threads"],
+            **{
+                key: sft[key]
+                for key in ("optimizer", "scheduler", "trainer", "checkpoint", "clip_norm", "seed")
+            },
+        }
+
+    def logging_to(self, directory: Path) -> "Plan":
+        """This plan with `directory`/metrics.csv as its only log."""
+        csv = {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(directory)}
+        plan = copy.copy(self)
+        plan._given = {**self._given, "logger": {"csv": csv | {"name": "", "version": ""}}}
+        vars(plan).pop("_used", None)
+        return plan
+
+    # What is recorded
+
+    @cached_property
+    def _used(self) -> Settings:
+        """The settings as they were given, without a teacher that the training has no use for."""
+        if not self._trains or self.asks_teacher or self.text.from_teacher:
+            return self._given
+        return _without_teacher(self._given)
+
+    @property
+    def settings(self) -> Settings:
+        """What is recorded of the run: its settings, with the models that were prepared for it."""
+        return {**self._used, "model": {**self._used["model"], **self._prepared}}
+
+    @cached_property
+    def hashed(self) -> Settings:
+        """The settings that decide the result, with the models as they were given: without a teacher that is
+        only compared with, which changes nothing learnt."""
+        if self._trains and self.compared and not self.text.from_teacher:
+            return _without_teacher(self._used)
+        return self._used
+
+    @cached_property
+    def key(self) -> str:
+        """The hash of what decides the result (`amid.config.compose.config_hash`)."""
+        return config_hash(self.hashed)
+
+    def fingerprint(self, *names: str) -> str:
+        """A text that is the same for runs with the same settings, such as model.tokenizer or data, with the
+        models as they were given; data.seed, which orders rows, has no part in it."""
+        data = {**self._given["data"], "seed": None}
+        found = []
+        for name in names:
+            node: Any = {**self._used, "data": data}
+            for key in name.split("."):
+                node = (node or {}).get(key)
+            found.append(node)
+        return json.dumps(found, sort_keys=True, default=str)
+
+    # Its checks
+
+    def check_at_once(self) -> None:
+        """Checks what needs no import that takes seconds: the files of the data, and the objective.
 
         Raises:
-            InputError: for settings, tokenizers and files of data that a run would refuse too.
+            InputError: for a file that is not there, or an objective that is refused.
         """
-        cfg = parts_of(cfg).used(cfg)
-        models_and_data = [cfg["model"], {**cfg["data"], "seed": None}]
-        key = json.dumps(models_and_data, sort_keys=True, default=str)
-        if key not in self._sound:
-            check_files(cfg["data"])
-            tokenizer = instantiate(cfg["model"]["tokenizer"])
-            unread: Config = {"train": None, "valid": None, "test": {}, "plain_text": None}
-            instantiate({**cfg["data"], **unread}, tokenizer=tokenizer)
-            check_models(cfg, tokenizer)
-            self._sound.add(key)
+        check_files(self.data_settings)
+        self.objective  # noqa: B018
+
+    def check(self) -> None:
+        """Checks all that needs neither data nor models, the fine-tunings of models too.
+
+        Raises:
+            InputError: for a setting outside its range, or settings that do not fit.
+        """
+        from amid.experiment.checks import check_parts
+
+        self.check_at_once()
+        check_parts(self)
+
+    def check_rates(self, steps: int) -> None:
+        """Checks that the optimiser and the learning-rate schedule can be made for so many steps.
+
+        Raises:
+            InputError: naming the one that cannot.
+        """
+        from amid.training.learning_rate import check_rates
+
+        check_rates(self._given, steps, self.at)
+
+    def check_inputs(self) -> None:
+        """Checks the tokenizer, the settings of the data and the models, without a row or a weight.
+
+        Raises:
+            InputError: for what a run would refuse too.
+        """
+        from amid.experiment.checks import check_models
+
+        self.data_without_rows()
+        check_models(self)
+
+
+def made_by_name(group: str, settings: Mapping[str, Settings]) -> dict[str, Any]:
+    """What the nodes of a group make, such as the loggers of a run.
+
+    Raises:
+        InputError: naming the one that cannot be made, as where its package is not installed.
+    """
+    made = {}
+    for name, node in settings.items():
+        try:
+            made[name] = instantiate(node)
+        except InstantiationException as error:  # whatever a library raises for a value
+            reason = shortened(str(error.__cause__ or error))
+            raise InputError(
+                f"{group}.{name} cannot be made ({reason}); see the documentation of {node['_target_']}"
+            ) from error
+    return made
+
+
+def _without_teacher(settings: Settings) -> Settings:
+    return {
+        **settings,
+        "model": {name: part for name, part in settings["model"].items() if name != "teacher"},
+    }

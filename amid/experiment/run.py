@@ -1,194 +1,205 @@
-"""One run, from its configuration to its result: prepare, train, score, record."""
+"""One run, from its plan to its result: prepare, train, score, record."""
 
-import copy
-import platform
+import contextlib
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from amid import __version__
-from amid.config.data_files import check_files
-from amid.config.identity import config_hash, contents_of, differences
-from amid.config.run_settings import read_config, recorded_hash, write_settings
-from amid.config.secrets import without_secrets
+from amid.config.run_settings import recorded_hash
 from amid.console import announce, shown
 from amid.data import InstructionData
 from amid.data.prompts import Encoder
 from amid.data.tokens import Tokens
-from amid.errors import InputError
 from amid.experiment.evaluation import ValidationScore, announce_unread, check_metrics, evaluate_sets
-from amid.experiment.fine_tuning import check_models, steps_of_all_rows, with_prepared_models
-from amid.experiment.plan import Parts, parts_of
+from amid.experiment.fine_tuning import course_over_rows, with_prepared_models
+from amid.experiment.plan import Plan, made_by_name
+from amid.experiment.record import finished_run, versions, write_config
 from amid.generation.sampling import Sampling
 from amid.models.lora import merge
 from amid.models.saving import save as save_model
 from amid.models.source import ModelSource
 from amid.models.vocabulary import shared_vocabulary
-from amid.results import BEST, RESULT_FILE, RunResult, Score, load, save, sums_of_run
+from amid.results import BEST, RunResult, Score, save, sums_of_run
 from amid.teacher.signals import Teacher
-from amid.teacher.supply import TeacherSupply
-from amid.text import TeacherText, Text
+from amid.text import TeacherText
 from amid.tracking import wandb_runs as tracking
 from amid.training.checkpoints import FOLDER, last_checkpoint
-from amid.training.learning_rate import check_rates
-from amid.training.module import DistillationModule
+from amid.training.devices import one_device, use_threads
+from amid.training.length import Course
+from amid.training.module import DistillationModule, Optimisation
 from amid.training.precision import announce_slow_bfloat16
 from amid.training.process_memory import free_gpu_memory
-from amid.training.trainer import fit, length_in_words, loggers_of, one_device, steps_of, use_threads
-
-Config = dict[str, Any]
+from amid.training.trainer import Trained, Training
 
 FEW_STEPS = 20
 """Steps of a training below which its length is said."""
 
+Scores = dict[str, dict[str, Score]]
+"""By evaluation set and metric."""
 
-def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> RunResult:
-    """Trains and scores one student, unless `directory` already holds the result of this configuration.
+
+def run_experiment(plan: Plan, directory: Path, labels: Mapping[str, Any]) -> RunResult:
+    """Trains and scores one student, unless `directory` already holds the result of this plan.
 
     An unfinished run of the same configuration goes on from its last checkpoint. One that diverges ends
     there: its result says at which step, and has no scores.
 
     Args:
-        cfg: a resolved configuration of conf/train.yaml.
+        plan: of the run, which was checked.
         directory: of the run.
         labels: what tables call the run: method, model, data, divergence, assistant; of the fine-tuning of a
             model for another run also its `role`.
 
     Raises:
-        InputError: for settings that do not fit, or a directory with a run of another configuration.
+        InputError: for data or models that do not fit, or a directory with a run of another configuration.
     """
-    parts = parts_of(cfg)
-    cfg = copy.deepcopy(parts.used(cfg))
-    objective, text, schedule = parts.objective, parts.text, parts.schedule
-    use_threads(cfg["threads"])
-    decisive = copy.deepcopy(_decisive(cfg, parts))  # with its models as they are given
-    key = config_hash(decisive)
-    finished = _finished(directory, decisive, key)
+    use_threads(plan.threads)
+    finished = finished_run(directory, plan)
     if finished is not None:
-        lacks = parts.compared and "valid_kl_pq" not in finished.training
+        lacks = plan.compared and "valid_kl_pq" not in finished.training
         hint = ", without a teacher to compare with; to have one, delete the folder" if lacks else ""
         announce(f"{shown(directory)} is finished already{hint}")
         return finished
-    one_device(cfg["trainer"])
-    parts.sampling.check_installed()
-    begun_before = recorded_hash(directory) == key
-    loggers = loggers_of(tracking.going_on(cfg["logger"], directory) if begun_before else cfg["logger"])
-    assistant = getattr(objective, "assistant", None)
-    labels = {
-        **labels,
-        "order": getattr(objective, "order", None),
-        "alpha": getattr(assistant, "alpha", None),
-        "lam": getattr(assistant, "lam", None),
-    }
-
-    # All that the user may have written wrong is read before anything is announced or trained.
-    started = time.perf_counter()
-    tokenizer = instantiate(cfg["model"]["tokenizer"])
-    check_files(cfg["data"])
-    check_models(cfg, tokenizer)
-    data: InstructionData = instantiate(cfg["data"], tokenizer=tokenizer, _convert_="all")
-    tokenizer = data.tokenizer
-    check_rates(cfg, steps_of(cfg["trainer"], steps_of_all_rows(cfg, data)))
-    evaluation_sets = data.test_examples
-    valid = data.valid_examples[: data.valid_prompts]
-    check_metrics(data.metrics, {"data.valid": valid} | evaluation_sets)
-    plain_text = None if data.plain_tokens is None else data.plain_batch
-    if "role" not in labels:  # the run that a fine-tuning is for has said it of the same data
-        data.announce_template()
-        data.announce_cuts()
-        announce_unread(data.metrics, {"data.valid": valid} | evaluation_sets)
-    announce_slow_bfloat16(cfg)
-    timings = {"load": time.perf_counter() - started}
-
-    started = time.perf_counter()
-    with_prepared_models(cfg, data, run_experiment)
-    supply_text(cfg, text, tokenizer, data)
-    timings["prepare"] = time.perf_counter() - started
-
-    started = time.perf_counter()
-    free_gpu_memory()
-    L.seed_everything(cfg["seed"], workers=True, verbose=False)
-    student = instantiate(cfg["model"]["student"]).load(tokenizer)
-    timings["load"] += time.perf_counter() - started
-
-    started = time.perf_counter()
-    teacher, shared_vocab = None, None
-    if objective.needs_teacher or parts.compared:
-        asked = [data.train_tokens, data.valid_tokens] if objective.needs_teacher else [data.valid_tokens]
-        teacher = supply_teacher(cfg, tokenizer, data, asked, with_student_text=text.from_student)
-        shared_vocab = shared_vocabulary(teacher.vocabulary, student)
-    L.seed_everything(cfg["seed"], workers=True, verbose=False)  # whatever was loaded before
-    timings["teacher"] = time.perf_counter() - started
-
-    started = time.perf_counter()
-    module = DistillationModule(
-        student=student,
-        teacher=teacher,
-        objective=objective,
-        optimizer=instantiate(cfg["optimizer"]),
-        scheduler=instantiate(cfg["scheduler"]),
-        clip_norm=cfg["clip_norm"],
-        tokenizer=tokenizer,
-        valid_score=_valid_score(data, parts.sampling),
-        steps=_steps(cfg["trainer"], data),
-        log_every_n_steps=cfg["trainer"]["log_every_n_steps"],
-        micro_batches=data.micro_batches,
-        mean=data.mean,
-        text=text,
-        plain_text=plain_text,
-        plain_text_weight=data.plain_text_weight,
-        shared_vocab=shared_vocab,
-        schedule=schedule,
-    )
-    timings["load"] += time.perf_counter() - started
-
+    labels = {**labels, **plan.labels}
+    one_device(plan.trainer)
+    plan.sampling.check_installed()
+    begun_before = recorded_hash(directory) == plan.key
+    settings = tracking.going_on(plan.loggers, directory) if begun_before else plan.loggers
+    loggers: list[Logger] = [*made_by_name("logger", settings).values()]
+    prepared = prepare(plan, quiet="role" in labels)  # the run that a fine-tuning is for says the same
     last = last_checkpoint(directory)
-    write_config(cfg, directory, key, decisive)
-    scores: dict[str, dict[str, Score]] = {name: {} for name in evaluation_sets}
-    tracking.begin(loggers, labels, cfg)
-    trainer, training, timings["train"] = fit(cfg, module, data, directory, loggers, last)
-    if teacher is not None:
-        teacher.to(torch.device("meta"))  # the answers to come need its memory, not the teacher
-    if "diverged_step" not in training:
-        merge(student)
-        _export(student, data.encoder, directory / BEST)
-        module.to(trainer.strategy.root_device)
-        try:
-            evaluation = evaluate_sets(
-                student,
-                tokenizer,
-                evaluation_sets,
-                data.encoder,
-                parts.sampling,
-                data.metrics,
-                directory / "generations",
-                {"config": key, "student": ModelSource(str(directory / BEST)).fingerprint()},
-                trainer.precision_plugin.forward_context,
-            )
-            scores, timings["evaluate"] = evaluation.scores, evaluation.seconds
-        except FloatingPointError as error:
-            announce(f"{directory} diverged: {error}; it ends here")
-            training["diverged_step"] = training["steps"]
-            shutil.rmtree(directory / "generations")
-        _log_scores(loggers, scores)
+    write_config(prepared.plan, directory)
+    tracking.begin(loggers, labels, prepared.plan.settings)
+    trained = train(prepared, directory, loggers, last)
+    scores = score(prepared, trained, directory, loggers)
+    return record(prepared, trained, scores, directory, labels, loggers)
 
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run is trained and scored with."""
+
+    plan: Plan
+    """With the models that were prepared for it."""
+    data: InstructionData
+    student: PreTrainedModel
+    teacher: Teacher | None
+    course: Course
+    module: DistillationModule
+    timings: dict[str, float]
+    """Seconds of each part of the run so far."""
+
+
+def prepare(plan: Plan, quiet: bool) -> Prepared:
+    """Reads the data, and loads the models, fine-tuned where they are to be.
+
+    Args:
+        plan: of the run.
+        quiet: whether nothing is said of the data.
+
+    Raises:
+        InputError: for data or models that do not fit.
+    """
+    timings: dict[str, float] = {}
+    # All that the user may have written wrong is read before anything is announced or trained.
+    with _timed(timings, "load"):
+        data = _read_data(plan, quiet)
+    with _timed(timings, "prepare"):
+        plan = with_prepared_models(plan, data, run_experiment)
+        supply_text(plan, data)
+    with _timed(timings, "load"):
+        free_gpu_memory()
+        L.seed_everything(plan.seed, workers=True, verbose=False)
+        student = plan.source("student").load(data.tokenizer)
+    with _timed(timings, "teacher"):
+        teacher = None
+        if plan.asks_teacher:
+            asked = [*([data.train_tokens] if plan.objective.needs_teacher else []), data.valid_tokens]
+            teacher = supply_teacher(plan, data, asked, with_student_text=plan.text.from_student)
+        L.seed_everything(plan.seed, workers=True, verbose=False)  # whatever was loaded before
+    with _timed(timings, "load"):
+        course = _course(plan, data)
+        module = DistillationModule(
+            student=student,
+            teacher=teacher,
+            objective=plan.objective,
+            data=data,
+            text=plan.text,
+            optimisation=Optimisation(plan.optimizer, plan.scheduler, plan.clip_norm, course.steps),
+            valid_score=_valid_score(data, plan.sampling),
+            log_every_n_steps=plan.trainer.log_every_n_steps,
+            shared_vocab=None if teacher is None else shared_vocabulary(teacher.vocabulary, student),
+            schedule=plan.schedule,
+        )
+    return Prepared(plan, data, student, teacher, course, module, timings)
+
+
+def train(prepared: Prepared, directory: Path, loggers: Sequence[Logger], last: Path | None) -> Trained:
+    """Trains the student, from the checkpoint `last` on, and keeps its best weights."""
+    plan = prepared.plan
+    training = Training(prepared.course, plan.checkpoints, plan.callbacks.values(), plan.lightning)
+    trained = training.fit(prepared.module, prepared.data, directory, loggers, last)
+    prepared.timings["train"] = trained.seconds
+    if prepared.teacher is not None:
+        prepared.teacher.to(torch.device("meta"))  # the answers to come need its memory, not the teacher
+    return trained
+
+
+def score(prepared: Prepared, trained: Trained, directory: Path, loggers: Sequence[Logger]) -> Scores:
+    """Exports the student, and scores its answers to the evaluation sets; no scores where it diverged."""
+    plan, data, student = prepared.plan, prepared.data, prepared.student
+    scores: Scores = {name: {} for name in data.test_examples}
+    if trained.diverged:
+        return scores
+    merge(student)
+    _export(student, data.encoder, directory / BEST)
+    prepared.module.to(trained.trainer.strategy.root_device)
+    try:
+        evaluation = evaluate_sets(
+            student,
+            data.tokenizer,
+            data.test_examples,
+            data.encoder,
+            plan.sampling,
+            data.metrics,
+            directory / "generations",
+            {"config": plan.key, "student": ModelSource(str(directory / BEST)).fingerprint()},
+            trained.trainer.precision_plugin.forward_context,
+        )
+        scores, prepared.timings["evaluate"] = evaluation.scores, evaluation.seconds
+    except FloatingPointError as error:
+        announce(f"{directory} diverged: {error}; it ends here")
+        trained.figures["diverged_step"] = trained.figures["steps"]
+        shutil.rmtree(directory / "generations")
+    _log_scores(loggers, scores)
+    return scores
+
+
+def record(
+    prepared: Prepared,
+    trained: Trained,
+    scores: Scores,
+    directory: Path,
+    labels: Mapping[str, Any],
+    loggers: Sequence[Logger],
+) -> RunResult:
+    """Writes the result, and deletes the checkpoints that a run would go on from."""
     result = RunResult(
         name=directory.name,
-        labels=labels,
-        config_hash=key,
-        seed=cfg["seed"],
+        labels=dict(labels),
+        config_hash=prepared.plan.key,
+        seed=prepared.plan.seed,
         scores=scores,
-        training=training,
-        timings=timings,
+        training=trained.figures,
+        timings=prepared.timings,
         versions=versions(),
         files=sums_of_run(directory),
     )
@@ -199,11 +210,44 @@ def run_experiment(cfg: Config, directory: Path, labels: Mapping[str, Any]) -> R
     return result
 
 
-def _decisive(cfg: Config, parts: Parts) -> Config:
-    """What of `cfg` is hashed: not a teacher that is only compared with, which changes nothing learnt."""
-    if parts.compared and not parts.text.from_teacher:
-        cfg = {**cfg, "model": {name: part for name, part in cfg["model"].items() if name != "teacher"}}
-    return cfg
+@contextlib.contextmanager
+def _timed(timings: dict[str, float], part: str) -> Iterator[None]:
+    """Adds the seconds within to those of a part."""
+    started = time.perf_counter()
+    yield
+    timings[part] = timings.get(part, 0.0) + time.perf_counter() - started
+
+
+def _read_data(plan: Plan, quiet: bool) -> InstructionData:
+    """The data of a run, read and checked.
+
+    Raises:
+        InputError: for a row that is none, a metric that cannot score the references, or a schedule that is
+            longer than the training.
+    """
+    plan.check_inputs()
+    data = plan.data()
+    plan.check_rates(course_over_rows(plan, data).steps)
+    answered = {"data.valid": data.valid_examples[: data.valid_prompts]} | data.test_examples
+    check_metrics(data.metrics, answered)
+    _ = data.plain_tokens
+    if not quiet:
+        data.announce_template()
+        data.announce_cuts()
+        announce_unread(data.metrics, answered)
+    announce_slow_bfloat16(plan.trainer, plan.models)
+    return data
+
+
+def _course(plan: Plan, data: InstructionData) -> Course:
+    """The course of a run; says so where its steps are few, or fewer than `trainer.max_steps`."""
+    course = plan.length.over(len(data.train_dataloader()))
+    if course.steps < plan.length.max_steps:
+        most = plan.length.max_steps
+        announce(f"trainer.max_steps={most} is not reached: {plan.length.in_words(course)}")
+    elif course.steps < FEW_STEPS:
+        announce(f"Few steps: {plan.length.in_words(course)}")
+    return course
 
 
 def _valid_score(data: InstructionData, sampling: Sampling) -> ValidationScore | None:
@@ -220,31 +264,20 @@ def _valid_score(data: InstructionData, sampling: Sampling) -> ValidationScore |
     )
 
 
-def _steps(trainer: Config, data: InstructionData) -> int:
-    """The optimiser steps of a run; says so where they are few, or fewer than `trainer.max_steps`."""
-    steps_of_all = len(data.train_dataloader())
-    steps = steps_of(trainer, steps_of_all)
-    length = length_in_words(trainer, steps_of_all, "trainer")
-    if steps < trainer["max_steps"]:
-        announce(f"trainer.max_steps={trainer['max_steps']} is not reached: {length}")
-    elif steps < FEW_STEPS:
-        announce(f"Few steps: {length}")
-    return steps
-
-
-def supply_text(cfg: Config, text: Text, tokenizer: PreTrainedTokenizerBase, data: InstructionData) -> None:
-    """Gives `text` the training set, with the answers of the teacher of `cfg` in it where `text` says so.
+def supply_text(plan: Plan, data: InstructionData) -> None:
+    """Gives the text of a plan the training set, with the teacher's answers in it where the text is those.
 
     Raises:
         InputError: see `TeacherText.training_set`.
     """
+    text = plan.text
     if isinstance(text, TeacherText):
         answered = text.training_set(
             data.train_tokens,
-            instantiate(cfg["model"]["teacher"]),
-            tokenizer,
-            one_device(cfg["trainer"]),
-            str(cfg["trainer"]["precision"]),
+            plan.source("teacher"),
+            data.tokenizer,
+            one_device(plan.trainer),
+            plan.trainer.precision,
             data.cache_dir,
         )
         data.train_on(answered)
@@ -252,27 +285,21 @@ def supply_text(cfg: Config, text: Text, tokenizer: PreTrainedTokenizerBase, dat
 
 
 def supply_teacher(
-    cfg: Config,
-    tokenizer: PreTrainedTokenizerBase,
-    data: InstructionData,
-    asked: Sequence[Tokens],
-    with_student_text: bool,
+    plan: Plan, data: InstructionData, asked: Sequence[Tokens], with_student_text: bool
 ) -> Teacher:
-    """The teacher of `cfg`, prepared already, for the rows `asked` of `data`: live, or from its cache.
+    """The teacher of a plan, prepared already, for the rows `asked` of `data`: live, or from its cache.
 
     Raises:
         InputError: see `TeacherSupply.teacher`.
     """
-    settings = cfg["trainer"]
     steps_of_all = len(data.train_dataloader())
-    supply: TeacherSupply = instantiate(cfg["teacher"])
-    return supply.teacher(
-        instantiate(cfg["model"]["teacher"]),
-        tokenizer,
+    return plan.supply.teacher(
+        plan.source("teacher"),
+        data.tokenizer,
         asked,
-        fabric=one_device(cfg["trainer"]),
-        precision=str(settings["precision"]),
-        passes=steps_of(settings, steps_of_all) / steps_of_all,
+        fabric=one_device(plan.trainer),
+        precision=plan.trainer.precision,
+        passes=plan.length.over(steps_of_all).steps / steps_of_all,
         with_student_text=with_student_text,
     )
 
@@ -287,64 +314,9 @@ def _log_scores(loggers: Sequence[Logger], scores: Mapping[str, Mapping[str, Sco
         logger.finalize("success")
 
 
-def _finished(directory: Path, cfg: Config, key: str) -> RunResult | None:
-    result = load(directory) if (directory / RESULT_FILE).exists() else None
-    old = recorded_hash(directory) or (result and result.config_hash)
-    if old != key and (result is not None or (directory / "checkpoints").exists()):
-        changes = "; ".join(_changes(directory, cfg)) or (
-            "what differs is not recorded, as an earlier version of amid recorded less"
-        )
-        raise InputError(
-            f"{directory} holds a run of another configuration: {changes}; choose another output_dir= "
-            "(or hydra.run.dir=, where that was given), or delete the folder"
-        )
-    return result
-
-
-def _changes(directory: Path, cfg: Config) -> list[str]:
-    """What differs between the run begun in `directory` and `cfg`: settings and contents of files."""
-    record = read_config(directory)
-    if record is None or record.hashed is None:  # of an older version, or none
-        return []
-    before = {**record.config, "model": record.hashed.model}
-    changes = differences(before, cfg)
-    contents = record.hashed.contents
-    for path, content in contents_of(cfg).items():
-        if contents.get(path, content) != content:
-            changes.append(f"the content of {path} has changed")
-    return changes
-
-
-def write_config(cfg: Config, directory: Path, key: str, hashed: Config) -> None:
-    """Writes `directory`/config.yaml, whole or not at all, without secrets.
-
-    Args:
-        cfg: the resolved configuration, with the models that were prepared for it.
-        directory: of the run.
-        key: the hash of the configuration.
-        hashed: the configuration that was hashed, with its models as they were given.
-    """
-    given = {"model": hashed["model"], "contents": contents_of(hashed)}
-    write_settings(without_secrets({"config": cfg, "hashed": given}), directory, key)
-
-
 def _export(student: PreTrainedModel, encoder: Encoder, directory: Path) -> None:
     """Writes model and tokenizer into a folder that appears whole or not at all."""
     part = directory.with_name(directory.name + ".part")
     save_model(student, encoder.template.tokenizer_of_model(encoder.tokenizer), part)
     shutil.rmtree(directory, ignore_errors=True)
     part.rename(directory)
-
-
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    packages = (
-        "torch",
-        "lightning",
-        "transformers",
-        "tokenizers",
-        "rouge-score",
-        "sacrebleu",
-    )
-    ours = {"python": platform.python_version(), "amid-distill": __version__}
-    return ours | {name: version(name) for name in packages}

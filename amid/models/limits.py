@@ -1,7 +1,7 @@
 """What a model can read: texts of which length, and whether from left to right."""
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -61,24 +61,6 @@ def table_of_positions(model: PreTrainedModel) -> int | None:
     buffers = any(buffer.dim() > 1 and positions in buffer.shape for buffer in model.buffers())
     distances = getattr(getattr(model.config, "attn_config", None), "alibi", False)  # MPT's, of so many
     return min([positions, *learned]) if learned or buffers or distances else None
-
-
-def texts_of(cfg: Mapping[str, Any], reads: Collection[str]) -> dict[str, int]:
-    """The tokens of the longest texts that a model reads in a run of `cfg`, by what makes them so long.
-
-    Args:
-        cfg: of a run, or of an evaluation.
-        reads: some of data, text and generation: rows of the data; answers that are trained on, whoever gave
-            them; the model's own answers for the scores.
-    """
-    data = cfg["data"]
-    prompt = data["max_prompt_length"]
-    texts = {f"data.max_length={data['max_length']}": data["max_length"]} if "data" in reads else {}
-    for part, unread in (("text", 0), ("generation", 1)):  # what is drawn last is then not read
-        new = (cfg.get(part) or {}).get("max_new_tokens")
-        if part in reads and new is not None:
-            texts[f"data.max_prompt_length={prompt} with {part}.max_new_tokens={new}"] = prompt + new - unread
-    return texts
 
 
 def check_reads_forwards(name: str, model: PreTrainedModel) -> None:

@@ -21,6 +21,7 @@ from amid.data import InstructionData
 from amid.errors import InputError
 from amid.files import forget_parts, written_whole
 from amid.training import interruption
+from amid.training.length import Course
 
 FOLDER = "checkpoints"
 """Of a run, which holds them."""
@@ -90,55 +91,35 @@ class Checkpoints:
         return by_steps or (self.every_minutes is not None and seconds >= 60 * self.every_minutes)
 
 
-@dataclass(frozen=True)
-class Course:
-    """How long a training is, and where it is validated."""
+def _loops(course: Course, step: int, validated: bool, ended: bool) -> dict[str, Any]:
+    """The state of Lightning's training loop from which it goes on with the next thing to do.
 
-    steps: int
-    """Of the whole training."""
-    of_epoch: int
-    """Steps of an epoch."""
-    epochs_to_validation: int
-    """Only every so many epochs, or the part of one that the training ends with, a validation follows."""
+    That is the validation that follows, or the next step, in its epoch or in a new one. A state as
+    Lightning writes it would leave out a validation that was cut, and log steps under other numbers.
 
-    def validates_at(self, step: int) -> bool:
-        """Whether a validation follows the first `step` steps."""
-        epoch, rest = divmod(step - 1, self.of_epoch)
-        ends = rest + 1 == self.of_epoch or step == self.steps
-        return step > 0 and ends and (epoch + 1) % self.epochs_to_validation == 0
-
-    def place(self, step: int) -> tuple[int, int]:
-        """The epochs that `step` steps complete, and the further steps; the last epoch may be cut."""
-        return (-(-step // self.of_epoch), 0) if step == self.steps else divmod(step, self.of_epoch)
-
-    def loops(self, step: int, validated: bool, ended: bool) -> dict[str, Any]:
-        """The state of Lightning's training loop from which it goes on with the next thing to do.
-
-        That is the validation that follows, or the next step, in its epoch or in a new one. A state as
-        Lightning writes it would leave out a validation that was cut, and log steps under other numbers.
-
-        Args:
-            step: steps that are done.
-            validated: whether the validation that follows them, if one does, is done too.
-            ended: whether nothing follows, though steps may be left.
-        """
-        waits = self.validates_at(step) and not validated and not ended
-        epochs, batches = self.place(self.steps if ended else step)
-        done = {"total": _count(epochs), "current": _count(epochs)}
-        if waits:
-            batches, epochs = self.of_epoch, epochs - 1
-        if batches:  # within an epoch
-            done = {name: _count(epochs) | _begun(epochs + 1) for name in done}
-        of_batches = {"total": _count(step), "current": _count(batches), "is_last_batch": waits}
-        validation = {"total": _count(0) | _begun(waits), "current": _count(0), "is_last_batch": False}
-        steps = {"ready": step, "completed": step}
-        return {
-            "epoch_progress": done,
-            "epoch_loop.batch_progress": of_batches,
-            "epoch_loop.state_dict": {"_batches_that_stepped": step - waits},
-            "epoch_loop.manual_optimization.optim_step_progress": {"total": steps, "current": steps},
-            "epoch_loop.val_loop.batch_progress": validation,
-        }
+    Args:
+        course: of the training.
+        step: steps that are done.
+        validated: whether the validation that follows them, if one does, is done too.
+        ended: whether nothing follows, though steps may be left.
+    """
+    waits = course.validates_at(step) and not validated and not ended
+    epochs, batches = course.place(course.steps if ended else step)
+    done = {"total": _count(epochs), "current": _count(epochs)}
+    if waits:
+        batches, epochs = course.of_epoch, epochs - 1
+    if batches:  # within an epoch
+        done = {name: _count(epochs) | _begun(epochs + 1) for name in done}
+    of_batches = {"total": _count(step), "current": _count(batches), "is_last_batch": waits}
+    validation = {"total": _count(0) | _begun(waits), "current": _count(0), "is_last_batch": False}
+    steps = {"ready": step, "completed": step}
+    return {
+        "epoch_progress": done,
+        "epoch_loop.batch_progress": of_batches,
+        "epoch_loop.state_dict": {"_batches_that_stepped": step - waits},
+        "epoch_loop.manual_optimization.optim_step_progress": {"total": steps, "current": steps},
+        "epoch_loop.val_loop.batch_progress": validation,
+    }
 
 
 def _count(n: int) -> dict[str, int]:
@@ -261,7 +242,7 @@ class States(Callback):
         """Goes on from it: with the loops, the data's order, the log, and the best epoch, also where the
         folder was moved."""
         step, validated = self._kept = checkpoint["global_step"], checkpoint["validated_step"]
-        checkpoint["loops"] = {"fit_loop": self._course.loops(step, validated == step, checkpoint["ended"])}
+        checkpoint["loops"] = {"fit_loop": _loops(self._course, step, validated == step, checkpoint["ended"])}
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, InstructionData)
         data.begin_at(*self._course.place(step))

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from amid.data.tokens import Mean, MicroBatch, Row, SampledRow, counted_positions, padding_share
+from amid.data import InstructionData
+from amid.data.tokens import MicroBatch, counted_positions, padding_share
 from amid.errors import InputError
 from amid.experiment.evaluation import ValidationScore
 from amid.generation.sampling import MixedAnswer, Sampling
@@ -37,12 +38,29 @@ class Diverged(Exception):
         self.step = step
 
 
+@dataclass(frozen=True)
+class Optimisation:
+    """How the student's weights move.
+
+    Args:
+        optimizer: from parameters, `params=`, to an optimiser.
+        scheduler: makes a schedule, called as `amid.training.learning_rate.scheduled` says.
+        clip_norm: the gradient is scaled down to this norm, above 0; None never.
+        steps: optimiser steps of the whole training, which ends there.
+    """
+
+    optimizer: Callable[..., Optimizer]
+    scheduler: Callable[..., LRScheduler]
+    clip_norm: float | None
+    steps: int
+
+
 class DistillationModule(L.LightningModule):
     """Trains a student on an objective between it, a frozen teacher and the data.
 
     One item of the data loader is one optimiser step, given as a list of micro-batches. The loss is the sum
     over the counted tokens of all of them divided by their number, so that the way a step is cut into
-    micro-batches changes memory and speed only; or, with `mean="micro_batch"`, the mean of their own means.
+    micro-batches changes memory and speed only; or, with `data.mean=micro_batch`, the mean of their means.
     The student is in train mode, with whatever dropout its own configuration says; the teacher
     always in eval mode. A step whose loss or gradient is not finite leaves the student as it is, and raises
     `Diverged`.
@@ -64,20 +82,14 @@ class DistillationModule(L.LightningModule):
         student: the model to train.
         teacher: its teacher; None where neither the objective nor a comparison at validations needs one.
         objective: an objective of `amid.losses`.
-        optimizer: from parameters, `params=`, to an optimiser.
-        scheduler: makes a schedule, called as `amid.training.learning_rate.scheduled` says.
-        clip_norm: the gradient is scaled down to this norm, above 0; None never.
-        tokenizer: of both models.
-        valid_score: of the student's answers at validations; None for none.
-        steps: optimiser steps of the whole training, which ends there.
-        log_every_n_steps: steps between two records of the training.
-        micro_batches: cuts the rows of an optimiser step into micro-batches.
-        mean: over what the loss is a mean: "step" or "micro_batch".
+        data: cuts the rows of an optimiser step into micro-batches, and says over what the loss is a mean;
+            with plain text, a cross-entropy on a batch of it is added at each step with its weight: the mean
+            over its own counted tokens, or of its micro-batches' means. Its tokenizer is that of both models.
         text: whose responses are trained on; on the student's, only with an objective of which
             `on_student_text` leaves something.
-        plain_text: the batch of plain text with a given number, on which a cross-entropy is taken at each
-            step, the mean over its own counted tokens, or of its micro-batches' means; None for none.
-        plain_text_weight: of that loss.
+        optimisation: how the weights move.
+        valid_score: of the student's answers at validations; None for none.
+        log_every_n_steps: steps between two records of the training.
         shared_vocab: where both models' logits are needed, they are cut to their first so many entries;
             None if they are alike.
         schedule: moves settings of the objective's assistant after each optimiser step, in training and
@@ -98,18 +110,11 @@ class DistillationModule(L.LightningModule):
         student: PreTrainedModel,
         teacher: Teacher | None,
         objective: Loss,
-        optimizer: Callable[..., Optimizer],
-        scheduler: Callable[..., LRScheduler],
-        clip_norm: float | None,
-        tokenizer: PreTrainedTokenizerBase,
-        valid_score: ValidationScore | None,
-        steps: int,
-        log_every_n_steps: int,
-        micro_batches: Callable[[Sequence[Row | SampledRow]], list[MicroBatch]],
+        data: InstructionData,
         text: Text,
-        mean: Mean = "step",
-        plain_text: Callable[[int], list[MicroBatch]] | None = None,
-        plain_text_weight: float = 1.0,
+        optimisation: Optimisation,
+        valid_score: ValidationScore | None = None,
+        log_every_n_steps: int = 1,
         shared_vocab: int | None = None,
         schedule: Schedule | None = None,
     ) -> None:
@@ -118,12 +123,10 @@ class DistillationModule(L.LightningModule):
         self.student = student
         self.teacher = teacher
         self.objective = objective
-        self._micro_batches, self._text, self._mean = micro_batches, text, mean
+        self._data, self._text = data, text
         self._on_student_text = on_student_text(objective)
-        self._plain_text, self._plain_text_weight = plain_text, plain_text_weight
-        self._optimizer, self._scheduler, self._clip_norm = optimizer, scheduler, clip_norm
-        self._tokenizer, self._valid_score = tokenizer, valid_score
-        self.steps, self._log_every_n_steps = steps, log_every_n_steps
+        self._optimisation, self.steps = optimisation, optimisation.steps
+        self._valid_score, self._log_every_n_steps = valid_score, log_every_n_steps
         self._schedule = schedule
         if schedule is not None:
             schedule.begin(objective=objective)
@@ -144,8 +147,9 @@ class DistillationModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser over the student's trainable weights, and its schedule."""
-        optimizer = self._optimizer(params=[p for p in self.student.parameters() if p.requires_grad])
-        return [optimizer], [scheduled(self._scheduler, optimizer, self.steps)]
+        how = self._optimisation
+        optimizer = how.optimizer(params=[p for p in self.student.parameters() if p.requires_grad])
+        return [optimizer], [scheduled(how.scheduler, optimizer, how.steps)]
 
     def setup(self, stage: str) -> None:
         """Brings the teacher to the student's device.
@@ -179,24 +183,16 @@ class DistillationModule(L.LightningModule):
         if student_text is not None:
             assert self._on_student_text is not None
             micro_batches, objective = student_text, self._on_student_text
-        counts = [_counted(batch) for batch in micro_batches]
-        counted = sum(counts)
-        all_counted = max(counted, 1)
         step = self.trainer.global_step
         logging = (step + 1) % self._log_every_n_steps == 0 or step + 1 == self.steps
         needed = () if self._schedule is None else self._schedule.needs
-        loss = torch.zeros((), device=self.device)
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        for batch, denominator in zip(micro_batches, self._denominators(counts), strict=True):
-            part, stats = self._loss(objective, batch, denominator, return_stats=logging or bool(needed))
-            self.manual_backward(part)
-            loss += part.detach()
-            for name, value in stats.items():
-                sums[name] += value
-        plain_text_loss = self._plain_text_backward() if self._plain_text is not None else None
-        total = loss if plain_text_loss is None else loss + self._plain_text_weight * plain_text_loss
+        loss, means, counted = self._backward(objective, micro_batches, with_stats=logging or bool(needed))
+        total, weight = loss, self._data.plain_text_weight
+        if (plain_text_loss := self._plain_text_backward()) is not None:
+            total = loss + weight * plain_text_loss
+        clip_norm = self._optimisation.clip_norm
         norm = nn.utils.clip_grad_norm_(
-            self.student.parameters(), float("inf") if self._clip_norm is None else self._clip_norm
+            self.student.parameters(), float("inf") if clip_norm is None else clip_norm
         )
         values = (float(total), float(norm))
         if not all(map(math.isfinite, values)):
@@ -205,11 +201,7 @@ class DistillationModule(L.LightningModule):
         optimizer.zero_grad()  # gradients take no memory while the student answers
         self.response_tokens += counted
         if logging:
-            rates: dict[str, float | Tensor] = {f"train/{k}": v / all_counted for k, v in sums.items()}
-            assistant = getattr(self.objective, "assistant", None)
-            for name in ("alpha", "lam"):
-                if hasattr(assistant, name):
-                    rates[f"train/{name}"] = float(getattr(assistant, name))
+            rates = {f"train/{name}": mean for name, mean in means.items()} | self._assistant_rates()
             rates["train/padding"] = padding_share(micro_batches)
             if plain_text_loss is not None:
                 rates["train/plain_text_loss"] = plain_text_loss
@@ -219,13 +211,33 @@ class DistillationModule(L.LightningModule):
             self._record(step, {**rates, "train/loss": total})
         scheduler.step()
         if self._schedule is not None:
-            means = {"loss": loss} | {name: sums[name] / all_counted for name in needed}
-            self._schedule.update(
-                step=step, steps=self.steps, means={name: float(mean) for name, mean in means.items()}
-            )
+            given = {"loss": float(loss)} | {name: float(means[name]) for name in needed}
+            self._schedule.update(step=step, steps=self.steps, means=given)
             self._schedule.apply(objective=self.objective)
         self._stop_at_the_last_step()
         return total
+
+    def _backward(
+        self, objective: Loss, micro_batches: Sequence[MicroBatch], with_stats: bool
+    ) -> tuple[Tensor, dict[str, float | Tensor], int]:
+        """Adds the gradient of a step; its loss, the means of what is measured, and its counted tokens."""
+        counts = [_counted(batch) for batch in micro_batches]
+        counted = sum(counts)
+        loss = torch.zeros((), device=self.device)
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        for batch, denominator in zip(micro_batches, self._denominators(counts), strict=True):
+            part, stats = self._loss(objective, batch, denominator, return_stats=with_stats)
+            self.manual_backward(part)
+            loss += part.detach()
+            for name, value in stats.items():
+                sums[name] += value
+        return loss, {name: value / max(counted, 1) for name, value in sums.items()}, counted
+
+    def _assistant_rates(self) -> dict[str, float | Tensor]:
+        """The α and λ of the assistant, as far as it has them."""
+        assistant = getattr(self.objective, "assistant", None)
+        names = [name for name in ("alpha", "lam") if hasattr(assistant, name)]
+        return {f"train/{name}": float(getattr(assistant, name)) for name in names}
 
     def _record(self, step: int, rates: Mapping[str, float | Tensor]) -> None:
         """Logs figures of one step.
@@ -253,13 +265,13 @@ class DistillationModule(L.LightningModule):
 
     def _denominators(self, counted: Sequence[int]) -> list[int]:
         """What the sum over each micro-batch of a step is divided by, given its number of counted tokens."""
-        if self._mean == "micro_batch":
+        if self._data.mean == "micro_batch":
             return [len(counted) * max(n_tokens, 1) for n_tokens in counted]
         return [max(sum(counted), 1)] * len(counted)
 
     def _student_text(self, of_data: list[MicroBatch]) -> list[MicroBatch] | None:
         """What this step is taken on in place of the data; None for the data."""
-        answer = _Answerer(self.student, self.teacher, self._tokenizer)
+        answer = _Answerer(self.student, self.teacher, self._data.tokenizer)
         with self._answering():
             rows = self._text.rows(
                 prompts=prompts_of(of_data), step=self.trainer.global_step, steps=self.steps, answer=answer
@@ -271,7 +283,7 @@ class DistillationModule(L.LightningModule):
             return None
         self.text_counts["student_rows"] += len(rows)
         self.text_counts["student_tokens"] += sum(len(ids) - n_prompt for ids, n_prompt, *_ in rows)
-        parts = self._micro_batches(rows)
+        parts = self._data.micro_batches(rows)
         return [{name: value.to(self.device) for name, value in batch.items()} for batch in parts]
 
     @contextlib.contextmanager
@@ -296,10 +308,11 @@ class DistillationModule(L.LightningModule):
         self.text_counts = dict.fromkeys(counts, 0)
         return rates
 
-    def _plain_text_backward(self) -> Tensor:
-        """Adds the gradient of the loss on plain text, and returns it without its weight."""
-        assert self._plain_text is not None
-        batches = self._plain_text(self.trainer.global_step)
+    def _plain_text_backward(self) -> Tensor | None:
+        """Adds the gradient of the loss on plain text; that loss without its weight, or None."""
+        if self._data.plain_tokens is None:
+            return None
+        batches = self._data.plain_batch(self.trainer.global_step)
         objective = CrossEntropy(fused=self.objective.uses_fused)
         total = torch.zeros((), device=self.device)
         for batch, denominator in zip(
@@ -307,7 +320,7 @@ class DistillationModule(L.LightningModule):
         ):
             batch = {name: value.to(self.device) for name, value in batch.items()}
             loss, _ = self._loss(objective, batch, denominator)
-            self.manual_backward(self._plain_text_weight * loss)
+            self.manual_backward(self._data.plain_text_weight * loss)
             total += loss.detach()
         return total
 
@@ -353,7 +366,7 @@ class DistillationModule(L.LightningModule):
 
     def _score(self, of: ValidationScore) -> float:
         with self._answering(), self.trainer.precision_plugin.forward_context():
-            return of(self.student, self._tokenizer)
+            return of(self.student, self._data.tokenizer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what a resumed run goes on from: no frozen weights, which are where they came from."""

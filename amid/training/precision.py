@@ -2,31 +2,34 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from amid.console import announce
+from amid.settings.nodes import ModelSource, Trainer
 
 _SLOW = 3.0
 """How many times float32's time are worth a word."""
 
 
-def announce_slow_bfloat16(settings: Mapping[str, Any]) -> None:
-    """Says so where `settings` ask for bfloat16 on a CPU that has no instructions for it.
+def announce_slow_bfloat16(trainer: Trainer, models: Mapping[str, ModelSource]) -> None:
+    """Says so where a run asks for bfloat16 on a CPU that has no instructions for it.
 
     Without them (AVX-512 BF16 or AMX on x86) matrix products can take hundreds of times as long as in
     float32. That is measured, on one small product of each.
+
+    Args:
+        trainer: the settings of the trainer.
+        models: the settings of teacher and student.
     """
-    wanted = {
-        f"model.{role}.dtype": model["dtype"]
-        for role in ("teacher", "student")
-        if (model := settings["model"].get(role)) and model.get("dtype") == "bfloat16"
+    wanted: dict[str, str] = {
+        f"model.{role}.dtype": model.dtype for role, model in models.items() if model.dtype == "bfloat16"
     }
-    if str(settings["trainer"]["precision"]).startswith("bf16"):
-        wanted["trainer.precision"] = settings["trainer"]["precision"]
-    accelerator = settings["trainer"]["accelerator"]
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+    if trainer.precision.startswith("bf16"):
+        wanted["trainer.precision"] = trainer.precision
+    on_cpu = trainer.accelerator == "cpu" or (
+        trainer.accelerator == "auto" and not torch.accelerator.is_available()
+    )
     if not wanted or not on_cpu:
         return
     times = times_as_long()

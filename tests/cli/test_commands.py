@@ -162,8 +162,8 @@ def test_a_mistake_has_a_traceback_too_wherever_the_option_stands(capsys):
 
 
 def test_each_of_several_failed_runs_has_its_line_and_traceback(quick, tmp_path, capsys, monkeypatch):
-    def defective(cfg, *_):
-        raise RuntimeError(f"seed {cfg['seed']} is bad")
+    def defective(plan, *_):
+        raise RuntimeError(f"seed {plan.seed} is bad")
 
     monkeypatch.setattr("amid.experiment.run.run_experiment", defective)
     assert run("train", "-m", *quick, "seed=1,2") == 1

@@ -18,7 +18,7 @@ from amid.tracking.status import alone
 
 
 def test_the_log_of_a_run_does_not_name_the_next(quick, tmp_path, monkeypatch):
-    def logged(cfg, directory, labels):
+    def logged(plan, directory, labels):
         logging.getLogger("amid").warning("a word of the run")
         raise InputError("enough")
 
@@ -157,8 +157,8 @@ def test_several_runs_one_of_which_would_be_refused_start_none(
 def test_runs_of_different_settings_are_different_rows(quick, tmp_path, monkeypatch, capsys):
     from amid.reporting import build_table
 
-    def finished(cfg, directory, labels):
-        result = RunResult(directory.name, labels, "", cfg["seed"], {"open": {}}, {}, {}, {})
+    def finished(plan, directory, labels):
+        result = RunResult(directory.name, labels, "", plan.seed, {"open": {}}, {}, {}, {})
         save(result, directory)
         return result
 
@@ -182,7 +182,7 @@ def test_runs_that_failed_in_other_processes_are_told(quick, tmp_path, capsys, m
 
 
 def test_a_run_that_another_process_is_at_is_left_alone(quick, tmp_path, capsys, monkeypatch):
-    def refused(cfg, directory, labels):
+    def refused(plan, directory, labels):
         raise InputError("enough")
 
     one, both = [*quick, "seed=1"], ["-m", *quick, "seed=1,2"]

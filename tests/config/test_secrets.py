@@ -15,6 +15,7 @@ from amid.config.secrets import (
     without_secrets,
 )
 from amid.errors import InputError
+from amid.experiment.plan import Plan
 from amid.tracking.run_log import HidingFormatter
 
 SECRET = "hunter2hunter2"
@@ -133,10 +134,10 @@ def test_a_secret_of_a_configuration_is_found_in_any_text():
 
 
 def test_a_secret_is_not_recorded_with_a_run(tmp_path):
-    from amid.experiment.run import write_config
+    from amid.experiment.record import write_config
 
     cfg = {"logger": {"comet": {"api_key": "abc123", "aws_secret_access_key": "abc123"}}, "model": {}}
-    write_config(cfg, tmp_path, "k", cfg)
+    write_config(Plan(cfg, trains=False), tmp_path)
     assert "abc123" not in (tmp_path / "config.yaml").read_text()
 
 

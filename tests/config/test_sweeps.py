@@ -8,7 +8,7 @@ from amid.config.folders import SWEEPS, sweep_names
 from amid.config.sweeps import read_sweep
 from amid.errors import InputError
 from amid.estimates.cost import Estimator
-from amid.experiment.fine_tuning import fine_tuning
+from amid.experiment.plan import Plan
 from amid.results import RunResult, save
 from amid.settings import check
 
@@ -303,15 +303,15 @@ def test_the_checkpoints_are_the_largest_of_what_is_still_to_do(offline, capsys)
     assert main(given) == 0
     _, cfg = next(read_sweep("alpha", ["assistant.alpha=1"]).configs())
     cfg.logger = {}
-    works = {work.what: work.cost for work in Estimator().shared(as_dict(cfg)).values()}
+    plan = Plan(as_dict(cfg))
+    works = {work.what: work.cost for work in Estimator().shared(plan).values()}
     teacher, student = (
         works[f"fine-tuning of the {role} (random weights)"].checkpoints for role in ("teacher", "student")
     )
     assert teacher > 5 * student
     assert f"at most {teacher / 1e6:.3g} MB of checkpoints" in capsys.readouterr().out
     for role in ("teacher", "student"):
-        directory = fine_tuning(as_dict(cfg), role)[1]
-        save(RunResult(role, {}, "", 1, {}, {}, {}, {}), directory)
+        save(RunResult(role, {}, "", 1, {}, {}, {}, {}), plan.fine_tuning_folder(role))
     assert main(given) == 0
     assert f"at most {student / 1e6:.3g} MB of checkpoints" in capsys.readouterr().out
 

@@ -6,6 +6,7 @@ from amid.config.sweeps import read_sweep
 from amid.data import InstructionData
 from amid.data.builtin import tokenizer
 from amid.estimates.cost import ANSWER_BYTES, TEXT_BYTES, Estimator
+from amid.experiment.plan import Plan
 from amid.models.source import ModelSource
 from amid.scoring.answers import Answer, Answered, write_answers
 
@@ -23,6 +24,10 @@ def configured(*overrides):
     _, cfg = next(read_sweep("main", list(overrides)).configs())
     cfg.logger = {}
     return as_dict(cfg)
+
+
+def planned(*overrides):
+    return Plan(configured(*overrides))
 
 
 class Hand:
@@ -72,7 +77,7 @@ def test_operations_are_those_of_hand(overrides, drawn, on_answers):
     if overrides != ["text=data"]:
         given.append("text.max_new_tokens=2")
     cfg = configured(*given, *overrides)
-    cost, hand = Estimator().run(cfg), Hand(cfg)
+    cost, hand = Estimator().run(Plan(cfg)), Hand(cfg)
     rollouts, plain = "text=rollouts" in overrides, "data.plain_text=responses" in overrides
     assert cost.steps == 32
     on_data = 0 if rollouts else 1024 - on_answers
@@ -96,13 +101,13 @@ def test_a_stored_teacher_is_asked_about_the_student_s_text_alone():
     cfg = configured("teacher=cached", "text=mixed", *SIZES, *STEPS)
     without = configured("method=sft", *SIZES, *STEPS, "text=mixed")
     hand = Hand(cfg)
-    asked = Estimator().run(cfg).operations - Estimator().run(without).operations
+    asked = Estimator().run(Plan(cfg)).operations - Estimator().run(Plan(without)).operations
     assert asked == pytest.approx(2 * hand.teacher * 512 * (hand.prompt + hand.response))
 
 
 def test_validations_without_answers_and_in_every_other_epoch():
     def operations(*overrides):
-        return Estimator().run(configured("method=sft", *SIZES, *STEPS, *LENGTHS, *overrides)).operations
+        return Estimator().run(planned("method=sft", *SIZES, *STEPS, *LENGTHS, *overrides)).operations
 
     hand = Hand(configured(*SIZES))
     answering = 2 * hand.student * 64 * (hand.valid_prompt + 3)
@@ -120,7 +125,7 @@ def test_validations_without_answers_and_in_every_other_epoch():
 
 def test_of_many_epochs_fifty_end_with_a_validation_at_most():
     def run(epochs):
-        return Estimator().run(configured("method=sft", *SIZES, "data.valid_metric=null", *epochs_of(epochs)))
+        return Estimator().run(planned("method=sft", *SIZES, "data.valid_metric=null", *epochs_of(epochs)))
 
     def epochs_of(n):
         return ["trainer.limit_train_batches=1", f"trainer.max_epochs={n}"]
@@ -136,7 +141,7 @@ def test_of_many_epochs_fifty_end_with_a_validation_at_most():
 
 def test_adapters_are_trained_at_less():
     plain, adapted = (
-        Estimator().run(configured("method=sft", *SIZES, *STEPS, f"model.student.lora={lora}"))
+        Estimator().run(planned("method=sft", *SIZES, *STEPS, f"model.student.lora={lora}"))
         for lora in ("null", "{r: 4, alpha: 8}")
     )
     weights = Hand(configured(*SIZES)).student
@@ -151,7 +156,7 @@ def test_adapters_are_trained_at_less():
 def test_what_the_teacher_does_once():
     cfg = configured("method=kd", "text=teacher", "text.max_new_tokens=2", *SIZES, *STEPS)
     hand = Hand(cfg)
-    works = {work.what: work.cost for work in Estimator().shared(cfg).values()}
+    works = {work.what: work.cost for work in Estimator().shared(Plan(cfg)).values()}
     answers = works["the teacher's answers (random weights)"]
     tokens = 256 * (hand.prompt + 2)
     assert answers.operations == pytest.approx(2 * hand.teacher * tokens)
@@ -169,7 +174,7 @@ def test_what_the_teacher_does_once():
     assert tuning.checkpoints == 4 * 3 * 4 * hand.teacher
     assert tuning.disk == 4 * hand.teacher
     data, text = (
-        Estimator().run(configured("method=sft", *SIZES, *STEPS, f"text={name}", *max_new))
+        Estimator().run(planned("method=sft", *SIZES, *STEPS, f"text={name}", *max_new))
         for name, max_new in (("data", []), ("teacher", ["text.max_new_tokens=2"]))
     )
     assert data.tokens - text.tokens == pytest.approx(1024 * (hand.response - 2))
@@ -179,22 +184,22 @@ def test_a_comparison_with_a_stored_teacher_is_of_the_validation_text():
     alone, compared = (
         configured("method=sft", *SIZES, *STEPS, f"teacher={name}") for name in ("auto", "cached")
     )
-    hand, one, other = Hand(alone), Estimator().run(alone), Estimator().run(compared)
+    hand, one, other = Hand(alone), Estimator().run(Plan(alone)), Estimator().run(Plan(compared))
     valid = 64 * (hand.valid_prompt + hand.valid_response)
     assert other.operations - one.operations == pytest.approx(5 * 2 * hand.student * valid)
     assert other.memory - one.memory == 4 * hand.head
-    works = {work.what: work.cost for work in Estimator().shared(compared).values()}
+    works = {work.what: work.cost for work in Estimator().shared(Plan(compared)).values()}
     shared = "the teacher's states at validations (random weights)"
     assert works.keys() == {"fine-tuning of the teacher (random weights)", shared} | {
-        work.what for work in Estimator().shared(alone).values()
+        work.what for work in Estimator().shared(Plan(alone)).values()
     }
     assert works[shared].operations == pytest.approx(2 * hand.teacher * valid)
     assert works[shared].disk == pytest.approx(4 * (hand.width * 64 * hand.valid_response + hand.head))
     of_kd, of_seqkd = (
-        Estimator().shared(configured(f"method={name}", *SIZES, *STEPS, "teacher=cached"))
+        Estimator().shared(planned(f"method={name}", *SIZES, *STEPS, "teacher=cached"))
         for name in ("kd", "seqkd")
     )
-    assert Estimator().shared(compared).keys() < of_kd.keys()
+    assert Estimator().shared(Plan(compared)).keys() < of_kd.keys()
     assert len(of_kd.keys() & of_seqkd.keys()) == 3  # both fine-tunings, and the states at validations
 
 
@@ -202,7 +207,7 @@ def test_the_disk_of_a_run_has_its_answers(tmp_path):
     cfg = configured(*SIZES, *STEPS, *LENGTHS)
     hand = Hand(cfg)
     answers = sum(3 * TEXT_BYTES * tokens + n * 6 * 3 * ANSWER_BYTES for n, _, tokens in hand.tests.values())
-    assert Estimator().run(cfg).disk == pytest.approx(4 * hand.student + answers)
+    assert Estimator().run(Plan(cfg)).disk == pytest.approx(4 * hand.student + answers)
     words = ["Bread ", "is ", "baked ", "in ", "an ", "oven."] * 10  # of 4.5 letters with their spaces
     answer = Answer("".join(words), len(words), True, [-0.123456 * i for i in range(len(words))])
     rows = [Answered("".join(words), "", ("".join(words),), [answer] * 2)] * 20
@@ -215,7 +220,7 @@ def test_the_live_teacher_counts_where_the_text_is_the_students():
     costs = {}
     for text in ("data", "student"):
         cfg = configured("assistant.alpha=-1", f"text={text}")
-        costs[text] = Estimator().run(cfg)
+        costs[text] = Estimator().run(Plan(cfg))
     teacher = ModelSource(architecture=cfg["model"]["teacher"]["architecture"]).load(tokenizer())
     head = teacher.get_output_embeddings().weight.nbytes
     weights = sum(w.nbytes for w in teacher.parameters())

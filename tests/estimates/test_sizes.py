@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from amid.config.compose import CONF, register_resolvers
 from amid.data.builtin import tokenizer
 from amid.estimates.sizes import HUB_FACTS, Facts
+from amid.experiment.plan import Plan
 
 register_resolvers()
 DOLLY = "hf://datasets/MiniLLM/dolly/raw.jsonl"
@@ -52,7 +53,7 @@ def test_every_data_source_has_its_facts(name, hub):
     facts, data = Facts(), cfg["data"]
     for source in filter(None, [data["train"], data["valid"], *data["test"].values()]):
         assert facts.rows(source, data.get("fields")) > 0
-        lengths = facts.lengths(cfg, source)
+        lengths = facts.lengths(Plan(cfg, trains=False), source)
         assert 0 < lengths.prompt <= data["max_prompt_length"]
         assert 0 < lengths.response <= data["max_length"] - lengths.prompt
     assert not facts.unknown
@@ -83,7 +84,7 @@ def test_rows_are_those_that_a_source_takes(source, rows, hub):
 def test_a_fact_is_cut_to_the_limits(hub):
     cfg = configured("data=dolly")
     cfg["data"] |= {"max_prompt_length": 60, "max_length": 100}
-    lengths = Facts().lengths(cfg, DOLLY)
+    lengths = Facts().lengths(Plan(cfg, trains=False), DOLLY)
     assert (lengths.prompt, lengths.response, lengths.row) == (60, 40, 100)
 
 
@@ -92,7 +93,7 @@ def test_what_the_cache_has_is_read(hub):
     cfg = configured()
     facts = Facts()
     assert facts.rows(f"{DOLLY}[1:]", None) == 2
-    lengths = facts.lengths(cfg, f"{DOLLY}[1:]")
+    lengths = facts.lengths(Plan(cfg, trains=False), f"{DOLLY}[1:]")
     ours = tokenizer()
     expected = [len(ours("x " * n, add_special_tokens=False)["input_ids"]) + 1 for n in (2, 3)]
     assert lengths.response == sum(expected) / 2

@@ -1,4 +1,4 @@
-"""What is checked of a run before its data and its models."""
+"""The plan of a run: its parts, what is hashed and recorded, and its checks."""
 
 from types import SimpleNamespace
 
@@ -9,18 +9,95 @@ from amid.config.compose import CONF, as_dict, register_resolvers
 from amid.config.data_files import check_files
 from amid.errors import InputError
 from amid.experiment.fine_tuning import with_prepared_models
-from amid.experiment.plan import parts_of
-from amid.training.trainer import loggers_of
+from amid.experiment.plan import Plan, made_by_name
+from amid.settings import nodes
 
 OF_LIGHTNING = "lightning.pytorch.callbacks"
+register_resolvers()
 
 
-def settings(*overrides):
-    register_resolvers()
+def settings_of(*overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", list(overrides))
-    cfg.logger = {}
+        cfg = compose("train", ["logger=csv", "logger.csv.save_dir=here", *overrides])
     return as_dict(cfg)
+
+
+def plan_of(*overrides):
+    return Plan(settings_of(*overrides))
+
+
+def test_a_part_is_made_once_and_a_plan_with_a_prepared_model_shares_it(tmp_path):
+    plan = plan_of("assistant.alpha=-3")
+    assert plan.labels == {"order": "pr", "alpha": -3, "lam": 0.1}
+    prepared = plan.with_model("teacher", tmp_path)
+    assert plan.objective is plan.objective is prepared.objective
+    assert prepared.source("teacher").path == str(tmp_path)
+    assert plan.source("teacher").path is None
+    assert prepared.key == plan.key
+    assert prepared.hashed == plan.hashed
+    assert prepared.settings["model"]["teacher"]["path"] == str(tmp_path)
+    assert prepared.settings["model"]["student"] == plan.settings["model"]["student"]
+
+
+def test_a_teacher_without_a_use_is_left_out_of_a_training_alone():
+    settings = settings_of("method=sft")
+    assert set(Plan(settings).models) == set(Plan(settings).fine_tunings) == {"student"}
+    assert "teacher" not in Plan(settings).settings["model"]
+    assert set(Plan(settings, trains=False).models) == {"teacher", "student"}
+    compared = plan_of("method=sft", "teacher=cached")
+    assert compared.compared
+    assert set(compared.models) == {"teacher", "student"}
+    assert compared.key == Plan(settings).key, "a comparison changes nothing learnt"
+    assert not plan_of("method=kd", "teacher=cached").compared
+    assert "teacher" in plan_of("method=seqkd").models
+
+
+def test_a_fine_tuning_is_a_plan_of_its_own_whose_folder_does_not_depend_on_its_log(tmp_path):
+    plan = plan_of("model.teacher.sft.trainer.max_steps=7", "model.teacher.sft.seed=4", "prepared_dir=models")
+    tuning = plan.fine_tunings["teacher"]
+    course = tuning.length.over(10)
+    assert (course.steps, tuning.at, tuning.seed) == (7, "model.teacher.sft.", 4)
+    assert tuning.length.in_words(course).endswith("model.teacher.sft.trainer.max_steps sets this")
+    assert not tuning.objective.needs_teacher
+    logging = tuning.logging_to(tmp_path)
+    assert plan.fine_tuning_folder("teacher").as_posix() == f"models/sft-{logging.key}"
+    assert logging.settings["logger"]["csv"]["save_dir"] == str(tmp_path)
+    assert not tuning.settings["logger"]
+    other = plan_of("model.teacher.sft.trainer.max_steps=8", "prepared_dir=models")
+    assert other.fine_tuning_folder("teacher") != plan.fine_tuning_folder("teacher")
+    assert other.fine_tuning_folder("student") == plan.fine_tuning_folder("student")
+
+
+def test_a_fingerprint_is_of_the_settings_that_are_asked_for():
+    one, other = plan_of("seed=1"), plan_of("seed=2")
+    assert one.fingerprint("model", "data") == other.fingerprint("model", "data")
+    longer = plan_of("data.max_length=61")
+    assert one.fingerprint("model", "data.train") == longer.fingerprint("model", "data.train")
+    assert one.fingerprint("data") != longer.fingerprint("data")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method=sft", "text=student"], "needs labels, and the student's own text gives none"),
+        (["method=minillm", "text=data"], "needs text with the probabilities that it was sampled with"),
+        (["data=jsonl", "data.train=nope", "data.valid=nope"], "data file nope cannot be read"),
+        (
+            ["+model.student.sft.optimizer.foo=1"],
+            r"model\.student\.sft\.optimizer does not take .*foo=1",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_read(overrides, message):
+    with pytest.raises(InputError, match=message):
+        plan_of(*overrides).check()
+
+
+def test_a_callback_of_one_s_own_is_one_of_lightning():
+    with pytest.raises(
+        InputError, match=r"callbacks.mine is a Fraction; it must be a lightning.pytorch.Callback"
+    ):
+        plan_of("+callbacks.mine._target_=fractions.Fraction").check()
 
 
 def watching(monitor, callback="EarlyStopping"):
@@ -56,7 +133,7 @@ def watching(monitor, callback="EarlyStopping"):
 )
 def test_a_callback_that_watches_what_is_not_measured(overrides, message):
     with pytest.raises(InputError) as error:
-        parts_of(settings(*overrides))
+        plan_of(*overrides).check()
     assert message in str(error.value)
 
 
@@ -64,8 +141,8 @@ def test_a_callback_that_watches_what_is_not_measured(overrides, message):
     "monitor", ["valid/loss", "valid/rouge_l", "valid/rouge_l_best", "valid/kl_pq", "train/loss", "train/lam"]
 )
 def test_a_callback_that_watches_what_is_measured(monitor):
-    parts_of(settings(*watching(monitor)))
-    parts_of(settings(f"+callbacks.mine._target_={OF_LIGHTNING}.Timer"))
+    plan_of(*watching(monitor)).check()
+    plan_of(f"+callbacks.mine._target_={OF_LIGHTNING}.Timer").check()
 
 
 @pytest.mark.parametrize(
@@ -83,7 +160,7 @@ def test_a_file_that_cannot_be_read_is_named_with_its_setting(key, source, words
     data = {"train": None, "valid": None, "plain_text": None, "test": {}}
     data[node] = {name: source} if name else source
     with pytest.raises(InputError) as error:
-        check_files(data)
+        check_files(nodes.Data.model_construct(**data))
     assert str(error.value).startswith(f"data.{key}={source}: ")
     assert words in str(error.value)
 
@@ -91,18 +168,18 @@ def test_a_file_that_cannot_be_read_is_named_with_its_setting(key, source, words
 def test_what_cannot_be_logged_to_is_named():
     given = {"mine": {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "x", "foo": 1}}
     with pytest.raises(InputError, match=r"logger.mine cannot be made \(.*foo.*CSVLogger"):
-        loggers_of(given)
+        made_by_name("logger", given)
     given["mine"].pop("foo")
-    (logger,) = loggers_of(given)
+    (logger,) = made_by_name("logger", given).values()
     assert type(logger).__name__ == "CSVLogger"
 
 
 def test_a_device_of_a_fine_tuning_that_is_not_there_is_refused_before_any(monkeypatch):
-    cfg = settings("model.student.sft.trainer.accelerator=mps", "data.train.size=8")
+    plan = plan_of("model.student.sft.trainer.accelerator=mps")
     data = SimpleNamespace(train_examples=[None] * 8)
 
     def never(*_):
         pytest.fail("a fine-tuning has begun")
 
     with pytest.raises(InputError, match=r"model.student.sft.trainer.accelerator=mps .* cannot be had here"):
-        with_prepared_models(cfg, data, never)
+        with_prepared_models(plan, data, never)

@@ -11,7 +11,7 @@ from amid.data.builtin import TEMPLATE, TEMPLATE_WITH_INPUT, corpus, tokenizer
 from amid.data.prompts import Template
 from amid.losses import KL, Objective
 from amid.teacher.signals import LiveTeacher
-from amid.training.module import DistillationModule
+from amid.training.module import DistillationModule, Optimisation
 
 FORK = multiprocessing.get_context("fork")
 TOKENS = tokenizer()
@@ -60,15 +60,14 @@ def fitted(data, which, student, teacher=None, objective=None, steps=1, lr=0.1, 
         student=student,
         teacher=teacher or LiveTeacher(network(seed=5)),
         objective=objective or Objective(KL()),
-        optimizer=lambda params: torch.optim.SGD(params, lr=lr),
-        scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
-        clip_norm=None,
-        tokenizer=data.tokenizer,
-        valid_score=None,
-        steps=steps,
-        log_every_n_steps=1,
-        micro_batches=data.micro_batches,
+        data=data,
         text=which,
+        optimisation=Optimisation(
+            lambda params: torch.optim.SGD(params, lr=lr),
+            lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
+            clip_norm=None,
+            steps=steps,
+        ),
         **{key: value for key, value in given.items() if key != "precision"},
     )
     trainer = L.Trainer(

@@ -13,6 +13,7 @@ from amid.config.compose import CONF, as_dict, register_resolvers
 from amid.data import Example, InstructionData, Template
 from amid.data.builtin import tokenizer
 from amid.data.tokens import counted_positions
+from amid.experiment.plan import Plan
 from amid.experiment.run import run_experiment
 from amid.losses import AlphaBeta, AlphaMixture, Objective
 from amid.models.counted_states import CountedStates
@@ -132,7 +133,9 @@ def train(directory, overrides):
     """What `amid train` does, without its checks of the command line, which take as long as the training."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*overrides, f"logger.csv.save_dir={directory}"])
-    return run_experiment(as_dict(cfg), directory, {})
+    plan = Plan(as_dict(cfg))
+    plan.check()
+    return run_experiment(plan, directory, {})
 
 
 @pytest.mark.parametrize(

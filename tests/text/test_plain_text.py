@@ -21,6 +21,7 @@ from amid.text import DataText
 def test_the_loss_on_plain_text_is_the_one_computed_by_hand(tmp_path):
     words = " ".join(example.outputs[0] for example in corpus("train", size=60))
     given = {"plain_text": [words, "Name a brave dog."], "batch_size": 4, "micro_batch_size": 3}
+    given["plain_text_weight"] = 0.7
     data = data_of(tmp_path, size=4, **given)
     pieces = [
         ids[mask == 1]
@@ -29,14 +30,7 @@ def test_the_loss_on_plain_text_is_the_one_computed_by_hand(tmp_path):
     ]
     assert len({len(ids) for ids in pieces}) == 2, "the last piece is a short one"
     student, by_hand = network(), network()
-    module, logged = fitted(
-        data,
-        DataText(),
-        student,
-        plain_text=data.plain_batch,
-        plain_text_weight=0.7,
-        objective=CrossEntropy(),
-    )
+    module, logged = fitted(data, DataText(), student, objective=CrossEntropy())
 
     def mean(rows):
         """Of the cross-entropy over all counted tokens."""

@@ -100,13 +100,12 @@ def test_the_mean_of_micro_batches_means_is_the_one_computed_by_hand(tmp_path, f
     expected = mean_of_means(step) + mean_of_means(data.plain_batch(0))
     expected.backward()
     objective = CrossEntropy(fused=fused)
-    module, logged = fitted(
-        data, DataText(), network(), objective=objective, mean="micro_batch", plain_text=data.plain_batch
-    )
+    module, logged = fitted(data, DataText(), network(), objective=objective)
     assert logged["train/loss"] == pytest.approx(expected.item(), rel=1e-5)
     for mine, theirs in zip(module.student.parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs - 0.1 * theirs.grad, rtol=1e-4, atol=1e-6)
-    _, logged = fitted(data, DataText(), network(), objective=objective, plain_text=data.plain_batch)
+    data.mean = "step"
+    _, logged = fitted(data, DataText(), network(), objective=objective)
     assert logged["train/loss"] != pytest.approx(expected.item(), rel=1e-3)
 
 

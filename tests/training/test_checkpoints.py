@@ -24,11 +24,11 @@ from amid.training.checkpoints import (
     LAST,
     PREVIOUS,
     Checkpoints,
-    Course,
     WholeFiles,
     whole_state,
 )
 from amid.training.checkpoints import last_checkpoint as latest
+from amid.training.length import Course
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_a_process_that_slurm_starts_beside_others_logs(monkeypatch):
 
 @pytest.mark.slow
 def test_each_of_the_processes_that_slurm_starts_logs():
-    code = "import amid.training.trainer as _; from lightning.pytorch.utilities import rank_zero_only as of"
+    code = "import amid.training.devices as _; from lightning.pytorch.utilities import rank_zero_only as of"
     code += "; print(of.rank)"
     given = {"env": os.environ | SLURM, "capture_output": True, "text": True}
     assert subprocess.run([sys.executable, "-c", code], check=True, **given).stdout == "0\n"

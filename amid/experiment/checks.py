@@ -1,0 +1,131 @@
+"""What is checked of a plan before a row of its data or a weight of its models is read."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from lightning.pytorch.callbacks import Callback
+
+from amid.errors import InputError, choose_one
+from amid.experiment.plan import Plan
+from amid.measures import VALIDATION
+from amid.models.limits import check_lengths, check_reads_forwards
+from amid.models.source import load_tokenizer
+from amid.models.vocabulary import check_same_tokens, output_rows
+from amid.text import on_student_text
+from amid.training.checkpoints import Checkpoints
+
+_MANY_STEPS = 10**6
+"""Taken for the steps of a training while its data are not read."""
+
+
+def check_parts(plan: Plan) -> None:
+    """Checks the parts of a run that need neither data nor models, and the fine-tunings of its models.
+
+    Raises:
+        InputError: for a setting outside its range, or settings that do not fit.
+    """
+    _check_objective(plan)
+    most = plan.length.max_steps
+    plan.check_rates(most if most > 0 else _MANY_STEPS)
+    if not isinstance(plan.checkpoints, Checkpoints):
+        raise InputError(
+            f"{plan.at}checkpoint._target_ makes a {type(plan.checkpoints).__name__}; use "
+            "amid.training.checkpoints.Checkpoints or a class derived from it"
+        )
+    if plan.schedule is not None:
+        plan.schedule.begin(plan.objective)
+    if plan.asks_teacher:
+        plan.supply  # noqa: B018
+    check_callbacks(plan)
+    plan.sampling  # noqa: B018
+    for fine_tuning in plan.fine_tunings.values():
+        check_parts(fine_tuning)
+
+
+def _check_objective(plan: Plan) -> None:
+    """Whether the text and the parts of a step fit the objective."""
+    objective, text, data = plan.objective, plan.text, plan.data_settings
+    if text.from_student and on_student_text(objective) is None:
+        raise InputError(
+            f"objective={objective!r} needs labels, and the student's own text gives none; use text=data or "
+            "text=teacher, or an objective with a teacher"
+        )
+    if objective.uses_sampling and not text.sampled:
+        raise InputError(
+            f"objective={objective!r} needs text with the probabilities that it was sampled with; use "
+            "text=rollouts"
+        )
+    in_parts = objective.additive or data.mean == "micro_batch"
+    limits = {"micro_batch_size": data.micro_batch_size, "tokens_per_batch": data.tokens_per_batch}
+    for limit, value in limits.items():
+        if not in_parts and value is not None:
+            raise InputError(
+                f"data.{limit}={value} cuts a step into parts, but {objective!r} is no sum of "
+                f"parts; use data.{limit}=null, objective.maximum=token, or data.mean=micro_batch"
+            )
+
+
+def check_callbacks(plan: Plan) -> None:
+    """Checks that the user's own callbacks are those of Lightning, and watch what is measured.
+
+    Raises:
+        InputError: naming the callback, and what there is to watch.
+    """
+    known = [of.logged for of in VALIDATION.values() if plan.asks_teacher or of.taken != "with a teacher"]
+    if (metric := plan.data_settings.valid_metric) is not None:
+        known += [f"valid/{metric}", f"valid/{metric}_best"]
+    for name, callback in plan.callbacks.items():
+        if not isinstance(callback, Callback):
+            raise InputError(
+                f"callbacks.{name} is a {type(callback).__name__}; it must be a lightning.pytorch.Callback"
+            )
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str) and monitor not in known and not monitor.startswith("train/"):
+            raise InputError(
+                f"callbacks.{name}.monitor={monitor} is not measured{choose_one(monitor, known)}, or of each "
+                "logged step train/loss"
+            )
+
+
+def check_models(plan: Plan) -> None:
+    """Checks that the models of a run are there, can read its texts, and have its tokenizer.
+
+    Raises:
+        InputError: naming the model, also for a teacher with adapters that nothing trains.
+    """
+    tokenizer, models = plan.tokenizer, plan.models
+    teacher = models.get("teacher")
+    if teacher is not None and teacher.lora is not None and not teacher.sft:
+        raise InputError(
+            "model.teacher.lora is for the teacher's fine-tuning, and model.teacher.sft=null has none; "
+            "set model.teacher.lora=null too"
+        )
+    shared = getattr(plan.objective, "shared_vocab", None)
+    for role in models:
+        with _named(role):
+            source = plan.source(role)
+            skeleton = source.skeleton(source.config(tokenizer))
+            source.check_rows(skeleton, tokenizer)
+        name = f"the {role} {source.path or ''}".strip()
+        check_reads_forwards(name, skeleton)
+        rows = output_rows(skeleton)
+        if shared is not None and shared > rows:
+            raise InputError(
+                f"objective.shared_vocab={shared} is more than the {rows} tokens that {name} has logits for; "
+                f"use {rows} at most, or null"
+            )
+        reads = ("data", "text", *(("generation",) if role == "student" else ()))
+        check_lengths(name, skeleton, plan.longest_texts(*reads))
+        if source.path is not None:
+            check_same_tokens(role, tokenizer, load_tokenizer(source.path))
+
+
+@contextlib.contextmanager
+def _named(role: str) -> Iterator[None]:
+    """Has a mistake in the settings of a model name them by their keys, such as `model.teacher.path`."""
+    try:
+        yield
+    except InputError as error:
+        text = str(error).replace("model.student.layers", "model layers")
+        raise InputError(re.sub(r"^model (?=[a-z]+[=.])", f"model.{role}.", text)) from error
