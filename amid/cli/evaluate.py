@@ -25,7 +25,7 @@ from amid.models.source import ModelSource, load_tokenizer
 from amid.results import BEST, RESULT_FILE, Label, RunResult, load, save
 from amid.tracking.command_records import record_command
 from amid.tracking.progress import silence_bars
-from amid.tracking.status import alone, watched
+from amid.tracking.status import only_process_in, watched
 from amid.training.devices import one_device, use_threads
 from amid.training.precision import announce_slow_bfloat16
 
@@ -41,7 +41,7 @@ def run(cfg: DictConfig) -> None:
     """
     silence_bars()
     directory = Path(HydraConfig.get().runtime.output_dir)
-    with alone(directory):
+    with only_process_in(directory):
         result = _finished(cfg, directory)
         if result is None:
             if (directory / RESULT_FILE).exists():

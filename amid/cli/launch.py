@@ -16,7 +16,7 @@ from amid.config.own_modules import search_working_folder
 from amid.console import shown
 from amid.errors import Busy, Damaged, InputError, in_one_line, is_mistake, print_error, was_interrupted
 from amid.tracking.run_log import RUN_LOG, logged, off_the_screen
-from amid.training.interruption import heeded
+from amid.training.interruption import stopped_by_signals
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -152,7 +152,7 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
     os.environ["HYDRA_FULL_ERROR"] = "1"
     jobs = _Jobs(name, runs, elsewhere)
 
-    @heeded()
+    @stopped_by_signals()
     def task(cfg: DictConfig) -> Any:
         return jobs.run(cfg)
 
@@ -279,7 +279,7 @@ def _check_direction(cfg: Any, sweeper: Any) -> None:
         )
 
 
-def tell_of(elsewhere: Sequence[Path]) -> None:
+def announce_left_to_others(elsewhere: Sequence[Path]) -> None:
     """Says which runs were left to other processes."""
     if elsewhere:
         folder, names = shown(elsewhere[0].parent), ", ".join(directory.name for directory in elsewhere)
@@ -306,10 +306,10 @@ def check_results(runs: Sequence[Path]) -> None:
 
 
 def _remove_if_nothing_was_computed(directory: Path) -> None:
-    from amid.tracking.status import LOCK_FILE, STATUS_FILE, alone, read_told
+    from amid.tracking.status import LOCK_FILE, STATUS_FILE, only_process_in, read_status_record
 
-    with contextlib.suppress(OSError, Busy, Damaged), alone(directory):
-        told = read_told(directory)
+    with contextlib.suppress(OSError, Busy, Damaged), only_process_in(directory):
+        told = read_status_record(directory)
         begun = told is not None and told.state != "failed"  # by an earlier command
         nothing = {".hydra", LOCK_FILE, RUN_LOG, STATUS_FILE}
         if not begun and {file.name for file in directory.iterdir()} <= nothing:
@@ -317,7 +317,7 @@ def _remove_if_nothing_was_computed(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def and_what_is_next(directories: Sequence[Path], report: bool) -> Iterator[None]:
+def next_commands_printed(directories: Sequence[Path], report: bool) -> Iterator[None]:
     """Prints, however the runs in `directories` end, the commands for what they left.
 
     They are the one that sends to W&B what was logged offline, and with `report`, or where several runs were

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from amid import __version__
 from amid.cli.launch import (
-    and_what_is_next,
+    announce_left_to_others,
     check_others,
     check_results,
     checked,
     launch,
-    tell_of,
+    next_commands_printed,
     unread,
     without_empty_folders,
 )
@@ -22,7 +22,7 @@ from amid.config.own_modules import search_working_folder
 from amid.console import as_typed
 from amid.errors import InputError, choose_one, print_error, was_interrupted, with_traceback
 from amid.tracking.run_log import off_the_screen
-from amid.training.interruption import heeded, signal_of
+from amid.training.interruption import signal_of, stopped_by_signals
 from amid.training.process_memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _run(arguments: list[str]) -> int:
     if command not in ("report", "status", "dashboard") and (command != "score" or "--trust-run" in rest):
         search_working_folder()  # those read what others may have made, and take no code
     try:
-        with heeded():
+        with stopped_by_signals():
             if command in ("-h", "--help"):
                 _help([])
             elif command == "--version":
@@ -165,14 +165,14 @@ def _hydra(name: str, arguments: list[str]) -> None:
                 arguments.append(sweep.subdir)
         places = [Path(cfg.output_dir), Path(cfg.prepared_dir), Path(cfg.data.cache_dir)]
     elsewhere: list[Path] = []
-    with without_empty_folders(*places), and_what_is_next(runs, report=several):
+    with without_empty_folders(*places), next_commands_printed(runs, report=several):
         try:
             failed = launch(name, arguments, runs, elsewhere)
         except (HydraException, OmegaConfBaseException) as error:
             check_overrides(name, overrides)  # which says more of a mistake in them
             raise InputError(reason_of_hydra(error)) from error
         finally:
-            tell_of(elsewhere)
+            announce_left_to_others(elsewhere)
         if failed:
             raise InputError(f"{len(failed)} of {len(runs)} runs failed (above)")
         if name == "train" and not searches:
@@ -327,7 +327,7 @@ def _run_sweep(sweep: "Sweep", again: str) -> None:
     write_plan(sweep.output_dir, [directory.name for directory in runs], again)
     failed = False
     elsewhere: list[Path] = []
-    with and_what_is_next(runs, report=False):
+    with next_commands_printed(runs, report=False):
         for line in sweep.launch_arguments():
             try:
                 failed |= bool(launch("train", line, runs, elsewhere))
@@ -336,7 +336,7 @@ def _run_sweep(sweep: "Sweep", again: str) -> None:
                 print_error(error)
     if any((directory / RESULT_FILE).exists() for directory in (runs or sweep.output_dir.glob("*"))):
         _report([str(sweep.output_dir)])
-    tell_of(elsewhere)
+    announce_left_to_others(elsewhere)
     if failed:
         raise InputError(f"some runs failed (above); to try them again: {again}")
     if not sweep.searches:  # whose sweeper decides how many may fail

@@ -32,7 +32,7 @@ from amid.metrics import (
 )
 from amid.results import Score
 from amid.scoring.scores import (
-    applied,
+    metric_values,
     per_prompt,
     resampled,
     score_answers,
@@ -375,7 +375,7 @@ def _print_differences(systems: Sequence[System], name: str, out: Console) -> No
         is_text = column in ("First", "Second", "")
         table.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
     try:
-        given = [applied({name: metric}, system.by_seed)[name] for system in systems]
+        given = [metric_values({name: metric}, system.by_seed)[name] for system in systems]
     except ValueError as error:
         raise InputError(f"--metric={name} cannot score these answers: {error}") from error
     scores = [

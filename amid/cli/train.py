@@ -17,7 +17,7 @@ from amid.experiment.plan import Plan
 from amid.measures import measure_of
 from amid.results import RESULT_FILE, RunResult, quality_metrics
 from amid.tracking.command_records import record_command
-from amid.tracking.status import alone, end_of, watched
+from amid.tracking.status import end_of, only_process_in, watched
 from amid.training.interruption import requeue, signal_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def run(cfg: DictConfig) -> float | None:
     directory = Path(hydra.runtime.output_dir)
     finished = (directory / RESULT_FILE).exists()
     try:
-        with alone(directory), watched(directory):
+        with only_process_in(directory), watched(directory):
             if not finished:
                 record_command(directory, cfg)
             labels = labels_of(cfg, hydra.runtime.choices, list(hydra.overrides.task), directory)

@@ -30,7 +30,7 @@ from amid.scoring.answers import (
     write_per_prompt,
 )
 from amid.scoring.scores import (
-    applied,
+    metric_values,
     per_prompt,
     score_answers,
     set_scores,
@@ -39,7 +39,7 @@ from amid.scoring.scores import (
     unread_in_words,
 )
 from amid.tracking.progress import Progress
-from amid.tracking.status import tell
+from amid.tracking.status import record_status
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def evaluate_sets(
     if answered_before := [name for name in sets if name not in unanswered]:
         announce(f"Answered before, and kept: {', '.join(answered_before)}")
     total = sum(map(len, unanswered.values())) * len(sampling.seeds) * sampling.samples
-    tell(note="scoring")
+    record_status(note="scoring")
     with precision(), Progress("answers", total, unit="answers") as progress:
         drawn = sampling.answers_to_sets(
             model=model, tokenizer=tokenizer, sets=unanswered, finished=progress.advance
@@ -140,7 +140,7 @@ def _scored(
 ) -> dict[str, dict[str, Score]]:
     """The scores of the answers in the files of each set, one a seed; writes those of each prompt."""
     by_seed = {name: [read_answers(file) for file in of_set] for name, of_set in files.items()}
-    given = {name: applied(metrics, answered) for name, answered in by_seed.items()}
+    given = {name: metric_values(metrics, answered) for name, answered in by_seed.items()}
     of_prompts = {
         name: {
             metric: values

@@ -11,7 +11,7 @@ from amid.errors import Damaged, InputError
 from amid.experiment.plan import Plan
 from amid.files import only_writer
 from amid.results import BEST, REMEDY, RESULT_FILE, RunResult, check_student, load
-from amid.tracking.status import PREPARING, tell, watched
+from amid.tracking.status import PREPARING, record_status, watched
 from amid.training.devices import one_device
 from amid.training.length import Course
 
@@ -64,7 +64,7 @@ def _fine_tuned(plan: Plan, role: str, course: Course, run: Run) -> Path:
     """The folder of the fine-tuned model, which is made where it is not there."""
     tuning, directory = plan.fine_tunings[role], plan.fine_tuning_folder(role)
     directory.mkdir(parents=True, exist_ok=True)
-    tell(note=PREPARING, part=f"fine-tuning of the {role}")
+    record_status(note=PREPARING, part=f"fine-tuning of the {role}")
     with only_writer(directory, f"the fine-tuned {role}"):
         forget_damaged(directory)
         if not (directory / RESULT_FILE).exists():
@@ -73,7 +73,7 @@ def _fine_tuned(plan: Plan, role: str, course: Course, run: Run) -> Path:
             with watched(directory):
                 run(tuning.logging_to(directory), directory, {"method": "sft", "role": role})
         step = load(directory).diverged_step
-    tell(note=PREPARING)
+    record_status(note=PREPARING)
     if step is not None:
         raise InputError(
             f"the {role}'s fine-tuning in {directory} diverged at step {step}; "

@@ -26,7 +26,7 @@ from amid.scoring.answers import Answer
 log = logging.getLogger(__name__)
 
 
-def untold(answers: int) -> None:
+def report_nothing(answers: int) -> None:
     """What hears of finished answers where nobody wants to."""
 
 
@@ -126,7 +126,7 @@ class Sampling:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         sets: Mapping[str, Sequence[Sequence[int]]],
-        finished: Callable[[int], None] = untold,
+        finished: Callable[[int], None] = report_nothing,
     ) -> Iterator[tuple[str, int, list[list[Answer]]]]:
         """The set's name, a seed, and its answers to that set's prompts: for every set and every seed.
 
@@ -153,7 +153,7 @@ class Sampling:
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Sequence[int]],
         names: Iterable[Sequence[str]],
-        finished: Callable[[int], None] = untold,
+        finished: Callable[[int], None] = report_nothing,
     ) -> list[list[Answer]]:
         """The answers with their log-probabilities; `names` of their random numbers, by prompt."""
         check_prompts(prompts)
@@ -248,7 +248,7 @@ class Sampling:
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Sequence[int]],
         names: Iterable[Sequence[str]],
-        finished: Callable[[int], None] = untold,
+        finished: Callable[[int], None] = report_nothing,
     ) -> list[list[Row]]:
         """An answer for each of the `names` of random numbers that a prompt has, as many for each prompt.
 

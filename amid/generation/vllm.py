@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.errors import InputError
-from amid.generation.sampling import Sampling, as_answer, check_prompts, streams, untold
+from amid.generation.sampling import Sampling, as_answer, check_prompts, report_nothing, streams
 from amid.models.vocabulary import output_rows
 from amid.scoring.answers import Answer
 
@@ -61,7 +61,7 @@ class VLLMSampling(Sampling):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         sets: Mapping[str, Sequence[Sequence[int]]],
-        finished: Callable[[int], None] = untold,
+        finished: Callable[[int], None] = report_nothing,
     ) -> Iterator[tuple[str, int, list[list[Answer]]]]:
         """See `Sampling.answers_to_sets`.
 

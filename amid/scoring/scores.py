@@ -34,7 +34,7 @@ Given = Sequence[Sequence[float] | SetScore]
 """What a metric gives the answers of each seed: a score for each answer, in their order, or one for all."""
 
 
-def applied(metrics: Mapping[str, Metric], by_seed: Sequence[Sequence[Answered]]) -> dict[str, Given]:
+def metric_values(metrics: Mapping[str, Metric], by_seed: Sequence[Sequence[Answered]]) -> dict[str, Given]:
     """What each of `metrics` gives the answers of each seed, computed once for all that is made from it.
 
     Raises:
@@ -164,7 +164,7 @@ def score_answers(
     if "self_bleu" not in values and len(by_seed) > 1:
         add_self_bleu([[a.text for row in rows for a in row.answers] for rows in zip(*by_seed, strict=True)])
     of_answers = {name: Score.over_seeds(each, signatures.get(name)) for name, each in values.items()}
-    return set_scores(applied(metrics, by_seed), metrics) | of_answers
+    return set_scores(metric_values(metrics, by_seed), metrics) | of_answers
 
 
 _TOLD: dict[str, Callable[[Answer], float | None]] = {
@@ -175,7 +175,7 @@ _TOLD: dict[str, Callable[[Answer], float | None]] = {
 
 
 def per_prompt(given: Given, by_seed: Sequence[Sequence[Answered]]) -> list[float] | None:
-    """The mean score of all answers to each prompt, from what a metric gives them (`applied`).
+    """The mean score of all answers to each prompt, from what a metric gives them (`metric_values`).
 
     None for a metric of whole sets.
     """

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from amid.console import announce
 from amid.measures import TRAINING, VALIDATION, Measure, measure_of
-from amid.tracking.status import due, tell
+from amid.tracking.status import due, record_status
 
 SECONDS_BETWEEN_LINES = 3.0
 """At least, from the beginning of a computation to its first line, and from one to the next."""
@@ -90,7 +90,7 @@ class ProgressLines(_Watch):
     _validated = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The next line has a new score to tell."""
+        """The next line has a new score to print."""
         self._validated = True
 
     def _scores(self, trainer: L.Trainer) -> str:
@@ -127,7 +127,7 @@ class StatusRecords(_Watch):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
         super().on_train_start(trainer, pl_module)
-        tell(step=trainer.global_step, steps=self._steps, note="training")
+        record_status(step=trainer.global_step, steps=self._steps, note="training")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -136,18 +136,20 @@ class StatusRecords(_Watch):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         step = trainer.global_step
         if due() or step == self._steps:
-            tell(step=step, loss=self._loss, seconds_left=self._seconds_left(step), **self._score(trainer))
+            record_status(
+                step=step, loss=self._loss, seconds_left=self._seconds_left(step), **self._score(trainer)
+            )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the last score."""
-        tell(seconds_left=None, **self._score(trainer))
+        record_status(seconds_left=None, **self._score(trainer))
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Writes the step at which the training was cut."""
         if self._losses:
-            tell(step=trainer.global_step, loss=self._loss, seconds_left=None)
+            record_status(step=trainer.global_step, loss=self._loss, seconds_left=None)
 
     def _score(self, trainer: L.Trainer) -> dict[str, Any]:
         metrics = trainer.callback_metrics
@@ -184,7 +186,7 @@ class Progress:
             self._task = self._bar.add_task(what, total=total)
 
     def __enter__(self) -> "Progress":
-        tell(part=self.what, done=0, total=self.total)
+        record_status(part=self.what, done=0, total=self.total)
         if self._bar is not None:
             self._bar.start()
         return self
@@ -192,7 +194,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        tell(part="", done=0, total=None, seconds_left=None)
+        record_status(part="", done=0, total=None, seconds_left=None)
 
     @property
     def seconds(self) -> float:
@@ -224,4 +226,4 @@ class Progress:
             rate = f"{self.rate:,.0f} {self.unit}/s"
             announce(f"  {self.what} {share}%  {rate}  {self.seconds_left:.0f} s left")
         if self.done and due():
-            tell(done=self.done, seconds_left=self.seconds_left)
+            record_status(done=self.done, seconds_left=self.seconds_left)

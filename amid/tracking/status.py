@@ -92,7 +92,7 @@ _OF_A_PHASE = ("part", "done", "total", "seconds_left")
 """Fields that end with what the note says."""
 
 
-class Told(Record):
+class StatusRecord(Record):
     """What `StatusWriter` writes: fields of `RunStatus`, and of the process."""
 
     state: Literal["running", "done", "diverged", "failed", "interrupted"]
@@ -184,7 +184,7 @@ def due() -> bool:
     return bool(_watched) and _watched[-1].due
 
 
-def tell(**fields: Any) -> None:
+def record_status(**fields: Any) -> None:
     """Writes fields of `RunStatus` of the run that this process is in; outside of `watched` nothing.
 
     How far a fine-tuning is, the run that it is for tells too.
@@ -200,7 +200,7 @@ def tell(**fields: Any) -> None:
 
 
 @contextlib.contextmanager
-def alone(directory: Path) -> Iterator[None]:
+def only_process_in(directory: Path) -> Iterator[None]:
     """Keeps other processes from the run in `directory`, which exists.
 
     Raises:
@@ -226,7 +226,7 @@ def alone(directory: Path) -> Iterator[None]:
 def watched(directory: Path) -> Iterator[None]:
     """Marks the run in `directory` as running, and at its end as done, diverged, failed or interrupted.
 
-    Meanwhile `tell` writes its status, and a thread a sign of life every minute. A mistake that is found
+    Meanwhile `record_status` writes its status, and a thread a sign of life every minute. A mistake found
     before a begun run goes on leaves its status, and the command that began it, as they were.
     """
     if (directory / RESULT_FILE).exists():
@@ -235,7 +235,7 @@ def watched(directory: Path) -> Iterator[None]:
     forget_parts(directory)
     earlier = None
     with contextlib.suppress(Damaged):  # written anew now
-        earlier = read_told(directory)
+        earlier = read_status_record(directory)
     files = (directory / STATUS_FILE, *(directory / HYDRA_FOLDER).glob("*"))
     before = {file: file.read_bytes() for file in files if file.exists()}
     status = StatusWriter(directory)
@@ -271,7 +271,7 @@ def watched(directory: Path) -> Iterator[None]:
                 status.write(**end)
 
 
-def _was_begun(record: Told | None) -> bool:
+def _was_begun(record: StatusRecord | None) -> bool:
     """Whether a status is that of a run which has something to go on from, or which nobody refused."""
     return record is not None and (record.state in ("interrupted", "running") or bool(record.step))
 
@@ -332,14 +332,14 @@ def without_result(directory: Path) -> dict[Path, RunStatus]:
     return {folder: _status_of(folder) for folder in folders if not (folder / RESULT_FILE).exists()}
 
 
-def read_told(directory: Path) -> Told | None:
+def read_status_record(directory: Path) -> StatusRecord | None:
     """What the run in `directory` has last told of itself; None where it has not.
 
     Raises:
         Damaged: if its status.json is not what it wrote.
     """
     remedy = "delete it; a run that goes on writes it anew"
-    return read_record(directory / STATUS_FILE, Told, remedy)
+    return read_record(directory / STATUS_FILE, StatusRecord, remedy)
 
 
 def _holds_runs(directory: Path) -> bool:
@@ -353,7 +353,7 @@ def _is_run(directory: Path) -> bool:
 def _status_of(directory: Path) -> RunStatus:
     status, record, spoilt = RunStatus(directory.name, "waiting"), None, ""
     try:
-        record = read_told(directory)
+        record = read_status_record(directory)
     except Damaged as error:
         spoilt = str(error)
         status = replace(status, state="failed", note=spoilt)
@@ -396,7 +396,7 @@ def _worse(how: str) -> str:
     return f"far worse than it began: {how}" if how else ""
 
 
-def _alive(record: Told, age: float) -> bool:
+def _alive(record: StatusRecord, age: float) -> bool:
     """Whether the process that wrote `record`, `age` seconds ago, is there, as far as can be told here."""
     here = record.host == socket.gethostname()
     if not here or record.pid is None or age >= SILENCE:  # then its number may be another's by now

@@ -182,7 +182,7 @@ class States(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keeps the state before the first step; signals are heeded after a step from now on."""
-        interruption.hold()
+        interruption.hold_signals()
         self._kept_at = time.monotonic()
         if self._kept is None:
             self._keep(trainer)
@@ -198,24 +198,24 @@ class States(Callback):
             Stopped: for a signal.
         """
         assert self._kept is not None
-        stops = interruption.asked()
+        stops = interruption.stop_requested()
         passed = trainer.global_step - self._kept[0], time.monotonic() - self._kept_at
         if _now(trainer) != self._kept and (stops or self._checkpoints.due(*passed)):
             self._keep(trainer)
         if stops:
-            interruption.release()
+            interruption.release_signals()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keeps the state before a validation in the training, which a signal cuts short."""
         if trainer.state.fn == "fit":
             if _now(trainer) != self._kept:
                 self._keep(trainer)
-            interruption.release()
+            interruption.release_signals()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Signals are heeded after a step again."""
         if trainer.state.fn == "fit":
-            interruption.hold()
+            interruption.hold_signals()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keeps the state after the last step and its validation, also where a callback ended the training.
@@ -225,7 +225,7 @@ class States(Callback):
         """
         self._ended = True
         self._keep(trainer)
-        interruption.release()
+        interruption.release_signals()
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -43,7 +43,7 @@ def _answer(signum: int, frame: Any) -> None:
 
 
 @contextlib.contextmanager
-def heeded() -> Iterator[None]:
+def stopped_by_signals() -> Iterator[None]:
     """Within, the signals raise `Stopped`: at once, or where the training holds them, after its step."""
     if _Asked.heeded or threading.current_thread() is not threading.main_thread():
         yield
@@ -64,14 +64,14 @@ def _install() -> None:
         signal.signal(number, _answer)
 
 
-def hold() -> None:
-    """From now on a signal is only noted; see `asked`. Takes over from Lightning's own handlers."""
+def hold_signals() -> None:
+    """From now on a signal is only noted; see `stop_requested`. Takes over from Lightning's own handlers."""
     if _Asked.heeded:
         _install()
         _Asked.held = True
 
 
-def release(quiet: bool = False) -> None:
+def release_signals(quiet: bool = False) -> None:
     """From now on a signal raises at once; one that was noted does so now, unless `quiet`.
 
     Raises:
@@ -82,7 +82,7 @@ def release(quiet: bool = False) -> None:
         raise Stopped(_Asked.signum)
 
 
-def asked() -> bool:
+def stop_requested() -> bool:
     """Whether a signal came that is held."""
     return _Asked.held and _Asked.signum is not None
 

@@ -90,7 +90,7 @@ class Training:
             figures = {**module.before, **_figures(module, taken), "diverged_step": float(error.step)}
             return Trained(trainer, figures, taken["seconds"])
         finally:
-            interruption.release(quiet=True)
+            interruption.release_signals(quiet=True)
         figures = _keep(module, kept, trainer.global_step, data.valid_metric) | {
             **_figures(module, taken),
             "peak_memory": taken["peak_memory"],

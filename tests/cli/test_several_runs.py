@@ -14,7 +14,7 @@ from amid.config.compose import CONF
 from amid.config.run_names import run_name
 from amid.errors import Busy, InputError
 from amid.results import RunResult, save
-from amid.tracking.status import alone
+from amid.tracking.status import only_process_in
 
 
 def test_the_log_of_a_run_does_not_name_the_next(quick, tmp_path, monkeypatch):
@@ -191,7 +191,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(quick, tmp_path, capsys,
     (folder / ".hydra").mkdir(parents=True)
     (folder / "status.json").write_text("{}")
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(one))  # of a single run, which -m finds
-    with alone(folder):
+    with only_process_in(folder):
         assert run("train", *one) == 1
         assert (folder / "status.json").read_text() == "{}"
         assert "is being run by another process; amid status" in capsys.readouterr().err
@@ -214,7 +214,7 @@ def test_a_mistake_for_a_run_that_another_process_is_at_leaves_that_alone(quick,
     folder.mkdir()
     (folder / "status.json").write_text("{}")
     of_mine = [*quick, f"hydra.run.dir={folder}"]
-    with alone(folder):
+    with only_process_in(folder):
         assert run("train", *of_mine) == 1
         assert "is being run by another process" in capsys.readouterr().err
         assert run("train", *of_mine, "method=sft", "divergence=kl") == 1

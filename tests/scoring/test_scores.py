@@ -36,7 +36,7 @@ from amid.scoring.answers import (
     write_per_prompt,
 )
 from amid.scoring.scores import (
-    applied,
+    metric_values,
     per_prompt,
     resampled,
     score_answers,
@@ -98,7 +98,7 @@ def test_a_prompt_has_the_mean_over_all_its_answers():
     one, other = answered("the cat sat on the mat", "a dog barked", "yes"), answered("", "", "")
 
     def means(metric, *by_seed):
-        return per_prompt(applied({"m": metric}, by_seed)["m"], by_seed)
+        return per_prompt(metric_values({"m": metric}, by_seed)["m"], by_seed)
 
     assert means(rouge_l, one) == [100, 100, 100]
     assert means(rouge_l, one, other) == [50, 50, 50]
@@ -113,9 +113,9 @@ def test_a_draw_of_prompts_has_the_score_of_their_answers():
     for metric in SETS.values():
         drawn = [[[rows[i] for i in draw] for rows in (one, twice)] for draw in ([0, 1, 2], [1, 1, 1, 2])]
         expected = [score_answers(rows, {"m": metric})["m"].mean for rows in drawn]
-        given = applied({"m": metric}, [one, twice])["m"]
+        given = metric_values({"m": metric}, [one, twice])["m"]
         assert resampled(given, [one, twice])(draws) == pytest.approx(expected)
-    assert resampled(applied({"m": rouge_l}, [one])["m"], [one]) is None
+    assert resampled(metric_values({"m": rouge_l}, [one])["m"], [one]) is None
 
 
 def test_a_run_computes_each_metric_once_an_answer(tmp_path):

@@ -25,8 +25,8 @@ from amid.tracking.status import (
     RunStatus,
     StatusWriter,
     read_status,
+    record_status,
     seconds_left,
-    tell,
     to_terminal,
     watched,
 )
@@ -120,7 +120,7 @@ def test_a_silent_run_gives_signs_of_life_until_it_ends(tmp_path, monkeypatch):
     monkeypatch.setattr("amid.tracking.status.HEARTBEAT", 0.02)
     before = threading.active_count()
     with watched_in(tmp_path / "a"):
-        tell(step=1, steps=4, seconds_left=100.0)
+        record_status(step=1, steps=4, seconds_left=100.0)
         first = read(tmp_path / "a")
         for _ in range(500):
             last = read(tmp_path / "a")  # whole, whenever it is read
@@ -142,7 +142,7 @@ def test_signs_of_life_lose_nothing_that_is_told_meanwhile(tmp_path, monkeypatch
     monkeypatch.setattr("amid.tracking.status.HEARTBEAT", 0.0)
     with watched_in(tmp_path / "a"):
         for step in range(300):
-            tell(step=step)
+            record_status(step=step)
             assert read(tmp_path / "a")["step"] == step
     assert [file.name for file in (tmp_path / "a").iterdir()] == ["status.json"]
 
@@ -158,7 +158,7 @@ def test_what_is_computed_is_told_with_its_share_and_its_time(tmp_path, monkeypa
             assert "preparing: teacher's states 40%" in shown([run])
             assert "about" not in shown([run])  # the run is still to come
         assert "preparing\n" in shown(read_status(tmp_path / "a"))
-        tell(note="scoring")
+        record_status(note="scoring")
         with Progress("answers", 8) as progress:
             progress.advance(6)
             out = shown(read_status(tmp_path / "a"))
@@ -168,9 +168,9 @@ def test_what_is_computed_is_told_with_its_share_and_its_time(tmp_path, monkeypa
 
 def test_a_run_tells_how_far_the_fine_tuning_for_it_is(tmp_path):
     with watched_in(tmp_path / "a"):
-        tell(part="fine-tuning of the teacher")
+        record_status(part="fine-tuning of the teacher")
         with watched_in(tmp_path / "teacher"):
-            tell(note="training", step=30, steps=40, seconds_left=9.0)
+            record_status(note="training", step=30, steps=40, seconds_left=9.0)
             run, teacher = (read_status(tmp_path / name)[0] for name in ("a", "teacher"))
             assert (teacher.step, teacher.steps, teacher.note) == (30, 40, "training")
             assert (run.step, run.steps, run.done, run.total) == (0, None, 30, 40)
@@ -195,7 +195,7 @@ def test_a_finished_run_stays_so_and_an_interrupt_is_told(tmp_path):
 )
 def test_the_file_tells_the_end_too(tmp_path, training, state):
     with watched_in(tmp_path / "a"):
-        tell(note="scoring", step=7, steps=40, loss=1.5, seconds_left=3.0)
+        record_status(note="scoring", step=7, steps=40, loss=1.5, seconds_left=3.0)
         finished(tmp_path / "a", **training)
     record = json.loads((tmp_path / "a" / "status.json").read_text())
     assert (record["state"], record["note"]) == (state, "")
@@ -206,7 +206,7 @@ def test_the_file_tells_the_end_too(tmp_path, training, state):
 def ended_by(error, folder, note):
     with watched(folder):
         assert read_status(folder)[0].step == 7
-        tell(note=note)
+        record_status(note=note)
         raise error
 
 

@@ -273,16 +273,16 @@ def test_each_of_the_processes_that_slurm_starts_logs():
 
 
 def test_signals_that_come_again_while_a_state_is_written_do_not_cut_it(capfd):
-    with interruption.heeded():
-        interruption.hold()
+    with interruption.stopped_by_signals():
+        interruption.hold_signals()
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
             os.kill(os.getpid(), number)
-        assert interruption.asked()
+        assert interruption.stop_requested()
         with pytest.raises(interruption.Stopped) as stopped:
-            interruption.release()
+            interruption.release_signals()
         assert stopped.value.signum == signal.SIGTERM
-    with interruption.heeded():
-        interruption.hold()
+    with interruption.stopped_by_signals():
+        interruption.hold_signals()
         os.kill(os.getpid(), signal.SIGINT)
         assert "stops after this step; Ctrl-C again stops at once" in capfd.readouterr().err
         with pytest.raises(interruption.Stopped):
