@@ -56,6 +56,9 @@ class Measure:
     meaning: str
     """What it is, a phrase that reports write behind the title."""
     taken: Taken = "always"
+    computed_by: str = ""
+    """Of a validation measure that neither a loss nor another measure gives: its function, a
+    `TokenMeasure` of amid.training.validation."""
 
     @property
     def scale(self) -> float:

@@ -20,11 +20,13 @@ from amid.errors import InputError
 from amid.experiment.evaluation import ValidationScore
 from amid.generation.sampling import MixedAnswer, Sampling
 from amid.losses import KL, CrossEntropy, Loss, Objective
+from amid.measures import VALIDATION
 from amid.schedule import Schedule
 from amid.teacher.signals import CachedTeacher, Teacher
 from amid.text import Text, on_student_text, prompts_of
 from amid.training.counted_loss import CountedLoss
 from amid.training.learning_rate import scheduled
+from amid.training.validation import Measured, token_measures
 
 _STEPS_OF_A_SEED = 10**7
 """More steps than a run has, so that the steps of no two seeds have the same number."""
@@ -65,18 +67,11 @@ class DistillationModule(L.LightningModule):
     always in eval mode. A step whose loss or gradient is not finite leaves the student as it is, and raises
     `Diverged`.
 
-    Logged each `log_every_n_steps`, and at the last step: `train/loss`, `train/gradient_norm` (before
-    clipping), `train/lr`, means over the counted tokens of `train/entropy_p|q|r` (nats), `train/kl_pq` and
-    `train/gradient_weight`, `train/alpha`, `train/lam`, and `train/padding`, the share of padding among the
-    step's tokens (0..1).
-    Since the last record: `train/student_text`, the share of rows that the student wrote (0..1),
-    `train/student_text_tokens`, how many of their tokens count (the mean), and `train/text_threshold`. With
-    `MiniLLM`, means over the counted tokens of `train/single_step` (KL(q ‖ p), nats), `train/to_go`,
-    `train/importance` and `train/clipped` (0..1). `train/plain_text_loss` is that on plain text; `train/loss`
-    has it with its weight. Logged at each validation: `valid/loss`, `valid/cross_entropy` (nats a token),
-    `valid/perplexity`, its exponential; with a teacher `valid/kl_pq` (nats a token) and `valid/same_top`, the
-    share of tokens whose likeliest token is the teacher's (0..1), also logged in training; `valid/METRIC` and
-    `valid/METRIC_best` of `valid_score`, such as `valid/rouge_l` (0..100).
+    Logged are the measures of `amid.measures`: each `log_every_n_steps`, and at the last step, those of
+    `TRAINING` that the objective, its assistant and the text have, as `train/NAME`; at each validation those
+    of `VALIDATION`, as `valid/NAME`, some with a teacher only; and `valid/METRIC` and `valid/METRIC_best` of
+    `valid_score`, such as `valid/rouge_l` (0..100). Shares are from 0 to 1. What a loss of one's own adds to
+    its sums is logged by its name. `train/loss` holds `train/plain_text_loss` with its weight.
 
     Args:
         student: the model to train.
@@ -130,13 +125,15 @@ class DistillationModule(L.LightningModule):
         self._schedule = schedule
         if schedule is not None:
             schedule.begin(objective=objective)
-        with_teacher = objective.needs_teacher
+        with_teacher, measures = objective.needs_teacher, token_measures()
         self._loss = CountedLoss(
             student, teacher if with_teacher else None, shared_vocab if with_teacher else None
         )
         self._comparison = (
             None if teacher is None or with_teacher else CountedLoss(student, teacher, shared_vocab)
         )
+        self._measured = Measured(objective, measures) if with_teacher else objective
+        self._compared = Measured(Objective(KL(), fused=objective.uses_fused), measures)
         self._valid_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         self.best_score = float("-inf")
         self.response_tokens = 0
@@ -332,13 +329,12 @@ class DistillationModule(L.LightningModule):
         """Adds a batch to the sums over the validation set."""
         for batch in micro_batches:
             with_stats = self.objective.needs_teacher
-            loss, stats = self._loss(self.objective, batch, 1.0, with_stats, cross_entropy=True)
+            loss, stats = self._loss(self._measured, batch, 1.0, with_stats, cross_entropy=True)
             self._valid_sums["loss"] += loss
             self._valid_sums["tokens"] += counted_positions(batch).sum()
             if self._comparison is not None:
-                divergence = Objective(KL(), fused=self.objective.uses_fused)
-                stats |= self._comparison(divergence, batch, 1.0, return_stats=True)[1]
-            for name in ("cross_entropy", "kl_pq", "same_top"):
+                stats |= self._comparison(self._compared, batch, 1.0, return_stats=True)[1]
+            for name in VALIDATION:
                 if name in stats:
                     self._valid_sums[name] += stats[name]
 
@@ -353,7 +349,7 @@ class DistillationModule(L.LightningModule):
         perplexity = torch.tensor(self.validation["valid_cross_entropy"]).exp()
         self.validation["valid_perplexity"] = float(perplexity)
         for name, value in self.validation.items():
-            self.log(name.replace("_", "/", 1), value)
+            self.log(VALIDATION[name.removeprefix("valid_")].logged, value)
         self._text.validated(cross_entropy=self.validation["valid_cross_entropy"])
         if self._valid_score is not None:
             name, score = self._valid_score.name, self._score(self._valid_score)
