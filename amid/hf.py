@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from amid.data.prompts import IGNORE
@@ -85,29 +85,7 @@ class AMiDTrainer(Trainer):
         super().__init__(model, **arguments)
         assert self.model is not None
         args = self.args
-        devices = max(args.world_size, args.n_gpu)
-        if devices > 1:
-            raise InputError(
-                f"AMiDTrainer runs on one device, here are {devices}; start it without a launcher, and "
-                "where there are several GPUs with CUDA_VISIBLE_DEVICES=0"
-            )
-        for name in ("deepspeed", "fsdp"):
-            if getattr(args, name):
-                raise InputError(f"{name}={getattr(args, name)!r} is not taken by AMiDTrainer; leave it out")
-        if args.label_smoothing_factor != 0:
-            raise InputError(
-                f"label_smoothing_factor={args.label_smoothing_factor} is no part of {objective!r}; use 0"
-            )
-        if args.torch_compile:
-            raise InputError(
-                "torch_compile=True does nothing here, where the body is called apart from its compiled "
-                "wrapper; leave it out (compiled=True at the objective compiles the loss)"
-            )
-        if args.gradient_accumulation_steps > 1 and not objective.additive:
-            raise InputError(
-                f"gradient_accumulation_steps={args.gradient_accumulation_steps} cuts a step into parts, but "
-                f"{objective!r} is no sum of parts; use 1, or maximum='token'"
-            )
+        _check_arguments(args, objective)
         self.objective: Loss = objective
         self.model_accepts_loss_kwargs = True  # each batch's loss is its share of the step's
         student = _plain(self.model, "model")
@@ -205,6 +183,33 @@ class AMiDTrainer(Trainer):
                 (losses * counts).sum() / counts.sum().clamp(1)
             )
         return output
+
+
+def _check_arguments(args: TrainingArguments, objective: Loss) -> None:
+    """Raises InputError for arguments of training that change the loss or need several devices."""
+    devices = max(args.world_size, args.n_gpu)
+    if devices > 1:
+        raise InputError(
+            f"AMiDTrainer runs on one device, here are {devices}; start it without a launcher, and "
+            "where there are several GPUs with CUDA_VISIBLE_DEVICES=0"
+        )
+    for name in ("deepspeed", "fsdp"):
+        if getattr(args, name):
+            raise InputError(f"{name}={getattr(args, name)!r} is not taken by AMiDTrainer; leave it out")
+    if args.label_smoothing_factor != 0:
+        raise InputError(
+            f"label_smoothing_factor={args.label_smoothing_factor} is no part of {objective!r}; use 0"
+        )
+    if args.torch_compile:
+        raise InputError(
+            "torch_compile=True does nothing here, where the body is called apart from its compiled "
+            "wrapper; leave it out (compiled=True at the objective compiles the loss)"
+        )
+    if args.gradient_accumulation_steps > 1 and not objective.additive:
+        raise InputError(
+            f"gradient_accumulation_steps={args.gradient_accumulation_steps} cuts a step into parts, but "
+            f"{objective!r} is no sum of parts; use 1, or maximum='token'"
+        )
 
 
 def _is_loaded_by_a_base(kind: type) -> bool:

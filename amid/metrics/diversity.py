@@ -73,26 +73,30 @@ def self_bleu(
     words = [tuple(tokenizer(text.rstrip()).split()) for text in texts]
     correct = [_shared_ngrams(words, n) for n in range(1, order + 1)]
     lengths = sorted(map(len, words))
-    scores = []
-    for own, shared in zip(map(len, words), zip(*correct, strict=True), strict=True):
-        total = [max(own - n, 0) for n in range(order)]
-        nearest = _closest_other(own, lengths)
-        if smooth_method == METHOD1:
-            value = _EPSILON if smooth_value is None else smooth_value
-            scores.append(_by_method1(shared, total, own, nearest, value))
-            continue
-        bleu = BLEU.compute_bleu(
-            correct=list(shared),
-            total=total,
-            sys_len=own,
-            ref_len=nearest,
-            smooth_method=smooth_method,
-            smooth_value=smooth_value,
-            effective_order=True,
-            max_ngram_order=order,
-        )
-        scores.append(bleu.score)
-    return fmean(scores)
+    return fmean(
+        _bleu(shared, own, _closest_other(own, lengths), smooth_method, smooth_value)
+        for own, shared in zip(map(len, words), zip(*correct, strict=True), strict=True)
+    )
+
+
+def _bleu(
+    correct: Sequence[int], own: int, nearest: int, smooth_method: Smoothing, smooth_value: float | None
+) -> float:
+    """BLEU × 100 of one text of `own` words, of whose n-grams of each order `correct` are in the others."""
+    total = [max(own - n, 0) for n in range(len(correct))]
+    if smooth_method == METHOD1:
+        return _by_method1(correct, total, own, nearest, _EPSILON if smooth_value is None else smooth_value)
+    bleu = BLEU.compute_bleu(
+        correct=list(correct),
+        total=total,
+        sys_len=own,
+        ref_len=nearest,
+        smooth_method=smooth_method,
+        smooth_value=smooth_value,
+        effective_order=True,
+        max_ngram_order=len(correct),
+    )
+    return float(bleu.score)
 
 
 def _by_method1(

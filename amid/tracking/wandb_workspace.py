@@ -46,22 +46,6 @@ def build_workspace(scores: SweepScores, entity: str, project: str) -> ws.Worksp
         project: of the runs.
     """
     quality, diversity = scores.metrics[0], scores.diversity
-    axes = {"α": "alpha", "λ": "lam"}
-    curves = [
-        wr.ScatterPlot(
-            title=f"{measure_of(metric).title} against {symbol}",
-            x=wr.Config(column),
-            y=wr.SummaryMetric(f"average/{metric}"),
-            legend_template=LEGEND,
-        )
-        for symbol, column in axes.items()
-        for metric in (quality, diversity)
-    ]
-    columns = [("α", wr.Config("alpha")), ("λ", wr.Config("lam"))]
-    columns += [(name, wr.Config(name)) for name in ("divergence", "order", "method", "text")]
-    scored: list[tuple[str, wr.SummaryMetric]] = [
-        (measure_of(metric).title, wr.SummaryMetric(f"average/{metric}")) for metric in (quality, diversity)
-    ]
     courses = [measure.logged for measure in MEASURES if "workspace" in measure.shown]
     courses += [f"valid/{scores.valid_metric}"] if scores.valid_metric else []
     return ws.Workspace(
@@ -73,27 +57,17 @@ def build_workspace(scores: SweepScores, entity: str, project: str) -> ws.Worksp
             ws.Section(
                 name="Quality and diversity",
                 is_open=True,
-                panels=[_plane("average", "the average", quality, diversity), *curves],
+                panels=[
+                    _plane("average", "the average", quality, diversity),
+                    *_against_settings(quality, diversity),
+                ],
             ),
             ws.Section(
                 name="Evaluation sets",
                 is_open=len(scores.sets) < 3,
                 panels=[_plane(f"test/{name}", name, quality, diversity) for name in scores.sets],
             ),
-            ws.Section(
-                name="Settings",
-                is_open=True,
-                panels=[
-                    wr.ParallelCoordinatesPlot(
-                        title="From settings to scores",
-                        columns=[
-                            wr.ParallelCoordinatesPlotColumn(metric=metric, display_name=name)
-                            for name, metric in [*columns, *scored]
-                        ],
-                    ),
-                    wr.RunComparer(diff_only="split"),
-                ],
-            ),
+            _settings_section(quality, diversity),
             ws.Section(
                 name="Training",
                 is_open=True,
@@ -112,6 +86,43 @@ def specification(workspace: ws.Workspace) -> str:
     """What would be sent to W&B to save `workspace`, as JSON."""
     view: dict[str, Any] = json.loads(workspace._to_model().model_dump_json(by_alias=True, exclude_none=True))
     return json.dumps(view, indent=1, ensure_ascii=False) + "\n"
+
+
+def _against_settings(quality: str, diversity: str) -> list[wr.ScatterPlot]:
+    """The average of both scores against α, then against λ."""
+    return [
+        wr.ScatterPlot(
+            title=f"{measure_of(metric).title} against {symbol}",
+            x=wr.Config(column),
+            y=wr.SummaryMetric(f"average/{metric}"),
+            legend_template=LEGEND,
+        )
+        for symbol, column in (("α", "alpha"), ("λ", "lam"))
+        for metric in (quality, diversity)
+    ]
+
+
+def _settings_section(quality: str, diversity: str) -> ws.Section:
+    """Parallel coordinates from the settings of a run to its scores, and the comparison of runs."""
+    columns = [("α", wr.Config("alpha")), ("λ", wr.Config("lam"))]
+    columns += [(name, wr.Config(name)) for name in ("divergence", "order", "method", "text")]
+    scored: list[tuple[str, wr.SummaryMetric]] = [
+        (measure_of(metric).title, wr.SummaryMetric(f"average/{metric}")) for metric in (quality, diversity)
+    ]
+    return ws.Section(
+        name="Settings",
+        is_open=True,
+        panels=[
+            wr.ParallelCoordinatesPlot(
+                title="From settings to scores",
+                columns=[
+                    wr.ParallelCoordinatesPlotColumn(metric=metric, display_name=name)
+                    for name, metric in [*columns, *scored]
+                ],
+            ),
+            wr.RunComparer(diff_only="split"),
+        ],
+    )
 
 
 def _plane(prefix: str, of: str, quality: str, diversity: str) -> wr.ScatterPlot:
