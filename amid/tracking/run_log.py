@@ -117,7 +117,7 @@ def logged(directory: Path) -> Iterator[None]:
     """
     from amid.files import check_own
 
-    check_own(directory, (), "remove it")
+    check_own(directory, (), "remove the link")
     file = _File(directory / RUN_LOG, encoding="utf-8", delay=True)
     file.setFormatter(HidingFormatter())
     file.addFilter(_is_worth_a_line)
