@@ -235,11 +235,11 @@ def as_record(content: Any, shape: type[R], file: Path, remedy: str) -> R:
 
 
 def read_made(file: Path, shape: type[R]) -> R | None:
-    """A record that is made anew where it is missing, or damaged, which is said: then None."""
+    """A record that is made again where it is missing, or damaged, which is said: then None."""
     try:
         return read_record(file, shape, "")
     except Damaged as error:
-        announce(f"{str(error).removesuffix('; ')}: made anew")
+        announce(f"{str(error).removesuffix('; ')}: made again")
         return None
 
 

@@ -36,7 +36,7 @@ def read_tensors(file: Path) -> dict[str, Tensor] | None:
         written, tensors = None, {}
     if written is not None and written == _sum(tensors):
         return tensors
-    announce(f"{file} is damaged: made anew")
+    announce(f"{file} is damaged: made again")
     return None
 
 

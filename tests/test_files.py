@@ -185,7 +185,7 @@ class TestReadBack:
         file.write_text("{")
         assert read_made(file, Plan) is None
         assert f"{file} is damaged (" in (out := capsys.readouterr().out)
-        assert out.endswith("): made anew\n")
+        assert out.endswith("): made again\n")
 
 
 def test_files_are_those_of_their_checksums(tmp_path):

@@ -34,8 +34,8 @@ def check(settings: dict[str, Any]) -> Plan:
 def run(cfg: DictConfig) -> None:
     """Writes the states of `model.teacher` at the counted positions of the training and validation data.
 
-    The teacher is fine-tuned first where its pair says so. With text=teacher its answers are written first,
-    and the states are those of its answers. What is written already stays.
+    It fine-tunes the teacher first if the pair asks for it. With text=teacher it first writes the teacher's
+    answers, then the states of these answers. It keeps what is already written.
 
     Raises:
         InputError: if `teacher` is not `cached`, teacher or data cannot be used, or the disk is too full.

@@ -65,7 +65,7 @@ def run(sweep: str, again: str, scale: str | None, entity: str | None, project: 
         announce(f"No W&B account, or no network. The workspace's specification: {file}{unstarted}")
         announce(f"To save it later: wandb login && {again}")
         if folder.exists() and not any(folder.glob("*/wandb")):
-            announce("None of its runs was logged to W&B yet; with logger=wandb they are")
+            announce("No run of it is in W&B yet; logger=wandb logs runs there")
         return
     try:
         entity = entity or wandb.Api().default_entity

@@ -33,8 +33,8 @@ from amid.training.precision import announce_slow_bfloat16
 def run(cfg: DictConfig) -> None:
     """Scores the student of a finished run, or `model.student` as it is.
 
-    Writes config.yaml, generations and result.json, unless they are there. The data, sampling and precision
-    are those of the run where the command line says nothing else.
+    Writes config.yaml, generations and result.json, unless they are there. Data, sampling and precision come
+    from the run, except where the command line sets them.
 
     Raises:
         InputError: if `run` is no finished run, the model cannot be loaded, or there is nothing to answer.
@@ -45,7 +45,7 @@ def run(cfg: DictConfig) -> None:
         result = _finished(cfg, directory)
         if result is None:
             if (directory / RESULT_FILE).exists():
-                announce(f"{shown(directory)} is of other data or another model than now: scored anew")
+                announce(f"{shown(directory)} has scores of other data or of another model: scoring again")
                 (directory / RESULT_FILE).unlink()
             with watched(directory):
                 record_command(directory, cfg)
@@ -83,8 +83,8 @@ def _planned(cfg: DictConfig) -> tuple[Plan, dict[str, Label]]:
         result = load(cfg.run)
         if any(override.startswith("seed=") for override in overrides):
             raise InputError(
-                f"seed={cfg.seed} with run={cfg.run}: the seed is that of the run's training; "
-                "those of the samples are generation.seeds"
+                f"seed={cfg.seed} with run={cfg.run}: the run's training fixes its seed; "
+                "set the sampling seeds with generation.seeds"
             )
         if not (Path(cfg.run) / BEST).exists():
             diverged = f"diverged at step {result.diverged_step}: it has no student to score"

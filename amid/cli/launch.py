@@ -1,4 +1,4 @@
-"""The runs of a command: checked before any starts, launched through Hydra, and what is said at their end."""
+"""Checks the runs of a command, launches them through Hydra, and prints what to do next."""
 
 import contextlib
 import importlib
@@ -102,7 +102,7 @@ def check_values(sweep: "Sweep") -> tuple[list[Path], dict[int, dict[str, Any]]]
 
 @contextlib.contextmanager
 def without_empty_folders(*folders: Path) -> Iterator[None]:
-    """Removes those of `folders`, and of the folders above them, that were made meanwhile and stay empty."""
+    """Removes `folders`, and folders above them, that were made within the block and are empty."""
     made = [place for folder in folders for place in (folder, *folder.parents) if not place.exists()]
     try:
         yield
@@ -280,28 +280,28 @@ def _check_direction(cfg: Any, sweeper: Any) -> None:
 
 
 def announce_left_to_others(elsewhere: Sequence[Path]) -> None:
-    """Says which runs were left to other processes."""
+    """Prints which runs other processes are at."""
     if elsewhere:
         folder, names = shown(elsewhere[0].parent), ", ".join(directory.name for directory in elsewhere)
         print(
-            f"{len(elsewhere)} left to other processes, which run them: {names}; amid status {folder} tells "
-            f"how far they are, and amid report {folder} has them when they end",
+            f"{len(elsewhere)} left to other processes, which run them: {names}; amid status {folder} shows "
+            f"their progress, and amid report {folder} includes them once they end",
             flush=True,
         )
 
 
 def check_results(runs: Sequence[Path]) -> None:
-    """Whether all runs came to an end, also those in processes of their own, as launchers start them.
+    """Checks that every run has a result, including runs that launchers start in other processes.
 
     Raises:
-        InputError: naming those that did not.
+        InputError: naming the runs without a result.
     """
     from amid.results import RESULT_FILE
 
     if without := [directory for directory in runs if not (directory / RESULT_FILE).exists()]:
         names = ", ".join(directory.name for directory in without)
         raise InputError(
-            f"no result in {without[0].parent} of {names}; amid status {without[0].parent} says why"
+            f"{without[0].parent} has no result of {names}; amid status {without[0].parent} shows why"
         )
 
 

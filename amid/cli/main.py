@@ -36,17 +36,17 @@ USAGE = """\
 amid: distil large language models into small ones with the α-mixture assistant.
 
   amid train [KEY=VALUE ...]        train and score one student; -m runs every combination of KEY=A,B
-  amid sweep NAME [KEY=VALUE ...]   run sweeps/NAME.yaml, then report it; --dry-run only lists and estimates:
+  amid sweep NAME [KEY=VALUE ...]   run sweeps/NAME.yaml, then report it; --dry-run lists and estimates:
                                     {sweeps}
   amid evaluate run=FOLDER          score a run again, or any model: model.student.path=MODEL data=dolly
-  amid cache [KEY=VALUE ...]        write the teacher's states for model= and data=, which runs then read
-  amid score FILE|RUN ...           score files of answers, of any system, and say whether they differ
-  amid report FOLDER|ZIP ...        page, tables and figures of all finished runs below FOLDER
-  amid status FOLDER                how far the runs of a sweep are; --follow refreshes until all are finished
-  amid dashboard SWEEP              a W&B workspace of a sweep; entity=, project=
+  amid cache [KEY=VALUE ...]        write the teacher's hidden states for model= and data= to disk
+  amid score FILE|RUN ...           score files of answers from any system, and test the differences
+  amid report FOLDER|ZIP ...        write a page, tables and figures of all finished runs in FOLDER
+  amid status FOLDER                show how far each run is; --follow refreshes until all have finished
+  amid dashboard SWEEP              save a W&B workspace for a sweep; entity=, project=
 
-  amid train --help                 lists the choices and settings
-  amid help WORD                    what each is: amid help method method=taid assistant.alpha
+  amid train --help                 list the options and settings
+  amid help WORD                    explain them: amid help method method=taid assistant.alpha
   amid --version
 
 An error is one line. --traceback anywhere in a command, or AMID_TRACEBACK=1, prints its traceback too.
@@ -258,7 +258,7 @@ def _sweep(arguments: list[str]) -> None:
         return
     if sweep.searches:
         raise InputError(
-            "--dry-run lists the runs of a sweep, and this one's sweeper chooses them; leave it out"
+            "--dry-run lists the runs of a sweep, but a sweeper chooses the runs of this one; leave it out"
         )
     from amid.cli.dry_run import show_plan
 
@@ -276,9 +276,9 @@ def _sweep_help() -> None:
         "\nNAME may be a file of your own, such as sweeps/mine.yaml (docs/how-to/own-files.md)."
         "\nscale=small, the default, is for a machine without a GPU; scale=full is the published size."
         "\n--dry-run lists the runs, with an estimate of time, memory and disk, and starts nothing."
-        "\nKEY=VALUE goes to every run; KEY=A,B runs each. A baseline keeps its own method, divergence, "
-        "assistant, objective, schedule and text, and gets text.KEY, objective.fused and "
-        "objective.compiled where it has them. Started again, it skips what is finished."
+        "\nKEY=VALUE sets a value in every run; KEY=A,B runs every value. A baseline keeps its own method, "
+        "divergence, assistant, objective, schedule and text. It takes text.KEY, objective.fused and "
+        "objective.compiled if it has such a setting. Run a sweep again to skip its finished runs."
     )
 
 
@@ -359,8 +359,8 @@ def _status(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         print(
             "amid status FOLDER [--follow]\n\n"
-            "State, step, loss, last validation score and time left of each run in a sweep's FOLDER; "
-            "--follow refreshes until all are finished, or none has been running for two minutes."
+            "Prints state, step, loss, last validation score and time left of each run in a sweep's FOLDER. "
+            "--follow refreshes until all have finished, or until none has run for two minutes."
         )
         return
     folders = [word for word in arguments if not word.startswith("-")]
@@ -375,8 +375,8 @@ def _dashboard(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         print(
             "amid dashboard SWEEP [entity=NAME] [project=amid] [scale=small]\n\n"
-            "Saves the W&B workspace of a sweep, which is one of sweeps/ (at a scale), or a folder of runs.\n"
-            "Without an account or network its specification is written into that folder, as workspace.json."
+            "Saves a W&B workspace for a sweep. SWEEP is the name of a sweep file or a folder of runs.\n"
+            "Without an account or network it writes the specification into that folder, as workspace.json."
         )
         return
     given = dict(word.split("=", 1) for word in arguments[1:] if "=" in word)

@@ -51,12 +51,12 @@ from amid.scoring.systems import (
 )
 
 ALL = "all"
-"""The part that all prompts are."""
+"""The name of the part with all prompts."""
 PARTS_OF_LENGTH = 3
 WIDEST = 10_000
 COLUMN = 16
 ABOUT = """\
-Scores files of answers, or runs, and says whether they differ.
+Scores files of answers, or runs, and tests the differences between them.
 
 FILE  answers of any system: JSON Lines, an object a line, with `references` (one or a list; also called
       `reference` or `output`) and `answers` (a list; one may be called `answer` or `prediction`):
@@ -65,13 +65,13 @@ RUN   the folder of a finished run: each set in its generations/, over the seeds
 """
 MORE = f"""\
 scores  Always: {", ".join(ALWAYS)}; self_bleu (among the answers to one prompt),
-        corpus_self_bleu (among all), distinct_1, distinct_2, repetition, overlong. Where the lines tell:
-        eos_share, length, log_prob. Of a run also the metrics that its config.yaml names in data.metrics,
+        corpus_self_bleu (among all), distinct_1, distinct_2, repetition, overlong. If the lines have the
+        fields: eos_share, length, log_prob. For a run also the metrics in data.metrics of its config.yaml,
         such as exact_answer of data=gsm8k, bleu and chrf of data=opus100.
-parts   The main score, or --metric, and Self-BLEU; --csv has all scores of all parts.
-tests   Every two systems with answers to the same set: the difference of their scores, its 95% interval and
-        p by paired bootstrap over the prompts; exact by swapping scores for fewer than {FEW} prompts. BLEU
-        and chrF are computed anew for each draw.
+parts   --by shows the main score, or --metric, and Self-BLEU; --csv has all scores of all parts.
+tests   For every two systems with answers to the same set: the difference of their scores, its 95% interval
+        and p by paired bootstrap over the prompts. With fewer than {FEW} prompts the test is exact and swaps
+        scores. BLEU and chrF are computed again for each draw.
 
 amid score outputs/train/default --by family --csv scores.csv
 amid score ours.jsonl theirs.jsonl --metric bleu
@@ -107,27 +107,27 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--by",
         metavar="FIELD",
-        help="also the scores of parts: by a field of the lines, such as the category of a row of the data, "
-        "or by `length`, thirds by the words of the longest reference",
+        help="also print scores by a field of the lines, such as the category of a data row, or by `length`: "
+        "thirds by the number of words of the longest reference",
     )
     found.add_argument(
         "--metric",
         metavar="NAME",
-        help=f"the score to test the differences of, computed too: {', '.join(KNOWN)}, or one that a run "
-        "names; by default the run's main one (data.valid_metric), of files rouge_l",
+        help=f"test the differences of this score: {', '.join(KNOWN)}, or a metric that a run names; by "
+        "default the run's main score (data.valid_metric), for files rouge_l",
     )
     found.add_argument(
         "--tokenize",
         metavar="NAME",
-        help="what splits text into words, of ROUGE, BLEU, Self-BLEU, distinct-n and repetition: a tokeniser "
-        "of sacrebleu, such as intl (all scripts with spaces), zh (Chinese) or char; by default as a run "
-        "names it, else as published, for English",
+        help="the tokeniser that splits text into words for ROUGE, BLEU, Self-BLEU, distinct-n and "
+        "repetition: one of sacrebleu's, such as intl (all scripts with spaces), zh (Chinese) or char; by "
+        "default the run's, else the published one, for English",
     )
-    found.add_argument("--csv", metavar="FILE", help="also write all scores there, unrounded")
+    found.add_argument("--csv", metavar="FILE", help="also write all scores, unrounded, to this file")
     found.add_argument(
         "--trust-run",
         action="store_true",
-        help="lets a run's config.yaml name metrics of your own, whose code is then run",
+        help="allow a run's config.yaml to name metrics of your own, and run their code",
     )
     return found
 
@@ -365,7 +365,7 @@ def _cell(score: Score | None) -> str:
 def _print_differences(systems: Sequence[System], name: str, out: Console) -> None:
     """Every two systems' difference in the metric `name`, or why there is none to test."""
     if len(systems[0].by_seed[0]) == 1:
-        out.print("One prompt tells nothing of a difference; two or more are needed.\n", markup=False)
+        out.print("One prompt cannot show a difference; give two or more.\n", markup=False)
         return
     metric, title = metric_of(name, systems), measure_of(name).title
     table = Table(
@@ -389,7 +389,7 @@ def _print_differences(systems: Sequence[System], name: str, out: Console) -> No
     for (one, first), (other, second) in itertools.combinations(zip(systems, scores, strict=True), 2):
         if first is None or second is None:
             out.print(
-                f"{title} is of a whole set, and does not tell what prompts drawn anew would make of it: no "
+                f"{title} is of a whole set and cannot be computed again for other draws of prompts: no "
                 "difference in it is tested.\n",
                 markup=False,
             )

@@ -102,7 +102,7 @@ def evaluate_sets(
         encoder: of the prompts.
         sampling: how answers are drawn.
         metrics: what scores them against the references.
-        directory: of the answers; with others than those `made_from` this, it is made anew.
+        directory: of the answers; with others than those `made_from` this, it is made again.
         made_from: JSON values of the run's configuration and of its student.
         precision: makes the context that the model is run in.
     """
@@ -160,7 +160,7 @@ def _scored(
 
 
 def _kept(directory: Path, made_from: Mapping[str, Any]) -> MadeFrom:
-    """What is known of the answers in a folder, which is made anew where they are of something else."""
+    """What is known of the answers in a folder, which is made again where they are of something else."""
     known = read_made(directory / MANIFEST, MadeFrom)
     if known is None or known.made_from != made_from:
         shutil.rmtree(directory, ignore_errors=True)
@@ -174,7 +174,7 @@ def _whole(file: Path, known: MadeFrom) -> bool:
     """Whether a file of answers is there as it was written; says so of one that is not."""
     found = checksum(file)
     if found is not None and found != known.files.get(file.name):
-        announce(f"{file} is not as it was written: its set is answered anew")
+        announce(f"{file} has changed since it was written: its set is answered again")
     return found is not None and found == known.files.get(file.name)
 
 

@@ -48,14 +48,14 @@ def course_over_rows(plan: Plan, data: InstructionData) -> Course:
 
 
 def forget_damaged(directory: Path) -> None:
-    """Deletes a fine-tuned model whose files are not those that its run wrote, so that it is made anew."""
+    """Deletes a fine-tuned model whose files are not those that its run wrote, so that it is made again."""
     try:
         if (directory / RESULT_FILE).exists():
             result = load(directory)
             if result.diverged_step is None:
                 check_student(directory, result, REMEDY)
     except Damaged as error:
-        announce(f"{str(error).removesuffix(f'; {REMEDY}')}: the model is made anew")
+        announce(f"{str(error).removesuffix(f'; {REMEDY}')}: the model is made again")
         shutil.rmtree(directory)
         directory.mkdir()
 

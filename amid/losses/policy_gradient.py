@@ -131,7 +131,7 @@ class MiniLLM(Loss):
     `sampling` [..., 2] has of each sampled token log q̃, the logarithm of the probability that it was drawn
     with (see `mixed_log_probs`), and R of `rewards_to_go`; no gradient reaches it.
 
-    Both are made anew at each step of those that are taken on the same sample; what is known of its
+    Both are made again at each step of those that are taken on the same sample; what is known of its
     sampling stays. Without `sampling`, on text that was not sampled, the loss is the single step alone.
 
     Of further sums, `return_stats=True` gives "single_step" (KL(q ‖ p), without weights), and with `sampling`

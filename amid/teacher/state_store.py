@@ -77,7 +77,7 @@ class StateFolder:
 
     `manifest.json` says what they were made from, and lists the shards. A shard is a safetensors file with
     `states` [positions, D] of whole rows, in the order of `order`. Every file appears whole or not at all; a
-    shard that is missing, cut or changed is found by its checksum, and made anew alone. Writing needs a lock
+    shard that is missing, cut or changed is found by its checksum, and made again alone. Writing needs a lock
     around it.
 
     Args:
@@ -146,7 +146,7 @@ class StateFolder:
             if self._whole(shard):
                 continue
             if shard.checksum is not None:
-                announce(f"{self.folder / shard.file} is damaged: made anew")
+                announce(f"{self.folder / shard.file} is damaged: made again")
             states = torch.empty(shard.positions, width, dtype=dtype)
             filled = 0
             for piece in states_of(rows):

@@ -33,7 +33,7 @@ class AnswerFolder:
 
     `manifest.json` says what they were made from, and has a checksum for each file. A file holds prompts and
     answers of `PART_ROWS` rows, the shortest prompts first. Every file appears whole or not at all; one that
-    is missing, cut or changed is made anew alone. Writing needs a lock around it.
+    is missing, cut or changed is made again alone. Writing needs a lock around it.
 
     Args:
         folder: made where it does not exist.

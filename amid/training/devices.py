@@ -29,7 +29,7 @@ def one_device(trainer: Trainer, key: str = "trainer") -> L.Fabric:
         )
     except (RuntimeError, TypeError, ValueError) as error:
         given = f"{key}.accelerator={trainer.accelerator} {key}.devices={trainer.devices}"
-        raise InputError(f"{given} cannot be had here: {error}") from error
+        raise InputError(f"{given} is not available here: {error}") from error
 
 
 def use_threads(threads: int | None) -> None:

@@ -374,7 +374,7 @@ def test_answers_of_an_evaluation_that_was_interrupted(copy, tmp_path, capsys):
     capsys.readouterr()
     assert run(*again) == 0
     out = capsys.readouterr().out
-    assert f"{folder / 'open-1.jsonl'} is not as it was written: its set is answered anew\n" in out
+    assert f"{folder / 'open-1.jsonl'} has changed since it was written: its set is answered again\n" in out
     assert "Answered before, and kept: closed\n" in out
     assert results.load(folder.parent).scores == whole
     (folder.parent / "result.json").unlink()
@@ -382,13 +382,13 @@ def test_answers_of_an_evaluation_that_was_interrupted(copy, tmp_path, capsys):
     (folder / ".made_from.json").write_text(json.dumps({"made_from": content["made_from"]}))
     assert run(*again) == 0
     out = capsys.readouterr().out
-    assert ".made_from.json is damaged (seconds: Field required): made anew\n" in out
+    assert ".made_from.json is damaged (seconds: Field required): made again\n" in out
     assert "Answered before" not in out
     assert results.load(folder.parent).scores == whole
 
 
 class TestDamagedModels:
-    """A damaged fine-tuned model is made anew, and says so."""
+    """A damaged fine-tuned model is made again, and says so."""
 
     @pytest.mark.parametrize("damage", DAMAGES)
     def test_every_file(self, made, tmp_path, capsys, damage):
@@ -406,7 +406,7 @@ class TestDamagedModels:
                 assert results.load(again) == results.load(folder)
             else:
                 assert f"{again / name} is damaged" in (out := capsys.readouterr().out)
-                assert out.endswith("): the model is made anew\n")
+                assert out.endswith("): the model is made again\n")
             assert name == "result.json" or not list(again.iterdir())
 
 

@@ -276,7 +276,7 @@ class TestCommand:
         for file in files:
             file.write_text(json.dumps({"output": "Paris", "prediction": "Paris"}) + "\n")
         assert main(["score", *map(str, files)]) == 0
-        assert "One prompt tells nothing of a difference" in capsys.readouterr().out
+        assert "One prompt cannot show a difference" in capsys.readouterr().out
 
     def test_a_path_that_is_not_there(self, tmp_path, capsys):
         assert main(["score", str(tmp_path / "none")]) == 1

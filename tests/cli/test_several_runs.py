@@ -178,7 +178,10 @@ def test_runs_that_failed_in_other_processes_are_told(quick, tmp_path, capsys, m
 
     monkeypatch.setattr("amid.cli.train.run", nothing)
     assert run("train", "-m", *quick, "seed=1,2") == 1
-    assert f"of seed=1, seed=2; amid status {tmp_path / 'runs'} says why" in capsys.readouterr().err
+    assert (
+        f"has no result of seed=1, seed=2; amid status {tmp_path / 'runs'} shows why"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_run_that_another_process_is_at_is_left_alone(quick, tmp_path, capsys, monkeypatch):
@@ -195,7 +198,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(quick, tmp_path, capsys,
         assert run("train", *one) == 1
         assert (folder / "status.json").read_text() == "{}"
         assert "is being run by another process; amid status" in capsys.readouterr().err
-        told = f"1 left to other processes, which run them: {name}; amid status {tmp_path / 'runs'} tells"
+        told = f"1 left to other processes, which run them: {name}; amid status {tmp_path / 'runs'} shows"
         with monkeypatch.context() as patched:
             patched.setattr("amid.experiment.run.run_experiment", refused)
             assert run("train", *both) == 1

@@ -199,7 +199,7 @@ def test_damaged_token_ids_are_made_anew(tmp_path, capsys, place):
     for damaged in (content, content[: len(content) // 2], b""):
         file.write_bytes(damaged)
         assert tokens() == whole
-        assert capsys.readouterr().out == f"{file} is damaged: made anew\n"
+        assert capsys.readouterr().out == f"{file} is damaged: made again\n"
     assert tokens() == whole
     assert capsys.readouterr().out == ""
 

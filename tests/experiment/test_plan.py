@@ -181,5 +181,5 @@ def test_a_device_of_a_fine_tuning_that_is_not_there_is_refused_before_any(monke
     def never(*_):
         pytest.fail("a fine-tuning has begun")
 
-    with pytest.raises(InputError, match=r"model.student.sft.trainer.accelerator=mps .* cannot be had here"):
+    with pytest.raises(InputError, match=r"model.student.sft.trainer.accelerator=mps .* is not available"):
         with_prepared_models(plan, data, never)
