@@ -46,7 +46,7 @@ def test_a_closed_pipe_ends_it_quietly(command, tmp_path):
     [
         ("report", "finished runs below FOLDER"),
         ("status", "--follow refreshes"),
-        ("dashboard", "the W&B workspace of a sweep"),
+        ("dashboard", "a W&B workspace for a sweep"),
         ("sweep", "--dry-run lists the runs"),
         ("sweep alpha", "--dry-run lists the runs"),
         ("score", "Scores files of answers"),
