@@ -109,6 +109,7 @@ def test_a_run_is_refused_before_anything_is_prepared(settings, words, small_run
     student = "model.student.architecture={model_type: gpt2, hidden_size: 16, num_hidden_layers: 1}"
     more = [
         "model.student.architecture.max_position_embeddings=256",
+        "~model.student.architecture.intermediate_size",  # which gpt2 does not have
         "data.max_prompt_length=64",
         "data.max_length=128",
     ]
