@@ -235,7 +235,7 @@ def as_record(content: Any, shape: type[R], file: Path, remedy: str) -> R:
 
 
 def read_made(file: Path, shape: type[R]) -> R | None:
-    """A record that is made again where it is missing, or damaged, which is said: then None."""
+    """Reads a record that can be made again; None if it is missing, or damaged, which it prints."""
     try:
         return read_record(file, shape, "")
     except Damaged as error:

@@ -25,7 +25,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor] | None:
-    """What `write_tensors` wrote into a file; None where there is none, or, which is said, it is damaged."""
+    """Reads what `write_tensors` wrote; None if the file is missing, or damaged, which it prints."""
     try:
         with safe_open(file, framework="pt") as stored:
             written = (stored.metadata() or {}).get(SUM)

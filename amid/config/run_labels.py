@@ -23,7 +23,7 @@ NONE = "none"
 def labels_of(
     cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str], directory: Path
 ) -> dict[str, Label]:
-    """The labels of a training run, but for the numbers of its objective.
+    """Returns the labels of a training run, except the numbers of its objective.
 
     `method`, `model` and `data` are the chosen options. `divergence` and `assistant` are those that the
     objective gets; they and the groups `OWN` are called as the option, or as the class or function that a

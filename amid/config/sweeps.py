@@ -207,9 +207,10 @@ def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) ->
     Without a scale it is `SMALL`, or the sweep as it is where the file has no scales.
 
     A sweep file is a primary configuration with the keys `hydra.sweeper.params`, its grid; `baselines`, a
-    list of further runs; `scales`, the overrides of each scale. Later ones replace earlier ones: those of the
-    grid, of the scale, then `overrides`. A baseline gets those of the scale and `overrides` that do not make
-    another method of it (`SAID_BY_BASELINES`), and one that trains nothing (`UNTRAINED`) a single seed.
+    list of further runs; `scales`, the overrides of each scale. Later overrides replace earlier
+    ones: first the grid's, then the scale's, then `overrides`. A baseline takes the scale's overrides and
+    `overrides`, except for keys that would make it another method (`SAID_BY_BASELINES`). A baseline that
+    trains nothing (`UNTRAINED`) has a single seed.
 
     Raises:
         InputError: if there is no such sweep or scale, or its file is none of a sweep.

@@ -111,9 +111,9 @@ class Sampling:
         seed: int,
         samples: int | None = None,
     ) -> list[list[Answer]]:
-        """`samples` answers (by default those of the settings) to each prompt, in the prompts' order.
+        """Draws `samples` answers (default: the settings' number) to each prompt, in the prompts' order.
 
-        They are those of `token_ids` with the tokenizer's vocabulary, as text.
+        The answers are the sequences of `token_ids` with the tokenizer's vocabulary, as text.
         """
         if not holds_keys_and_values(model):
             drawn = self.token_ids(model, tokenizer, prompts, seed, samples, len(tokenizer))
@@ -128,10 +128,11 @@ class Sampling:
         sets: Mapping[str, Sequence[Sequence[int]]],
         finished: Callable[[int], None] = report_nothing,
     ) -> Iterator[tuple[str, int, list[list[Answer]]]]:
-        """The set's name, a seed, and its answers to that set's prompts: for every set and every seed.
+        """Yields a set's name, a seed, and the answers to the set's prompts, for every set and every seed.
 
-        They are those of `answers`, set by set, all seeds together: the model reads each prompt once for all
-        its answers. `finished` is called with the number of answers that have ended since its last call.
+        The answers equal the answers of `answers`. All seeds of a set are drawn together: the model reads
+        each prompt once for all its answers. `finished` is called with the number of answers that have ended
+        since its last call.
         """
         if not holds_keys_and_values(model):
             for name, prompts in sets.items():

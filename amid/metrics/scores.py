@@ -14,7 +14,7 @@ class SetScore:
 
     value: float
     signature: str | None = None
-    """How it was computed, where the value alone does not tell, such as sacrebleu's signature."""
+    """How the value was computed, such as sacrebleu's signature."""
     resampled: Resampled | None = field(default=None, compare=False, repr=False)
     """From how often each answer is drawn, [draws, answers], to the score of each draw, [draws]; None where
     that cannot be told."""

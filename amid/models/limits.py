@@ -1,4 +1,4 @@
-"""What a model can read: texts of which length, and whether from left to right."""
+"""Checks of what a model can read: the length of texts, and reading from left to right."""
 
 import functools
 from collections.abc import Mapping

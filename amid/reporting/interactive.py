@@ -50,8 +50,8 @@ def interactive_page(runs: Runs, table: Table, sections: Sequence[Section]) -> s
     Of each evaluation set it holds the answers to as many prompts as there is room for, the first ones.
 
     Args:
-        runs: the runs of the table, whose folders hold answers, curves and configurations, and runs without
-            a result, whose folders may hold curves.
+        runs: the runs of the table, with answers, curves and configurations in their folders, and runs
+            without a result, which may have curves.
         table: of all runs.
         sections: further tables to show.
 

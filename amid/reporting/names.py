@@ -6,7 +6,7 @@ from amid.reporting.table import Row, Table
 
 
 def names_of(table: Table, rows: Sequence[Row], without: Sequence[str]) -> list[str]:
-    """A name for each row: its divergence, and all else that varies, but for the labels `without`."""
+    """Returns a name for each row: its divergence and what varies, except the labels `without`."""
     hidden = ["method", "divergence", *without]
     several_methods = len({row.method for row in rows}) > 1
     words = [

@@ -63,7 +63,7 @@ def has_own_assistant(labels: Mapping[str, Label]) -> bool:
 
 
 def _written(names: Mapping[str, str], name: str) -> str:
-    """How an option is written; one's own that is called as another one is written says that it is."""
+    """Returns how an option is written; "own" marks a user's option with the name of another option."""
     return names.get(name) or (f"own {name}" if name in names.values() else name)
 
 
@@ -97,8 +97,8 @@ class Row:
     def score(self, dataset: str, metric: str, datasets: Sequence[str] = ()) -> Score | None:
         """The row's score, or None where a run has none; a diverged run's is NaN.
 
-        Of several training seeds, the values are the runs' means; of one, those of its sampling seeds. With
-        `AVERAGE` as the set, the mean over `datasets`, all of which must have been scored.
+        With several training seeds, the values are the runs' means; with one, the values of its sampling
+        seeds. With `AVERAGE` as the set, it is the mean over `datasets`, which must all have been scored.
         """
 
         def of_run(run: RunResult) -> Score | None:
@@ -117,7 +117,7 @@ class Row:
     def validation(self, name: str) -> Score | None:
         """A measure of `VALIDATION`, or the same `_before`, over the training seeds; None where one has none.
 
-        That of a run that diverged is NaN, but for what it began with.
+        A diverged run has NaN, except for values from before the training.
         """
         values = [
             math.nan
@@ -203,7 +203,7 @@ def overrides(result: RunResult) -> list[str]:
 
 
 def _shared_settings(results: Sequence[RunResult]) -> dict[Label, set[str]]:
-    """Of each data the settings that all runs have, and those of the data that all runs on it have."""
+    """Returns, for each data, the settings of all runs and the data settings of all runs on that data."""
     of_all = set.intersection(*(set(overrides(result)) for result in results))
     by_data: dict[Label, set[str]] = {}
     for result in results:

@@ -81,7 +81,7 @@ class Table:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """The metrics in the columns: those of quality, the main one first, then `diversity`."""
+        """The metrics in the columns: the quality metrics, the main one first, then `diversity`."""
         return [*self._quality, self.diversity]
 
     @cached_property
@@ -172,7 +172,7 @@ class Table:
         return score_text(row, self.score(row, metric, dataset), digits)
 
     def name(self, row: Row, without: Sequence[str] = ()) -> str:
-        """The row in words, such as `AMiD αβ(p, r) α=-5 λ=0.1`: what varies, but for the labels `without`."""
+        """The row in words, such as `AMiD αβ(p, r) α=-5 λ=0.1`: what varies, except the labels `without`."""
         words = []
         for label in self.varying:
             text = _label_text(row, label)

@@ -48,9 +48,8 @@ class MadeFrom(Record):
 class Answer:
     """A generated answer: its text, its tokens (EOS included), and whether it ended with EOS.
 
-    `tokens` and `ended` are None where that is not known, as of another system's answers. `log_probs` are
-    those of the tokens by the model's own distribution, whatever changed it for the drawing; None where they
-    are not known.
+    `tokens` and `ended` are None if unknown, as for another system's answers. `log_probs` are the tokens'
+    log-probabilities in the model's own distribution, before temperature or top-p; None if unknown.
     """
 
     text: str
@@ -68,7 +67,7 @@ class Answered:
     references: tuple[str, ...]
     answers: list[Answer]
     fields: Mapping[str, Any] = field(default_factory=dict)
-    """What else is told of it, such as a category."""
+    """Other fields of the row, such as a category."""
 
 
 def answers_file(folder: Path, dataset: str, seed: int) -> Path:

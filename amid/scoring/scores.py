@@ -25,7 +25,7 @@ from amid.results import Score
 from amid.scoring.answers import Answer, Answered
 
 LEAST_UNREAD = 1.0
-"""Below so many per cent of the characters nothing is said of what a score cannot read."""
+"""Unread text below this percentage of the characters is not reported."""
 
 OF_WORDS = ("self_bleu", "corpus_self_bleu", "distinct_1", "distinct_2", "repetition")
 """The scores of the answers alone that count words."""

@@ -42,11 +42,10 @@ class _Manifest(Record):
 class TeacherCache:
     """A teacher's states over several sets of sequences, in `cache_dir/teacher-KEY`.
 
-    KEY is a hash of the teacher's weights and configuration, layers and dtype, of the precision that it is
-    run in, and of the version of transformers, whose models' code computes the states. The versions of torch
-    and the device are left out: they change the last digits only.
-    The states of a set stand in a folder named by a hash of its token ids and prompt lengths, which follow
-    from data, template, tokenizer and limits. They have the dtype that the teacher gives them in.
+    KEY is a hash of the teacher's weights, configuration, layers and dtype, of its precision, and of the
+    version of transformers, which computes the states. The torch version and the device are not part of KEY:
+    they change only the last digits. The states of a set are in a folder named by a hash of its token ids and
+    prompt lengths, which follow from data, template, tokenizer and limits. They keep the teacher's dtype.
 
     Args:
         cache_dir: where the folder is made.
