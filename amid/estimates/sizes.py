@@ -17,7 +17,7 @@ from amid.config.data_files import HUB_PREFIX, path_and_rows
 from amid.data import InstructionData
 from amid.data.examples import Example
 from amid.data.sources import load_examples
-from amid.experiment.plan import Plan
+from amid.experiment.plan import ROWS, Plan
 from amid.models.hub import NOT_CACHED
 
 SAMPLE = 256
@@ -116,7 +116,7 @@ class Facts:
 
         def measure() -> Lengths:
             examples = self._examples(source, data.fields)
-            encoder = plan.data_without_rows(self.tokenizer(plan)).encoder
+            encoder = plan.data(self.tokenizer(plan), without=ROWS).encoder
             chosen = examples[:: max(1, len(examples) // SAMPLE)][:SAMPLE]
             rows = [encoder.example(example) for example in chosen]
             prompts = sum(row.n_prompt for row in rows)

@@ -1,6 +1,7 @@
 """The plan of a run: its configuration as typed parts, each made once, and their checks."""
 
 import copy
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
@@ -36,12 +37,15 @@ Settings = dict[str, Any]
 
 ROLES = ("teacher", "student")
 
-_NO_ROWS: Settings = {"train": None, "valid": None, "test": {}, "plain_text": None}
+ROWS = ("train", "valid", "test", "plain_text")
+"""The settings of the data that name its rows."""
 
 
-def _made(key: str) -> Any:
-    """A part that the settings at `key` make, once."""
-    return cached_property(lambda plan: instantiate(plan._given[key]))
+def _made(*keys: str) -> Any:
+    """A part that the settings at `keys` make, once."""
+    return cached_property(
+        lambda plan: instantiate(functools.reduce(lambda of, key: of[key], keys, plan._given))
+    )
 
 
 def _value(key: str) -> Any:
@@ -79,6 +83,7 @@ class Plan:
     """From parameters, `params=`, to an optimiser."""
     scheduler: "Callable[..., LRScheduler]" = _made("scheduler")
     """From an optimiser to a learning-rate schedule (`amid.training.learning_rate.scheduled`)."""
+    tokenizer: "PreTrainedTokenizerBase" = _made("model", "tokenizer")
     seed: int = _value("seed")
     threads: int | None = _value("threads")
     """CPU threads; None for all."""
@@ -137,28 +142,18 @@ class Plan:
         """The settings of the data."""
         return nodes.Data.model_construct(**self._given["data"])
 
-    @cached_property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The tokenizer of the models."""
-        made: PreTrainedTokenizerBase = instantiate(self._given["model"]["tokenizer"])
-        return made
-
     def data(
         self, tokenizer: "PreTrainedTokenizerBase | None" = None, without: Iterable[str] = ()
     ) -> "InstructionData":
-        """The data, of which nothing is read yet.
+        """The data, of which no file is read yet.
 
         Args:
             tokenizer: None for the plan's own.
-            without: some of train, valid, test and plain_text, which are left out.
+            without: the sources that are left out: ROWS, or some of them.
         """
-        settings = {**self._given["data"], **{name: _NO_ROWS[name] for name in without}}
+        settings = self._given["data"] | {name: {} if name == "test" else None for name in without}
         made: InstructionData = instantiate(settings, tokenizer=tokenizer or self.tokenizer, _convert_="all")
         return made
-
-    def data_without_rows(self, tokenizer: "PreTrainedTokenizerBase | None" = None) -> "InstructionData":
-        """The data's template, limits and metrics alone."""
-        return self.data(tokenizer, without=_NO_ROWS)
 
     def longest_texts(self, *reads: str) -> dict[str, int]:
         """The tokens of the longest texts that a model reads, by the settings that make them so long.
@@ -302,7 +297,7 @@ class Plan:
 
     @cached_property
     def key(self) -> str:
-        """The hash of what decides the result (`amid.config.compose.config_hash`)."""
+        """The hash of what decides the result (`amid.config.identity.config_hash`)."""
         return config_hash(self.hashed)
 
     def fingerprint(self, *names: str) -> str:
@@ -357,7 +352,7 @@ class Plan:
         """
         from amid.experiment.checks import check_models
 
-        self.data_without_rows()
+        self.data(without=ROWS)
         check_models(self)
 
 
