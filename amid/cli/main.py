@@ -273,12 +273,12 @@ def _sweep_help() -> None:
     for name in sweep_names():
         print(f"  {name:<12} {title(name)}")
     print(
-        "\nNAME may be a file of your own, such as sweeps/mine.yaml (docs/how-to/own-files.md)."
+        "\nNAME may also be your own file, such as sweeps/mine.yaml (docs/how-to/own-files.md)."
         "\nscale=small, the default, is for a machine without a GPU; scale=full is the published size."
         "\n--dry-run lists the runs, with an estimate of time, memory and disk, and starts nothing."
-        "\nKEY=VALUE sets a value in every run; KEY=A,B runs every value. A baseline keeps its own method, "
-        "divergence, assistant, objective, schedule and text. It takes text.KEY, objective.fused and "
-        "objective.compiled if it has such a setting. Run a sweep again to skip its finished runs."
+        "\nKEY=VALUE sets a value in every run; KEY=A,B runs every value. A baseline keeps its own method,"
+        "\ndivergence, assistant, objective, schedule and text. It takes text.KEY, objective.fused and"
+        "\nobjective.compiled if it has such a setting. The same command again skips finished runs."
     )
 
 

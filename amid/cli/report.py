@@ -15,17 +15,17 @@ def parser() -> argparse.ArgumentParser:
     """Of the arguments of `amid report`."""
     found = Arguments(
         prog="amid report",
-        description="Writes FOLDER/report/ of all finished runs below FOLDER, and prints its tables.",
-        epilog="A FOLDER may also be a zip file of runs; the report of runs.zip is in runs/report/.",
+        description="Writes tables, figures and a page of all finished runs in FOLDER to FOLDER/report/.",
+        epilog="A FOLDER may also be a zip file of runs; the report of runs.zip lies in runs/report/.",
     )
     found.add_argument("places", nargs="+", metavar="FOLDER")
     found.add_argument(
-        "--into", metavar="FOLDER", help="write report/ there; needed for more than one FOLDER"
+        "--into", metavar="FOLDER", help="write report/ into this FOLDER; needed for several folders"
     )
     found.add_argument(
         "--archive",
         metavar="FILE",
-        help="also write the records of all these runs, answers included, into one zip file",
+        help="also write the records of these runs, with the answers, into one zip file",
     )
     return found
 

@@ -61,13 +61,13 @@ Scores files of answers, or runs, and tests the differences between them.
 FILE  answers of any system: JSON Lines, an object a line, with `references` (one or a list; also called
       `reference` or `output`) and `answers` (a list; one may be called `answer` or `prediction`):
       {"references": ["Paris"], "answers": ["Paris", "It is Paris."], "category": "open_qa"}
-RUN   the folder of a finished run: each set in its generations/, over the seeds of the sampling
+RUN   the folder of a finished run: every set in its generations/, over the sampling seeds
 """
 MORE = f"""\
 scores  Always: {", ".join(ALWAYS)}; self_bleu (among the answers to one prompt),
-        corpus_self_bleu (among all), distinct_1, distinct_2, repetition, overlong. If the lines have the
-        fields: eos_share, length, log_prob. For a run also the metrics in data.metrics of its config.yaml,
-        such as exact_answer of data=gsm8k, bleu and chrf of data=opus100.
+        corpus_self_bleu (among all), distinct_1, distinct_2, repetition, overlong. If the lines have ended,
+        tokens and log_probs: eos_share, length, log_prob. For a run also the metrics in data.metrics of its config.yaml,
+        such as exact_answer with data=gsm8k, bleu and chrf with data=opus100.
 parts   --by shows the main score, or --metric, and Self-BLEU; --csv has all scores of all parts.
 tests   For every two systems with answers to the same set: the difference of their scores, its 95% interval
         and p by paired bootstrap over the prompts. With fewer than {FEW} prompts the test is exact and swaps

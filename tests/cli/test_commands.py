@@ -44,14 +44,14 @@ def test_a_closed_pipe_ends_it_quietly(command, tmp_path):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("report", "finished runs below FOLDER"),
+        ("report", "finished runs in FOLDER"),
         ("status", "--follow refreshes"),
         ("dashboard", "a W&B workspace for a sweep"),
         ("sweep", "--dry-run lists the runs"),
         ("sweep alpha", "--dry-run lists the runs"),
         ("score", "Scores files of answers"),
-        ("evaluate", "Score the student of a finished run again, run=FOLDER"),
-        ("cache", "Write the teacher's states"),
+        ("evaluate", "Score the student of a finished run again (run=FOLDER)"),
+        ("cache", "Write the teacher cache"),
     ],
 )
 def test_help_of_a_command_says_what_it_does(command, words, tmp_path, capsys, monkeypatch):
@@ -73,7 +73,7 @@ def test_a_command_to_type_is_quoted_as_one_would():
 def test_help_of_several_words_and_options_behind_settings(capsys):
     assert run("help", "score", "assistant.alpha", "cache") == 0
     out = capsys.readouterr().out
-    parts = ["Scores files of answers", "assistant.alpha: -5.0", "Write the teacher's states"]
+    parts = ["Scores files of answers", "assistant.alpha: -5.0", "Write the teacher cache"]
     assert [out.index(part) for part in parts] == sorted(out.index(part) for part in parts)
     assert run("train", "seed=1", "--cfg", "job", "assistant.alpha=-2") == 0
     assert "alpha: -2" in capsys.readouterr().out

@@ -55,7 +55,7 @@ def nodes(content):
         ("taid", ["method=taid", "lam: 0.4", "schedule=taid", "amid.schedule.TAID"]),
         ("alpha", ["assistant.alpha: -5.0", "divergence.alpha: 0.2", "divergence=alpha"]),
         ("text=mixed", ["share: 0.5", "amid.text.StudentText", "max_new_tokens"]),
-        ("seed", ["seed: 1", "amid train: of the run"]),
+        ("seed", ["seed: 1", "amid train: training seed"]),
         ("optimizer.weight_decay", ["torch.optim.AdamW: see the documentation of torch"]),
         ("data.test.open", ["_target_: amid.data.builtin.corpus", "evaluation sets by name"]),
         ("data.train.seed", ["data.train.seed: 0"]),
