@@ -66,8 +66,8 @@ RUN   the folder of a finished run: every set in its generations/, over the samp
 MORE = f"""\
 scores  Always: {", ".join(ALWAYS)}; self_bleu (among the answers to one prompt),
         corpus_self_bleu (among all), distinct_1, distinct_2, repetition, overlong. If the lines have ended,
-        tokens and log_probs: eos_share, length, log_prob. For a run also the metrics in data.metrics of its config.yaml,
-        such as exact_answer with data=gsm8k, bleu and chrf with data=opus100.
+        tokens and log_probs: eos_share, length, log_prob. For a run also the metrics in data.metrics of its
+        config.yaml, such as exact_answer with data=gsm8k, bleu and chrf with data=opus100.
 parts   --by shows the main score, or --metric, and Self-BLEU; --csv has all scores of all parts.
 tests   For every two systems with answers to the same set: the difference of their scores, its 95% interval
         and p by paired bootstrap over the prompts. With fewer than {FEW} prompts the test is exact and swaps
