@@ -3,7 +3,7 @@
 import itertools
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +52,10 @@ ROOM_OF_A_LINE = 0.1
 """Share of a panel's height that a line of its legend takes."""
 
 
+Logged = Mapping[int, Mapping[str, Mapping[int, float]]]
+"""The identity of a run -> the name of a curve -> optimiser step -> value."""
+
+
 @dataclass(frozen=True)
 class Figure:
     """A figure that was written: the name of its PNG file, and what it shows. Its PDF has the same name."""
@@ -71,57 +75,59 @@ def draw_figures(table: Table, records: Mapping[Path, RunResult], directory: Pat
     Raises:
         InputError: naming a file of curves that cannot be read.
     """
-    main = measure_of(table.quality)
-    quality, diversity = main.title, measure_of(table.diversity).title
     logged = {id(run): curves(folder) for folder, run in records.items()}
-    by_step = (
-        "by optimiser step: the mean over a setting's training seeds. "
-        "Dotted, ending in a cross: a run that diverged or collapsed, cut far above and below the others."
-    )
+    figures = []
     with matplotlib.rc_context(STYLE):
-        drawings: list[tuple[str, Canvas | None, str]] = [
-            (
-                "alpha.png",
-                _draw_lines(table, "alpha"),
-                f"{quality} and {diversity} against α. Error bars: standard deviation; dashed: baselines.",
-            ),
-            (
-                "lambda.png",
-                _draw_lines(table, "lam"),
-                f"{quality} and {diversity} against λ, the weight of the teacher in the mixture. "
-                "Error bars: standard deviation; dashed: baselines.",
-            ),
-            (
-                "plane.png",
-                _draw_plane(table),
-                "Quality against diversity: up is better, left is more diverse. "
-                "Ringed and dotted: the Pareto front, which no other setting beats in both (the teacher "
-                "aside). Error bars: standard deviation; grey: baselines.",
-            ),
-            (
-                "divergence.png",
-                _draw_heat_map(table, "divergence"),
-                f"{quality} of each divergence and α; bold: the best.",
-            ),
-            ("alpha_lambda.png", _draw_heat_map(table, "lam"), f"{quality} over α and λ; bold: the best."),
-            (
-                "training.png",
-                _draw_curves(table, logged, TRAINING["loss"].logged, "training loss"),
-                f"Training loss {by_step} Losses of different divergences have different scales.",
-            ),
-            (
-                "validation.png",
-                _draw_curves(table, logged, main.logged, f"{quality} (validation)"),
-                f"{quality} of answers to the validation prompts {by_step}",
-            ),
-        ]
-        figures = []
-        for file, canvas, caption in drawings:
+        for file, canvas, caption in _drawings(table, logged):
             if canvas is not None:
                 canvas.savefig(directory / file, dpi=DPI)
                 canvas.savefig((directory / file).with_suffix(".pdf"), metadata={"CreationDate": None})
                 figures.append(Figure(file, caption))
     return figures
+
+
+def _drawings(table: Table, logged: Logged) -> Iterator[tuple[str, Canvas | None, str]]:
+    """Each figure: its file, the drawing or None where the rows do not allow it, and its caption."""
+    main = measure_of(table.quality)
+    quality, diversity = main.title, measure_of(table.diversity).title
+    by_step = (
+        "by optimiser step: the mean over a setting's training seeds. "
+        "Dotted, ending in a cross: a run that diverged or collapsed, cut far above and below the others."
+    )
+    yield (
+        "alpha.png",
+        _draw_lines(table, "alpha"),
+        f"{quality} and {diversity} against α. Error bars: standard deviation; dashed: baselines.",
+    )
+    yield (
+        "lambda.png",
+        _draw_lines(table, "lam"),
+        f"{quality} and {diversity} against λ, the weight of the teacher in the mixture. "
+        "Error bars: standard deviation; dashed: baselines.",
+    )
+    yield (
+        "plane.png",
+        _draw_plane(table),
+        "Quality against diversity: up is better, left is more diverse. "
+        "Ringed and dotted: the Pareto front, which no other setting beats in both (the teacher "
+        "aside). Error bars: standard deviation; grey: baselines.",
+    )
+    yield (
+        "divergence.png",
+        _draw_heat_map(table, "divergence"),
+        f"{quality} of each divergence and α; bold: the best.",
+    )
+    yield "alpha_lambda.png", _draw_heat_map(table, "lam"), f"{quality} over α and λ; bold: the best."
+    yield (
+        "training.png",
+        _draw_curves(table, logged, TRAINING["loss"].logged, "training loss"),
+        f"Training loss {by_step} Losses of different divergences have different scales.",
+    )
+    yield (
+        "validation.png",
+        _draw_curves(table, logged, main.logged, f"{quality} (validation)"),
+        f"{quality} of answers to the validation prompts {by_step}",
+    )
 
 
 def _draw_lines(table: Table, label: str) -> Canvas | None:
@@ -176,7 +182,6 @@ def _draw_plane(table: Table) -> Canvas | None:
         return None
     grid = [row for row in rows if not row.baseline]
     coloured_by, shades = _shades(grid)
-    levels = list(shades)
     figure = Canvas(figsize=(6.4, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -214,14 +219,31 @@ def _draw_plane(table: Table) -> Canvas | None:
         columns = max(LEGEND_CHARACTERS // (max(map(len, series)) + 4), 1)  # a marker takes the room of four
         figure.legend(handles, list(series), loc="outside upper center", ncols=min(len(series), columns))
     if coloured_by:
-        one_each = BoundaryNorm(range(len(levels) + 1), len(levels))
-        mapped = matplotlib.cm.ScalarMappable(one_each, ListedColormap(list(shades.values())))
-        middles = [i + 0.5 for i in range(len(levels))]
-        bar = figure.colorbar(mapped, ax=axes, ticks=middles, aspect=30, pad=0.02)
-        bar.set_ticklabels([_minus(level) for level in levels])
-        bar.ax.tick_params(which="both", length=0)
-        bar.ax.set_title(SYMBOLS[coloured_by], fontsize=11)
-        bar.outline.set_visible(False)
+        _draw_colour_bar(axes, shades, SYMBOLS[coloured_by])
+    _name_points(table, axes, rows, baselines, front)
+    return figure
+
+
+def _draw_colour_bar(axes: Any, shades: Mapping[float, Any], symbol: str) -> None:
+    """A bar right of the axes with one field for each value of the number that colours tell."""
+    one_each = BoundaryNorm(range(len(shades) + 1), len(shades))
+    mapped = matplotlib.cm.ScalarMappable(one_each, ListedColormap(list(shades.values())))
+    middles = [i + 0.5 for i in range(len(shades))]
+    bar = axes.figure.colorbar(mapped, ax=axes, ticks=middles, aspect=30, pad=0.02)
+    bar.set_ticklabels([_minus(level) for level in shades])
+    bar.ax.tick_params(which="both", length=0)
+    bar.ax.set_title(symbol, fontsize=11)
+    bar.outline.set_visible(False)
+
+
+def _name_points(
+    table: Table,
+    axes: Any,
+    rows: Sequence[Row],
+    baselines: Mapping[str, Row],
+    front: Sequence[Sequence[float]],
+) -> None:
+    """Writes the names of the baselines beside their points, away from the others and from the front."""
     points = [
         (*_mean_and_std(table, row, table.diversity), *_mean_and_std(table, row, table.quality))
         for row in rows
@@ -236,7 +258,6 @@ def _draw_plane(table: Table) -> Canvas | None:
         ],
         [(x - dx, y - dy, x + dx, y + dy) for x, dx, y, dy in points],
     )
-    return figure
 
 
 def _front(table: Table, rows: Sequence[Row]) -> list[Row]:
@@ -261,26 +282,67 @@ def _shades(grid: Sequence[Row]) -> tuple[str | None, dict[float, Any]]:
     return None, {}
 
 
-def _draw_curves(
-    table: Table, logged: Mapping[int, Mapping[str, Mapping[int, float]]], key: str, name: str
-) -> Canvas | None:
+Line = tuple[str, Row, Any]
+"""A line of a panel: its name, its row, and its colour."""
+
+
+def _draw_curves(table: Table, logged: Logged, key: str, name: str) -> Canvas | None:
     """A curve by optimiser step, one line for each setting; panels for baselines, and one for each series.
 
     Args:
         table: of all runs.
-        logged: the curves of each run, by its identity.
+        logged: the curves of each run.
         key: of the curve.
         name: of the curve, on the axis.
     """
     rows = [row for row in table.rows if any(logged.get(id(run), {}).get(key) for run in row.runs)]
-    if not rows:
+    panels = _panels(table, rows)
+    if not rows or len(panels) > MOST_PANELS:
         return None
+    across = min(PANELS_ACROSS, len(panels))
+    down = math.ceil(len(panels) / across)
+    figure = Canvas(figsize=(1 + 3.6 * across, 0.6 + 2.8 * down), layout="constrained")
+    shared: Literal["all", "none"] = "all" if key.startswith("valid/") else "none"
+    all_axes = [*figure.subplots(down, across, squeeze=False, sharex=True, sharey=shared).flat]
+    legend: dict[str, Any] = {}
+    smoothed = False
+    for axes, (of_panel, lines) in zip(all_axes, panels.items(), strict=False):
+        found = {
+            id(run): {s: y for s, y in logged.get(id(run), {}).get(key, {}).items() if math.isfinite(y)}
+            for _, row, _ in lines
+            for run in row.runs
+        }
+        drawn, any_smoothed, any_failed = _draw_panel(table, axes, lines, found)
+        smoothed = smoothed or any_smoothed
+        if not of_panel.startswith(BASELINES) and (of_panel or len(lines) > 1):
+            legend |= {own: line for own, line in drawn.items() if own not in legend}
+        heading = of_panel or (lines[0][0] if len(lines) == 1 else "")
+        axes.set_title(textwrap.fill(heading, TITLE_CHARACTERS), fontsize=10)
+        if of_panel.startswith(BASELINES):
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, high + (high - low) * ROOM_OF_A_LINE * math.ceil(len(lines) / 2))
+            axes.legend(fontsize=8, loc="upper center", ncols=2)
+        if any_failed:
+            legend["failed"] = Line2D([], [], color=GREY, linestyle=":", marker="x")
+    for axes in all_axes[len(panels) :]:
+        axes.remove()
+    for axes in all_axes[len(panels) - across : len(panels)]:
+        axes.tick_params(labelbottom=True)
+    figure.supxlabel("optimiser step", fontsize=10)
+    figure.supylabel(f"{name}, smoothed" if smoothed else name, fontsize=10)
+    if legend:
+        columns = max(LEGEND_CHARACTERS * across // 2 // (max(map(len, legend)) + 4), 1)
+        figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=columns)
+    return figure
+
+
+def _panels(table: Table, rows: Sequence[Row]) -> dict[str, list[Line]]:
+    """The lines of each panel by its title: baselines, as many at once as there are colours, then series."""
     grid = [row for row in rows if not row.baseline]
     coloured_by, shades = _shades(grid)
     series = by_name(table, grid, (coloured_by,)) if coloured_by else {"": grid} if grid else {}
-    baselines = named_baselines(table, [row for row in rows if row.baseline])
-    panels: dict[str, list[tuple[str, Row, Any]]] = {}
-    named = [*baselines.items()]
+    named = [*named_baselines(table, [row for row in rows if row.baseline]).items()]
+    panels: dict[str, list[Line]] = {}
     for start in range(0, len(named), len(COLOURS)):
         of_panel = f"{BASELINES} {start // len(COLOURS) + 1}" if start else BASELINES
         several = zip(named[start:], COLOURS, strict=False)
@@ -295,53 +357,43 @@ def _draw_curves(
             )
             for i, (own, row) in enumerate(zip(names, members, strict=True))
         ]
-    if len(panels) > MOST_PANELS:
-        return None
-    across = min(PANELS_ACROSS, len(panels))
-    down = math.ceil(len(panels) / across)
-    figure = Canvas(figsize=(1 + 3.6 * across, 0.6 + 2.8 * down), layout="constrained")
-    shared: Literal["all", "none"] = "all" if key.startswith("valid/") else "none"
-    all_axes = [*figure.subplots(down, across, squeeze=False, sharex=True, sharey=shared).flat]
-    legend: dict[str, Any] = {}
+    return panels
+
+
+def _draw_panel(
+    table: Table, axes: Any, lines: Sequence[Line], found: Mapping[int, Mapping[int, float]]
+) -> tuple[dict[str, Any], bool, bool]:
+    """Draws the lines of one panel.
+
+    Args:
+        table: of all runs.
+        axes: of the panel.
+        lines: the settings.
+        found: the curve of each run, by its identity.
+
+    Returns:
+        The lines that were drawn by name, whether one is smoothed, and whether a run failed.
+    """
+    failed: list[tuple[Mapping[int, float], int | None, Any]] = []
+    drawn: dict[str, Any] = {}
     smoothed = False
-    for axes, (of_panel, lines) in zip(all_axes, panels.items(), strict=False):
-        failed: list[tuple[dict[int, float], int | None, Any]] = []
-        for own, row, colour in lines:
-            trained = []
-            for run in row.runs:
-                curve = {s: y for s, y in logged.get(id(run), {}).get(key, {}).items() if math.isfinite(y)}
-                if not curve:
-                    continue
-                if outcome(run, table.quality) not in FAILED:
-                    trained.append(curve)
-                else:
-                    failed.append((curve, run.diverged_step, colour))
-            steps = sorted(set.intersection(*map(set, trained))) if trained else []
-            means = [sum(curve[step] for curve in trained) / len(trained) for step in steps]
-            marker = "o" if len(steps) == 1 else ""
-            smoothed = smoothed or len(means) >= SMOOTHED_FROM
-            (line,) = axes.plot(steps, _smoothed(means), color=colour, label=own, marker=marker)
-            if not of_panel.startswith(BASELINES) and (of_panel or len(lines) > 1):
-                legend.setdefault(own, line)
-        _draw_failed(axes, failed)
-        heading = of_panel or (lines[0][0] if len(lines) == 1 else "")
-        axes.set_title(textwrap.fill(heading, TITLE_CHARACTERS), fontsize=10)
-        if of_panel.startswith(BASELINES):
-            low, high = axes.get_ylim()
-            axes.set_ylim(low, high + (high - low) * ROOM_OF_A_LINE * math.ceil(len(lines) / 2))
-            axes.legend(fontsize=8, loc="upper center", ncols=2)
-        if failed:
-            legend["failed"] = Line2D([], [], color=GREY, linestyle=":", marker="x")
-    for axes in all_axes[len(panels) :]:
-        axes.remove()
-    for axes in all_axes[len(panels) - across : len(panels)]:
-        axes.tick_params(labelbottom=True)
-    figure.supxlabel("optimiser step", fontsize=10)
-    figure.supylabel(f"{name}, smoothed" if smoothed else name, fontsize=10)
-    if legend:
-        columns = max(LEGEND_CHARACTERS * across // 2 // (max(map(len, legend)) + 4), 1)
-        figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=columns)
-    return figure
+    for own, row, colour in lines:
+        trained = []
+        for run in row.runs:
+            if not (curve := found[id(run)]):
+                continue
+            if outcome(run, table.quality) not in FAILED:
+                trained.append(curve)
+            else:
+                failed.append((curve, run.diverged_step, colour))
+        steps = sorted(set.intersection(*(set(curve) for curve in trained))) if trained else []
+        means = [sum(curve[step] for curve in trained) / len(trained) for step in steps]
+        marker = "o" if len(steps) == 1 else ""
+        smoothed = smoothed or len(means) >= SMOOTHED_FROM
+        (line,) = axes.plot(steps, _smoothed(means), color=colour, label=own, marker=marker)
+        drawn.setdefault(own, line)
+    _draw_failed(axes, failed)
+    return drawn, smoothed, bool(failed)
 
 
 def _draw_failed(axes: Any, failed: Sequence[tuple[Mapping[int, float], int | None, Any]]) -> None:

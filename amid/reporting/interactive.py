@@ -3,7 +3,8 @@
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from amid.reporting.rows import AVERAGE, MISSING, Row, overrides
 from amid.reporting.runs import Runs
 from amid.reporting.sections import FAILED, Section, number, outcome
 from amid.reporting.table import SYMBOLS, Table
-from amid.results import Label
+from amid.results import Label, RunResult
 
 LARGEST = 6_000_000
 """Bytes that the page may have."""
@@ -38,6 +39,10 @@ _SCRIPTS = [
     for name in ("base", "scores", "drawing", "figures", "training", "answers", "differences", "page")
 ]
 """One script in parts, in their order."""
+
+
+Answers = dict[str, dict[Prompt, dict[int, list[Drawn]]]]
+"""Set -> prompt -> number of the run -> its answers."""
 
 
 class PageTooLarge(InputError):
@@ -62,45 +67,12 @@ def interactive_page(runs: Runs, table: Table, sections: Sequence[Section]) -> s
     folder_of = {id(run): folder for folder, run in runs.records.items()}
     places = [folder_of[id(run)] for row in table.rows for run in row.runs]
     data = _data(runs, table, sections, places)
-    template = (_ASSETS / "page.html").read_text(encoding="utf-8")
-    for mark, files in (("/*STYLE*/", ["page.css"]), ("/*SCRIPT*/", _SCRIPTS)):
-        text = "\n".join((_ASSETS / file).read_text(encoding="utf-8") for file in files)
-        template = template.replace(mark, text)
-
-    size = [sizes(place) for place in places]
-    totals = {
-        of: max(by[of][0] for by in size if of in by) for of in dict.fromkeys(of for by in size for of in by)
-    }
-    bytes_of_a_prompt = sum(per_prompt for by in size for _, per_prompt in by.values())
-    most = max(1, int(_READ * LARGEST / bytes_of_a_prompt)) if bytes_of_a_prompt else 0
-    sets = _by_prompt([answers(place, most) for place in places])
-
-    for of, rows in sets.items():
-        if totals[of] <= most:  # lines, all of them read; those of the same prompt are one
-            totals[of] = len(rows)
+    template = _template()
+    sets, totals = _first_answers(places)
 
     def page(prompts: int) -> str:
-        shown = {of: dict(list(rows.items())[:prompts]) for of, rows in sets.items()}
-        generations = [
-            {
-                "set": of,
-                "total": totals[of],
-                "prompts": [
-                    [
-                        prompt.instruction,
-                        prompt.input,
-                        prompt.references,
-                        {
-                            run: [[a.seed, a.text, a.tokens, a.ended] for a in drawn]
-                            for run, drawn in by.items()
-                        },
-                    ]
-                    for prompt, by in rows.items()
-                ],
-            }
-            for of, rows in shown.items()
-        ]
-        return template.replace("{{DATA}}", embedded(data | {"generations": generations}))
+        shown = [_set_of_answers(of, totals[of], by_prompt, prompts) for of, by_prompt in sets.items()]
+        return template.replace("{{DATA}}", embedded(data | {"generations": shown}))
 
     most = max((len(rows) for rows in sets.values()), default=0)
     left_out = bisect_left(range(most + 1), True, key=lambda n: len(page(most - n).encode()) <= LARGEST)
@@ -112,6 +84,49 @@ def interactive_page(runs: Runs, table: Table, sections: Sequence[Section]) -> s
     return page(most - left_out)
 
 
+def _template() -> str:
+    """The page with style and script, without data."""
+    template = (_ASSETS / "page.html").read_text(encoding="utf-8")
+    for mark, files in (("/*STYLE*/", ["page.css"]), ("/*SCRIPT*/", _SCRIPTS)):
+        text = "\n".join((_ASSETS / file).read_text(encoding="utf-8") for file in files)
+        template = template.replace(mark, text)
+    return template
+
+
+def _first_answers(places: Sequence[Path]) -> tuple[Answers, dict[str, int]]:
+    """The answers in the folders of runs, to as many prompts as may fit, and each set's number of prompts."""
+    size = [sizes(place) for place in places]
+    totals = {
+        of: max(by[of][0] for by in size if of in by) for of in dict.fromkeys(of for by in size for of in by)
+    }
+    bytes_of_a_prompt = sum(per_prompt for by in size for _, per_prompt in by.values())
+    most = max(1, int(_READ * LARGEST / bytes_of_a_prompt)) if bytes_of_a_prompt else 0
+    sets = _by_prompt([answers(place, most) for place in places])
+    for of, rows in sets.items():
+        if totals[of] <= most:  # lines, all of them read; those of the same prompt are one
+            totals[of] = len(rows)
+    return sets, totals
+
+
+def _set_of_answers(
+    of: str, total: int, by_prompt: Mapping[Prompt, Mapping[int, Sequence[Drawn]]], most: int
+) -> dict[str, Any]:
+    """The answers to the first `most` prompts of a set, as the page has them."""
+    return {
+        "set": of,
+        "total": total,
+        "prompts": [
+            [
+                prompt.instruction,
+                prompt.input,
+                prompt.references,
+                {run: [[a.seed, a.text, a.tokens, a.ended] for a in drawn] for run, drawn in by.items()},
+            ]
+            for prompt, by in islice(by_prompt.items(), most)
+        ],
+    }
+
+
 def embedded(data: Any) -> str:
     """`data` as JSON that can stand in a <script>, whatever text it holds; numbers are finite, or None."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -119,85 +134,41 @@ def embedded(data: Any) -> str:
 
 
 def _data(of: Runs, table: Table, sections: Sequence[Section], places: Sequence[Path]) -> dict[str, Any]:
-    runs = [(index, run) for index, row in enumerate(table.rows) for run in row.runs]
-    numbers = iter(range(len(runs)))
-    grid = [row for row in table.rows if not row.baseline]
-    series = {
-        key: dict(zip(map(id, grid), names_of(table, grid, without), strict=True)) if grid else {}
-        for key, without in (
-            ("alpha", ("alpha",)),
-            ("lam", ("lam",)),
-            ("alpha_lam", ("alpha", "lam")),
-            ("divergence_alpha", ("divergence", "order", "alpha")),
-        )
-    }
-    further = _further(table)
-    scores = [
-        *table.columns(),
-        *((dataset, metric) for metric in further for dataset in _sets(table, metric)),
-    ]
-    columns = [
-        {
-            "key": f"{dataset}/{metric}",
-            "title": measure_of(metric).title,
-            "set": dataset,
-            "metric": metric,
-            "better": measure_of(metric).better,
-            "further": metric in further,
-        }
-        for dataset, metric in scores
-    ]
-    cells = [_cells(table, metric, dataset) for dataset, metric in scores]
+    """All that the page shows, but for the answers.
+
+    Args:
+        of: the runs of the table, and those without a result.
+        table: of all runs.
+        sections: further tables.
+        places: the folders of the runs, in the order of the table.
+    """
     common, config = differences([configuration(place) for place in places])
-    logged = [curves(place) for place in [*places, *of.unfinished]]
-    n_curves = sum(len(of_run) for of_run in logged)
-    points = max(2, min(POINTS, FOR_CURVES // (_BYTES_OF_A_POINT * max(1, n_curves))))
-    drawn = [
-        {
-            key: [[step, _rounded(value)] for step, value in thinned(curve, points)]
-            for key, curve in of_run.items()
-        }
-        for of_run in logged
-    ]
-    found = claims(table)
+    drawn = _curves([*places, *of.unfinished])
+    runs = [(index, run) for index, row in enumerate(table.rows) for run in row.runs]
+    further, found = _further(table), claims(table)
     return {
         "title": of.name,
         "caption": table.caption_with("underlined"),
         "labels": [{"key": label, "title": SYMBOLS.get(label, label)} for label in table.varying],
         "filters": _filters(table),
-        "columns": columns,
+        "columns": [
+            {
+                "key": f"{dataset}/{metric}",
+                "title": measure_of(metric).title,
+                "set": dataset,
+                "metric": metric,
+                "better": measure_of(metric).better,
+                "further": metric in further,
+            }
+            for dataset, metric in _columns(table)
+        ],
         "further": " ".join(f"{of.title}: {of.meaning}." for of in map(measure_of, further)),
         "quality": f"{table.overall(table.quality)}/{table.quality}",
         "diversity": f"{table.overall(table.diversity)}/{table.diversity}",
         "average": AVERAGE,
-        "rows": [
-            {
-                "name": table.name(row),
-                "labels": {label: _label(row, label) for label in {*table.varying, "method", "divergence"}},
-                "alpha": number(row, "alpha"),
-                "lam": number(row, "lam"),
-                "baseline": row.baseline,
-                "teacher": row.labels.get("method") == "teacher",
-                "series": {key: names[id(row)] for key, names in series.items() if id(row) in names},
-                "cells": [column[index] for column in cells],
-                "runs": [next(numbers) for _ in row.runs],
-            }
-            for index, row in enumerate(table.rows)
-        ],
+        "rows": _rows(table),
         "runs": [
-            {
-                "name": run.name,
-                "folder": of.names[place],
-                "row": index,
-                "seed": run.seed,
-                "hash": run.config_hash,
-                "seconds": round(sum(run.timings.values()), 1),
-                "outcome": (ending := outcome(run, table.quality)),
-                "failed": ending in FAILED,
-                "diverged": run.diverged_step,
-                "config": {key: _value(value) for key, value in own.items()},
-                "curves": of_run,
-            }
+            _run(table, index, run, of.names[place], own, of_run)
             for (index, run), place, own, of_run in zip(runs, places, config, drawn[: len(runs)], strict=True)
         ],
         "unfinished": [
@@ -217,6 +188,77 @@ def _data(of: Runs, table: Table, sections: Sequence[Section], places: Sequence[
         "versions": table.versions,
         "megabytes": LARGEST / 1e6,
     }
+
+
+def _columns(table: Table) -> list[tuple[str, str]]:
+    """The columns of scores as (set, metric): those of the table, then further ones."""
+    further = [(dataset, metric) for metric in _further(table) for dataset in _sets(table, metric)]
+    return [*table.columns(), *further]
+
+
+def _rows(table: Table) -> list[dict[str, Any]]:
+    """The rows, each with its cell of every column, the lines of figures it is on, and its runs."""
+    cells = [_cells(table, metric, dataset) for dataset, metric in _columns(table)]
+    numbers = iter(range(sum(len(row.runs) for row in table.rows)))
+    grid = [row for row in table.rows if not row.baseline]
+    series = {
+        key: dict(zip(map(id, grid), names_of(table, grid, without), strict=True)) if grid else {}
+        for key, without in (
+            ("alpha", ("alpha",)),
+            ("lam", ("lam",)),
+            ("alpha_lam", ("alpha", "lam")),
+            ("divergence_alpha", ("divergence", "order", "alpha")),
+        )
+    }
+    labels = dict.fromkeys((*table.varying, "method", "divergence"))
+    return [
+        {
+            "name": table.name(row),
+            "labels": {label: _label(row, label) for label in labels},
+            "alpha": number(row, "alpha"),
+            "lam": number(row, "lam"),
+            "baseline": row.baseline,
+            "teacher": row.labels.get("method") == "teacher",
+            "series": {key: names[id(row)] for key, names in series.items() if id(row) in names},
+            "cells": [column[index] for column in cells],
+            "runs": [next(numbers) for _ in row.runs],
+        }
+        for index, row in enumerate(table.rows)
+    ]
+
+
+def _run(
+    table: Table, row: int, run: RunResult, folder: str, own: Mapping[str, Any], drawn: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A run of a row: how it ended, the settings that others do not share, and its curves."""
+    ending = outcome(run, table.quality)
+    return {
+        "name": run.name,
+        "folder": folder,
+        "row": row,
+        "seed": run.seed,
+        "hash": run.config_hash,
+        "seconds": round(sum(run.timings.values()), 1),
+        "outcome": ending,
+        "failed": ending in FAILED,
+        "diverged": run.diverged_step,
+        "config": {key: _value(value) for key, value in own.items()},
+        "curves": drawn,
+    }
+
+
+def _curves(places: Sequence[Path]) -> list[dict[str, list[list[float]]]]:
+    """The curves in each folder, thinned so that all of them take about `FOR_CURVES` bytes."""
+    logged = [curves(place) for place in places]
+    n_curves = sum(len(of_run) for of_run in logged)
+    points = max(2, min(POINTS, FOR_CURVES // (_BYTES_OF_A_POINT * max(1, n_curves))))
+    return [
+        {
+            key: [[step, _rounded(value)] for step, value in thinned(curve, points)]
+            for key, curve in of_run.items()
+        }
+        for of_run in logged
+    ]
 
 
 def _cells(table: Table, metric: str, dataset: str) -> list[dict[str, Any]]:
@@ -276,11 +318,8 @@ def _filters(table: Table) -> list[dict[str, Any]]:
     ]
 
 
-def _by_prompt(
-    by_run: list[dict[str, dict[Prompt, list[Drawn]]]],
-) -> dict[str, dict[Prompt, dict[int, list[Drawn]]]]:
-    """Set -> prompt -> number of the run -> its answers."""
-    sets: dict[str, dict[Prompt, dict[int, list[Drawn]]]] = {}
+def _by_prompt(by_run: Sequence[dict[str, dict[Prompt, list[Drawn]]]]) -> Answers:
+    sets: Answers = {}
     for run, of_run in enumerate(by_run):
         for name, prompts in of_run.items():
             for prompt, drawn in prompts.items():

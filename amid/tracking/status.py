@@ -55,6 +55,18 @@ _URGENCY = ("running", "failed", "interrupted", "diverged", "waiting", "done")
 
 
 @dataclass(frozen=True)
+class Part:
+    """How far a computation within a run is, such as that of the teacher's states."""
+
+    name: str
+    """What is computed; empty where the run's note says it."""
+    done: int
+    """So far."""
+    total: int | None
+    """In all; None where it is not known."""
+
+
+@dataclass(frozen=True)
 class RunStatus:
     """How far one run is."""
 
@@ -66,12 +78,8 @@ class RunStatus:
     """Optimiser steps done."""
     steps: int | None = None
     """Of all; None where it is not known yet."""
-    part: str = ""
-    """What of `note` is computed just now, such as the teacher's states."""
-    done: int = 0
-    """So far, of `part`."""
-    total: int | None = None
-    """Of `part`, in all; None where it is not known."""
+    part: Part | None = None
+    """What of `note` is computed just now."""
     loss: float | None = None
     """Mean of the last tenth of the steps."""
     score: float | None = None
@@ -358,8 +366,9 @@ def _status_of(directory: Path) -> RunStatus:
         spoilt = str(error)
         status = replace(status, state="failed", note=spoilt)
     if record is not None:
-        fields = record.model_dump(include=set(RunStatus.__dataclass_fields__), exclude_unset=True)
-        status = replace(status, **fields)
+        of_run = RunStatus.__dataclass_fields__.keys() - {"part"}
+        part = Part(record.part, record.done, record.total)
+        status = replace(status, part=part, **record.model_dump(include=of_run, exclude_unset=True))
     if (directory / RESULT_FILE).exists():
         try:
             result = load(directory)
@@ -484,10 +493,11 @@ def to_terminal(runs: Sequence[RunStatus], most: int | None = None) -> Group:
 
 
 def _doing(run: RunStatus) -> str:
-    share = f" {100 * run.done // run.total}%" if run.total else ""
+    part = run.part or Part("", 0, None)
+    share = f" {100 * part.done // part.total}%" if part.total else ""
     if run.note == PREPARING and run.seconds_left is not None:
         share += f", {in_words(run.seconds_left)} left of it"
-    return ": ".join(filter(None, (run.note, run.part))) + share
+    return ": ".join(filter(None, (run.note, part.name))) + share
 
 
 def in_words(seconds: float) -> str:

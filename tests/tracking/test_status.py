@@ -280,9 +280,11 @@ def test_a_sweep_is_followed_while_it_runs(small_run, tmp_path, capsys, monkeypa
     assert first[0].seconds_left > 0
     assert [run.state for run in third] == ["done", "running"]
     of_first = [run for run in scoring if run.state == "running"]
-    assert {(run.note, run.part, run.total) for run in of_first} == {("scoring", "answers", 2 * 4 * 2 * 2)}
-    assert [run.done for run in of_first] == sorted({run.done for run in of_first})
-    assert (of_first[-1].done, of_first[-1].step, of_first[-1].metric) == (32, 4, "rouge_l")
+    assert {(run.note, run.part.name, run.part.total) for run in of_first} == {
+        ("scoring", "answers", 2 * 4 * 2 * 2)
+    }
+    assert [run.part.done for run in of_first] == sorted({run.part.done for run in of_first})
+    assert (of_first[-1].part.done, of_first[-1].step, of_first[-1].metric) == (32, 4, "rouge_l")
     assert "  answers 100%  " in capsys.readouterr().out
     runs = tmp_path / "runs"
     names = [run.name for run in read_status(runs)]
