@@ -12,11 +12,11 @@ PAGE = "reference/configuration.md"
 INTRODUCTION = """\
 # Configuration
 
-Made from the YAML files of `conf/` and the docstrings of what they configure. A group is chosen with
-`GROUP=OPTION`, a key set with `GROUP.KEY=VALUE`, as in
-`amid train model=smollm2_pruned divergence=kl assistant.alpha=-1`. The values in the files are the defaults;
-`null` is no value, `???` has to be given. Every key is an argument of the group's `_target_`. On the command
-line, `amid help WORD` says the same of one of them.
+This page lists every group of settings, its options and their keys. `GROUP=OPTION` chooses an option of a group,
+and `GROUP.KEY=VALUE` sets a key: `amid train model=smollm2_pruned divergence=kl assistant.alpha=-1`.
+
+The YAML files below have the default values. `null` means no value, and you must give a value for `???`. Every key
+is an argument of the file's `_target_`. On the command line, `amid help WORD` explains a group, an option or a key.
 """
 
 
@@ -52,7 +52,7 @@ def _arguments(path: str) -> str:
     """A table of the arguments, from docstring and signature; of foreign classes the name alone."""
     known = target(path)
     if known is None:
-        return f"The arguments of `{path}` stand in the documentation of `{path.split('.')[0]}`.\n"
+        return f"See the documentation of `{path.split('.')[0]}` for the arguments of `{path}`.\n"
     rows = [
         f"| `{name}` | {'' if about.default is None else f'`{about.default}`'} | {_cell(about.meaning)} |"
         for name, about in known.arguments.items()
@@ -60,7 +60,7 @@ def _arguments(path: str) -> str:
     head = f"#### `{path}`\n\n{_escaped(known.summary)}\n"
     if not rows:
         return head
-    return "\n".join([head, "| argument | default | |", "|---|---|---|", *rows, ""])
+    return "\n".join([head, "| Argument | Default | Meaning |", "|---|---|---|", *rows, ""])
 
 
 def _cell(text: str) -> str:
