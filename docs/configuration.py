@@ -12,11 +12,12 @@ PAGE = "reference/configuration.md"
 INTRODUCTION = """\
 # Configuration
 
-This page lists every group of settings, its options and their keys. `GROUP=OPTION` chooses an option of a group,
-and `GROUP.KEY=VALUE` sets a key: `amid train model=smollm2_pruned divergence=kl assistant.alpha=-1`.
+This page lists every group of settings, its options and their keys. `GROUP=OPTION` chooses an option, and
+`GROUP.KEY=VALUE` sets a key: `amid train model=smollm2_pruned divergence=kl assistant.alpha=-1`.
 
-The YAML files below have the default values. `null` means no value, and you must give a value for `???`. Every key
-is an argument of the file's `_target_`. On the command line, `amid help WORD` explains a group, an option or a key.
+The YAML files below have the default values. `null` means no value, and you must give a value for `???`.
+Every key is an argument of the file's `_target_`. On the command line, `amid help WORD` explains a group, an
+option or a key.
 """
 
 
