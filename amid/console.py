@@ -1,7 +1,10 @@
 """What is printed: lines, tables, and commands to type."""
 
 import logging
+import os
 import shlex
+import signal
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -54,3 +57,9 @@ def announce(message: str) -> None:
     """Prints one line for the user, and logs it in the run's log."""
     print(plain(message), flush=True)
     logging.getLogger("amid").info(plain(message))
+
+
+def stop_printing() -> int:
+    """Sends what is printed from now on nowhere, as its reader wants no more; returns the exit status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE

@@ -7,11 +7,11 @@ from typing import Any
 import wandb
 
 from amid.config.compose import without_wandb
-from amid.config.folders import sweep_names
+from amid.config.folders import sweep_file, sweep_names
 from amid.config.run_settings import CONFIG_FILE, REMEDY, read_settings
 from amid.config.sweeps import read_sweep
-from amid.console import announce
-from amid.errors import InputError
+from amid.console import announce, as_typed
+from amid.errors import InputError, choose_one
 from amid.files import Record, as_record, written_whole
 from amid.results import quality_metrics
 from amid.tracking.wandb_workspace import SweepScores, build_workspace, specification
@@ -42,7 +42,40 @@ def _settings(directory: Path) -> Mapping[str, Any]:
     return as_record(settings, _Scored, directory / CONFIG_FILE, REMEDY).model_dump()
 
 
-def run(sweep: str, again: str, scale: str | None, entity: str | None, project: str) -> None:
+def run(arguments: list[str]) -> None:
+    """Saves a W&B workspace: SWEEP [entity=NAME] [project=amid] [scale=small].
+
+    Raises:
+        InputError: see `save`; or for other arguments.
+    """
+    if {"-h", "--help"} & set(arguments):
+        print(
+            "amid dashboard SWEEP [entity=NAME] [project=amid] [scale=small]\n\n"
+            "Saves a W&B workspace for a sweep. SWEEP is the name of a sweep file or a folder of runs.\n"
+            "Without an account or network it writes the specification into that folder, as workspace.json."
+        )
+        return
+    given = dict(word.split("=", 1) for word in arguments[1:] if "=" in word)
+    if not arguments or len(given) != len(arguments) - 1 or not {*given} <= {"entity", "project", "scale"}:
+        raise InputError(
+            "amid dashboard SWEEP [entity=NAME] [project=amid] [scale=small] takes a sweep, by name or folder"
+        )
+    if not Path(arguments[0]).is_dir():
+        try:
+            sweep_file(arguments[0])
+        except InputError:
+            unknown = f"{arguments[0]} is neither a folder of runs nor a sweep"
+            raise InputError(unknown + choose_one(arguments[0], sweep_names())) from None
+    save(
+        arguments[0],
+        as_typed(["dashboard", *arguments]),
+        given.get("scale"),
+        given.get("entity"),
+        given.get("project", "amid"),
+    )
+
+
+def save(sweep: str, again: str, scale: str | None, entity: str | None, project: str) -> None:
     """Saves the W&B workspace of a sweep; without account or network writes its specification instead.
 
     Args:

@@ -1,103 +1,33 @@
-"""Checks the runs of a command, launches them through Hydra, and prints what to do next."""
+"""Launches the runs of a command through Hydra, and prints what to do next."""
 
 import contextlib
 import importlib
 import os
 import shutil
-import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from amid.config.compose import check_used, register_resolvers
+from amid.config.folders import CONF
 from amid.config.own_modules import search_working_folder
-from amid.console import shown
+from amid.config.secrets import check_for_secrets, hide
+from amid.console import shown, stop_printing
 from amid.errors import Busy, Damaged, InputError, in_one_line, is_mistake, print_error, was_interrupted
+from amid.results import RESULT_FILE
+from amid.settings import check
+from amid.tracking.command_records import MULTIRUN_FILE
 from amid.tracking.run_log import RUN_LOG, logged, off_the_screen
+from amid.tracking.status import LOCK_FILE, STATUS_FILE, only_process_in, read_status_record, time_left
 from amid.training.interruption import stopped_by_signals
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-    from amid.config.sweeps import Sweep
-
-
-def checked(sweep: "Sweep") -> list[Path]:
-    """The folders of the runs, in their order, after a check of the settings of all that are not finished.
-
-    Raises:
-        InputError: naming the first run with a wrong value, then the first whose objective or files would be
-            refused, then the first that would be for anything else.
-    """
-    from amid.experiment.plan import Plan
-
-    folders, to_check = check_values(sweep)
-    plans = {number: Plan(settings) for number, settings in to_check.items()}
-    sound: set[str] = set()  # models and data that were checked already, for another run
-    try:
-        for number, plan in plans.items():
-            with _about(sweep.in_words(number)):
-                plan.check_at_once()
-        for number, plan in plans.items():
-            with _about(sweep.in_words(number)):
-                plan.check()
-                inputs = plan.fingerprint("model", "data")
-                if inputs not in sound:
-                    plan.check_inputs()
-                    sound.add(inputs)
-    except InputError as error:
-        raise InputError(f"{error}; nothing was started") from error
-    return folders
-
-
-def check_others(name: str, sweep: "Sweep") -> None:
-    """Checks several evaluations, or several caches of states, before any starts.
-
-    Raises:
-        InputError: naming the first with a wrong value, then the first that would be refused for its model or
-            its files.
-    """
-    _, to_cache = check_values(sweep)
-    module = importlib.import_module(f"amid.cli.{name}")
-    try:
-        for number, (run, cfg) in enumerate(sweep.configs()):
-            with _about(sweep.in_words(number)):
-                if number in to_cache:
-                    module.check(to_cache[number])
-                elif not run.finished:
-                    module.check(cfg)
-    except InputError as error:
-        raise InputError(f"{error}; nothing was started") from error
-
-
-def check_values(sweep: "Sweep") -> tuple[list[Path], dict[int, dict[str, Any]]]:
-    """Checks the settings of all runs that are not finished as `amid.settings.check` does, at once.
-
-    Returns:
-        The folders of the runs, in their order, and the settings of those to train or to cache, by number.
-
-    Raises:
-        InputError: naming the first run with a wrong value.
-    """
-    from amid.config.compose import as_dict
-    from amid.settings import check
-
-    folders: list[Path] = []
-    to_do: dict[int, dict[str, Any]] = {}
-    try:
-        for number, (run, cfg) in enumerate(sweep.configs()):
-            folders.append(run.directory.absolute())
-            if not run.finished:
-                with _about(sweep.in_words(number)):
-                    check(cfg)
-                    cfg.logger = {}
-                    if "run" not in cfg:  # an evaluation takes some of its values from a run
-                        to_do[number] = as_dict(cfg)
-    except InputError as error:
-        raise InputError(f"{error}; nothing was started") from error
-    return folders, to_do
 
 
 @contextlib.contextmanager
@@ -110,15 +40,6 @@ def without_empty_folders(*folders: Path) -> Iterator[None]:
         for place in made:
             with contextlib.suppress(OSError):  # as of one that holds something
                 place.rmdir()
-
-
-@contextlib.contextmanager
-def _about(run: str) -> Iterator[None]:
-    """Has an error begin with the run that it is about."""
-    try:
-        yield
-    except Exception as error:
-        raise InputError(f"{run}: {in_one_line(error)}") from error
 
 
 def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: list[Path]) -> list[str]:
@@ -138,13 +59,6 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
     Raises:
         InputError: why a single job failed.
     """
-    import hydra
-    from omegaconf import DictConfig
-
-    from amid.config.compose import register_resolvers
-    from amid.config.folders import CONF
-    from amid.tracking.command_records import MULTIRUN_FILE
-
     for record in {directory.parent / MULTIRUN_FILE for directory in runs}:
         if record.is_symlink():  # Hydra would write through it
             raise Damaged(f"{record} is a link, and writing would change what it leads to; remove it")
@@ -177,29 +91,23 @@ class _Jobs:
     refused: list[InputError] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
-    def run(self, cfg: "DictConfig") -> Any:
+    def run(self, cfg: DictConfig) -> Any:
         """Runs the job that Hydra is at, after a check of its settings; what its entry point returns."""
-        from hydra.core.hydra_config import HydraConfig
-
-        from amid.config.compose import check_used
-        from amid.config.secrets import check_for_secrets
-        from amid.settings import check
-
         search_working_folder()  # also where a launcher starts it in a process of its own
-        hydra = HydraConfig.get()
-        directory = Path(hydra.runtime.output_dir)
+        settings = HydraConfig.get()
+        directory = Path(settings.runtime.output_dir)
         self._begin(directory)
         try:
             check_for_secrets(cfg)
-            check_for_secrets(hydra, "hydra")  # type: ignore[arg-type]
-            check_used(cfg, hydra)
+            check_for_secrets(settings, "hydra")  # type: ignore[arg-type]
+            check_used(cfg, settings)
             check(cfg)
-            if chooses(hydra.sweeper):
-                _check_direction(cfg, hydra.sweeper)
+            if chooses(settings.sweeper):
+                _check_direction(cfg, settings.sweeper)
             with off_the_screen() if self.name == "cache" else logged(directory):  # a cache is of no run
                 return importlib.import_module(f"amid.cli.{self.name}").run(cfg)
         except BrokenPipeError:
-            sys.exit(unread())  # Hydra would report it
+            sys.exit(stop_printing())  # Hydra would report it
         except Exception as error:
             if was_interrupted(error):
                 raise KeyboardInterrupt from error
@@ -208,8 +116,6 @@ class _Jobs:
 
     def _begin(self, directory: Path) -> None:
         """Says which run begins."""
-        from amid.tracking.status import time_left
-
         place, left = "", ""
         if directory in self.runs:
             place = f" {self.runs.index(directory) + 1} of {len(self.runs)}:"
@@ -221,9 +127,6 @@ class _Jobs:
 
     def _end(self, error: Exception, directory: Path) -> None:
         """Notes why a job failed, or that another process is at it."""
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
-
         single = HydraConfig.get().mode == RunMode.RUN
         searches = not single and chooses(HydraConfig.get().sweeper)
         if isinstance(error, Busy) and not single and not searches:
@@ -244,8 +147,6 @@ def _failure(error: Exception, directory: Path, single: bool) -> InputError:
 
     Removes the folder of a single job that was refused before it computed anything.
     """
-    from amid.config.secrets import hide
-
     line = ("" if single else f"{directory.name}: ") + in_one_line(error)
     if not is_mistake(error):
         with contextlib.suppress(OSError):
@@ -296,8 +197,6 @@ def check_results(runs: Sequence[Path]) -> None:
     Raises:
         InputError: naming the runs without a result.
     """
-    from amid.results import RESULT_FILE
-
     if without := [directory for directory in runs if not (directory / RESULT_FILE).exists()]:
         names = ", ".join(directory.name for directory in without)
         raise InputError(
@@ -306,7 +205,6 @@ def check_results(runs: Sequence[Path]) -> None:
 
 
 def _remove_if_nothing_was_computed(directory: Path) -> None:
-    from amid.tracking.status import LOCK_FILE, STATUS_FILE, only_process_in, read_status_record
 
     with contextlib.suppress(OSError, Busy, Damaged), only_process_in(directory):
         told = read_status_record(directory)
@@ -334,15 +232,8 @@ def next_commands_printed(directories: Sequence[Path], report: bool) -> Iterator
 
             if command := sync_command(directories):
                 print(f"To send these runs to W&B: {command}", flush=True)
-        from amid.results import RESULT_FILE
 
         finished = {directory.parent for directory in directories if (directory / RESULT_FILE).exists()}
         if report and finished:
             for folder in sorted(finished):
                 print(f"Report: amid report {shown(folder)}", flush=True)
-
-
-def unread() -> int:
-    """Where whoever read the output wants no more of it: sends the rest nowhere; returns the exit status."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 128 + signal.SIGPIPE

@@ -21,7 +21,26 @@ PATIENCE = 120.0
 """Seconds after which following ends where none runs, though some wait."""
 
 
-def run(directory: str, follow: bool) -> None:
+def run(arguments: list[str]) -> None:
+    """Prints how far runs are: FOLDER [--follow].
+
+    Raises:
+        InputError: see `show`; or for other arguments.
+    """
+    if {"-h", "--help"} & set(arguments):
+        print(
+            "amid status FOLDER [--follow]\n\n"
+            "Prints state, step, loss, last validation score and time left of each run in a sweep's FOLDER. "
+            "--follow refreshes until all have finished, or until none has run for two minutes."
+        )
+        return
+    folders = [word for word in arguments if not word.startswith("-")]
+    if len(folders) != 1 or not set(arguments) <= {*folders, "--follow"}:
+        raise InputError("amid status FOLDER [--follow] takes one folder of runs, such as outputs/alpha")
+    show(folders[0], "--follow" in arguments)
+
+
+def show(directory: str, follow: bool) -> None:
     """Prints how far the runs in `directory` are; with `follow` until all are finished, or none is running.
 
     Where none is, and some are not finished, also the command that goes on with them.

@@ -239,7 +239,7 @@ def test_a_sweep_whose_runs_are_all_elsewhere_leaves_them_there(quick, tmp_path,
     def elsewhere(directory):
         raise Busy(str(directory))
 
-    monkeypatch.setattr("amid.cli.train.alone", elsewhere)
+    monkeypatch.setattr("amid.cli.train.only_process_in", elsewhere)
     assert run("sweep", "alpha", *quick, "assistant.alpha=-1", "divergence=kl", "seed=1") == 0
     out = capsys.readouterr().out
     assert "5 left to other processes" in out

@@ -301,7 +301,7 @@ def test_the_plan_of_a_sweep_is_written_before_its_runs(small_run, tmp_path, mon
     def nothing(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("amid.cli.main.launch", nothing)
+    monkeypatch.setattr("amid.cli.sweep.launch", nothing)
     arguments = [*small_run, "assistant.alpha=-1,1", "seed=1"]
     runs = tmp_path / "runs"
     assert main(["sweep", "alpha", *arguments]) == 130

@@ -1,0 +1,137 @@
+"""`amid train`, `amid evaluate` and `amid cache`: what was typed is checked, then launched through Hydra."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from amid.cli.checks import check_others, checked
+from amid.cli.launch import (
+    announce_left_to_others,
+    check_results,
+    chooses,
+    launch,
+    next_commands_printed,
+    without_empty_folders,
+)
+from amid.config.compose import check_overrides, parsed_overrides, quoted, reason_of_hydra
+from amid.config.folders import say_what_is_not_read, take_folders
+from amid.config.secrets import check_overrides_for_secrets
+from amid.config.sweeps import Sweep
+from amid.console import as_typed
+from amid.errors import InputError, choose_one
+from amid.tracking.command_records import write_plan
+
+BASIC = "hydra/sweeper=basic"
+
+OPTIONS = ("-m", "--multirun", "-h", "--help", "--hydra-help", "-c", "--cfg", "--resolve", "--config-dir")
+"""Of Hydra, that the commands which train, evaluate and write states take."""
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """Runs an entry point under Hydra, after a check of what was typed.
+
+    Args:
+        name: train, evaluate or cache.
+        arguments: of the command.
+
+    Raises:
+        InputError: for a mistake in them, or naming the runs that failed.
+    """
+    written = arguments
+    arguments = [quoted(a) for a in take_folders(arguments)]
+    say_what_is_not_read()
+    overrides = [a for a in arguments if a.startswith("~") or ("=" in a and not a.startswith("-"))]
+    flags = {a for a in arguments if a.startswith("-")}
+    several = bool({"-m", "--multirun"} & flags)
+    runs: list[Path] = []
+    places: list[Path] = []
+    searches = False
+    if not {"-h", "--help", "--hydra-help"} & flags:
+        _check_words(name, arguments, overrides, flags)
+        arguments = [a for a in arguments if a not in overrides] + overrides  # Hydra wants options first
+        parsed = parsed_overrides(overrides)
+        check_overrides_for_secrets(parsed)
+        _check_number(name, parsed, several)
+        cfg = check_overrides(name, overrides)
+        if several and flags <= {"-m", "--multirun"} and not _names_folders(parsed):
+            sweep = _sweep_of(name, cfg, parsed)
+            searches = sweep.searches
+            runs = _checked_runs(sweep, written)
+            if name == "train":
+                arguments.append(sweep.subdir)
+        places = [Path(cfg.output_dir), Path(cfg.prepared_dir), Path(cfg.data.cache_dir)]
+    elsewhere: list[Path] = []
+    with without_empty_folders(*places), next_commands_printed(runs, report=several):
+        try:
+            failed = launch(name, arguments, runs, elsewhere)
+        except (HydraException, OmegaConfBaseException) as error:
+            check_overrides(name, overrides)  # which says more of a mistake in them
+            raise InputError(reason_of_hydra(error)) from error
+        finally:
+            announce_left_to_others(elsewhere)
+        if failed:
+            raise InputError(f"{len(failed)} of {len(runs)} runs failed (above)")
+        if name == "train" and not searches:
+            check_results([directory for directory in runs if directory not in elsewhere])
+
+
+def _check_words(
+    name: str, arguments: Sequence[str], overrides: Sequence[str], flags: Collection[str]
+) -> None:
+    """Raises InputError for a word of a command that is neither KEY=VALUE nor an option."""
+    for word in arguments:
+        if word not in (*overrides, *flags, "job", "hydra", "all"):
+            remedy = f"for that run: run={word}" if Path(word).is_dir() else f"see amid {name} --help"
+            if "=" in arguments:
+                remedy = "write KEY=VALUE without spaces around ="
+            raise InputError(f"{word!r} is neither KEY=VALUE nor an option; {remedy}")
+    for flag in (flag for flag in flags if flag.partition("=")[0] not in OPTIONS):
+        of_sweeps = "; it is one of amid sweep NAME" if flag == "--dry-run" else choose_one(flag, OPTIONS)
+        raise InputError(f"{flag} is no option of amid {name}{of_sweeps}")
+
+
+def _check_number(name: str, overrides: Sequence[Override], several: bool) -> None:
+    """Raises InputError for several values without -m, and for the folder of a single run with it."""
+    for override in overrides:
+        if not several and override.is_sweep_override():
+            raise InputError(
+                f"{override.input_line} has several values, each for a run of its own: "
+                f"amid {name} -m {override.input_line}; for one value that is a list, write [A,B]"
+            )
+        if several and override.key_or_group == "hydra.run.dir" and not override.is_delete():
+            raise InputError(f"{override.input_line} is for one run; the folder of several is output_dir=")
+
+
+def _sweep_of(name: str, cfg: DictConfig, overrides: Sequence[Override]) -> Sweep:
+    """The runs of a command with -m, whose first has the configuration `cfg`."""
+    params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.get("params") or {}).items()]
+    lines = [str(override.input_line) for override in overrides]
+    settings = [*params, *(line for line in lines if not line.lstrip("+~").startswith("hydra"))]
+    return Sweep(name, Path(cfg.output_dir), [settings], searches=_searches(cfg, overrides))
+
+
+def _checked_runs(sweep: Sweep, written: Sequence[str]) -> list[Path]:
+    """Checks all runs of a command with -m; the folders of those to train, as far as they are known."""
+    if sweep.name != "train":
+        check_others(sweep.name, sweep)
+    elif sweep.searches:
+        write_plan(sweep.output_dir, [], as_typed(["train", *written]))
+    else:
+        return checked(sweep)
+    return []
+
+
+def _names_folders(overrides: Sequence[Override]) -> bool:
+    """Whether a command itself says how folders are called, or which runs there are."""
+    said = ("hydra.sweep.subdir", "hydra.sweeper.params", "hydra.sweeper.search_space")
+    return any(o.key_or_group.startswith(said) or str(o.input_line) == BASIC for o in overrides)
+
+
+def _searches(cfg: DictConfig, overrides: Sequence[Override]) -> bool:
+    """Whether a sweeper chooses the runs by the scores of earlier ones."""
+    said = [override.value() for override in overrides if override.key_or_group == "hydra/sweeper"]
+    return bool(said and said[-1] != "basic") or chooses(cfg.hydra.sweeper)

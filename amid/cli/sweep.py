@@ -1,0 +1,108 @@
+"""`amid sweep`: the runs of a sweep file, then their report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from amid.cli.checks import checked
+from amid.cli.launch import announce_left_to_others, check_results, launch, next_commands_printed
+from amid.config.compose import check_overrides, parsed_overrides, quoted
+from amid.config.folders import SWEEPS, say_what_is_not_read, sweep_names, take_folders
+from amid.config.secrets import check_overrides_for_secrets
+from amid.config.sweeps import Sweep, read_sweep, title
+from amid.console import as_typed
+from amid.errors import InputError, print_error
+from amid.results import RESULT_FILE
+from amid.tracking.command_records import write_plan
+
+
+def run(arguments: list[str]) -> None:
+    """Runs the grid of a sweep file, then its baselines, then reports; finished runs are skipped.
+
+    Raises:
+        InputError: for a mistake in `arguments`, or naming the runs that failed.
+    """
+    if not arguments or {"-h", "--help"} & set(arguments):
+        _sweep_help()
+        return
+    name, *words = take_folders(arguments)
+    sweep = _read_sweep(name, [word for word in words if word != "--dry-run"])
+    print(f"Sweep {name} in {sweep.output_dir}: {sweep.in_short}", flush=True)
+    if "--dry-run" not in words:
+        _run_sweep(sweep, as_typed(["sweep", *arguments]))
+        return
+    if sweep.searches:
+        raise InputError(
+            "--dry-run lists the runs of a sweep, but a sweeper chooses the runs of this one; leave it out"
+        )
+    from amid.cli.dry_run import show_plan  # imports torch
+
+    show_plan(sweep)
+
+
+def _sweep_help() -> None:
+    print("amid sweep NAME [scale=small|full] [--dry-run] [KEY=VALUE ...]\n")
+    for name in sweep_names():
+        print(f"  {name:<12} {title(name)}")
+    print(
+        "\nNAME may also be your own file, such as sweeps/mine.yaml (docs/how-to/own-files.md)."
+        "\nscale=small, the default, is for a machine without a GPU; scale=full is the published size."
+        "\n--dry-run lists the runs, with an estimate of time, memory and disk, and starts nothing."
+        "\nKEY=VALUE sets a value in every run; KEY=A,B runs every value. A baseline keeps its own method,"
+        "\ndivergence, assistant, objective, schedule and text. It takes text.KEY, objective.fused and"
+        "\nobjective.compiled if it has such a setting. The same command again skips finished runs."
+    )
+
+
+def _read_sweep(name: str, words: Sequence[str]) -> Sweep:
+    """The sweep of a file, with scale=NAME and KEY=VALUE, after a check of its first run.
+
+    Raises:
+        InputError: for a word that is neither, or a setting that is refused.
+    """
+    say_what_is_not_read()
+    overrides: list[str] = []
+    scale = None
+    for word in words:
+        if word.startswith("scale="):
+            scale = word.removeprefix("scale=")
+        elif word.startswith("-") or "=" not in word:
+            raise InputError(f"{word!r} is neither KEY=VALUE nor --dry-run; see amid sweep --help")
+        else:
+            overrides.append(quoted(word))
+    check_overrides_for_secrets(parsed_overrides(overrides))
+    sweep = read_sweep(name, overrides, scale)
+    try:
+        check_overrides(sweep.name, sweep.jobs[0])
+    except InputError as error:
+        own = sweep.folder != SWEEPS  # those of amid are right, so that the mistake is on the command line
+        raise InputError(f"sweep {name}: {error}" if own else str(error)) from error
+    return sweep
+
+
+def _run_sweep(sweep: Sweep, again: str) -> None:
+    """Runs what is not finished of a sweep, and reports it.
+
+    Args:
+        sweep: of a file.
+        again: the command that goes on with it.
+    """
+    runs = checked(sweep)
+    write_plan(sweep.output_dir, [directory.name for directory in runs], again)
+    failed = False
+    elsewhere: list[Path] = []
+    with next_commands_printed(runs, report=False):
+        for line in sweep.launch_arguments():
+            try:
+                failed |= bool(launch("train", line, runs, elsewhere))
+            except InputError as error:
+                failed = True
+                print_error(error)
+    if any((directory / RESULT_FILE).exists() for directory in (runs or sweep.output_dir.glob("*"))):
+        from amid.cli.report import run as report  # draws figures, by matplotlib
+
+        report([str(sweep.output_dir)])
+    announce_left_to_others(elsewhere)
+    if failed:
+        raise InputError(f"some runs failed (above); to try them again: {again}")
+    if not sweep.searches:  # whose sweeper decides how many may fail
+        check_results([directory for directory in runs if directory not in elsewhere])
