@@ -75,7 +75,7 @@ class Schedule(ABC):
 
 
 class TAID(Schedule):
-    """TAID's rule for λ (arXiv 2501.16937): faster than linear, and the more so the faster L falls.
+    """TAID's rule for λ (arXiv 2501.16937): faster than linear, and faster still while L falls quickly.
 
         Δ = (L_before - L) / (L_before + 1e-15)
         m ← momentum m + (1 - momentum) Δ

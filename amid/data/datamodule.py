@@ -40,23 +40,23 @@ class InstructionData(L.LightningDataModule):
     """Training, validation and evaluation sets of instructions and responses.
 
     Args:
-        tokenizer: of the teacher and the student.
+        tokenizer: the tokenizer of teacher and student.
         train: examples to train on: the path of a JSON, CSV, TSV or Parquet file, on disk or on the hub as
             `hf://datasets/OWNER/NAME/FILE`, or the examples; null where nothing is trained.
         valid: examples to choose the checkpoint on.
         test: evaluation sets by name; one that is null is left out.
         template: the prompt around an example.
-        metrics: by name, what scores answers to `test` against their references (`amid.metrics.Metric`).
-        valid_metric: the main one of them, which also scores the answers to validation prompts; null for no
+        metrics: functions by name that score answers to `test` (`amid.metrics.Metric`).
+        valid_metric: the main metric, which also scores the answers to validation prompts; null for no
             such answers.
-        fields: how the rows of files call `instruction`, `input` and `output` (`amid.data.sources.Fields`);
-            null for just so.
+        fields: the names of `instruction`, `input` and `output` in the rows of files
+            (`amid.data.sources.Fields`); null for these names.
         max_prompt_length: tokens of a prompt at most.
         max_length: tokens of prompt, response and EOS at most.
         truncation: what a longer prompt loses: "input", the end of its input (`amid.data.prompts.Encoder`);
-            "right", its own end, that of the template with it, as in published scripts.
-        special_tokens: what a special token of the tokenizer is that is written in a row or a document:
-            "text", or "tokens", the token itself (`amid.data.prompts.Encoder`).
+            "right", its own end with the end of the template, as in published scripts.
+        special_tokens: how to read a special token of the tokenizer that a row or a document contains: as
+            "text", or as "tokens", the token itself (`amid.data.prompts.Encoder`).
         batch_size: rows of an optimiser step.
         micro_batch_size: rows that go through the models at once; null for all of the step. Changes
             memory, speed and the random numbers of dropout, nothing else of the gradient.
@@ -67,8 +67,8 @@ class InstructionData(L.LightningDataModule):
             and micro-batches hold random rows, not rows of similar lengths, and `micro_batch_size` is the
             number of rows of a GPU.
         valid_rows: validation rows used for the validation loss; null for all.
-        valid_prompts: how many of them are also answered by the student, for `valid_metric`.
-        test_prompts: prompts used of each evaluation set; null for all.
+        valid_prompts: validation rows that the student also answers, for `valid_metric`.
+        test_prompts: prompts of each evaluation set; null for all.
         plain_text: text for an additional language-model loss: a path or `hf://datasets/OWNER/NAME/FILE` as
             above with a `text` in each row, the path of a text file (`.txt`), or the documents; `responses`
             for the training data's own responses, after their prompts; null for none.

@@ -47,8 +47,8 @@ class Template:
     """The prompt of an example: format strings, and the chat template around them where there is one.
 
     Args:
-        without_input: with the field `{instruction}`, for examples whose input is empty.
-        with_input: with the fields `{instruction}` and `{input}`.
+        without_input: the prompt of an example without input, with the field `{instruction}`.
+        with_input: the prompt of an example with input, with the fields `{instruction}` and `{input}`.
         chat: variables of the tokenizer's own chat template (for example `{enable_thinking: false}`; it
             ignores those that it does not know), in which the formatted text is the user's message. A
             response then ends with the token that ends a turn, whatever the tokenizer's EOS is. null for

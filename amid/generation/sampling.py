@@ -44,11 +44,11 @@ class MixedAnswer:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn.
+    """Sampling of answers by transformers.
 
     Args:
         max_new_tokens: tokens of an answer at most.
-        seeds: one set of answers is drawn for each.
+        seeds: the sampling seeds; each gives one set of answers.
         samples: answers to each prompt in each set.
         temperature: 0 for greedy decoding; then `samples` must be 1.
         top_p: in (0, 1]; 1 keeps all tokens.

@@ -20,7 +20,7 @@ from amid.scoring.answers import Answer
 
 @dataclass(frozen=True)
 class VLLMSampling(Sampling):
-    """How answers are drawn, those to the evaluation sets by vLLM.
+    """Sampling of answers, by vLLM for the evaluation sets.
 
     The student is written to a temporary folder, from which vLLM loads it, once for all sets and seeds.
     Answers during the training (validation) are drawn as `Sampling` draws them.
@@ -30,9 +30,9 @@ class VLLMSampling(Sampling):
     same time is up to vLLM's arithmetic.
 
     Args:
-        batch_size: of the answers during the training; vLLM chooses its own.
-        no_repeat_ngram_size: must be 0, no such rule.
-        memory_share: of the GPU's memory that vLLM may take, in (0, 1]; the trained student, still held,
+        batch_size: answers generated at once during training; vLLM chooses its own.
+        no_repeat_ngram_size: must be 0; vLLM has no such rule.
+        memory_share: the share of GPU memory for vLLM, in (0, 1]; the trained student, still held,
             needs some of the rest.
 
     Raises:

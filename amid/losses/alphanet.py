@@ -28,7 +28,7 @@ class AlphaNet(WeightedDivergences):
 
     Args:
         a: the first exponent; any finite real number.
-        b: the second.
+        b: the second exponent; any finite real number.
         maximum: what the larger one is chosen for: "batch", all counted tokens of a call together, as in
             ABKD's script; or "token", each of them, as AlphaNet itself does with its samples. A training
             step that is cut into micro-batches calls the loss for each, so that with "batch" the way it

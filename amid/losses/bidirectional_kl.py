@@ -48,7 +48,7 @@ class BidirectionalKL(WeightedDivergences):
     "divergence_cross_entropy" and "divergence_reverse_kl".
 
     Args:
-        weight: of the direction that counts more, at least 1; published: 2, in ABKD's script 3.
+        weight: the weight of the direction that counts more, at least 1; published: 2, in ABKD's script 3.
         shared_vocab: see `Distillation`.
         fused: see `Distillation`.
 

@@ -40,7 +40,7 @@ def rouge_l(
         references: the acceptable answers of each prompt, at least one.
         tokenize: `rouge_score` as published, or a tokeniser of sacrebleu: `intl` for all scripts with spaces
             between words, `zh` for Chinese, `char` for single characters, …
-        processes: that share the work, with the same result; by default one for each
+        processes: processes that share the work, with the same result; by default one for each
             `CHARACTERS_OF_A_PROCESS` of predictions and references, up to the number of CPUs, so that all
             but large inputs stay in this one. The others are fresh interpreters that import this module only.
 

@@ -32,7 +32,7 @@ def bleu(
         predictions: one translation for each source; an empty one counts as of no words.
         references: the acceptable translations of each source, at least one.
         tokenize: a tokeniser of sacrebleu: `13a`, `zh` for Chinese, `char`, `intl`, …
-        lowercase: whether case does not count.
+        lowercase: whether to ignore case.
 
     Returns:
         From 0 to 100, with sacrebleu's signature.

@@ -70,7 +70,7 @@ class ModelSource:
         architecture: fields of a transformers configuration, `model_type` among them, for random weights;
             the tokenizer gives vocabulary size and special tokens.
         layers: indices of the layers to keep, in order; null for all.
-        dtype: of the weights: float32, bfloat16 or float16.
+        dtype: the dtype of the weights: float32, bfloat16 or float16.
         sft: how the model is fine-tuned on the data before its use, as a partial configuration of a
             `method=sft` run (for example `{trainer: {max_steps: 800}, optimizer: {lr: 5e-3}}`); null to
             use it as it is.

@@ -19,7 +19,7 @@ MODES = ("live", "cached", "auto")
 
 @dataclass(frozen=True)
 class TeacherSupply:
-    """How a run gets its teacher's signal, which is the same either way, to rounding.
+    """The teacher of a run, live or from the teacher cache. Its signal is the same, up to rounding.
 
     Args:
         mode: `live` runs the teacher on every batch. `cached` writes its states once and reads them; a run
@@ -29,7 +29,7 @@ class TeacherSupply:
             it is `live` where the student's own text is trained on, which has no states on disk. `cached`
             runs the teacher on that text then, and reads the states of the data.
         multirun: whether the run is one of several.
-        cache_dir: where the states are kept.
+        cache_dir: the folder of the teacher cache.
         tokens_per_forward: tokens, with padding, that go through the teacher at once while they are written.
 
     Raises:

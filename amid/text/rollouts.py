@@ -32,12 +32,12 @@ class RolloutText(Text):
     Args:
         max_new_tokens: tokens of an answer at most; one that is cut there has no EOS.
         rows_per_step: rows of an optimiser step.
-        batches: of these in a sample.
-        epochs: how often a sample is gone through; 1 with one batch is a new sample in each step.
+        batches: batches of `rows_per_step` rows in a sample.
+        epochs: passes over a sample; 1 with one batch gives a new sample in each step.
         teacher_share: a, 0 ≤ a < 1.
         normalise: see `amid.losses.rewards_to_go`.
         batch_size: answers drawn at once, at most.
-        seed: of the random numbers, together with the number of the sample.
+        seed: the seed of the samples, together with the number of the sample.
 
     Raises:
         InputError: for a value outside its range.

@@ -23,7 +23,7 @@ Labels = Literal["shifted", "unshifted"]
 
 
 class StudentText(Text):
-    """The student's own answers, as it is at each step: in all steps, or in each with a probability.
+    """Answers of the current student: in all steps, or in each step with a probability.
 
     A share of 1 is on-policy distillation: ImitKD (arXiv 2009.07253), GKD with λ = 1 (2306.13649); 0.5 is
     GKD's default.
@@ -39,7 +39,7 @@ class StudentText(Text):
         top_p: in (0, 1]; 1 keeps all tokens.
         top_k: 0 keeps all tokens.
         batch_size: answers drawn at once, at most.
-        seed: of the random numbers, together with the step.
+        seed: the seed of the samples, together with the step.
 
     Raises:
         InputError: for a value outside its range.
@@ -92,7 +92,7 @@ class AdaptiveText(Text):
     Args:
         max_new_tokens: the most tokens of an answer; a cut answer has no EOS.
         threshold: φ at first, in [0, 1].
-        increase: what φ rises by, in [0, 1].
+        increase: the increase of φ, in [0, 1].
         tolerance: nats a token. Below 0, φ stays only if a validation is better by this much.
         capacity: rows of the buffer; a full buffer drops its oldest rows.
         labels: see `StudentText`.
@@ -100,7 +100,7 @@ class AdaptiveText(Text):
         top_p: in (0, 1]; 1 keeps all tokens.
         top_k: 0 keeps all tokens.
         batch_size: answers drawn at once, at most.
-        seed: of the random numbers, together with the step.
+        seed: the seed of the samples, together with the step.
 
     Raises:
         InputError: for a value outside its range.

@@ -27,7 +27,7 @@ class TeacherText(Text):
         top_p: in (0, 1]; 1 keeps all tokens.
         top_k: 0 keeps all tokens.
         batch_size: answers drawn at once, at most. Changes memory and speed, not the text.
-        seed: of the random numbers, where the temperature is above 0.
+        seed: the seed of the samples, if the temperature is above 0.
 
     Raises:
         InputError: for a value outside its range.

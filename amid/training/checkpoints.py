@@ -34,14 +34,14 @@ FORMAT = 1
 
 
 class Checkpoints:
-    """Which checkpoints a training keeps.
+    """The choice of checkpoints that a training keeps.
 
     The best validated epoch stays. Besides, the whole state of the training is kept every so many steps or
     minutes, before each validation, at the end, and when a signal stops the run; the two latest stay. A run
     that goes on from one ends as if it had not been cut.
 
     Args:
-        monitor: what is best, of what is logged at validations, such as `valid/loss`.
+        monitor: the validation measure that chooses the best checkpoint, such as `valid/loss`.
         mode: `min` or `max`.
         every_n_steps: optimiser steps between two states; null for no such limit.
         every_minutes: minutes between two states, above 0; null for no such limit.

@@ -32,7 +32,7 @@ def warmup_steps(warmup: float, steps: int) -> int:
     Args:
         warmup: a whole number of steps, from 0, or a share of `steps` above 0 and below 1, which is rounded
             up as transformers does.
-        steps: of the whole training.
+        steps: optimiser steps of the whole training.
 
     Raises:
         InputError: if it is neither, or the warm-up is as long as the training.
@@ -59,10 +59,10 @@ def cosine(optimizer: Optimizer, steps: int, warmup: float = 0, eta_min: float =
     `get_cosine_with_min_lr_schedule_with_warmup`.
 
     Args:
-        optimizer: whose rates are set.
-        steps: of the whole training.
+        optimizer: the optimiser that gets the learning rates.
+        steps: optimiser steps of the whole training.
         warmup: as in `warmup_steps`.
-        eta_min: the last rate.
+        eta_min: the last learning rate.
     """
     warm = warmup_steps(warmup, steps)
     if warm == 0:
@@ -76,8 +76,8 @@ def linear(optimizer: Optimizer, steps: int, warmup: float = 0) -> LRScheduler:
     `get_linear_schedule_with_warmup`.
 
     Args:
-        optimizer: whose rates are set.
-        steps: of the whole training.
+        optimizer: the optimiser that gets the learning rates.
+        steps: optimiser steps of the whole training.
         warmup: as in `warmup_steps`.
     """
     made: LRScheduler = get_linear_schedule_with_warmup(optimizer, warmup_steps(warmup, steps), steps)
@@ -89,8 +89,8 @@ def constant(optimizer: Optimizer, steps: int, warmup: float = 0) -> LRScheduler
     `get_constant_schedule_with_warmup`.
 
     Args:
-        optimizer: whose rates are set.
-        steps: of the whole training.
+        optimizer: the optimiser that gets the learning rates.
+        steps: optimiser steps of the whole training.
         warmup: as in `warmup_steps`.
     """
     made: LRScheduler = get_constant_schedule_with_warmup(optimizer, warmup_steps(warmup, steps))
@@ -105,8 +105,8 @@ def scheduled(scheduler: Callable[..., Any], optimizer: Optimizer, steps: int) -
 
     Args:
         scheduler: a class or function, or a `functools.partial` of one with further arguments.
-        optimizer: whose rates are set.
-        steps: of the whole training.
+        optimizer: the optimiser that gets the learning rates.
+        steps: optimiser steps of the whole training.
 
     Raises:
         InputError: if it cannot be called so, or returns no schedule that steps alone.
@@ -148,7 +148,7 @@ def check_rates(cfg: Mapping[str, Any], steps: int, prefix: str = "") -> None:
 
     Args:
         cfg: with `optimizer` and `scheduler`.
-        steps: of the whole training.
+        steps: optimiser steps of the whole training.
         prefix: of their keys.
 
     Raises:
