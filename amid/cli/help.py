@@ -279,8 +279,9 @@ def _comments(key: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for option in options(group) if group in ("", *groups()) else []:
         for text in (option.text, *(base.text for base in option.bases)):
-            for comment in re.findall(rf"(?m)^{re.escape(name)}:[^#\n]*#\s*(.+)$", text):
-                found.setdefault(comment, []).append(word_of(group, option.name))
+            if comment := re.search(rf"(?m)^{re.escape(name)}:[^#\n]*#\s*(.+)$", text):
+                found.setdefault(comment[1], []).append(word_of(group, option.name))
+                break  # what a file says goes before what it builds on says
     return found
 
 
