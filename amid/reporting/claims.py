@@ -1,4 +1,4 @@
-"""What the paper claims, held against the results of an experiment."""
+"""Claims of the paper, held against the results of an experiment."""
 
 import math
 import statistics
@@ -13,7 +13,7 @@ from amid.reporting.sections import failed, number
 from amid.reporting.table import Table
 from amid.results import Label, Score
 
-Verdict = Literal["holds", "does not hold", "cannot be told"]
+Verdict = Literal["holds", "does not hold", "undecided"]
 
 LAMBDAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """The paper's grid over λ."""
@@ -25,12 +25,12 @@ STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 """The 97.5% quantiles of Student's t with 1 to 9 degrees of freedom, of 2 to 10 seeds."""
 
 NOTE = (
-    "Differences: mean ± standard error over the training seeds that two settings share. A direction holds, "
-    "or does not, where 0 is outside of the mean's 95% interval by Student's t: 12.7 times that error with "
-    "two seeds, 4.3 with three, 2.8 with five. One training seed points a way and cannot tell, as its spread "
-    "is not known. A free α is the one chosen on the validation data; for it to be at least as "
-    "good, a mean of 0 or more is enough. ρ: Spearman's rank correlation of α and the means of all α, -1 "
-    "where every step of the grid falls; a setting with a run that diverged is left out of it."
+    "A difference is the mean ± standard error over the training seeds that two settings share. A claim "
+    "holds, or does not hold, if the 95% interval of the mean by Student's t leaves out 0. The interval "
+    "reaches 12.7 standard errors to each side with two seeds, 4.3 with three, 2.8 with five. One training "
+    "seed shows a direction, not significance. A free α is the α chosen on the validation data. It is at "
+    "least as good if the mean difference is 0 or more. ρ is Spearman's rank correlation of α and the mean "
+    "scores: -1 if every step of the grid falls. Settings with a run that diverged do not count in ρ."
 )
 
 
@@ -66,7 +66,7 @@ def judge(
     """
     difference = paired(better, worse)
     if difference is None:
-        return "cannot be told", "missing runs: no seed has both"
+        return "undecided", "missing runs: no seed has both"
     mean = difference.mean
     if difference.std is None:
         return _one_seed(mean > 0 or (at_least and mean >= 0), mean < 0, f"{mean:+.2f}")
@@ -76,7 +76,7 @@ def judge(
     why = f"{mean:+.2f} ± {error:.2f} over {seeds} seeds"
     if mean > within or (at_least and mean >= 0):
         return "holds", why
-    return ("does not hold", why) if mean < -within else ("cannot be told", f"{why}: within the spread")
+    return ("does not hold", why) if mean < -within else ("undecided", f"{why}: within the spread")
 
 
 def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Score | None:
@@ -99,7 +99,7 @@ def diverged(*rows: Row) -> int:
 
 def _one_seed(that_way: bool, other_way: bool, said: str) -> tuple[Verdict, str]:
     way = "that way" if that_way else "the other way" if other_way else "neither way"
-    return "cannot be told", f"one training seed points {way}: {said}; its spread is not known"
+    return "undecided", f"the only training seed points {way}: {said}; the spread is unknown"
 
 
 def _methods(table: Table) -> Iterator[Claim]:
@@ -131,7 +131,7 @@ def _alpha(table: Table) -> Iterator[Claim]:
             grid = _over_the_grid(table, by_alpha, metric)
             missing = [f"α = {alpha:g}" for alpha in (-5.0, 1.0) if alpha not in by_alpha]
             if missing:
-                yield Claim(text, "cannot be told", f"missing runs: {', '.join(missing)}{grid}")
+                yield Claim(text, "undecided", f"missing runs: {', '.join(missing)}{grid}")
             else:
                 low, high = by_alpha[-5.0], by_alpha[1.0]
                 verdict, why = _compared(table, low, high, metric)
@@ -143,10 +143,10 @@ def _alpha(table: Table) -> Iterator[Claim]:
             text = f"A free α is at least as good as α = -1 and α = 1{where}"
             if len(fixed) < 2:
                 missing_alpha = next(alpha for alpha in (-1.0, 1.0) if alpha not in by_alpha)
-                yield Claim(text, "cannot be told", f"missing runs: α = {missing_alpha:g}")
+                yield Claim(text, "undecided", f"missing runs: α = {missing_alpha:g}")
                 continue
             if not any(math.isfinite(_validation(table, row)) for row in free):
-                yield Claim(text, "cannot be told", f"no run has a validation {quality} to choose α by")
+                yield Claim(text, "undecided", f"no run has a validation {quality} to choose α by")
                 continue
             chosen = max(free, key=lambda row: _validation(table, row))
             best = max(fixed, key=lambda row: _mean(table, row))
@@ -167,7 +167,7 @@ def _lambda(table: Table) -> Iterator[Claim]:
         missing = [f"λ = {lam:g}" for lam in LAMBDAS if lam not in by_lam]
         failing = [row for row in rows if failed(table, row)]
         if missing:
-            yield Claim(texts[0], "cannot be told", f"missing runs: {', '.join(missing)}")
+            yield Claim(texts[0], "undecided", f"missing runs: {', '.join(missing)}")
         else:
             best = max((row for lam, row in by_lam.items() if lam != 0.1), key=lambda row: _mean(table, row))
             verdict, why = _compared(table, by_lam[0.1], best)
@@ -178,7 +178,7 @@ def _lambda(table: Table) -> Iterator[Claim]:
             )
             yield Claim(texts[1], "does not hold", names)
         elif missing:
-            yield Claim(texts[1], "cannot be told", f"missing runs: {', '.join(missing)}")
+            yield Claim(texts[1], "undecided", f"missing runs: {', '.join(missing)}")
         else:
             why = f"none of {sum(len(row.runs) for row in rows)} runs failed"
             several = min(len(row.runs) for row in rows) > 1
@@ -195,19 +195,19 @@ def _divergence(table: Table) -> Iterator[Claim]:
         where = _where(table, group)
         text = f"αβ has the smallest spread over α{where}"
         if "alpha_beta" not in names:
-            yield Claim(text, "cannot be told", "missing runs: αβ")
+            yield Claim(text, "undecided", "missing runs: αβ")
         else:
             shared = set.intersection(*({number(row, "alpha") for row in rows} for rows in members))
             spreads = [_spreads(table, [r for r in rows if number(r, "alpha") in shared]) for rows in members]
             ours = names.index("alpha_beta")
             others = [i for i in range(len(members)) if i != ours]
             if len(shared) < 2 or not all(spreads):
-                yield Claim(text, "cannot be told", "missing runs: two α that every divergence has")
+                yield Claim(text, "undecided", "missing runs: two α that every divergence has")
             else:
                 least = min(others, key=lambda i: sum(spreads[i].values()) / len(spreads[i]))
                 verdict, why = judge(spreads[least], spreads[ours])
                 yield Claim(
-                    text, verdict, f"the spread of {members[least][0].divergence} less its own: {why}"
+                    text, verdict, f"the spread of {members[least][0].divergence} minus its own: {why}"
                 )
     for rows in lines:
         if _is(rows[0], {"divergence": "reverse_kl", "order": "pr"}):
@@ -219,13 +219,13 @@ def _corner(table: Table, rows: Sequence[Row]) -> Claim:
     text = f"Reverse KL, KL(r ‖ p), fails with α = 1{_where(table, rows)}"
     corner = next((row for row in rows if number(row, "alpha") == 1.0), None)
     if corner is None:
-        return Claim(text, "cannot be told", "missing runs: α = 1")
+        return Claim(text, "undecided", "missing runs: α = 1")
     failures, runs = failed(table, corner), len(corner.runs)
     score = f"{measure_of(table.quality).title} {table.score_text(corner, table.quality)}"
     why = f"{failures} of {runs} runs failed, {score}"
     if runs == 1:
         return Claim(text, *_one_seed(failures == 1, failures == 0, why))
-    verdict: Verdict = "holds" if failures == runs else "cannot be told" if failures else "does not hold"
+    verdict: Verdict = "holds" if failures == runs else "undecided" if failures else "does not hold"
     return Claim(text, verdict, why)
 
 
@@ -279,7 +279,7 @@ def _compared(
     if not (n_diverged := diverged(better, worse)):
         return verdict, why
     runs = len(better.runs) + len(worse.runs)
-    return "cannot be told", f"{n_diverged} of {runs} runs diverged; of the others {why}"
+    return "undecided", f"{n_diverged} of {runs} runs diverged; the other runs: {why}"
 
 
 def _mean(table: Table, row: Row, metric: str | None = None) -> float:

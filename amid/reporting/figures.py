@@ -91,42 +91,43 @@ def _drawings(table: Table, logged: Logged) -> Iterator[tuple[str, Canvas | None
     main = measure_of(table.quality)
     quality, diversity = main.title, measure_of(table.diversity).title
     by_step = (
-        "by optimiser step: the mean over a setting's training seeds. "
-        "Dotted, ending in a cross: a run that diverged or collapsed, cut far above and below the others."
+        "by optimiser step, the mean over the training seeds of a setting. A dotted line that ends in a "
+        "cross is a run that diverged or collapsed. It is cut where it is far from the others."
     )
+    bars = "Error bars show the standard deviation"
     yield (
         "alpha.png",
         _draw_lines(table, "alpha"),
-        f"{quality} and {diversity} against α. Error bars: standard deviation; dashed: baselines.",
+        f"Effect of α on {quality} and {diversity}. {bars}; dashed lines are baselines.",
     )
     yield (
         "lambda.png",
         _draw_lines(table, "lam"),
-        f"{quality} and {diversity} against λ, the weight of the teacher in the mixture. "
-        "Error bars: standard deviation; dashed: baselines.",
+        f"Effect of λ, the weight of the teacher in the mixture, on {quality} and {diversity}. "
+        f"{bars}; dashed lines are baselines.",
     )
     yield (
         "plane.png",
         _draw_plane(table),
-        "Quality against diversity: up is better, left is more diverse. "
-        "Ringed and dotted: the Pareto front, which no other setting beats in both (the teacher "
-        "aside). Error bars: standard deviation; grey: baselines.",
+        f"{quality} against {diversity}. Higher is better, and further left is more diverse. The ringed "
+        "points on the dotted line are the Pareto front: no other student is better in both. "
+        f"{bars}; baselines are grey.",
     )
     yield (
         "divergence.png",
         _draw_heat_map(table, "divergence"),
-        f"{quality} of each divergence and α; bold: the best.",
+        f"{quality} by divergence and α. The best value is bold.",
     )
-    yield "alpha_lambda.png", _draw_heat_map(table, "lam"), f"{quality} over α and λ; bold: the best."
+    yield "alpha_lambda.png", _draw_heat_map(table, "lam"), f"{quality} by α and λ. The best value is bold."
     yield (
         "training.png",
-        _draw_curves(table, logged, TRAINING["loss"].logged, "training loss"),
+        _draw_curves(table, logged, TRAINING["loss"].logged, "Training loss"),
         f"Training loss {by_step} Losses of different divergences have different scales.",
     )
     yield (
         "validation.png",
         _draw_curves(table, logged, main.logged, f"{quality} (validation)"),
-        f"{quality} of answers to the validation prompts {by_step}",
+        f"{quality} of the answers to the validation prompts {by_step}",
     )
 
 
@@ -328,7 +329,7 @@ def _draw_curves(table: Table, logged: Logged, key: str, name: str) -> Canvas | 
         axes.remove()
     for axes in all_axes[len(panels) - across : len(panels)]:
         axes.tick_params(labelbottom=True)
-    figure.supxlabel("optimiser step", fontsize=10)
+    figure.supxlabel("Optimiser step", fontsize=10)
     figure.supylabel(f"{name}, smoothed" if smoothed else name, fontsize=10)
     if legend:
         columns = max(LEGEND_CHARACTERS * across // 2 // (max(map(len, legend)) + 4), 1)

@@ -127,10 +127,7 @@ def sections(runs: Runs, table: Table) -> list[Section]:
 
 
 def _without_result(runs: Runs) -> Section | None:
-    note = (
-        "They are in no table. The command that began a run, given again, goes on with it; where it is not "
-        "wanted, delete its folder."
-    )
+    note = "No table holds these runs. Give the command of a run again to resume it, or delete its folder."
     lines = [[line(run, runs.names[folder])] for folder, run in runs.unfinished.items()]
     return Section("Runs without a result", ["Run"], lines, note) if lines else None
 
@@ -153,7 +150,7 @@ def _page(
     parts += [section.to_markdown() for section in further]
     if found:
         found = [markdown(line) for line in found]
-        parts += ["## What the paper claims", "\n".join(f"- {line}" for line in found[:-1]), found[-1]]
+        parts += ["## Claims of the paper", "\n".join(f"- {line}" for line in found[:-1]), found[-1]]
     if figures:
         parts.append("## Figures")
         captions = [markdown(figure.caption) for figure in figures]

@@ -111,7 +111,7 @@ def against_published(table: Table) -> Section | None:
     ]
     metric = measure_of(matches[0][1].metric).title
     note = f"{metric}: ours / published (ours - published). Published: {_sources(matches)}."
-    return Section("Against the published figures", ["Method", *sets], lines, note)
+    return Section("Comparison with published results", ["Method", *sets], lines, note)
 
 
 def beside_published(table: Table) -> Section | None:
@@ -145,17 +145,18 @@ def beside_published(table: Table) -> Section | None:
     note = (
         f"{measure_of(metric).title}, the average over {', '.join(table.sets(metric))} (ours) and over "
         f"{', '.join(sorted(matches[0][1].sets))} (published: {_sources(matches)}, of {', '.join(theirs)}). "
-        f"Ours is another experiment: {_differences(matches)}. "
-        "Δ: AMiD less the method, ours the mean ± standard error over the training seeds that both have. "
-        "Direction: ours agrees with the published sign, or does not, where 0 is outside of its 95% interval "
-        "(Student's t); within the spread it cannot be told, and one training seed only points a way."
+        f"Our experiment differs: {_differences(matches)}. "
+        "Δ is AMiD minus the method; ours is the mean ± standard error over the training seeds that both "
+        "have. Direction: ours agrees with the published sign, or does not, if its 95% interval (Student's "
+        "t) leaves out 0. Otherwise the difference is within the spread. One training seed shows a "
+        "direction, not significance."
     )
     return Section(
-        "Beside the published figures (another experiment: compare directions, not numbers)",
+        "Published results of another experiment (compare directions, not numbers)",
         ["Method", "Ours", "Published", "Δ ours", "Δ published", "Direction"],
         lines,
         note,
-        f"Δ: {amid} less the method; a published Δ is of another experiment.",
+        f"Δ is {amid} minus the method. A published Δ is from another experiment.",
     )
 
 
@@ -167,8 +168,8 @@ def other_pairs(table: Table) -> str | None:
     theirs = ", ".join(f"{model} on {data}" for model, data in sorted(pairs))
     ours = ", ".join(dict.fromkeys(f"{r.labels.get('model')} on {r.labels.get('data')}" for r in table.rows))
     return (
-        f"The published figures belong to {theirs}, these runs are of {ours}: "
-        "directions can be compared, numbers cannot."
+        f"The published results are for {theirs}, and these runs are for {ours}: compare directions, not "
+        "numbers."
     )
 
 
@@ -223,7 +224,7 @@ def _difference(table: Table, first: Row, second: Row, metric: str, theirs: floa
     scores = by_seed(table, first, metric), by_seed(table, second, metric)
     ours = paired(*scores)
     if ours is None:
-        return MISSING, "no seed has both"
+        return MISSING, "no seed has both runs"
     text = f"{ours.mean:+.2f}"
     if ours.std is not None:
         text += f" ± {ours.std / math.sqrt(len(ours.values)):.2f}"
@@ -233,7 +234,7 @@ def _difference(table: Table, first: Row, second: Row, metric: str, theirs: floa
         product = ours.mean * theirs
         return text, f"one seed: {'same way' if product > 0 else 'other way' if product < 0 else 'equal'}"
     verdict, _ = judge(*(scores if theirs > 0 else scores[::-1]))
-    words = {"holds": "agrees", "does not hold": "does not agree", "cannot be told": "within the spread"}
+    words = {"holds": "agrees", "does not hold": "does not agree", "undecided": "within the spread"}
     return text, words[verdict]
 
 

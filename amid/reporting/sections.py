@@ -102,13 +102,13 @@ def on_validation(table: Table) -> Section | None:
             lines.append([row_name(table, row), *cells])
     if not lines:
         return None
-    meanings = "; ".join(f"{of.title}: {of.meaning}, {of.better} is better" for of in measures)
+    meanings = " ".join(f"{of.title}: {of.meaning}, {of.better} is better." for of in measures)
     return Section(
-        "On the validation text",
+        "Measures on the validation data",
         ["Setting", *(measure.head for measure in measures)],
         lines,
-        "Of the student that a run keeps, on the references of the validation data. "
-        f"{meanings}. ± over training seeds. {_before_training(table, measures)}",
+        "Each run keeps one student, which is measured on the references of the validation data. "
+        f"{meanings} ± is the standard deviation over training seeds. {_before_training(table, measures)}",
     )
 
 
@@ -134,7 +134,7 @@ def _before_training(table: Table, measures: Sequence[Measure]) -> str:
         elif texts:
             said.append(f"{measure.title} {texts.pop()}")
     if unlike:
-        said.append(f"{' and '.join(unlike)} not the same in all runs (see table.csv)")
+        said.append(f"{' and '.join(unlike)} differs between the runs (see table.csv)")
     return f"Before the training: {', '.join(said)}." if said else ""
 
 
@@ -165,19 +165,19 @@ def pivots(table: Table) -> list[Section]:
     over = "the set" if table.overall(table.quality) != AVERAGE else "all sets"
     made = [
         section(
-            f"{quality} over divergence, α and λ",
+            f"{quality} by divergence, α and λ",
             lambda row: table.score_text(row, table.quality),
-            f"{quality} over {over}, as in the table above.",
+            f"{quality} over {over}, as in the first table.",
         )
     ]
     if all(len(found) > 1 for found in values.values()) or any(failed(table, row) for row in grid):
         made.append(
             section(
-                "Runs that failed",
+                "Failed runs by divergence, α and λ",
                 lambda row: f"{failed(table, row)}/{len(row.runs)}",
-                f"Runs that diverged (a loss or gradient that is not finite) or collapsed ({quality} below "
-                f"{NEAR_ZERO:g}, or on the validation prompts below {COLLAPSE_SHARE:.0%} of what the student "
-                "began with), of all.",
+                "Failed runs / all runs. A run fails if it diverges (its loss or gradient is not finite) or "
+                f"collapses ({quality} is below {NEAR_ZERO:g}, or on the validation prompts below "
+                f"{COLLAPSE_SHARE:.0%} of the score before the training).",
             )
         )
     return made
@@ -188,7 +188,7 @@ _OF_AN_ASSISTANT = ("assistant", "objective.assistant", "objective.order", "sche
 
 
 def cost(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
-    """What the assistant costs: step time and memory against the same divergence between p and q directly.
+    """Cost of the assistant: step time and memory against the same divergence between p and q directly.
 
     A row is compared with a row that has a seed in common and the same configuration, except for the
     assistant, its schedule and the order of the divergence's arguments. A row without such a partner is left
@@ -226,19 +226,19 @@ def cost(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
         heads += [measure.head, *([f"{measure.title} × direct"] if measure.name in _COMPARED else [])]
     heads.append(f"{measure_of(table.quality).title} gained")
     note = (
-        f"{' '.join(f'{of.title}: {of.meaning}.' for of in _FIGURES)} × direct: over the same divergence "
-        "without the assistant, the first of its lines, on the same text and with the same settings in all "
-        "else; a row without such a one is left out."
+        f"{' '.join(f'{of.title}: {of.meaning}.' for of in _FIGURES)} × direct: divided by the value of the "
+        "same divergence without an assistant, which is the first line of each group. All other settings are "
+        "equal. Settings without such a run are left out."
     )
     shown = {id(row) for row in compared}
     left_out = dict.fromkeys(row.divergence for row, _ in grid if id(row) not in shown)
     finding = (
-        "Times vary by more than an assistant costs where a machine does other work besides; without a GPU, "
-        "memory is that of the process with what its earlier runs left in it, too coarse to compare by."
+        "On a machine that does other work, times vary by more than an assistant costs. Without a GPU, the "
+        "memory is that of the whole process, which is too coarse for a comparison."
     )
     if left_out:
-        finding += f" Left out, as not run without an assistant: {', '.join(left_out)}."
-    return Section("What the assistant costs", heads, lines, note, finding)
+        finding += f" Left out because there is no run without an assistant: {', '.join(left_out)}."
+    return Section("Cost of the assistant", heads, lines, note, finding)
 
 
 _FIGURES = [measure for measure in RUN.values() if "section" in measure.shown]

@@ -111,24 +111,24 @@ def against_the_best(table: Table, records: Mapping[Path, RunResult]) -> Section
             if where := ", ".join(of for of, first in marked if first == sign):
                 told.setdefault(best, {}).setdefault((word, where), []).append(name)
         if not marked:
-            told.setdefault(best, {}).setdefault(("not apart from", ""), []).append(name)
+            told.setdefault(best, {}).setdefault(("not different from", ""), []).append(name)
     verdicts = " ".join(_verdict(table.name(table.rows[best]), by_sets) for best, by_sets in told.items())
     quality = measure_of(table.quality).title
     note = (
-        f"Best: the highest {quality} over the sets that all students of its pair and data have. "
-        "Difference of the means over prompts, and its 95% interval by paired bootstrap over the prompts of "
-        f"a set (Koehn 2004); *: the interval leaves out 0. {_of_few(sets, compared)}It tells of the choice "
-        "of prompts; what training seeds make of a setting is told by the deviations of the first table, "
-        "where it has several. Self-BLEU is not tested."
+        f"The best setting has the highest {quality} over the sets that all students of its pair and data "
+        "share. Each cell is the difference of the means over the prompts of a set, with its 95% interval by "
+        "paired bootstrap over these prompts (Koehn 2004). * marks an interval without 0. "
+        f"{_of_few(sets, compared)}The interval covers the choice of prompts. The first table shows how much "
+        "training seeds vary. Self-BLEU is not tested."
     )
     heads = ["Setting", "Best", *sets]
-    text = (f"{quality} against the best setting", heads, lines, note, verdicts)
+    text = (f"Difference in {quality} from the best setting", heads, lines, note, verdicts)
     if not on_page:
         return Section(*text)
     return AgainstAny(
         *text,
-        page_title=f"{quality} against any setting",
-        page_note=f"Each setting less the chosen one. {note}",
+        page_title=f"Difference in {quality} from any setting",
+        page_note=f"Each cell is a setting minus the chosen one. {note}",
         sets=sets,
         groups=groups,
         compared=compared,
@@ -159,11 +159,12 @@ def not_read(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
     ]
     return Section(
         "Text that scores cannot read",
-        ["Score", "Characters, %"],
+        ["Score", "Characters (%)"],
         lines,
-        "Of the letters, digits and signs of answers and references, those that the score drops or does not "
-        "split into words; it is of the rest. data.metrics.rouge_l.tokenize=intl reads all scripts with "
-        "spaces between words, zh Chinese, char single characters; amid score --tokenize too.",
+        "Share of the letters, digits and signs in answers and references that a score drops, or does not "
+        "split into words. The score counts the rest. data.metrics.rouge_l.tokenize=intl reads all scripts "
+        "with spaces between words, zh reads Chinese, char reads single characters. amid score takes the "
+        "same values with --tokenize.",
     )
 
 
@@ -228,10 +229,11 @@ def _verdict(best: str, told: Mapping[tuple[str, str], Sequence[str]]) -> str:
     parts = [
         f"{word} {', '.join(names) if len(names) <= NAMED else f'{len(names)} settings'}"
         + (f" on {sets}" if sets else "")
-        for (word, sets), names in sorted(told.items(), key=lambda item: item[0][0] == "not apart from")
+        for (word, sets), names in sorted(told.items(), key=lambda item: item[0][0] == "not different from")
     ]
     return (
-        f"By more than the choice of prompts explains, {best}, the best over the sets, is {'; '.join(parts)}."
+        f"{best} is the best over the sets. By more than the choice of prompts explains, it is "
+        f"{'; '.join(parts)}."
     )
 
 

@@ -203,21 +203,21 @@ class Table:
             for name in self._quality
         )
         teacher = any(row.labels.get("method") == "teacher" for row in self.rows)
-        without = ", the teacher left out" if teacher else ""
+        without = "; the teacher is not marked" if teacher else ""
         sentences = [
             *([f"{quality}: 0 to 100, higher is better."] if quality else []),
             f"{diversity.title}: {diversity.meaning}, 0 to 100, lower is more diverse.",
-            f"Numbers: {spread}. Bold: best of the column at the digits shown{without}; "
-            f"{second}: the second.",
+            f"Numbers are {spread}. Bold marks the best value of a column at the digits shown, {second} the "
+            f"second best{without}.",
         ]
         if AVERAGE in (dataset for dataset, _ in self.columns()):
             alike = all(map(self._same_sets, self.metrics))
-            own = "" if alike else " of a row's own data (no best is marked)"
-            sentences.append(f"{AVERAGE}: the mean over the sets{own}, each with the same weight.")
+            own = "" if alike else " of the data of the row (no best value is marked)"
+            sentences.append(f"{AVERAGE} is the mean over the sets{own}, with equal weights.")
         for metric in self.metrics:
             if signatures := self._signatures(metric):
                 alike = all(self._alike(metric, name) for name in self.sets(metric))
-                unlike = "" if alike else ", not the same in all rows: no best is marked"
+                unlike = "" if alike else ", not the same in all rows: no best value is marked"
                 sentences.append(f"{measure_of(metric).title}: {' or '.join(signatures)}{unlike}.")
         common = [
             f"{SYMBOLS.get(label, label).lower()} {text}"
@@ -225,7 +225,7 @@ class Table:
             if label not in self.varying and (text := _label_text(self.rows[0], label)) != MISSING
         ]
         if common:
-            sentences.append(f"All rows: {', '.join(common)}.")
+            sentences.append(f"All rows share {', '.join(common)}.")
         for method in _unique(row.method for row in self.rows):
             row = next(row for row in self.rows if row.method == method)
             settings = [row.divergence] if "divergence" not in self.varying else []
@@ -238,11 +238,11 @@ class Table:
             if settings:
                 sentences.append(f"{method}: {', '.join(settings)}.")
         if worse := self._far_worse():
-            sentences.append(f"Far worse on the validation data than they began: {worse}.")
+            sentences.append(f"Far worse on the validation data than before the training: {worse}.")
         if self.repeats:
             differing = sum(repeat.differs for repeat in self.repeats)
             sentences.append(
-                "Runs left out, as they repeat one in configuration, seed and versions: "
+                "Runs left out because they repeat another one in configuration, seed and versions: "
                 f"{len(self.repeats)}" + (f", {differing} of them with other scores." if differing else ".")
             )
         return " ".join(sentences)

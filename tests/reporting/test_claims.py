@@ -51,13 +51,13 @@ class TestJudge:
     @given(seeds, seeds)
     def test_a_direction_and_its_opposite_never_both_hold(self, a, b):
         one, other = judge(a, b)[0], judge(b, a)[0]
-        opposite = {"holds": "does not hold", "does not hold": "holds", "cannot be told": "cannot be told"}
+        opposite = {"holds": "does not hold", "does not hold": "holds", "undecided": "undecided"}
         assert other == opposite[one]
 
     @given(seeds, st.floats(0.01, 50))
     def test_a_constant_difference_of_several_seeds_holds(self, a, difference):
         found = judge({seed: value + difference for seed, value in a.items()}, a)[0]
-        assert found == ("holds" if len(a) > 1 else "cannot be told")
+        assert found == ("holds" if len(a) > 1 else "undecided")
 
     @given(seeds, seeds)
     def test_one_seed_points_a_way_and_does_not_tell(self, a, b):
@@ -65,22 +65,22 @@ class TestJudge:
         found, why = judge(*one)
         difference = one[0][1] - one[1][1]
         way = "that way" if difference > 0 else "the other way" if difference < 0 else "neither way"
-        assert found == "cannot be told"
-        assert why == f"one training seed points {way}: {difference:+.2f}; its spread is not known"
+        assert found == "undecided"
+        assert why == f"the only training seed points {way}: {difference:+.2f}; the spread is unknown"
         at_least = judge(*one, at_least=True)[1]
-        assert at_least.startswith(f"one training seed points {way if difference else 'that way'}: ")
+        assert at_least.startswith(f"the only training seed points {way if difference else 'that way'}: ")
 
     def test_differences_within_their_spread_tell_nothing(self):
-        assert judge({1: 10.0, 2: 12.0}, {1: 11.0, 2: 10.5})[0] == "cannot be told"
+        assert judge({1: 10.0, 2: 12.0}, {1: 11.0, 2: 10.5})[0] == "undecided"
         assert judge({1: 10.0, 2: 12.0}, {1: 11.0, 2: 10.5}, at_least=True)[0] == "holds"
 
     def test_few_seeds_tell_less_than_many_with_the_same_spread(self):
-        assert judge({1: 5.0, 2: 6.0}, {1: 0.0, 2: 0.0})[0] == "cannot be told"
+        assert judge({1: 5.0, 2: 6.0}, {1: 0.0, 2: 0.0})[0] == "undecided"
         assert judge({1: 5.0, 2: 6.0, 3: 5.5}, dict.fromkeys((1, 2, 3), 0.0))[0] == "holds"
 
     def test_seeds_that_differ_are_not_compared(self):
         unlike = judge({1: 10.0, 2: 11.0}, {3: 1.0, 4: 1.0})
-        assert unlike == ("cannot be told", "missing runs: no seed has both")
+        assert unlike == ("undecided", "missing runs: no seed has both")
 
 
 class TestAlpha:
@@ -97,7 +97,7 @@ class TestAlpha:
             over_alpha(lambda a: -a, seeds=(1,)),
             over_alpha(lambda a: -a, alphas=(-5.0, -1.0, 0.0)),
         ):
-            assert verdict(runs, "ROUGE-L falls") == "cannot be told"
+            assert verdict(runs, "ROUGE-L falls") == "undecided"
         (claim,) = [
             c
             for c in claims(build_table(over_alpha(lambda a: -a, alphas=(-5.0, 0.0))))
@@ -107,8 +107,8 @@ class TestAlpha:
 
     def test_one_seed_says_which_way_it_points(self, over_alpha):
         runs = over_alpha(lambda a: 50 - a, lambda a: 40 + a, seeds=(1,))
-        assert "one training seed points that way: +6.00;" in claim(runs, "ROUGE-L falls").why
-        assert "one training seed points the other way: -6.00;" in claim(runs, "Self-BLEU falls").why
+        assert "the only training seed points that way: +6.00;" in claim(runs, "ROUGE-L falls").why
+        assert "the only training seed points the other way: -6.00;" in claim(runs, "Self-BLEU falls").why
 
     @pytest.mark.parametrize(
         ("scores", "said"),
@@ -138,7 +138,7 @@ class TestAlpha:
 
     def test_diverged_runs_are_no_scores(self, over_alpha):
         runs = [diverged(r) if r.labels["alpha"] == 1 else r for r in over_alpha(lambda a: 50 - a)]
-        assert verdict(runs, "ROUGE-L falls") == "cannot be told"
+        assert verdict(runs, "ROUGE-L falls") == "undecided"
 
     def test_the_free_alpha_is_chosen_on_the_validation_set(self, over_alpha):
         scores = {-5.0: 60.0, -3.0: 40.0, -1.0: 50.0, 1.0: 45.0}
@@ -148,9 +148,9 @@ class TestAlpha:
                 for r in over_alpha(scores.get, alphas=tuple(scores))
             ]
             assert verdict(runs, "A free α") == expected
-        assert verdict(over_alpha(scores.get, alphas=(-5.0, 1.0)), "A free α") == "cannot be told"
+        assert verdict(over_alpha(scores.get, alphas=(-5.0, 1.0)), "A free α") == "undecided"
         unchosen = claim(over_alpha(scores.get, alphas=tuple(scores)), "A free α")
-        assert unchosen.verdict == "cannot be told"
+        assert unchosen.verdict == "undecided"
         assert unchosen.why == "no run has a validation ROUGE-L to choose α by"
 
 
@@ -169,7 +169,7 @@ class TestLambda:
 
     def test_a_part_of_the_grid_or_one_seed_cannot_be_told(self, over_lam):
         for runs in (over_lam(lambda lam: 50 - lam, (0.1, 0.9)), over_lam(lambda lam: 50 - lam, seeds=(1,))):
-            assert set(verdicts(runs).values()) == {"cannot be told"}
+            assert set(verdicts(runs).values()) == {"undecided"}
 
     def test_one_seed_says_which_way_it_points(self, over_lam):
         falling = over_lam(lambda lam: 50 - lam, seeds=(1,))
@@ -197,7 +197,7 @@ class TestDivergence:
         runs = self.runs(over_alpha, {"kl": 0.5, "reverse_kl": 3, "alpha_beta": 1})
         assert verdict(runs, "αβ has the smallest") == "does not hold"
         runs = self.runs(over_alpha, {"kl": 0.5, "reverse_kl": 3})
-        assert verdict(runs, "αβ has the smallest") == "cannot be told"
+        assert verdict(runs, "αβ has the smallest") == "undecided"
 
     def test_the_corner_of_reverse_kl(self, over_alpha):
         def corner(quality, seeds=(1, 2)):
@@ -208,11 +208,13 @@ class TestDivergence:
         assert verdict(corner(45), words) == "does not hold"
         for quality, way in ((0.1, "that way: 1 of 1"), (45, "the other way: 0 of 1")):
             found = claim(corner(quality, (1,)), words)
-            assert found.verdict == "cannot be told"
-            assert f"one training seed points {way} runs failed, ROUGE-L {quality + 0.1:.1f};" in found.why
+            assert found.verdict == "undecided"
+            assert (
+                f"the only training seed points {way} runs failed, ROUGE-L {quality + 0.1:.1f};" in found.why
+            )
         lost = [diverged(run) if run.labels["alpha"] == 1 else run for run in corner(45)]
         assert verdict(lost, words) == "holds"
-        assert verdict([*lost[:-1], corner(45)[-1]], words) == "cannot be told"
+        assert verdict([*lost[:-1], corner(45)[-1]], words) == "undecided"
 
 
 class TestMethods:
@@ -247,7 +249,7 @@ def test_nothing_is_told_by_the_seeds_that_did_not_diverge(over_alpha):
     assert claim.verdict == "holds"
     failed = [diverged(runs[-1]), *runs[:-1]]
     claim = next(c for c in claims(build_table(failed)) if "α = -5" in c.text)
-    assert claim.verdict == "cannot be told"
+    assert claim.verdict == "undecided"
     assert "1 of 6 runs diverged" in claim.why
 
 

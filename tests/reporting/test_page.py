@@ -330,10 +330,10 @@ class TestReport:
         text = written.read_text(encoding="utf-8")
         assert "one seed: same way" in written.with_name("report.html").read_text(encoding="utf-8")
         for said in (
-            "On the validation text",
-            "Beside the published figures (another experiment: compare directions, not numbers)",
+            "Measures on the validation data",
+            "Published results of another experiment (compare directions, not numbers)",
             "one seed: same way",
-            "cannot be told (60.0 to 58.0; one training seed points that way: +2.00; its spread is not known",
+            "undecided (60.0 to 58.0; the only training seed points that way: +2.00; the spread is unknown",
             "over 3 α 2 of 2 steps fall, ρ = -1.00",
         ):
             assert said in printed

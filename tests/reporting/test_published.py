@@ -160,12 +160,12 @@ class TestBesidePublished:
         note = beside_published(build_table([make_run(), make_run(**GKD)])).note
         assert "of gpt2_xl_to_gpt2 on dolly)" in note
         assert "[AMiD] arXiv 2510.15982 (†: read second-hand)" in note
-        assert "Ours is another experiment: model tiny, data builtin; AMiD without text=adaptive." in note
+        assert "Our experiment differs: model tiny, data builtin; AMiD without text=adaptive." in note
         runs = [
             make_run(**PAIR | {"settings": s})
             for s in ("text=adaptive,trainer.max_steps=10", "text=adaptive")
         ]
-        assert "another experiment: trainer.max_steps=10." in beside_published(build_table(runs)).note
+        assert "Our experiment differs: trainer.max_steps=10." in beside_published(build_table(runs)).note
 
     def test_methods_of_other_settings_or_pairs_are_not_compared(self, make_run):
         runs = [

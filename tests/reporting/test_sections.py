@@ -135,7 +135,7 @@ class TestOnTheValidationText:
             ["SFT", "1.000", "2.72", "–", "–"],
             ["AMiD", "1.000 ± 0.000", "2.72 ± 0.00", "0.500 ± 0.354", "50.0 ± 35.4"],
         ]
-        before = "Cross-entropy 2.000 nats/token, Same top token not the same in all runs (see table.csv)."
+        before = "Cross-entropy 2.000 nats/token, Same top token differs between the runs (see table.csv)."
         assert section.note.endswith(f"Before the training: {before}")
 
     def test_what_is_not_trained_has_nothing_before_its_training(self, runs, make_run):

@@ -38,15 +38,15 @@ def folder(tmp_path, make_run):
 def test_a_difference_on_every_prompt_is_marked_and_noise_is_not(folder):
     records = load_folders(folder)
     section = against_the_best(build_table(list(records.values())), records)
-    assert section.title == "ROUGE-L against the best setting"
+    assert section.title == "Difference in ROUGE-L from the best setting"
     lines = {line[0]: line[1:] for line in section.lines}
     assert lines.keys() == {"SFT", "AMiD α=1"}
     assert lines["AMiD α=1"] == ["AMiD α=-5", "-3.00 (-3.00 to -3.00)*"]
     assert lines["SFT"][1].startswith("-1.00 (")
     assert not lines["SFT"][1].endswith("*")
     assert section.finding == (
-        "By more than the choice of prompts explains, AMiD α=-5, the best over the sets, is above AMiD α=1 "
-        "on dolly; not apart from SFT."
+        "AMiD α=-5 is the best over the sets. By more than the choice of prompts explains, it is above "
+        "AMiD α=1 on dolly; not different from SFT."
     )
     assert "Self-BLEU is not tested." in section.note
 
@@ -72,7 +72,7 @@ def test_it_stands_in_the_report(folder, capsys):
     report([str(folder)])
     assert "-3.00 (-3.00 to -3.00)*" in capsys.readouterr().out
     assert "-3.00 (-3.00 to -3.00)*" in (folder / "report" / "report.md").read_text()
-    assert "ROUGE-L against any setting" in (folder / "report" / "report.html").read_text()
+    assert "Difference in ROUGE-L from any setting" in (folder / "report" / "report.html").read_text()
 
 
 def test_other_prompts_and_runs_without_scores_are_not_compared(folder):
@@ -244,7 +244,7 @@ def test_any_setting_is_chosen_by_keyboard(several, browser, tmp_path):
             [names[row], *shown(cells(table, written, row, other))] for row in group.students if row != other
         ]
         told = browser(TOLD)
-        assert told.startswith(f"Of {len(lines)} settings differ from {names[other]} by more than the ")
+        assert told.startswith(f"{len(lines)} settings are compared with {names[other]}. By more than the ")
         marked = [[line[i][0] for line in lines if line[i].endswith("*")] for i in (1, 2)]
         for part, signs in zip(told.split(";"), marked, strict=True):
             assert ("none" in part) == (not signs)

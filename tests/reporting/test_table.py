@@ -49,7 +49,9 @@ class TestRows:
         table = build_table(runs)
         assert [line["ROUGE-L ↑ Avg"] for line in markdown(table)] == ["50.00", "60.00"]
         assert table.places("rouge_l", AVERAGE) == [0, 0]
-        assert "Avg: the mean over the sets of a row's own data (no best is marked)" in table.caption
+        assert (
+            "Avg is the mean over the sets of the data of the row (no best value is marked)" in table.caption
+        )
         assert [row.labels.get("settings") for row in table.rows] == [None, "seed_of=3"], (
             "Data tells the file"
         )
@@ -75,7 +77,7 @@ class TestRows:
         assert [(repeat.run, repeat.counted) for repeat in table.repeats] == list(
             zip(again, runs, strict=True)
         )
-        assert "they repeat one in configuration, seed and versions: 2." in table.caption
+        assert "they repeat another one in configuration, seed and versions: 2." in table.caption
         table = build_table([*runs, dataclasses.replace(again[1], scores=make_run((53.0,)).scores)])
         assert [list(row.runs) for row in table.rows] == [runs]
         assert "versions: 1, 1 of them with other scores." in table.caption
@@ -163,7 +165,7 @@ class TestColumns:
         assert table.varying == ["method"]
         assert "KD: KL(p, q)." in table.caption
         assert "AMiD: αβ(p, r), α = -5, λ = 0.1." in table.caption
-        assert "All rows: model tiny, data builtin." in table.caption
+        assert "All rows share model tiny, data builtin." in table.caption
 
     def test_divergence_and_order_are_one_column(self, make_run):
         table = build_table([make_run(order="pr"), make_run(order="qr"), make_run(divergence="kl")])
@@ -196,7 +198,7 @@ class TestColumns:
         assert "Avg" not in build_table([make_run()]).caption
         table = build_table([make_run(sets=("a", "b"))])
         assert "ROUGE-L ↑ Avg" in markdown(table)[0]
-        assert "Avg: the mean over the sets, each with the same weight." in table.caption
+        assert "Avg is the mean over the sets, with equal weights." in table.caption
 
     def test_n_where_rows_have_unlike_numbers_of_runs(self, make_run):
         table = build_table([make_run(seed=1), make_run(seed=2), make_run(method="sft")])
@@ -260,7 +262,10 @@ class TestColumns:
         run.scores["dolly"]["corpus_self_bleu"] = run.scores["dolly"].pop("self_bleu")
         table = build_table([run])
         assert markdown(table)[0]["Self-BLEU, set ↓ dolly"] == "**40.00**"
-        assert "Self-BLEU, set: 0 to 100, among all answers to a set" in table.caption
+        assert (
+            "Self-BLEU, set: similarity of all answers to a set, 0 to 100, lower is more diverse"
+            in table.caption
+        )
 
 
 class TestCells:
@@ -393,7 +398,7 @@ class TestLatex:
         assert r"AMiD & $-5$ & \underline{50.50 $\pm$ 0.71} & \textbf{40.00} \\" in lines
         assert r"AMiD & 0.5 & failed & 41.00 \\" in lines
         (caption,) = [line for line in lines if line.startswith(r"\caption{")]
-        assert "underlined: the second" in caption
+        assert "underlined the second best" in caption
         assert r"AMiD: $\alpha\beta$(p, r), $\lambda$ = 0.1." in caption
 
     def test_sets_side_by_side(self, sweep):
@@ -541,8 +546,8 @@ def test_a_run_that_got_far_worse_is_told_with_both_numbers(make_run):
     assert "Far worse" not in build_table(runs).caption
     runs[1] = dataclasses.replace(runs[1], training=exploded)
     assert (
-        "Far worse on the validation data than they began: α=1, seed 1 (cross-entropy 5.000 before the "
-        "training, 3,744.000 after it)."
+        "Far worse on the validation data than before the training: α=1, seed 1 (cross-entropy 5.000 before "
+        "the training, 3,744.000 after it)."
     ) in build_table(runs).caption
     many = [dataclasses.replace(make_run(alpha=float(alpha)), training=exploded) for alpha in range(5)]
     assert ", and 2 more." in build_table(many).caption

@@ -50,7 +50,7 @@ function promptsFound() {
 function buildAnswers() {
   const available = data.generations.filter((g) => g.prompts.length);
   if (!available.length) {
-    const why = data.generations.length ? `the page has no room for them below ${data.megabytes} MB` : "the runs' folders hold none";
+    const why = data.generations.length ? `they would make the page larger than ${data.megabytes} MB` : "the folders of the runs hold none";
     $("#answers").replaceChildren(el("h2", {}, "Answers side by side"), el("p", { class: "note" }, `No answers are shown: ${why}.`));
     return;
   }
@@ -85,8 +85,8 @@ function buildAnswers() {
   const cut = available.filter((g) => g.prompts.length < g.total).map((g) => `${g.prompts.length} of ${g.total} of ${g.set}`);
   const without = data.runs.length - runs.length;
   $("#answers > .note").textContent =
-    "Marked: the words of an answer in its longest common subsequence with the nearest reference, what ROUGE-L counts (which also joins forms of a word)." +
-    (cut.length ? ` Only the first prompts are here, so that the page stays below ${data.megabytes} MB: ${cut.join(", ")}.` : "") +
+    "Marked words are in the longest common subsequence of the answer and its nearest reference. ROUGE-L counts them (it also joins forms of a word)." +
+    (cut.length ? ` To keep the page below ${data.megabytes} MB, it holds only the first prompts: ${cut.join(", ")}.` : "") +
     (without ? ` ${without} run${without > 1 ? "s have" : " has"} no answers here.` : "");
 }
 
@@ -115,7 +115,7 @@ function drawSides() {
   const shown = data.runs.filter((run) => browser.runs.has(run.index) && isRunShown(run));
   $("#answer-runs summary").textContent = `Runs side by side (${shown.length})`;
   if (!found.length) {
-    $("#prompt").replaceChildren("No prompt has these words.");
+    $("#prompt").replaceChildren("No prompt contains these words.");
     return $("#side-by-side").replaceChildren();
   }
   const [index, [instruction, input, references, answers]] = found[browser.prompt];

@@ -62,5 +62,5 @@ function drawDifferences() {
     return `${name} ${counts.map(([n, word]) => `${n} ${word}`).join(", ") || "none"}`;
   });
   const reference = chosen === "best" ? "the best of its pair and data" : data.rows[chosen].name;
-  $("#told-apart").textContent = `Of ${lines.length} settings differ from ${reference} by more than the choice of prompts explains: ${told.join("; ")}.`;
+  $("#told-apart").textContent = `${lines.length} settings are compared with ${reference}. By more than the choice of prompts explains, these differ: ${told.join("; ")}.`;
 }

@@ -78,7 +78,7 @@ function drawLines(id, key, symbol) {
   const width = panelWidth(id, 600);
   const columns = unique([chosen.column, diversityColumn()]).filter((c) => c >= 0);
   const panels = columns.map((c) => linePanel(series, baselines, key, symbol, c, columns, width));
-  figure(id, [el("b", {}, `Against ${symbol}. `), "Error bars: standard deviation; dashed: baselines; ✕: failed."], panels);
+  figure(id, [el("b", {}, `Effect of ${symbol}. `), "Error bars show the standard deviation; dashed lines are baselines; ✕ marks a failed run."], panels);
 }
 
 function linePanel(series, baselines, key, symbol, c, columns, width) {
@@ -86,7 +86,7 @@ function linePanel(series, baselines, key, symbol, c, columns, width) {
   const levels = baselines.filter((row) => mean(row, c) !== null).sort((a, b) => mean(a, c) - mean(b, c));
   const ys = [...rows, ...levels].flatMap((row) => (mean(row, c) === null ? [] : [mean(row, c) - std(row, c), mean(row, c) + std(row, c)]));
   const xs = unique(rows.map((row) => row[key])).sort((a, b) => a - b);
-  if (!xs.length || !ys.length) return el("p", { class: "note" }, "Nothing of this is shown.");
+  if (!xs.length || !ys.length) return el("p", { class: "note" }, "No chosen row has this score.");
   const names = levels.map((row) => clip(row.name, 16));
   const right = names.length ? 14 + 6.4 * Math.max(...names.map((name) => name.length)) : 16;
   const chart = axes({
@@ -156,11 +156,11 @@ function drawPlane() {
   const rows = scored.filter((row) => isShown(row) && !offOf("plane").has(name(row)));
   const up = direction(column());
   const caption = [
-    el("b", {}, column().further ? `${column().title} against diversity. ` : "Quality against diversity. "),
-    `${up ? `${up > 0 ? "Up" : "Down"} is better, left` : "Left"} is more diverse.`,
-    up ? " Ringed and dotted: the Pareto front, the settings that no other (the teacher aside) beats in both." : "",
+    el("b", {}, `${column().title} against ${data.columns[diversity].title}. `),
+    `${up ? `${up > 0 ? "Higher" : "Lower"} is better, and further left` : "Further left"} is more diverse.`,
+    up ? " The ringed points on the dotted line are the Pareto front: no other student is better in both." : "",
   ];
-  if (!rows.length) return figure("plane", caption, [el("p", { class: "note" }, "Nothing of this is shown.")]);
+  if (!rows.length) return figure("plane", caption, [el("p", { class: "note" }, "No chosen row has this score.")]);
   const width = panelWidth("plane", 1200);
   const spread = (c) => rows.flatMap((row) => [mean(row, c) - std(row, c), mean(row, c) + std(row, c)]);
   const x = padded(spread(diversity), 0.08);
@@ -270,8 +270,8 @@ function drawFigures() {
   drawPlane();
   drawLines("alpha", "alpha", "α");
   drawLines("lam", "lam", "λ");
-  drawMaps("divergence-alpha", (row) => row.series.divergence_alpha, (row) => row.labels.divergence, "", "Over divergence and α.");
-  drawMaps("alpha-lam", (row) => row.series.alpha_lam, (row) => row.lam, "λ ", "Over α and λ.");
+  drawMaps("divergence-alpha", (row) => row.series.divergence_alpha, (row) => row.labels.divergence, "", "By divergence and α.");
+  drawMaps("alpha-lam", (row) => row.series.alpha_lam, (row) => row.lam, "λ ", "By α and λ.");
 }
 
 function buildFigures() {

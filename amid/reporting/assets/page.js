@@ -10,8 +10,8 @@ function plainTable(heads, lines, numbersFrom) {
 
 function buildClaims() {
   if (!data.claims.length) return $("#claims").remove();
-  const kinds = { holds: "✓ ", "does not hold": "✕ ", "cannot be told": "? " };
-  const classes = { holds: "holds", "does not hold": "not", "cannot be told": "unknown" };
+  const kinds = { holds: "✓ ", "does not hold": "✕ ", "undecided": "? " };
+  const classes = { holds: "holds", "does not hold": "not", "undecided": "unknown" };
   $("#claims ul").append(
     ...data.claims.map((claim) =>
       el("li", {}, el("b", { class: classes[claim.verdict] }, kinds[claim.verdict] + claim.verdict), minus(claim.text), " ", el("span", {}, `(${minus(claim.why)})`)),
@@ -45,7 +45,7 @@ function drawRuns() {
       el("td", {}, el("code", { title: run.folder }, clip(run.name, 48)), el("code", {}, run.hash)),
     ),
   );
-  const heads = ["Setting", "Seed", "Outcome", "Time", "Configuration, where it differs from the common part", "Run and hash"];
+  const heads = ["Setting", "Seed", "Outcome", "Time", "Configuration (differences from the common part)", "Run and hash"];
   $("#runs > .wide table").replaceChildren(
     el("thead", {}, el("tr", {}, heads.map((head, i) => el("th", { scope: "col", class: i === 1 || i === 3 ? "number" : null }, head)))),
     el("tbody", {}, lines),

@@ -56,7 +56,7 @@ function drawTraining() {
     return training.smooth ? smoothed(curve) : curve;
   };
   const points = runs.flatMap(usable);
-  if (!points.length) return figure("curves", caption, [el("p", { class: "note" }, "Nothing of this is shown.")]);
+  if (!points.length) return figure("curves", caption, [el("p", { class: "note" }, "No chosen row has this score.")]);
   const width = panelWidth("curves", 1180);
   const x = [0, Math.max(1, ...points.map(([step]) => step), ...runs.map((run) => run.diverged ?? 0)) * 1.02];
   const calm = runs.filter((run) => !run.failed).flatMap(usable);
@@ -67,7 +67,7 @@ function drawTraining() {
   const y = training.log ? [Math.min(...ys) * 0.95, Math.max(...ys) * 1.05] : padded(ys, 0.06);
   const { root, sx, sy, inner } = axes({
     width, height: 340, x, y, xTicks: niceTicks(x[0], x[1], width > 600 ? 10 : 5), log: training.log,
-    xTitle: "optimiser step", yTitle: training.key, label: `${training.key} against the optimiser step`,
+    xTitle: "Optimiser step", yTitle: training.key, label: `${training.key} against the optimiser step`,
   });
   const [spots, taken, names] = [[], [], []];
   for (const run of runs) {
