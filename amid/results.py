@@ -94,12 +94,12 @@ class RunResult:
     A diverged run has none: nothing stands below the names of its sets.
     """
     training: dict[str, float]
-    """Figures about the training.
+    """Figures about the training: `RUN` of `amid.measures` in seconds and bytes, and as `valid_NAME`
+    those of `VALIDATION` and the score of validation answers.
 
-    Such as `steps`, `valid_loss`, `valid_rouge_l` and the same before the first step (`valid_loss_before`),
-    `response_tokens_per_second` (of the whole training), `step_seconds` (mean of the optimiser steps, without
-    the first of each process), `peak_memory` (bytes: of the GPU, or of the process where there is none); of a
-    diverged run `diverged_step`. They are of all processes of a run that was interrupted and went on.
+    The validation measures are those of the student that is kept; with `_before`, of the student before the
+    first step. `valid_cross_entropy_last` is that after the last step. A run that was interrupted and went on
+    has the figures of all its processes.
     """
     timings: dict[str, float]
     """Seconds of each part of the run: `train` of all processes of one that went on, others of the last."""

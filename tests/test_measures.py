@@ -74,7 +74,10 @@ def test_no_other_module_writes_a_title_out():
     assert spelt == set()
 
 
-def test_the_page_on_scores_names_each():
-    page = Path(__file__, "../../docs/how-to/scores.md").resolve().read_text(encoding="utf-8")
-    named = [*SCORES, *(f"valid_{name}" for name in VALIDATION)]
-    assert [name for name in named if f"`{name}`" not in page] == []
+def test_the_documentation_names_each():
+    pages = Path(__file__, "../../docs/how-to").resolve()
+    scores, run_folder = (
+        (pages / f"{page}.md").read_text(encoding="utf-8") for page in ("scores", "run-folder")
+    )
+    assert [name for name in SCORES if f"`{name}`" not in scores] == []
+    assert [name for name in VALIDATION if f"`valid_{name}`" not in run_folder] == []

@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> None:
         if text := " ".join(filter(None, (section.finding, *marks))):
             out.print(text, markup=False)
     if report.claims:
-        out.print("\nWhat the paper claims", markup=False)
+        out.print("\nClaims of the paper", markup=False)
         for line in report.claims[:-1]:
             out.print(f"- {line}", markup=False)
     page = report.page or f"left out: {report.why_no_page}"

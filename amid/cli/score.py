@@ -334,7 +334,7 @@ def _measured(lines: Sequence[Line]) -> list[str]:
 def _legend(lines: Sequence[Line]) -> str:
     """What the scores of `lines` are, and how those of whole sets were computed, a line each."""
     measured = _measured(lines)
-    unlike = " and ".join(measure_of(name).title for name in ("length", "log_prob") if name in measured)
+    unlike = " and ".join(measure_of(name).title for name in measured if measure_of(name).unit)
     quality = ", ".join(measure_of(name).title for name in measured if name not in OF_ANSWERS)
     kinds = [
         f"{OF_ANSWERS[name].title}: {OF_ANSWERS[name].meaning}"

@@ -88,7 +88,7 @@ def draw_figures(table: Table, records: Mapping[Path, RunResult], directory: Pat
 
 def _drawings(table: Table, logged: Logged) -> Iterator[tuple[str, Canvas | None, str]]:
     """Each figure: its file, the drawing or None where the rows do not allow it, and its caption."""
-    main = measure_of(table.quality)
+    main, loss = measure_of(table.quality), TRAINING["loss"]
     quality, diversity = main.title, measure_of(table.diversity).title
     by_step = (
         "by optimiser step, the mean over the training seeds of a setting. A dotted line that ends in a "
@@ -121,8 +121,8 @@ def _drawings(table: Table, logged: Logged) -> Iterator[tuple[str, Canvas | None
     yield "alpha_lambda.png", _draw_heat_map(table, "lam"), f"{quality} by α and λ. The best value is bold."
     yield (
         "training.png",
-        _draw_curves(table, logged, TRAINING["loss"].logged, "Training loss"),
-        f"Training loss {by_step} Losses of different divergences have different scales.",
+        _draw_curves(table, logged, loss.logged, loss.title),
+        f"{loss.title} {by_step} Losses of different divergences have different scales.",
     )
     yield (
         "validation.png",

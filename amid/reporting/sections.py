@@ -1,4 +1,4 @@
-"""Further tables of a report: on the validation text, pivots, what failed, and what the assistant costs."""
+"""Further tables of a report: validation measures, pivots, failed runs, and the cost of the assistant."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
