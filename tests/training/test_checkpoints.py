@@ -260,7 +260,7 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_from_there(
 
 def test_a_process_that_slurm_starts_beside_others_logs(monkeypatch):
     monkeypatch.setattr(rank_zero_only, "rank", 1)  # as Lightning has it there
-    runpy.run_module("amid.training.trainer", run_name="imported anew")
+    runpy.run_module("amid.training.devices", run_name="imported anew")
     assert rank_zero_only.rank == 0
 
 
