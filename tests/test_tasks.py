@@ -12,6 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from pyarrow import parquet
+from small_models import network
 
 from amid import results
 from amid.cli.main import main
@@ -230,6 +231,7 @@ def test_the_best_epoch_is_that_of_the_tasks_metric(hub, tmp_path, monkeypatch):
 def test_data_that_a_metric_cannot_score_are_known_before_a_model_is_read(hub, tmp_path, jsonl, capsys):
     path = jsonl({"question": "Who?", "answer": "Nobody."})
     tokenizer().save_pretrained(tmp_path / "model")
+    network().save_pretrained(tmp_path / "model")
     arguments = ["data=gsm8k", f"data.test.gsm8k={path}", f"output_dir={tmp_path / 'runs'}"]
     for command, own in (
         ("train", f"prepared_dir={tmp_path / 'prepared'}"),

@@ -146,11 +146,15 @@ def test_a_secret_of_the_environment_reaches_no_file_of_a_run(quick, tmp_path, m
     monkeypatch.setenv("SOME_VARIABLE", SECRET)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "own_logger.py").write_text(
-        "import logging\n\n\ndef refuse(password):\n"
-        "    logging.getLogger('own').warning('with %s', password)\n"
-        "    raise RuntimeError(f'{password} is wrong')\n"
+        "import logging\nfrom lightning.pytorch.loggers import CSVLogger\n\n\nclass Refuse(CSVLogger):\n"
+        "    def __init__(self, password):\n"
+        "        super().__init__('.')\n"
+        "        self.password = password\n\n"
+        "    def log_metrics(self, metrics, step=None):\n"
+        "        logging.getLogger('own').warning('with %s', self.password)\n"
+        "        raise RuntimeError(f'{self.password} is wrong')\n"
     )
-    logger = "+logger.own={_target_:own_logger.refuse,password:'${oc.env:SOME_VARIABLE}'}"
+    logger = "+logger.own={_target_:own_logger.Refuse,password:'${oc.env:SOME_VARIABLE}'}"
     assert main(["train", *quick, logger]) == 1
     out, err = capsys.readouterr()
     assert "RuntimeError: hidden is wrong" in err
