@@ -44,9 +44,9 @@ def warn(library):
 def test_each_run_has_its_warnings_in_its_own_log_and_none_on_the_screen(
     quick, tmp_path, capsys, monkeypatch, library
 ):
-    def experiment(cfg, directory, labels):
+    def experiment(plan, directory, labels):
         warn(library)
-        announce(f"this is seed {cfg['seed']}")
+        announce(f"this is seed {plan.seed}")
         raise InputError("enough")
 
     monkeypatch.setattr("amid.experiment.run.run_experiment", experiment)
