@@ -153,7 +153,7 @@ def test_what_is_computed_is_told_with_its_share_and_its_time(tmp_path, monkeypa
         with Progress("teacher's states", 200) as progress:
             progress.advance(80)
             (run,) = read_status(tmp_path / "a")
-            assert (run.state, run.note, run.done, run.total) == ("running", PREPARING, 80, 200)
+            assert (run.state, run.note, run.part.done, run.part.total) == ("running", PREPARING, 80, 200)
             assert run.seconds_left is not None
             assert "preparing: teacher's states 40%" in shown([run])
             assert "about" not in shown([run])  # the run is still to come
@@ -173,7 +173,7 @@ def test_a_run_tells_how_far_the_fine_tuning_for_it_is(tmp_path):
             record_status(note="training", step=30, steps=40, seconds_left=9.0)
             run, teacher = (read_status(tmp_path / name)[0] for name in ("a", "teacher"))
             assert (teacher.step, teacher.steps, teacher.note) == (30, 40, "training")
-            assert (run.step, run.steps, run.done, run.total) == (0, None, 30, 40)
+            assert (run.step, run.steps, run.part.done, run.part.total) == (0, None, 30, 40)
             assert "preparing: fine-tuning of the teacher 75%" in shown([run])
             assert run.seconds_left == pytest.approx(9, abs=1)
 
@@ -336,7 +336,7 @@ def test_follow_ends_with_the_last_run(tmp_path, monkeypatch):
     console = Console(force_terminal=True, width=200, record=True, file=io.StringIO())
     monkeypatch.setattr(status, "console", lambda: console)
     monkeypatch.setattr(status.time, "sleep", lambda _: finished(tmp_path / "a", steps=2.0))
-    status.run(str(tmp_path), follow=True)
+    status.run([str(tmp_path), "--follow"])
     assert "1 run: 1 done" in console.export_text()
 
 
@@ -357,7 +357,7 @@ def test_follow_ends_where_none_runs_with_the_command_that_goes_on(tmp_path, mon
         elif now[0] == 150:
             (tmp_path / "b" / "status.json").unlink()
 
-    status.run(str(tmp_path), follow=True)
+    status.run([str(tmp_path), "--follow"])
     assert now[0] == 250  # two minutes after it last ran, at 100
     assert "None is running. To go on: amid sweep mine seed=1" in console.export_text()
 
