@@ -1,1 +1,1 @@
-"""What a run takes, known before it starts: operations, memory, disk."""
+"""What a run takes, known before it starts: steps, memory, disk."""

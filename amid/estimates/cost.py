@@ -1,21 +1,17 @@
-"""What a run takes, from its configuration: operations, memory and disk, without starting it."""
+"""What a run takes, from its configuration: steps, tokens, memory and disk, without starting it."""
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from amid.config.data_files import RESPONSES
-from amid.data.tokens import Tokens
 from amid.estimates.memory import training_memory
 from amid.estimates.sizes import Facts, Lengths
 from amid.experiment.plan import Plan
-from amid.results import BEST, RESULT_FILE
-from amid.teacher.cache import TeacherCache
-from amid.text import TeacherText, Text
-from amid.text.answer_store import AnswerFolder
+from amid.results import RESULT_FILE
+from amid.text import Text
 from amid.training.length import Length
 
 TEXT_BYTES = 4.5
@@ -35,13 +31,10 @@ class Cost:
     steps: float = math.nan
     tokens: float = math.nan
     """That go through the student in training, without padding; plain text among them."""
-    operations: float = math.nan
-    """Floating-point operations: 6 for each weight that is trained and each token, 4 for a frozen one that
-    gradients go through, 2 for one of a model that is asked, also where it draws answers."""
     memory: float = math.nan
     """Bytes while it trains, as `training_memory` counts."""
     disk: float = math.nan
-    """Bytes that it leaves: its weights, and its answers to the evaluation sets."""
+    """Bytes on disk after it: its weights, and its answers to the evaluation sets."""
     checkpoints: float = math.nan
     """Further bytes on disk while it trains: the best epoch's checkpoint, the two latest, and
     the next one as it is written, with the optimiser's moments."""
@@ -53,7 +46,8 @@ class Once:
 
     what: str
     cost: Cost
-    done: bool
+    done: bool = False
+    """Whether it is known to be done."""
 
 
 class Estimator:
@@ -72,37 +66,19 @@ class Estimator:
         Raises:
             InputError: if its objective is refused.
         """
-        objective, text, batch_size = plan.objective, plan.text, plan.data_settings.batch_size
+        text, batch_size = plan.text, plan.data_settings.batch_size
         student = self.facts.skeleton(plan, "student")
         teacher = self.facts.skeleton(plan, "teacher") if plan.asks_teacher else None
-        asking = _operations(student)
-        asking_teacher = _operations(teacher) if objective.needs_teacher else 0.0
-        steps, validations = _steps(plan.length, self._rows(plan, "train"), batch_size)
-
-        rows = steps * (text.rows_per_step or batch_size)
-        on_answers, answered = text.shares(validations)
-        data, answer = self._lengths(plan, "train"), self._answer(plan, text)
-        of_answers = rows * on_answers * (data.prompt + answer)
-        tokens = rows * (1 - on_answers) * data.row + of_answers
-        plain = steps * batch_size * self._plain_row(plan)
-        cached = _is_cached(plan)
-        unstored = tokens if not cached else of_answers if text.from_student else 0.0
-        scored_tokens, generations = self._scoring(plan)
-        compared = plan.asks_teacher and not objective.needs_teacher  # the student's body is run once more
-        asked_beside = asking if compared else 0.0 if cached else asking_teacher
-        operations = (
-            _operations(student, in_training=True) * (tokens + plain)
-            + asking_teacher * unstored
-            + (asking + asking_teacher * text.sampled) * rows * answered * (data.prompt + answer)
-            + validations * self._validation(plan, asking, asked_beside)
-            + asking * scored_tokens
-        )
+        steps = _steps(plan.length, self._rows(plan, "train"), batch_size)
+        rows, data = steps * (text.rows_per_step or batch_size), self._lengths(plan, "train")
+        of_answers = rows * text.answer_share * (data.prompt + self._answer(plan, text))
         return Cost(
             steps=steps,
-            tokens=tokens + plain,
-            operations=operations,
-            memory=_memory(plan, student, teacher, body=text.from_student or not cached),
-            disk=_bytes(student) + generations,
+            tokens=rows * (1 - text.answer_share) * data.row
+            + of_answers
+            + steps * batch_size * self._plain_row(plan),
+            memory=_memory(plan, student, teacher, body=text.from_student or not _is_cached(plan)),
+            disk=_bytes(student) + self._answers_on_disk(plan),
             checkpoints=4 * 3 * _bytes(student, trained=True) if steps != 0 else 0.0,
         )
 
@@ -121,7 +97,6 @@ class Estimator:
             works[f"answers {made_from}"] = Once(
                 f"the teacher's answers ({name})",
                 self._cost_of_asking(plan, tokens, TOKEN_ID_BYTES * tokens),
-                self._teacher_has(plan, "answers"),
             )
         if plan.asks_teacher and _is_cached(plan):
             states, head = _state_bytes(self.facts.skeleton(plan, "teacher"))
@@ -129,13 +104,11 @@ class Estimator:
                 works[f"states {made_from}"] = Once(
                     f"the teacher's states in training ({name})",
                     self._cost_of_asking(plan, tokens, states * train * response),
-                    self._teacher_has(plan, "states"),
                 )
             valid, of_valid = self._rows(plan, "valid"), self._lengths(plan, "valid")
             works[f"states of valid {plan.fingerprint('model.teacher', *_TEXT)}"] = Once(
                 f"the teacher's states at validations ({name})",
                 self._cost_of_asking(plan, valid * of_valid.row, states * valid * of_valid.response + head),
-                self._teacher_has(plan, "states of valid"),
             )
         return works
 
@@ -148,10 +121,9 @@ class Estimator:
             )
         return works
 
-    def kind(self, plan: Plan) -> tuple[object, str]:
-        """Of the student and the data, whose runs take alike for each operation."""
-        student = self.facts.skeleton(plan, "student")
-        return plan.fingerprint("model") if student is None else _weights(student), plan.fingerprint(*_TEXT)
+    def kind(self, plan: Plan) -> str:
+        """Of the student and the data: runs that agree in it take alike for each token."""
+        return plan.fingerprint("model.student", *_TEXT)
 
     def _rows(self, plan: Plan, split: str, name: str | None = None) -> float:
         data = plan.data_settings
@@ -175,61 +147,21 @@ class Estimator:
             return 0.0
         return self._lengths(plan, "train").row if plain_text == RESPONSES else plan.data_settings.max_length
 
-    def _validation(self, plan: Plan, asking: float, asking_teacher: float) -> float:
-        """The operations of one validation."""
-        data, rows, of_valid = plan.data_settings, self._rows(plan, "valid"), self._lengths(plan, "valid")
-        answered = 0.0 if data.valid_metric is None else _at_most(rows, data.valid_prompts)
-        return rows * of_valid.row * (asking + asking_teacher) + (
-            answered * (of_valid.prompt + self._answer(plan)) * asking
-        )
-
-    def _scoring(self, plan: Plan) -> tuple[float, float]:
-        """Tokens of prompts and answers of the evaluation sets, and bytes of `generations/`: of each answer
-        with its log-probabilities, and of the prompt and its references for each seed."""
-        seeds = len(plan.sampling.seeds)
+    def _answers_on_disk(self, plan: Plan) -> float:
+        """Bytes of `generations/`: of each answer with its log-probabilities, and of the prompt and its
+        references for each seed."""
+        seeds, size = len(plan.sampling.seeds), 0.0
         answers = seeds * plan.sampling.samples * self._answer(plan)
-        tokens = size = 0.0
         for name, source in plan.data_settings.test.items():
             if source is not None:
                 rows, lengths = self._rows(plan, "test", name), self.facts.lengths(plan, source)
-                tokens += rows * (lengths.prompt + answers)
                 size += rows * (seeds * TEXT_BYTES * lengths.row + ANSWER_BYTES * answers)
-        return tokens, size
+        return size
 
     def _cost_of_asking(self, plan: Plan, tokens: float, disk: float) -> Cost:
         """Of the teacher alone."""
         teacher = self.facts.skeleton(plan, "teacher")
-        return Cost(0, tokens, _operations(teacher) * tokens, _bytes(teacher), disk, checkpoints=0)
-
-    def _teacher_has(self, plan: Plan, what: str) -> bool:
-        """Whether the "answers" or "states" of the teacher on the training data, or its "states of valid",
-        are on disk; it may be prepared first."""
-        text = plan.text
-        cache_dir = Path(plan.data_settings.cache_dir if what == "answers" else plan.supply.cache_dir)
-        if "teacher" in plan.fine_tunings:
-            best = plan.fine_tuning_folder("teacher") / BEST
-            if not best.exists():
-                return False
-            plan = plan.with_model("teacher", best)
-        if not any(cache_dir.glob("text-*" if what == "answers" else "teacher-*")):
-            return False
-        source, precision = plan.source("teacher"), plan.trainer.precision
-
-        def find() -> bool:
-            data, fingerprint = self.facts.data(plan), source.fingerprint()
-            assert fingerprint is not None
-            if what == "states of valid":
-                return TeacherCache(cache_dir, fingerprint, precision, [data.valid_tokens]).listed
-            train: Tokens | None = data.train_tokens
-            if isinstance(text, TeacherText):
-                asked = (data.train_tokens, data.tokenizer, text.sampling, text.seed)
-                train = AnswerFolder.of_teacher(data.cache_dir, fingerprint, precision, *asked).open()
-            if what == "answers" or train is None:
-                return train is not None
-            return TeacherCache(cache_dir, fingerprint, precision, [train]).listed
-
-        key = [what, str(source), str(cache_dir), precision, plan.fingerprint("text", *_TEXT)]
-        return self.facts.holds(f"whether the teacher's {what} are there", key, find)
+        return Cost(0, tokens, _bytes(teacher), disk, checkpoints=0)
 
 
 _TEXT = (
@@ -264,25 +196,12 @@ def _memory(
     return memory.total
 
 
-def _steps(length: Length, rows: float, batch_size: int) -> tuple[float, float]:
-    """Optimiser steps of a run, and its validations, that before the first step among them."""
+def _steps(length: Length, rows: float, batch_size: int) -> float:
+    """Optimiser steps of a run."""
     if math.isnan(rows):
         known = length.max_epochs == -1 and length.max_steps > 0
-        return (length.max_steps if known else math.nan), math.nan
-    course = length.over(math.ceil(rows / batch_size))
-    return course.steps, course.validations
-
-
-def _weights(model: PreTrainedModel, trained: bool = False) -> int:
-    """How many there are, or are trained."""
-    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad or not trained)
-
-
-def _operations(model: PreTrainedModel | None, in_training: bool = False) -> float:
-    """Of a model at a token: asked, or in training, forward and backward."""
-    if model is None:
-        return math.nan
-    return 4 * _weights(model) + 2 * _weights(model, trained=True) if in_training else 2 * _weights(model)
+        return length.max_steps if known else math.nan
+    return length.over(math.ceil(rows / batch_size)).steps
 
 
 def _bytes(model: PreTrainedModel | None, trained: bool = False) -> float:

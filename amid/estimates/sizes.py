@@ -14,7 +14,6 @@ from hydra.utils import instantiate
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.config.data_files import HUB_PREFIX, path_and_rows
-from amid.data import InstructionData
 from amid.data.examples import Example
 from amid.data.sources import load_examples
 from amid.experiment.plan import ROWS, Plan
@@ -144,18 +143,6 @@ class Facts:
             ValueError: or another error of its source, if it cannot be had.
         """
         return self._once(["tokenizer", plan.fingerprint("model.tokenizer")], lambda: plan.tokenizer)
-
-    def data(self, plan: Plan) -> InstructionData:
-        """Training and validation data of a plan.
-
-        Raises:
-            ValueError: or another error of its source, if the tokenizer cannot be had.
-        """
-        return plan.data(self.tokenizer(plan), without=("test", "plain_text"))
-
-    def holds(self, what: str, key: object, test: Callable[[], bool]) -> bool:
-        """Whether `test` says so; not, where what it needs cannot be had."""
-        return bool(self._known(what, key, test))
 
     def _examples(self, source: Any, fields: Any) -> Sequence[Example]:
         def load() -> Sequence[Example]:

@@ -85,11 +85,6 @@ class TeacherCache:
             parts.append(states)
         return CachedTeacher(head, States.joined(parts), self.sets[0].first)
 
-    @property
-    def listed(self) -> bool:
-        """Whether all states are written, by what the cache says of itself; `open` verifies them."""
-        return all(part.listed for part in self._parts)
-
     def lock(self) -> AbstractContextManager[None]:
         """Waits until no other process writes this cache, and keeps others from it."""
         return only_writer(self.folder, "the teacher's states")

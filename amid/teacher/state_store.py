@@ -111,12 +111,6 @@ class StateFolder:
             done += shard.rows
         return States([load_file(self.folder / shard.file)["states"] for shard in shards], places)
 
-    @property
-    def listed(self) -> bool:
-        """Whether the manifest lists all shards as written; none is read."""
-        shards = self._shards(self._manifest())
-        return bool(shards) and all(shard.checksum is not None for shard in shards)
-
     def missing(self, width: int, dtype: torch.dtype) -> list[int]:
         """The rows whose states [N, `width`] are still to be written."""
         rows: list[int] = []

@@ -50,16 +50,10 @@ class Text:
     def begin(self, tokens: Tokens) -> None:
         """Takes note of the training set, before the first step."""
 
-    def shares(self, validations: float) -> tuple[float, float]:
-        """Returns what an estimate of a run needs to know; NaN stands for unknown.
-
-        Args:
-            validations: how many the run makes, with the one before the first step; NaN if not known.
-
-        Returns:
-            The share of the rows trained on that are answers, and the answers drawn for each row in training.
-        """
-        return (math.nan, math.nan) if self.from_student else (float(self.from_teacher), 0.0)
+    @property
+    def answer_share(self) -> float:
+        """The largest share of the rows trained on that are answers; NaN if not known."""
+        return math.nan if self.from_student else float(self.from_teacher)
 
     def rows(
         self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer

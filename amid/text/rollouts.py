@@ -69,9 +69,10 @@ class RolloutText(Text):
         self.sample: list[SampledRow] = []
         self._tokens = Tokens.of([])
 
-    def shares(self, validations: float) -> tuple[float, float]:
-        """Returns 1, and 1/`epochs` new answers a row: each answer is trained on `epochs` times."""
-        return 1.0, 1 / self.epochs
+    @property
+    def answer_share(self) -> float:
+        """Returns 1: every row is a sample."""
+        return 1.0
 
     def begin(self, tokens: Tokens) -> None:
         """Takes the prompts of the training set, to draw samples for."""

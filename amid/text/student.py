@@ -63,9 +63,10 @@ class StudentText(Text):
         self.share, self.labels, self.seed = share, _known(labels), seed
         self.sampling = sampling_of(max_new_tokens, temperature, top_p, top_k, batch_size)
 
-    def shares(self, validations: float) -> tuple[float, float]:
-        """Returns `share` twice: every answer is new."""
-        return self.share, self.share
+    @property
+    def answer_share(self) -> float:
+        """`share`."""
+        return self.share
 
     def rows(
         self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer
@@ -136,17 +137,10 @@ class AdaptiveText(Text):
         self.reference: float | None = None
         self.buffer: deque[Row] = deque(maxlen=capacity)
 
-    def shares(self, validations: float) -> tuple[float, float]:
-        """Returns the largest possible shares: φ rises at each validation.
-
-        New answers are counted as φ (1 - step/steps) in the middle between two validations.
-        """
-        if math.isnan(validations):
-            return math.nan, math.nan
-        parts = int(validations) - 1
-        thresholds = [min(self.threshold + i * self.increase, 1.0) for i in range(parts)]
-        new = [threshold * (1 - (i + 0.5) / parts) for i, threshold in enumerate(thresholds)]
-        return sum(thresholds) / max(parts, 1), sum(new) / max(parts, 1)
+    @property
+    def answer_share(self) -> float:
+        """Returns 1, to which φ may rise."""
+        return 1.0 if self.increase > 0 else self.threshold
 
     def rows(
         self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer

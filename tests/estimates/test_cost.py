@@ -59,20 +59,18 @@ class Hand:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "drawn", "on_answers"),
+    ("overrides", "on_answers"),
     [
-        (["text=data"], 0, 0),
-        (["text=student"], 1024, 1024),
-        (["text=mixed", "text.share=0.25"], 256, 256),
-        # φ 0.2 0.4 0.6 0.8 in the four epochs, and 1 - step/steps 0.875 0.625 0.375 0.125 in their middles
-        (["text=adaptive", "text.threshold=0.2", "text.increase=0.2"], 192, 512),
-        # 4 · 32 answers for 4 · 4 steps, and the 32 steps have two such samples
-        (["text=rollouts", "data.plain_text=responses"], 256, 1024),
-        (["text=rollouts", "text.rows_per_step=8", "text.batches=2", "text.epochs=2"], 128, 256),
+        (["text=data"], 0),
+        (["text=student"], 1024),
+        (["text=mixed", "text.share=0.25"], 256),
+        (["text=adaptive", "text.threshold=0.2", "text.increase=0.2"], 1024),
+        (["text=rollouts", "data.plain_text=responses"], 1024),
+        (["text=rollouts", "text.rows_per_step=8", "text.batches=2", "text.epochs=2"], 256),
     ],
 )
-def test_operations_are_those_of_hand(overrides, drawn, on_answers):
-    answer, scored = 2, 3
+def test_steps_and_tokens_are_those_of_hand(overrides, on_answers):
+    answer = 2
     given = ["teacher=live", *SIZES, *STEPS, *LENGTHS]
     if overrides != ["text=data"]:
         given.append("text.max_new_tokens=2")
@@ -83,73 +81,17 @@ def test_operations_are_those_of_hand(overrides, drawn, on_answers):
     on_data = 0 if rollouts else 1024 - on_answers
     row = hand.prompt + hand.response
     trained = on_data * row + on_answers * (hand.prompt + answer)
-    plain_tokens = 1024 * row * plain
-    assert cost.tokens == pytest.approx(trained + plain_tokens)
-    validations = 5
-    operations = (
-        6 * hand.student * (trained + plain_tokens)
-        + 2 * hand.teacher * trained
-        + 2 * (hand.student + hand.teacher * rollouts) * drawn * (hand.prompt + answer)
-        + 2 * (hand.student + hand.teacher) * validations * 64 * (hand.valid_prompt + hand.valid_response)
-        + 2 * hand.student * validations * 64 * (hand.valid_prompt + scored)
-        + sum(2 * hand.student * (prompts + n * 6 * scored) for n, prompts, _ in hand.tests.values())
-    )
-    assert cost.operations == pytest.approx(operations)
+    assert cost.tokens == pytest.approx(trained + 1024 * row * plain)
 
 
-def test_a_stored_teacher_is_asked_about_the_student_s_text_alone():
-    cfg = configured("teacher=cached", "text=mixed", *SIZES, *STEPS)
-    without = configured("method=sft", *SIZES, *STEPS, "text=mixed")
-    hand = Hand(cfg)
-    asked = Estimator().run(Plan(cfg)).operations - Estimator().run(Plan(without)).operations
-    assert asked == pytest.approx(2 * hand.teacher * 512 * (hand.prompt + hand.response))
-
-
-def test_validations_without_answers_and_in_every_other_epoch():
-    def operations(*overrides):
-        return Estimator().run(planned("method=sft", *SIZES, *STEPS, *LENGTHS, *overrides)).operations
-
-    hand = Hand(configured(*SIZES))
-    answering = 2 * hand.student * 64 * (hand.valid_prompt + 3)
-    validating = 2 * hand.student * 64 * (hand.valid_prompt + hand.valid_response)
-    every = operations()
-    assert every - operations("data.valid_metric=null") == pytest.approx(5 * answering)
-    assert every - operations("trainer.check_val_every_n_epoch=2") == pytest.approx(
-        2 * (answering + validating)
-    )
-    # 12 of the 16 steps of two epochs: before, after the first, and at the end
-    fewer = operations("trainer.max_steps=12", "trainer.max_epochs=-1")
-    trained = 6 * hand.student * 20 * 32 * (hand.prompt + hand.response)
-    assert every - fewer == pytest.approx(trained + 2 * (answering + validating))
-
-
-def test_of_many_epochs_fifty_end_with_a_validation_at_most():
-    def run(epochs):
-        return Estimator().run(planned("method=sft", *SIZES, "data.valid_metric=null", *epochs_of(epochs)))
-
-    def epochs_of(n):
-        return ["trainer.limit_train_batches=1", f"trainer.max_epochs={n}"]
-
-    hand = Hand(configured(*SIZES))
-    validating = 2 * hand.student * 64 * (hand.valid_prompt + hand.valid_response)
-    training = 6 * hand.student * 32 * (hand.prompt + hand.response)
-    # of 50 epochs all, of 99 every other and the last, of 200 every fourth
-    assert run(99).operations - run(50).operations == pytest.approx(49 * training)
-    assert run(200).operations - run(50).operations == pytest.approx(150 * training)
-    assert run(50).operations - run(49).operations == pytest.approx(training + validating)
-
-
-def test_adapters_are_trained_at_less():
+def test_adapters_take_little_room():
     plain, adapted = (
         Estimator().run(planned("method=sft", *SIZES, *STEPS, f"model.student.lora={lora}"))
         for lora in ("null", "{r: 4, alpha: 8}")
     )
-    weights = Hand(configured(*SIZES)).student
     adapters = (adapted.disk - plain.disk) / 4
-    tokens = plain.tokens
-    asked = (plain.operations - 6 * weights * tokens) / (2 * weights)  # tokens that are not trained on
-    expected = (4 * weights + 6 * adapters) * tokens + 2 * (weights + adapters) * asked
-    assert adapted.operations == pytest.approx(expected)
+    assert adapters > 0
+    assert adapted.tokens == plain.tokens
     assert adapted.checkpoints == pytest.approx(4 * 3 * 4 * adapters)
 
 
@@ -159,15 +101,11 @@ def test_what_the_teacher_does_once():
     works = {work.what: work.cost for work in Estimator().shared(Plan(cfg)).values()}
     answers = works["the teacher's answers (random weights)"]
     tokens = 256 * (hand.prompt + 2)
-    assert answers.operations == pytest.approx(2 * hand.teacher * tokens)
     assert answers.disk == pytest.approx(4 * tokens)
     states, of_valid = (
         works[f"the teacher's states {when} (random weights)"] for when in ("in training", "at validations")
     )
-    valid = 64 * (hand.valid_prompt + hand.valid_response)
-    assert states.operations == pytest.approx(2 * hand.teacher * tokens)
     assert states.disk == pytest.approx(4 * hand.width * 256 * 2)
-    assert of_valid.operations == pytest.approx(2 * hand.teacher * valid)
     assert of_valid.disk == pytest.approx(4 * (hand.width * 64 * hand.valid_response + hand.head))
     assert answers.checkpoints == states.checkpoints == of_valid.checkpoints == 0
     tuning = works["fine-tuning of the teacher (random weights)"]
@@ -185,15 +123,12 @@ def test_a_comparison_with_a_stored_teacher_is_of_the_validation_text():
         configured("method=sft", *SIZES, *STEPS, f"teacher={name}") for name in ("auto", "cached")
     )
     hand, one, other = Hand(alone), Estimator().run(Plan(alone)), Estimator().run(Plan(compared))
-    valid = 64 * (hand.valid_prompt + hand.valid_response)
-    assert other.operations - one.operations == pytest.approx(5 * 2 * hand.student * valid)
     assert other.memory - one.memory == 4 * hand.head
     works = {work.what: work.cost for work in Estimator().shared(Plan(compared)).values()}
     shared = "the teacher's states at validations (random weights)"
     assert works.keys() == {"fine-tuning of the teacher (random weights)", shared} | {
         work.what for work in Estimator().shared(Plan(alone)).values()
     }
-    assert works[shared].operations == pytest.approx(2 * hand.teacher * valid)
     assert works[shared].disk == pytest.approx(4 * (hand.width * 64 * hand.valid_response + hand.head))
     of_kd, of_seqkd = (
         Estimator().shared(planned(f"method={name}", *SIZES, *STEPS, "teacher=cached"))

@@ -150,16 +150,15 @@ def test_the_coin_of_adaptive_text_depends_on_seed_and_step_only():
     assert set(taken[0]) == {True, False}
 
 
-def test_shares_of_answers_are_those_of_steps():
-    assert DataText().shares(math.nan) == (0.0, 0.0)
-    assert TeacherText(4).shares(math.nan) == (1.0, 0.0)
-    assert StudentText(4, share=0.25).shares(math.nan) == (0.25, 0.25)
-    assert RolloutText(4, 8, epochs=4).shares(math.nan) == (1.0, 0.25)
-    rising = AdaptiveText(4, threshold=0.5, increase=0.5)
-    assert rising.shares(3) == (0.75, (0.5 * 0.75 + 1.0 * 0.25) / 2)  # between three validations two parts
-    assert all(map(math.isnan, rising.shares(math.nan)))
+def test_the_share_of_answers_among_the_rows_is_known():
+    assert DataText().answer_share == 0.0
+    assert TeacherText(4).answer_share == 1.0
+    assert StudentText(4, share=0.25).answer_share == 0.25
+    assert RolloutText(4, 8, epochs=4).answer_share == 1.0
+    assert AdaptiveText(4, threshold=0.5, increase=0.1).answer_share == 1.0
+    assert AdaptiveText(4, threshold=0.5, increase=0.0).answer_share == 0.5
 
     class Own(Text):
         from_student = True
 
-    assert all(map(math.isnan, Own().shares(3)))
+    assert math.isnan(Own().answer_share)
