@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amid import settings as of_settings
 from amid.cli.train import summary
-from amid.config.compose import as_dict, parsed_overrides
+from amid.config.compose import as_dict, overrides_of, parsed_overrides
 from amid.config.run_names import further_settings
 from amid.config.run_settings import REMEDY, Stored, read_settings, recorded_hash, stored_student
 from amid.console import announce, shown
@@ -76,7 +76,7 @@ def _finished(cfg: DictConfig, directory: Path) -> RunResult | None:
 def _planned(cfg: DictConfig) -> tuple[Plan, dict[str, Label]]:
     """The plan of the evaluation that `cfg` describes, which is changed, and what tables call it."""
     hydra = HydraConfig.get()
-    overrides = list(hydra.overrides.task)
+    overrides = overrides_of(hydra)
     labels: dict[str, Label]
     further = further_settings(overrides)
     if cfg.run is not None:

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from amid.config.compose import as_dict
+from amid.config.compose import as_dict, overrides_of
 from amid.config.run_labels import labels_of
 from amid.console import announce, shown
 from amid.experiment.plan import Plan
@@ -39,7 +39,7 @@ def run(cfg: DictConfig) -> float | None:
         with only_process_in(directory), watched(directory):
             if not finished:
                 record_command(directory, cfg)
-            labels = labels_of(cfg, hydra.runtime.choices, list(hydra.overrides.task), directory)
+            labels = labels_of(cfg, hydra.runtime.choices, overrides_of(hydra), directory)
             plan = Plan(as_dict(cfg))
             plan.check()
             result = _run(plan, directory, labels)

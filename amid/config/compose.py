@@ -72,7 +72,14 @@ def _run_name(output_dir: str = "", *varying: str) -> str:
     """The name of the folder in `output_dir` of the run that Hydra is at (`Naming`)."""
     settings = tuple(name for name in varying if name != WITH_THE_REST)
     naming = Naming(Path(output_dir), settings, rest=WITH_THE_REST in varying)
-    return naming.name(HydraConfig.get().overrides.task)
+    return naming.name(overrides_of(HydraConfig.get()))
+
+
+def overrides_of(hydra: Any) -> list[str]:
+    """The overrides of the run that Hydra's part of a configuration is of, as they were typed: what takes a
+    secret from the environment, `${oc.env:NAME}`, stands in them, and not the secret."""
+    overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    return list(overrides)
 
 
 def _multirun() -> bool:
@@ -178,8 +185,7 @@ def check_used(cfg: DictConfig, hydra: Any) -> None:
         InputError: naming the choice.
     """
     choices = hydra.runtime.choices
-    overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
-    for override in overrides:
+    for override in overrides_of(hydra):
         group = override.partition("=")[0]
         if group in ("data.train", "data.valid") and choices.data == "builtin" and "{" not in override:
             raise InputError(f"{override}: data=builtin makes its rows; for files of your own add data=jsonl")

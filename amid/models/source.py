@@ -282,10 +282,11 @@ def _check_fields(config: PretrainedConfig, given: Mapping[str, Any], key: str) 
         if name not in names:
             fields = sorted(n for n in {*usual.to_dict(), *usual.attribute_map} if n[0] != "_")
             question = nearest(name, fields)
-            remedy = f"{question}?" if question else f"; its fields are {shortened(', '.join(fields), 600)}"
+            named = f"{question}?" if question else f"; its fields are {shortened(', '.join(fields), 400)}"
             raise InputError(
                 f"model {key}.{name}={shortened(str(value), 100)}: a configuration of "
-                f"model_type={config.model_type} has no such field{remedy}"
+                f"model_type={config.model_type} has no such field{named} (to leave out a field that a YAML "
+                f"file sets: ~KEY)"
             )
         if "drop" in name and isinstance(value, int | float) and not 0 <= value < 1:
             raise InputError(f"model {key}.{name}={value} must be a number from 0, below 1")

@@ -93,6 +93,12 @@ class TeacherSupply:
             return found
         if self.mode == "auto" and not (self.multirun or passes >= 2):
             return LiveTeacher(source.load(tokenizer))
+        return self._written(cache, source, tokenizer, fabric)
+
+    def _written(
+        self, cache: TeacherCache, source: ModelSource, tokenizer: PreTrainedTokenizerBase, fabric: L.Fabric
+    ) -> Teacher:
+        """The teacher from `cache`, which is written now; with `auto`, live where its states do not fit."""
         with cache.lock():
             found = cache.open()  # another run may have written it by now
             if found is not None:

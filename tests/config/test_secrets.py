@@ -50,7 +50,11 @@ def of_the_environment(monkeypatch):
 
 
 def files_with(folder, secret):
-    return [f for f in folder.rglob("*") if secret in str(f) or (f.is_file() and secret in f.read_text())]
+    return [
+        f
+        for f in folder.rglob("*")
+        if secret in str(f) or (f.is_file() and secret.encode() in f.read_bytes())
+    ]
 
 
 @pytest.mark.parametrize("given", SECRETS)
@@ -164,6 +168,21 @@ def test_a_secret_of_the_environment_reaches_no_file_of_a_run(quick, tmp_path, m
     assert "hidden is wrong" in json.loads(next(runs.glob("*/status.json")).read_text())["note"]
     assert SECRET not in out + err
     assert not files_with(runs, SECRET)
+
+
+def test_a_secret_of_the_environment_is_in_no_name_of_a_run(quick, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SOME_VARIABLE", SECRET)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_callback.py").write_text(
+        "from lightning.pytorch import Callback\n\n\nclass Quiet(Callback):\n"
+        "    def __init__(self, password):\n"
+        "        self.password = password\n"
+    )
+    callback = "+callbacks.own={_target_:own_callback.Quiet,password:'${oc.env:SOME_VARIABLE}'}"
+    assert main(["train", *quick, callback]) == 0
+    assert SECRET not in "".join(capsys.readouterr())
+    assert "callbacks.own" in next((tmp_path / "runs").iterdir()).name
+    assert not files_with(tmp_path / "runs", SECRET)
 
 
 @pytest.mark.parametrize("text", ["a", "a_", "a.", "sk-", "eyJ-", "http://", "bearer "])

@@ -165,7 +165,8 @@ def test_from_scratch_makes_any_architecture_of_numbers(tmp_path, data):
     student = [f"model.student.architecture.{number}" for number in numbers]
     student.append("+model.student.architecture.num_key_value_heads=1")
     teacher = "model.teacher.architecture={model_type: gpt2, hidden_size: 32, num_hidden_layers: 2}"
-    assert main(["train", "model=from_scratch", *student, teacher, *short_run(tmp_path, data)]) == 0
+    less = "~model.teacher.architecture.intermediate_size"
+    assert main(["train", "model=from_scratch", *student, teacher, less, *short_run(tmp_path, data)]) == 0
     (best,) = (tmp_path / "runs").glob("*/checkpoints/best")
     config = json.loads((best / "config.json").read_text())
     assert (config["model_type"], config["hidden_size"], config["num_key_value_heads"]) == ("llama", 16, 1)
