@@ -1,4 +1,4 @@
-"""What is checked of a plan before a row of its data or a weight of its models is read."""
+"""Checks of a plan that need no row of its data and no weight of its models."""
 
 import contextlib
 import re
@@ -67,7 +67,7 @@ def _check_objective(plan: Plan) -> None:
 
 
 def check_callbacks(plan: Plan) -> None:
-    """Checks that the user's own callbacks are those of Lightning, and watch what is measured.
+    """Checks that the user's own callbacks are Lightning callbacks, and watch a measure that exists.
 
     Raises:
         InputError: naming the callback, and what there is to watch.

@@ -49,7 +49,7 @@ class Evaluation:
     scores: dict[str, dict[str, Score]]
     """Set -> metric -> score over the seeds (`score_answers`)."""
     seconds: float
-    """That answering and scoring took, those of sets answered before an interruption among them."""
+    """Seconds that answering and scoring took, with the sets that were answered before an interruption."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def evaluate_sets(
         encoder: of the prompts.
         sampling: how answers are drawn.
         metrics: what scores them against the references.
-        directory: of the answers; with others than those `made_from` this, it is made again.
+        directory: the folder of the answers; it is made again if its answers were not `made_from` this.
         made_from: JSON values of the run's configuration and of its student.
         precision: makes the context that the model is run in.
     """
@@ -138,7 +138,7 @@ def evaluate_sets(
 def _scored(
     files: Mapping[str, Sequence[Path]], metrics: Mapping[str, Metric], directory: Path, known: MadeFrom
 ) -> dict[str, dict[str, Score]]:
-    """The scores of the answers in the files of each set, one a seed; writes those of each prompt."""
+    """Scores the answers in the files of each set, one file per seed; writes the scores of each prompt."""
     by_seed = {name: [read_answers(file) for file in of_set] for name, of_set in files.items()}
     given = {name: metric_values(metrics, answered) for name, answered in by_seed.items()}
     of_prompts = {
@@ -160,7 +160,7 @@ def _scored(
 
 
 def _kept(directory: Path, made_from: Mapping[str, Any]) -> MadeFrom:
-    """What is known of the answers in a folder, which is made again where they are of something else."""
+    """Returns the record of the answers in a folder; makes the folder again if their origin is another."""
     known = read_made(directory / MANIFEST, MadeFrom)
     if known is None or known.made_from != made_from:
         shutil.rmtree(directory, ignore_errors=True)
@@ -171,7 +171,7 @@ def _kept(directory: Path, made_from: Mapping[str, Any]) -> MadeFrom:
 
 
 def _whole(file: Path, known: MadeFrom) -> bool:
-    """Whether a file of answers is there as it was written; says so of one that is not."""
+    """Whether a file of answers is there as it was written; announces a file that is damaged."""
     found = checksum(file)
     if found is not None and found != known.files.get(file.name):
         announce(f"{file} has changed since it was written: its set is answered again")

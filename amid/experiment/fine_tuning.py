@@ -25,8 +25,8 @@ def with_prepared_models(plan: Plan, data: InstructionData, run: Run) -> Plan:
     What is not there yet is made, once, by `run`, an ordinary supervised one in `prepared_dir`, in a folder
     named by the hash of its configuration; other processes wait for it.
 
-    A student that is trained with adapters is so both times: in its fine-tuning, after which they are merged,
-    and in the run, with new ones.
+    A student with adapters is trained with adapters both times. The fine-tuning merges its adapters at its
+    end, and the run adds new ones.
 
     Raises:
         InputError: if a fine-tuning diverged, or its schedule does not fit its steps.
@@ -43,12 +43,12 @@ def with_prepared_models(plan: Plan, data: InstructionData, run: Run) -> Plan:
 
 
 def course_over_rows(plan: Plan, data: InstructionData) -> Course:
-    """The course of a run or a fine-tuning on all training data, none of which is tokenised."""
+    """Returns the course of a run or a fine-tuning on all training data, before the data are tokenised."""
     return plan.length.over(-(-len(data.train_examples) // plan.data_settings.batch_size))
 
 
 def forget_damaged(directory: Path) -> None:
-    """Deletes a fine-tuned model whose files are not those that its run wrote, so that it is made again."""
+    """Deletes a fine-tuned model if its files are damaged, so that it is made again."""
     try:
         if (directory / RESULT_FILE).exists():
             result = load(directory)

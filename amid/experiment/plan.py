@@ -17,7 +17,7 @@ from amid.errors import InputError, shortened
 from amid.settings import nodes
 from amid.training.length import Length
 
-if TYPE_CHECKING:  # they take seconds to import, and a mistake is told before
+if TYPE_CHECKING:  # they take seconds to import; mistakes are reported first
     import lightning as L
     from lightning.pytorch.callbacks import Callback
     from torch.optim import Optimizer
@@ -72,11 +72,11 @@ class Plan:
     objective: "Loss" = _made("objective")
     """The loss."""
     text: "Text" = _made("text")
-    """Whose responses are trained on."""
+    """Says who wrote the responses that the student is trained on."""
     sampling: "Sampling" = _made("generation")
     """How answers are drawn for the scores."""
     supply: "TeacherSupply" = _made("teacher")
-    """How the teacher's signal is had."""
+    """How the run gets the teacher's signal."""
     checkpoints: "Checkpoints" = _made("checkpoint")
     """Which checkpoints are kept."""
     optimizer: "Callable[..., Optimizer]" = _made("optimizer")
@@ -145,7 +145,7 @@ class Plan:
     def data(
         self, tokenizer: "PreTrainedTokenizerBase | None" = None, without: Iterable[str] = ()
     ) -> "InstructionData":
-        """The data, of which no file is read yet.
+        """Returns the data; no file is read yet.
 
         Args:
             tokenizer: None for the plan's own.
@@ -176,7 +176,7 @@ class Plan:
 
     @property
     def models(self) -> dict[str, nodes.ModelSource]:
-        """The settings of teacher and student, of those that the run has a use for."""
+        """The settings of teacher and student, each only if the run uses it."""
         models = self.settings["model"]
         return {role: nodes.ModelSource.model_construct(**models[role]) for role in ROLES if models.get(role)}
 

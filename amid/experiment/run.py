@@ -40,7 +40,7 @@ from amid.training.process_memory import free_gpu_memory
 from amid.training.trainer import Trained, Training
 
 FEW_STEPS = 20
-"""Steps of a training below which its length is said."""
+"""A training with fewer steps than this announces its length."""
 
 Scores = dict[str, dict[str, Score]]
 """By evaluation set and metric."""
@@ -212,7 +212,7 @@ def record(
 
 @contextlib.contextmanager
 def _timed(timings: dict[str, float], part: str) -> Iterator[None]:
-    """Adds the seconds within to those of a part."""
+    """Adds the seconds that its block takes to the timing of a part."""
     started = time.perf_counter()
     yield
     timings[part] = timings.get(part, 0.0) + time.perf_counter() - started
@@ -265,7 +265,7 @@ def _valid_score(data: InstructionData, sampling: Sampling) -> ValidationScore |
 
 
 def supply_text(plan: Plan, data: InstructionData) -> None:
-    """Gives the text of a plan the training set, with the teacher's answers in it where the text is those.
+    """Gives the text of a plan the training set; if the text is the teacher's, the set holds its answers.
 
     Raises:
         InputError: see `TeacherText.training_set`.

@@ -24,7 +24,7 @@ from amid.training import interruption
 from amid.training.length import Course
 
 FOLDER = "checkpoints"
-"""Of a run, which holds them."""
+"""The folder of a run that holds its checkpoints."""
 
 BEST_EPOCH, LAST, PREVIOUS = "best-epoch.ckpt", "last.ckpt", "previous.ckpt"
 """The state after the best validated epoch, the latest state, and the one before it."""
@@ -160,7 +160,7 @@ class WholeFiles(TorchCheckpointIO):
 class States(Callback):
     """Keeps the whole state of a training, as `checkpoints` says, and goes on from it.
 
-    Stands before all callbacks that measure steps, whose figures would count the writing otherwise.
+    It must stand before all callbacks that measure steps: otherwise their times would include the writing.
 
     Args:
         best: what keeps the best epoch, in the same folder.
@@ -173,7 +173,7 @@ class States(Callback):
         self._best, self._folder = best, Path(best.dirpath)
         self._checkpoints, self._course = checkpoints, course
         self._ended = False
-        self._kept: tuple[int, int] | None = None  # the latest state: its steps, and those of its validation
+        self._kept: tuple[int, int] | None = None  # the latest state: its steps, and its validated step
         self._kept_at = time.monotonic()
 
     def _keep(self, trainer: L.Trainer) -> None:
@@ -230,7 +230,7 @@ class States(Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Adds what has been logged so far, which a run that goes on logs the rest to."""
+        """Adds the log so far to the checkpoint; a resumed run appends the rest to it."""
         checkpoint["format"] = FORMAT
         checkpoint["ended"] = self._ended
         checkpoint["has_best_epoch"] = bool(self._best.best_model_path)
@@ -239,8 +239,8 @@ class States(Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Goes on from it: with the loops, the data's order, the log, and the best epoch, also where the
-        folder was moved."""
+        """Restores the loops, the order of the data, the log, and the best epoch, also if the folder was
+        moved."""
         step, validated = self._kept = checkpoint["global_step"], checkpoint["validated_step"]
         checkpoint["loops"] = {"fit_loop": _loops(self._course, step, validated == step, checkpoint["ended"])}
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -258,7 +258,7 @@ class States(Callback):
 
 
 def _now(trainer: L.Trainer) -> tuple[int, int]:
-    """The steps that are done, and those that were at the last validation."""
+    """Returns the number of steps done now, and the number done at the last validation."""
     module: Any = trainer.lightning_module
     return trainer.global_step, module.validated_step
 
@@ -324,7 +324,7 @@ def last_checkpoint(directory: Path) -> Path | None:
 
 
 def _read(path: Path) -> _Found | None:
-    """What stands in a checkpoint; None if it is damaged, or written by another version."""
+    """Reads a checkpoint; returns None if it is damaged, or written by another version."""
     state = whole_state(path)
     if state is None or state.get("format") != FORMAT:
         return None
@@ -332,7 +332,7 @@ def _read(path: Path) -> _Found | None:
 
 
 def whole_state(path: Path) -> dict[str, Any] | None:
-    """What a checkpoint holds, read as far as it is used; None if the checksums are not those of its parts.
+    """Returns the content of a checkpoint, read as far as it is used; None if a part fails its checksum.
 
     Raises:
         OSError: if it cannot be opened.

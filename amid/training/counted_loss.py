@@ -14,10 +14,10 @@ from amid.teacher.signals import Teacher
 
 
 class CountedLoss:
-    """What a batch gives of an objective: bodies are run on all tokens, heads on the counted positions alone.
+    """Computes an objective on a batch: bodies run on all tokens, heads on the counted positions alone.
 
-    The objective's `fused` is called where it wants that and both heads can be split off (see
-    `CountedStates`), else the objective on the models' own logits at these positions.
+    If the objective has a fused form and both heads can be split off (see `CountedStates`), it calls `fused`.
+    Otherwise it calls the objective on the models' own logits at these positions.
 
     Args:
         student: the model to train.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from amid.errors import InputError
 
 MOST_VALIDATIONS = 50
-"""At most so many validations in a training, that before it left out; with more epochs, only every k-th ends
-with one."""
+"""The most validations in a training, without the one before its first step. With more epochs, a validation
+follows only every k-th epoch."""
 
 
 @dataclass(frozen=True)
@@ -15,15 +15,15 @@ class Course:
     """The steps, epochs and validations of a training."""
 
     steps: int
-    """Of the whole training."""
+    """Optimiser steps of the whole training."""
     of_epoch: int
     """Steps of an epoch."""
     epochs_to_validation: int
-    """Only every so many epochs, or the part of one that the training ends with, a validation follows."""
+    """Epochs between two validations. A validation also follows the last, perhaps shorter, epoch."""
 
     @property
     def epochs(self) -> int:
-        """The epochs of the training, the last of which may be cut."""
+        """The number of epochs of the training; the last epoch may be cut."""
         return math.ceil(self.steps / self.of_epoch)
 
     @property

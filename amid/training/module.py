@@ -60,30 +60,33 @@ class Optimisation:
 class DistillationModule(L.LightningModule):
     """Trains a student on an objective between it, a frozen teacher and the data.
 
-    One item of the data loader is one optimiser step, given as a list of micro-batches. The loss is the sum
-    over the counted tokens of all of them divided by their number, so that the way a step is cut into
-    micro-batches changes memory and speed only; or, with `data.mean=micro_batch`, the mean of their means.
-    The student is in train mode, with whatever dropout its own configuration says; the teacher
-    always in eval mode. A step whose loss or gradient is not finite leaves the student as it is, and raises
-    `Diverged`.
+    One item of the data loader is one optimiser step, given as a list of micro-batches. The loss is the mean
+    over the counted tokens of all micro-batches, so that the cut into micro-batches changes memory and speed
+    only. With `data.mean=micro_batch` it is the mean of the micro-batches' means. The student is in train
+    mode, with the dropout of its own configuration. The teacher is always in eval mode. If the loss or the
+    gradient of a step is not finite, the step does not change the student and raises `Diverged`.
 
-    Logged are the measures of `amid.measures`: each `log_every_n_steps`, and at the last step, those of
-    `TRAINING` that the objective, its assistant and the text have, as `train/NAME`; at each validation those
-    of `VALIDATION`, as `valid/NAME`, some with a teacher only; and `valid/METRIC` and `valid/METRIC_best` of
-    `valid_score`, such as `valid/rouge_l` (0..100). Shares are from 0 to 1. What a loss of one's own adds to
-    its sums is logged by its name. `train/loss` holds `train/plain_text_loss` with its weight.
+    The module logs the measures of `amid.measures`:
+    - `train/NAME`, every `log_every_n_steps` steps and at the last step: the measures of `TRAINING` that the
+      objective, its assistant and the text have.
+    - `valid/NAME`, at each validation: the measures of `VALIDATION`; some need a teacher.
+    - `valid/METRIC` and `valid/METRIC_best`, at each validation: the score of `valid_score`, such as
+      `valid/rouge_l` (0..100).
+    Shares are from 0 to 1. A sum that a user's own loss adds is logged by its name. `train/loss` includes
+    `train/plain_text_loss` times its weight.
 
     Args:
         student: the model to train.
         teacher: its teacher; None where neither the objective nor a comparison at validations needs one.
         objective: an objective of `amid.losses`.
-        data: cuts the rows of an optimiser step into micro-batches, and says over what the loss is a mean;
-            with plain text, a cross-entropy on a batch of it is added at each step with its weight: the mean
-            over its own counted tokens, or of its micro-batches' means. Its tokenizer is that of both models.
-        text: whose responses are trained on; on the student's, only with an objective of which
-            `on_student_text` leaves something.
+        data: cuts the rows of an optimiser step into micro-batches, and says over what the loss is a mean.
+            With plain text, each step adds the weighted cross-entropy on a batch of plain text: the mean over
+            the counted tokens of that batch, or the mean of its micro-batches' means. Both models use the
+            tokenizer of `data`.
+        text: says who wrote the responses that the student is trained on. The student's own responses need
+            an objective that keeps at least one part after `on_student_text`.
         optimisation: how the weights move.
-        valid_score: of the student's answers at validations; None for none.
+        valid_score: scores the student's answers at validations; None for no score.
         log_every_n_steps: steps between two records of the training.
         shared_vocab: where both models' logits are needed, they are cut to their first so many entries;
             None if they are alike.
@@ -217,7 +220,7 @@ class DistillationModule(L.LightningModule):
     def _backward(
         self, objective: Loss, micro_batches: Sequence[MicroBatch], with_stats: bool
     ) -> tuple[Tensor, dict[str, float | Tensor], int]:
-        """Adds the gradient of a step; its loss, the means of what is measured, and its counted tokens."""
+        """Adds the gradient of a step; returns its loss, the means of its measures and its counted tokens."""
         counts = [_counted(batch) for batch in micro_batches]
         counted = sum(counts)
         loss = torch.zeros((), device=self.device)
@@ -239,7 +242,7 @@ class DistillationModule(L.LightningModule):
     def _record(self, step: int, rates: Mapping[str, float | Tensor]) -> None:
         """Logs figures of one step.
 
-        Lightning itself would write those of earlier steps again where this one has none.
+        Lightning itself would write the figures of earlier steps again where this step has none.
         """
         for name, rate in rates.items():
             self.log(name, rate, prog_bar=name == "train/loss", logger=False)
@@ -249,7 +252,7 @@ class DistillationModule(L.LightningModule):
             logger.save()
 
     def _seed_step(self) -> None:
-        """Lets dropout be one of the seed and the step alone, also in a run that goes on."""
+        """Makes dropout depend on the seed and the step alone, also in a resumed run."""
         torch.manual_seed((self._seed * _STEPS_OF_A_SEED + self.trainer.global_step) % 2**63)
 
     def _stop_at_the_last_step(self) -> None:
@@ -267,7 +270,7 @@ class DistillationModule(L.LightningModule):
         return [max(sum(counted), 1)] * len(counted)
 
     def _student_text(self, of_data: list[MicroBatch]) -> list[MicroBatch] | None:
-        """What this step is taken on in place of the data; None for the data."""
+        """Returns the student's rows that this step trains on in place of the data; None for the data."""
         answer = _Answerer(self.student, self.teacher, self._data.tokenizer)
         with self._answering():
             rows = self._text.rows(
@@ -295,7 +298,7 @@ class DistillationModule(L.LightningModule):
             raise Diverged(step, str(error)) from error
 
     def _text_rates(self) -> dict[str, float]:
-        """What is logged of the text since the last time."""
+        """Returns the figures of the text since they were logged last."""
         counts = self.text_counts
         rates = {"train/student_text": counts["student_rows"] / counts["rows"]}
         if counts["student_rows"]:
@@ -306,7 +309,7 @@ class DistillationModule(L.LightningModule):
         return rates
 
     def _plain_text_backward(self) -> Tensor | None:
-        """Adds the gradient of the loss on plain text; that loss without its weight, or None."""
+        """Adds the gradient of the loss on plain text; returns that loss without its weight, or None."""
         if self._data.plain_tokens is None:
             return None
         batches = self._data.plain_batch(self.trainer.global_step)
@@ -365,7 +368,7 @@ class DistillationModule(L.LightningModule):
             return of(self.student, self._data.tokenizer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps what a resumed run goes on from: no frozen weights, which are where they came from."""
+        """Keeps the state that a resumed run needs, without frozen weights: their source has them."""
         frozen = self._frozen()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
         for name in self.KEPT:
@@ -375,7 +378,7 @@ class DistillationModule(L.LightningModule):
         checkpoint["text"] = self._text.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on from it."""
+        """Restores the state that `on_save_checkpoint` keeps."""
         for name in self.KEPT:
             setattr(self, name, checkpoint[name])
         if self._schedule is not None:
@@ -386,7 +389,7 @@ class DistillationModule(L.LightningModule):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Takes weights over; frozen ones may be missing and stay."""
+        """Loads weights; frozen weights may be missing, and then stay as they are."""
         found = super().load_state_dict(state_dict, strict=False, assign=assign)
         missing = sorted(set(found.missing_keys) - self._frozen())
         if strict and (missing or found.unexpected_keys):

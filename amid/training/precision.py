@@ -9,14 +9,14 @@ from amid.console import announce
 from amid.settings.nodes import ModelSource, Trainer
 
 _SLOW = 3.0
-"""How many times float32's time are worth a word."""
+"""A bfloat16 product that takes this many times the time of float32 is announced."""
 
 
 def announce_slow_bfloat16(trainer: Trainer, models: Mapping[str, ModelSource]) -> None:
-    """Says so where a run asks for bfloat16 on a CPU that has no instructions for it.
+    """Warns if a run asks for bfloat16 on a CPU that has no instructions for it.
 
-    Without them (AVX-512 BF16 or AMX on x86) matrix products can take hundreds of times as long as in
-    float32. That is measured, on one small product of each.
+    Without such instructions (AVX-512 BF16 or AMX on x86) matrix products can take hundreds of times as long
+    as in float32. The function times one small product in each dtype.
 
     Args:
         trainer: the settings of the trainer.

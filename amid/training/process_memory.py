@@ -39,7 +39,7 @@ def free_gpu_memory() -> None:
 
 
 def forget_peak_memory(device: "torch.device") -> None:
-    """Lets `peak_memory` count from now on, freed memory that is kept left out; of a CPU only on Linux."""
+    """Resets the count of `peak_memory`, without freed memory that is kept; on a CPU this needs Linux."""
     if device.type == "cuda":
         import torch
 
@@ -56,7 +56,7 @@ def forget_peak_memory(device: "torch.device") -> None:
 
 
 def peak_memory(device: "torch.device") -> int:
-    """Bytes that this process took at most, of a GPU or else of main memory, since `forget_peak_memory`."""
+    """Returns the peak memory of this process in bytes, on a GPU or in RAM, since `forget_peak_memory`."""
     if device.type == "cuda":
         import torch
 

@@ -28,17 +28,17 @@ from amid.training.process_memory import forget_peak_memory, peak_memory
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training, whose module holds the weights that are kept."""
+    """The outcome of a training. The trainer's module holds the weights that are kept."""
 
     trainer: L.Trainer
     figures: dict[str, float]
-    """What `RunResult.training` holds, where the training diverged with `diverged_step`."""
+    """The figures of `RunResult.training`; of a training that diverged also `diverged_step`."""
     seconds: float
-    """That the training took, validations included, in all processes of a run that goes on."""
+    """Seconds that the training took, with its validations, summed over all processes of a resumed run."""
 
     @property
     def diverged(self) -> bool:
-        """Whether the training ended as its loss or its gradient was not finite."""
+        """Whether the training ended because its loss or its gradient was not finite."""
         return "diverged_step" in self.figures
 
 
@@ -66,7 +66,7 @@ class Training:
         loggers: Sequence[Logger],
         last: Path | None,
     ) -> Trained:
-        """Trains, and leaves the best weights in the module; from the checkpoint `last` on, if there is one.
+        """Trains the module, from the checkpoint `last` on if there is one, and loads its best weights.
 
         Raises:
             KeyboardInterrupt: where a signal or Ctrl-C stops it.
@@ -130,9 +130,9 @@ class Training:
 
 
 class _Taken(L.Callback):
-    """What a training has taken so far; of one that went on, in all its processes.
+    """Counts the time and the memory of a training; of a resumed one, over all its processes.
 
-    Of a process that was cut, what came before the checkpoint counts from which the next one went on.
+    If a process was interrupted, only its part up to the checkpoint that the next one resumed from counts.
     """
 
     def __init__(self) -> None:
@@ -161,8 +161,9 @@ class _Taken(L.Callback):
         self._steps.append(time.perf_counter() - self._step_began)
 
     def state_dict(self) -> dict[str, float]:
-        """Seconds: of all since this was made, of the fit, and of `timed_steps` optimiser steps, the first of
-        each process left out where it has more; and the most memory in bytes."""
+        """Returns seconds and bytes: the time since this object was made, the time of the fit, the time of
+        `timed_steps` optimiser steps, and the peak memory. The first step of a process is left out of the
+        timed steps if the process has more."""
         now, steps = time.perf_counter(), self._steps[1:] or self._steps
         here = {
             "seconds": now - self._began,
@@ -175,12 +176,12 @@ class _Taken(L.Callback):
         return {**taken, "peak_memory": float(peak)}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Goes on from it."""
+        """Continues to count from the figures of an earlier process."""
         self._before = state_dict
 
 
 def _keep(module: DistillationModule, best: Path | None, steps: int, metric: str | None) -> dict[str, float]:
-    """Puts the weights of the best epoch into the module, where it has others; what validations measured."""
+    """Loads the weights of the best epoch unless the module has them; returns its validation measures."""
     last = {
         f"{name}_last": value for name, value in module.validation.items() if name == "valid_cross_entropy"
     }
@@ -196,7 +197,7 @@ def _keep(module: DistillationModule, best: Path | None, steps: int, metric: str
 
 
 def _in_words(kept: Mapping[str, Any], before: Mapping[str, float], steps: int, metric: str | None) -> str:
-    """Of which step the weights are that a run ends with, and how they did on the validation data."""
+    """Says in words which step a run's final weights come from, and how they score on validation data."""
     validation: Mapping[str, float] = kept["validation"]
 
     def told(of: Measure) -> str:
@@ -211,7 +212,7 @@ def _in_words(kept: Mapping[str, Any], before: Mapping[str, float], steps: int, 
 
 
 def _figures(module: DistillationModule, taken: Mapping[str, float]) -> dict[str, float]:
-    """What the training so far consisted of, and the mean time of its steps."""
+    """Returns the steps, tokens and other counts of the training so far, and the mean time of its steps."""
     figures = {"steps": float(module.global_step), "response_tokens": float(module.response_tokens)}
     n = taken["timed_steps"]
     return figures | ({"step_seconds": taken["step_seconds"] / n} if n else {})

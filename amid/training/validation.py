@@ -25,10 +25,10 @@ def token_measures() -> dict[str, TokenMeasure]:
 
 
 class Measured(Loss):
-    """An objective whose sums also hold those of further measures, taken on its own logits.
+    """Wraps an objective and adds the sums of further measures, computed on the objective's own logits.
 
-    It has the value of the objective, and makes the same chunks of logits: a measure takes no matrix product
-    and no more memory than one chunk.
+    Its value is the value of the objective, and it makes the same chunks of logits. A measure takes no matrix
+    product of its own, and no more memory than one chunk.
 
     Args:
         objective: one that needs a teacher.
@@ -52,7 +52,7 @@ class Measured(Loss):
         return self.objective.uses_sampling
 
     def on_batch(self, inputs: FusedInputs) -> "Measured":
-        """The same of the objective's loss for these inputs."""
+        """Returns the same measures around the objective's loss for these inputs."""
         return Measured(self.objective.on_batch(inputs), self.measures)
 
     def check(self) -> None:
@@ -60,7 +60,7 @@ class Measured(Loss):
         self.objective.check()
 
     def on_logits(self, with_stats: bool, **inputs: Any) -> tuple[Tensor, Stats]:
-        """The objective on logits [N, V] of counted positions, without a mask, and the sums."""
+        """Returns the objective on logits [N, V] of counted positions, without a mask, and the sums."""
         loss, stats = self.objective.on_logits(with_stats, **inputs)
         return loss, stats | self._sums(with_stats, inputs["student_logits"], inputs["teacher_logits"])
 
@@ -73,7 +73,7 @@ class Measured(Loss):
         with_stats: bool,
         sampling: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Stats]:
-        """Value and gradient of the objective, and the sums."""
+        """Returns value and gradient of the objective, and the sums."""
         value, gradient, stats = self.objective.value_and_gradient(
             student_logits, teacher_logits, labels, with_gradient, with_stats, sampling
         )
