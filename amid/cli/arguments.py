@@ -1,4 +1,4 @@
-"""The arguments of commands that take files and options in place of settings."""
+"""Parses the arguments of commands that take files and options in place of settings."""
 
 import argparse
 import re
@@ -8,10 +8,10 @@ from amid.errors import InputError, choose_one
 
 
 class Arguments(argparse.ArgumentParser):
-    """Refuses arguments with a message of one line, like the commands that take settings."""
+    """Refuses arguments with a one-line message, like the commands that take settings."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuses them.
+        """Refuses the arguments.
 
         Raises:
             InputError: with argparse's message and the remedy.

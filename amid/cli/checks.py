@@ -1,4 +1,4 @@
-"""The settings of several runs, checked before the first of them starts."""
+"""Checks the settings of several runs before the first run starts."""
 
 import contextlib
 import importlib
@@ -13,11 +13,11 @@ from amid.settings import check
 
 
 def checked(sweep: Sweep) -> list[Path]:
-    """The folders of the runs, in their order, after a check of the settings of all that are not finished.
+    """Checks the settings of all unfinished runs; returns the folders of all runs, in order.
 
     Raises:
-        InputError: naming the first run with a wrong value, then the first whose objective or files would be
-            refused, then the first that would be for anything else.
+        InputError: naming the first run with a wrong value. If there is none, it names the first run with an
+            objective or files that would be refused, then the first run that would be refused otherwise.
     """
     folders, to_check = check_values(sweep)
     from amid.experiment.plan import Plan  # imports torch, which takes seconds
@@ -41,11 +41,11 @@ def checked(sweep: Sweep) -> list[Path]:
 
 
 def check_others(name: str, sweep: Sweep) -> None:
-    """Checks several evaluations, or several caches of states, before any starts.
+    """Checks several evaluations, or several caches of hidden states, before any starts.
 
     Raises:
-        InputError: naming the first with a wrong value, then the first that would be refused for its model or
-            its files.
+        InputError: naming the first one with a wrong value. If there is none, it names the first one that
+            would be refused for its model or its files.
     """
     _, to_cache = check_values(sweep)
     module = importlib.import_module(f"amid.cli.{name}")
@@ -61,10 +61,10 @@ def check_others(name: str, sweep: Sweep) -> None:
 
 
 def check_values(sweep: Sweep) -> tuple[list[Path], dict[int, dict[str, Any]]]:
-    """Checks the settings of all runs that are not finished as `amid.settings.check` does, at once.
+    """Checks the settings of all unfinished runs at once, as `amid.settings.check` does.
 
     Returns:
-        The folders of the runs, in their order, and the settings of those to train or to cache, by number.
+        The folders of the runs, in order, and by run number the settings of the runs to train or to cache.
 
     Raises:
         InputError: naming the first run with a wrong value.
@@ -87,7 +87,7 @@ def check_values(sweep: Sweep) -> tuple[list[Path], dict[int, dict[str, Any]]]:
 
 @contextlib.contextmanager
 def _about(run: str) -> Iterator[None]:
-    """Has an error begin with the run that it is about."""
+    """Puts the name of the run at the beginning of an error raised within the block."""
     try:
         yield
     except Exception as error:

@@ -31,7 +31,7 @@ class _Generation(Record):
 
 
 class _Scored(Record):
-    """What a run's settings say of its scores."""
+    """Holds what a run's settings say about its scores."""
 
     data: _Data
     generation: _Generation
@@ -76,14 +76,14 @@ def run(arguments: list[str]) -> None:
 
 
 def save(sweep: str, again: str, scale: str | None, entity: str | None, project: str) -> None:
-    """Saves the W&B workspace of a sweep; without account or network writes its specification instead.
+    """Saves the W&B workspace of a sweep; without account or network it writes the specification instead.
 
     Args:
-        sweep: one of `sweeps/`, or the folder of one that was started.
-        again: the command that saves it later.
-        scale: of a sweep that is named; None for the default one.
+        sweep: the name of a sweep in `sweeps/`, or the folder of a sweep that was started.
+        again: the command that saves the workspace later.
+        scale: the scale of a named sweep; None for the default scale.
         entity: the W&B user or team; None for the account's own.
-        project: of the runs.
+        project: the W&B project of the runs.
 
     Raises:
         InputError: if there is no such sweep, the folder has no run, or W&B refuses the workspace.
@@ -112,7 +112,7 @@ def save(sweep: str, again: str, scale: str | None, entity: str | None, project:
 
 
 def _scores(sweep: str, scale: str | None) -> tuple[Path, SweepScores]:
-    """The folder of a sweep, and what its runs are scored by."""
+    """Returns the folder of a sweep, and the sets and metrics by which its runs are scored."""
     if Path(sweep).is_dir():
         folder = Path(sweep)
         files = sorted(folder.glob("*/config.yaml"))

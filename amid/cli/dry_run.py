@@ -1,4 +1,4 @@
-"""`amid sweep NAME --dry-run`: the runs of a sweep, and what they will take, without starting any."""
+"""`amid sweep NAME --dry-run`: lists the runs of a sweep and their cost, and starts no run."""
 
 import contextlib
 import math
@@ -25,13 +25,13 @@ from amid.results import load
 from amid.settings import check
 
 MANY = 50
-"""More runs than that take a while to list, which is said."""
+"""With more runs than this, the listing takes a while, and amid says so first."""
 
 UNKNOWN = "unknown"
 
 
 def show_plan(sweep: Sweep, console: Console | None = None) -> None:
-    """Prints the runs of a sweep, done or to do, with what they take, and starts nothing.
+    """Prints the runs of a sweep, done or to do, with their cost, and starts nothing.
 
     Raises:
         InputError: if a setting has no value.
@@ -65,7 +65,7 @@ COUNTED = (
 
 
 def _table(entries: Sequence["_Entry"], works: Iterable[Once]) -> Table:
-    """A row for each run, and for each work that several share."""
+    """Returns a table with a row for each run and for each piece of work that several runs share."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("Run", overflow="fold")
     table.add_column("State", no_wrap=True)
@@ -82,7 +82,11 @@ def _table(entries: Sequence["_Entry"], works: Iterable[Once]) -> Table:
 
 
 def _seconds(entry: "_Entry", entries: Sequence["_Entry"]) -> float:
-    """What a run took; else what finished runs of its models and data say, by the token; else NaN."""
+    """Returns the seconds that a run took.
+
+    For a run to do, it estimates them by the token from finished runs with the same models and data. NaN if
+    there are none.
+    """
     if entry.seconds is not None:
         return entry.seconds
     alike = [e for e in entries if e.seconds is not None and e.kind == entry.kind]
@@ -92,7 +96,7 @@ def _seconds(entry: "_Entry", entries: Sequence["_Entry"]) -> float:
 
 
 def _in_all(entries: Sequence["_Entry"], costs: Sequence[Cost], seconds: Sequence[float]) -> str:
-    """What the runs and the works take that are still to do."""
+    """Returns the total cost of the runs and the shared work that are still to do."""
     states = Counter(entry.state.partition(":")[0] for entry in entries)
     counts = ", ".join(f"{states[state]} {state}" for state in ("done", "to do", "refused") if states[state])
     known = [one for one in seconds if not math.isnan(one)]
@@ -107,7 +111,7 @@ def _in_all(entries: Sequence["_Entry"], costs: Sequence[Cost], seconds: Sequenc
 
 
 def _notes(entries: Sequence["_Entry"], facts: Facts) -> Iterator[str]:
-    """What was not read, what is not known, and why runs are refused."""
+    """Returns notes on what was not read, what is not known, and why runs are refused."""
     if facts.assumed is not None:
         yield f"Assumed, and not read (amid/hub_sizes.yaml): {facts.assumed}."
     for why in dict.fromkeys(facts.unknown.values()):
@@ -122,24 +126,24 @@ class _Entry:
 
     text: str
     kind: str
-    """Of `Estimator.kind`."""
+    """The kind of run, as `Estimator.kind` returns it."""
     state: str
     cost: Cost
     shared: dict[str, Once]
     seconds: float | None
-    """That it took, where it is done."""
+    """The seconds that a finished run took; None for others."""
 
 
 def _entries(sweep: Sweep) -> tuple[list[_Entry], Estimator]:
-    """The runs of a sweep, and what estimated them."""
+    """Returns the runs of a sweep, and the estimator of their cost."""
     estimator = Estimator()
     entries: list[_Entry] = []
-    of_settings: dict[frozenset[str], _Entry] = {}  # without the seed, which costs nothing
+    of_settings: dict[frozenset[str], _Entry] = {}  # without the seed, which does not change the cost
     for run, composed in sweep.configs():
         settings = frozenset(override for override in run.overrides if not override.startswith("seed="))
         refusal = _refusal(composed)
         text = run.directory.name
-        if len(text) >= LONGEST_NAME - 1:  # cut
+        if len(text) >= LONGEST_NAME - 1:  # the name was cut
             text += "\n" + " ".join(o for o in run.overrides if not o.startswith("output_dir="))
         if refusal is not None:
             entries.append(_Entry(text, "", f"refused: {refusal}", Cost(), {}, None))
@@ -157,7 +161,7 @@ def _entries(sweep: Sweep) -> tuple[list[_Entry], Estimator]:
 
 
 def _refusal(cfg: DictConfig) -> str | None:
-    """What a run is refused for at its start; None for one that is not."""
+    """Returns the reason why a run would be refused at its start; None for a run that would start."""
     try:
         check(cfg)
     except InputError as error:
@@ -166,7 +170,7 @@ def _refusal(cfg: DictConfig) -> str | None:
 
 
 def _estimated(plan: Plan, estimator: Estimator) -> _Entry:
-    """A run of this plan, to do or refused."""
+    """Returns the entry of a run with this plan: a run to do, or a refused one."""
     cost, shared, state = Cost(), dict[str, Once](), "to do"
     try:
         plan.check()
@@ -177,7 +181,7 @@ def _estimated(plan: Plan, estimator: Estimator) -> _Entry:
 
 
 def _most(values: Iterable[float]) -> float:
-    """The largest; NaN where one is."""
+    """Returns the largest value, at least 0; NaN if a value is NaN."""
     known = [0.0, *values]
     return math.nan if any(map(math.isnan, known)) else max(known)
 

@@ -54,7 +54,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def _finished(cfg: DictConfig, directory: Path) -> RunResult | None:
-    """What `directory` holds of this evaluation, of the same data and model; None for nothing."""
+    """Returns this evaluation's result in `directory`, if data and model are the same; None without one."""
     if not (directory / RESULT_FILE).exists():
         return None
     plan, _ = _planned(copy.deepcopy(cfg))
@@ -74,7 +74,7 @@ def _finished(cfg: DictConfig, directory: Path) -> RunResult | None:
 
 
 def _planned(cfg: DictConfig) -> tuple[Plan, dict[str, Label]]:
-    """The plan of the evaluation that `cfg` describes, which is changed, and what tables call it."""
+    """Returns the plan of the evaluation that `cfg` describes, and its labels in tables; changes `cfg`."""
     hydra = HydraConfig.get()
     overrides = overrides_of(hydra)
     labels: dict[str, Label]
@@ -132,7 +132,7 @@ def _planned(cfg: DictConfig) -> tuple[Plan, dict[str, Label]]:
 
 
 def _its_run(path: str) -> str:
-    """`; for its run: run=FOLDER`, of the student of a finished run; else nothing."""
+    """Returns `; for its run: run=FOLDER` for the student of a finished run; else an empty string."""
     folder = Path(path).parent.parent
     own = Path(path) == folder / BEST and (folder / RESULT_FILE).exists()
     return f"; for its run: run={folder}" if own else ""
@@ -149,10 +149,10 @@ def check(cfg: DictConfig) -> None:
 
 
 def _model(plan: Plan) -> tuple[ModelSource, PreTrainedTokenizerBase]:
-    """The model that is scored, and its tokenizer, after a look at the files of the data.
+    """Loads the model that is scored and its tokenizer, after a check of the data files.
 
     Raises:
-        InputError: if a file is not there, or the model cannot read such texts.
+        InputError: if a file does not exist, or the model cannot read such texts.
     """
     plan.check_at_once()
     source = plan.source("student")
@@ -210,10 +210,10 @@ def _evaluate(plan: Plan, labels: dict[str, Label], directory: Path) -> RunResul
 
 
 def _saved(run: Path) -> dict[str, Any]:
-    """The settings of a run that an evaluation reads, which are mappings.
+    """Returns the settings of a run that an evaluation reads; each is a mapping.
 
     Raises:
-        InputError: if config.yaml is not there, not what a run wrote, or lacks one.
+        InputError: if config.yaml does not exist, is not what a run wrote, or lacks one of these settings.
     """
     saved = read_settings(run)
     if saved is None:
@@ -230,10 +230,10 @@ def _saved(run: Path) -> dict[str, Any]:
 def _take_from(cfg: DictConfig, saved: Mapping[str, Any], stored: Stored, overrides: list[str]) -> None:
     """Puts a run's own data, sampling and precision into `cfg`, below what `overrides` say.
 
-    Where the token ids are kept the run does not say: its folder may be from elsewhere.
+    The folder of the token ids is not taken from the run: the run may come from another machine.
 
     Raises:
-        InputError: for what names code, or would be resolved.
+        InputError: for a setting that names code or has an interpolation.
     """
     composed = copy.deepcopy(cfg)
     given = parsed_overrides(overrides)

@@ -1,4 +1,4 @@
-"""What choices and settings mean: comments in `conf/`, and docstrings of what they configure."""
+"""Explains choices and settings, from comments in `conf/` and docstrings of the code they configure."""
 
 import difflib
 import functools
@@ -23,25 +23,25 @@ from amid.errors import InputError, choose_one
 
 @dataclass(frozen=True)
 class Option:
-    """One choice of a group, an entry point, or what these build on: a YAML file."""
+    """A YAML file: one choice of a group, an entry point, or a file that these build on."""
 
     group: str
-    """Empty for an entry point."""
+    """The group of the file; empty for an entry point."""
     file: Path
 
     @property
     def name(self) -> str:
-        """As it is chosen."""
+        """The name by which the user chooses the file."""
         return self.file.stem
 
     @property
     def text(self) -> str:
-        """Of the file."""
+        """The text of the file."""
         return self.file.read_text(encoding="utf-8").strip()
 
     @property
     def about(self) -> str:
-        """What the file's first comment says."""
+        """The text of the file's first comment."""
         text = ""
         for line in (line.lstrip("# ") for line in self._lines[0] if not line.startswith("# @package")):
             between = ". " if line[:1].isupper() and text[-1:] not in ".,;:" else " "
@@ -50,19 +50,19 @@ class Option:
 
     @property
     def settings(self) -> str:
-        """The file without that comment."""
+        """The text of the file without its first comment."""
         return "\n".join(self._lines[1])
 
     @property
     def _lines(self) -> tuple[list[str], list[str]]:
-        """Those of the first comment, and the others."""
+        """Returns the lines of the first comment, and the other lines."""
         lines = self.text.splitlines()
         n = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
         return lines[:n], lines[n:]
 
     @property
     def bases(self) -> "list[Option]":
-        """The files that it builds on, the nearest one first, each with its own after it."""
+        """The files that this file builds on, nearest first; each file is followed by its own bases."""
         entries = (yaml.safe_load(self.text) or {}).get("defaults", [])
         named = [built_on(self.group, e) for e in entries if isinstance(e, str) and e != "_self_"]
         found = [Option(group, file) for group, name in named if (file := option_file(group, name))]
@@ -70,42 +70,44 @@ class Option:
 
     @property
     def targets(self) -> list[str]:
-        """Every `_target_`, the outermost first."""
+        """Every `_target_` in the file, the outermost first."""
         return list(_targets(yaml.safe_load(self.text)))
 
 
 @dataclass(frozen=True)
 class Argument:
-    """Of a class or function."""
+    """An argument of a class or function."""
 
     default: str | None
-    """As its signature has it; None where it has to be given."""
+    """The default in the signature; None for a required argument."""
     meaning: str
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a `_target_` is."""
+    """The explanation of the class or function that a `_target_` names."""
 
     summary: str
     arguments: Mapping[str, Argument]
-    """Those that its docstring explains, in their order."""
+    """The arguments that its docstring explains, in the order of the signature."""
 
 
 def groups() -> list[str]:
-    """The groups of options, but Hydra's own."""
+    """Returns the groups of options, without Hydra's own groups."""
     return group_names()
 
 
 def options(group: str) -> list[Option]:
-    """The choices of a group; the entry points where it is empty."""
+    """Returns the choices of a group; for an empty `group`, the entry points."""
     return [Option(group, file) for file in option_files(group)]
 
 
 @functools.cache
 def target(path: str) -> Target | None:
-    """What a `_target_` of this package, or of a module in the working folder, is, from its source, which is
-    not run; None for one of another's."""
+    """Explains a `_target_` of amid or of a module in the working folder; None for any other `_target_`.
+
+    It reads the source and does not run it.
+    """
     package, _, name = path.partition(".")
     here = Path.cwd()
     own = (here / f"{package}.py").is_file() or (here / package / "__init__.py").is_file()
@@ -155,20 +157,20 @@ def explain(word: str, console: Console | None = None) -> None:
 
 
 def _remedy(name: str) -> str:
-    """What to ask for in place of a name that there is not."""
+    """Returns the name to ask for in place of an unknown name."""
     names = [*groups(), *(option.name for group in groups() for option in options(group)), *_settings()]
     near = _settings_called(name)[:5] or difflib.get_close_matches(name, names, 1, 0.7)
     return f"; did you mean {' or '.join(near)}?" if near else "; amid train --help lists them"
 
 
 def _settings() -> list[str]:
-    """Of `amid train` as it is."""
+    """Returns the names of all settings of `amid train` with its default choices."""
     return list(keys_of({key: value for key, value in _composed("").items() if key != "hydra"}))
 
 
 @functools.cache
 def _composed(choice: str) -> dict[str, Any]:
-    """The configuration of `amid train`, with a choice if one is named, as it is written."""
+    """Returns the unresolved configuration of `amid train`, with `choice` if it is not empty."""
     content: Any = OmegaConf.to_container(check_overrides("train", [choice] if choice else []), resolve=False)
     return dict(content)
 
@@ -178,7 +180,7 @@ def _settings_called(name: str) -> list[str]:
 
 
 def keys_of(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The names of all settings in nested mappings, in dots."""
+    """Yields the names of all settings in nested mappings, with dots between the keys."""
     for key, child in content.items():
         yield f"{prefix}{key}"
         if isinstance(child, Mapping):
@@ -201,7 +203,7 @@ def _explain_options(console: Console, group: str, name: str) -> None:
         _say(console, f"  {base.name}, which it builds on", base.settings)
     try:
         content: Any = _composed(word_of(group, name))
-    except InputError:  # a group that only other options choose of, such as sft
+    except InputError:  # only other options choose an option of this group, such as sft
         content = {}
     for part in group.split("/"):
         content = content.get(part) or {}
@@ -216,7 +218,7 @@ def _explain_options(console: Console, group: str, name: str) -> None:
 
 
 def word_of(group: str, option: str) -> str:
-    """How an option of a group, or an entry point, is chosen on the command line."""
+    """Returns how the command line chooses an option of a group, or an entry point."""
     return f"{group}={option}" if group else f"amid {option}"
 
 
@@ -245,7 +247,7 @@ def _explain_setting(console: Console, key: str, cfg: Mapping[str, Any], choice:
 
 
 def _elsewhere(path: str) -> str:
-    """Where a `_target_` is explained that has no docstring here."""
+    """Returns where to read about a `_target_` without a docstring here."""
     package = path.partition(".")[0]
     if importlib.util.find_spec(package) is None:
         return f"no module {package} is installed, or in this folder"
@@ -253,8 +255,11 @@ def _elsewhere(path: str) -> str:
 
 
 def _config_with(key: str) -> tuple[dict[str, Any], str] | None:
-    """A configuration that has a setting, as it is written, and the choice that has it: none for that of
-    `amid train` as it is, else another option of its group. None where none has it."""
+    """Returns an unresolved configuration that has a setting, and the choice that adds the setting.
+
+    The choice is empty if `amid train` has the setting with its default choices; else it is another option of
+    the setting's group. None if no configuration has the setting.
+    """
     group, _, rest = key.partition(".")
     others = [word_of(group, option.name) for option in options(group)] if rest and group in groups() else []
     for choice in ("", *others):
@@ -265,7 +270,7 @@ def _config_with(key: str) -> tuple[dict[str, Any], str] | None:
 
 
 def _has(content: Any, key: str) -> bool:
-    """Whether nested mappings have a setting."""
+    """Returns whether nested mappings have a setting."""
     for part in key.split("."):
         if not (isinstance(content, Mapping) and part in content):
             return False
@@ -274,14 +279,14 @@ def _has(content: Any, key: str) -> bool:
 
 
 def _comments(key: str) -> dict[str, list[str]]:
-    """What the files of `conf/` say in the line of a setting, and what chooses each of them."""
+    """Returns the comments on a setting's line in `conf/`, each with the choices that have the comment."""
     group, _, name = key.rpartition(".")
     found: dict[str, list[str]] = {}
     for option in options(group) if group in ("", *groups()) else []:
         for text in (option.text, *(base.text for base in option.bases)):
             if comment := re.search(rf"(?m)^{re.escape(name)}:[^#\n]*#\s*(.+)$", text):
                 found.setdefault(comment[1], []).append(word_of(group, option.name))
-                break  # what a file says goes before what it builds on says
+                break  # the comment of a file goes before the comments of the files that it builds on
     return found
 
 

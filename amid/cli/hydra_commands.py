@@ -1,4 +1,4 @@
-"""`amid train`, `amid evaluate` and `amid cache`: what was typed is checked, then launched through Hydra."""
+"""`amid train`, `amid evaluate` and `amid cache`: checks the command line, then launches it through Hydra."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -28,18 +28,18 @@ from amid.tracking.command_records import write_plan
 BASIC = "hydra/sweeper=basic"
 
 OPTIONS = ("-m", "--multirun", "-h", "--help", "--hydra-help", "-c", "--cfg", "--resolve", "--config-dir")
-"""Of Hydra, that the commands which train, evaluate and write states take."""
+"""Hydra's options that `amid train`, `amid evaluate` and `amid cache` take."""
 
 
 def run(name: str, arguments: list[str]) -> None:
-    """Runs an entry point under Hydra, after a check of what was typed.
+    """Runs an entry point under Hydra, after a check of the command line.
 
     Args:
         name: train, evaluate or cache.
-        arguments: of the command.
+        arguments: the arguments of the command.
 
     Raises:
-        InputError: for a mistake in them, or naming the runs that failed.
+        InputError: for a mistake in the arguments, or naming the runs that failed.
     """
     written = arguments
     arguments = [quoted(a) for a in take_folders(arguments)]
@@ -69,7 +69,7 @@ def run(name: str, arguments: list[str]) -> None:
         try:
             failed = launch(name, arguments, runs, elsewhere)
         except (HydraException, OmegaConfBaseException) as error:
-            check_overrides(name, overrides)  # which says more of a mistake in them
+            check_overrides(name, overrides)  # this check explains a mistake in them better
             raise InputError(reason_of_hydra(error)) from error
         finally:
             announce_left_to_others(elsewhere)
@@ -107,7 +107,7 @@ def _check_number(name: str, overrides: Sequence[Override], several: bool) -> No
 
 
 def _sweep_of(name: str, cfg: DictConfig, overrides: Sequence[Override]) -> Sweep:
-    """The runs of a command with -m, whose first has the configuration `cfg`."""
+    """Returns the runs of a command with -m; `cfg` is the configuration of the first run."""
     params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.get("params") or {}).items()]
     lines = [str(override.input_line) for override in overrides]
     settings = [*params, *(line for line in lines if not line.lstrip("+~").startswith("hydra"))]
@@ -115,7 +115,7 @@ def _sweep_of(name: str, cfg: DictConfig, overrides: Sequence[Override]) -> Swee
 
 
 def _checked_runs(sweep: Sweep, written: Sequence[str]) -> list[Path]:
-    """Checks all runs of a command with -m; the folders of those to train, as far as they are known."""
+    """Checks all runs of a command with -m; returns the known folders of the runs to train."""
     if sweep.name != "train":
         check_others(sweep.name, sweep)
     elif sweep.searches:
@@ -126,12 +126,12 @@ def _checked_runs(sweep: Sweep, written: Sequence[str]) -> list[Path]:
 
 
 def _names_folders(overrides: Sequence[Override]) -> bool:
-    """Whether a command itself says how folders are called, or which runs there are."""
+    """Returns whether the command itself sets the names of the folders or the list of the runs."""
     said = ("hydra.sweep.subdir", "hydra.sweeper.params", "hydra.sweeper.search_space")
     return any(o.key_or_group.startswith(said) or str(o.input_line) == BASIC for o in overrides)
 
 
 def _searches(cfg: DictConfig, overrides: Sequence[Override]) -> bool:
-    """Whether a sweeper chooses the runs by the scores of earlier ones."""
+    """Returns whether a sweeper chooses the runs by the scores of earlier runs."""
     said = [override.value() for override in overrides if override.key_or_group == "hydra/sweeper"]
     return bool(said and said[-1] != "basic") or chooses(cfg.hydra.sweeper)

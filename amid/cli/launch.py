@@ -32,29 +32,30 @@ from amid.training.interruption import stopped_by_signals
 
 @contextlib.contextmanager
 def without_empty_folders(*folders: Path) -> Iterator[None]:
-    """Removes `folders`, and folders above them, that were made within the block and are empty."""
+    """Removes empty folders that were made within the block: `folders` and the folders above them."""
     made = [place for folder in folders for place in (folder, *folder.parents) if not place.exists()]
     try:
         yield
     finally:
         for place in made:
-            with contextlib.suppress(OSError):  # as of one that holds something
+            with contextlib.suppress(OSError):  # such as a folder that is not empty
                 place.rmdir()
 
 
 def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: list[Path]) -> list[str]:
-    """Runs an entry point's job, or jobs with -m; one that fails is printed, and does not stop the others.
+    """Runs an entry point's job, or several jobs with -m.
 
-    Of several jobs, it passes over a job that another process is at.
+    It prints a job that fails and goes on with the other jobs. With several jobs, it skips a job that another
+    process is running.
 
     Args:
-        name: of the entry point.
-        arguments: of Hydra's command line.
-        runs: the folders of all runs of the command, in their order; those that are not known yet are added.
-        elsewhere: to which the folders of those that are passed over are added.
+        name: the entry point.
+        arguments: Hydra's command line.
+        runs: the known folders of the command's runs, in order; `launch` adds folders as it learns them.
+        elsewhere: a list to which `launch` adds the folders of the jobs that it skips.
 
     Returns:
-        The names of the failed jobs, of several.
+        The names of the failed jobs, if there are several jobs.
 
     Raises:
         InputError: why a single job failed.
@@ -83,7 +84,7 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
 
 @dataclass
 class _Jobs:
-    """The jobs of a command, and how they ended; see `launch`."""
+    """Runs the jobs of a command and notes how they ended; see `launch`."""
 
     name: str
     runs: list[Path]
@@ -92,7 +93,7 @@ class _Jobs:
     failed: list[str] = field(default_factory=list)
 
     def run(self, cfg: DictConfig) -> Any:
-        """Runs the job that Hydra is at, after a check of its settings; what its entry point returns."""
+        """Runs Hydra's current job after a check of its settings; returns the entry point's value."""
         search_working_folder()  # also where a launcher starts it in a process of its own
         settings = HydraConfig.get()
         directory = Path(settings.runtime.output_dir)
@@ -104,7 +105,7 @@ class _Jobs:
             check(cfg)
             if chooses(settings.sweeper):
                 _check_direction(cfg, settings.sweeper)
-            with off_the_screen() if self.name == "cache" else logged(directory):  # a cache is of no run
+            with off_the_screen() if self.name == "cache" else logged(directory):  # a cache belongs to no run
                 return importlib.import_module(f"amid.cli.{self.name}").run(cfg)
         except BrokenPipeError:
             sys.exit(stop_printing())  # Hydra would report it
@@ -115,7 +116,7 @@ class _Jobs:
         return None
 
     def _begin(self, directory: Path) -> None:
-        """Says which run begins."""
+        """Prints which run begins."""
         place, left = "", ""
         if directory in self.runs:
             place = f" {self.runs.index(directory) + 1} of {len(self.runs)}:"
@@ -126,14 +127,14 @@ class _Jobs:
             print(f"run{place} {directory.name}{left}", flush=True)
 
     def _end(self, error: Exception, directory: Path) -> None:
-        """Notes why a job failed, or that another process is at it."""
+        """Notes why a job failed, or that another process is running it."""
         single = HydraConfig.get().mode == RunMode.RUN
         searches = not single and chooses(HydraConfig.get().sweeper)
         if isinstance(error, Busy) and not single and not searches:
             self.elsewhere.append(directory)
             return
         failure = _failure(error, directory, single)
-        if searches:  # such a sweeper has to know
+        if searches:  # a sweeper that searches needs the failure
             raise failure from error
         if single:
             self.refused.append(failure)
@@ -143,7 +144,7 @@ class _Jobs:
 
 
 def _failure(error: Exception, directory: Path, single: bool) -> InputError:
-    """What a command prints of a job that failed: the reason, and where a defect's traceback was written.
+    """Returns the text to print about a failed job: the reason, and the file with the traceback of a defect.
 
     Removes the folder of a single job that was refused before it computed anything.
     """
@@ -152,7 +153,7 @@ def _failure(error: Exception, directory: Path, single: bool) -> InputError:
         with contextlib.suppress(OSError):
             (directory / "error.log").write_text(hide(traceback.format_exc()), encoding="utf-8")
             line += f" (traceback: {directory / 'error.log'})"
-    elif single and not isinstance(error, Busy):  # of several jobs, status and report tell
+    elif single and not isinstance(error, Busy):  # else status and report show why
         _remove_if_nothing_was_computed(directory)
     failure = InputError(line)
     failure.__cause__ = error
@@ -160,12 +161,12 @@ def _failure(error: Exception, directory: Path, single: bool) -> InputError:
 
 
 def chooses(sweeper: Any) -> bool:
-    """Whether a sweeper, as Hydra's configuration has it, chooses runs by the scores of earlier ones."""
+    """Returns whether the sweeper in Hydra's configuration chooses runs by the scores of earlier runs."""
     return str(sweeper["_target_"]) != "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 def _check_direction(cfg: Any, sweeper: Any) -> None:
-    """Refuses a sweeper that looks for the worst validation score, as one that minimises ROUGE-L.
+    """Refuses a sweeper that looks for the worst validation score, such as one that minimises ROUGE-L.
 
     Raises:
         InputError: naming the direction to use.
@@ -181,7 +182,7 @@ def _check_direction(cfg: Any, sweeper: Any) -> None:
 
 
 def announce_left_to_others(elsewhere: Sequence[Path]) -> None:
-    """Prints which runs other processes are at."""
+    """Prints which runs other processes are running."""
     if elsewhere:
         folder, names = shown(elsewhere[0].parent), ", ".join(directory.name for directory in elsewhere)
         print(
@@ -208,7 +209,7 @@ def _remove_if_nothing_was_computed(directory: Path) -> None:
 
     with contextlib.suppress(OSError, Busy, Damaged), only_process_in(directory):
         told = read_status_record(directory)
-        begun = told is not None and told.state != "failed"  # by an earlier command
+        begun = told is not None and told.state != "failed"  # an earlier command began the run
         nothing = {".hydra", LOCK_FILE, RUN_LOG, STATUS_FILE}
         if not begun and {file.name for file in directory.iterdir()} <= nothing:
             shutil.rmtree(directory)
@@ -216,10 +217,10 @@ def _remove_if_nothing_was_computed(directory: Path) -> None:
 
 @contextlib.contextmanager
 def next_commands_printed(directories: Sequence[Path], report: bool) -> Iterator[None]:
-    """Prints, however the runs in `directories` end, the commands for what they left.
+    """Prints the next commands for the runs in `directories`, whether or not the block ends with an error.
 
-    They are the one that sends to W&B what was logged offline, and with `report`, or where several runs were
-    interrupted, the one that reports the finished ones.
+    One command sends offline logs to W&B. Another one reports the finished runs; it is printed with `report`
+    or if several runs were interrupted.
     """
     try:
         yield

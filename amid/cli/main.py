@@ -58,7 +58,7 @@ def _run(arguments: list[str]) -> int:
     keep_freed_memory()
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command not in ("report", "status", "dashboard") and (command != "score" or "--trust-run" in rest):
-        search_working_folder()  # those read what others may have made, and take no code
+        search_working_folder()  # these commands read files of other people and run none of their code
     try:
         with stopped_by_signals():
             if command in ("-h", "--help"):
@@ -85,7 +85,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _interrupted(arguments: Sequence[str], error: BaseException) -> int:
-    """Says how to go on with what was interrupted, where it had runs; returns the exit status."""
+    """Prints how to resume the runs of an interrupted command, if it had any; returns the exit status."""
     if arguments[0] in ("train", "evaluate", "cache", "sweep"):
         again = as_typed(arguments)
         print(
@@ -104,7 +104,7 @@ def _help(arguments: list[str]) -> None:
         return
     for word in words:
         if word in COMMANDS:
-            with contextlib.suppress(SystemExit):  # as argparse ends with
+            with contextlib.suppress(SystemExit):  # argparse's exit status
                 _command(word)(["--help"])
         else:
             from amid.cli.help import explain
@@ -113,7 +113,7 @@ def _help(arguments: list[str]) -> None:
 
 
 def _command(name: str) -> Callable[[list[str]], None]:
-    """What runs a command, given its arguments; only its own modules are imported."""
+    """Returns the function that runs a command on its arguments; imports that command's modules alone."""
     if name == "help":
         return _help
     if name in ("train", "evaluate", "cache"):

@@ -12,7 +12,7 @@ MARKS = {"*": "its 95% interval leaves out 0", "†": "read second-hand"}
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the arguments of `amid report`."""
+    """Returns the parser of the arguments of `amid report`."""
     found = Arguments(
         prog="amid report",
         description="Writes tables, figures and a page of all finished runs in FOLDER to FOLDER/report/.",
@@ -31,9 +31,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Writes the report of the runs in folders and archives; prints its tables, the claims and where it is.
+    """Writes the report of the runs in folders and archives; prints its tables, the claims and its path.
 
-    How the figures of the further tables were made, and what the claims rest on, stands in the report.
+    The report says how the numbers of the further tables were computed, and what the claims rest on.
 
     Raises:
         InputError: if there is no finished run, or the record of one is damaged.

@@ -1,4 +1,4 @@
-"""The entry point of `amid score`: what files of answers are worth, and whether they differ."""
+"""The entry point of `amid score`: scores files of answers, and tests whether the scores differ."""
 
 import argparse
 import csv
@@ -89,14 +89,14 @@ class Line:
 
     @property
     def answers(self) -> str:
-        """How many there are to a prompt with each seed, and of several seeds their number: `4 × 3 seeds`."""
+        """The answers to a prompt with each seed, and the number of seeds if several: `4 × 3 seeds`."""
         numbers = sorted({len(row.answers) for of_seed in self.system.by_seed for row in of_seed})
         seeds = len(self.system.by_seed)
         return "/".join(map(str, numbers)) + (f" × {seeds} seeds" if seeds > 1 else "")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the arguments of `amid score`."""
+    """Returns the parser of the arguments of `amid score`."""
     found = Arguments(
         prog="amid score",
         description=ABOUT,
@@ -133,7 +133,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Prints the scores of each file or run, by parts with --by, and every two systems' difference.
+    """Prints the scores of each file or run, by parts with --by, and the difference of every two systems.
 
     Raises:
         InputError: for a file that cannot be read or scored, or an option that does not fit.
@@ -171,7 +171,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _check_tokenize(tokenize: str) -> None:
-    """Refuses a tokeniser that is unknown or cannot be had."""
+    """Refuses a tokeniser that is unknown or not installed."""
     try:
         self_bleu(["a", "b"], tokenize=tokenize)
     except ValueError as error:
@@ -179,7 +179,7 @@ def _check_tokenize(tokenize: str) -> None:
 
 
 def _unread(systems: Sequence[System], metric: str | None) -> str:
-    """Which scores, `metric` too, cannot read the text of which systems, and what can."""
+    """Returns which scores, `metric` included, cannot read which systems' text, and which tokeniser can."""
     chosen = {metric: metric_of(metric, systems)} if metric else {}
     shares = {
         _called(system): unread_by(chosen | dict(system.metrics), system.by_seed, system.words)
@@ -195,7 +195,7 @@ def _called(system: System) -> str:
 
 
 def _why_alone(system: System, systems: Sequence[System]) -> str:
-    """Why no other system answers the prompts of one, and only these."""
+    """Returns why no other system answers exactly the prompts of this one."""
     others = [other for other in systems if other is not system]
     shared, other = max(((in_common(system, other), other) for other in others), key=lambda pair: pair[0])
     if not shared:
@@ -205,9 +205,10 @@ def _why_alone(system: System, systems: Sequence[System]) -> str:
 
 
 def _lines(group: Sequence[System], by: str | None, metric: str) -> list[Line]:
-    """The scores of systems that answer the same prompts, `metric` among them; with `by` also those of parts.
+    """Computes the scores of systems that answer the same prompts, `metric` included.
 
-    The parts are those of the first of them whose lines have the field.
+    With `by` it also scores each part of the prompts. The first system with the field in its lines defines
+    the parts.
     """
     parts = {ALL: list(range(len(group[0].by_seed[0])))}
     if by:
@@ -225,7 +226,7 @@ def _lines(group: Sequence[System], by: str | None, metric: str) -> list[Line]:
 
 
 def _check_field(systems: Sequence[System], by: str) -> None:
-    """Refuses a field that no line has."""
+    """Refuses a field that no line of the files has."""
     fields = dict.fromkeys(
         field for system in systems for answered in system.by_seed[0] for field in answered.fields
     )
@@ -234,9 +235,9 @@ def _check_field(systems: Sequence[System], by: str) -> None:
 
 
 def _parts(system: System, by: str) -> dict[str, list[int]]:
-    """Prompts by the value of a field, or by the words of their longest reference in thirds.
+    """Splits prompts by the value of a field, or into thirds by the words of their longest reference.
 
-    None where no line of the system has the field.
+    None if no line of the system has the field.
     """
     first = system.by_seed[0]
     parts: dict[str, list[int]] = {}
@@ -244,7 +245,7 @@ def _parts(system: System, by: str) -> dict[str, list[int]]:
         words = [max(len(text.split()) for text in answered.references) for answered in first]
         order = sorted(range(len(words)), key=lambda i: (words[i], i))
         cuts = [len(order) * k // PARTS_OF_LENGTH for k in range(1, PARTS_OF_LENGTH)]
-        for i, cut in enumerate(cuts):  # to where the next length begins
+        for i, cut in enumerate(cuts):  # up to the first prompt of the next length
             while 0 < cut < len(order) and words[order[cut - 1]] == words[order[cut]]:
                 cut += 1
             cuts[i] = cut
@@ -261,7 +262,10 @@ def _parts(system: System, by: str) -> dict[str, list[int]]:
 
 
 def _tables(lines: Sequence[Line], out: Console) -> Iterator[Table]:
-    """A row for each of `lines`; where the terminal is too narrow, a column, in as many tables as needed."""
+    """Returns tables with a row for each of `lines`.
+
+    If the terminal is too narrow, each of `lines` gets a column, in as many tables as needed.
+    """
     columns = {"System": [line.system.name for line in lines]}
     if any(line.system.dataset for line in lines):
         columns["Set"] = [line.system.dataset for line in lines]
@@ -294,7 +298,7 @@ def _tables(lines: Sequence[Line], out: Console) -> Iterator[Table]:
 
 
 def _parts_tables(lines: Sequence[Line], by: str, metric: str, out: Console) -> Iterator[Table]:
-    """A row for each part of the prompts of a set, with `metric` and Self-BLEU of each system.
+    """Returns tables with a row for each part of the prompts, and `metric` and Self-BLEU of each system.
 
     There are as many tables as the width of the terminal needs, and none where there are no parts.
     """
@@ -319,20 +323,20 @@ def _parts_tables(lines: Sequence[Line], by: str, metric: str, out: Console) -> 
 
 
 def _add_column(table: Table, name: str) -> None:
-    """A column of numbers, whose name goes on in a new line behind a comma."""
+    """Adds a column of numbers; its name breaks into a new line after a comma."""
     table.add_column(
         escape(re.sub(",(?! )", ",\n", name)), justify="right", overflow="fold", max_width=COLUMN - 2
     )
 
 
 def _measured(lines: Sequence[Line]) -> list[str]:
-    """The scores that some line has: those against the references first."""
+    """Returns the scores that some line has; scores against the references come first."""
     found = dict.fromkeys(name for line in lines for name in line.scores)
     return [*(name for name in found if name not in OF_ANSWERS), *(n for n in OF_ANSWERS if n in found)]
 
 
 def _legend(lines: Sequence[Line]) -> str:
-    """What the scores of `lines` are, and how those of whole sets were computed, a line each."""
+    """Returns one line for each score of `lines`: what it is, and how a score of a whole set was computed."""
     measured = _measured(lines)
     unlike = " and ".join(measure_of(name).title for name in measured if measure_of(name).unit)
     quality = ", ".join(measure_of(name).title for name in measured if name not in OF_ANSWERS)
@@ -363,7 +367,7 @@ def _cell(score: Score | None) -> str:
 
 
 def _print_differences(systems: Sequence[System], name: str, out: Console) -> None:
-    """Every two systems' difference in the metric `name`, or why there is none to test."""
+    """Prints the difference of every two systems in the metric `name`, or why no two can be tested."""
     if len(systems[0].by_seed[0]) == 1:
         out.print("One prompt cannot show a difference; give two or more.\n", markup=False)
         return
@@ -404,7 +408,7 @@ def _print_differences(systems: Sequence[System], name: str, out: Console) -> No
             escape(other.name),
             signed(found.difference),
             found.interval,
-            f"{found.p_value:.4f}" if found.p_value else "<0.0002",  # none of 10,000 resamples; one is 0.0002
+            f"{found.p_value:.4f}" if found.p_value else "<0.0002",  # one of 10,000 resamples is 0.0002
             "*" if found.significant else "",
         )
     out.print(table)

@@ -12,13 +12,13 @@ from amid.tracking.command_records import commands_of
 from amid.tracking.status import RunStatus, read_status, to_terminal
 
 REFRESH = 2.0
-"""Seconds between two looks."""
+"""Seconds between two refreshes of a followed status."""
 
 MOST_COMMANDS = 3
-"""So many commands at most are printed that go on with runs."""
+"""The most commands that are printed to resume runs."""
 
 PATIENCE = 120.0
-"""Seconds after which following ends where none runs, though some wait."""
+"""Seconds after which a followed status ends if runs wait and no run is running."""
 
 
 def run(arguments: list[str]) -> None:
@@ -41,12 +41,13 @@ def run(arguments: list[str]) -> None:
 
 
 def show(directory: str, follow: bool) -> None:
-    """Prints how far the runs in `directory` are; with `follow` until all are finished, or none is running.
+    """Prints the progress of the runs in `directory`.
 
-    Where none is, and some are not finished, also the command that goes on with them.
+    With `follow` it refreshes until all runs are finished, or no run is running. If no run is running and
+    some are not finished, it also prints the command that resumes them.
 
     Raises:
-        InputError: if it is no folder or has no runs, or is to be followed where there is no terminal.
+        InputError: if `directory` is no folder or has no runs, or with `follow` outside a terminal.
     """
     out = console()
     if follow and not out.is_terminal:
@@ -67,7 +68,7 @@ def show(directory: str, follow: bool) -> None:
 
 
 def _followed(directory: str, runs: list[RunStatus], out: Console) -> list[RunStatus]:
-    """The runs as they were in the end, shown meanwhile as far as the terminal is high."""
+    """Shows the runs, as many as the terminal has lines for, until the end; returns their last state."""
     ran = time.monotonic()
     with Live(_fitting(runs, out), console=out, auto_refresh=False, transient=True) as live:
         while any(run.state in ("running", "waiting") for run in runs) and time.monotonic() - ran <= PATIENCE:
@@ -80,7 +81,7 @@ def _followed(directory: str, runs: list[RunStatus], out: Console) -> list[RunSt
 
 
 def _fitting(runs: list[RunStatus], out: Console) -> Group:
-    """As many of the runs as the terminal has lines for, below which one is left."""
+    """Returns as many of the runs as fit in the terminal, with one line free below them."""
     for most in range(min(len(runs), out.height), 0, -1):
         group = to_terminal(runs, most)
         if len(out.render_lines(group)) < out.height:

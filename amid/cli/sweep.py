@@ -74,17 +74,17 @@ def _read_sweep(name: str, words: Sequence[str]) -> Sweep:
     try:
         check_overrides(sweep.name, sweep.jobs[0])
     except InputError as error:
-        own = sweep.folder != SWEEPS  # those of amid are right, so that the mistake is on the command line
+        own = sweep.folder != SWEEPS  # amid's files are right: the command line has the mistake
         raise InputError(f"sweep {name}: {error}" if own else str(error)) from error
     return sweep
 
 
 def _run_sweep(sweep: Sweep, again: str) -> None:
-    """Runs what is not finished of a sweep, and reports it.
+    """Runs the unfinished runs of a sweep, then reports the sweep.
 
     Args:
-        sweep: of a file.
-        again: the command that goes on with it.
+        sweep: the sweep, read from its file.
+        again: the command that resumes the sweep.
     """
     runs = checked(sweep)
     write_plan(sweep.output_dir, [directory.name for directory in runs], again)
@@ -104,5 +104,5 @@ def _run_sweep(sweep: Sweep, again: str) -> None:
     announce_left_to_others(elsewhere)
     if failed:
         raise InputError(f"some runs failed (above); to try them again: {again}")
-    if not sweep.searches:  # whose sweeper decides how many may fail
+    if not sweep.searches:  # the sweeper of a search decides how many runs may fail
         check_results([directory for directory in runs if directory not in elsewhere])

@@ -28,9 +28,9 @@ def run(cfg: DictConfig) -> float | None:
     """Trains, scores and records the run that `cfg` describes, in Hydra's folder for it.
 
     Returns:
-        The validation score of the student that is kept, for a sweeper that searches: what
-        `checkpoint.monitor` names, the worst there is (infinite) of a run that diverged, and None of one that
-        measured nothing.
+        The validation score of the kept student, for a sweeper that searches: the score that
+        `checkpoint.monitor` names. A run that diverged returns the worst value (infinite), and a run that
+        measured nothing returns None.
     """
     hydra = HydraConfig.get()
     directory = Path(hydra.runtime.output_dir)
@@ -56,7 +56,7 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def _score(result: RunResult, checkpoints: "Checkpoints") -> float | None:
-    """The validation score of a run, by what its checkpoint is chosen by."""
+    """Returns the validation score of a run: the score by which its checkpoint is chosen."""
     if result.diverged_step is not None:
         return math.inf if checkpoints.mode == "min" else -math.inf
     score = result.training.get(checkpoints.monitor.replace("/", "_"))
@@ -79,7 +79,7 @@ def _run(plan: Plan, directory: Path, labels: Mapping[str, Any]) -> RunResult:
 
 
 def summary(result: RunResult) -> str:
-    """One line with the scores of a run, or the step at which it diverged; another if it got far worse."""
+    """Returns a line with a run's scores or divergence step, and a second line if the run got far worse."""
     seconds = f"({sum(result.timings.values()):.0f} s)"
     if result.diverged_step is not None:
         return f"  diverged at step {result.diverged_step}   {seconds}"

@@ -1,4 +1,4 @@
-"""How functions of the user's own are called: with each value under its name."""
+"""Calls the user's own functions, with each value under its name."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def by_name(function: Callable[..., Any], **values: Any) -> Any:
-    """What `function` returns for `values`, given by keyword.
+    """Calls `function` with `values` as keyword arguments, and returns what it returns.
 
-    A function whose arguments have other names gets them by position, in their order, where it needs exactly
-    so many: no value reaches an argument that has another meaning and a default.
+    If the function's arguments have other names, it gets the values by position, in order. This needs a
+    function with exactly as many required arguments, so no value reaches an argument with a default.
 
     Raises:
         TypeError: if it can be called neither way.
@@ -20,7 +20,7 @@ def by_name(function: Callable[..., Any], **values: Any) -> Any:
 
 
 def takes_names(function: Callable[..., Any], names: Sequence[str]) -> bool:
-    """Whether `function` takes values under these names; False where it takes as many by position alone.
+    """Returns whether `function` takes values under these names; False if it takes them by position only.
 
     Raises:
         TypeError: if it does neither.
@@ -47,6 +47,6 @@ def takes_names(function: Callable[..., Any], names: Sequence[str]) -> bool:
 
 
 def name_of(function: Any) -> str:
-    """That of a function, or of the class of an object, as its user calls it."""
+    """Returns the name of a function, or of an object's class, as the user knows it."""
     inner = getattr(function, "func", function)  # of a functools.partial
     return str(getattr(inner, "__name__", type(inner).__name__))

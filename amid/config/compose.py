@@ -1,4 +1,4 @@
-"""Where the configuration lies, its resolvers, and what is checked before a run."""
+"""Composes the configuration, registers its resolvers, and checks it before a run."""
 
 import difflib
 import os
@@ -38,7 +38,7 @@ from amid.errors import InputError, choose_one, first_line, shortened
 from amid.settings import check, check_folder, has_argument, other_word
 
 _CALL = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|int|float|str|bool|json_str)\(.*\)$")
-"""A function of Hydra's command line, whose arguments may have names: glob(*, exclude=a*)."""
+"""A function of Hydra's command line. Its arguments may have names: glob(*, exclude=a*)."""
 
 KEYS_OF_SWEEPS = ("baselines", "scales")
 """Root keys of a sweep file that are no part of a run's configuration."""
@@ -51,7 +51,7 @@ REQUIRED = (
     *("method", "model", "data", "data/template", "assistant", "divergence", "objective", "schedule", "text"),
     *("teacher", "optimizer", "scheduler", "trainer", "checkpoint", "generation"),
 )
-"""Groups of which a run has exactly one option."""
+"""Groups from which a run chooses exactly one option each."""
 
 
 def register_resolvers() -> None:
@@ -69,15 +69,17 @@ def register_resolvers() -> None:
 
 
 def _run_name(output_dir: str = "", *varying: str) -> str:
-    """The name of the folder in `output_dir` of the run that Hydra is at (`Naming`)."""
+    """Returns the name of the folder of Hydra's current run in `output_dir` (`Naming`)."""
     settings = tuple(name for name in varying if name != WITH_THE_REST)
     naming = Naming(Path(output_dir), settings, rest=WITH_THE_REST in varying)
     return naming.name(overrides_of(HydraConfig.get()))
 
 
 def overrides_of(hydra: Any) -> list[str]:
-    """The overrides of the run that Hydra's part of a configuration is of, as they were typed: what takes a
-    secret from the environment, `${oc.env:NAME}`, stands in them, and not the secret."""
+    """Returns the overrides of a run as they were typed, from Hydra's part of its configuration.
+
+    An override that takes a secret from the environment holds `${oc.env:NAME}`, not the secret.
+    """
     overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     return list(overrides)
 
@@ -87,8 +89,10 @@ def _multirun() -> bool:
 
 
 def as_dict(cfg: DictConfig) -> dict[str, Any]:
-    """`cfg`, which was checked, with everything resolved, the student that it names, and without the keys
-    that only sweeps read."""
+    """Returns a checked `cfg` as resolved plain values.
+
+    `model.student` is the student that `cfg` names. Keys that only sweeps read are left out.
+    """
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     for key in KEYS_OF_SWEEPS:
         settings.pop(key, None)
@@ -98,7 +102,7 @@ def as_dict(cfg: DictConfig) -> dict[str, Any]:
 
 
 def without_wandb() -> bool:
-    """Whether W&B cannot be reached: no account is known here, WANDB_MODE says so, or nothing answers."""
+    """Returns whether W&B is out of reach: no account is set up, WANDB_MODE says so, or nothing answers."""
     if os.environ.get("WANDB_MODE", "online") != "online":
         return True
     server = os.environ.get("WANDB_BASE_URL", WANDB)
@@ -117,17 +121,17 @@ def without_wandb() -> bool:
 
 
 def quoted(argument: str) -> str:
-    """KEY=VALUE with the value quoted where it holds a second `=`, as the folders of runs do."""
+    """Returns KEY=VALUE with the value in quotes if it holds a second `=`, as a run's folder does."""
     if argument[0:1] == "-" or _CALL.match(argument.partition("=")[2]):
         return argument
     return re.sub(r"^([\w.+/@-]+=)([^'\"\[{(][^'\"]*=[^'\"]*)$", r"\1'\2'", argument)
 
 
 def parsed_overrides(overrides: Sequence[str]) -> list[Override]:
-    """What Hydra reads in KEY=VALUE.
+    """Returns overrides KEY=VALUE as Hydra parses them.
 
     Raises:
-        InputError: for what it cannot read.
+        InputError: for an override that Hydra cannot parse.
     """
     parser = OverridesParser.create()
     parsed = []
@@ -147,12 +151,12 @@ def parsed_overrides(overrides: Sequence[str]) -> list[Override]:
 
 
 def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
-    """The configuration with the first of all values, so that a mistake is answered before anything runs.
+    """Composes the configuration with the first of all values, to find mistakes before anything runs.
 
     Raises:
-        InputError: for a group option that does not exist, with the nearest one; for a key that does not,
-            with the choices that have it, or the nearest one; for whatever else Hydra refuses; and for a
-            setting that `amid.settings.check` refuses.
+        InputError: for a group option that does not exist, with the nearest one; for a key that does not
+            exist, with the choices that have it, or the nearest key; for anything else that Hydra refuses;
+            and for a setting that `amid.settings.check` refuses.
     """
     register_resolvers()
     parsed = parsed_overrides(overrides)
@@ -197,7 +201,7 @@ def check_used(cfg: DictConfig, hydra: Any) -> None:
 
 
 def _unknown_setting(config_name: str, loader: ConfigLoader, overrides: Sequence[Override]) -> str | None:
-    """What is wrong with the first of `overrides` whose setting does not exist; None where all do."""
+    """Returns the message about the first override of a setting that does not exist; None if all exist."""
     groups = [o for o in overrides if not o.is_delete() and loader.get_group_options(o.key_or_group)]
     cfg = _composed(config_name, [_first_choice(o) for o in groups])
     keys = [key for key in _flat(cfg) if not key.startswith("hydra")]
@@ -229,7 +233,7 @@ def _unknown_setting(config_name: str, loader: ConfigLoader, overrides: Sequence
 
 
 def _sets_by_name(value: Any) -> str:
-    """How the evaluation sets of a value are added one by one."""
+    """Returns the overrides that add the evaluation sets of a value one by one."""
     sets = value if isinstance(value, dict) else {"mine": value[0] if isinstance(value, list) else value}
     return shortened(" ".join(f"+data.test.{name}={source}" for name, source in sets.items()), 200)
 
@@ -279,7 +283,7 @@ def _composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def reason_of_hydra(error: BaseException) -> str:
-    """What Hydra or YAML says of a configuration that it cannot read, without where it has looked."""
+    """Returns the message of Hydra or YAML about an unreadable configuration, without its search path."""
     links = [error, *([error.__cause__] if error.__cause__ is not None else [])]
     lines = [re.split(r"Config search path|\bfull_key:", str(link))[0] for link in links]
     said = "; ".join(dict.fromkeys(" ".join(line.split()).rstrip(". ") for line in lines))
@@ -291,12 +295,12 @@ def reason_of_hydra(error: BaseException) -> str:
 
 
 def _of_another_choice(override: Override, cfg: DictConfig, said: Collection[str]) -> str | None:
-    """What to choose for a setting that another option of its group has; None where none has it.
+    """Returns what to choose to get a setting that another option of its group has; None if none has it.
 
     Args:
-        override: of the setting, which `cfg` does not have.
-        cfg: with Hydra's own part.
-        said: the groups that the user chose an option of.
+        override: the override of the setting, which `cfg` does not have.
+        cfg: the configuration with Hydra's own part.
+        said: the groups in which the user chose an option.
     """
     key, choices = override.key_or_group, cfg.hydra.runtime.choices
     group, _, name = key.partition(".")
@@ -313,7 +317,7 @@ def _of_another_choice(override: Override, cfg: DictConfig, said: Collection[str
 
 
 def _methods_with(group: str, options: Collection[str]) -> list[str]:
-    """The methods that come with one of `options`; none where no method chooses anything in this group."""
+    """Returns the methods that choose one of `options`; none if no method chooses an option of this group."""
     choices = {
         file.stem: _defaults("method", file.stem).get(f"override /{group}") for file in option_files("method")
     }
@@ -326,11 +330,11 @@ def _methods_with(group: str, options: Collection[str]) -> list[str]:
 
 
 def takes(overrides: Sequence[str], setting: str) -> bool:
-    """Whether a run has a setting `GROUP.KEY`, by the option of the group that it chooses.
+    """Returns whether a run has a setting `GROUP.KEY`, given the option that it chooses in the group.
 
     Args:
-        overrides: of the run, GROUP=OPTION among them; a method's choices are taken from its file.
-        setting: such as `text.share`.
+        overrides: the overrides of the run, including GROUP=OPTION. A method's choices come from its file.
+        setting: the setting, such as `text.share`.
     """
     group, _, key = setting.partition(".")
     chosen = dict(override.split("=", 1) for override in overrides)
@@ -341,14 +345,14 @@ def takes(overrides: Sequence[str], setting: str) -> bool:
 
 
 def _settings(group: str, option: str) -> set[str]:
-    """The settings of an option, `KEY` and `KEY.KEY`, those of the options it builds on among them."""
+    """Returns the settings of an option and of the options that it builds on: `KEY` and `KEY.KEY`."""
     content = _content(group, option)
     entries = [entry for entry in content.pop("defaults", []) if isinstance(entry, str)]
     return {*_flat(content)}.union(*(_settings(*built_on(group, e)) for e in entries if e != "_self_"))
 
 
 def _defaults(group: str, option: str) -> dict[str, str]:
-    """The options that the defaults list of an option chooses, those of the ones it builds on among them."""
+    """Returns the options that an option chooses in its defaults list or in the options that it builds on."""
     content: Any = OmegaConf.to_container(_content(group, option))
     chosen: dict[str, str] = {}
     for entry in content.get("defaults", []):
@@ -360,10 +364,10 @@ def _defaults(group: str, option: str) -> dict[str, str]:
 
 
 def _content(group: str, option: str) -> Any:
-    """What the file of an option has, unresolved; nothing where there is no such file, as of another group.
+    """Returns the unresolved content of an option's file; empty if there is no such file.
 
     Raises:
-        InputError: if it is no YAML of settings.
+        InputError: if the file is no YAML of settings.
     """
     file = option_file(group, option)
     try:
@@ -385,10 +389,10 @@ def _flat(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def values_of(override: Override) -> list[str]:
-    """The values of KEY=A,B in their order, each as KEY=VALUE; of a single one that alone.
+    """Returns the values of KEY=A,B in order, each as KEY=VALUE; a single value gives a list of one.
 
     Raises:
-        InputError: if they are not known before a sweeper chooses them.
+        InputError: if a sweeper has to choose the values first.
     """
     key = override.get_key_element()
     if not override.is_sweep_override():
@@ -403,13 +407,13 @@ def values_of(override: Override) -> list[str]:
         )
     try:
         values = [f"{key}={text}" for text in override.sweep_string_iterator()]
-    except ValueError as error:  # as of a range with a step of 0
+    except ValueError as error:  # such as a range with step 0
         raise InputError(f"{override.input_line}: {error}; give values, such as {key}=range(1,4)") from error
     return _some(override, values)
 
 
 def _some(override: Override, values: list[str]) -> list[str]:
-    """`values`, of which there must be some."""
+    """Returns `values`, and refuses an override without any."""
     if not values:
         raise InputError(
             f"{override.input_line} has no values; write those to run, such as {override.key_or_group}=A,B"
@@ -418,16 +422,16 @@ def _some(override: Override, values: list[str]) -> list[str]:
 
 
 def is_chosen_later(override: Override) -> bool:
-    """Whether a sweeper has to choose the values of KEY=interval(A,B)."""
+    """Returns whether a sweeper has to choose the values, as for KEY=interval(A,B)."""
     return override.is_sweep_override() and isinstance(override.value(), IntervalSweep)
 
 
 def _first_choice(override: Override) -> str:
-    """The first of the values of KEY=A,B; the middle of an interval."""
+    """Returns KEY=VALUE with the first value of KEY=A,B, or the middle of an interval."""
     if is_chosen_later(override):
         interval: Any = override.value()
         middle = (interval.start + interval.end) / 2
-        whole = isinstance(interval.start, int) and isinstance(interval.end, int)  # so are values of Optuna's
+        whole = isinstance(interval.start, int) and isinstance(interval.end, int)  # as Optuna does
         return f"{override.get_key_element()}={int(middle) if whole else middle}"
     if not override.is_sweep_override():
         return override.input_line or ""
@@ -435,7 +439,7 @@ def _first_choice(override: Override) -> str:
 
 
 def _remedy(override: Override, names: Sequence[str]) -> str:
-    """What to write in place of a setting that does not exist."""
+    """Returns what to write in place of a setting that does not exist."""
     written = override.input_line or ""
     if (word := other_word(override.key_or_group)) is not None:
         return f"; {word}"

@@ -1,4 +1,4 @@
-"""The files that a configuration names as data, before any is read."""
+"""Checks the data files that a configuration names, before any is read."""
 
 import os
 import re
@@ -10,14 +10,14 @@ from amid.settings.nodes import Data
 HUB_PREFIX = "hf://datasets/"
 
 RESPONSES = "responses"
-"""In the place of plain text: the training data's own responses."""
+"""The value that stands for the training data's own responses in place of a file of plain text."""
 
 
 def check_files(data: Data) -> None:
-    """Looks whether the files of the data are there.
+    """Checks that the data files exist.
 
     Raises:
-        InputError: for one that is not, naming its setting.
+        InputError: for a file that does not exist, naming its setting.
     """
     sources = {f"data.{name}": getattr(data, name) for name in ("train", "valid", "plain_text")}
     sources |= {f"data.test.{name}": source for name, source in data.test.items()}
@@ -54,7 +54,7 @@ def check_slice(source: str) -> None:
 
 
 def path_and_rows(source: str) -> tuple[str, slice]:
-    """The path in `source`, on disk or on the hub, and the slice of rows that follows it; else all rows."""
+    """Returns the path in `source`, on disk or on the hub, and the slice after it; without one, all rows."""
     match = re.fullmatch(r"(.*?)(?:\[(\d{0,18}):(\d{0,18})\])?", source, flags=re.DOTALL)
     assert match is not None
     path, start, stop = match.groups()
@@ -62,7 +62,7 @@ def path_and_rows(source: str) -> tuple[str, slice]:
 
 
 def unreadable(path: Path, error: OSError) -> InputError:
-    """What is said of a file that cannot be opened."""
+    """Returns the message about a file that cannot be opened."""
     return InputError(
         f"data file {path} cannot be read ({error.strerror or error}); "
         "give the path of a JSON, CSV, TSV or Parquet file"

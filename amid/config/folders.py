@@ -1,4 +1,4 @@
-"""The folders that YAML files are read from: those of amid, and the user's own."""
+"""The folders from which YAML files are read: amid's own folders and the user's folders."""
 
 import importlib.util
 import sys
@@ -16,11 +16,11 @@ from amid.errors import InputError, choose_one
 
 SEARCH_PATH = "hydra.searchpath"
 OWN = "conf"
-"""The folder in the working folder whose files are found by themselves."""
+"""The folder in the working folder that amid always searches."""
 
 
 def _folder(name: str) -> Path:
-    """`conf` or `sweeps`: inside the package where it is installed, beside it in a clone."""
+    """Returns the folder `conf` or `sweeps`: inside an installed package, beside the package in a clone."""
     here = Path(__file__).resolve().parents[1]
     return here / name if (here / name).is_dir() else here.parent / name
 
@@ -29,14 +29,14 @@ CONF = _folder("conf")
 SWEEPS = _folder("sweeps")
 
 _given: list[str] = []
-"""What this process's command was given besides, as Hydra writes it: `file:///my/conf`, `pkg://my.conf`."""
+"""Further folders from the command line, as Hydra writes them: `file:///my/conf`, `pkg://my.conf`."""
 
 
 class OwnFolders(SearchPathPlugin):
-    """Has Hydra look for configurations in the user's folders, after those of amid."""
+    """Makes Hydra look for configurations in the user's folders, after amid's own folders."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Adds them."""
+        """Adds the user's folders to the search path."""
         for entry in (f"file://{CONF}", *_own()):
             search_path.append("amid", entry)
 
@@ -47,11 +47,11 @@ def register_folders() -> None:
 
 
 def take_folders(arguments: Sequence[str]) -> list[str]:
-    """Has the folders of `--config-dir` and `hydra.searchpath=` searched by this process from now on.
+    """Makes this process search the folders of `--config-dir` and `hydra.searchpath=` from now on.
 
     Returns:
-        The other arguments, with one `hydra.searchpath=` of all folders where there are any, by which the
-        command can be repeated elsewhere.
+        The other arguments. If there are folders, one `hydra.searchpath=` with all of them is added, so that
+        the command can be repeated elsewhere.
 
     Raises:
         InputError: for a folder that does not exist.
@@ -78,14 +78,14 @@ def take_folders(arguments: Sequence[str]) -> list[str]:
 
 
 def search_also(folder: Path) -> None:
-    """Has a folder searched, too, by this process from now on."""
+    """Makes this process also search a folder from now on."""
     entry = f"file://{folder.absolute()}"
     if entry not in _given:
         _given.append(entry)
 
 
 def say_what_is_not_read() -> None:
-    """Tells which of the user's files have the names of files of amid, which are read instead."""
+    """Prints which of the user's files are ignored because a file of amid has the same name."""
     for folder in _local()[1:]:
         of_both = (CONF / file.relative_to(folder) for file in sorted(folder.rglob("*.yaml")))
         hidden = [folder / file.relative_to(CONF) for file in of_both if file.exists()]
@@ -95,7 +95,7 @@ def say_what_is_not_read() -> None:
 
 
 def not_text() -> str:
-    """Which of the user's YAML files are no text in UTF-8, in words."""
+    """Returns in words which of the user's YAML files are not UTF-8 text."""
     wrong = []
     for file in (file for folder in _local()[1:] for file in sorted(folder.rglob("*.yaml"))):
         try:
@@ -106,14 +106,14 @@ def not_text() -> str:
 
 
 def is_group(name: str) -> bool:
-    """Whether there are options of a group of this name."""
+    """Returns whether there is a group of this name with options."""
     return any((folder / name).is_dir() for folder in _local())
 
 
 def option_files(group: str) -> list[Path]:
-    """The options of a group, or the entry points where it is empty, by their names.
+    """Returns the files of a group's options, or for an empty `group` of the entry points, by name.
 
-    A file with a name such as `_data.yaml` is no option: options build on it.
+    A file with a name such as `_data.yaml` is no option; options build on it.
     """
     found: dict[str, Path] = {}
     for folder in _local():
@@ -123,38 +123,38 @@ def option_files(group: str) -> list[Path]:
 
 
 def option_file(group: str, name: str) -> Path | None:
-    """The file of an option; None where there is none."""
+    """Returns the file of an option; None if there is no such option."""
     files = (folder / group / f"{name}.yaml" for folder in _local())
     return next((file for file in files if file.is_file()), None)
 
 
 def built_on(group: str, entry: str) -> tuple[str, str]:
-    """The group and the name of the file that an entry of a defaults list names, such as `/_data` or `dolly`.
+    """Returns the group and the name of the file that an entry of a defaults list names.
 
     Args:
-        group: of the file with the list; empty for an entry point.
-        entry: an absolute or relative name, and not `_self_`.
+        group: the group of the file with the defaults list; empty for an entry point.
+        entry: an absolute or relative name, such as `/_data` or `dolly`, and not `_self_`.
     """
     path = PurePosixPath("/", group, entry)
     return str(path.parent).strip("/"), path.name
 
 
 def group_names() -> list[str]:
-    """The groups of options, but Hydra's own."""
+    """Returns the groups of options, without Hydra's own groups."""
     files = {str(file.parent.relative_to(folder)) for folder in _local() for file in folder.rglob("*.yaml")}
     return sorted(name for name in files - {"."} if not name.startswith("hydra"))
 
 
 def sweep_names() -> list[str]:
-    """The sweeps that a name alone finds: those in `sweeps/` of the working folder, and those of amid."""
+    """Returns the sweeps that a name finds: sweeps in the working folder's `sweeps/`, and amid's sweeps."""
     return sorted({file.stem for folder in (Path(SWEEPS.name), SWEEPS) for file in folder.glob("*.yaml")})
 
 
 def sweep_file(name: str) -> Path:
-    """The file of a sweep, by its path or its name; one of the user's own goes before one of amid.
+    """Returns the file of a sweep, by its path or its name; a file of the user goes before a file of amid.
 
     Raises:
-        InputError: if there is none, or it has the name of an entry point.
+        InputError: if there is no such file, or it has the name of an entry point.
     """
     if "/" in name or name.endswith((".yaml", ".yml")):
         paths = [Path(name), Path(f"{name}.yaml"), Path(SWEEPS.name, name)]
@@ -170,14 +170,14 @@ def sweep_file(name: str) -> Path:
 
 
 def _own() -> list[str]:
-    """The user's folders, as Hydra writes them."""
+    """Returns the user's folders, as Hydra writes them."""
     here = Path(OWN).absolute()
     own = here.is_dir() and here.resolve() != CONF.resolve()
     return list(dict.fromkeys([*_given, *([f"file://{here}"] if own else [])]))
 
 
 def _local() -> list[Path]:
-    """The folders that are searched, those of amid first."""
+    """Returns the folders on disk that are searched, amid's own folder first."""
     folders = [CONF]
     for entry in _own():
         scheme, _, place = entry.partition("://")
@@ -188,7 +188,7 @@ def _local() -> list[Path]:
 
 
 def _of_package(name: str) -> Path | None:
-    """The folder of a package; None where there is none of this name."""
+    """Returns the folder of a package; None if there is no package of this name."""
     try:
         spec = importlib.util.find_spec(name.replace("/", "."))
     except (ImportError, ValueError):
@@ -197,7 +197,7 @@ def _of_package(name: str) -> Path | None:
 
 
 def _entry(value: str, said: str) -> str:
-    """A folder as Hydra writes it, with its whole path."""
+    """Returns a folder as Hydra writes it, with its absolute path."""
     scheme, _, place = value.partition("://") if "://" in value else ("file", "", value)
     if scheme == "pkg":
         found = _of_package(place) is not None
@@ -210,10 +210,10 @@ def _entry(value: str, said: str) -> str:
 
 
 def _listed(override: str) -> list[str]:
-    """The folders in `hydra.searchpath=[A,B]`.
+    """Returns the folders in `hydra.searchpath=[A,B]`.
 
     Raises:
-        InputError: if it is no list of them.
+        InputError: if the value is no list of folders.
     """
     try:
         value: Any = OverridesParser.create().parse_override(override).value()

@@ -1,4 +1,4 @@
-"""The identity of a run: the hash of its configuration, and what differs between two of them."""
+"""The identity of a run: the hash of its configuration, and the differences between two configurations."""
 
 import copy
 import hashlib
@@ -16,18 +16,21 @@ from amid.config.secrets import without_secrets
 from amid.files import checksum, key_of
 
 _WAYS_TO_COMPUTE = {"objective": ("fused", "compiled")}
-"""Keys that change no result, and yet tell runs apart: they are timed against each other."""
+"""Keys that change no result and still separate runs: their values are timed against each other."""
 
 
 def config_hash(cfg: Mapping[str, Any]) -> str:
-    """A hash of what decides a run's result: its configuration, without the places that it writes to, and
-    the content of the data files and local models that it names."""
+    """Returns a hash of everything that decides a run's result.
+
+    The hash covers the configuration without the places that the run writes to, and the content of the data
+    files and local models that it names.
+    """
     text = json.dumps([_decisive(cfg), contents_of(cfg)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def setting_hash(cfg: DictConfig, directory: Path) -> str:
-    """A hash of the settings of a run that decide its result, but for the seed; `directory` is its folder."""
+    """Returns a hash of the settings, without the seed, that decide the result of the run in `directory`."""
     other = copy.deepcopy(cfg)
     other.seed = 0
     text = json.dumps(_decisive(as_dict(other)), sort_keys=True, default=str)
@@ -35,14 +38,14 @@ def setting_hash(cfg: DictConfig, directory: Path) -> str:
 
 
 def contents_of(cfg: Mapping[str, Any]) -> dict[str, str]:
-    """A hash of the content of each data file and local model that a configuration names, by its path."""
+    """Returns a hash of the content of each data file and local model that a configuration names, by path."""
     return {path: _content_hash(Path(path)) for path in sorted(set(_local_paths(cfg)))}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two configurations that has a part in their hash: `optimizer.lr was 0.1, is 0.2`.
+    """Returns the differences between two configurations in the settings that their hashes cover.
 
-    A value that another setting refers to is named once.
+    A difference reads `optimizer.lr was 0.1, is 0.2`. A value that another setting refers to is named once.
     """
     old, new = (dict(_leaves(_decisive(cfg))) for cfg in (before, now))
     pairs = {
@@ -61,7 +64,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The settings of nested mappings by their names in dots, with their values."""
+    """Returns the settings of nested mappings: their dotted names, with their values."""
     for key, child in node.items():
         if isinstance(child, Mapping) and child:
             yield from _leaves(child, f"{prefix}{key}.")
@@ -70,17 +73,17 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _decisive(cfg: Mapping[str, Any]) -> Any:
-    """`cfg` without what has no effect on a run's result."""
+    """Returns `cfg` without the settings that have no effect on a run's result."""
     per_micro_batch = (cfg.get("data") or {}).get("mean") == "micro_batch"
     counts = ("micro_batch_size",) if per_micro_batch else ()
     what = _effective({key: value for key, value in cfg.items() if key not in PLACES}, counts)
-    if (what.get("data") or {}).get("special_tokens") == "text":  # changes nothing where rows have none
+    if (what.get("data") or {}).get("special_tokens") == "text":  # no effect if no row has special tokens
         del what["data"]["special_tokens"]
     return without_secrets(what)
 
 
 def _effective(node: Any, counts: Collection[str], name: str = "") -> Any:
-    """`node` without the keys that have no effect on a result; those of `counts` have one."""
+    """Returns `node` without the keys that have no effect on a result; keys in `counts` have an effect."""
     if not isinstance(node, Mapping):
         return node
     idle = {*LIMITS.get(name, ()), *_WAYS_TO_COMPUTE.get(name, ())}.difference(counts)
@@ -88,7 +91,7 @@ def _effective(node: Any, counts: Collection[str], name: str = "") -> Any:
 
 
 def _local_paths(cfg: Mapping[str, Any]) -> Iterator[str]:
-    """The data files and local models that `cfg` names."""
+    """Yields the data files and local models that `cfg` names."""
     data, model = cfg.get("data") or {}, cfg.get("model") or {}
     sources = [
         data.get("train"),
@@ -105,6 +108,9 @@ def _local_paths(cfg: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _content_hash(path: Path) -> str:
-    """That of a file, or of those in a folder that can decide what a model does, not of what describes it."""
+    """Returns the hash of a file, or of a folder's files that can change what a model computes.
+
+    Files that only describe the model are left out.
+    """
     files = [path] if path.is_file() else [p for p in path.glob("[!.]*") if p.is_file() and p.suffix != ".md"]
     return key_of({file.name: checksum(file) for file in files})

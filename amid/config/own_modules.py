@@ -1,4 +1,4 @@
-"""Modules of the user's own, which a `_target_` names."""
+"""Imports the user's own modules, which a `_target_` names."""
 
 import sys
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ class _WorkingFolder:
     def find_spec(
         name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Of a module that no other finder has; those within a package are found by its own path."""
+        """Returns the spec of a module that no other finder has; a package finds its own submodules."""
         found = PathFinder.find_spec(name, [""], target) if path is None else None
         return found if found is not None and found.origin is not None else None
 
 
 def search_working_folder() -> None:
-    """Lets imports find what stands in the working folder, after everything that is installed."""
+    """Lets imports find modules in the working folder, after all installed modules."""
     if _WorkingFolder not in sys.meta_path:
         sys.meta_path.append(_WorkingFolder)

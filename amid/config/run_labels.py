@@ -1,4 +1,4 @@
-"""What tables call a run: by the options chosen, and by what is instantiated where that is another class."""
+"""The labels of a run in tables: the chosen options, or the class that takes the place of an option's."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from amid.config.run_names import LABELS, further_settings
 from amid.results import Label
 
 OWN = ("objective", "schedule", "text", "optimizer", "scheduler", "generation")
-"""Groups that label a run where another class than that of the chosen option takes its place."""
+"""Groups that label a run if another class takes the place of the chosen option's class."""
 
 NONE = "none"
 
@@ -25,17 +25,16 @@ def labels_of(
 ) -> dict[str, Label]:
     """Returns the labels of a training run, except the numbers of its objective.
 
-    `method`, `model` and `data` are the chosen options. `divergence` and `assistant` are those that the
-    objective gets; they and the groups `OWN` are called as the option, or as the class or function that a
-    `_target_` puts in place of the option's. `settings` is what else the overrides say. `configuration` is a
-    hash of all settings but the seed, by which runs of equal labels and unlike files of settings are told
-    apart.
+    `method`, `model` and `data` are the chosen options. `divergence` and `assistant` are the ones that the
+    objective gets. These two and the groups in `OWN` have the name of the option, or of the class or function
+    that a `_target_` puts in its place. `settings` holds the remaining overrides. `configuration` is a hash
+    of all settings without the seed. It separates runs with equal labels and different settings files.
 
     Args:
-        cfg: of the run.
-        choices: the option chosen of each group.
-        overrides: of the run.
-        directory: of the run, which is no part of its settings.
+        cfg: the configuration of the run.
+        choices: the chosen option of each group.
+        overrides: the overrides of the run.
+        directory: the folder of the run, which is not part of its settings.
     """
     settings = as_dict(copy.deepcopy(cfg))
     labels: dict[str, Label] = {name: choices.get(name) for name in LABELS}
@@ -52,7 +51,7 @@ def labels_of(
 
 
 def _name(group: str, choice: Any, node: Any, overrides: Sequence[str]) -> str:
-    """How a node of a group is called: by its option, if it is of that class, or by its own class."""
+    """Returns the label of a group's node: its option if the node has that option's class, else its class."""
     target = node.get("_target_") if isinstance(node, Mapping) else None
     if target is None:
         return NONE
@@ -69,7 +68,7 @@ def _name(group: str, choice: Any, node: Any, overrides: Sequence[str]) -> str:
 
 
 def _target(file: Path) -> str | None:
-    """The class that an option names, or the option that it builds on."""
+    """Returns the class that an option, or the option that it builds on, names."""
     content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     bases = [entry for entry in content.get("defaults", []) if isinstance(entry, str) and entry != "_self_"]
     inherited = [_target(file.with_name(f"{base}.yaml")) for base in bases]

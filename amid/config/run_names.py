@@ -1,4 +1,4 @@
-"""The names of runs: their folders, and what tables say of their settings."""
+"""The names of runs: the names of their folders, and their settings as tables show them."""
 
 import contextlib
 import functools
@@ -14,19 +14,19 @@ from amid.config.secrets import hide
 from amid.errors import shortened
 
 LABELS = ("method", "model", "data", "divergence", "assistant")
-"""The groups whose choices name a run in a table."""
+"""The groups that name a run in a table by its choices."""
 
 LONGEST_NAME = 100
 """Characters of a run's folder name; a longer one is cut, and ends in a hash."""
 
 LONGEST_SETTINGS = 1000
-"""Characters of the settings that a table names; of longer ones the middle is left out."""
+"""The most characters of a run's settings in a table; longer text loses its middle."""
 
 HYDRA_FOLDER = ".hydra"
 """The folder in a run's folder with the overrides that began it."""
 
 WITH_THE_REST = "*"
-"""The argument of `run_name` in `conf/` after which a name has what all runs share, too."""
+"""An argument of `run_name` in `conf/`: with it, a name ends with the overrides that all runs share."""
 
 PLACES = ("output_dir", "prepared_dir", "logger", "threads", "teacher", "trust_run")
 """Root keys that say where and how fast a run goes, not what it learns."""
@@ -39,23 +39,23 @@ LIMITS = {
     "sft": ("micro_batch_size", "tokens_per_batch"),
     "checkpoint": ("every_n_steps", "every_minutes", "requeue"),
 }
-"""Keys of further nodes of which the same is true."""
+"""Keys, by node, that also say where and how fast a run goes, not what it learns."""
 
 _SHORTENED = ("assistant.", "objective.")
-"""What names leave out at the beginning of a setting."""
+"""Prefixes of settings that names leave out."""
 
 
 @dataclass(frozen=True)
 class Naming:
-    """How the folders of the runs of one command are named.
+    """Names the folders of the runs of one command.
 
-    A run whose overrides began a run in `output_dir` has the folder of that run. Another one is named by its
-    overrides: what varies between the runs comes first, sorted, and what all share is left out.
+    If a run with the same overrides was begun in `output_dir`, a run has the folder of that earlier run. Else
+    its overrides name it: the settings that vary come first, sorted, and what all runs share is left out.
 
     Args:
-        output_dir: in which the folders lie.
-        varying: the settings that vary between the runs; none for a single run, which all overrides name.
-        rest: whether what all runs share is in the names, too, after what varies.
+        output_dir: the folder that holds the folders of the runs.
+        varying: the settings that vary between the runs. A single run has none: all overrides name it.
+        rest: whether the names also hold what all runs share, after the settings that vary.
     """
 
     output_dir: Path
@@ -64,10 +64,10 @@ class Naming:
 
     @classmethod
     def of(cls, runs: Sequence[Sequence[str]], output_dir: Path) -> "Naming":
-        """The naming of runs, given by their overrides.
+        """Returns the naming of runs, given by their overrides.
 
-        What all share is in the names where a name without it is that of another run in `output_dir`, as of
-        an earlier command with another method.
+        The names hold what all runs share only if a name without it belongs to another run in `output_dir`,
+        such as a run of an earlier command with another method.
         """
         of_runs = [_telling(overrides) for overrides in runs]
         settings = {_key(override) for overrides in of_runs for override in overrides}
@@ -80,20 +80,22 @@ class Naming:
 
     @classmethod
     def of_chosen(cls, varying: Sequence[str], shared: Sequence[str], output_dir: Path) -> "Naming":
-        """The naming of runs whose values of the settings `varying` are not known yet, as a sweeper chooses
-        them, and which share the overrides `shared`."""
+        """Returns the naming of runs for which a sweeper will choose the values of the settings `varying`.
+
+        The runs share the overrides `shared`.
+        """
         of_all = set(_telling(shared))
         others = any(not of_all <= overrides for overrides in _begun(output_dir).values())
         return cls(output_dir, tuple(sorted(varying)), rest=others)
 
     @property
     def resolver(self) -> str:
-        """The value of `hydra.sweep.subdir` that names runs so."""
+        """The value of `hydra.sweep.subdir` with which Hydra names the folders in this way."""
         rest = [WITH_THE_REST] if self.rest and self.varying else []
         return f"${{run_name:{','.join(['${output_dir}', *self.varying, *rest])}}}"
 
     def name(self, overrides: Sequence[str]) -> str:
-        """The name of the folder of the run with these overrides."""
+        """Returns the name of the folder of the run with these overrides."""
         telling = set(_telling(overrides))
         name = run_name(overrides, self.varying, self.rest or not self.varying)
         begun = [folder for folder, of in _begun(self.output_dir).items() if of == telling]
@@ -101,14 +103,14 @@ class Naming:
 
 
 def run_name(overrides: Sequence[str], varying: Collection[str] = (), rest: bool | None = None) -> str:
-    """A short folder name for a run, from its overrides: `alpha=-5,seed=2`; `default` if there are none.
+    """Returns a short folder name from a run's overrides, such as `alpha=-5,seed=2`; `default` without any.
 
-    A name that loses characters of them, or is cut, ends in a hash of them.
+    A name that loses characters of the overrides, or is cut, ends in a hash of the overrides.
 
     Args:
-        overrides: of the run; what changes no result is left out.
+        overrides: the overrides of the run; the name leaves out overrides that change no result.
         varying: the settings that come first.
-        rest: whether the others follow; None: where none comes first.
+        rest: whether the other settings follow. None means that they follow only if `varying` is empty.
     """
     rest = not varying if rest is None else rest
     first = sorted(_shown(o) for o in _telling(overrides) if _key(o) in varying)
@@ -119,13 +121,13 @@ def run_name(overrides: Sequence[str], varying: Collection[str] = (), rest: bool
         begin = name
         if len(name) > LONGEST_NAME - 9:
             begin = name[: LONGEST_NAME - 9]
-            begin = begin.rpartition(",")[0] or begin  # between two settings
+            begin = begin.rpartition(",")[0] or begin  # cut between two settings
         name = f"{begin}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
     return name
 
 
 def further_settings(overrides: Sequence[str]) -> str | None:
-    """What the overrides set besides the seed and what a table has columns for; None for nothing."""
+    """Returns the overrides, except for the seed and settings with a column in tables; None without any."""
     columns = (*LABELS, "assistant.alpha", "assistant.lam", "objective.order", "seed", "run")
     further = [o.lstrip("+") for o in _telling(overrides) if o.split("=")[0] not in columns]
     said = hide(",".join(sorted(further, key=_key)))
@@ -137,7 +139,7 @@ def _key(override: str) -> str:
 
 
 def _shown(override: str) -> str:
-    """An override as a name has it, without quotes around its value."""
+    """Returns an override as a name shows it, without quotes around its value."""
     key, equals, value = override.lstrip("+~").partition("=")
     quoted = re.fullmatch(r"(['\"])([^'\"]*)\1", value)
     for prefix in _SHORTENED:
@@ -146,9 +148,9 @@ def _shown(override: str) -> str:
 
 
 def _telling(overrides: Sequence[str]) -> list[str]:
-    """The overrides that say what a run is, not where it goes and with how much memory.
+    """Returns the overrides that say what a run learns, not where it writes or how much memory it uses.
 
-    So a run that ran out of memory goes on with other limits.
+    So a run that ran out of memory can resume with other limits.
     """
     per_micro_batch = "data.mean=micro_batch" in overrides
     telling = []
@@ -163,7 +165,7 @@ def _telling(overrides: Sequence[str]) -> list[str]:
 
 
 def _begun(output_dir: Path) -> dict[str, set[str]]:
-    """What tells the runs that were begun in `output_dir`, by their folders."""
+    """Returns the overrides (`_telling`) of the runs that were begun in `output_dir`, by folder name."""
     begun = {}
     for file in sorted(output_dir.glob(f"*/{HYDRA_FOLDER}/overrides.yaml")):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What is read back of a run's settings: its folder is data, and none of it runs as code."""
+"""Reads back a run's settings. The run's folder is data: nothing in it runs as code."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,25 +22,25 @@ REMEDY = "put the file back from a copy, or delete the folder and run again"
 Settings = dict[str, Any]
 
 _NAMED = ("test", "metrics", "logger")
-"""Nodes whose keys are names that the user chooses."""
+"""Nodes in which the user chooses the keys."""
 
 _LOADS_CODE = {
     *("auto_map", "attn_implementation", "_attn_implementation", "experts_implementation"),
     *("_experts_implementation", "_attn_implementation_internal", "_experts_implementation_internal"),
     *("quantization_config", "compression_config", "transformers_weights", "custom_generate"),
 }
-"""Fields of a model's or tokenizer's JSON file by which transformers would run code from elsewhere."""
+"""Fields of a model's or tokenizer's JSON file that make transformers run code from elsewhere."""
 
 
 class Hashed(Record):
-    """What was hashed besides the settings: models as they were given, and the contents of files."""
+    """The hashed values besides the settings: models as the user named them, and the contents of files."""
 
     model: Settings
     contents: dict[str, str]
 
 
 class StoredConfig(Record):
-    """What config.yaml of a run holds."""
+    """The content of a run's config.yaml."""
 
     hash: str | None = None
     config: Settings
@@ -48,7 +48,7 @@ class StoredConfig(Record):
 
 
 def write_settings(content: Mapping[str, Any], directory: Path, key: str) -> None:
-    """Writes `directory`/config.yaml, whole or not at all: the content of a `StoredConfig` with its hash."""
+    """Writes `directory`/config.yaml, whole or not at all: a `StoredConfig` with its hash."""
     from omegaconf import OmegaConf  # not needed to read it
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -58,16 +58,16 @@ def write_settings(content: Mapping[str, Any], directory: Path, key: str) -> Non
 
 
 def read_config(directory: Path, remedy: str = REMEDY) -> StoredConfig | None:
-    """What config.yaml of the run in `directory` holds; None where it has none.
+    """Reads config.yaml of the run in `directory`; returns None if there is none.
 
     Raises:
-        Damaged: if it is not what a run wrote.
+        Damaged: if the file is not what a run wrote.
     """
     return read_record(directory / CONFIG_FILE, StoredConfig, remedy)
 
 
 def recorded_hash(directory: Path) -> str | None:
-    """The hash of the configuration that was begun in `directory`; None where none was.
+    """Returns the hash of the configuration of the run that was begun in `directory`; None without a run.
 
     Raises:
         Damaged: if config.yaml is not what a run wrote.
@@ -77,7 +77,7 @@ def recorded_hash(directory: Path) -> str | None:
 
 
 def read_settings(directory: Path, remedy: str = REMEDY) -> Settings | None:
-    """The settings of the run in `directory`, as plain values; None where it has no config.yaml.
+    """Returns the settings of the run in `directory` as plain values; None if it has no config.yaml.
 
     Raises:
         Damaged: if config.yaml is not what a run wrote.
@@ -88,12 +88,12 @@ def read_settings(directory: Path, remedy: str = REMEDY) -> Settings | None:
 
 @dataclass(frozen=True)
 class Stored:
-    """Settings that were read from the folder of a run, to be instantiated as what amid ships.
+    """Settings from a run's folder, which may instantiate only what amid ships.
 
     Args:
-        directory: of the run.
-        trusted: whether the user said that code which the folder names may run.
-        flag: how the user says so.
+        directory: the folder of the run.
+        trusted: whether the user allowed the code that the folder names to run.
+        flag: the option by which the user allows it.
     """
 
     directory: Path
@@ -101,7 +101,7 @@ class Stored:
     flag: str
 
     def check(self, settings: Any, *at: str) -> None:
-        """Checks a node of the settings, whose keys are `at`.
+        """Checks the node of the settings with the keys `at`.
 
         A `_target_` must be one that conf/ has at the same place, with its `_partial_`, unless the folder is
         trusted. `_args_` and other directives, interpolations, fields of a format string besides its own, and
@@ -151,7 +151,7 @@ def _check_text(text: str, keys: tuple[str, ...], where: str) -> None:
         try:
             fields = [part[1:] for part in Formatter().parse(text) if part[1] is not None]
         except ValueError:
-            return  # which the template itself says
+            return  # the template itself refuses it
         if any(name not in ("instruction", "input") or spec or convert for name, spec, convert in fields):
             raise InputError(f"{where}={text!r} has other fields than {{instruction}} and {{input}}")
     elif _place(keys) in ("train", "valid", "plain_text", "test.*"):
@@ -162,8 +162,10 @@ def _check_text(text: str, keys: tuple[str, ...], where: str) -> None:
 
 @cache
 def shipped() -> Mapping[str, frozenset[tuple[str, bool]]]:
-    """What conf/ instantiates, by its place (`_place`): the names of classes and functions, and whether they
-    are left to be called later."""
+    """Returns the classes and functions that conf/ instantiates, by their place (`_place`).
+
+    Each comes with its name and whether it is called later (`_partial_`).
+    """
     from amid.config.folders import CONF
 
     found: dict[str, set[tuple[str, bool]]] = {}
@@ -182,18 +184,18 @@ def shipped() -> Mapping[str, frozenset[tuple[str, bool]]]:
 
 
 def _place(keys: Sequence[str]) -> str:
-    """What a node is for: the last of its keys, and below `_NAMED` that of the node it has a name in."""
+    """Returns the place of a node: its last key, or `PARENT.*` for a key that the user chose (`_NAMED`)."""
     parent = keys[-2] if len(keys) > 1 else ""
     return f"{parent}.*" if parent in _NAMED else keys[-1] if keys else ""
 
 
 def stored_student(directory: Path, result: RunResult) -> Path:
-    """The folder of a finished run's student, whose files are those that the run wrote.
+    """Returns the folder of a finished run's student, after a check that the run wrote its files.
 
-    It holds weights in safetensors, within itself, and nothing by which transformers would run code.
+    The folder itself holds weights in safetensors, and nothing that makes transformers run code.
 
     Raises:
-        InputError: if there is none, a file is not what the run wrote, or the folder holds something else.
+        InputError: if there is no student, a file is not what the run wrote, or the folder holds other files.
     """
     folder, remedy = directory / BEST, "put the file back from a copy, or train the student again"
     check_student(directory, result, remedy)
@@ -231,11 +233,11 @@ def stored_student(directory: Path, result: RunResult) -> Path:
 
 
 _LEAST_OF_A_LAYER = 100
-"""Bytes at least that the weights of a layer take, with their names."""
+"""The fewest bytes that the weights of a layer take, with their names."""
 
 
 def _is_deeper_than_weights(keys: Sequence[str], value: Any, weights: Sequence[Path]) -> bool:
-    """Whether a field of a model's configuration says more layers than can be in the files of its weights."""
+    """Returns whether a field of a model's configuration claims more layers than its weights can hold."""
     layers = bool(keys) and keys[-1].startswith(("num_", "n_")) and keys[-1].endswith(("_layers", "_layer"))
     return (
         layers and type(value) is int and value * _LEAST_OF_A_LAYER > sum(f.stat().st_size for f in weights)

@@ -1,4 +1,4 @@
-"""Secrets: what counts as one, in settings and in text, and how it is kept out of all that is written."""
+"""Secrets: finds them in settings and in text, and keeps them out of everything that amid writes."""
 
 import functools
 import os
@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from amid.errors import InputError
 
 HIDDEN = "hidden"
-"""What stands in the place of a secret."""
+"""The text that replaces a secret."""
 
 SHORTEST = 8
-"""Characters of the shortest value that is looked for in text: shorter ones are in any text."""
+"""Characters of the shortest secret that is looked for in text: shorter values occur in any text."""
 
 _WORDS = {"password", "passwd", "passphrase", "passcode", "secret", "secrets", "credential", "credentials"}
 _LAST_WORDS = {"pass", "pw", "token", "apikey", "auth", "authorization", "bearer", "cookie"}
@@ -33,7 +33,7 @@ _TOKENS_OF_TEXT |= {
     "last",
     "first",
 }
-"""What a tokenizer calls its special tokens, which are no secrets."""
+"""A tokenizer's names for its special tokens, which are no secrets."""
 
 _IN_ADDRESS = re.compile(r"(?<=://)[^/@\s'\"]+@")
 _IN_QUERY = re.compile(r"(?<=[?&])([^=&\s]+)=([^&\s'\"]+)")
@@ -49,7 +49,7 @@ _NAMES = {"wandb": "WANDB_API_KEY", "hf": "HF_TOKEN", "hub": "HF_TOKEN", "huggin
 """Environment variables that a library reads by itself, by a word of the setting."""
 
 _OF_HYDRA = ("hydra.overrides.", "hydra.runtime.", "hydra.job.name", "hydra.job.override_dirname")
-"""What Hydra adds, in which the overrides and folders stand once more."""
+"""Keys that Hydra adds; they repeat the overrides and folders."""
 
 _known: set[str] = set()
 """The values of secrets in the configurations of this process."""
@@ -57,7 +57,7 @@ _known: set[str] = set()
 
 @functools.lru_cache(maxsize=10_000)
 def is_secret(key: str) -> bool:
-    """Whether a setting of this name, such as `api_key` or `dbPassword`, holds a secret."""
+    """Returns whether a setting of this name, such as `api_key` or `dbPassword`, holds a secret."""
     last = re.split(r"[./@]", key)[-1]
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", last).lower().replace("-", "_").split("_")
     words = [word for word in words if word]
@@ -67,16 +67,16 @@ def is_secret(key: str) -> bool:
     return (
         bool(_WORDS & set(words))
         or (words[-1] in _LAST_WORDS and before not in _TOKENS_OF_TEXT)
-        or (words[-1] == "pwd" and before != "")  # PWD alone is the working folder
+        or (words[-1] == "pwd" and before != "")  # the variable PWD is the working folder
         or (words[-1] in ("key", "keys") and before in _KINDS_OF_KEY)
         or words[-1].removesuffix("s").endswith(("apikey", "accesskey", "secretkey", "authtoken"))
     )
 
 
 def without_secrets(node: Any) -> Any:
-    """`node` with the values of secrets hidden: by the names of settings, and by what text looks like.
+    """Returns `node` with secrets hidden; it finds them by the names of settings and by the look of text.
 
-    What refers to something else, such as `${oc.env:NAME}`, stays.
+    References such as `${oc.env:NAME}` stay.
     """
     if isinstance(node, Mapping):
         return {
@@ -89,8 +89,11 @@ def without_secrets(node: Any) -> Any:
 
 
 def hide(text: str) -> str:
-    """`text` without secrets: values of settings with such names, parts of addresses, tokens of known shapes,
-    and the secrets of this process's configurations and environment."""
+    """Returns `text` without secrets.
+
+    It hides values of settings with a secret's name, secrets in addresses, tokens of known shapes, and the
+    secrets of this process's configurations and environment.
+    """
     text = _IN_ADDRESS.sub("", text)
     text = _IN_QUERY.sub(lambda m: f"{m[1]}={HIDDEN}" if _in_query(m[1]) else m[0], text)
     text = _SHAPES.sub(HIDDEN, text)
@@ -103,14 +106,14 @@ def hide(text: str) -> str:
 
 
 def remember(cfg: Mapping[str, Any]) -> None:
-    """Has `hide` find the values of secrets in a resolved configuration in whatever text they come."""
+    """Makes `hide` find the secrets of a resolved configuration in any text."""
     for name, child in _leaves(cfg, ""):
         if is_secret(name) and isinstance(child, str) and len(child) >= SHORTEST and child != HIDDEN:
             _known.add(child)
 
 
 def check_overrides_for_secrets(overrides: Sequence[Override]) -> None:
-    """Refuses KEY=VALUE with a secret: it would be in names of folders, files and the shell's history.
+    """Refuses KEY=VALUE with a secret: it would show in folder names, files and the shell's history.
 
     Raises:
         InputError: naming the setting, not the value.
@@ -149,7 +152,7 @@ def _refuse_in(key: str, value: Any) -> None:
 
 
 def _hidden_by_value(text: str) -> bool:
-    """Whether text looks like a secret, or has one in it, whatever its setting is called."""
+    """Returns whether text looks like a secret or contains one, whatever the name of its setting."""
     text = re.sub(r"\$\{[^{}]*\}", "", text)
     address = _IN_ADDRESS.search(text)
     if address and address.group() not in ("git@", ":@"):
@@ -163,7 +166,7 @@ def _in_query(name: str) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether the value of a secret's setting is the secret: no reference, path, switch or small number."""
+    """Returns whether a secret's setting holds the secret, not a reference, path, flag or small number."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return False
     if not isinstance(value, str):
@@ -173,18 +176,18 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_path(value: str) -> bool:
-    """Whether a value is that of a file with the secret."""
+    """Returns whether a value is the path of a file with the secret."""
     return os.sep in value and len(value) < 1000 and os.path.exists(os.path.expanduser(value))
 
 
 def _of_environment() -> list[str]:
-    """The values of secrets in the environment."""
+    """Returns the values of secrets in the environment."""
     values = [os.environ[name] for name in os.environ if is_secret(name)]
     return [value for value in values if len(value) >= SHORTEST and not _is_path(value)]
 
 
 def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """The values in nested mappings and lists, with their names in dots."""
+    """Yields the values in nested mappings and lists, with their dotted names."""
     if isinstance(node, Mapping):
         for name, child in node.items():
             yield from _leaves(child, f"{key}.{name}" if key else str(name))

@@ -1,4 +1,4 @@
-"""Sweeps: the runs that a file of `sweeps/` asks for, at one of its scales."""
+"""Sweeps: the runs that a file in `sweeps/` defines, at one of its scales."""
 
 import copy
 import functools
@@ -33,31 +33,31 @@ from amid.results import RESULT_FILE
 from amid.settings import SweepFile, sweep_of
 
 SMALL = "small"
-"""The scale where none is said; the other ones write to folders of their own."""
+"""The default scale; the other scales write to folders of their own."""
 
 SAID_BY_BASELINES = ("assistant", "divergence", "objective", "method", "schedule", "text")
-"""The groups that make a method: of these a baseline has its own, and gets none of the grid."""
+"""The groups that make a method: a baseline makes its own choices in them and gets none from the grid."""
 
 UNTRAINED = {"method=teacher", "method=start"}
-"""What baselines choose that score a model as it is."""
+"""The choices of baselines that score a model without training it."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Several runs: those of a sweep file at one scale, or of a command line."""
+    """The runs of a sweep file at one scale, or of a command line."""
 
     name: str
-    """Of the primary configuration."""
+    """The name of the primary configuration."""
     output_dir: Path
     jobs: list[list[str]]
     """The overrides of each multirun: the grid, then each baseline; KEY=A,B runs each."""
     folder: Path = CONF
-    """That the primary configuration lies in."""
+    """The folder of the primary configuration."""
     searches: bool = False
-    """Whether a sweeper chooses the runs by the scores of earlier ones, so that none is known before."""
+    """Whether a sweeper chooses runs by the scores of earlier runs, so that no run is known in advance."""
 
     def runs(self) -> "list[PlannedRun]":
-        """Every run, in the order in which they are started; of the same run said twice, the first."""
+        """Returns every run in starting order; a run that is listed twice comes once, at its first place."""
         return self._runs
 
     @functools.cached_property
@@ -73,7 +73,7 @@ class Sweep:
 
     @functools.cached_property
     def naming(self) -> Naming:
-        """How the folders of its runs are named."""
+        """The naming of the folders of its runs."""
         if self.searches:
             overrides = [override for job in self.jobs for override in parsed_overrides(job)]
             varying = [o.key_or_group for o in overrides if o.is_sweep_override()]
@@ -83,12 +83,12 @@ class Sweep:
 
     @property
     def subdir(self) -> str:
-        """The override with which Hydra names the folders of the runs so."""
+        """The override that makes Hydra name the folders of the runs by `naming`."""
         return f"hydra.sweep.subdir='{self.naming.resolver}'"
 
     @property
     def in_short(self) -> str:
-        """How many runs there are: `10 runs, 6 of the grid and 4 baselines`."""
+        """The numbers of runs in words: `10 runs, 6 of the grid and 4 baselines`."""
         if self.searches:
             return "runs that its sweeper chooses"
         runs, grid = len(self.runs()), len(replace(self, jobs=self.jobs[:1]).runs())
@@ -96,11 +96,12 @@ class Sweep:
         return f"{runs} run{'s' * (runs > 1)}" + (baselines if runs > grid else "")
 
     def configs(self) -> "Iterator[tuple[PlannedRun, DictConfig]]":
-        """Every run with its configuration, as it will be run; composed once for all that differ in values
-        of settings alone.
+        """Yields every run with the configuration that it will have.
+
+        Hydra composes once for all runs that differ only in the values of settings.
 
         Raises:
-            InputError: naming the run, for what Hydra refuses.
+            InputError: naming a run that Hydra refuses.
         """
         register_resolvers()
         composed: dict[tuple[str, ...], DictConfig] = {}
@@ -120,14 +121,14 @@ class Sweep:
             HydraConfig.instance().cfg = before
 
     def in_words(self, number: int) -> str:
-        """Which of the runs, counted from 0, one is, and what it has of its own: `run 2 of 6 (seed=2)`."""
+        """Returns the place of a run, given from 0, and its own overrides: `run 2 of 6 (seed=2)`."""
         runs = self.runs()
         of_all = set.intersection(*(set(run.overrides) for run in runs))
         own = " ".join(override for override in runs[number].overrides if override not in of_all)
         return f"run {number + 1} of {len(runs)}" + (f" ({own})" if own else "")
 
     def _config(self, run: "PlannedRun", composed: dict[tuple[str, ...], DictConfig]) -> DictConfig:
-        """The configuration of a run, from that of its choices alone, which is kept in `composed`."""
+        """Returns the configuration of a run; `composed` caches the configuration of its choices alone."""
         overrides = parsed_overrides(run.overrides)
         values = [override for override in overrides if _only_sets_a_value(override)]
         choices = tuple(o.input_line or "" for o in overrides if o not in values)
@@ -149,7 +150,7 @@ class Sweep:
         return " ".join(str(error).split())
 
     def launch_arguments(self) -> Iterator[list[str]]:
-        """The command line of each multirun, as Hydra reads it."""
+        """Returns the command line of each multirun, as Hydra reads it."""
         for job in self.jobs:
             yield [
                 *("--config-dir", str(self.folder), "--config-name", self.name),
@@ -159,20 +160,20 @@ class Sweep:
 
 
 def _multiplied(job: Sequence[str]) -> list[list[str]]:
-    """The overrides of each run of a multirun: every combination of the values of its overrides."""
+    """Returns the overrides of each run of a multirun: all combinations of the values of its overrides."""
     choices = {override.get_key_element(): values_of(override) for override in parsed_overrides(job)}
     return [list(overrides) for overrides in itertools.product(*choices.values())]
 
 
 def _only_sets_a_value(override: Override) -> bool:
-    """Whether an override gives a setting a value, and chooses no file of `conf/`."""
+    """Returns whether an override only sets a value, and chooses no file of `conf/`."""
     changes_keys = override.is_add() or override.is_force_add() or override.is_delete()
     of_hydra = override.key_or_group.startswith("hydra")
     return not (changes_keys or of_hydra or override.package or is_group(override.key_or_group))
 
 
 def _be_the_run(cfg: DictConfig, run: "PlannedRun", number: int) -> None:
-    """Gives interpolations in `cfg` what Hydra would say of the run, and takes Hydra's own part out."""
+    """Gives interpolations in `cfg` the values that Hydra has for the run, and removes Hydra's own part."""
     with read_write(cfg.hydra), open_dict(cfg.hydra):
         cfg.hydra.overrides.task = run.overrides
         cfg.hydra.runtime.output_dir = str(run.directory.absolute())
@@ -191,20 +192,20 @@ class PlannedRun:
 
     @property
     def finished(self) -> bool:
-        """Whether its result is there."""
+        """Whether the run's result exists."""
         return (self.directory / RESULT_FILE).exists()
 
 
 def title(name: str) -> str:
-    """What a sweep is, in a line: the first comment of its file."""
+    """Returns the description of a sweep in a line: the first comment of its file."""
     first, *_ = [*sweep_file(name).read_text(encoding="utf-8", errors="replace").splitlines(), ""]
     return first.lstrip("# ") if first.startswith("#") else ""
 
 
 def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) -> Sweep:
-    """The sweep of a file (`sweep_file`) at a scale, with further overrides for every run.
+    """Reads the sweep of a file (`sweep_file`) at a scale, with further overrides for every run.
 
-    Without a scale it is `SMALL`, or the sweep as it is where the file has no scales.
+    The default scale is `SMALL`; a file without scales is read as it is.
 
     A sweep file is a primary configuration with the keys `hydra.sweeper.params`, its grid; `baselines`, a
     list of further runs; `scales`, the overrides of each scale. Later overrides replace earlier
@@ -213,7 +214,7 @@ def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) ->
     trains nothing (`UNTRAINED`) has a single seed.
 
     Raises:
-        InputError: if there is no such sweep or scale, or its file is none of a sweep.
+        InputError: if there is no such sweep or scale, or the file is no sweep file.
     """
     path = sweep_file(name)
     search_also(path.parent)
@@ -241,7 +242,7 @@ def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) ->
 
 
 def _searches(file: SweepFile, job: Sequence[str]) -> bool:
-    """Whether the sweeper of a sweep's file, or of the overrides of its grid, is not Hydra's own."""
+    """Returns whether a sweep's file, or the overrides of its grid, set another sweeper than Hydra's own."""
     entries = [entry for entry in file.defaults if isinstance(entry, dict)]
     said = {str(key).split("/", 1)[-1]: name for entry in entries for key, name in entry.items()}
     chosen = {key.removeprefix("hydra/"): name for key, name in said.items()}
@@ -250,11 +251,11 @@ def _searches(file: SweepFile, job: Sequence[str]) -> bool:
 
 
 def _read(path: Path) -> tuple[SweepFile, dict[str, str]]:
-    """What the file of a sweep says of its runs, and its grid (`amid.settings.sweep_of`).
+    """Reads the settings of a sweep file and its grid (`amid.settings.sweep_of`).
 
     Raises:
-        InputError: if it is no YAML of a primary configuration that builds on `train`, or a key of it is
-            unknown or has a value of another shape.
+        InputError: if the file is no YAML of a primary configuration that builds on `train`, or one of its
+            keys is unknown or has a value of the wrong shape.
     """
     try:
         content: Any = OmegaConf.load(path)
@@ -271,16 +272,21 @@ def _read(path: Path) -> tuple[SweepFile, dict[str, str]]:
 
 
 def _reaching(line: Sequence[str], everywhere: Sequence[str]) -> list[str]:
-    """What a baseline gets of the overrides for every run; of several seeds one that trains nothing gets the
-    first, as it is the same with each."""
+    """Returns the overrides for every run that a baseline gets.
+
+    A baseline that trains nothing gets only the first of several seeds: its result is the same with each.
+    """
     trains = any(UNTRAINED.isdisjoint(run) for run in _multiplied(line))
     reaching = [override for override in everywhere if _reaches(override, line)]
     return [o if trains or not o.startswith("seed=") else _multiplied([o])[0][0] for o in reaching]
 
 
 def _reaches(override: str, line: Sequence[str]) -> bool:
-    """Whether a baseline gets an override of the sweep: what makes no method, such as `data=dolly`, and where
-    each run of its `line` has it also how text is drawn and how the loss is computed."""
+    """Returns whether a baseline gets an override of the sweep.
+
+    It gets overrides that are no part of a method, such as `data=dolly`. It also gets `text.*` and the ways
+    to compute the loss, if each run of its `line` has the setting.
+    """
     key = override.partition("=")[0].lstrip("+~")
     if re.split("[.@]", key)[0] not in SAID_BY_BASELINES:
         return True
@@ -289,5 +295,5 @@ def _reaches(override: str, line: Sequence[str]) -> bool:
 
 
 def _merged(overrides: Sequence[str]) -> list[str]:
-    """`overrides` with one of each key, the last."""
+    """Returns `overrides` with only the last override of each key."""
     return list({override.split("=")[0]: override for override in overrides}.values())
