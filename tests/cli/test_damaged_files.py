@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -14,7 +15,7 @@ from amid.cli.evaluate import _saved
 from amid.config.run_settings import stored_student
 from amid.errors import InputError
 from amid.experiment import fine_tuning as preparation
-from amid.experiment import run as experiment
+from amid.experiment.record import finished_run
 from amid.files import read_mapping, write_json, yaml_with_sum
 from amid.reporting import folders, significance
 from amid.scoring.systems import read_systems
@@ -292,7 +293,7 @@ def evaluate(folder):
 
 
 def train(folder):
-    return experiment._finished(folder, {}, KEY[0])
+    return finished_run(folder, SimpleNamespace(key=KEY[0], hashed={}))
 
 
 KEY = []

@@ -17,6 +17,7 @@ from amid.config.sweeps import read_sweep
 from amid.errors import InputError
 from amid.results import RunResult
 from amid.tracking.command_records import commands_of
+from amid.training.checkpoints import Checkpoints
 
 RETURNED = []
 
@@ -114,7 +115,7 @@ def test_a_sweep_file_may_search(tmp_path, tried, capsys):
     assert "Sweep mine in outputs/mine: runs that its sweeper chooses" in capsys.readouterr().out
     assert json.loads((tmp_path / "outputs/mine/sweep.json").read_text())["runs"] == []
     assert main(["sweep", "mine", "--dry-run"]) == 1
-    assert "sweeper chooses them" in capsys.readouterr().err
+    assert "a sweeper chooses the runs of this one" in capsys.readouterr().err
     (tmp_path / "sweeps" / "mine.yaml").write_text(text + "baselines: [method=kd]\n")
     with pytest.raises(InputError, match="has baselines, and its sweeper searches"):
         read_sweep("mine", [])
@@ -155,7 +156,9 @@ def test_options_by_pattern_are_runs(tried):
 
 def test_a_run_returns_what_its_checkpoint_is_chosen_by():
     def of(monitor, mode, **training):
-        return _score(RunResult("a", {}, "", 1, {}, training, {}, {}), {"monitor": monitor, "mode": mode})
+        return _score(
+            RunResult("a", {}, "", 1, {}, training, {}, {}), Checkpoints(monitor=monitor, mode=mode)
+        )
 
     assert of("valid/rouge_l", "max", valid_rouge_l=12.5, valid_loss=1.0) == 12.5
     assert of("valid/loss", "min", valid_rouge_l=12.5, valid_loss=1.0) == 1.0

@@ -63,7 +63,7 @@ def test_every_command_finds_them(here, far, composed, capsys):
     assert (composed[0].optimizer.eps, composed[0].divergence._target_) == (1, "amid.losses.KL")
     assert main(["train", "-m", *given, *far]) == 1
     out, err = capsys.readouterr()
-    assert "no result in" in err
+    assert "outputs/train has no result of" in err
     assert out.count("run ") == 3
     assert main(["help", "divergence=far", "mine", "optimizer.eps", *far]) == 0
     out = capsys.readouterr().out
@@ -104,7 +104,7 @@ def test_a_sweep_of_ones_own_runs(here, composed, capsys):
     assert main(["sweep", *given, "--dry-run"]) == 0
     assert "3 runs" not in capsys.readouterr().out
     assert main(["sweep", *given]) == 1
-    assert "no result in outputs/own of" in capsys.readouterr().err.replace(f"{here}/", "")
+    assert "outputs/own has no result of" in capsys.readouterr().err.replace(f"{here}/", "")
     assert [(cfg.optimizer.eps, cfg.divergence._target_) for cfg in composed[:2]] == [
         (2, "amid.losses.KL")
     ] * 2

@@ -58,6 +58,18 @@ def in_float64(loss: Loss, student: Tensor, teacher: Tensor) -> tuple[float, Ten
     return float(value.detach()), gradient
 
 
+def at_a_kink(loss: Loss, student: Tensor, teacher: Tensor) -> bool:
+    """Whether a total variation is of probabilities, not both negligible, that float32 cannot tell apart."""
+    if not isinstance(loss, Objective) or not isinstance(loss.divergence, TotalVariation):
+        return False
+    assert loss.assistant is not None
+    log_p, log_q = teacher.double().log_softmax(-1), student.double().log_softmax(-1)
+    given = {"p": log_p, "q": log_q, "r": loss.assistant(log_p, log_q)}
+    first, second = (given[name].exp() for name in loss.order)
+    larger = torch.maximum(first, second)
+    return bool(((larger > 1e-6) & ((first - second).abs() < 1e-6 * larger)).any())
+
+
 def check(loss: Loss, student: Tensor, teacher: Tensor) -> None:
     """Rounding of float32 aside, which in the gradient is one of its parts, as large as the value."""
     value, gradient = in_float32(loss, student, teacher)
@@ -67,6 +79,8 @@ def check(loss: Loss, student: Tensor, teacher: Tensor) -> None:
         return
     assert value >= 0, about
     assert math.isclose(value, true_value, rel_tol=2e-3, abs_tol=1e-6), (about, value, true_value)
+    if at_a_kink(loss, student, teacher):  # where a gradient may be any of several
+        return
     error = float((gradient - true).norm())
     assert error <= 2e-3 * float(true.norm()) + 1e-6 * max(true_value, 1), (about, gradient, true)
 
