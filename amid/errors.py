@@ -1,4 +1,4 @@
-"""Errors: the one that stands for a mistake in the user's input, and how amid prints any error."""
+"""Errors: `InputError` for a mistake in the user's input, and the way amid prints any error."""
 
 import contextlib
 import difflib
@@ -17,7 +17,7 @@ class InputError(ValueError):
 
 
 class Busy(InputError):
-    """Another process is at the run that is asked for."""
+    """Another process is running the requested run."""
 
 
 class Damaged(InputError):
@@ -25,26 +25,28 @@ class Damaged(InputError):
 
 
 def choose_one(name: str, options: Sequence[str]) -> str:
-    """The end of a message about a `name` that is none of `options`: the nearest one, and all."""
+    """Returns the end of a message about a `name` that is none of `options`: the nearest option, and all."""
     choice = f"hoose one of {', '.join(options)}"
     near = nearest(name, options)
     return f"{near}? C{choice}" if near else f"; c{choice}"
 
 
 def nearest(name: str, options: Sequence[str]) -> str:
-    """A question for the nearest of `options`, to stand in a message about a `name` that is none of them;
-    nothing where none is near."""
+    """Returns a question with the nearest of `options`, for a message about a `name` that is none of them.
+
+    It is empty if no option is near.
+    """
     near = difflib.get_close_matches(name.lower(), options, 1)
     return f"; did you mean {near[0]!r}" if near else ""
 
 
 def first_line(error: BaseException) -> str:
-    """That of its message; the kind of error where it has none."""
+    """Returns the first line of the error's message, or the kind of the error if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def shortened(text: str, longest: int = 400) -> str:
-    """`text` in one line, without its middle where it is longer than so many characters."""
+    """Returns `text` in one line; if it has too many characters, its middle is left out."""
     line = " ".join(text.split())
     if len(line) <= longest:
         return line
@@ -57,18 +59,18 @@ _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u202a-\u202e\u2066
 
 
 def plain(text: str) -> str:
-    """Text without control characters, which a name may hold and a terminal would obey; lines stay."""
+    """Returns text without the control characters that a terminal would obey; line breaks stay."""
     return _CONTROLS.sub("\ufffd", text)
 
 
 LONGEST_WORD = 1000
-"""Characters of a word in a message, such as a path; of a longer one the middle is left out."""
+"""The most characters of a word in a message, such as a path; a longer word loses its middle."""
 
 LONGEST_MESSAGE = 20_000
 
 
 def chain_of(error: BaseException) -> list[BaseException]:
-    """An error and those that led to it."""
+    """Yields an error and the errors that led to it."""
     chain: list[BaseException] = [error]
     for link in chain:
         before = (link.__cause__, link.__context__)
@@ -77,12 +79,12 @@ def chain_of(error: BaseException) -> list[BaseException]:
 
 
 def was_interrupted(error: BaseException) -> bool:
-    """Whether an interrupt led to `error`: a library may answer it with an error of its own."""
+    """Returns whether an interrupt led to `error`: a library may turn it into an error of its own."""
     return any(isinstance(link, KeyboardInterrupt) for link in chain_of(error))
 
 
 def is_mistake(error: BaseException) -> bool:
-    """Whether `error` says what the user wrote wrong, so that a traceback adds nothing."""
+    """Returns whether `error` names a mistake of the user, so that a traceback adds nothing."""
     from hydra.errors import InstantiationException
     from omegaconf.errors import MissingMandatoryValue
 
@@ -94,10 +96,10 @@ def is_mistake(error: BaseException) -> bool:
 
 
 def in_one_line(error: BaseException) -> str:
-    """What went wrong, in one line: the message of a mistake, the kind and message of anything else.
+    """Returns in one line what went wrong: the message of a mistake, the kind and message of other errors.
 
-    It has no control characters, and of very long words the beginning and the end: a message may quote what
-    somebody else wrote.
+    The line has no control characters and only the ends of very long words, because a message may quote text
+    that somebody else wrote.
     """
     words = (shortened(word, LONGEST_WORD) for word in plain(_told(error)).split(" "))
     return shortened(" ".join(words), LONGEST_MESSAGE)
@@ -108,13 +110,13 @@ TRACEBACK = "AMID_TRACEBACK"
 
 
 def wants_traceback() -> bool:
-    """Whether an error is to be printed with its traceback."""
+    """Returns whether amid prints an error with its traceback."""
     return os.environ.get(TRACEBACK, "") not in ("", "0")
 
 
 @contextlib.contextmanager
 def with_traceback(asked: bool) -> Iterator[None]:
-    """Within, errors are printed with their traceback if `asked`, or if the environment asks for it."""
+    """Within the block, prints errors with their traceback if `asked` or if the environment asks for it."""
     before = os.environ.get(TRACEBACK)
     if asked:
         os.environ[TRACEBACK] = "1"
@@ -128,7 +130,7 @@ def with_traceback(asked: bool) -> Iterator[None]:
 
 
 def print_error(error: BaseException) -> None:
-    """Prints on stderr what went wrong in one line, and where asked for the traceback, without secrets."""
+    """Prints on stderr in one line what went wrong, and the traceback if asked for, without secrets."""
     from amid.config.secrets import hide
 
     line = f"amid: {in_one_line(error)}"
@@ -180,7 +182,7 @@ def _told(error: BaseException) -> str:
 
 
 def _full_temporary_folder(file: str | None) -> str | None:
-    """The folder of temporary files, where `file` lies in it, or nothing is free in it but elsewhere."""
+    """Returns the temporary folder if `file` lies in it, or if only its disk is full."""
     try:
         folder = tempfile.gettempdir()
         if file is not None:
@@ -196,5 +198,5 @@ _LITTLE_SPACE = 2**20
 
 
 def _is_called_too_early(error: BaseException) -> bool:
-    """Whether what a `_target_` names needs arguments that only a run gives it."""
+    """Returns whether the callable that a `_target_` names needs arguments that only a run gives it."""
     return isinstance(error.__cause__, TypeError) and "required positional arg" in str(error.__cause__)

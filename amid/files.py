@@ -27,12 +27,12 @@ from amid.errors import Damaged
 
 @contextlib.contextmanager
 def written_whole(target: Path, durable: bool = True) -> Iterator[Path]:
-    """A path to write to, whose file takes the place of `target` once the block ends without an error.
+    """Yields a path to write to; the file there replaces `target` once the block ends without an error.
 
     Args:
-        target: of a folder that exists.
-        durable: whether the bytes are on the disk before that, so that a loss of power leaves the old file
-            or the new one.
+        target: the path of the file, in a folder that exists.
+        durable: whether to write the bytes to the disk first, so that a loss of power leaves either the old
+            file or the new one.
     """
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}{PART}")
     try:
@@ -46,12 +46,14 @@ def written_whole(target: Path, durable: bool = True) -> Iterator[Path]:
 
 
 PART = ".part"
-"""How the names end of files that are being written, or were when their process was killed."""
+"""The suffix of a file that is being written, or was being written when its process was killed."""
 
 
 def forget_parts(folder: Path, name: str = "*") -> None:
-    """Deletes what killed processes left of files in `folder`, or of those called `name`, which nothing else
-    may be writing."""
+    """Deletes the partial files of killed processes in `folder`, or only the ones of the file `name`.
+
+    No other process may be writing these files.
+    """
     for part in folder.glob(f".{name}.*{PART}"):
         part.unlink()
 
@@ -80,13 +82,13 @@ def write_json(file: Path, content: Mapping[str, Any], durable: bool = True) -> 
 
 
 def json_with_sum(content: Mapping[str, Any], ascii: bool = True) -> str:
-    """The text of a JSON object whose first key, `checksum`, is the `key_of` all others."""
+    """Returns the text of a JSON object; its first key, `checksum`, holds the `key_of` the other keys."""
     plain = json.loads(json.dumps(content))
     return json.dumps({SUM: key_of(plain)} | plain, indent=1, ensure_ascii=ascii) + "\n"
 
 
 def yaml_with_sum(text: str) -> str:
-    """The text of a YAML mapping with a first key, `checksum`, which is the `key_of` all others."""
+    """Returns the text of a YAML mapping; its first key, `checksum`, holds the `key_of` the other keys."""
     return f"{SUM}: '{key_of(_yaml(text))}'\n{text}"
 
 
@@ -94,18 +96,17 @@ SUM = "checksum"
 
 
 def read_mapping(file: Path, remedy: str) -> dict[str, Any] | None:
-    """The object in a JSON file, or the mapping in a YAML file, without its checksum; None where there is no
-    file.
+    """Reads a JSON object or a YAML mapping from a file, without its checksum; None if there is no file.
 
-    Where the checksum does not stand in the file, as in what another program or an earlier version wrote,
-    nothing is compared. YAML gives plain values only: no tags, and no aliases, which amid never writes.
+    A file without a checksum, such as one from another program or an earlier version, is not compared. YAML
+    may hold plain values only: no tags and no aliases, which amid never writes.
 
     Args:
         file: its name ends in `.json` or `.yaml`.
         remedy: what to do about a damaged file, for the message.
 
     Raises:
-        Damaged: if the file is not readable, holds something else, or not what its checksum says.
+        Damaged: if the file is not readable, holds something else, or does not match its checksum.
     """
     read = _yaml if file.suffix == ".yaml" else json.loads
     try:
@@ -133,19 +134,19 @@ def check_regular(file: Path, remedy: str) -> None:
 
     Raises:
         Damaged: if it is no regular file.
-        OSError: if there is none.
+        OSError: if there is no file.
     """
     if not stat.S_ISREG(file.stat().st_mode):
         raise Damaged(f"{file} is no regular file; {remedy}")
 
 
 def check_own(folder: Path, within: Iterable[str], remedy: str) -> None:
-    """Checks that what is written into a folder, and into folders of it, is not written elsewhere.
+    """Checks that files written into a folder, and into folders in it, do not land elsewhere through a link.
 
     Args:
-        folder: any; it may be a link itself.
+        folder: the folder, which may be a link itself.
         within: the names of folders in it.
-        remedy: for the message.
+        remedy: the remedy in the message.
 
     Raises:
         Damaged: naming a link in one of them.
@@ -156,15 +157,15 @@ def check_own(folder: Path, within: Iterable[str], remedy: str) -> None:
 
 
 DEEPEST = 100
-"""Mappings and lists within each other in a file that is read back."""
+"""The most levels of nested mappings and lists in a file that is read back."""
 
 
 def check_values(text: str, content: Any) -> None:
-    """Checks what was read from JSON or YAML, which parsers take and nothing else can do with.
+    """Refuses content of JSON or YAML that a parser accepts but no other code can use.
 
     Raises:
-        ValueError: for other values than JSON has, half a character, as an escape of the kind \\ud800 gives,
-            or more than `DEEPEST` levels.
+        ValueError: for values that JSON does not have, for half a character, such as the escape \\ud800, or
+            for more than `DEEPEST` levels.
     """
     nodes = [content]
     for _ in range(DEEPEST):
@@ -192,16 +193,16 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 def _yaml(text: str) -> Any:
     if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _LOADER)):
         raise ValueError("it has an alias")
-    return yaml.load(text, _LOADER)  # of plain values alone
+    return yaml.load(text, _LOADER)  # a list of plain values
 
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Record(BaseModel):
-    """The shape of what is read back: fields by name and type, with nothing converted.
+    """The shape of a file that is read back: fields by name and type, without conversion.
 
-    Further fields, as of a later version, are passed over.
+    Unknown fields, such as fields of a later version, are ignored.
     """
 
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -211,7 +212,7 @@ R = TypeVar("R", bound=Record)
 
 
 def read_record(file: Path, shape: type[R], remedy: str) -> R | None:
-    """What a file of `read_mapping` holds, of a certain shape; None where there is no file.
+    """Reads a file with `read_mapping` as a record of a given shape; returns None if there is no file.
 
     Raises:
         Damaged: see `read_mapping`, or if a field is missing or of another type.
@@ -221,7 +222,7 @@ def read_record(file: Path, shape: type[R], remedy: str) -> R | None:
 
 
 def as_record(content: Any, shape: type[R], file: Path, remedy: str) -> R:
-    """The content of `file` as a record.
+    """Returns the content of `file` as a record.
 
     Raises:
         Damaged: if a field is missing or of another type.
@@ -235,7 +236,7 @@ def as_record(content: Any, shape: type[R], file: Path, remedy: str) -> R:
 
 
 def read_made(file: Path, shape: type[R]) -> R | None:
-    """Reads a record that can be made again; None if it is missing, or damaged, which it prints."""
+    """Reads a record that amid can make again; None if it is missing, or damaged, which it prints."""
     try:
         return read_record(file, shape, "")
     except Damaged as error:
@@ -244,12 +245,12 @@ def read_made(file: Path, shape: type[R]) -> R | None:
 
 
 def damaged(file: Path, reason: str | Exception, remedy: str) -> Damaged:
-    """The error that says what is wrong with a file, in one line."""
+    """Returns the error that says in one line what is wrong with a file."""
     return Damaged(f"{file} is damaged ({' '.join(str(reason).split())}); {remedy}")
 
 
 def sums_of(folder: Path, files: Iterable[Path]) -> dict[str, str]:
-    """The checksums of files in a folder, by their paths from there."""
+    """Returns the checksums of files in a folder, by their paths relative to the folder."""
     return {str(file.relative_to(folder)): str(checksum(file)) for file in sorted(files)}
 
 
@@ -257,7 +258,7 @@ def check_sums(folder: Path, sums: Mapping[str, str], remedy: str) -> None:
     """Checks that files in a folder have these checksums (`sums_of`).
 
     Raises:
-        Damaged: naming the first file that has another, or is missing.
+        Damaged: naming the first file that is missing or has another checksum.
     """
     for name, written in sums.items():
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -270,15 +271,15 @@ def check_sums(folder: Path, sums: Mapping[str, str], remedy: str) -> None:
 
 
 def key_of(content: Any) -> str:
-    """A short hash of a JSON value."""
+    """Returns a short hash of a JSON value."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def checksum(file: Path) -> str | None:
-    """The checksum of a file's bytes; None where there is none.
+    """Returns the checksum of a file's bytes; None if there is no file.
 
-    The file is read in full, once in a process while its size and time of change stay the same.
+    It reads the whole file. A process reads a file again only if its size or modification time changes.
     """
     try:
         found = file.stat()

@@ -24,20 +24,18 @@ SKIPPED_FOLDERS = frozenset({"report", "prepared"})
 Label = str | int | float | bool | None
 
 FAR_WORSE = 2.0
-"""Nats a token by which the validation cross-entropy of a run that got far worse is above that before it."""
+"""A run got far worse if its validation cross-entropy rose by more than this, in nats a token."""
 
 COLLAPSE_SHARE = 0.5
-"""A student whose validation score is below this share of the score that it began with has collapsed."""
+"""A student has collapsed if its validation score is below this share of the score before training."""
 
 T = TypeVar("T")
 
 
 def quality_metrics(measured: Iterable[Iterable[str]]) -> list[str]:
-    """Those of the metrics measured on each set that say how good answers are, the main one first.
+    """Returns the quality metrics among the metrics measured on each set, the main one first.
 
-    Higher is better in all of them.
-
-    Exact match is one of them only where there is no other.
+    Higher is better in all of them. Exact match is included only if there is no other quality metric.
     """
     metrics = dict.fromkeys(name for names in measured for name in names if name not in OF_ANSWERS)
     return [name for name in metrics if name != "exact_match"] or list(metrics)
@@ -53,11 +51,11 @@ class Score:
     values: list[float]
     """One per seed, in the order of the seeds."""
     signature: str | None = None
-    """How the metric was computed, where its name alone does not tell."""
+    """How the metric was computed, if its name alone does not say so."""
 
     @classmethod
     def over_seeds(cls, values: Sequence[float], signature: str | None = None) -> "Score":
-        """Mean and sample standard deviation of one value per seed; NaN where a value is NaN.
+        """Computes mean and sample standard deviation of one value per seed; NaN if a value is NaN.
 
         Raises:
             ValueError: for no values.
@@ -75,7 +73,7 @@ class Score:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one run was and what it scored: all that tables and figures need."""
+    """The settings and scores of one run: all that tables and figures need."""
 
     name: str
     """The run's name, such as that of its folder."""
@@ -87,41 +85,41 @@ class RunResult:
     """
     config_hash: str
     seed: int
-    """Of the training."""
+    """The training seed."""
     scores: dict[str, dict[str, Score]]
-    """Of each evaluation set, by metric (`rouge_l`, `self_bleu`, ...), over the sampling seeds.
+    """The scores of each evaluation set, by metric (`rouge_l`, `self_bleu`, ...), over the sampling seeds.
 
-    A diverged run has none: nothing stands below the names of its sets.
+    A diverged run has no scores: the mapping of each of its sets is empty.
     """
     training: dict[str, float]
-    """Figures about the training: `RUN` of `amid.measures` in seconds and bytes, and as `valid_NAME`
-    those of `VALIDATION` and the score of validation answers.
+    """Numbers about the training.
 
-    The validation measures are those of the student that is kept; with `_before`, of the student before the
-    first step. `valid_cross_entropy_last` is that after the last step. A run that was interrupted and went on
-    has the figures of all its processes.
+    The measures in `RUN` of `amid.measures` are in seconds and bytes. The measures in `VALIDATION` and the
+    score of validation answers are called `valid_NAME`. They are taken from the student that is kept;
+    `valid_NAME_before` is taken before the first step, `valid_cross_entropy_last` after the last one. The
+    numbers of a resumed run cover all its processes.
     """
     timings: dict[str, float]
-    """Seconds of each part of the run: `train` of all processes of one that went on, others of the last."""
+    """Seconds of each part of the run. After a resume, `train` covers all processes, other parts the last."""
     versions: dict[str, str]
-    """Of the packages that the numbers depend on."""
+    """The versions of the packages that the numbers depend on."""
     files: dict[str, str] = field(default_factory=dict)
     """Checksums of the student's files and of the curves (`sums_of_run`), by their paths in the run's folder;
-    empty of a run of an earlier version."""
+    empty if an earlier version of amid wrote the record."""
 
     @property
     def diverged_step(self) -> int | None:
-        """The optimiser step, counted from 1, whose loss or gradient was not finite, which ended the run."""
+        """The optimiser step, from 1, that ended the run because its loss or gradient was not finite."""
         step = self.training.get("diverged_step")
         return None if step is None else int(step)
 
     @property
     def far_worse(self) -> str:
-        """What of the validation got far worse in the training, with both numbers; empty for nothing.
+        """Names the validation measures that got far worse in training, with both numbers; empty for none.
 
-        That is the cross-entropy of the student that is kept, or of the last one, where it rose by more than
-        `FAR_WORSE` nats a token or is no number; and the score of answers, from 1 on, where it fell below
-        `COLLAPSE_SHARE` of what it was.
+        The cross-entropy got far worse if it rose by more than `FAR_WORSE` nats a token, or is NaN, for the
+        student that is kept or for the last one. A score of answers got far worse if it was at least 1 and
+        fell below `COLLAPSE_SHARE` of its value before the training.
         """
         told: list[str] = []
         measure = VALIDATION["cross_entropy"]
@@ -140,9 +138,9 @@ class RunResult:
 
     @property
     def validation_scores(self) -> dict[str, tuple[float, float]]:
-        """The scores of validation answers, by metric: before the training, and of the student that is kept.
+        """Returns the scores of validation answers, by metric: before the training, and for the kept student.
 
-        A score that was not taken, such as the second one of a run that diverged, is NaN.
+        A score that was not taken, such as the second score of a diverged run, is NaN.
         """
         names = [name.removeprefix("valid_") for name in self.training if name.startswith("valid_")]
         metrics = dict.fromkeys(name.removesuffix("_before").removesuffix("_last") for name in names)
@@ -157,12 +155,12 @@ class RunResult:
 
     @property
     def own_seconds(self) -> float:
-        """What the run took without what is done once for several: fine-tunings, the teacher's states."""
+        """The seconds of the run, without the work that runs share: fine-tuning and the teacher's states."""
         return sum(self.timings.get(part, 0.0) for part in ("load", "train", "evaluate"))
 
 
 def average_scores(result: RunResult) -> dict[str, float]:
-    """The mean of each metric that all evaluation sets of a run have, over the sets."""
+    """Returns the mean over the sets of each metric that all evaluation sets of a run have."""
     sets = [by for by in result.scores.values() if by]
     shared = [name for name in (sets[0] if sets else {}) if all(name in by for by in sets)]
     return {name: sum(by[name].mean for by in sets) / len(sets) for name in shared}
@@ -196,7 +194,7 @@ def load(path: str | Path) -> RunResult:
     """Reads the record of a run from its folder, or from the file itself.
 
     Raises:
-        InputError: if there is none, it is damaged, or another version of the package wrote it.
+        InputError: if there is no record, it is damaged, or another version of the package wrote it.
     """
     path = Path(path)
     file = path / RESULT_FILE if path.is_dir() else path
@@ -226,12 +224,12 @@ REMEDY = "delete it and run again"
 
 
 def sums_of_run(directory: Path) -> dict[str, str]:
-    """The checksums of what the folder of a run that ends keeps: its student and its curves."""
+    """Returns the checksums of the files that a finished run keeps: its student and its curves."""
     return sums_of(directory, [*(directory / BEST).glob("*"), *directory.glob("metrics*.csv")])
 
 
 def check_student(directory: Path, result: RunResult, remedy: str) -> None:
-    """Checks that the files of a run's student are those that the run wrote.
+    """Checks that the files of a run's student are the files that the run wrote.
 
     Raises:
         Damaged: naming the file.
@@ -241,7 +239,7 @@ def check_student(directory: Path, result: RunResult, remedy: str) -> None:
 
 
 def check_curves(directory: Path, result: RunResult) -> None:
-    """Checks that the files of a run's curves are those that the run wrote.
+    """Checks that the files of a run's curves are the files that the run wrote.
 
     Raises:
         Damaged: naming the file.
@@ -253,9 +251,9 @@ def check_curves(directory: Path, result: RunResult) -> None:
 
 
 def load_all(directory: str | Path) -> list[RunResult]:
-    """Every record with scores, or of a run that diverged, below `directory`, sorted by path.
+    """Returns every record with scores, or of a diverged run, below `directory`, sorted by path.
 
-    Folders named report or prepared and hidden ones are left out.
+    It does not enter hidden folders and folders named report or prepared.
 
     Raises:
         InputError: if `directory` is not a folder, or naming the first file that cannot be read.
@@ -264,7 +262,7 @@ def load_all(directory: str | Path) -> list[RunResult]:
 
 
 def load_folders(directory: str | Path) -> dict[Path, RunResult]:
-    """The records of `load_all`, each by the folder of its run.
+    """Returns the records of `load_all`, by the folder of the run.
 
     Raises:
         InputError: if `directory` is not a folder, or naming the first file that cannot be read.
@@ -280,13 +278,13 @@ def load_folders(directory: str | Path) -> dict[Path, RunResult]:
 
 
 def run_below(folder: Path) -> str:
-    """`, such as RUN`, for a finished run in a folder that is none itself; empty where there is none."""
+    """Returns `, such as RUN` for a finished run below a folder that is no run itself; empty without one."""
     runs = sorted(file.parent for file in folder.glob(f"*/{RESULT_FILE}"))
     return f", such as {runs[0]}" if runs else ""
 
 
 def files_below(directory: Path, name: str) -> list[Path]:
-    """The files of a name in `directory` and below, sorted, without those in `SKIPPED_FOLDERS` or hidden."""
+    """Returns the files of a name in `directory` and below, sorted, except hidden and `SKIPPED_FOLDERS`."""
     files = []
     for folder, subfolders, names in os.walk(directory):
         subfolders[:] = [sub for sub in subfolders if sub not in SKIPPED_FOLDERS and not sub.startswith(".")]

@@ -1,1 +1,1 @@
-"""Answers of models, and what they are worth."""
+"""Answers of models, and their scores."""

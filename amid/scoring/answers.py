@@ -18,10 +18,10 @@ PROMPTS = "prompts"
 """Beside a run's answers: set -> metric -> the mean score of the answers to each prompt."""
 
 UNREAD = "unread"
-"""In it, set -> `UNREAD` -> score -> the share of the characters that it cannot read (`unread_by`)."""
+"""In the same file, set -> `UNREAD` -> score -> the share of characters it cannot read (`unread_by`)."""
 
 MANIFEST = ".made_from.json"
-"""Beside a run's answers: the configuration and student that they are of, the seconds that they took, and the
+"""A file beside a run's answers: their configuration and student, the seconds that they took, and the
 checksums of their files."""
 
 _REFERENCES = ("references", "reference", "output")
@@ -36,7 +36,7 @@ FORM = 'give JSON Lines, an object a line, such as {"references": ["Paris"], "an
 
 
 class MadeFrom(Record):
-    """What `MANIFEST` says."""
+    """The content of `MANIFEST`."""
 
     made_from: dict[str, Any]
     seconds: float
@@ -71,12 +71,12 @@ class Answered:
 
 
 def answers_file(folder: Path, dataset: str, seed: int) -> Path:
-    """Where a run keeps its answers to an evaluation set, drawn with a sampling seed: SET-SEED.jsonl."""
+    """Returns the path of the file with a run's answers to a set with a sampling seed: SET-SEED.jsonl."""
     return folder / f"{dataset}-{seed}.jsonl"
 
 
 def answers_files(folder: Path) -> dict[str, dict[int, Path]]:
-    """The files of `answers_file` in a folder: set -> sampling seed -> file, in their order.
+    """Returns the files of `answers_file` in a folder: set -> sampling seed -> file, in order.
 
     Raises:
         InputError: naming a JSON Lines file that has another name.
@@ -93,10 +93,10 @@ def answers_files(folder: Path) -> dict[str, dict[int, Path]]:
 
 
 def check_answers(folder: Path, name: str | None = None, remedy: str = "") -> None:
-    """Checks that the files in a folder of answers, or the one of a name, are those that the run wrote.
+    """Checks that the run wrote the files in a folder of answers, or only the file of a given name.
 
     Raises:
-        Damaged: naming the first that is not.
+        Damaged: naming the first file that differs.
     """
     written = read_record(folder / MANIFEST, MadeFrom, REMEDY)
     for place in [folder / name] if name else folder.glob("*.jsonl"):
@@ -116,8 +116,9 @@ REMEDY = (
 def write_answers(file: Path, answered: Iterable[Answered], seed: int) -> None:
     """Writes a file of answers, whole or not at all.
 
-    One prompt a line: `instruction`, `input`, `references`, `seed` and `answers`, each with `text`, `tokens`,
-    `ended` and `log_probs`; and its `fields`, those aside that are called as something that a line has.
+    Each line holds one prompt: `instruction`, `input`, `references`, `seed` and `answers`. Each answer has
+    `text`, `tokens`, `ended` and `log_probs`. The line also holds the prompt's `fields`, unless a field has
+    the name of one of these keys.
     """
     with written_whole(file) as part, part.open("w", encoding="utf-8") as out:
         for one in answered:
@@ -146,9 +147,11 @@ def write_per_prompt(
     sets: Mapping[str, Sequence[Answered]],
     unread: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Writes `directory`/`PER_PROMPT`, whole or not at all: the scores of the prompts of each set, to four
-    digits, as `PROMPTS` a key of these prompts and their references, and as `UNREAD` what the scores of a set
-    cannot read (`unread_by`), where that is something."""
+    """Writes `directory`/`PER_PROMPT`, whole or not at all: the scores of the prompts of each set.
+
+    The scores have four digits. `PROMPTS` is a key of the prompts and their references. `UNREAD` holds the
+    text that the scores of a set cannot read (`unread_by`), if there is any.
+    """
     rounded = {
         name: {metric: [round(value, 4) for value in values] for metric, values in by.items()}
         | {PROMPTS: key_of([(one.instruction, one.input, *one.references) for one in sets[name]])}
@@ -170,7 +173,7 @@ def read_answers(file: str | Path, most: int | None = None) -> list[Answered]:
         most: lines to read; None reads all.
 
     Raises:
-        InputError: naming file and line, for what is missing or no JSON.
+        InputError: naming file and line, for a missing field or a line that is no JSON.
     """
     file = Path(file)
     answered = []
@@ -226,7 +229,7 @@ def _first(record: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 
 LARGEST = 2**53
-"""What a number of tokens and a log-probability are below, so that there is a mean of them."""
+"""The bound on numbers of tokens and on log-probabilities, so that their mean can be computed."""
 
 
 def _of_record(answer: Any) -> Answer:

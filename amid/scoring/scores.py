@@ -1,4 +1,4 @@
-"""Answers to the prompts of a set, in memory and as files, and what they are worth. No torch."""
+"""Scores of answers to the prompts of a set, in memory and as files. It does not import torch."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,11 +31,11 @@ OF_WORDS = ("self_bleu", "corpus_self_bleu", "distinct_1", "distinct_2", "repeti
 """The scores of the answers alone that count words."""
 
 Given = Sequence[Sequence[float] | SetScore]
-"""What a metric gives the answers of each seed: a score for each answer, in their order, or one for all."""
+"""The result of a metric for the answers of each seed: a score for each answer in order, or one for all."""
 
 
 def metric_values(metrics: Mapping[str, Metric], by_seed: Sequence[Sequence[Answered]]) -> dict[str, Given]:
-    """What each of `metrics` gives the answers of each seed, computed once for all that is made from it.
+    """Computes the result of each of `metrics` for the answers of each seed, once for all later uses.
 
     Raises:
         ValueError: if a metric refuses the answers.
@@ -48,15 +48,16 @@ def metric_values(metrics: Mapping[str, Metric], by_seed: Sequence[Sequence[Answ
 
 
 def _flat(answered: Sequence[Answered]) -> tuple[list[str], list[list[str]]]:
-    """The texts of all answers, and the references of each."""
+    """Returns the texts of all answers, and the references of each answer."""
     texts = [answer.text for row in answered for answer in row.answers]
     return texts, [list(row.references) for row in answered for _ in row.answers]
 
 
 def set_scores(given: Mapping[str, Given], metrics: Mapping[str, Metric]) -> dict[str, Score]:
-    """Each metric's score over all answers of a seed, from what it gives them: the only one, or the mean.
+    """Returns each metric's score over all answers of a seed: its score of the set, or the mean over answers.
 
-    The signature is the metric's own; of a mean, the tokenisation where it is not the published one.
+    The signature is the metric's own. The signature of a mean is its tokenisation, if that is not the
+    published one.
     """
     found = {}
     for name, of_seeds in given.items():
@@ -70,9 +71,9 @@ def set_scores(given: Mapping[str, Given], metrics: Mapping[str, Metric]) -> dic
 
 
 def tokenize_for_answers(metrics: Mapping[str, Metric]) -> str:
-    """What splits answers into words where they are held against each other.
+    """Returns the tokeniser that splits answers into words when answers are compared with each other.
 
-    It is the first tokeniser of sacrebleu that a metric is set to; 13a where none is.
+    It is the first sacrebleu tokeniser among the settings of the metrics; the default is 13a.
     """
     own = [tokenize for metric in metrics.values() if (tokenize := tokenize_of(metric))]
     return next((tokenize for tokenize in own if tokenize != ROUGE_SCORE), "13a")
@@ -81,11 +82,11 @@ def tokenize_for_answers(metrics: Mapping[str, Metric]) -> str:
 def unread_by(
     metrics: Mapping[str, Metric], by_seed: Sequence[Sequence[Answered]], tokenize: str = "13a"
 ) -> dict[str, float]:
-    """Which share of the characters each score cannot read, × 100, of scores that should be warned of.
+    """Returns the share of characters, × 100, that a score cannot read, for each score that needs a warning.
 
-    Those are scores that drop or do not split `LEAST_UNREAD` % of the characters of answers and references
-    (`amid.metrics.unread`), or all characters of the references of a prompt. `OF_WORDS`, by `tokenize`, see
-    the answers alone.
+    A score needs a warning if it drops or does not split `LEAST_UNREAD` % of the characters of answers and
+    references (`amid.metrics.unread`), or all characters of the references of a prompt. The scores
+    `OF_WORDS`, with `tokenize`, read the answers alone.
     """
     answers = [answer.text for answered in by_seed for row in answered for answer in row.answers]
     prompts = by_seed[0] if by_seed else []
@@ -100,7 +101,7 @@ def unread_by(
 
 
 def unread_in_words(shares: Mapping[str, Mapping[str, float]]) -> str:
-    """What scores cannot read, from the shares of each set or system by score; empty for nothing."""
+    """Describes what scores cannot read, given each set's or system's shares by score; empty for nothing."""
     by_scores: dict[tuple[str, ...], list[str]] = {}
     for of, by in shares.items():
         for share in dict.fromkeys(by.values()):
@@ -114,22 +115,24 @@ def unread_in_words(shares: Mapping[str, Mapping[str, float]]) -> str:
 def score_answers(
     by_seed: Sequence[Sequence[Answered]], metrics: Mapping[str, Metric], tokenize: str = "13a"
 ) -> dict[str, Score]:
-    """The scores of several answers to each prompt, drawn with several seeds.
+    """Computes the scores of several answers to each prompt, drawn with several seeds.
 
     Args:
-        by_seed: for each seed the same prompts, with as many answers each.
-        metrics: by name, what scores the answers against the references.
-        tokenize: of Self-BLEU, distinct-n and repetition, as in `amid.metrics.self_bleu`.
+        by_seed: for each seed the same prompts, with equally many answers to each.
+        metrics: the metrics that score answers against references, by name.
+        tokenize: the tokeniser of Self-BLEU, distinct-n and repetition, as in `amid.metrics.self_bleu`.
 
     Returns:
-        Each of `metrics`, over all answers of a seed (`set_scores`). As means over them: eos_share (0..100),
-        length (tokens) and log_prob (nats a token), left out where an answer does not tell; repetition and
-        overlong (0..100, see `amid.metrics`). distinct_1 and distinct_2 (0..100) over all answers of a seed.
-        corpus_self_bleu (0..100): Self-BLEU over all answers of a seed. self_bleu (0..100): Self-BLEU over
-        the answers to one prompt, mean over the prompts; with one sample a seed, over the answers of all
-        seeds (and then a single value, without a deviation); left out where there is only one answer. The
-        signature of both says among how many answers, as other numbers cannot be compared, and `tokenize`
-        where it is not 13a.
+        Each of `metrics`, over all answers of a seed (`set_scores`).
+        As means over these answers: eos_share (0..100), length (tokens) and log_prob (nats a token), each
+        left out if an answer lacks the value; repetition and overlong (0..100, see `amid.metrics`).
+        distinct_1 and distinct_2 (0..100), over all answers of a seed.
+        corpus_self_bleu (0..100): Self-BLEU over all answers of a seed.
+        self_bleu (0..100): Self-BLEU among the answers to one prompt, mean over the prompts. With one sample
+        a seed, it is taken among the answers of all seeds, and is a single value without a deviation. It is
+        left out if there is only one answer.
+        The signature of both says among how many answers Self-BLEU was computed, because values for different
+        numbers cannot be compared. It also says `tokenize` if that is not 13a.
 
     Raises:
         ValueError: if a metric refuses the answers.
@@ -175,7 +178,7 @@ _TOLD: dict[str, Callable[[Answer], float | None]] = {
 
 
 def per_prompt(given: Given, by_seed: Sequence[Sequence[Answered]]) -> list[float] | None:
-    """The mean score of all answers to each prompt, from what a metric gives them (`metric_values`).
+    """Returns the mean score of all answers to each prompt, from a metric's results (`metric_values`).
 
     None for a metric of whole sets.
     """
@@ -189,9 +192,9 @@ def per_prompt(given: Given, by_seed: Sequence[Sequence[Answered]]) -> list[floa
 
 
 def resampled(given: Given, by_seed: Sequence[Sequence[Answered]]) -> Resampled | None:
-    """The mean over the seeds of a score of whole sets, from how often each prompt is drawn.
+    """Returns a function from how often each prompt is drawn to the mean over seeds of a whole-set score.
 
-    None for a metric of single answers (see `per_prompt`), or one that does not tell.
+    None for a metric of single answers (see `per_prompt`), or one that cannot score drawn prompts.
     """
     sets = []
     for score, answered in zip(given, by_seed, strict=True):

@@ -1,4 +1,4 @@
-"""Systems whose answers are scored: runs and files, and which of them answer the same prompts."""
+"""Systems to score: runs and files of answers, and which of them answer the same prompts."""
 
 import itertools
 from collections import Counter
@@ -24,7 +24,10 @@ from amid.scoring.scores import tokenize_for_answers
 
 
 def _known() -> dict[str, Metric]:
-    """What the files of conf/data/metrics name, each as the first that has it, in the order of reports."""
+    """Returns the metrics that the files in conf/data/metrics name, in the order of reports.
+
+    If several files name a metric, the first file defines it.
+    """
     found: dict[str, Any] = {}
     for file in sorted((CONF / "data" / "metrics").glob("*.yaml")):
         found = yaml.safe_load(file.read_text(encoding="utf-8")) | found
@@ -36,7 +39,7 @@ def _known() -> dict[str, Metric]:
 KNOWN = _known()
 """The metrics that the data sets of this project are scored by."""
 ALWAYS = ("rouge_l", "rouge_1", "rouge_2", "exact_match")
-"""Those of `KNOWN` that any answers are scored by."""
+"""The metrics in `KNOWN` that score any answers."""
 
 
 @dataclass(frozen=True)
@@ -47,32 +50,33 @@ class System:
     dataset: str
     by_seed: list[list[Answered]]
     metrics: Mapping[str, Metric]
-    """Those that a run names, the main one first, and those of all."""
+    """The metrics that a run names, the main one first, then the metrics of all answers (`ALWAYS`)."""
     tokenize: str | None = None
-    """What splits text into words, where it is chosen for all scores."""
+    """The tokeniser, if the user chose one for all scores."""
 
     @property
     def words(self) -> str:
-        """What splits its answers into words where they are held against each other."""
+        """The tokeniser that splits its answers into words when answers are compared with each other."""
         return self.tokenize or tokenize_for_answers(self.metrics)
 
     def only(self, prompts: Sequence[int]) -> list[list[Answered]]:
-        """The answers to these prompts."""
+        """Returns the answers to these prompts."""
         return [[answered[i] for i in prompts] for answered in self.by_seed]
 
 
 def read_systems(paths: Sequence[Path], tokenize: str | None = None, trust: bool = False) -> list[System]:
-    """The sets of each run's folder, and each file as a set of its own.
+    """Reads the sets in each run's folder, and each file as a set of its own.
 
-    Their metrics split text into words as they are set to, or all by `tokenize`; those of all as a run's own.
+    Without `tokenize`, each metric of a run splits text into words by its own setting. The metrics `ALWAYS`
+    follow the run's metrics and split text like the run's ROUGE-L.
 
     Args:
-        paths: of runs and files.
-        tokenize: what splits text into words.
-        trust: whether a run may name metrics that are not amid's, whose code is then run.
+        paths: the paths of runs and files.
+        tokenize: the tokeniser of all metrics; None for their own settings.
+        trust: whether a run may name metrics from outside amid; their code then runs.
 
     Raises:
-        InputError: naming what cannot be read or is not what a run wrote, or names code.
+        InputError: naming a file that cannot be read, is not what a run wrote, or names code.
     """
     places = [path.resolve() for path in paths]
     places = [place.parent if place.name == "generations" and place.is_dir() else place for place in places]
@@ -101,7 +105,7 @@ def read_systems(paths: Sequence[Path], tokenize: str | None = None, trust: bool
 
 
 def tokenized(metrics: Mapping[str, Metric], tokenize: str | None) -> dict[str, Metric]:
-    """The metrics, those that split text into words by `tokenize`; None leaves them as they are."""
+    """Returns the metrics; metrics that split text into words use `tokenize`, unless it is None."""
     own: Mapping[str, Any] = metrics
     return {
         name: partial(metric, tokenize=tokenize) if tokenize and tokenize_of(metric) else metric
@@ -110,10 +114,10 @@ def tokenized(metrics: Mapping[str, Metric], tokenize: str | None) -> dict[str, 
 
 
 def _of_the_same_prompts(systems: Sequence[System]) -> list[System]:
-    """The systems, those of files as answers to the set of another one that has the same prompts.
+    """Returns the systems; a file becomes answers to the set of another system with the same prompts.
 
-    Its rows may stand in any order: prompts are the same where instruction, input and references are, or,
-    in a file without instructions, the references.
+    The rows of the file may stand in any order. Two prompts are the same if instruction, input and references
+    are equal. In a file without instructions, only the references count.
     """
     found = [system for system in systems if system.dataset]
     placed = []
@@ -129,7 +133,7 @@ def _of_the_same_prompts(systems: Sequence[System]) -> list[System]:
 
 
 def _order(rows: Sequence[Answered], wanted: Sequence[Answered]) -> list[int] | None:
-    """Where the prompts of `wanted` stand in `rows`; None if they are other ones."""
+    """Returns the places in `rows` of the prompts of `wanted`; None if the prompts differ."""
     key = _key(rows, wanted)
     places: dict[tuple[object, ...], list[int]] = {}
     for place, row in reversed(list(enumerate(rows))):
@@ -141,22 +145,22 @@ def _order(rows: Sequence[Answered], wanted: Sequence[Answered]) -> list[int] | 
 
 
 def _key(rows: Sequence[Answered], others: Sequence[Answered]) -> Callable[[Answered], tuple[object, ...]]:
-    """What makes prompts the same: all of them, or in a file without instructions the references."""
+    """Returns the key that equal prompts share: all their fields, or only references without instructions."""
     instructed = all(row.instruction for row in (*rows, *others))
     return lambda row: (row.instruction, row.input, row.references) if instructed else row.references
 
 
 def in_common(system: System, other: System) -> int:
-    """How many of the prompts of a system another one answers."""
+    """Returns how many prompts of a system the other system answers, too."""
     rows, others = system.by_seed[0], other.by_seed[0]
     key = _key(rows, others)
     return sum((Counter(map(key, rows)) & Counter(map(key, others))).values())
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """The shortest end of each path, without the suffix of a file, that no other one of them has.
+    """Returns the shortest end of each path that no other path shares, without a file's suffix.
 
-    Of the KEY=VALUE of runs' folders, those that all have are left out.
+    The KEY=VALUE parts that all names of run folders share are left out.
     """
     parts = [
         place.parts if place.is_dir() else (*place.parts[:-1], place.stem if place.suffix else place.name)
@@ -177,7 +181,7 @@ def _names(places: Sequence[Path]) -> list[str]:
 
 
 def _of_run(directory: Path, trust: bool) -> dict[str, Metric]:
-    """The metrics that a run's configuration names, the main one first; none where it has none."""
+    """Returns the metrics that a run's configuration names, the main one first; empty if it names none."""
     settings = read_settings(directory, _WITHOUT)
     if settings is None:
         return {}
@@ -202,7 +206,7 @@ _WITHOUT = "delete it, and the answers are scored by the usual metrics"
 
 
 def metric_of(name: str, systems: Sequence[System]) -> Metric:
-    """What `name` is, to the first of the systems that has it."""
+    """Returns the metric `name` of the first system that has it, or of `KNOWN`."""
     for metrics in [*(system.metrics for system in systems), KNOWN]:
         if name in metrics:
             return tokenized({name: metrics[name]}, systems[0].tokenize)[name]
@@ -211,7 +215,7 @@ def metric_of(name: str, systems: Sequence[System]) -> Metric:
 
 
 def rivals(systems: Sequence[System]) -> list[list[System]]:
-    """The systems with answers to the same prompts of a set, those of each in one order."""
+    """Groups the systems that answer the same prompts of a set; the answers in a group have one order."""
     groups: list[list[System]] = []
     for system in systems:
         for group in groups:
@@ -225,7 +229,7 @@ def rivals(systems: Sequence[System]) -> list[list[System]]:
 
 
 def main_metric(systems: Sequence[System]) -> str:
-    """That of the first run which names metrics; else the first of `ALWAYS`."""
+    """Returns the main metric of the first run that names metrics; else the first of `ALWAYS`."""
     own = [system.metrics for system in systems if list(system.metrics) != list(ALWAYS)]
     return next(iter(own[0])) if own else ALWAYS[0]
 

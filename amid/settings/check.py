@@ -1,4 +1,4 @@
-"""One check of every setting of a run: type, range, unknown keys, and what fits what."""
+"""One check of every setting of a run: type, range, unknown keys, and settings that contradict each other."""
 
 import difflib
 import functools
@@ -21,7 +21,7 @@ from amid.settings.words import as_number, other_word, shown
 Values = dict[str, Any]
 
 OF_HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
-"""Keys of a node that say how it is made."""
+"""Keys of a node that say how Hydra instantiates it."""
 
 LATER = {
     "optimizer": ("params",),
@@ -32,14 +32,14 @@ LATER = {
     "data": ("tokenizer",),
     "trainer": ("callbacks", "enable_progress_bar", "logger", "default_root_dir", "plugins"),
 }
-"""What the maker of a node gets besides its keys, by the kind of the node."""
+"""The arguments that amid passes besides a node's keys to instantiate it, by the kind of the node."""
 
 CALLED_WITH = {
     "divergence": ("log_a", "log_b"),
     "assistant": ("log_p", "log_q"),
     "metric": ("predictions", "references"),
 }
-"""With what the thing that a node makes is called, by the kind of the node."""
+"""The arguments with which amid calls the object that a node makes, by the kind of the node."""
 
 DERIVED_FROM = {
     "objective": "amid.losses.Loss",
@@ -52,14 +52,14 @@ DERIVED_FROM = {
     "scheduler": "torch.optim.lr_scheduler.LRScheduler",
     "checkpoint": "amid.training.checkpoints.Checkpoints",
 }
-"""The class that a class of the user's own has to be derived from, by the kind of the node."""
+"""The base class that the user's own class must have, by the kind of the node."""
 
 CALLED_LATER = ("optimizer", "scheduler")
 """Kinds of nodes that need `_partial_: true`."""
 
 
 def check(cfg: DictConfig) -> None:
-    """Checks every setting of a composed configuration, that of a run, an evaluation or a cache.
+    """Checks every setting of a composed configuration of a run, an evaluation or a cache.
 
     Nothing is instantiated, and neither torch nor Lightning is imported unless a `_target_` of the user's
     own is in them.
@@ -74,7 +74,7 @@ def check(cfg: DictConfig) -> None:
     for key, kind, node in _nodes(settings):
         _check_node(key, kind, node, reading)
         if kind == "data":
-            check_data(node)  # what follows from its lengths comes later
+            check_data(node)  # later checks use its lengths
     if reading.missing:
         key = reading.missing[0]
         raise InputError(f"{key} has no value; give it one, {key}=VALUE (amid help {key} says what it is)")
@@ -87,7 +87,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def has_argument(target: object, name: str) -> bool:
-    """Whether what a `_target_` of amid's names takes a setting `name`, also where no YAML file sets it."""
+    """Returns whether a `_target_` of amid takes a setting `name`, even if no YAML file sets it."""
     return any(name in models[target].model_fields for models in nodes.BY_TARGET.values() if target in models)
 
 
@@ -106,10 +106,10 @@ class _Reading:
         self.missing: list[str] = []
         self.failed: dict[str, Exception] = {}
         self.interpolations: list[str] = []
-        """What the values are made of, as it is written."""
+        """The unresolved text of the interpolations in the values."""
 
     def values(self, node: DictConfig, prefix: str) -> Values:
-        """Those of a node, without what cannot be resolved: that has a reason elsewhere, or is noted."""
+        """Returns the values of a node except unresolvable ones, which are noted or reported elsewhere."""
         written: Any = OmegaConf.to_container(node, resolve=False)
         return self._values(node, written, prefix)
 
@@ -128,7 +128,7 @@ class _Reading:
                 found[key] = value
             else:
                 self.interpolations.append(str(value))
-                if not prefix.startswith("logger."):  # those ask Hydra and the network
+                if not prefix.startswith("logger."):  # these interpolations ask Hydra and the network
                     self._resolve(node, key, name, found)
         return found
 
@@ -145,7 +145,7 @@ class _Reading:
             self.failed[name] = error
 
     def without(self, key: str) -> bool:
-        """Whether the value of a key could not be had."""
+        """Returns whether the value of a key could not be resolved."""
         return (
             key in self.missing
             or key in self.failed
@@ -170,7 +170,7 @@ def unknown_at_the_top(key: Any, value: Any, known: list[str]) -> str:
 
 
 def _nodes(settings: Values) -> Iterator[tuple[str, str, Any]]:
-    """The key, the kind and the value of each node that something is made of."""
+    """Yields the key, the kind and the value of each node that is instantiated."""
     data, model = settings.get("data"), settings.get("model")
     for kind in ("trainer", "optimizer", "scheduler", "checkpoint", "data", "generation", "text", "teacher"):
         if kind in settings:
@@ -234,7 +234,7 @@ WITHOUT_TARGET: dict[str, tuple[type[nodes.Node], str]] = {
     "sft": (nodes.FineTuning, "settings of a fine-tuning, or null for none"),
     "pair": (nodes.Pair, "a tokenizer, a teacher and a student"),
 }
-"""By kind, the model of a node that nothing is named for, and what such a node is."""
+"""The model of a node without a `_target_`, and a description of the node, by the kind of the node."""
 
 
 def _check_node(key: str, kind: str, node: Any, reading: _Reading) -> None:
@@ -286,16 +286,16 @@ def _check_set(key: str, source: Any) -> None:
 def check_values(
     prefix: str, model: type[nodes.Node], values: Values, reading: _Reading | None = None
 ) -> None:
-    """Holds values to the model of their node.
+    """Checks values against the model of their node.
 
     Args:
-        prefix: of the keys, in messages.
-        model: of the node.
-        values: by key.
-        reading: how they were read; a value that could not be had is not missed.
+        prefix: the prefix of the keys, in messages.
+        model: the model of the node.
+        values: the values by key.
+        reading: the reading that gave the values; a value that it could not resolve is not called missing.
 
     Raises:
-        InputError: for the first that does not fit.
+        InputError: for the first value that does not fit.
     """
     for name in values:
         if not isinstance(name, str):
@@ -319,12 +319,12 @@ def check_values(
 
 
 def _words(mistake: Any, description: str) -> str:
-    """What a value must be: as a mistake says, or else a description."""
+    """Returns what a value must be: the text of the mistake, or else the description."""
     return str(mistake["msg"]) if mistake["type"] == "amid" and mistake["msg"] else description
 
 
 def _hint(value: Any) -> str:
-    """What may have been meant by text that looks like a number, or by a number that is whole."""
+    """Returns what the user may have meant by text that looks like a number, or by a whole number."""
     if isinstance(value, str) and as_number(value) is not None:
         return "; it is text: leave out the quotes"
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
@@ -343,7 +343,7 @@ def _unknown(key: str, value: Any, known: list[str]) -> str:
 
 
 def _names(settings: Values, prefix: str = "") -> Iterator[str]:
-    """The names of all settings, those in nodes with dots."""
+    """Yields the names of all settings; settings in nodes have dotted names."""
     for key, value in settings.items():
         yield f"{prefix}{key}"
         if isinstance(value, dict):
@@ -360,10 +360,10 @@ def _near(name: str, known: list[str]) -> str:
 def _check_signature(
     key: str, kind: str, target: str, node: Values, given: Values, reading: _Reading
 ) -> None:
-    """Holds the keys of a node to the signature of what its `_target_` names.
+    """Checks the keys of a node against the signature of its `_target_`.
 
     Raises:
-        InputError: if that is not found or cannot be called with them, or a value is no number.
+        InputError: if the `_target_` is not found or does not take the keys, or a value is no number.
     """
     found = _found(key, target)
     for name, value in given.items():
@@ -404,10 +404,10 @@ def _check_signature(
 
 
 def _check_made(key: str, kind: str, target: str, found: Any, given: Values) -> None:
-    """Whether what a class or function makes can do what a node of its kind has to.
+    """Checks that the object that a class or function makes fits the kind of its node.
 
     Raises:
-        InputError: if it is derived from another class, or cannot be called with what it gets.
+        InputError: if it has the wrong base class, or does not take the arguments that it gets.
     """
     base = DERIVED_FROM.get(kind)
     if base is not None and inspect.isclass(found) and not issubclass(found, pkgutil.resolve_name(base)):
@@ -432,7 +432,7 @@ def _check_made(key: str, kind: str, target: str, found: Any, given: Values) -> 
 def _found(key: str, target: str) -> Callable[..., Any]:
     try:
         found = pkgutil.resolve_name(target)
-    except Exception as error:  # whatever the import of a module of one's own raises
+    except Exception as error:  # the import of the user's module may raise anything
         reason = in_one_line(error)
         raise InputError(
             f"{key}._target_={shown(target)} cannot be found ({shortened(reason)}); write the module and the "

@@ -44,13 +44,13 @@ from amid.settings.types import (
 
 
 class Node(BaseModel):
-    """Settings of one node. Text is no number, true is no number, and no key is unknown."""
+    """The settings of one node. It refuses text and true in place of a number, and unknown keys."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class Root(Node):
-    """What stands at the top of a configuration, besides its nodes."""
+    """The top-level settings of a configuration, besides its nodes."""
 
     seed: Seed
     student_is: Annotated[Literal["student", "teacher"], Field(description="student or teacher, of the pair")]
@@ -141,7 +141,7 @@ class OpusCorpus(Node):
 
 
 class Trainer(Node):
-    """Of `lightning.Trainer` what a run can choose."""
+    """The arguments of `lightning.Trainer` that a run can choose."""
 
     max_epochs: Annotated[int, Field(ge=-1, description="a whole number from 0; -1 is no limit")]
     max_steps: Annotated[int, Field(ge=-1, description="a whole number from 0; -1 is no limit")]
@@ -253,7 +253,7 @@ class JensenShannon(Node):
 
 
 class Plain(Node):
-    """Of what has no settings."""
+    """A node without settings."""
 
 
 class CrossEntropy(Node):
@@ -263,7 +263,7 @@ class CrossEntropy(Node):
 
 
 class Distillation(Node):
-    """What losses between teacher and student share."""
+    """The settings that all losses between teacher and student share."""
 
     shared_vocab: Annotated[
         Annotated[int, Field(ge=1)] | None,
@@ -347,7 +347,7 @@ class VLLMSampling(Sampling):
 
 
 class TeacherText(Node):
-    """`amid.text.TeacherText`, and how answers are drawn for any text."""
+    """`amid.text.TeacherText`, and the settings by which any text draws answers."""
 
     max_new_tokens: Count
     temperature: NotNegative = 0.0
@@ -358,7 +358,7 @@ class TeacherText(Node):
 
 
 class OnStudentText(TeacherText):
-    """What texts of the student share."""
+    """The settings that all on-policy texts share."""
 
     temperature: NotNegative = 1.0
     labels: Annotated[Literal["shifted", "unshifted"], Field(description="shifted or unshifted")] = "shifted"
@@ -431,7 +431,7 @@ class LoRA(Node):
 
 
 class FineTuning(Node):
-    """How a model is fine-tuned before its use."""
+    """The settings of a model's fine-tuning before its use."""
 
     optimizer: Any
     scheduler: Any
@@ -469,7 +469,7 @@ class CSVLogger(Node):
 
 
 class WandbLogger(Node):
-    """`lightning.pytorch.loggers.WandbLogger`, and of `wandb.init` what it hands on."""
+    """`lightning.pytorch.loggers.WandbLogger`, and the arguments that it passes to `wandb.init`."""
 
     name: OptionalText = None
     save_dir: Text = "."
@@ -509,7 +509,7 @@ _SACREBLEU += ("flores101", "flores200", "spBLEU-1K")
 
 
 def _tokenizers(*names: str) -> Any:
-    """The type of the name of a tokeniser."""
+    """Returns the type of a tokeniser's name."""
     return Annotated[
         str,
         AfterValidator(lambda name: name if name in names else refuse("")),
@@ -598,4 +598,4 @@ BY_TARGET: dict[str, dict[str, type[Node]]] = {
         "lightning.pytorch.loggers.WandbLogger": WandbLogger,
     },
 }
-"""By the kind of a node and its `_target_`, the model of its settings; others are held to their signature."""
+"""The model of a node's settings, by kind and `_target_`; other targets are checked by their signature."""

@@ -76,7 +76,7 @@ def _params(value: Any) -> Any:
 
 
 def _as_typed(value: Any) -> str:
-    """A single value of a YAML file, as a command line has it."""
+    """Returns a single value of a YAML file as it is written on the command line."""
     return value if isinstance(value, str) else shown(value)
 
 
@@ -85,7 +85,7 @@ def _given(value: str) -> str:
 
 
 class SweepFile(Node):
-    """What a sweep file says of its runs, besides the settings that it changes for all of them."""
+    """The keys of a sweep file that define its runs, besides the settings that it changes for all runs."""
 
     defaults: Annotated[
         Any, BeforeValidator(_defaults), Field(description="a list that builds on train: [train, _self_]")
@@ -132,11 +132,11 @@ def sweep_of(content: dict[str, Any], groups: list[str]) -> tuple[SweepFile, dic
     """Returns the settings of a sweep file, and its grid: the values of each setting, with commas.
 
     Args:
-        content: of the file, unresolved.
-        groups: that a primary configuration can hold besides its own keys.
+        content: the unresolved content of the file.
+        groups: the groups that a primary configuration can hold besides its own keys.
 
     Raises:
-        InputError: for the first key that is unknown or has a value of another shape.
+        InputError: for the first key that is unknown or has a value of the wrong shape.
     """
     own = SweepFile.model_fields
     for key, value in content.items():

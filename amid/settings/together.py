@@ -1,4 +1,4 @@
-"""Which settings fit which, of values that are right by themselves."""
+"""Checks that settings fit each other, after each has been checked by itself."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ Values = dict[str, Any]
 
 
 def check_together(settings: Values) -> None:
-    """What fits what, of the values that are right by themselves."""
+    """Checks that the settings fit each other; each value has been checked by itself."""
     _check_training("", settings, settings["data"], "data.batch_size")
     valid_metric = settings["data"].get("valid_metric")
     _check_checkpoint("checkpoint", settings["checkpoint"], valid_metric)
-    evaluates = "run" in settings  # which takes the model and its data as they are given
+    evaluates = "run" in settings  # an evaluation takes model and data as given
     for role in ("teacher", "student"):
         source = settings["model"].get(role) or {}
         if source and source["_target_"] in BY_TARGET["model"] and not evaluates:
@@ -31,7 +31,7 @@ def check_together(settings: Values) -> None:
 
 
 def _check_pair(settings: Values) -> None:
-    """Whether there is a student, and a teacher where the losses that are known need one."""
+    """Checks that there is a student, and a teacher if a loss of amid needs one."""
     student = settings["student_is"]
     if settings["model"].get(student) is None:
         raise InputError(
@@ -47,7 +47,7 @@ def _check_pair(settings: Values) -> None:
 
 
 def check_data(data: Values) -> None:
-    """Which settings of the data fit which."""
+    """Checks that the settings of the data fit each other."""
     if data["_target_"] not in BY_TARGET["data"]:
         return
     longest, prompt = data.get("max_length", 512), data.get("max_prompt_length", 256)
@@ -101,7 +101,7 @@ def _check_training(prefix: str, settings: Values, data: Values, batch_size: str
 
 
 def _most_steps(prefix: str, trainer: Values, data: Values, batch: str, rows: int) -> dict[str, int]:
-    """The steps that a training has at most, as far as settings tell, by those that limit them."""
+    """Returns upper bounds on the steps of a training, by the settings that set the bounds."""
     epochs, limit = trainer.get("max_epochs", -1), trainer.get("limit_train_batches")
     most = {f"{prefix}trainer.max_steps": trainer.get("max_steps", -1)}
     if epochs > 0:
@@ -199,7 +199,7 @@ def _check_objective(settings: Values) -> None:
 
 
 def _check_gradient(order: str, assistant: Values, taid: Values | None) -> None:
-    """Whether the student has a gradient at the λ of an assistant, and at both ends of a schedule."""
+    """Checks that the student has a gradient at the λ of an assistant, and at both ends of a schedule."""
     if "p" in order and assistant.get("detach_student", False):
         raise InputError(
             f"assistant.detach_student=true with objective.order={order} has no gradient: the student enters "

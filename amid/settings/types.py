@@ -1,4 +1,4 @@
-"""Types of single settings; the description of each completes "must be"."""
+"""Types of single settings; the description of each type completes the words "must be"."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 MOST_THREADS = max(256, os.cpu_count() or 1)
-"""More threads than that are a slip of the pen, and end a process."""
+"""The most threads; a larger number is a typing error, and would end the process."""
 
 LONGEST_PART = 255
 """Bytes of a file's or a folder's name, on the usual file systems."""
@@ -21,7 +21,7 @@ LONGEST_SET_NAME = 100
 
 
 def refuse(text: str) -> NoReturn:
-    """Raises what a validator does: `text` completes "must be"; the field's description where it is empty."""
+    """Raises a validator's error: `text` completes "must be"; if empty, the field's description does."""
     raise PydanticCustomError("amid", "{text}", {"text": text})
 
 
@@ -59,7 +59,7 @@ def _folder(value: str) -> str:
 
 
 def _source(value: Any) -> Any:
-    """Where rows come from: a path, or what a node with a `_target_` makes, which is checked by itself."""
+    """Checks a source of rows: a path, or a node with a `_target_`, which is checked by itself."""
     if isinstance(value, str) and "://" in value and not value.startswith("hf://datasets/"):
         refuse(
             "the path of a file, and it is an address; download the file, or write "
@@ -122,7 +122,7 @@ def _fields(value: Any) -> Any:
 
 
 def _format(*fields: str) -> Callable[[str], str]:
-    """What holds a text to have `{FIELD}` of each of `fields`, and no other."""
+    """Returns a validator that requires a text to have `{FIELD}` for each of `fields` and no other field."""
 
     def check(value: str) -> str:
         for field in fields:
@@ -156,7 +156,7 @@ SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("max_position_embeddings", "head_dim", "n_embd", "n_layer", "n_head", "n_positions", "ffn_dim"),
 )
-"""Fields of a model's configuration that count something there must be."""
+"""Fields of a model's configuration that must be at least 1."""
 
 Flag = Annotated[bool, Field(description="true or false")]
 Text = Annotated[str, Field(description="text")]
@@ -171,7 +171,7 @@ CountOrNone = Annotated[
 ]
 Seed = Annotated[
     int, Field(ge=0, lt=2**32, description=f"a whole number, from 0 to {2**32 - 1}")
-]  # what numpy takes
+]  # the range that numpy accepts
 Number = Annotated[float, AfterValidator(_finite), Field(description="a finite number")]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a finite number from 0")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a finite number above 0")]

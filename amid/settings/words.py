@@ -1,4 +1,4 @@
-"""Values as one types them, and what a run has in place of Lightning's words."""
+"""Values as the user types them, and amid's settings for the names that other tools use."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -42,7 +42,7 @@ OTHER_WORDS = {
     "dirpath": "the folder of runs is output_dir",
     "filename": "leave it out: the file is checkpoints/best-epoch.ckpt of the run's folder",
 }
-"""Words of Lightning that a run has others for, and those."""
+"""Names of Lightning's settings, each with amid's own setting."""
 
 _BATCH = "use data.batch_size, the rows of an optimiser step"
 _EPOCHS = "use trainer.max_epochs"
@@ -84,11 +84,11 @@ OF_OTHER_TOOLS = {
     "dataset_name": "use data=jsonl data.train=hf://datasets/OWNER/NAME/FILE",
     "output_folder": "it is called output_dir here",
 }
-"""Words of transformers' and others' trainers that a run has others for, and those."""
+"""Names of settings in the trainers of transformers and other tools, each with amid's own setting."""
 
 
 def other_word(key: str) -> str | None:
-    """What a run has in place of a setting `key` of another tool's; None for other settings."""
+    """Returns what to set in amid in place of another tool's setting `key`; None for other settings."""
     *nodes_of_it, last = key.split(".")
     where = nodes_of_it[-1] if nodes_of_it else ""
     remedy = OTHER_WORDS.get(last) if where in ("", "trainer", "checkpoint") else None
@@ -104,7 +104,7 @@ def other_word(key: str) -> str | None:
 
 
 def shown(value: Any) -> str:
-    """A value as one would type it, cut where it is long."""
+    """Returns a value as the user would type it, cut if it is long."""
     if isinstance(value, Mapping):
         text = "{" + ", ".join(f"{name}: {shown(child)}" for name, child in value.items()) + "}"
     elif isinstance(value, list | tuple):
@@ -117,7 +117,7 @@ def shown(value: Any) -> str:
 
 
 def as_number(text: str) -> float | None:
-    """The number that text looks like; None for other text."""
+    """Returns the number that text looks like; None for other text."""
     try:
         return float(text)
     except ValueError:
