@@ -1,4 +1,4 @@
-"""What is printed: lines, tables, and commands to type."""
+"""Printing to the terminal: lines, tables, and commands to type."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ WIDTH_OF_FILES = 200
 
 
 def as_typed(words: Iterable[str]) -> str:
-    """An `amid` command that a shell takes, quoted where it must be, and as it would be typed."""
+    """Returns an `amid` command as a user would type it in a shell, quoted where needed."""
     return " ".join(["amid", *map(_quoted, words)])
 
 
@@ -43,7 +43,7 @@ def console() -> Console:
 
 
 def shown(path: Path) -> str:
-    """A path as a command takes it: from the working folder, where it lies in it, and quoted if need be."""
+    """Returns a path for use in a command: relative if it is in the working folder, and quoted if need be."""
     here = Path.cwd()
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
@@ -60,6 +60,6 @@ def announce(message: str) -> None:
 
 
 def stop_printing() -> int:
-    """Sends what is printed from now on nowhere, as its reader wants no more; returns the exit status."""
+    """Discards all further output, because its reader has stopped reading; returns the exit status."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE

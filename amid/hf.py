@@ -33,12 +33,12 @@ class AMiDTrainer(Trainer):
     side; `DataCollatorForSeq2Seq` makes such batches. Packed rows are not taken.
 
     Student and teacher may have adapters (a `PeftModel`). The teacher is frozen, in eval mode, on the
-    student's device, and in no checkpoint; it shares no weight with the student. What the model adds to its
-    own loss, such as a router's auxiliary loss, is no part of this one. One process on one device: the body
-    is called apart from the wrappers of several.
+    student's device, and in no checkpoint; it shares no weight with the student. Terms that the model adds to
+    its own loss, such as a router's auxiliary loss, are not part of this loss. The trainer needs one process
+    on one device, because it calls the body outside the wrappers for several devices.
 
-    Another subclass of `Trainer`, such as TRL's `SFTTrainer`, may be a base after this one: it prepares the
-    data, this one gives the loss.
+    Another subclass of `Trainer`, such as TRL's `SFTTrainer`, may be a base after this one. That class
+    prepares the data, and this class computes the loss.
 
     Args:
         model: the student.
@@ -46,7 +46,7 @@ class AMiDTrainer(Trainer):
             Where the two have embeddings of different sizes, both sides' logits are cut to the smaller.
         objective: such as `Objective(AlphaBeta(), AlphaMixture())`. Its settings, such as
             `objective.assistant.lam`, may be set between steps, for example by a callback.
-        arguments: those of `Trainer`, by keyword.
+        arguments: the arguments of `Trainer`, by keyword.
 
     Raises:
         InputError: for a teacher that the objective needs and does not have, an objective that is no sum
@@ -81,7 +81,7 @@ class AMiDTrainer(Trainer):
                     f"{role}=AutoModelForCausalLM.from_pretrained({str(given)!r})"
                 )
         if (tokenizer := getattr(arguments.get("data_collator"), "tokenizer", None)) is not None:
-            arguments.setdefault("processing_class", tokenizer)  # whose end token the saved model names
+            arguments.setdefault("processing_class", tokenizer)  # the saved model names its end token
         super().__init__(model, **arguments)
         assert self.model is not None
         args = self.args
@@ -123,13 +123,13 @@ class AMiDTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The objective's sum over the batch, divided by the counted tokens of the whole step.
+        """Returns the objective's sum over the batch, divided by the counted tokens of the whole step.
 
         Args:
             model: the student, perhaps wrapped.
             inputs: a batch.
-            return_outputs: also the model's own outputs, which takes a pass of its own.
-            num_items_in_batch: the counted tokens of the step; None for those of this batch.
+            return_outputs: also return the model's own outputs, which takes a pass of its own.
+            num_items_in_batch: the counted tokens of the step; None for the counted tokens of this batch.
         """
         batch = _right_padded(inputs, self._pad)
         for role, given in self._models.items():
@@ -172,7 +172,7 @@ class AMiDTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """That of `Trainer`, but with the mean loss over all counted tokens, not over the batches."""
+        """Evaluates as `Trainer` does, but with the mean loss over all counted tokens, not over batches."""
         self._evaluated.clear()
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
@@ -219,7 +219,7 @@ def _is_loaded_by_a_base(kind: type) -> bool:
 
 
 def _plain(model: Any, role: str) -> PreTrainedModel:
-    """The model that has body and head: that below a `PeftModel`, adapters included."""
+    """Returns the model that has body and head: the model within a `PeftModel`, adapters included."""
     config = getattr(model, "active_peft_config", None)
     if config is not None and hasattr(model, "get_base_model"):
         if config.is_prompt_learning:
@@ -285,10 +285,10 @@ def _check_batch(role: str, model: PreTrainedModel, positions: int | None, batch
 
 
 def _right_padded(inputs: dict[str, Tensor | Any], pad: int | None) -> MicroBatch:
-    """A batch of `Trainer` with its padding on the right, where causal attention does not look.
+    """Returns a batch of `Trainer` with its padding on the right, where causal attention does not look.
 
-    Without a mask, rows may be padded on the right, with labels of -100, not on the left. There `pad`, the
-    padding token, stands before some rows and not before all, or twice: once it may be their BOS.
+    Without a mask, rows may be padded on the right, with labels of -100, but not on the left. Padding on the
+    left shows as the padding token `pad` before some rows and not all, or as two of them: one may be the BOS.
     """
     missing = {"input_ids", "labels"} - {name for name, value in inputs.items() if value is not None}
     if missing:

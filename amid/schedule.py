@@ -15,12 +15,12 @@ class Schedule(ABC):
     """A rule that sets attributes of an objective's assistant, such as `lam`, before each optimiser step."""
 
     needs: ClassVar[Sequence[str]] = ()
-    """The sums of `return_stats=True` whose means `update` is given."""
+    """The sums of `return_stats=True` that `update` needs the means of."""
 
     @property
     @abstractmethod
     def values(self) -> Values:
-        """The attributes of the assistant and what they are at the next step."""
+        """The attributes of the assistant, with their values at the next step."""
 
     @property
     @abstractmethod
@@ -29,21 +29,21 @@ class Schedule(ABC):
 
     @abstractmethod
     def update(self, step: int, steps: int, means: Mapping[str, float]) -> None:
-        """Moves on, after an optimiser step.
+        """Computes the next values, after an optimiser step.
 
         Args:
-            step: how many came before it, from 0.
-            steps: of the whole training.
-            means: over all counted tokens of the step: "loss" and what it `needs`.
+            step: the number of optimiser steps before this step, from 0.
+            steps: optimiser steps of the whole training.
+            means: means over all counted tokens of the step: "loss" and the sums that the schedule `needs`.
         """
 
     @abstractmethod
     def state_dict(self) -> dict[str, float | None]:
-        """What a resumed run goes on from."""
+        """Returns the numbers that a resumed run continues from."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, float | None]) -> None:
-        """Goes on from it."""
+        """Continues from a stored state."""
 
     def apply(self, objective: Loss) -> None:
         """Sets the assistant of `objective` to `values`."""
@@ -84,7 +84,7 @@ class TAID(Schedule):
     after each optimiser step but the first, which only gives L; m begins at 0. L is the mean loss plus the
     mean entropy of the assistant: with TAID's objective KL(r ‖ q) the cross-entropy -Σ r log q.
 
-    The validation loss is that of the current λ: those of different epochs are not of one objective.
+    The validation loss uses the current λ. So the validation losses of two epochs have different objectives.
 
     Args:
         start: λ at the first step, 0 ≤ start ≤ end; published: 0.2 to 0.4.
@@ -141,7 +141,7 @@ class TAID(Schedule):
         return {"lam": self._lam, "trend": self._trend, "loss": self._loss}
 
     def load_state_dict(self, state: Mapping[str, float | None]) -> None:
-        """Goes on from them."""
+        """Continues from a stored λ, m and L."""
         lam, trend = state["lam"], state["trend"]
         assert lam is not None
         assert trend is not None

@@ -1,10 +1,10 @@
 """Tokens a second of `Sampling.answers_to_sets` against transformers' `generate` used the published way.
 
 The published way: fixed batches in the given order, padded to their longest prompt, every row kept until the
-last one ends, one sampling seed after the other. Both draw from the same model of random weights, whose EOS
-logit is raised so that answers end after about a quarter of `max_new_tokens` on average (lengths are then
-nearly geometric, cut at the limit). Prompt lengths are uniform. The ways are measured in turn in one process;
-the figures are medians over the rounds. Tokens counted are those of the answers, EOS included.
+last one ends, one sampling seed after the other. Both ways draw from the same model of random weights. Its
+EOS logit is raised, so that answers end after about a quarter of `max_new_tokens` on average. Lengths are
+then nearly geometric, cut at the limit. Prompt lengths are uniform. The ways are measured in turn in one
+process; the figures are medians over the rounds. Only tokens of answers count, EOS included.
 """
 
 import argparse

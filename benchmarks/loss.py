@@ -3,12 +3,12 @@
     python benchmarks/loss.py --device cpu [--compiled]
     python benchmarks/loss.py --device cuda --dtype bfloat16 --vocab 151936 --tokens 8192
 
-All are measured in turn in one process, several rounds; shown are medians of their ratios. The published
-computation takes the logits of all positions and differentiates the textbook formulas by autograd, half of
-the positions masked afterwards, as the authors' scripts and DistiLLM's do. The products are those that the
-counted positions need: two heads forward, two products back, in place. Memory is what a call takes beyond its
-inputs and the gradients that it returns; on a CPU, resident memory, of which only the first row,
-before the allocator holds anything, is to be read.
+All are measured in turn in one process, in several rounds; the table shows medians of their ratios. The
+published computation takes the logits of all positions, differentiates the textbook formulas by autograd, and
+masks half of the positions afterwards, as the scripts of the authors and of DistiLLM do. The bare products
+are the products that the counted positions need: two heads forward, two products back, in place. Memory is
+the memory of a call beyond its inputs and the gradients that it returns. On a CPU it is resident memory, and
+only its first row is valid, before the allocator holds anything.
 """
 
 import argparse

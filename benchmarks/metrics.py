@@ -1,7 +1,6 @@
 """Speed of the metrics, as ratios: `python benchmarks/metrics.py`.
 
-Each row compares two ways that are measured in turn in one process, several times; the table holds the
-medians.
+Each row compares two ways. They are measured in turn in one process, several times; the table holds medians.
 """
 
 import argparse

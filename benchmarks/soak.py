@@ -7,8 +7,8 @@ elsewhere, on another file system where there is one. A sweep that ends before a
 by another one in a new folder.
 
 Each start after a kill must lose at most `checkpoint.every_n_steps` steps, and none after a signal. At the
-end answers, scores, logged values and weights of all runs and fine-tunings must be those of the undisturbed
-sweep, byte for byte. Ends with status 1 where that is not so.
+end, answers, scores, logged values and weights of all runs and fine-tunings must equal the undisturbed
+sweep's, byte for byte. Otherwise the script ends with status 1.
 """
 
 import argparse

@@ -3,12 +3,13 @@
     python benchmarks/step.py --device cpu
     python benchmarks/step.py --device cuda --rows 32
 
-The published way, as the authors' scripts and DistiLLM's train: rows padded to 512 tokens, the teacher run on
-every batch, logits of all positions, the textbook loss by autograd, masked afterwards. Ours: rows of like
-lengths, padded to their longest, the fused objective on the counted positions, the teacher live or its states
-kept. Both run one optimiser step of the same rows; models have the shapes of SmolLM2-135M and of 8 of its 30
-layers, or of GPT-2 XL and GPT-2 (--pair gpt2), with random weights, and lengths are drawn as in Dolly (142
-tokens a row on average, 70 of them response). Shown are medians over the rounds.
+The published way, that of the authors' scripts and DistiLLM: rows padded to 512 tokens, the teacher run on
+every batch, logits of all positions, the textbook loss by autograd, masked afterwards. Our way: rows of
+similar lengths, padded to their longest, the fused objective on the counted positions, the teacher live or
+with cached states. Both ways run one optimiser step of the same rows. The models have the shapes of
+SmolLM2-135M and of 8 of its 30 layers, or of GPT-2 XL and GPT-2 (--pair gpt2), with random weights. Lengths
+are drawn as in Dolly (142 tokens a row on average, 70 of them response). The table shows medians over the
+rounds.
 """
 
 import argparse

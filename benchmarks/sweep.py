@@ -1,4 +1,4 @@
-"""Start-up of the jobs of a sweep, and what a cached teacher saves: `python benchmarks/sweep.py`.
+"""Start-up time of a sweep's jobs, and time saved by a cached teacher: `python benchmarks/sweep.py`.
 
 All jobs run in this process, on the built-in data, in a temporary folder. The fine-tuned models are made
 before anything is measured. The two sweeps of the second table are run in turn, with nothing cached at the

@@ -1,4 +1,4 @@
-"""What tests keep of Hydra's compositions is what Hydra composes."""
+"""The compositions that the tests cache equal Hydra's own compositions."""
 
 import pytest
 from compositions import compose_anew, compose_once

@@ -1,4 +1,4 @@
-"""The transformers Trainer with our losses: against whole logits, in any cut of a step."""
+"""The transformers Trainer with our losses equals the loss on whole logits, however a step is cut."""
 
 import json
 

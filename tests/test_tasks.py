@@ -1,6 +1,6 @@
 """Each task of conf/data, from its own files to its scores.
 
-The hub's files are stood in for by small ones of the same layout (names, columns, nesting), written here.
+Small files of the same layout (names, columns, nesting), written here, replace the hub's files.
 """
 
 import csv

@@ -8,7 +8,7 @@ from torch.utils.data import Sampler
 
 
 class Batches(Sampler[list[int]]):
-    """Batches of rows in an order of seed and epoch: the same for the same ones, whatever ran before.
+    """Makes batches of rows in an order that depends on seed and epoch alone.
 
     Rows are shuffled, cut into pools of `POOL` batches, sorted by length within a pool, cut into
     batches, and the batches shuffled. Random rows are shuffled and cut into batches.
@@ -68,9 +68,9 @@ class Batches(Sampler[list[int]]):
 
 
 def endless(places: Iterable[int], n: int, key: str) -> list[int]:
-    """The numbers at `places` of the endless sequence of those below `n`, turn after turn.
+    """Returns the numbers at `places` of an endless sequence of the numbers below `n`, turn after turn.
 
-    Each turn has every number once, in an order of its own, which follows from `key`.
+    Each turn has every number once, in an order of its own that follows from `key`.
     """
     turns = [divmod(place, n) for place in places]
     return [_order(n, f"{key}-{turn}")[index] for turn, index in turns]

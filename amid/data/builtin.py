@@ -80,10 +80,10 @@ _TOPICS = _words(
 
 @dataclass(frozen=True)
 class _OpenFamily:
-    """Prompts (instruction, input) with two free words, and an answer whose free words follow a Zipf law.
+    """Prompts (instruction, input) with two free words, and an answer with free words that follow a Zipf law.
 
-    A slot is a letter and its choices. Their ranking, so which of them is the likeliest, depends on the word
-    of the prompt that stands at that letter: `a` or `b`.
+    A slot is a letter and its choices. The word of the prompt at that letter, `a` or `b`, decides the ranking
+    of the choices, and so the likeliest choice.
     """
 
     name: str
@@ -405,7 +405,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @functools.cache
 def _trained_backend() -> str:
-    """The trained tokenizer as JSON, of which each caller gets a tokenizer of its own."""
+    """Returns the trained tokenizer as JSON; each caller makes a tokenizer of its own from it."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -30,7 +30,7 @@ from amid.files import forget_parts, key_of, only_writer
 from amid.tensor_files import read_tensors, write_tensors
 
 FORMAT = 3
-"""Version of the files of token ids; another one is another cache."""
+"""Version of the files of token ids; another version makes another cache."""
 
 _AS_TEXT = "special tokens are text"
 """In the key of a cache of tokens, where a row has one in its text."""
@@ -203,9 +203,9 @@ class InstructionData(L.LightningDataModule):
             announce(line)
 
     def announce_template(self) -> None:
-        """Says whether prompts stand in the tokenizer's chat template, where that is a choice.
+        """Prints whether prompts are in the tokenizer's chat template, if that is a choice.
 
-        Also what that template writes before answers, and not at the end of prompts.
+        It also prints the text that the template writes before an answer but not at the end of a prompt.
         """
         template, tokenizer = self.encoder.template, self.encoder.tokenizer
         choice = template.choice(tokenizer)
@@ -219,12 +219,12 @@ class InstructionData(L.LightningDataModule):
             )
 
     def train_on(self, tokens: Tokens) -> None:
-        """Puts other responses in the place of the training set's: as many rows."""
+        """Replaces the training set by as many rows with other responses."""
         assert len(tokens) == len(self.train_examples), (len(tokens), len(self.train_examples))
         self.train_tokens = tokens
 
     def begin_at(self, epoch: int, batches: int) -> None:
-        """Leaves out so many batches at the beginning of an epoch, as a run that goes on within it does."""
+        """Skips so many batches at the beginning of an epoch, for a run that resumes within the epoch."""
         self._begins_at = epoch, batches
 
     def train_dataloader(self) -> DataLoader[Row]:
@@ -248,9 +248,9 @@ class InstructionData(L.LightningDataModule):
 
     @cached_property
     def plain_tokens(self) -> Tokens | None:
-        """The plain text in pieces of `max_length` tokens, all of them counted; None where there is none.
+        """The plain text in pieces of `max_length` tokens, all of them counted; None without plain text.
 
-        The training set where `plain_text` says so.
+        With `plain_text=responses` it is the training set.
         """
         if self._plain_text is None:
             return None
@@ -274,7 +274,7 @@ class InstructionData(L.LightningDataModule):
     def plain_batch(self, number: int) -> list[MicroBatch]:
         """The `number`th batch of plain text, of endlessly many: `batch_size` pieces, in micro-batches.
 
-        They go through all pieces again and again, each time in another order, which follows from the seed.
+        The batches go through all pieces again and again, each time in another order, fixed by the seed.
         """
         tokens = self.plain_tokens
         assert tokens is not None
@@ -317,7 +317,7 @@ class InstructionData(L.LightningDataModule):
         return Tokens.of_tensors(kept), kept["cut"]
 
     def _kept(self, made_from: Sequence[object], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What `make` gives, from the cache where it stands in it."""
+        """Returns the tensors that `make` makes, from the cache if they are stored there."""
         file = self.cache_dir / f"tokens-{key_of([FORMAT, *made_from])}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
         with only_writer(file, "the tokenised data"):

@@ -12,4 +12,4 @@ class Example:
     input: str
     outputs: tuple[str, ...]
     fields: Mapping[str, str | int | float] = field(default_factory=dict, compare=False)
-    """What else its row tells of it, such as a category; no model sees it, scores can be had by it."""
+    """Further fields of its row, such as a category. No model sees them; scores can be split by them."""

@@ -19,7 +19,7 @@ Rows = Iterator[tuple[str, Mapping[str, Any]]]
 _T = TypeVar("_T")
 
 _DIGITS = 300
-"""Of an integer at most: more are beyond what a float holds."""
+"""The most digits of an integer: a float holds no larger ones."""
 
 _OTHER_FILES = {
     b"\xff\xfe\0\0": "is UTF-32, not UTF-8; convert it: iconv -f UTF-32 -t UTF-8",
@@ -35,7 +35,7 @@ _OTHER_FILES = {
     b"\xff\xff\xff\xff": "is an Arrow file, as save_to_disk writes it; write it by to_parquet or to_json",
     b"version https://git-lfs": "is a pointer of Git LFS, not the file itself; fetch that: git lfs pull",
 }
-"""By their first bytes, files that are no text in UTF-8, or none of data."""
+"""Kinds of files that are not UTF-8 text, or not data, by their first bytes."""
 
 
 class Unreadable(str):
@@ -118,7 +118,7 @@ def _line_rows(path: Path, text: str) -> Rows:
 
 
 def _array_rows(path: Path, text: str) -> Rows:
-    """Of an array over many lines or in one; a row stands where its object begins."""
+    """Yields the rows of an array over one line or many; a row's line is where its object begins."""
     line, counted = 1, 0
     at = _after_blanks(text, text.index("[") + 1)
     while text[at : at + 1] != "]":
@@ -138,7 +138,7 @@ def _array_rows(path: Path, text: str) -> Rows:
 
 
 def _object_rows(path: Path, text: str) -> Rows:
-    """Of objects one after the other, over many lines each; a row stands where its object begins."""
+    """Yields the rows of a series of objects over many lines each; a row's line is where it begins."""
     line, counted = 1, 0
     at = _after_blanks(text, 0)
     while at < len(text):

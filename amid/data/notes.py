@@ -69,10 +69,10 @@ def special_tokens(
 
 
 def thoughts(encoder: Encoder, sets: Mapping[str, Sequence[Example]]) -> Iterator[str]:
-    """How many responses have other blocks of thoughts than the chat template would write them with.
+    """Yields how many responses have other blocks of thoughts than the chat template would write.
 
-    A template may add an empty block before a response, or drop the one that it has. Responses are trained
-    on as they stand in their rows, after the prompt, which may have a block too.
+    A template may add an empty block before a response, or drop the response's own block. The training uses
+    responses as they are in their rows, after the prompt, which may have a block too.
     """
     if encoder.template.is_plain(encoder.tokenizer):
         return
@@ -95,7 +95,7 @@ def _in_response(encoder: Encoder, name: str, row: Example) -> set[str]:
 
 
 def _changed(encoder: Encoder, rows: Sequence[Example]) -> Counter[str]:
-    """Of how many rows the template `adds` or `drops` a block of thoughts."""
+    """Counts the rows for which the template `adds` or `drops` a block of thoughts."""
     counts: Counter[str] = Counter()
     plain = 0
     for row in rows:
@@ -109,14 +109,14 @@ def _changed(encoder: Encoder, rows: Sequence[Example]) -> Counter[str]:
 
 
 def _change(encoder: Encoder, response: str) -> str:
-    """What the chat template does to the blocks of thoughts of a response: `adds`, `drops` or nothing."""
+    """Returns what the chat template does to a response's blocks of thoughts: `adds`, `drops` or nothing."""
     trained, written = encoder.template.turns(encoder.tokenizer, response)
     before, after = (Counter(_tags(text)) for text in (trained, written))
     return "" if before == after else "adds" if after > before else "drops"
 
 
 def _tags(text: str) -> list[str]:
-    """Of each beginning of thoughts "", of each end "/"."""
+    """Returns "" for each beginning of thoughts and "/" for each end."""
     return [found[1] or found[2] or "" for found in THOUGHTS.finditer(text)]
 
 

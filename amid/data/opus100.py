@@ -26,16 +26,16 @@ LANGUAGES = dict(pair.split(" ", 1) for pair in _NAMES.split(", "))
 
 
 def corpus(split: str, source: str = "de", target: str = "en", size: int | None = None) -> list[Example]:
-    """A split of OPUS-100, as instructions to translate.
+    """Returns a split of OPUS-100, as instructions to translate.
 
     Args:
         split: "train" (up to a million pairs), "validation" or "test" (up to 2,000 each), as published.
         source: code of the language to translate from.
         target: code of the language to translate to; one of the two is `en`.
-        size: the first so many pairs; null for all.
+        size: how many pairs to take, from the first on; null for all.
 
     Returns:
-        Examples whose input is the sentence to translate and whose output is its translation.
+        Examples. The input is the sentence to translate, and the output is its translation.
 
     Raises:
         InputError: for another split, a pair without `en`, or where the file cannot be had (`load_examples`).

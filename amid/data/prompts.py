@@ -18,7 +18,7 @@ IGNORE = -100
 """The label of a token that is not counted."""
 
 Truncation = Literal["input", "right"]
-"""What a prompt over the limit loses."""
+"""The part that is cut from a prompt over the limit."""
 
 CHAT_VARIABLES = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 """What `chat="auto"` gives a chat template: Qwen3 answers without a part for thoughts, and Llama 3 writes
@@ -30,7 +30,7 @@ _DATE = datetime(2024, 7, 26)
 _ASKS_FOR_TODAY = re.compile(r"\bstrftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 _ASKED, _ANSWERED = "amid-question", "amid-answer"
-"""Messages by which it is found how a chat template writes them."""
+"""Messages that are rendered to find how a chat template writes messages."""
 
 THOUGHTS = re.compile(r"<(/?)(?:\w+:)?think(?:ing)?>|\[(/?)THINK\]")
 """Where a model's thoughts begin and end."""
@@ -39,7 +39,7 @@ _NO_THOUGHT = re.compile(r"<(\w+:)?think(ing)?>\s*(</(\w+:)?think(ing)?>\s*)?|\[
 """An empty thought, or the beginning of one."""
 
 SpecialTokens = Literal["text", "tokens"]
-"""What a special token of the tokenizer is that is written in a row."""
+"""How to read a special token of the tokenizer that is written in a row."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ class Template:
         return max(ends, key=len)
 
     def heading(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """What the chat template writes between a prompt and its answer, and not at the end of the prompt.
+        """Returns the text that the chat template writes before an answer but not at the end of a prompt.
 
-        White space and thoughts aside. Empty where the template ends a prompt with all that begins an answer.
+        White space and thoughts do not count. It is empty if a prompt ends with all that begins an answer.
         """
         if self.is_plain(tokenizer):
             return ""
@@ -135,7 +135,7 @@ class Template:
         return prompt + response, self._conversation(tokenizer, "x", answer=response)
 
     def made_from(self, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-        """All that the prompt follows from beside the example and the tokens."""
+        """Returns all that decides the prompt besides the example and the tokens."""
         plain = self.is_plain(tokenizer)
         chat = None if plain else [dict(self._variables), tokenizer.chat_template]
         return [self.without_input, self.with_input, chat]
@@ -160,9 +160,9 @@ class Template:
     def tokenizer_of_model(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         """The tokenizer to save with a model that was trained on these prompts, for use in other programs.
 
-        Its EOS is the token that ends a response. Its chat template makes the prompts of this one without
-        being given any variable; it has none where the prompts stand as they are. It adds no BOS or EOS to
-        a text, as the prompts have only what the template writes.
+        Its EOS is the token that ends a response. Its chat template makes the same prompts as this template,
+        and needs no variable; it has no chat template if prompts are used as they are. It adds no BOS or EOS
+        to a text, since prompts hold only the text of the template.
 
         Raises:
             InputError: see `end`.
@@ -258,7 +258,7 @@ class Encoded(NamedTuple):
     """An example as token ids, and what it lost to the limits on length."""
 
     ids: list[int]
-    """Of prompt, response (the first output) and EOS."""
+    """Token ids of prompt, response (the first output) and EOS."""
     n_prompt: int
     """The length of the prompt."""
     prompt_cut: bool
@@ -338,7 +338,7 @@ class Encoder:
         )
 
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of texts without a template, such as responses without their end."""
+        """Returns the token ids of texts without a template, such as responses without their EOS."""
         of = self._of_text
         return of.all_ids([of.marked(text) for text in texts] if self.special_tokens == "text" else texts)
 
@@ -361,7 +361,7 @@ class Encoder:
 
     @cached_property
     def _marks(self) -> set[str]:
-        """What the chat template marks turns with that is no special token."""
+        """The tokens by which the chat template marks turns and that are not special tokens."""
         if self.template.is_plain(self.tokenizer):
             return set()
         return marks_in(self.tokenizer, "".join(self.template.turns(self.tokenizer, "x")))
@@ -377,7 +377,7 @@ class Encoder:
         return of.ids(self.template.render(self.tokenizer, instruction, input))
 
     def _shortened(self, example: Example, whole: list[int]) -> list[int]:
-        """The prompt's token ids, within the limit; `whole` are those without it."""
+        """Returns the prompt's token ids within the limit; `whole` holds the ids before the cut."""
         if len(whole) <= self.max_prompt_length:
             return whole
         if self.truncation == "right":
@@ -390,7 +390,7 @@ class Encoder:
         return self._longest(instruction, lambda text: self._prompt(text, ""))
 
     def _longest(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
-        """`encode` of the longest beginning of `text` that fits, by bisection; of no text if none does."""
+        """Returns `encode` of the longest beginning of `text` that fits, by bisection; of "" if none fits."""
         low, high = 0, len(text)
         while low < high:
             middle = (low + high + 1) // 2

@@ -37,7 +37,7 @@ class RowText:
 
     Args:
         tokenizer: of the models.
-        tokens: those that stay text where a row has them.
+        tokens: the tokens that stay text if a row has them.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: Collection[str]) -> None:

@@ -17,7 +17,7 @@ FIELDS: Fields = {"instruction": "instruction", "input": "input", "output": "out
 
 CONVERSATION = "conversations of one turn, the user's message as instruction and the assistant's as output"
 PROMPT_AND_COMPLETION = "prompt as instruction and completion as output"
-"""What is taken of rows without `instruction` and `output` in which these are plain."""
+"""How rows without `instruction` and `output` are read, if both can be found in other fields."""
 
 _PARTS = ("instruction", "output")
 _CONVERSATIONS = ("messages", "conversations")
@@ -75,11 +75,11 @@ def example_of(row: Mapping[str, Any], place: str, fields: Fields) -> tuple[Exam
 
 
 _Values = list[tuple[str, str, Any]]
-"""What an example is made of: its part, the field of the row that this is from, and the value there."""
+"""The values that an example is made of: each with its part of the example and its field of the row."""
 
 
 def _example(row: Mapping[str, Any], place: str, values: _Values, used: Sequence[str]) -> Example:
-    """Of `values`; what the row has besides the `used` fields is kept beside it."""
+    """Makes the example of `values`; the row's fields that are not `used` become its `fields`."""
     texts: dict[str, Any] = {"input": ""}
     for name, field, value in values:
         several = name == "output" and isinstance(value, list)
@@ -133,7 +133,7 @@ def text(value: Any, field: str, place: str) -> str:
 
 
 def _further(value: Any, name: str, place: str) -> str | int | float | None:
-    """A string or number that a row has besides; None, which stands for no value, of anything else."""
+    """Returns a further string or number of a row; None, which stands for no value, for anything else."""
     if not isinstance(value, str | int | float) or (isinstance(value, float) and math.isnan(value)):
         return None
     text(name, name, place)

@@ -32,11 +32,12 @@ class Loaded:
 
     examples: list[Example]
     rows: int
-    """How many were read for them: of a slice or a limit, those within it and those left out before each."""
+    """Rows that were read for the examples: with a slice or a limit, the rows within it and the rows that
+    were left out before each of them."""
     empty: int = 0
-    """Rows that are left out, since no output of theirs has text."""
+    """Rows that are left out because none of their outputs has text."""
     taken: Mapping[str, int] = field(default_factory=dict)
-    """By what was taken in place of `fields`, of how many rows it was."""
+    """The number of rows that were read without `fields`, by the way they were read."""
 
 
 def load_examples(

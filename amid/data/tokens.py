@@ -39,7 +39,7 @@ _AT_ONCE = 1000
 class Tokens(Dataset[Row]):
     """Token ids of many sequences: `ids` [total], `ends` [n] of each, `prompts` [n] prompt lengths.
 
-    An item is a sequence, the length of its prompt, and its number: `first` is that of the first one.
+    An item is a sequence, the length of its prompt, and its number; `first` is the first sequence's number.
     """
 
     ids: Tensor
@@ -49,7 +49,7 @@ class Tokens(Dataset[Row]):
 
     @classmethod
     def of(cls, sequences: Iterable[tuple[Sequence[int], int]]) -> "Tokens":
-        """Of token ids and the length of the prompt at their beginning."""
+        """Makes `Tokens` from sequences, each with its token ids and the length of its prompt."""
         encoded = list(sequences)
         ids = torch.tensor([i for row, _ in encoded for i in row], dtype=torch.int32)
         lengths = torch.tensor([len(row) for row, _ in encoded], dtype=torch.int64)
@@ -58,12 +58,12 @@ class Tokens(Dataset[Row]):
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "Tokens":
-        """Of `tensors` of other ones."""
+        """Makes `Tokens` from the `tensors` of another object."""
         return cls(tensors["ids"], tensors["ends"], tensors["prompts"])
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What makes the same sequences again, in plain tensors; `first` aside."""
+        """Plain tensors from which `of_tensors` makes the same sequences, without `first`."""
         return {"ids": self.ids, "ends": self.ends, "prompts": self.prompts}
 
     def __len__(self) -> int:

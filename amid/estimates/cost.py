@@ -15,22 +15,22 @@ from amid.text import Text
 from amid.training.length import Length
 
 TEXT_BYTES = 4.5
-"""Of a token as text in `generations/`."""
+"""Bytes of a token as text in `generations/`."""
 
 ANSWER_BYTES = TEXT_BYTES + 9
-"""Of a token of an answer there: its text, and its log-probability to four digits."""
+"""Bytes of an answer's token in `generations/`: its text, and its log-probability to four digits."""
 
 TOKEN_ID_BYTES = 4
-"""Of a token where the teacher's answers are kept."""
+"""Bytes of a token in the stored answers of the teacher."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes; NaN for what is not known, a part of it being unknown."""
+    """The cost of a run. A figure is NaN if some part of it is not known."""
 
     steps: float = math.nan
     tokens: float = math.nan
-    """That go through the student in training, without padding; plain text among them."""
+    """Tokens that go through the student in training, without padding; tokens of plain text count too."""
     memory: float = math.nan
     """Bytes while it trains, as `training_memory` counts."""
     disk: float = math.nan
@@ -61,7 +61,7 @@ class Estimator:
         self.facts = Facts()
 
     def run(self, plan: Plan) -> Cost:
-        """What a run takes by itself, with all that it shares done.
+        """Returns the cost of a run by itself, with all shared work done.
 
         Raises:
             InputError: if its objective is refused.
@@ -83,7 +83,7 @@ class Estimator:
         )
 
     def shared(self, plan: Plan) -> dict[str, Once]:
-        """By what identifies it, the work that the run shares with others."""
+        """Returns the work that the run shares with other runs, by the key that identifies the work."""
         works = self._fine_tunings(plan)
         from_teacher = plan.text.from_teacher
         if not (plan.asks_teacher or from_teacher):
@@ -122,7 +122,7 @@ class Estimator:
         return works
 
     def kind(self, plan: Plan) -> str:
-        """Of the student and the data: runs that agree in it take alike for each token."""
+        """Returns a key of the student and the data: runs with the same key cost the same for each token."""
         return plan.fingerprint("model.student", *_TEXT)
 
     def _rows(self, plan: Plan, split: str, name: str | None = None) -> float:
@@ -159,7 +159,7 @@ class Estimator:
         return size
 
     def _cost_of_asking(self, plan: Plan, tokens: float, disk: float) -> Cost:
-        """Of the teacher alone."""
+        """Returns the cost of running the teacher alone."""
         teacher = self.facts.skeleton(plan, "teacher")
         return Cost(0, tokens, _bytes(teacher), disk, checkpoints=0)
 
@@ -182,8 +182,8 @@ def _is_cached(plan: Plan) -> bool:
 def _memory(
     plan: Plan, student: PreTrainedModel | None, teacher: PreTrainedModel | None, body: bool
 ) -> float:
-    """Of training: with the `body` of a teacher that the objective needs, or its head alone; NaN where a
-    model is not known."""
+    """Returns the memory of a training in bytes; NaN if a model is not known. The whole teacher counts if
+    `body` is true and the objective needs a teacher. Otherwise its head alone counts."""
     if student is None or (teacher is None and plan.asks_teacher):
         return math.nan
     data = plan.data_settings
@@ -205,14 +205,14 @@ def _steps(length: Length, rows: float, batch_size: int) -> float:
 
 
 def _bytes(model: PreTrainedModel | None, trained: bool = False) -> float:
-    """Of all weights, or those that are trained."""
+    """Returns the bytes of all weights, or of the trained weights only."""
     if model is None:
         return math.nan
     return sum(weight.nbytes for weight in model.parameters() if weight.requires_grad or not trained)
 
 
 def _state_bytes(model: PreTrainedModel | None) -> tuple[float, float]:
-    """Of the last hidden state of one position, and of the head."""
+    """Returns the bytes of the last hidden state of one position, and the bytes of the head."""
     if model is None:
         return math.nan, math.nan
     head: Any = model.get_output_embeddings()

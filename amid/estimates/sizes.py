@@ -20,7 +20,7 @@ from amid.experiment.plan import ROWS, Plan
 from amid.models.hub import NOT_CACHED
 
 SAMPLE = 256
-"""Rows whose lengths stand for those of all."""
+"""The number of rows that are measured to estimate the lengths of all rows."""
 
 HUB_FACTS: Mapping[str, Any] = yaml.safe_load(
     Path(__file__).with_name("hub_sizes.yaml").read_text(encoding="utf-8")
@@ -42,11 +42,11 @@ class Lengths:
 
     prompt: float
     response: float
-    """With EOS."""
+    """Mean tokens of a response, with its EOS."""
 
     @property
     def row(self) -> float:
-        """Of both."""
+        """Mean tokens of prompt and response together."""
         return self.prompt + self.response
 
 

@@ -1,4 +1,4 @@
-"""Rows that models decode together: what each has so far, their cache, and logits of the next tokens."""
+"""Rows that models decode together: the tokens so far, the cache, and the logits of the next tokens."""
 
 import hashlib
 import inspect
@@ -74,8 +74,8 @@ class Batch:
     Args:
         model: in eval mode.
         vocabulary: the logits are cut to the first so many; None for all.
-        log_probs: whether `notes` are of the tokens' log-probabilities, or of nothing. They are those of
-            float32 logits, also where the model's own are rounded to bfloat16 or float16.
+        log_probs: whether `notes` holds the tokens' log-probabilities; otherwise it is empty. They come from
+            float32 logits, even if the model's own logits are rounded to bfloat16 or float16.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Batch:
 
     @property
     def logits(self) -> Tensor:
-        """The model's own, of the next token of each row: [rows, V]."""
+        """The model's own logits of the next token of each row: [rows, V]."""
         return self._last[0]
 
     def join(self, prompts: Sequence[tuple[int, ...]]) -> None:
@@ -123,7 +123,7 @@ class Batch:
         self._lengths += [len(prompt) for prompt in prompts]
 
     def step(self, tokens: Sequence[int | None]) -> None:
-        """Appends a token to each row; None to a row whose logits are of no more interest."""
+        """Appends a token to each row; None to a row that needs no more logits."""
         self._lengths = [
             1 if token is None else length + 1 for token, length in zip(tokens, self._lengths, strict=True)
         ]
@@ -150,7 +150,7 @@ class Batch:
     def _forward(self, ids: Tensor, lengths: Tensor, width: int, cache: DynamicCache) -> tuple[Tensor, ...]:
         """Runs `ids`, the last columns of rows `width` wide, and returns the last logits.
 
-        Where these are rounded, they are followed by the states [rows, D] that they were made of.
+        If the logits are rounded, the states [rows, D] that they were computed from follow them.
         """
         positions = torch.arange(width - ids.shape[1], width, device=ids.device) - (width - lengths[:, None])
         inputs = {
@@ -179,14 +179,14 @@ class Batch:
 
     @property
     def log_probs(self) -> Tensor:
-        """log p of the next token of each row, [rows, V], of logits that are not rounded."""
+        """log p of the next token of each row, [rows, V], from logits that are not rounded."""
         logits, *states = self._last
         if self._head is not None and states:
             logits = self._head.cut(self._vocabulary).logits(states[0])
         return log_normalise(logits.float())
 
     def notes(self, tokens: Sequence[int]) -> list[tuple[float, ...]]:
-        """What is kept of the next token of each row besides the token."""
+        """Returns the values that an answer keeps beside the next token of each row."""
         if not self._log_probs:
             return [()] * len(tokens)
         index = torch.tensor(tokens, device=self.logits.device).clamp(min=0).unsqueeze(1)
@@ -194,7 +194,7 @@ class Batch:
 
 
 class _RoomyLayer(DynamicLayer):
-    """Keys and values with room for tokens to come: a step writes its own and copies the others seldom."""
+    """Keys and values with room for later tokens: a step writes its own, and seldom copies earlier ones."""
 
     ROOM = 32
 
@@ -218,7 +218,7 @@ class _RoomyLayer(DynamicLayer):
         self.forget_rooms()
 
     def forget_rooms(self) -> None:
-        """Frees what was replaced, as by fewer rows or by more."""
+        """Frees the memory of arrays that were replaced when the number of rows changed."""
         self._rooms.clear()
 
     def _appended(self, name: str, new: Tensor) -> Tensor:
@@ -267,9 +267,9 @@ class MixedBatch:
             batch.keep(rows)
 
     def notes(self, tokens: Sequence[int]) -> list[tuple[float, ...]]:
-        """The log-probabilities of the next token of each row under mixture, teacher and student.
+        """Returns the log-probabilities of the next token of each row under mixture, teacher and student.
 
-        That of the mixture is of the logits that the token is drawn by.
+        The log-probability under the mixture comes from the same logits that the token is drawn from.
         """
         index = torch.tensor(tokens, device=self.logits.device).clamp(min=0).unsqueeze(1)
         parts = [

@@ -1,4 +1,4 @@
-"""Answers of a model to prompts: batched decoding, whose samples depend on the seed and the prompt only."""
+"""Answers of a model to prompts: batched decoding. Samples depend on the seed and the prompt only."""
 
 import contextlib
 import logging
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def report_nothing(answers: int) -> None:
-    """What hears of finished answers where nobody wants to."""
+    """Does nothing with the number of finished answers."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Sampling:
             raise InputError(f"generation.top_p={self.top_p} must be in (0, 1]")
 
     def check_installed(self) -> None:
-        """Raises InputError where what draws the answers is not installed."""
+        """Raises InputError if the package that draws the answers is not installed."""
 
     def answers(
         self,
@@ -156,7 +156,7 @@ class Sampling:
         names: Iterable[Sequence[str]],
         finished: Callable[[int], None] = report_nothing,
     ) -> list[list[Answer]]:
-        """The answers with their log-probabilities; `names` of their random numbers, by prompt."""
+        """Returns answers with log-probabilities; `names` holds the names of random numbers, by prompt."""
         check_prompts(prompts)
         with _as_is(model):
             batch = Batch(model, len(tokenizer), log_probs=True)
@@ -179,22 +179,24 @@ class Sampling:
 
         Tokens from `vocabulary` on are never drawn: rows of a padded embedding, which stand for no token.
 
-        Each answer has its own random numbers, one a token, made from the seed, the prompt's tokens, which
-        of the equal prompts and which of its samples it is. So an answer does not depend on `batch_size`,
-        on the other prompts, on their order, or on how many samples are drawn; a larger `max_new_tokens`
-        only lets it go on. This holds up to rounding: matrix products of other shapes round otherwise,
-        which can turn a token whose random number falls within that error of a border between two tokens,
-        and with it the rest of the answer (in the order of once in a million tokens in float32, more often
-        in bfloat16). The same call on the same machine gives the same answers as far as the model's own
-        arithmetic does. Probabilities are rounded to multiples of 2^-30.
+        Each answer has its own random numbers, one per token. They follow from the seed, the prompt's tokens,
+        the number of the prompt among equal prompts, and the number of the sample. So an answer does not
+        depend on `batch_size`, on the other prompts, on their order, or on the number of samples. A larger
+        `max_new_tokens` only makes a cut answer longer.
 
-        The global random state is neither used nor changed, and the model is left in the mode it was in. A
-        model whose cache holds more than keys and values is run by `model.generate`, with a warning;
-        there the samples depend on the batch as well.
+        This holds up to rounding, because matrix products of other shapes round differently. A token can
+        change if its random number lies within the rounding error of the border between two tokens, and then
+        the rest of the answer changes too. That happens about once in a million tokens in float32, and more
+        often in bfloat16. The same call on the same machine gives the same answers if the model's own
+        arithmetic is deterministic. Probabilities are rounded to multiples of 2^-30.
+
+        The global random state is neither used nor changed, and the model stays in its mode. If a model's
+        cache holds more than keys and values, `model.generate` runs it, with a warning; there the samples
+        depend on the batch as well.
 
         Raises:
             InputError: if a prompt is empty.
-            FloatingPointError: if the model gives a row of logits none of which can be drawn, such as NaN.
+            FloatingPointError: if no token can be drawn from a row of the model's logits, such as NaN.
         """
         check_prompts(prompts)
         with _as_is(model):
@@ -214,16 +216,17 @@ class Sampling:
         seed: int,
         teacher_share: float = 0.2,
     ) -> list[MixedAnswer]:
-        """An answer to each prompt, each token drawn from q̃ = a p + (1-a) q, a = `teacher_share`.
+        """Draws an answer to each prompt, each token from q̃ = a p + (1-a) q, a = `teacher_share`.
 
-        MiniLLM's teacher-mixed sampling (arXiv 2306.08543). Both models see what was drawn so far; tokens
-        beyond the tokenizer's have no probability in either. The random numbers are those of `token_ids`.
+        This is MiniLLM's teacher-mixed sampling (arXiv 2306.08543). Both models see the tokens drawn so far.
+        Ids beyond the tokenizer's vocabulary have no probability in either model. The random numbers are made
+        as in `token_ids`.
 
         Raises:
             InputError: if `teacher_share` is not in [0, 1], a setting changes the models' distributions
                 (temperature, top_p, top_k, no_repeat_ngram_size), a model's cache holds more than keys and
                 values, or a prompt is empty.
-            FloatingPointError: if a model gives a row of logits none of which can be drawn, such as NaN.
+            FloatingPointError: if no token can be drawn from a row of a model's logits, such as NaN.
         """
         check_prompts(prompts)
         if not 0 <= teacher_share <= 1:
@@ -251,11 +254,11 @@ class Sampling:
         names: Iterable[Sequence[str]],
         finished: Callable[[int], None] = report_nothing,
     ) -> list[list[Row]]:
-        """An answer for each of the `names` of random numbers that a prompt has, as many for each prompt.
+        """Draws an answer for each of the `names` of random numbers of a prompt, as many for each prompt.
 
-        Places of finished answers in the batch are given to the next prompts, short ones first. The answers
-        to a prompt begin together, if the batch has so many places, and share one prefill.
-        Places are freed and given anew a quarter of the batch at a time, since both copy the cache.
+        The next prompts, short ones first, take the places of finished answers in the batch. The answers to a
+        prompt begin together, if the batch has so many places, and share one prefill. Places are freed and
+        filled a quarter of the batch at a time, since freeing and filling both copy the cache.
         """
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         answers = [
@@ -290,7 +293,7 @@ class Sampling:
         return answers
 
     def _draw(self, logits: Tensor, rows: Sequence[Row]) -> list[int]:
-        """The next token of each row, from `logits` [rows, V]."""
+        """Draws the next token of each row from `logits` [rows, V]."""
         scores = logits.float()
         banned = [(i, t) for i, row in enumerate(rows) for t in row.banned() if t < scores.shape[-1]]
         if banned:
@@ -309,7 +312,7 @@ class Sampling:
         return drawn
 
     def _warpers(self) -> list[Any]:
-        """In the order of transformers."""
+        """Returns the warpers of the settings, in the order of transformers."""
         warpers: list[Any] = []
         if self.temperature != 1:
             warpers.append(TemperatureLogitsWarper(float(self.temperature)))
@@ -366,8 +369,8 @@ class Sampling:
 
 
 def streams(prompts: Sequence[Sequence[int]], seed: int, samples: int) -> Iterator[list[str]]:
-    """For each prompt the names of the random numbers of its answers: of the seed, the prompt, which of the
-    equal prompts it is, and the sample."""
+    """Yields for each prompt the names of its answers' random numbers. A name is made of the seed, the
+    prompt, the prompt's number among equal prompts, and the sample's number."""
     seen: Counter[tuple[int, ...]] = Counter()
     for prompt in prompts:
         key = tuple(prompt)

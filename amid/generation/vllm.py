@@ -25,9 +25,9 @@ class VLLMSampling(Sampling):
     The student is written to a temporary folder, from which vLLM loads it, once for all sets and seeds.
     Answers during the training (validation) are drawn as `Sampling` draws them.
 
-    Each answer has a random seed of its own, made of what `Sampling.token_ids` makes its random numbers of;
-    the answers are other ones, of the same distribution. How far they depend on what else is drawn at the
-    same time is up to vLLM's arithmetic.
+    Each answer has a random seed of its own. The seed follows from the same values as the random numbers of
+    `Sampling.token_ids`. The answers differ from `Sampling`'s, but have the same distribution. vLLM's
+    arithmetic decides how far an answer depends on the other answers that are drawn at the same time.
 
     Args:
         batch_size: answers generated at once during training; vLLM chooses its own.
@@ -154,6 +154,6 @@ def _vllm() -> Any:
 
 
 def _dtype(model: PreTrainedModel) -> torch.dtype:
-    """That of the products: autocast's where it is on, else that of the weights."""
+    """Returns the dtype of matrix products: autocast's dtype if autocast is on, else the weights' dtype."""
     device = model.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype

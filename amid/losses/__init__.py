@@ -1,8 +1,8 @@
 """Distillation losses: assistants between teacher and student, divergences, and objectives over them.
 
-Pure torch, usable in any training loop. Everything works on log-probabilities or logits whose last
-dimension is the vocabulary; an objective is a divergence between two of p (teacher), q (student) and r
-(assistant), reduced over the counted tokens.
+The losses are pure torch and work in any training loop. The last dimension of all log-probabilities and
+logits is the vocabulary. An objective is a divergence between two of p (teacher), q (student) and r
+(assistant), averaged over the counted tokens.
 """
 
 from amid.losses.adaptive_kl import AdaptiveKL

@@ -26,7 +26,7 @@ class AdaptiveKL(WeightedDivergences):
     Args:
         head_mass: the probability in p's head, 0 < head_mass < 1; published: 0.5.
         swapped: exchanges p and q: w_h KL(q ‖ p) + w_t KL(p ‖ q), with q's head, and with the gradient
-            passing through the weights. The training scripts of ABKD and AMiD call the paper's code so.
+            passing through the weights. The training scripts of ABKD and AMiD call the paper's code this way.
         shared_vocab: see `Distillation`.
         fused: see `Distillation`.
 

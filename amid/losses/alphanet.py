@@ -29,11 +29,11 @@ class AlphaNet(WeightedDivergences):
     Args:
         a: the first exponent; any finite real number.
         b: the second exponent; any finite real number.
-        maximum: what the larger one is chosen for: "batch", all counted tokens of a call together, as in
-            ABKD's script; or "token", each of them, as AlphaNet itself does with its samples. A training
-            step that is cut into micro-batches calls the loss for each, so that with "batch" the way it
-            is cut changes the loss; with "token" it does not. `fused` with "batch" takes one pass more
-            over the heads, without gradients.
+        maximum: "batch" chooses the larger divergence once for all counted tokens of a call, as in ABKD's
+            script. "token" chooses it for each token, as AlphaNet itself does with its samples. A training
+            step calls the loss for each micro-batch. So with "batch" the cut into micro-batches changes the
+            loss; with "token" it does not. `fused` with "batch" takes one more pass over the heads, without
+            gradients.
         shared_vocab: see `Distillation`.
         fused: see `Distillation`.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from amid.losses.numerics import both_zero, finite_number, float32_or_better, log_mean_exp, log_normalise
 
 _FAR = 80.0
-"""An exponent past which 1 and eˣ differ by all that float32 has, and at which eˣ does not overflow."""
+"""An exponent at which eˣ does not overflow, and past which 1 is lost in the rounding of eˣ in float32."""
 
 LEAST_SHARE = 1e-16
 """The smallest weight of a mean for which λ e^80 is still far more than 1."""
@@ -19,11 +19,11 @@ _REACH = 60.0
 lost five digits by then."""
 
 _LEAST_SUM = 1e-30
-"""The smallest Σ r̃ whose terms float32 still has enough digits of."""
+"""The smallest Σ r̃ for which float32 still has enough digits of the terms."""
 
 
 class Mixed(NamedTuple):
-    """An assistant [..., V] in closed form, beside one of the distributions that it mixes, x."""
+    """An assistant [..., V] in closed form, compared with x, one of the two distributions that it mixes."""
 
     log_r: Tensor
     r: Tensor
@@ -90,7 +90,7 @@ class AlphaMixture:
         return f"AlphaMixture(alpha={self.alpha}, lam={self.lam}, detach_student={self.detach_student})"
 
     def __call__(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """Log-probabilities of the assistant.
+        """Returns the log-probabilities of the assistant.
 
         Args:
             log_p: [..., V], normalised log-probabilities of the teacher; -inf is allowed.
@@ -119,7 +119,7 @@ class AlphaMixture:
         return log_normalise(log_r)
 
     def gradient_weight(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """How much of the gradient for log r̃ reaches log q (AMiD, Proposition 3.5).
+        """Returns the share of the gradient for log r̃ that reaches log q (AMiD, Proposition 3.5).
 
             w = ∂log r̃ / ∂log q = (1-λ) qˢ / (λ pˢ + (1-λ) qˢ) = sigmoid(log((1-λ)/λ) - s (log p - log q))
 
@@ -139,10 +139,10 @@ class AlphaMixture:
         return _weights(log_p, log_q, self.alpha, self.lam)[1]
 
     def mixing(self, beside: str) -> "Mixing":
-        """How `Mixing.mixed` is to mix, with its numbers, for 0 < λ < 1.
+        """Returns the settings and numbers of `Mixing.mixed`, for 0 < λ < 1.
 
         Args:
-            beside: "p" or "q": what its `log_ratio` and `difference` compare r with.
+            beside: "p" or "q": the distribution that `log_ratio` and `difference` compare r with.
         """
         near_p = self.lam > 0.5
         mu = 1 - self.lam if near_p else self.lam
@@ -158,9 +158,9 @@ class AlphaMixture:
 
 
 class Mixing(NamedTuple):
-    """The arithmetic of an `AlphaMixture` in few passes: no autograd, no branches but on its own flags.
+    """The arithmetic of an `AlphaMixture` in few passes, without autograd; it branches on its own flags only.
 
-    With d = log y - log x, x the one of p and q that has the larger weight, 1-μ, and y the other,
+    Of p and q, let x be the one with the larger weight, 1-μ, and y the other. With d = log y - log x,
 
         log r̃ = log x + u
         u = log(1 + μ (e^(s d) - 1)) / s
@@ -182,11 +182,11 @@ class Mixing(NamedTuple):
     mu: float
 
     def mixed(self, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Mixed:
-        """The assistant of finite log-probabilities [..., V], p = exp(log_p) and q = exp(log_q).
+        """Returns the assistant of finite log-probabilities [..., V], p = exp(log_p) and q = exp(log_q).
 
         Returns:
-            What it is made of. NaN in all of a position where these forms have no precision: where the
-            supports (nearly) part, r̃ lies further than e^60 from x, or a log-probability is -inf.
+            The fields of `Mixed`. A position is all NaN if these forms have no precision there: the supports
+            are (nearly) disjoint, r̃ is further than e^60 from x, or a log-probability is -inf.
         """
         log_x, x, log_y = (log_p, p, log_q) if self.near_p else (log_q, q, log_p)
         u, weight = self._from_x(log_y - log_x)
@@ -207,7 +207,7 @@ class Mixing(NamedTuple):
         return mixed._replace(gradient_weight=0.0) if self.detach_student else mixed
 
     def _from_x(self, log_ratio: Tensor) -> tuple[Tensor, Tensor | float]:
-        """u, and ∂log r̃ / ∂log q."""
+        """Returns u, and ∂log r̃ / ∂log q."""
         s, mu = self.s, self.mu
         if self.geometric:
             return log_ratio * mu, mu if self.near_p else 1 - mu

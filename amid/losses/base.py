@@ -51,7 +51,7 @@ class Loss(ABC):
     def __call__(
         self, *, return_stats: bool = False, **inputs: Unpack[LogitInputs]
     ) -> Tensor | tuple[Tensor, Stats]:
-        """Mean over the counted tokens.
+        """Returns the mean loss over the counted tokens.
 
         Args:
             return_stats: also return the detached sums over the counted positions that the class names, for
@@ -109,20 +109,20 @@ class Loss(ABC):
     def fused(
         self, *, return_stats: bool = False, **inputs: Unpack[FusedInputs]
     ) -> Tensor | tuple[Tensor, Stats]:
-        """The loss from hidden states and heads, its gradients made chunk by chunk of tokens.
+        """Computes the loss from hidden states and heads, with its gradients, chunk by chunk of tokens.
 
-        Equal to
+        It is equal to
 
             loss(student_logits=student_hidden @ student_weight.T + student_bias,
                  teacher_logits=teacher_hidden @ teacher_weight.T + teacher_bias,
                  labels=labels, sampling=sampling, mask=mask, denominator=denominator,
                  return_stats=return_stats)
 
-        with what the loss needs of these, but no logits outlive their chunk of tokens. The gradients for
-        `student_hidden`, `student_weight` and `student_bias` are made at once, in closed form; what has no
-        closed form (a divergence or assistant of your own that is a plain function) and positions with
-        infinite logits are differentiated by autograd within the chunk. The loss can be differentiated
-        once, and not twice in a row (no `create_graph`).
+        with the inputs that the loss needs, but no logits outlive their chunk of tokens. The gradients for
+        `student_hidden`, `student_weight` and `student_bias` are computed at once, in closed form. Autograd
+        within the chunk differentiates positions with infinite logits, and a divergence or assistant without
+        a closed form (your own plain function). The loss can be differentiated once, and not twice in a row
+        (no `create_graph`).
 
         Under autocast the operands of the matrix products have its dtype, otherwise that of the hidden
         states. Logits, the arithmetic on them, and the sum of the chunks' gradients for weight and bias are

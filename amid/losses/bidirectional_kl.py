@@ -1,4 +1,4 @@
-"""Both directions of KL, the one that counts more chosen by the entropies (BDKD, arXiv 2212.12965)."""
+"""Both directions of KL; the entropies decide which direction weighs more (BDKD, arXiv 2212.12965)."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from amid.losses.numerics import finite_number
 from amid.losses.weighted_divergences import WeightedDivergences
 
 _TIE = 16 * torch.finfo(torch.float32).eps
-"""By what part of itself an entropy may differ from its equal, in float64 too."""
+"""The relative difference up to which two entropies count as equal, in float64 too."""
 
 
 class _TeacherCrossEntropy(Divergence):

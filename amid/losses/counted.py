@@ -1,4 +1,4 @@
-"""The counted positions of a loss: what may stand there, and the mean over them."""
+"""The counted positions of a loss: checks of their values, and the mean over them."""
 
 import math
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def given(name: str, value: Tensor | None) -> Tensor:
-    """`value`, or a ValueError where it is None."""
+    """Returns `value`, or raises a ValueError if it is None."""
     if value is None:
         raise ValueError(f"{name}=None but the loss needs it; pass {name}")
     return value
 
 
 def check_leading_shape(name: str, shape: torch.Size, leading: torch.Size) -> None:
-    """Raises a ValueError unless `shape` is the leading shape of what the student gives."""
+    """Raises a ValueError unless `shape` is the leading shape of the student's input."""
     if shape != leading:
         raise ValueError(
             f"{name} must have the leading shape of the student's, {tuple(leading)}, got {tuple(shape)}; "
@@ -23,7 +23,7 @@ def check_leading_shape(name: str, shape: torch.Size, leading: torch.Size) -> No
 
 
 def check_denominator(denominator: float | Tensor | None, n_counted: int) -> float:
-    """What the sum is divided by: the number of counted positions unless given."""
+    """Returns the number that divides the sum: the number of counted positions unless given."""
     if denominator is None:
         return float(max(n_counted, 1))
     value = float(denominator)
@@ -36,7 +36,7 @@ def check_denominator(denominator: float | Tensor | None, n_counted: int) -> flo
 
 
 def select(mask: Tensor | None, x: Tensor) -> Tensor:
-    """The counted positions of `x` [..., n], as [N, n], taken out before any arithmetic."""
+    """Returns the counted positions of `x` [..., n] as [N, n], before any arithmetic."""
     if mask is None:
         return x.reshape(-1, x.shape[-1])
     if mask.dtype != torch.bool:
@@ -46,7 +46,7 @@ def select(mask: Tensor | None, x: Tensor) -> Tensor:
 
 
 def mean(per_token: Tensor, denominator: float | Tensor | None) -> Tensor:
-    """The sum over the counted positions [N], divided by `denominator`."""
+    """Returns the sum over the counted positions [N], divided by `denominator`."""
     return per_token.sum() / check_denominator(denominator, per_token.numel())
 
 

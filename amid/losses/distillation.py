@@ -16,8 +16,8 @@ from amid.losses.inputs import Stats
 from amid.losses.numerics import float32_or_better, in_float64
 
 _NEAR, _FAR = 1e-4, 1e3
-"""Mean values below or above which a closed form is made in float64. In float32 it is wrong by some 1e-7, and
-large values have gradients of parts that cancel."""
+"""Mean values below or above which a closed form is computed in float64. In float32 its error is about 1e-7,
+and the gradients of large values have parts that cancel."""
 
 _EXACT_ELEMENTS = 2**22
 """Logits that are differentiated by autograd in float64 at once."""
@@ -73,7 +73,7 @@ class Distillation(Loss):
 
     @abstractmethod
     def _by_autograd(self, logits_q: Tensor, logits_p: Tensor, with_stats: bool) -> tuple[Tensor, Stats]:
-        """The loss at each position [N], differentiable, and sums to be logged, of logits [N, V]."""
+        """Returns the loss of logits [N, V] at each position [N], differentiable, and sums to be logged."""
 
     @property
     @abstractmethod
@@ -84,7 +84,7 @@ class Distillation(Loss):
     def _in_closed_form(
         self, logits_q: Tensor, logits_p: Tensor, with_gradient: bool, with_stats: bool
     ) -> tuple[Sums, Tensor]:
-        """The loss in closed form, and where [N] it is exact; it is void unless it is exact everywhere."""
+        """Returns the loss in closed form, and where [N] it is exact; it is void unless exact everywhere."""
 
     def value_and_gradient(
         self,
@@ -99,9 +99,9 @@ class Distillation(Loss):
 
         The gradient is in closed form where the divergence has one, else from autograd.
 
-        Where the closed form loses its digits in float32, the same is done in float64: where values are
-        very small or large, and by autograd at positions where teacher and student are too far apart for
-        it or a logit is infinite.
+        If values are very small or large, the closed form loses its digits in float32, and is computed in
+        float64. Autograd in float64 takes over at positions where teacher and student are too far apart for
+        the closed form, or a logit is infinite.
         """
         logits_q, logits_p = self._cut(student_logits, given("teacher_logits", teacher_logits))
         logits_q, logits_p = float32_or_better(logits_q, logits_p)
@@ -117,7 +117,7 @@ class Distillation(Loss):
         return value, gradient, same_top | stats
 
     def _most_exact(self, logits_q: Tensor, logits_p: Tensor, with_gradient: bool, with_stats: bool) -> Sums:
-        """The loss in closed form as far as that has digits enough."""
+        """Returns the loss in closed form, where that has enough digits."""
         asked = with_gradient, with_stats
         closed, precise = self._in_closed_form(logits_q, logits_p, *asked)
         if bool(precise.all()):
@@ -143,7 +143,7 @@ class Distillation(Loss):
     def _differentiated(
         self, logits_q: Tensor, logits_p: Tensor, with_gradient: bool, with_stats: bool
     ) -> Sums:
-        """The loss by autograd."""
+        """Returns the loss and its gradient by autograd."""
         with torch.set_grad_enabled(with_gradient):
             logits_q = logits_q.detach().requires_grad_(with_gradient)
             per_token, stats = self._by_autograd(logits_q, logits_p, with_stats)
@@ -153,7 +153,7 @@ class Distillation(Loss):
     def _differentiated_in_float64(
         self, logits_q: Tensor, logits_p: Tensor, with_gradient: bool, with_stats: bool
     ) -> Sums:
-        """The same with some positions at once, as float64 takes room."""
+        """Returns the loss by autograd, a part of the positions at a time, since float64 takes memory."""
         size = max(_EXACT_ELEMENTS // logits_q.shape[-1], 1)
         parts = [
             self._differentiated(in_float64(some_q), in_float64(some_p), with_gradient, with_stats)
@@ -197,6 +197,6 @@ def _same_top(logits_q: Tensor, logits_p: Tensor) -> Stats:
 
 
 def through_softmax(partials: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient for the logits of q from that for log q, both [N, V], and where it is finite, [N]."""
+    """Returns the gradient for q's logits [N, V] from the one for log q, and where [N] it is finite."""
     drift = partials.sum(-1, keepdim=True)
     return torch.addcmul(partials, q, drift, value=-1), torch.isfinite(drift).squeeze(-1)

@@ -1,9 +1,9 @@
 """Divergences D(a ‖ b) between two distributions over the vocabulary, given as log-probabilities.
 
-Every divergence here is written as a sum of terms that are non-negative one by one, so that nothing cancels
-where a and b are close. KL, for one, is Σ a (δ + e^(-δ) - 1) with δ = log a - log b, which for normalised a
-and b is Σ a log(a/b). KL, reverse KL and the α-divergence are cases of the αβ-divergence, and that with all
-of its limits is one expression,
+Every divergence here is a sum of non-negative terms, so that nothing cancels where a and b are close. For
+example, KL is Σ a (δ + e^(-δ) - 1) with δ = log a - log b; for normalised a and b this equals Σ a log(a/b).
+KL, reverse KL and the α-divergence are cases of the αβ-divergence. The αβ-divergence with all its limits is
+one expression,
 
     D_AB(a ‖ b) = Σ δ² exp[A log a + B log b, (A+B) log a, (A+B) log b]
 
@@ -27,16 +27,16 @@ _FAR = 80.0
 
 
 class Pair(NamedTuple):
-    """Two distributions [..., V] without zeros in their logarithms, and what is known of them already."""
+    """Two distributions [..., V] without zeros, as logarithms, and values already computed from them."""
 
     log_a: Tensor
     log_b: Tensor
     a: Tensor
     b: Tensor
     log_ratio: Tensor
-    """log a - log b, as exact as it is known: with small λ the assistant gives it to more digits."""
+    """log a - log b, as exact as it is known: with small λ the assistant has it to more digits."""
     difference: Tensor
-    """a - b, the same."""
+    """a - b, as exact as it is known."""
 
 
 class Divergence(ABC):
@@ -48,7 +48,7 @@ class Divergence(ABC):
     """
 
     def __call__(self, log_a: Tensor, log_b: Tensor) -> Tensor:
-        """D(a ‖ b), summed over the vocabulary.
+        """Returns D(a ‖ b), summed over the vocabulary.
 
         Args:
             log_a: [..., V], normalised log-probabilities; -inf is allowed.
@@ -64,31 +64,31 @@ class Divergence(ABC):
 
     @abstractmethod
     def terms(self, log_a: Tensor, log_b: Tensor) -> Tensor:
-        """The terms of the sum, [..., V], in the inputs' dtype. What stands where a = b = 0 is ignored."""
+        """Returns the terms of the sum, [..., V], in the inputs' dtype. Terms with a = b = 0 are ignored."""
 
     @abstractmethod
     def partials(self, log_a: Tensor, log_b: Tensor) -> tuple[Tensor, Tensor]:
-        """∂D/∂log a and ∂D/∂log b, [..., V] each, the coordinates taken as free.
+        """Returns ∂D/∂log a and ∂D/∂log b, [..., V] each, with all coordinates free.
 
-        What stands where a = b = 0 is ignored.
+        Values where a = b = 0 are ignored.
 
-        Where the terms use that a sums to 1, the partials differ from those of other forms by a
-        multiple of a, which the normalisation of log a takes out again (the same for b).
+        Terms may use that a sums to 1. Then the partials differ from the partials of another form by a
+        multiple of a. The normalisation of log a removes this multiple. The same holds for b.
         """
 
     @property
     def counts_the_unlikely(self) -> bool:
-        """Whether tokens count that have next to no probability, so that a large value can be all rounding.
+        """Whether tokens with nearly no probability count, so that a large value can be all rounding error.
 
-        A fused loss is made in float64 then.
+        A fused loss is then computed in float64.
         """
         return False
 
     def value_and_partials(self, pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
-        """The sum of `terms` [...] and the `partials`, of finite log-probabilities.
+        """Returns the sum of `terms` [...] and the `partials`, of finite log-probabilities.
 
-        What a fused loss is made of. Worth overriding where `pair` saves exponentials, or where value and
-        partials have parts in common.
+        A fused loss calls this. Override it if `pair` saves exponentials, or if value and partials have parts
+        in common.
         """
         return self.terms(pair.log_a, pair.log_b).sum(-1), *self.partials(pair.log_a, pair.log_b)
 
@@ -111,7 +111,7 @@ class _SumOfTerms(torch.autograd.Function):
 
 
 class _AlphaBetaFamily(Divergence):
-    """What the αβ-divergence and its special cases share."""
+    """The common base of the αβ-divergence and its special cases."""
 
     @property
     @abstractmethod
@@ -126,12 +126,12 @@ class _AlphaBetaFamily(Divergence):
     def terms(self, log_a: Tensor, log_b: Tensor) -> Tensor:
         """δ² exp[n, n_a, n_b], the exponents n = A log a + B log b, n_a = (A+B) log a and n_b = (A+B) log b.
 
-        From the middle one of the three, m, the others lie x = c δ above and below, and the divided
+        Let m be the middle one of the three. The others are x = c δ above and below it, and the divided
         difference is
 
             δ² exp[m, m + c₁ δ, m + c₂ δ] = e^m (φ(c₁ δ)/c₁ - φ(c₂ δ)/c₂) / (c₁ - c₂),    φ(x) = eˣ - 1 - x
 
-        in which both parts are positive. Which one is in the middle depends on A and B alone.
+        with two positive parts. A and B alone decide which of the three is in the middle.
         """
         alpha, beta = self.exponents
         total = alpha + beta
@@ -154,7 +154,7 @@ class _AlphaBetaFamily(Divergence):
         return terms
 
     def partials(self, log_a: Tensor, log_b: Tensor) -> tuple[Tensor, Tensor]:
-        """(a^(A+B) - a^A b^B)/B and (b^(A+B) - a^A b^B)/A, or their limits."""
+        """Returns (a^(A+B) - a^A b^B)/B and (b^(A+B) - a^A b^B)/A, or their limits."""
         alpha, beta = self.exponents
         total = alpha + beta
         delta = log_a - log_b
@@ -263,7 +263,7 @@ class AlphaBeta(_AlphaBetaFamily):
 
 @dataclass(frozen=True)
 class AlphaDivergence(_AlphaBetaFamily):
-    """Amari's α-divergence, the one whose geodesics the α-mixture follows (AMiD, Theorem 3.2).
+    """Amari's α-divergence. The α-mixture follows its geodesics (AMiD, Theorem 3.2).
 
         4/(1-α²) (1 - Σ a^((1-α)/2) b^((1+α)/2))        KL at α = -1, reverse KL at α = 1
 
@@ -320,7 +320,7 @@ class JensenShannon(Divergence):
         return x_a, x_b
 
     def terms(self, log_a: Tensor, log_b: Tensor) -> Tensor:
-        """Those of the two KL divergences."""
+        """Returns the terms of both KL divergences, added up."""
         x_a, x_b = self._log_ratios(log_a, log_b)
         log_m = torch.where(log_a > log_b, log_a + x_a, log_b + x_b)
         kl_a, kl_b = _exp_excess(log_a, log_m, x_a, 1.0), _exp_excess(log_b, log_m, x_b, 1.0)

@@ -1,8 +1,8 @@
 """Losses from hidden states and head weights, in chunks of tokens: [chunk, V] memory in place of [tokens, V].
 
-Logits are made chunk by chunk and turned into their own gradient where they stand; from it come the
-gradients of hidden states and head, two matrix products, before the next chunk is begun. So the forward
-pass makes the gradients together with the value, and the backward pass hands them out.
+For each chunk, the logits are computed and replaced in place by their own gradient. Two matrix products then
+give the gradients of hidden states and head, before the next chunk begins. So the forward pass computes the
+gradients together with the value, and the backward pass returns them.
 """
 
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from amid.losses.base import Loss
 
 BUFFER_BYTES = {"cpu": 208 * 2**20, "cuda": 512 * 2**20}
-"""What the logits of a chunk take at most, teacher and student together. Where operands are bfloat16 or
-float16 the logits are float32 too, and with their rounded gradient take up to twice as much."""
+"""The most bytes of a chunk's logits, teacher and student together. The logits of bfloat16 or float16
+operands are float32 too, and with their rounded gradient take up to twice as much."""
 
 BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
-"""Logits that the arithmetic is done on at once: on a CPU few enough that what it writes stays in the cache,
-elsewhere enough to keep the device busy, while some 18 arrays as large are held."""
+"""Logits in one block of the arithmetic. On a CPU a block is small enough that its arrays stay in the cache.
+Elsewhere it is large enough to keep the device busy; about 18 arrays of its size are in memory at once."""
 
 _COMPILED_ELEMENTS = {"cpu": 2**19, "cuda": 2**28}
-"""The same where the arithmetic is compiled, which holds fewer arrays and has more to do for a call."""
+"""Logits in one block of compiled arithmetic, which holds fewer arrays and costs more for each call."""
 
 
 def fused_loss(objective: "Loss", with_stats: bool, **inputs: Unpack[FusedInputs]) -> tuple[Tensor, Stats]:
-    """The value of `objective` from hidden states and heads, differentiable, and its detached sums."""
+    """Returns the value of `objective` from hidden states and heads, differentiable, and detached sums."""
     unknown = inputs.keys() - FusedInputs.__annotations__.keys()
     if unknown:
         known = ", ".join(FusedInputs.__annotations__)
@@ -85,11 +85,11 @@ class _Products:
         self.bias = None if head.bias is None else head.bias.detach().to(precise(dtype))
 
     def buffer(self, n: int) -> Tensor:
-        """Room for the logits of `n` positions."""
+        """Returns an empty tensor for the logits of `n` positions."""
         return self.hidden.new_empty(n, len(self.weight), dtype=precise(self.dtype))
 
     def chunk(self, chunk: slice, buffer: Tensor) -> Tensor:
-        """h Wᵀ + b [n, V] of a chunk of positions, in `buffer`."""
+        """Computes h Wᵀ + b [n, V] of a chunk of positions in `buffer`, and returns it."""
         hidden = self.hidden[chunk]
         out = buffer[: len(hidden)]
         if self.bias is not None and out.dtype == self.dtype:
@@ -100,7 +100,7 @@ class _Products:
 
 @dataclass
 class _Work:
-    """What a fused loss needs beside the tensors that it is differentiated for."""
+    """The inputs of a fused loss besides the tensors that it is differentiated for."""
 
     objective: "Loss"
     student: _Products
@@ -115,12 +115,12 @@ class _Work:
 
     @property
     def block_elements(self) -> int:
-        """Logits that the arithmetic is done on at once."""
+        """The number of logits in one block of the arithmetic."""
         elements = _COMPILED_ELEMENTS if self.objective.compiled else BLOCK_ELEMENTS
         return elements.get(self.student.hidden.device.type, elements["cuda"])
 
     def chunk_size(self) -> int:
-        """Positions of a chunk: a multiple of 64 as far as there are as many."""
+        """Returns the positions of a chunk: a multiple of 64, if there are as many positions."""
         n = max(len(self.student.hidden), 1)
         if self.chunk_tokens is not None:
             return min(self.chunk_tokens, n)
@@ -140,9 +140,10 @@ class _Work:
         scale: float,
         column_sums: Tensor | None,
     ) -> Tensor:
-        """The summed loss of a chunk's products; `scale` times its gradient for them is written to `out`.
+        """Returns the summed loss of a chunk's products; writes `scale` times its gradient for them to `out`.
 
-        `out` may be `products` itself. To `column_sums` those of the gradient are added before it is rounded.
+        `out` may be `products` itself. The column sums of the gradient, before it is rounded, are added to
+        `column_sums`.
         """
         labels = None if self.labels is None else self.labels[chunk]
         sampling = None if self.sampling is None else self.sampling[chunk]
@@ -202,7 +203,7 @@ class _FusedFunction(torch.autograd.Function):
 
 
 def _value_and_gradients(work: _Work, wanted: Sequence[bool]) -> tuple[Tensor, *tuple[Tensor | None, ...]]:
-    """The loss, and its gradients for hidden states, weight and bias as far as they are wanted."""
+    """Returns the loss, and the gradients that are wanted among hidden states, weight and bias."""
     student, teacher = work.student, work.teacher
     n, size, sums = len(student.hidden), work.chunk_size(), precise(student.dtype)
     scale = 1 / work.denominator
@@ -252,7 +253,7 @@ def _value_and_gradients(work: _Work, wanted: Sequence[bool]) -> tuple[Tensor, *
 
 
 def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, scale: float, first: bool) -> None:
-    """total [V, D] += scale · gradient [n, V]ᵀ hidden [n, D], in the dtype of `total`, or = where `first`."""
+    """Adds scale · gradient [n, V]ᵀ hidden [n, D] to `total` [V, D], in its dtype; sets it if `first`."""
     if total.dtype == gradient.dtype:
         total.addmm_(gradient.t(), hidden, beta=0 if first else 1, alpha=scale)
         return

@@ -1,4 +1,4 @@
-"""What losses take, by keyword: logits, or hidden states and heads."""
+"""The inputs of losses, by keyword: logits, or hidden states and heads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -14,15 +14,15 @@ Stats = dict[str, Tensor]
 
 
 class LogitInputs(TypedDict, total=False):
-    """What a loss takes on logits, by keyword."""
+    """The keyword inputs of a loss on logits."""
 
     student_logits: Required[Tensor]
     """[..., V], any floating dtype; the softmax is taken in float32 or better."""
     teacher_logits: Tensor
-    """[..., V], the same; no gradient reaches it."""
+    """[..., V], any floating dtype as above; no gradient reaches it."""
     labels: Tensor
-    """[...], integers: the token that the logits at the same position predict (already shifted). What stands
-    at positions that do not count, such as -100, is never read."""
+    """[...], integers: the token that the logits at the same position predict (already shifted). Values at
+    positions that do not count, such as -100, are never read."""
     sampling: Tensor
     """[..., 2], two values for each token of sampled text, see `MiniLLM`."""
     mask: Tensor | None
@@ -33,7 +33,7 @@ class LogitInputs(TypedDict, total=False):
 
 
 class FusedInputs(TypedDict, total=False):
-    """What a fused loss takes, by keyword. Logits are c tanh(scale (h Wᵀ + b) / c), see `Head`."""
+    """The keyword inputs of a fused loss. Logits are c tanh(scale (h Wᵀ + b) / c), see `Head`."""
 
     student_hidden: Required[Tensor]
     """h [..., D], the student's last hidden states, as its head takes them."""
@@ -93,29 +93,29 @@ class Head:
         )
 
     def to(self, device: torch.device) -> "Head":
-        """The same on `device`."""
+        """Returns this head on `device`."""
         return replace(
             self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device)
         )
 
     def inputs(self, role: str) -> dict[str, Any]:
-        """The fields as arguments of a fused loss; `role` is "student" or "teacher"."""
+        """Returns the fields as arguments of a fused loss; `role` is "student" or "teacher"."""
         return {f"{role}_{f.name}": getattr(self, f.name) for f in fields(self)}
 
     def shaped(self, products: Tensor) -> Tensor:
-        """Logits from h Wᵀ + b."""
+        """Returns the logits from h Wᵀ + b."""
         logits = products if self.scale == 1 else products * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def unshaped(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """The gradient for h Wᵀ + b from that for the logits."""
+        """Returns the gradient for h Wᵀ + b from the gradient for the logits."""
         if self.softcap is not None:
             gradient = gradient * (1 - (logits / self.softcap).square_())
         return gradient if self.scale == 1 else gradient * self.scale
 
 
 def head_of(role: str, inputs: Mapping[str, Any]) -> Head:
-    """The head that the inputs of `role` (student or teacher) describe."""
+    """Returns the head that the inputs of `role` (student or teacher) describe."""
     fields_given = {f.name: inputs.get(f"{role}_{f.name}", f.default) for f in fields(Head)}
     weight = given(f"{role}_weight", inputs.get(f"{role}_weight"))
     width = inputs[f"{role}_hidden"].shape[-1]

@@ -34,10 +34,10 @@ def rounding(x: Tensor) -> float:
 
 
 def log_normalise(x: Tensor) -> Tensor:
-    """Log-softmax over the last dimension, with no digit lost to an offset that all logits share.
+    """Computes log-softmax over the last dimension, and loses no digit to an offset that all logits share.
 
-    `torch.log_softmax` adds up a long vocabulary in sequence on the CPU; in float32 its error and that of
-    its gradient is about ten times this one's at V = 50,000.
+    `torch.log_softmax` adds up a long vocabulary in sequence on the CPU. At V = 50,000 in float32 its error,
+    and the error of its gradient, is about ten times as large as here.
     """
     x = x - x.detach().amax(-1, keepdim=True)
     return x - torch.logsumexp(x, -1, keepdim=True)
@@ -59,7 +59,7 @@ def entropy(log_x: Tensor) -> Tensor:
 
 
 def both_zero(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """Where neither distribution has the token: log a - log b is NaN there and must not be used."""
+    """Returns where neither distribution has the token: log a - log b is NaN there and must not be used."""
     return (log_a == -math.inf) & (log_b == -math.inf)
 
 

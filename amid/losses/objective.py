@@ -16,16 +16,16 @@ from amid.losses.numerics import entropy, in_float64, log_normalise, softmaxes
 _ORDERS = ("pq", "qp", "pr", "rp", "qr", "rq")
 
 _SMALL_LAM = 0.05
-"""λ below which q and r lie so close together that a gradient of D(q, r), of second order in λ, is made in
-float64: its parts, of first order, cancel."""
+"""Below this λ, q and r are so close that a gradient of D(q, r) is computed in float64: it is of second order
+in λ, and its parts, of first order, cancel."""
 
 
 class Objective(Distillation):
     """A divergence between two of teacher, student and assistant, averaged over the counted tokens.
 
-    With the order "pr" it is AMiD's objective D(p ‖ r) (arXiv 2510.15982); without an assistant, the
+    With the order "pr" it is AMiD's objective D(p ‖ r) (arXiv 2510.15982). Without an assistant it is the
     knowledge distillation loss D(p ‖ q). The gradient reaches the student through q and, unless the
-    assistant detaches it, through r; never the teacher.
+    assistant detaches the student, through r. It never reaches the teacher.
 
     Of further sums, `return_stats=True` gives "entropy_r" with an assistant; with an `AlphaMixture`
     "gradient_weight", the student's mean Σ_v q_v w_v of its `gradient_weight` w at each position.
@@ -161,13 +161,13 @@ class Objective(Distillation):
         with_gradient: bool,
         with_stats: bool,
     ) -> tuple[Sums, Tensor]:
-        """The loss, and at which positions all of it is finite.
+        """Returns the loss, and the positions at which all of it is finite.
 
         With g_a, g_b the partials of D and w the assistant's gradient weight,
 
             h = g_q + w (g_r - r Σ g_r)        ∂L/∂z = h - q Σ h
 
-        where g_q and g_r are those of the arguments that are q and r, and 0 where neither is.
+        where g_q is the partial of the argument that is q, and 0 if no argument is q; likewise g_r for r.
         """
         log_p, p = softmaxes(logits_p)
         log_q, q = softmaxes(logits_q)

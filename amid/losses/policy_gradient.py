@@ -6,15 +6,15 @@ gradient of the sequences' KL(q ‖ p) = -E Σ_t r_t over y ~ q falls into two p
     single step     Σ_t ∇ KL(q(· | s_t) ‖ p(· | s_t)),    exact over the vocabulary
     long term      -Σ_t R_t ∇ log q_t,                     R_t = Σ_{t'>t} r_t'
 
-both in expectation over y ~ q. Of text that was drawn from another q̃, both parts have the importance
-weight ρ_t = q_t/q̃_t, a constant in the single step, where its mean over y_t is 1. MiniLLM's third part,
-cross-entropy on plain text, is `CrossEntropy` on a batch of its own.
+both in expectation over y ~ q. If the text was drawn from another q̃, both parts have the importance weight
+ρ_t = q_t/q̃_t. In the single step this weight is a constant, and its mean over y_t is 1. MiniLLM's third
+part, cross-entropy on plain text, is `CrossEntropy` on a batch of its own.
 
 R and the probabilities that the tokens were drawn with are constants of the sample. With them the loss is a
 sum over positions like any other, so that `MiniLLM` has a fused form too.
 
-Where tensors are [B, T], rows are sequences, positions those of the sampled tokens, and `mask` is true where
-a token was sampled.
+In tensors [B, T], a row is a sequence and a position is a sampled token. `mask` is true where a token was
+sampled.
 """
 
 import math
@@ -31,10 +31,10 @@ from amid.losses.objective import Objective
 
 
 def mixed_log_probs(log_p: Tensor, log_q: Tensor, teacher_share: float = 0.2) -> Tensor:
-    """log q̃ = log(a p + (1-a) q) of teacher-mixed sampling, MiniLLM's guard against text that only fools p.
+    """Returns log q̃ = log(a p + (1-a) q) of teacher-mixed sampling, MiniLLM's guard against reward hacking.
 
     Args:
-        log_p: [...], log-probabilities of the teacher: of a vocabulary to sample from, or of what was.
+        log_p: [...], log-probabilities of the teacher: of a vocabulary to sample from, or of sampled tokens.
         log_q: [...], the same of the student.
         teacher_share: a, 0 ≤ a ≤ 1; published: 0.2.
 
@@ -53,12 +53,12 @@ def mixed_log_probs(log_p: Tensor, log_q: Tensor, teacher_share: float = 0.2) ->
 
 
 def rewards_to_go(log_p: Tensor, log_q: Tensor, mask: Tensor, normalise: bool = True) -> Tensor:
-    """R_t = Σ_{t'>t} log(p_t'/q_t'), or their mean: what the tokens after t earn. A constant.
+    """Returns R_t = Σ_{t'>t} log(p_t'/q_t'), or the mean: the reward of the tokens after t, a constant.
 
     Args:
         log_p: [B, T], the teacher's log-probabilities of the sampled tokens.
         log_q: [B, T], the student's.
-        mask: [B, T], boolean; what stands elsewhere is never read.
+        mask: [B, T], boolean; values elsewhere are never read.
         normalise: divide by the number of tokens after t, MiniLLM's length normalisation. Without it
             short answers are preferred, as their sums are smaller.
 
@@ -86,19 +86,19 @@ def long_term_loss(
     denominator: float | Tensor | None = None,
     clip: float | None = 0.2,
 ) -> tuple[Tensor, Stats]:
-    """The long-term part of MiniLLM's loss, with importance weights and PPO's clipping.
+    """Computes the long-term part of MiniLLM's loss, with importance weights and PPO's clipping.
 
         Σ_t max(-ρ_t R_t, -clip(ρ_t, 1-ε, 1+ε) R_t) / denominator,    ρ_t = q(y_t | s_t) / q̃(y_t | s_t)
 
-    ρ_t is MiniLLM's approximation of the weight of the whole sequence up to t, Π_{t'≤t} q_t'/q̃_t', whose
-    variance would be large. Where q̃ = q the gradient is -Σ_t R_t ∇ log q_t.
+    ρ_t is MiniLLM's approximation of Π_{t'≤t} q_t'/q̃_t', the weight of the whole sequence up to t. The
+    variance of that weight would be large. If q̃ = q the gradient is -Σ_t R_t ∇ log q_t.
 
     Args:
         log_q: [B, T], the student's log-probabilities of the sampled tokens, to be differentiated.
-        log_sampling: [B, T], log q̃ of them: of the student as it was and, with teacher-mixed sampling, of
-            `mixed_log_probs`.
+        log_sampling: [B, T], log q̃ of the sampled tokens: under the student at the time of sampling, or with
+            teacher-mixed sampling from `mixed_log_probs`.
         to_go: [B, T], R of `rewards_to_go`.
-        mask: [B, T], boolean; what stands elsewhere is never read.
+        mask: [B, T], boolean; values elsewhere are never read.
         denominator: divide the sum by this in place of the number of sampled tokens.
         clip: ε > 0; None does not clip. Published: 0.2.
 
@@ -128,14 +128,14 @@ def long_term_loss(
 class MiniLLM(Loss):
     """MiniLLM's loss on sampled text: the single step and the long term, of the same tokens.
 
-    `sampling` [..., 2] has of each sampled token log q̃, the logarithm of the probability that it was drawn
-    with (see `mixed_log_probs`), and R of `rewards_to_go`; no gradient reaches it.
+    `sampling` [..., 2] has two values for each sampled token: log q̃, the log-probability that it was drawn
+    with (see `mixed_log_probs`), and R of `rewards_to_go`. No gradient reaches it.
 
-    Both are made again at each step of those that are taken on the same sample; what is known of its
-    sampling stays. Without `sampling`, on text that was not sampled, the loss is the single step alone.
+    Several steps may use the same sample. Each step computes both parts again; `sampling` stays the same.
+    Without `sampling`, on text that was not sampled, the loss is the single step alone.
 
-    Of further sums, `return_stats=True` gives "single_step" (KL(q ‖ p), without weights), and with `sampling`
-    "to_go" (R) and those of `long_term_loss`.
+    Of further sums, `return_stats=True` gives "single_step" (KL(q ‖ p), without weights). With `sampling` it
+    also gives "to_go" (R) and the sums of `long_term_loss`.
 
     Args:
         clip: see `long_term_loss`.

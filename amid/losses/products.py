@@ -21,7 +21,7 @@ def precise(dtype: torch.dtype) -> torch.dtype:
 
 
 def operand_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of the operands of products with `x`: that of autocast, if it is on."""
+    """Returns the dtype of the operands of products with `x`: autocast's dtype, if autocast is on."""
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
@@ -30,9 +30,9 @@ def operand_dtype(x: Tensor) -> torch.dtype:
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """Multiplies a [n, k] and b [k, m] into `out` [n, m], which has the dtype `precise(a.dtype)`.
 
-    CUDA adds up and returns float32 by itself. Elsewhere the operands are brought to float32 block by block;
-    on a CPU with instructions for bfloat16 those are used all the same, which is as exact, since the
-    operands' values have no more digits.
+    CUDA adds up and returns float32 by itself. Elsewhere the operands are converted to float32 block by
+    block. A CPU with bfloat16 instructions still uses them; that is as exact, since the operands have no more
+    digits.
     """
     if out.dtype == a.dtype:
         return torch.mm(a, b, out=out)

@@ -78,7 +78,7 @@ class WeightedSum(Loss):
 
     @property
     def additive(self) -> bool:
-        """Whether all terms are."""
+        """Whether all terms are additive."""
         return all(term.additive for _, term in self.terms)
 
     @property

@@ -19,8 +19,8 @@ from amid.models.source import log
 def split_head(model: PreTrainedModel) -> Head | None:
     """The model's head, with the scale and soft-capping that the configuration names.
 
-    It is compared with the model's own logits on a few tokens, and again with states so large that a cap
-    shows of whose name nothing is known here: None where it does not give these logits.
+    Its logits are compared with the model's own logits on a few tokens, and again on states so large that a
+    cap under an unknown name would show. The result is None if the logits differ.
     """
     output, config = plain_head(model), model.config
     if output is None:
@@ -84,7 +84,7 @@ class CountedStates:
     `head` is None where it does not give the model's own logits; see `split_head`.
 
     Raises:
-        InputError: for a model whose states depend on later tokens.
+        InputError: if the model's states depend on later tokens.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

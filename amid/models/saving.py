@@ -18,10 +18,10 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     positions for; rows of padded embeddings are never drawn.
 
     Args:
-        model: without adapters.
-        tokenizer: whose EOS ends the answers that the model was trained on
+        model: a model without adapters.
+        tokenizer: its EOS must end the answers that the model was trained on
             (`amid.data.Template.tokenizer_of_model`).
-        folder: made where it is not there.
+        folder: the folder to write; it is made if it does not exist.
     """
     agree_with_tokenizer(model, tokenizer)
     positions = getattr(model.config, "max_position_embeddings", None)

@@ -105,7 +105,7 @@ class ModelSource:
         """The model, in eval mode; random weights follow torch's global seed.
 
         Raises:
-            InputError: if it cannot be loaded, its weights are those of another architecture, its
+            InputError: if it cannot be loaded, its weights belong to another architecture, its
                 vocabulary is smaller than the tokenizer's, or `layers` or `lora` names a layer it does not
                 have.
         """
@@ -312,7 +312,7 @@ def _check_heads(config: PretrainedConfig) -> None:
 
 
 _OF_OLDER_FILES = ("model_type", "rope_theta", "rope_scaling", "partial_rotary_factor", "torch_dtype")
-"""Fields besides those of a configuration that transformers takes for some of them."""
+"""Further fields that transformers accepts in place of some fields of a configuration."""
 
 
 def _no_numbers(node: Any, key: str = "") -> str:
@@ -342,8 +342,8 @@ def _of_config(config: PretrainedConfig, dtype: str) -> PreTrainedModel:
 
 
 def _location(path: str) -> dict[str, Any]:
-    """How transformers are told of a path, and to run no code of it; of one on the hub after a look whether
-    that answers."""
+    """Returns the arguments that name a path to transformers and forbid it to run code from there. For a path
+    on the hub it first looks whether the hub answers."""
     if path.endswith(".gguf"):
         if not Path(path).is_file():
             raise InputError(f"model path={path!r} does not exist; give the path of a GGUF file")

@@ -23,7 +23,7 @@ from amid.tensor_files import write_tensors
 from amid.tracking.progress import Progress
 
 FORMAT = 2
-"""Version of the cache's files and of how they are made; another one is another cache."""
+"""Version of the cache's files and of how they are made; another version makes another cache."""
 
 HEAD, MANIFEST = "head.safetensors", "teacher.json"
 
@@ -48,10 +48,10 @@ class TeacherCache:
     prompt lengths, which follow from data, template, tokenizer and limits. They keep the teacher's dtype.
 
     Args:
-        cache_dir: where the folder is made.
-        teacher: what decides the teacher's values (`ModelSource.fingerprint`).
-        precision: of Lightning, that the teacher is run in.
-        sets: the sequences; rows are numbered on from set to set, from the first one's own number.
+        cache_dir: the folder in which the cache's folder is made.
+        teacher: all that decides the teacher's values (`ModelSource.fingerprint`).
+        precision: Lightning's precision, in which the teacher is run.
+        sets: the sequences; rows are numbered on from set to set, from the number of the first row.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class TeacherCache:
             self._parts.append(StateFolder(folder, tokens.counted, order, made_from))
 
     def open(self) -> CachedTeacher | None:
-        """The teacher from its cache, after all of it was verified; None where any is still to be written."""
+        """Verifies the whole cache and returns its teacher; None if some states are still to be written."""
         head = self._head()
         if head is None:
             return None
@@ -90,13 +90,13 @@ class TeacherCache:
         return only_writer(self.folder, "the teacher's states")
 
     def write(self, teacher: LiveTeacher, fabric: L.Fabric, tokens_per_forward: int, share: float) -> None:
-        """Writes what is not there yet, or not whole; needs `lock`.
+        """Writes the states that are missing or damaged; needs `lock`.
 
         Args:
-            teacher: whose states they are.
-            fabric: its device and precision.
+            teacher: the teacher that computes the states.
+            fabric: the teacher's device and precision.
             tokens_per_forward: tokens, with padding, that go through the teacher at once.
-            share: of the free disk space, that may be taken at most.
+            share: the largest share of the free disk space that the states may take.
 
         Raises:
             InputError: if the teacher's head cannot be split off, or the disk space is not there.
@@ -163,6 +163,6 @@ class TeacherCache:
 
 
 def _states(teacher: LiveTeacher, batch: MicroBatch, fabric: L.Fabric) -> Tensor:
-    """The states at the counted positions of a batch."""
+    """Computes the teacher's states at the counted positions of a batch."""
     batch = {name: value.to(fabric.device) for name, value in batch.items()}
     return teacher.hidden(batch, counted_positions(batch))

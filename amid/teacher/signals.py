@@ -13,8 +13,9 @@ from amid.models.vocabulary import output_rows
 from amid.teacher.state_store import States
 
 ATTENTION_BLOCK = 16
-"""Rows go through the teacher at lengths that are multiples of this one, in which attention on a CPU adds up:
-what a row gives is then the same to the last bit in float32, beside whatever other rows it stands."""
+"""Rows go through the teacher at lengths that are multiples of this number, the block in which attention on a
+CPU adds up. So in float32 the states of a row are the same to the last bit, whatever other rows are in its
+batch."""
 
 
 class LiveTeacher:
@@ -30,7 +31,7 @@ class LiveTeacher:
 
     @property
     def head(self) -> Head | None:
-        """What makes logits [N, V] of hidden states; None where it cannot be split off the model."""
+        """The head, which makes logits [N, V] of hidden states; None if it cannot be split off the model."""
         return self._states.head
 
     def to(self, device: torch.device) -> None:
@@ -57,8 +58,8 @@ class CachedTeacher:
     """The stored states of a teacher, and its head; no weights of its body.
 
     Args:
-        head: of the teacher.
-        states: at the counted positions of each row.
+        head: the teacher's head.
+        states: the teacher's states at the counted positions of each row.
         first: the number that `MicroBatch` gives the first of these rows.
     """
 
@@ -101,7 +102,7 @@ class PartlyCachedTeacher:
 
     @property
     def head(self) -> Head:
-        """That of both."""
+        """The teacher's head, the same for stored states and for the model."""
         return self.cached.head
 
     def to(self, device: torch.device) -> None:
@@ -112,7 +113,7 @@ class PartlyCachedTeacher:
     def hidden(self, batch: MicroBatch, positions: Tensor) -> Tensor:
         """The last hidden states [N, D] where `positions` [rows, length] is true, row by row.
 
-        Positions of stored rows are those of the counted tokens.
+        In a stored row, `positions` must mark the counted tokens.
         """
         return self._of(batch).hidden(batch, positions)
 

@@ -81,10 +81,10 @@ class StateFolder:
     around it.
 
     Args:
-        folder: made where it does not exist.
+        folder: the folder; it is made if it does not exist.
         counts: positions of each row.
         order: the rows in the order in which they are written.
-        made_from: what the states follow from, as JSON has it; states made from anything else are not used.
+        made_from: JSON values of all that the states follow from; states of another origin are not used.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class StateFolder:
         self.made_from = dict(made_from)
 
     def open(self) -> States | None:
-        """The states, every shard verified and memory-mapped; None where one is to be written."""
+        """Verifies and memory-maps every shard, and returns the states; None if a shard is to be written."""
         shards = self._shards(self._manifest())
         if not shards or not all(self._whole(shard) for shard in shards):
             return None
@@ -112,7 +112,7 @@ class StateFolder:
         return States([load_file(self.folder / shard.file)["states"] for shard in shards], places)
 
     def missing(self, width: int, dtype: torch.dtype) -> list[int]:
-        """The rows whose states [N, `width`] are still to be written."""
+        """Returns the rows that still need their states [N, `width`] written."""
         rows: list[int] = []
         done = 0
         for shard in self._planned(width, dtype):
@@ -124,7 +124,7 @@ class StateFolder:
     def write(
         self, width: int, dtype: torch.dtype, states_of: Callable[[Sequence[int]], Iterator[Tensor]]
     ) -> None:
-        """Writes the shards that are not there or not whole.
+        """Writes the shards that are missing or damaged.
 
         `states_of(rows)` gives the states of these rows in this order, in pieces [N, `width`].
         """
@@ -151,7 +151,7 @@ class StateFolder:
             write_json(self.folder / MANIFEST, about | {"shards": [shard.model_dump() for shard in shards]})
 
     def _planned(self, width: int, dtype: torch.dtype) -> list[Shard]:
-        """The shards of the manifest, or new ones where it has none of this shape."""
+        """Returns the shards of the manifest, or new shards if the manifest has none of this shape."""
         manifest = self._manifest()
         if manifest and (manifest.width, manifest.dtype) == (width, str(dtype).removeprefix("torch.")):
             shards = self._shards(manifest)
@@ -171,7 +171,7 @@ class StateFolder:
         return read_made(self.folder / MANIFEST, _Manifest)
 
     def _shards(self, manifest: _Manifest | None) -> list[Shard]:
-        """The shards that a manifest lists; none where it is not one of these rows and this origin."""
+        """Returns the shards that a manifest lists; none if the manifest has other rows or another origin."""
         if manifest is None or manifest.made_from != self.made_from:
             return []
         done = 0

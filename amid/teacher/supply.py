@@ -22,12 +22,12 @@ class TeacherSupply:
     """The teacher of a run, live or from the teacher cache. Its signal is the same, up to rounding.
 
     Args:
-        mode: `live` runs the teacher on every batch. `cached` writes its states once and reads them; a run
-            whose objective has no teacher is then compared with it at validations.
-            `auto` does so in a multirun and in a run that goes over its data twice or more, as long as they
-            take no more than half of the free disk space, and reads them wherever they are written already;
-            it is `live` where the student's own text is trained on, which has no states on disk. `cached`
-            runs the teacher on that text then, and reads the states of the data.
+        mode: `live` runs the teacher on every batch. `cached` writes the teacher's states once and reads
+            them. If the objective has no teacher, `cached` still compares the student with it at validations.
+            `auto` caches in a multirun, and in a run that goes over its data twice or more, if the states
+            take no more than half of the free disk space. It also reads states that are already written. It
+            is `live` if the run trains on the student's own text, which has no states on disk. There `cached`
+            runs the teacher on the student's text, and reads the states of the data.
         multirun: whether the run is one of several.
         cache_dir: the folder of the teacher cache.
         tokens_per_forward: tokens, with padding, that go through the teacher at once while they are written.
@@ -57,16 +57,16 @@ class TeacherSupply:
         passes: float,
         with_student_text: bool = False,
     ) -> Teacher:
-        """The teacher, live or from its cache, which is written first where need be.
+        """Returns the teacher, live or from its cache; writes the cache first if need be.
 
         Args:
-            source: the teacher's weights; not loaded where its cache is whole.
-            tokenizer: of the data.
-            sets: the sequences that it is asked about.
+            source: the teacher's weights; they are not loaded if its cache is whole.
+            tokenizer: the tokenizer of the data.
+            sets: the sequences that the run needs the teacher's states of.
             fabric: device and precision that the cache is written with.
-            precision: its name.
+            precision: the name of that precision.
             passes: how often the run goes over its training data.
-            with_student_text: whether it is asked about rows besides those of the sets.
+            with_student_text: whether the run also needs the teacher's states of rows outside the sets.
 
         Raises:
             InputError: if the teacher cannot be loaded, or with `cached`, its states cannot be kept: random
@@ -98,7 +98,7 @@ class TeacherSupply:
     def _written(
         self, cache: TeacherCache, source: ModelSource, tokenizer: PreTrainedTokenizerBase, fabric: L.Fabric
     ) -> Teacher:
-        """The teacher from `cache`, which is written now; with `auto`, live where its states do not fit."""
+        """Writes `cache` and returns its teacher; with `auto`, the live teacher if the states do not fit."""
         with cache.lock():
             found = cache.open()  # another run may have written it by now
             if found is not None:

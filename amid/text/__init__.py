@@ -1,4 +1,4 @@
-"""Whose text is trained on: the data's responses, the teacher's, the student's own, or one of both."""
+"""The text that a student is trained on: the data's responses, the teacher's, its own, or samples of both."""
 
 from amid.text.base import Answerer, DataText, Text, on_student_text, prompts_of
 from amid.text.rollouts import RolloutText

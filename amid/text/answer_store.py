@@ -17,10 +17,10 @@ from amid.tensor_files import write_tensors
 from amid.tracking.progress import Progress
 
 FORMAT = 1
-"""Version of the teacher's answers on disk and of how they are made; another one is another folder."""
+"""Version of the teacher's answers on disk and of how they are made; another version makes another folder."""
 
 PART_ROWS = 1024
-"""Prompts that are answered between two files."""
+"""The number of prompts that each file holds."""
 
 
 class _Manifest(Record):
@@ -77,7 +77,7 @@ class AnswerFolder:
         return cls(cache_dir / f"text-{key_of(made_from)}", prompts, made_from)
 
     def open(self) -> Tokens | None:
-        """Prompts and answers in the prompts' order; None where some are still to be written."""
+        """Returns prompts and answers in the prompts' order; None if some are still to be written."""
         checksums = self._checksums()
         if not all(self._whole(part, checksums) for part in range(len(self._parts))):
             return None
@@ -89,7 +89,7 @@ class AnswerFolder:
         return Tokens.of(rows)
 
     def write(self, answer: Callable[[Sequence[Sequence[int]], int], list[list[int]]]) -> None:
-        """Writes the files that are not there or not whole.
+        """Writes the files that are missing or damaged.
 
         `answer(prompts, part)` gives the answers of a file's prompts, and its number.
         """

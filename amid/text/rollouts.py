@@ -24,19 +24,19 @@ from amid.text.base import (
 class RolloutText(Text):
     """MiniLLM's samples of student and teacher (arXiv 2306.08543), each used for several optimiser steps.
 
-    A sample answers `batches` times `rows_per_step` prompts of the training set, taken in an order of
-    its own, each token drawn from q̃ = a p + (1-a) q with the student as it then is. It is gone
-    through `epochs` times, in another order each time, a batch a step. The log q̃ and the rewards-to-go that
-    come with the rows stay those of the sampling.
+    A sample answers `batches` times `rows_per_step` prompts of the training set, taken in a random order.
+    Each token is drawn from q̃ = a p + (1-a) q with the current student. The training goes through a sample
+    `epochs` times, in another order each time, one batch a step. The rows keep the log q̃ and the
+    rewards-to-go that they had when they were sampled.
 
     Args:
-        max_new_tokens: tokens of an answer at most; one that is cut there has no EOS.
+        max_new_tokens: the most tokens of an answer; a cut answer has no EOS.
         rows_per_step: rows of an optimiser step.
         batches: batches of `rows_per_step` rows in a sample.
         epochs: passes over a sample; 1 with one batch gives a new sample in each step.
         teacher_share: a, 0 ≤ a < 1.
         normalise: see `amid.losses.rewards_to_go`.
-        batch_size: answers drawn at once, at most.
+        batch_size: the most answers drawn at once.
         seed: the seed of the samples, together with the number of the sample.
 
     Raises:

@@ -86,9 +86,9 @@ class AdaptiveText(Text):
         u < φ otherwise:                                                 rows drawn from the buffer
         u ≥ φ:                                                           the data
 
-    φ rises by `increase`, at most to 1, at each validation whose cross-entropy on the data is not below that
-    of the reference + `tolerance`; then that validation becomes the reference. The first reference is the
-    validation before the training.
+    At each validation the cross-entropy on the data is compared with the reference's cross-entropy +
+    `tolerance`. If it is not below, φ rises by `increase`, at most to 1, and this validation becomes the
+    reference. The first reference is the validation before the training.
 
     Args:
         max_new_tokens: the most tokens of an answer; a cut answer has no EOS.

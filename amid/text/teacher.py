@@ -22,7 +22,7 @@ class TeacherText(Text):
     Kim & Rush (arXiv 1606.07947) train on the teacher's mode, which greedy decoding stands for here.
 
     Args:
-        max_new_tokens: tokens of an answer at most; one that is cut there has no EOS.
+        max_new_tokens: the most tokens of an answer; a cut answer has no EOS.
         temperature: 0 for greedy decoding.
         top_p: in (0, 1]; 1 keeps all tokens.
         top_k: 0 keeps all tokens.
@@ -56,18 +56,19 @@ class TeacherText(Text):
         precision: str,
         cache_dir: Path,
     ) -> Tokens:
-        """The prompts of `tokens`, in their order, with the teacher's answers.
+        """Returns the prompts of `tokens`, in their order, with the teacher's answers.
 
-        They are written once, in the folder of `AnswerFolder.of_teacher`, and read by every later run. A
-        killed writer goes on from its last file; of several runs at once one writes, and the others wait.
+        The answers are written once, in the folder of `AnswerFolder.of_teacher`, and read by every later run.
+        A killed writer goes on from its last file. If several runs need the answers at once, one run writes
+        them and the others wait.
 
         Args:
             tokens: the training set.
-            source: the teacher's weights; not loaded where its text is whole.
-            tokenizer: of the data.
+            source: the teacher's weights; they are not loaded if its text is whole.
+            tokenizer: the tokenizer of the data.
             fabric: device and precision that the answers are drawn with.
-            precision: its name.
-            cache_dir: where the folder is made.
+            precision: the name of that precision.
+            cache_dir: the folder in which the folder of the answers is made.
 
         Raises:
             InputError: if the teacher cannot be loaded, or has random weights.

@@ -1,4 +1,4 @@
-"""The commands that started the runs of a folder, as they are kept there, and those that go on with them."""
+"""The commands that started the runs of a folder, and the commands that resume them."""
 
 import shlex
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ _ANEW = "start its runs again with the command that began them, which writes it 
 
 
 def record_command(directory: Path, cfg: DictConfig) -> None:
-    """Writes what Hydra was told of the run in `directory`, and its configuration, into `.hydra/`.
+    """Writes the overrides and the configuration of the run in `directory` into `.hydra/`.
 
-    Hydra itself would do so before anything is checked, and over what an earlier command left.
+    Hydra itself would write them before anything is checked, and overwrite the files of an earlier command.
     """
     folder = directory / HYDRA_FOLDER
     folder.mkdir(exist_ok=True)
@@ -68,10 +68,10 @@ class _Launch(Record):
 
 
 def planned(directory: Path) -> list[str]:
-    """The runs that `amid sweep` wrote down, then those of the last `amid train -m`, which Hydra has.
+    """Returns the runs that `amid sweep` recorded, then the runs of the last `amid train -m` (from Hydra).
 
     Raises:
-        Damaged: if a file that says so is not what was written.
+        Damaged: if the file of either record is damaged.
     """
     plan = _plan(directory)
     names = list(plan.runs) if plan else []
@@ -95,11 +95,11 @@ def _plan(directory: Path) -> _Plan | None:
 
 
 def commands_of(directory: Path, names: Sequence[str]) -> list[str]:
-    """The commands that go on with the runs called `names` in the folder `directory`: the one of the sweep or
-    the last multirun there, and those of single runs.
+    """Returns the commands that resume the runs called `names` in the folder `directory`: the command of the
+    sweep or of the last multirun there, and the commands of single runs.
 
     Raises:
-        Damaged: if a file that says so is not what was written.
+        Damaged: if a file that records a command is damaged.
     """
     commands, in_plan = [], planned(directory)
     plan = _plan(directory)
@@ -117,7 +117,7 @@ def commands_of(directory: Path, names: Sequence[str]) -> list[str]:
 
 
 def _as_amid(plan: _Plan, directory: Path) -> str:
-    """The command of a plan, as one of amid alone, whatever else the file holds."""
+    """Returns the command of a plan as a command of amid alone, whatever else the file holds."""
     try:
         program, *words = shlex.split(plan.command)
     except ValueError:
@@ -134,6 +134,6 @@ def _command(name: str, overrides: _Overrides) -> str:
 
 
 def _overrides_in(file: Path) -> _Overrides | None:
-    """What a command was told, as Hydra keeps it; None where there was none."""
+    """Reads the overrides of a command, as Hydra stores them; None if there is no such file."""
     found = read_record(file, _Launch, _ANEW)
     return None if found is None else found.hydra.overrides

@@ -20,11 +20,11 @@ from amid.measures import TRAINING, VALIDATION, Measure, measure_of
 from amid.tracking.status import due, record_status
 
 SECONDS_BETWEEN_LINES = 3.0
-"""At least, from the beginning of a computation to its first line, and from one to the next."""
+"""The least time from the beginning of a computation to its first line, and from one line to the next."""
 
 
 def silence_bars() -> None:
-    """Silences the progress bars of transformers; those of downloads from the hub stay on a terminal."""
+    """Silences the progress bars of transformers. On a terminal, the bars of downloads from the hub stay."""
     transformers.utils.logging.disable_progress_bar()  # the hub's too
     if sys.stderr.isatty():
         enable_progress_bars()
@@ -159,21 +159,21 @@ class StatusRecords(_Watch):
 
 
 def _validation_scores(metrics: Iterable[str]) -> list[Measure]:
-    """The scores of validation answers among the names of what was logged."""
+    """Returns the measures that score validation answers, among the names of logged metrics."""
     names = [key.removeprefix("valid/") for key in metrics if key.startswith("valid/")]
     return [measure_of(name) for name in names if name not in VALIDATION and not name.endswith("_best")]
 
 
 class Progress:
-    """How far a computation over `total` tokens is: a bar on a terminal, ten lines at most elsewhere, and
-    none of what is done at once.
+    """Shows the progress of a computation over `total` tokens.
 
-    The status of the run tells it too.
+    On a terminal it shows a bar, elsewhere at most ten lines, and nothing for a computation that is done at
+    once. The status of the run has the progress too.
 
     Args:
-        what: is computed.
-        total: tokens of all of it.
-        unit: what is counted, where it is something else than tokens.
+        what: names what is computed.
+        total: the tokens of the whole computation.
+        unit: names what is counted, if not tokens.
     """
 
     def __init__(self, what: str, total: int, unit: str = "tokens") -> None:
@@ -198,7 +198,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the beginning."""
+        """Seconds since the beginning."""
         return time.perf_counter() - self._started
 
     @property
@@ -208,7 +208,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float:
-        """At this rate, after the first ones."""
+        """Seconds left at the present rate; known after the first tokens."""
         return (self.total - self.done) / self.rate
 
     @property
@@ -216,7 +216,7 @@ class Progress:
         return time.perf_counter() - self._told >= SECONDS_BETWEEN_LINES
 
     def advance(self, tokens: int) -> None:
-        """Counts as many further ones as done."""
+        """Counts so many further tokens as done."""
         before, self.done = self.done, self.done + tokens
         if self._bar is not None:
             self._bar.advance(self._task, tokens)

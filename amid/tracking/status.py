@@ -1,4 +1,4 @@
-"""How far the runs of a folder are: what a run writes while it goes, and what is read from it."""
+"""The status of the runs of a folder: how a run writes its progress, and how other commands read it."""
 
 import contextlib
 import math
@@ -29,7 +29,7 @@ STATUS_FILE = "status.json"
 LOCK_FILE = ".lock"
 
 SECONDS_BETWEEN_WRITES = 2.0
-"""At most so often a run writes its status in training."""
+"""The least seconds between two status records of a run in training."""
 
 HEARTBEAT = 60.0
 """Seconds between two signs of life of a run that has nothing else to write."""
@@ -48,60 +48,60 @@ STATES = {
     "interrupted": "magenta",
     "waiting": "dim",
 }
-"""What a run can be, and its colour."""
+"""The states of a run, and the colour of each."""
 
 _URGENCY = ("running", "failed", "interrupted", "diverged", "waiting", "done")
-"""Its states, the one that whoever waits looks for first."""
+"""The states of a run, the most urgent one for a waiting user first."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """How far a computation within a run is, such as that of the teacher's states."""
+    """The progress of a computation within a run, such as the computation of the teacher's states."""
 
     name: str
-    """What is computed; empty where the run's note says it."""
+    """Names what is computed; empty if the run's note names it."""
     done: int
-    """So far."""
+    """How much is computed so far."""
     total: int | None
-    """In all; None where it is not known."""
+    """How much there is to compute in all; None if that is not known."""
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How far one run is."""
+    """The status of one run."""
 
     name: str
-    """Of its folder."""
+    """The name of its folder."""
     state: str
     """One of `STATES`."""
     step: int = 0
     """Optimiser steps done."""
     steps: int | None = None
-    """Of all; None where it is not known yet."""
+    """Optimiser steps of the whole training; None if their number is not known yet."""
     part: Part | None = None
-    """What of `note` is computed just now."""
+    """The part of the work in `note` that is computed now."""
     loss: float | None = None
     """Mean of the last tenth of the steps."""
     score: float | None = None
     """The last score of validation answers, of `metric`."""
     metric: str | None = None
     seconds_left: float | None = None
-    """Of what it is doing, now."""
+    """Seconds left of the work in `note`."""
     note: str = ""
-    """What it is doing, or why it failed."""
+    """The work that the run is doing, or why it failed."""
     seconds: float | None = None
-    """What a finished run took by itself (`RunResult.own_seconds`)."""
+    """Seconds that a finished run took by itself (`RunResult.own_seconds`)."""
 
 
 _OF_PROGRESS = ("step", "steps", "loss", "score", "metric")
 """Fields that a run which goes on has from its earlier part, until it trains."""
 
 _OF_A_PHASE = ("part", "done", "total", "seconds_left")
-"""Fields that end with what the note says."""
+"""Fields that are reset when the note changes."""
 
 
 class StatusRecord(Record):
-    """What `StatusWriter` writes: fields of `RunStatus`, and of the process."""
+    """The record that `StatusWriter` writes: fields of `RunStatus`, and of the process."""
 
     state: Literal["running", "done", "diverged", "failed", "interrupted"]
     pid: int | None = None
@@ -134,7 +134,7 @@ class StatusWriter:
 
     @property
     def due(self) -> bool:
-        """Whether the last record is old enough for another one."""
+        """Whether the last record is old enough to write another one."""
         return time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES
 
     def write(self, **fields: Any) -> None:
@@ -168,7 +168,7 @@ class StatusWriter:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """How far the run is in what it is doing, as that of a part of another run."""
+        """Returns the progress of the run's present work, in the form of a part of another run."""
         fields = self._fields
         of = ("done", "total") if fields.get("total") is not None else ("step", "steps")
         done, total = (fields.get(name) for name in of)
@@ -184,18 +184,18 @@ class StatusWriter:
 
 
 _watched: list[StatusWriter] = []
-"""Of the runs that this process is in: a fine-tuning stands within the run that it is for."""
+"""The writers of the runs that this process is in: a fine-tuning is within the run that needs its model."""
 
 
 def due() -> bool:
-    """Whether this process is in a run whose last record is old enough for another one."""
+    """Whether this process is in a run, and the run's last record is old enough to write another one."""
     return bool(_watched) and _watched[-1].due
 
 
 def record_status(**fields: Any) -> None:
-    """Writes fields of `RunStatus` of the run that this process is in; outside of `watched` nothing.
+    """Writes fields of `RunStatus` of the run that this process is in; does nothing outside of `watched`.
 
-    How far a fine-tuning is, the run that it is for tells too.
+    The status of the run that needs a fine-tuned model also has the progress of the fine-tuning.
 
     Raises:
         OSError: if the file cannot be written.
@@ -280,7 +280,7 @@ def watched(directory: Path) -> Iterator[None]:
 
 
 def _was_begun(record: StatusRecord | None) -> bool:
-    """Whether a status is that of a run which has something to go on from, or which nobody refused."""
+    """Whether a status belongs to a run that can be resumed, or that no check refused."""
     return record is not None and (record.state in ("interrupted", "running") or bool(record.step))
 
 
@@ -296,16 +296,16 @@ def end_of(error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The message of the innermost cause, in a line: Hydra wraps those of constructors."""
+    """Returns the message of the innermost cause, in one line: Hydra wraps the errors of constructors."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_status(directory: str | Path) -> list[RunStatus]:
-    """The runs in the folder `directory`, started or planned, in the order of the plan, then by name.
+    """Returns the runs in the folder `directory`, started or planned, in the order of the plan, then by name.
 
-    `directory` is that of a sweep, or of one run.
+    `directory` is the folder of a sweep, or of one run.
 
     Raises:
         InputError: if it is no folder, or has no runs.
@@ -341,10 +341,10 @@ def without_result(directory: Path) -> dict[Path, RunStatus]:
 
 
 def read_status_record(directory: Path) -> StatusRecord | None:
-    """What the run in `directory` has last told of itself; None where it has not.
+    """Reads the last status record of the run in `directory`; None if there is none.
 
     Raises:
-        Damaged: if its status.json is not what it wrote.
+        Damaged: if its status.json is damaged.
     """
     remedy = "delete it; a run that goes on writes it anew"
     return read_record(directory / STATUS_FILE, StatusRecord, remedy)
@@ -406,7 +406,7 @@ def _worse(how: str) -> str:
 
 
 def _alive(record: StatusRecord, age: float) -> bool:
-    """Whether the process that wrote `record`, `age` seconds ago, is there, as far as can be told here."""
+    """Whether the process that wrote `record`, `age` seconds ago, still runs, as far as is known here."""
     here = record.host == socket.gethostname()
     if not here or record.pid is None or age >= SILENCE:  # then its number may be another's by now
         return age < SILENCE
@@ -420,14 +420,14 @@ def _alive(record: StatusRecord, age: float) -> bool:
 
 
 def seconds_left(runs: Iterable[RunStatus], starting: int = 0) -> float | None:
-    """Of all runs that are not finished; None where nothing tells.
+    """Estimates the seconds until all runs are finished; None if there is nothing to estimate from.
 
-    A waiting run takes as long as a finished one did on average, and as many run at once as do now. The time
-    left of a preparation says nothing of the run that follows.
+    The estimate assumes that a waiting run takes as long as a finished run did on average, and that as many
+    runs as now run at once. The time left of a preparation says nothing about the run that follows.
 
     Args:
-        runs: all of them.
-        starting: how many of the waiting ones begin now.
+        runs: all runs.
+        starting: how many of the waiting runs begin now.
     """
     runs = list(runs)
     running = [run for run in runs if run.state == "running"]
@@ -444,9 +444,9 @@ def seconds_left(runs: Iterable[RunStatus], starting: int = 0) -> float | None:
 
 
 def time_left(directory: Path, runs: Sequence[Path]) -> str:
-    """How long the runs of a command may take from the one in `directory` on: `  (about 12 min left in all)`.
+    """Says how long a command's runs may take from the one in `directory` on: `  (about 12 min left in all)`.
 
-    By those of them that are finished; empty where nothing tells.
+    The estimate uses the command's finished runs. The text is empty if there is nothing to estimate from.
     """
     if len(runs) < 2 or not directory.parent.is_dir():
         return ""

@@ -1,4 +1,4 @@
-"""What a run tells Weights & Biases besides its metrics: columns, tags, summaries, samples and its end."""
+"""Data of a run for Weights & Biases besides its metrics: columns, tags, summaries, samples and its end."""
 
 import logging
 import shlex
@@ -27,26 +27,26 @@ SAMPLES = 64
 OFFLINE_RUNS = "wandb/offline-run-*"
 
 LONGEST_TAG = 64
-"""Characters of a tag that W&B takes."""
+"""The most characters that W&B takes in a tag."""
 
 EMPTY_LOG = 7
 """Bytes of an offline run's log without a record, as of one killed early: W&B writes 32 KiB at a time."""
 
 SECONDS_TO_WRITE = 20.0
-"""What W&B's own process may take to write a log after its run has ended."""
+"""The most time that W&B's own process may take to write a log after its run has ended."""
 
 EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 255}
-"""What W&B is told at the end: 255 is its own code for an interrupt."""
+"""The exit code that W&B gets for each final state; 255 is W&B's own code for an interrupt."""
 
 
 def going_on(loggers: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    """The settings of `loggers`, those of W&B with the id that the earlier part of this run had there.
+    """Returns the settings of `loggers`, with the earlier W&B id of this run in the settings of W&B loggers.
 
-    So W&B appends to that run. An id that the settings name stays.
+    So W&B appends to the earlier part of the run. An id that the settings already name stays.
 
     Args:
-        loggers: their settings, by name.
-        directory: of the run, which goes on.
+        loggers: the settings of the loggers, by name.
+        directory: the folder of the resumed run.
     """
     parts = sorted(part.name.removeprefix("offline-") for part in (directory / "wandb").glob("*run-*-*"))
     if not parts:
@@ -65,12 +65,12 @@ def begin(loggers: Sequence[Logger], labels: Mapping[str, Any], cfg: Mapping[str
 
     The labels are columns of their own (`alpha`, `lam`, `divergence`, `order`, `method`, ...), beside `text`,
     `seed` and the whole configuration as `config`, in which values of secrets are hidden. Its sweep, method
-    and divergence are its tags, and its state in the summary is `running`, which stays where it is killed.
-    The summaries of what is logged in training are its best value and its last. Scores of the end are defined
-    as better when higher, those as better when lower of which that is true, such as Self-BLEU.
+    and divergence are its tags. Its state in the summary is `running`, and stays so if the run is killed. The
+    summary of a metric logged in training has its best and its last value. Most final scores are defined as
+    better when higher; scores such as Self-BLEU are defined as better when lower.
 
     Args:
-        loggers: of the run; those that are not of W&B are left out.
+        loggers: the loggers of the run; it ignores all but W&B's.
         labels: what tables call the run.
         cfg: its configuration.
     """
@@ -110,7 +110,7 @@ _BEST: dict[Better, str] = {"lower": "min", "higher": "max", None: "last"}
 
 
 def _summaries(data: Mapping[str, Any]) -> dict[str, str]:
-    """What W&B shows of each column: the best value, in training also the last; of a test score, the best."""
+    """Returns what W&B shows of each column: the best value, and of a training metric also the last value."""
     metric = data.get("valid_metric")
     logged = [*TRAINING.values(), *VALIDATION.values(), *([measure_of(metric)] if metric else [])]
     best = {measure.logged: _BEST[measure.better] for measure in logged if "wandb" in measure.shown}
@@ -124,15 +124,15 @@ def _summaries(data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def conclude(loggers: Sequence[Logger], result: RunResult, generations: Path) -> None:
-    """Adds what a run came to: average scores, a table of its first answers, and the tag of its state.
+    """Adds the outcome of a run: average scores, a table of its first answers, and the tag of its state.
 
     The summary has `state` (`done` or `diverged`), `diverged_step`, `test/SET/METRIC` and its standard
     deviation over the sampling seeds, `test/SET/METRIC_std`, and `average/METRIC` over the evaluation sets;
     the state is a tag, too.
 
     Args:
-        loggers: of the run; those that are not of W&B are left out.
-        result: its record.
+        loggers: the loggers of the run; it ignores all but W&B's.
+        result: the result of the run.
         generations: the folder of its answers.
     """
     for logger in loggers:
@@ -167,9 +167,9 @@ def finish(state: str = "done") -> None:
 
 
 def sync_command(directories: Iterable[Path]) -> str | None:
-    """The shell command that sends to W&B what runs logged offline and nobody has sent; None for nothing.
+    """Returns the shell command that sends unsent offline logs of runs to W&B; None if there are none.
 
-    A log without a record is left out: at one W&B stops and sends none.
+    It leaves out a log without a record: at such a log W&B stops, and sends nothing.
 
     Args:
         directories: of the runs.
@@ -211,7 +211,7 @@ def _samples(result: RunResult, generations: Path) -> list[list[Any]]:
 
 
 def _text(settings: Mapping[str, Any]) -> str:
-    """Whose responses are trained on, as `text=` says it."""
+    """Returns the value of `text=`, which says who wrote the responses that the student is trained on."""
     name: str = settings["_target_"].rpartition(".")[2].removesuffix("Text").lower()
     return (
         "mixed"

@@ -19,22 +19,22 @@ LEGEND = "${config:method} ${config:divergence} α=${config:alpha} λ=${config:l
 
 @dataclass(frozen=True)
 class SweepScores:
-    """What the runs of a sweep are scored by, and in W&B called."""
+    """The scores of the runs of a sweep, and the name of their group in W&B."""
 
     group: str
-    """Of the runs in W&B: the name of the sweep's folder."""
+    """The group of the runs in W&B: the name of the sweep's folder."""
     sets: Sequence[str]
     """Evaluation sets."""
     metrics: Sequence[str]
     """Metrics against references, the main one first."""
     valid_metric: str | None = None
-    """What scores validations."""
+    """The metric that scores validation answers."""
     diversity: str = "self_bleu"
-    """What tells diversity: the name of a Self-BLEU that all runs have."""
+    """The score of diversity: the name of a Self-BLEU that all runs have."""
 
 
 def build_workspace(scores: SweepScores, entity: str, project: str) -> ws.Workspace:
-    """The workspace of the runs of a sweep, which are those of its group; nothing is sent.
+    """Returns a workspace of the runs in the sweep's group; it sends nothing to W&B.
 
     Its sections: quality and diversity against α and λ, averaged over the evaluation sets, and the plane of
     both; the plane of each set; parallel coordinates from the settings to the scores, with the comparison of
@@ -83,7 +83,7 @@ def build_workspace(scores: SweepScores, entity: str, project: str) -> ws.Worksp
 
 
 def specification(workspace: ws.Workspace) -> str:
-    """What would be sent to W&B to save `workspace`, as JSON."""
+    """Returns the JSON that saving `workspace` would send to W&B."""
     view: dict[str, Any] = json.loads(workspace._to_model().model_dump_json(by_alias=True, exclude_none=True))
     return json.dumps(view, indent=1, ensure_ascii=False) + "\n"
 

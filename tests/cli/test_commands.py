@@ -1,4 +1,4 @@
-"""What the commands say of themselves, of their arguments, and of defects."""
+"""The help of the commands, and their messages about arguments and defects."""
 
 import json
 import os

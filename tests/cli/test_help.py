@@ -1,4 +1,4 @@
-"""What `amid help` says of choices and settings."""
+"""`amid help` describes choices and settings."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""One run of `amid train`: what it leaves, that it repeats, and that it goes on."""
+"""One run of `amid train`: the files that it writes, that it repeats exactly, and that it resumes."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Several runs: methods, sweeps, and what becomes of the others where one fails."""
+"""Several runs: methods, sweeps, and the other runs when one run fails."""
 
 import logging
 import math

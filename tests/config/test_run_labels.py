@@ -1,4 +1,4 @@
-"""What tables call a run: the options, or the classes that are put in their place."""
+"""The labels of a run in tables: its options, or the classes that replace them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Slow, direct forms of the formulas: what the package is compared with."""
+"""Slow, direct forms of the formulas, which the tests compare the package with."""
 
 import math
 from decimal import Decimal, localcontext

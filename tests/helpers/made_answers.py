@@ -1,4 +1,4 @@
-"""Prompts with answers, for tests of what these are worth."""
+"""Prompts with answers, for tests of scores."""
 
 from amid.scoring.answers import Answer, Answered
 

@@ -1,4 +1,4 @@
-"""What the tests of texts share: small models, data, and a module after some steps."""
+"""Shared parts of the tests of texts: small models, data, and a module after some steps."""
 
 import multiprocessing
 

@@ -1,4 +1,4 @@
-"""Products of bfloat16 operands with float32 results, and what losses make of them near the teacher."""
+"""Products of bfloat16 operands with float32 results, and losses of such products near the teacher."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The hub: where it does not answer, its cache alone is asked."""
+"""The hub: if it does not answer, only its cache is used."""
 
 from pathlib import Path
 

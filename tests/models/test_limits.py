@@ -1,4 +1,4 @@
-"""What a model can read: longer texts than it has positions for, and models that read both ways."""
+"""Limits of a model: texts longer than its positions, and models that read both ways."""
 
 import pytest
 import torch

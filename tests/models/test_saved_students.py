@@ -1,4 +1,4 @@
-"""What a saved folder gives in plain transformers, in a process of its own: the answers that amid gave."""
+"""A saved student gives amid's answers in plain transformers, in a process of its own."""
 
 import json
 import subprocess

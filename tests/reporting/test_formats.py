@@ -1,4 +1,4 @@
-"""Names of users in each format of a report: seen as they are, and never obeyed."""
+"""Names that users choose, in each format of a report: shown as they are, never run as markup or code."""
 
 import csv
 import re

@@ -1,4 +1,4 @@
-"""Which text a step is taken on."""
+"""The choice of the text that a step trains on."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""run.log: what libraries warn of and what amid says, with the time, of one run each."""
+"""run.log holds one run's messages of amid and warnings of libraries, with the time."""
 
 import io
 import logging

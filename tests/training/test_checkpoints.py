@@ -1,4 +1,4 @@
-"""The checkpoints of a training: which are kept, that they are whole, and from which a run goes on."""
+"""The checkpoints of a training: which are kept, that they are whole, and which one a run resumes from."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Learning rates, step by step, beside those of the libraries."""
+"""Learning rates equal the libraries' learning rates, step by step."""
 
 from functools import partial
 
