@@ -33,7 +33,7 @@ FORMAT = 3
 """Version of the files of token ids; another version makes another cache."""
 
 _AS_TEXT = "special tokens are text"
-"""In the key of a cache of tokens, where a row has one in its text."""
+"""Part of the key of a token cache if a row has a special token in its text."""
 
 
 class InstructionData(L.LightningDataModule):

@@ -21,8 +21,8 @@ Truncation = Literal["input", "right"]
 """The part that is cut from a prompt over the limit."""
 
 CHAT_VARIABLES = {"enable_thinking": False, "date_string": "26 Jul 2024"}
-"""What `chat="auto"` gives a chat template: Qwen3 answers without a part for thoughts, and Llama 3 writes
-this date into its system message in place of today's."""
+"""The variables that `chat="auto"` gives to a chat template. With them Qwen3 answers without a part for
+thoughts, and Llama 3 writes this date into its system message in place of today's date."""
 
 _DATE = datetime(2024, 7, 26)
 """The same date, for templates that ask for today's by `strftime_now`: prompts do not depend on the day."""
@@ -205,7 +205,8 @@ class Template:
         return self.chat if isinstance(self.chat, Mapping) else CHAT_VARIABLES
 
     def _around_answer(self, tokenizer: PreTrainedTokenizerBase, goes_on: bool = False) -> tuple[str, str]:
-        """What the chat template writes before and after an answer, perhaps with one more message after it.
+        """Returns the text that the chat template writes before and after an answer, perhaps with one more
+        message after it.
 
         Raises:
             InputError: if it does not write messages as they are.

@@ -26,7 +26,7 @@ SampledRow = tuple[Tensor, int, int, Tensor]
 each token of the response, [response, 2]."""
 
 Mean = Literal["step", "micro_batch"]
-"""What the loss is averaged over."""
+"""The unit that the loss is averaged over."""
 
 NO_ROW = -1
 """The number of a sequence that is in neither set."""

@@ -1,1 +1,1 @@
-"""What a run takes, known before it starts: steps, memory, disk."""
+"""Estimates of a run's steps, memory and disk space before it starts."""

@@ -1,4 +1,4 @@
-"""What a run takes, from its configuration: steps, tokens, memory and disk, without starting it."""
+"""The cost of a run, estimated from its configuration before it starts: steps, tokens, memory and disk."""
 
 import math
 from dataclasses import dataclass, replace
@@ -51,10 +51,10 @@ class Once:
 
 
 class Estimator:
-    """What runs take, from their configurations and from what is known of models and data, in `facts`.
+    """Estimates the cost of runs from their configurations and from the `facts` about models and data.
 
-    Answers are taken to be as long as the responses of the training data on average, or as they may be where
-    that is shorter. The model reads a prompt once for all its answers.
+    It assumes that answers are on average as long as the responses of the training data, or as long as they
+    may be if that is shorter. The model reads a prompt once for all its answers.
     """
 
     def __init__(self) -> None:

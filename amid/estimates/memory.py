@@ -1,4 +1,4 @@
-"""What a training run needs of a GPU's memory, from the models' shapes alone."""
+"""The GPU memory of a training run, estimated from the models' shapes alone."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields

@@ -1,4 +1,4 @@
-"""What estimates need to know of models and data: read, or else taken from `hub_sizes.yaml`."""
+"""Facts about models and data that estimates need: read, or else taken from `hub_sizes.yaml`."""
 
 import json
 import math
@@ -59,13 +59,13 @@ class Facts:
 
     def __init__(self) -> None:
         self.unknown: dict[str, str] = {}
-        """What could not be had, and why."""
+        """The facts that could not be read, with the reason."""
         self._assumed: dict[str, dict[str, None]] = {}
         self._found: dict[str, Any] = {}
 
     @property
     def assumed(self) -> str | None:
-        """What was taken from `hub_sizes.yaml`, in words; None for nothing."""
+        """The facts that were taken from `hub_sizes.yaml`, in words; None for none."""
         parts = [
             f"{what} {', '.join(self._assumed[what])}"
             for what in (_SIZES, _ROWS, _MEASURED, _GUESSED)
@@ -159,7 +159,8 @@ class Facts:
         fact: Mapping[str, Any] | None = None,
         assumed: Mapping[str, str] | None = None,
     ) -> T | None:
-        """What `read` gives; where it fails what `assume` makes of the fact; else None and a word on it."""
+        """Returns the value of `read`. If it fails, `assume` makes the value of the public fact; without a
+        public fact the value is None, and the reason is noted."""
         try:
             return self._once(key, read)
         except _NOT_READ as error:
@@ -173,7 +174,7 @@ class Facts:
         return None
 
     def _once(self, key: object, find: Callable[[], T]) -> T:
-        """What `find` gives or raises, asked once."""
+        """Returns or raises what `find` does; calls it once for each key."""
         name = json.dumps(key, sort_keys=True, default=str)
         if name not in self._found:
             try:
@@ -195,7 +196,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def _fact(source: Any) -> Mapping[str, Any] | None:
-    """What `hub_sizes.yaml` has of a data source, without what limits its rows."""
+    """Returns the entry of a data source in `hub_sizes.yaml`; a limit on its rows plays no part."""
     wanted: list[Any]
     if isinstance(source, str):
         wanted = [source, path_and_rows(source)[0]]

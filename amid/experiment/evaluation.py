@@ -1,4 +1,4 @@
-"""The scores of a model: its answers to the evaluation sets, and what they are worth."""
+"""The evaluation of a model: its answers to the evaluation sets, and their scores."""
 
 import shutil
 import time
@@ -44,7 +44,7 @@ from amid.tracking.status import record_status
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the answers of a model are worth."""
+    """The scores of a model's answers."""
 
     scores: dict[str, dict[str, Score]]
     """Set -> metric -> score over the seeds (`score_answers`)."""
@@ -57,11 +57,11 @@ class ValidationScore:
     """The score of a student's answers to the prompts of a validation: one each, with the first seed.
 
     Args:
-        name: of the score, such as `rouge_l`.
-        metric: what scores the answers against the references.
-        prompts: token ids of each.
-        references: acceptable answers to each.
-        sampling: how they are answered.
+        name: the name of the score, such as `rouge_l`.
+        metric: scores the answers against the references.
+        prompts: token ids of each prompt.
+        references: acceptable answers to each prompt.
+        sampling: draws the answers.
     """
 
     name: str
@@ -97,11 +97,11 @@ def evaluate_sets(
 
     Args:
         model: the student.
-        tokenizer: of it.
-        sets: by name, the prompts and their acceptable answers.
-        encoder: of the prompts.
-        sampling: how answers are drawn.
-        metrics: what scores them against the references.
+        tokenizer: the student's tokenizer.
+        sets: the prompts and their acceptable answers, by the name of the set.
+        encoder: turns the prompts into token ids.
+        sampling: draws the answers.
+        metrics: score the answers against the references.
         directory: the folder of the answers; it is made again if its answers were not `made_from` this.
         made_from: JSON values of the run's configuration and of its student.
         precision: makes the context that the model is run in.

@@ -16,14 +16,14 @@ from amid.training.devices import one_device
 from amid.training.length import Course
 
 Run = Callable[[Plan, Path, Mapping[str, Any]], RunResult]
-"""What trains and records the run of a plan, as `amid.experiment.run.run_experiment` does."""
+"""A function that trains and records the run of a plan, as `amid.experiment.run.run_experiment` does."""
 
 
 def with_prepared_models(plan: Plan, data: InstructionData, run: Run) -> Plan:
-    """The plan with fine-tuned models in place of those that are to be fine-tuned first.
+    """Returns the plan with fine-tuned models in place of the models that are to be fine-tuned first.
 
-    What is not there yet is made, once, by `run`, an ordinary supervised one in `prepared_dir`, in a folder
-    named by the hash of its configuration; other processes wait for it.
+    `run` makes a missing model once, in an ordinary supervised run. Its folder in `prepared_dir` is named by
+    the hash of its configuration. Other processes wait for it.
 
     A student with adapters is trained with adapters both times. The fine-tuning merges its adapters at its
     end, and the run adds new ones.

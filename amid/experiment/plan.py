@@ -54,9 +54,9 @@ def _value(key: str) -> Any:
 
 
 class Plan:
-    """What a run is made of. Nothing else reads the dictionary of its configuration.
+    """The parts of a run, made from its configuration. Nothing else reads the configuration's dictionary.
 
-    A part is made when it is first asked for, and then stays: a run, its checks and its estimate share it.
+    A part is made at its first use, and then stays: a run, its checks and its estimate share it.
 
     Args:
         settings: a resolved configuration of conf/train.yaml, conf/cache.yaml or conf/evaluate.yaml
@@ -94,7 +94,7 @@ class Plan:
 
     @cached_property
     def schedule(self) -> "Schedule | None":
-        """What moves settings of the assistant in training; None for nothing."""
+        """The schedule that changes settings of the assistant in training; None for no schedule."""
         made: Schedule | None = instantiate(self._given.get("schedule"))
         return made
 
@@ -127,7 +127,7 @@ class Plan:
 
     @property
     def labels(self) -> dict[str, Any]:
-        """What tables call the objective: its order, and the α and λ of its assistant; None for none."""
+        """The labels of the objective in tables: its order, and its assistant's α and λ; None for none."""
         assistant = getattr(self.objective, "assistant", None)
         return {
             "order": getattr(self.objective, "order", None),
@@ -284,7 +284,7 @@ class Plan:
 
     @property
     def settings(self) -> Settings:
-        """What is recorded of the run: its settings, with the models that were prepared for it."""
+        """The recorded settings of the run, with the models that were prepared for it."""
         return {**self._used, "model": {**self._used["model"], **self._prepared}}
 
     @cached_property
@@ -315,7 +315,7 @@ class Plan:
     # Its checks
 
     def check_at_once(self) -> None:
-        """Checks what needs no import that takes seconds: the files of the data, and the objective.
+        """Checks the files of the data and the objective, which need no slow imports.
 
         Raises:
             InputError: for a file that is not there, or an objective that is refused.
@@ -357,10 +357,10 @@ class Plan:
 
 
 def made_by_name(group: str, settings: Mapping[str, Settings]) -> dict[str, Any]:
-    """What the nodes of a group make, such as the loggers of a run.
+    """Makes the objects of a group's nodes, such as the loggers of a run.
 
     Raises:
-        InputError: naming the one that cannot be made, as where its package is not installed.
+        InputError: naming the node that cannot be made, for example because its package is not installed.
     """
     made = {}
     for name, node in settings.items():

@@ -1,4 +1,4 @@
-"""What is written of a run: its settings and its result, and whether it is finished already."""
+"""The record of a run: writes its settings and its result, and finds a result that is already there."""
 
 import platform
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def finished_run(directory: Path, plan: Plan) -> RunResult | None:
 
 
 def _changes(directory: Path, hashed: Mapping[str, Any]) -> list[str]:
-    """What differs between the run begun in `directory` and another: settings and contents of files."""
+    """Lists how the run begun in `directory` differs from another run: in settings and contents of files."""
     record = read_config(directory)
     if record is None or record.hashed is None:  # of an older version, or none
         return []

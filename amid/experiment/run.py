@@ -43,20 +43,20 @@ FEW_STEPS = 20
 """A training with fewer steps than this announces its length."""
 
 Scores = dict[str, dict[str, Score]]
-"""By evaluation set and metric."""
+"""Scores by evaluation set and metric."""
 
 
 def run_experiment(plan: Plan, directory: Path, labels: Mapping[str, Any]) -> RunResult:
     """Trains and scores one student, unless `directory` already holds the result of this plan.
 
-    An unfinished run of the same configuration goes on from its last checkpoint. One that diverges ends
-    there: its result says at which step, and has no scores.
+    An unfinished run of the same configuration resumes from its last checkpoint. A run that diverges ends
+    there: its result has the step and no scores.
 
     Args:
-        plan: of the run, which was checked.
-        directory: of the run.
-        labels: what tables call the run: method, model, data, divergence, assistant; of the fine-tuning of a
-            model for another run also its `role`.
+        plan: the checked plan of the run.
+        directory: the folder of the run.
+        labels: the labels of the run in tables: method, model, data, divergence, assistant; for the
+            fine-tuning of another run's model also its `role`.
 
     Raises:
         InputError: for data or models that do not fit, or a directory with a run of another configuration.
@@ -85,10 +85,10 @@ def run_experiment(plan: Plan, directory: Path, labels: Mapping[str, Any]) -> Ru
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run is trained and scored with."""
+    """The parts that a run is trained and scored with."""
 
     plan: Plan
-    """With the models that were prepared for it."""
+    """The plan with the models that were prepared for it."""
     data: InstructionData
     student: PreTrainedModel
     teacher: Teacher | None
@@ -99,11 +99,11 @@ class Prepared:
 
 
 def prepare(plan: Plan, quiet: bool) -> Prepared:
-    """Reads the data, and loads the models, fine-tuned where they are to be.
+    """Reads the data, and loads the models, fine-tuned if the settings ask for it.
 
     Args:
-        plan: of the run.
-        quiet: whether nothing is said of the data.
+        plan: the plan of the run.
+        quiet: whether to print nothing about the data.
 
     Raises:
         InputError: for data or models that do not fit.
@@ -251,7 +251,7 @@ def _course(plan: Plan, data: InstructionData) -> Course:
 
 
 def _valid_score(data: InstructionData, sampling: Sampling) -> ValidationScore | None:
-    """What the answers at validations are scored by: `data.valid_metric`."""
+    """Returns the score of the answers at validations, by `data.valid_metric`; None if there is none."""
     if data.valid_metric is None:
         return None
     examples = data.valid_examples[: data.valid_prompts]

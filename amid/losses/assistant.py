@@ -15,8 +15,8 @@ LEAST_SHARE = 1e-16
 """The smallest weight of a mean for which λ e^80 is still far more than 1."""
 
 _REACH = 60.0
-"""How far log r̃ may lie from log x: below e^-87 float32 rounds x coarsely, and the sum of both logarithms has
-lost five digits by then."""
+"""The largest distance of log r̃ from log x. Below e^-87 float32 rounds x coarsely, and the sum of both
+logarithms has lost five digits by then."""
 
 _LEAST_SUM = 1e-30
 """The smallest Σ r̃ for which float32 still has enough digits of the terms."""

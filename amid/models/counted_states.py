@@ -69,7 +69,7 @@ def _gives_its_logits(
 
 
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
-"""What configurations call the cap of the logits."""
+"""The names of the logits' cap in configurations."""
 
 _LARGE = 1e3
 """Logits that any cap in use would change much."""

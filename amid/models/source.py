@@ -37,7 +37,7 @@ _OF_FILES = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError),
     *(StrictDataclassError, SafetensorError),
 )
-"""What transformers raises for files that are not what it wrote, besides what it means to."""
+"""Errors, intended or not, that transformers raises for files that are not as it wrote them."""
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -129,7 +129,7 @@ class ModelSource:
             )
 
     def fingerprint(self) -> dict[str, Any] | None:
-        """What decides the model's values, found without loading it; None for random weights.
+        """Returns all that decides the model's values, without loading it; None for random weights.
 
         `weights` is a hash of the files of a folder (configuration and weights) or of a GGUF file, or the
         commit of a repository on the hub.
@@ -301,7 +301,7 @@ def _check_heads(config: PretrainedConfig) -> None:
     """Checks that heads of attention can share keys and values.
 
     Raises:
-        InputError: if these are not a part of them each.
+        InputError: if the number of key-value heads does not divide the number of heads.
     """
     heads, shared = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
     if isinstance(heads, int) and isinstance(shared, int) and (shared < 1 or heads % shared):
@@ -316,7 +316,7 @@ _OF_OLDER_FILES = ("model_type", "rope_theta", "rope_scaling", "partial_rotary_f
 
 
 def _no_numbers(node: Any, key: str = "") -> str:
-    """The key of the first number in a configuration that is NaN; nothing where there is none."""
+    """Returns the key of the first number in a configuration that is NaN; an empty text if there is none."""
     if isinstance(node, Mapping):
         found = (_no_numbers(child, f"{key}.{name}".lstrip(".")) for name, child in node.items())
         return next(filter(None, found), "")

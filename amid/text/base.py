@@ -1,4 +1,4 @@
-"""What every choice of text shares: its interface, the rows that answers make, and seeds."""
+"""The common parts of every choice of text: its interface, the rows made of answers, and seeds."""
 
 import math
 import random

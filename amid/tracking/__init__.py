@@ -1,1 +1,1 @@
-"""What is seen of a run while it goes: the status file, the screen, Weights & Biases."""
+"""The progress of a run as a user sees it: the status file, the screen, Weights & Biases."""

@@ -18,7 +18,7 @@ PLAN_FILE = "sweep.json"
 MULTIRUN_FILE = "multirun.yaml"
 
 _ANEW = "start its runs again with the command that began them, which writes it anew, or delete it"
-"""What to do about a damaged file that only says which runs there are."""
+"""The remedy for a damaged file that only lists the runs."""
 
 
 def record_command(directory: Path, cfg: DictConfig) -> None:
@@ -46,7 +46,7 @@ def write_plan(output_dir: Path, names: Sequence[str], command: str) -> None:
 
 
 class _Plan(Record):
-    """What `write_plan` writes."""
+    """The record that `write_plan` writes."""
 
     command: str
     runs: list[str]
@@ -62,7 +62,7 @@ class _OfHydra(Record):
 
 
 class _Launch(Record):
-    """What Hydra writes of a job or a multirun."""
+    """The record that Hydra writes of a job or a multirun."""
 
     hydra: _OfHydra
 

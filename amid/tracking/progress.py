@@ -1,4 +1,4 @@
-"""What a run shows on the screen: a bar on a terminal, a line now and then elsewhere."""
+"""The progress of a run on the screen: a bar on a terminal, a line now and then elsewhere."""
 
 import sys
 import time

@@ -36,9 +36,9 @@ FORMAT = 1
 class Checkpoints:
     """The choice of checkpoints that a training keeps.
 
-    The best validated epoch stays. Besides, the whole state of the training is kept every so many steps or
-    minutes, before each validation, at the end, and when a signal stops the run; the two latest stay. A run
-    that goes on from one ends as if it had not been cut.
+    The checkpoint of the best validated epoch stays. The whole state of the training is also saved every so
+    many steps or minutes, before each validation, at the end, and when a signal stops the run. The two latest
+    states stay. A resumed run ends with the same result as an uninterrupted run.
 
     Args:
         monitor: the validation measure that chooses the best checkpoint, such as `valid/loss`.
@@ -76,7 +76,7 @@ class Checkpoints:
         self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
 
     def best(self, folder: Path) -> ModelCheckpoint:
-        """What keeps the best validated epoch in `folder`."""
+        """Returns the callback that keeps the best validated epoch in `folder`."""
         return ModelCheckpoint(
             folder,
             filename=Path(BEST_EPOCH).stem,
@@ -86,22 +86,22 @@ class Checkpoints:
         )
 
     def due(self, steps: int, seconds: float) -> bool:
-        """Whether a state is to be kept, so long after the latest."""
+        """Whether a state is to be saved, so many steps or seconds after the latest state."""
         by_steps = self.every_n_steps is not None and steps >= self.every_n_steps
         return by_steps or (self.every_minutes is not None and seconds >= 60 * self.every_minutes)
 
 
 def _loops(course: Course, step: int, validated: bool, ended: bool) -> dict[str, Any]:
-    """The state of Lightning's training loop from which it goes on with the next thing to do.
+    """Returns the state of Lightning's training loop from which a resumed run continues.
 
-    That is the validation that follows, or the next step, in its epoch or in a new one. A state as
-    Lightning writes it would leave out a validation that was cut, and log steps under other numbers.
+    The loop continues with the validation that is due, or with the next step, in its epoch or in a new one.
+    Lightning's own state would leave out an interrupted validation, and log steps under other numbers.
 
     Args:
-        course: of the training.
-        step: steps that are done.
-        validated: whether the validation that follows them, if one does, is done too.
-        ended: whether nothing follows, though steps may be left.
+        course: the course of the training.
+        step: the steps that are done.
+        validated: whether the validation that follows these steps, if one does, is done too.
+        ended: whether the training is over, though steps may be left.
     """
     waits = course.validates_at(step) and not validated and not ended
     epochs, batches = course.place(course.steps if ended else step)
@@ -158,14 +158,14 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class States(Callback):
-    """Keeps the whole state of a training, as `checkpoints` says, and goes on from it.
+    """Saves the whole state of a training, as `checkpoints` says, and resumes from it.
 
     It must stand before all callbacks that measure steps: otherwise their times would include the writing.
 
     Args:
-        best: what keeps the best epoch, in the same folder.
-        checkpoints: how often.
-        course: of the training.
+        best: the callback that keeps the best epoch, in the same folder.
+        checkpoints: says how often a state is saved.
+        course: the course of the training.
     """
 
     def __init__(self, best: ModelCheckpoint, checkpoints: Checkpoints, course: Course) -> None:
@@ -181,7 +181,7 @@ class States(Callback):
         self._kept, self._kept_at = _now(trainer), time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keeps the state before the first step; signals are heeded after a step from now on."""
+        """Saves the state before the first step; from now on signals take effect after a step."""
         interruption.hold_signals()
         self._kept_at = time.monotonic()
         if self._kept is None:
@@ -190,9 +190,9 @@ class States(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keeps the state after the step before, where it is time or a signal came.
+        """Saves the state after the previous step, if a state is due or a signal came.
 
-        Only now all of that step is logged.
+        It waits until now because all of that step must be logged first.
 
         Raises:
             Stopped: for a signal.
@@ -213,7 +213,7 @@ class States(Callback):
             interruption.release_signals()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Signals are heeded after a step again."""
+        """Lets signals take effect after a step again."""
         if trainer.state.fn == "fit":
             interruption.hold_signals()
 
@@ -296,9 +296,9 @@ class _Found:
 
 
 def last_checkpoint(directory: Path) -> Path | None:
-    """The latest whole state of a run that was begun before, to go on from; damaged ones are set aside.
+    """Returns the latest whole state of a run that was begun before; it ignores damaged states.
 
-    Says on the screen from where the run goes on, or why it starts over.
+    It prints where the run resumes, or why it starts over.
     """
     folder = directory / FOLDER
     forget_parts(folder)

@@ -23,7 +23,7 @@ from amid.config.calls import name_of
 from amid.errors import InputError, first_line
 
 NAMES_OF_STEPS = ("num_training_steps", "total_steps", "T_max", "total_iters", "steps")
-"""What libraries call the optimiser steps of a whole training."""
+"""The names that libraries give to the optimiser steps of a whole training."""
 
 
 def warmup_steps(warmup: float, steps: int) -> int:
@@ -144,15 +144,15 @@ def scheduled(scheduler: Callable[..., Any], optimizer: Optimizer, steps: int) -
 
 
 def check_rates(cfg: Mapping[str, Any], steps: int, prefix: str = "") -> None:
-    """Looks whether the optimiser and the schedule of a configuration can be made for a training.
+    """Checks that the optimiser and the schedule of a configuration can be made for a training.
 
     Args:
         cfg: with `optimizer` and `scheduler`.
         steps: optimiser steps of the whole training.
-        prefix: of their keys.
+        prefix: the prefix of their keys.
 
     Raises:
-        InputError: naming the one that cannot.
+        InputError: naming the one that cannot be made.
     """
     settings = cfg["optimizer"]
     try:

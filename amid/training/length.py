@@ -51,7 +51,7 @@ class Length:
         max_steps: optimiser steps; -1 for no limit.
         check_val_every_n_epoch: epochs between two validations, at least.
         limit_train_batches: steps of an epoch, or its share of the data's; None for all.
-        key: of the settings.
+        key: the key of the settings.
     """
 
     max_epochs: int

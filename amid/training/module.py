@@ -33,7 +33,7 @@ _STEPS_OF_A_SEED = 10**7
 
 
 class Diverged(Exception):
-    """At an optimiser step, counted from 1, the student's loss, gradient or logits are not finite."""
+    """Raised if the student's loss, gradient or logits are not finite at a step, counted from 1."""
 
     def __init__(self, step: int, what: str) -> None:
         super().__init__(f"step {step}: {what}")
@@ -264,7 +264,7 @@ class DistillationModule(L.LightningModule):
             self.trainer.should_stop = True
 
     def _denominators(self, counted: Sequence[int]) -> list[int]:
-        """What the sum over each micro-batch of a step is divided by, given its number of counted tokens."""
+        """Returns the divisor of each micro-batch's sum in a step, given its number of counted tokens."""
         if self._data.mean == "micro_batch":
             return [len(counted) * max(n_tokens, 1) for n_tokens in counted]
         return [max(sum(counted), 1)] * len(counted)

@@ -1,4 +1,4 @@
-"""What bfloat16 costs on this processor."""
+"""The cost of bfloat16 on this processor."""
 
 import time
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def announce_slow_bfloat16(trainer: Trainer, models: Mapping[str, ModelSource]) 
 
 
 def times_as_long() -> float:
-    """The time of a matrix product in bfloat16 over that in float32, on the CPU."""
+    """Returns the time of a matrix product in bfloat16 divided by its time in float32, on the CPU."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b = torch.ones(64, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)

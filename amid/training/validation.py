@@ -1,4 +1,4 @@
-"""What validations measure of teacher and student, token by token, on the logits that the loss makes."""
+"""The validation measures of teacher and student, token by token, on the logits that the loss computes."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -32,7 +32,7 @@ class Measured(Loss):
 
     Args:
         objective: one that needs a teacher.
-        measures: by the name that their sums get.
+        measures: the further measures, by the names of their sums.
     """
 
     needs_teacher = True
