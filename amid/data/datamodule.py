@@ -267,7 +267,7 @@ class InstructionData(L.LightningDataModule):
 
     @cached_property
     def _documents(self) -> list[str]:
-        """The documents of plain text; none where there is none besides the training set."""
+        """The documents of plain text; empty if there is no plain text besides the training set."""
         source = self._plain_text
         return [] if source is None or source == RESPONSES else load_documents(source)
 

@@ -38,7 +38,7 @@ def corpus(split: str, source: str = "de", target: str = "en", size: int | None 
         Examples. The input is the sentence to translate, and the output is its translation.
 
     Raises:
-        InputError: for another split, a pair without `en`, or where the file cannot be had (`load_examples`).
+        InputError: for another split, a pair without `en`, or a file that cannot be loaded (`load_examples`).
 
     Reference: Zhang et al. 2020, "Improving Massively Multilingual Neural Machine Translation and Zero-Shot
     Translation".

@@ -283,17 +283,18 @@ class Encoder:
     """Turns examples into token ids, within the limits on length.
 
     Args:
-        tokenizer: of the models.
-        template: the prompt around an example; it says too what ends a response.
-        max_prompt_length: tokens of a prompt at most.
-        max_length: tokens of prompt, response and EOS at most. A longer response is cut, and then has
-            no EOS.
-        truncation: what a longer prompt loses. "input": the end of its input, and where that is not enough
-            the end of its instruction; the template stays whole. "right": its last tokens, and with them
-            the end of the template, such as "### Response:", as in DistiLLM's scripts and their forks.
-        special_tokens: what a special token of the tokenizer, such as `<|endoftext|>`, is where a row has it.
-            "text": text like any other, so that only the template and the end of a response put such tokens
-            in. "tokens": the token, as the tokenizer reads it.
+        tokenizer: the tokenizer of the models.
+        template: the prompt around an example; it also decides the token that ends a response.
+        max_prompt_length: the most tokens of a prompt.
+        max_length: the most tokens of prompt, response and EOS together. A longer response is cut, and then
+            has no EOS.
+        truncation: the part that is cut from a longer prompt. "input": the end of its input, and if that is
+            not enough, the end of its instruction; the template stays whole. "right": its last tokens, and
+            with them the end of the template, such as "### Response:", as in DistiLLM's scripts and their
+            forks.
+        special_tokens: how to read a special token of the tokenizer, such as `<|endoftext|>`, in a row.
+            "text": as text like any other, so that only the template and the end of a response add such
+            tokens. "tokens": as the token, as the tokenizer reads it.
 
     Raises:
         InputError: if the template alone does not fit the limits, nothing can end a response, or

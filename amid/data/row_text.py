@@ -36,7 +36,7 @@ class RowText:
     Text without a marked token has exactly the ids that the tokenizer itself gives it.
 
     Args:
-        tokenizer: of the models.
+        tokenizer: the tokenizer of the models.
         tokens: the tokens that stay text if a row has them.
     """
 

@@ -105,7 +105,7 @@ def document_of(row: Mapping[str, Any], place: str) -> str:
     """The `text` of a row.
 
     Raises:
-        InputError: naming `place`, where it is no string.
+        InputError: naming `place`, if it is not a string.
     """
     if "text" not in row:
         raise InputError(f"{place}: field 'text' is missing ({_has(row)}); plain text needs one in each row")
@@ -116,7 +116,7 @@ def text(value: Any, field: str, place: str) -> str:
     """`value`, which is to be a string that can be written.
 
     Raises:
-        InputError: where it is none, or has half of a surrogate pair in it.
+        InputError: if it is not a string, or has half of a surrogate pair in it.
     """
     if isinstance(value, Unreadable):
         raise InputError(f"{place}: field {field!r} is {value}")
@@ -223,7 +223,7 @@ def _has(row: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value that is no string, in the words of JSON and not long."""
+    """Returns a short JSON text of a value that is not a string."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):

@@ -220,5 +220,5 @@ def _state_bytes(model: PreTrainedModel | None) -> tuple[float, float]:
 
 
 def _at_most(value: float, most: float) -> float:
-    """The smaller one; NaN where `value` is."""
+    """Returns the smaller of both numbers; NaN if `value` is NaN."""
     return value if math.isnan(value) else min(value, most)

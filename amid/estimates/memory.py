@@ -12,8 +12,8 @@ from amid.losses.fused import BLOCK_ELEMENTS, BUFFER_BYTES
 from amid.models.vocabulary import output_rows
 
 _ACTIVATIONS = 1.5
-"""What is kept for the backward pass, over the sizes of the linear layers' inputs and outputs: norms, masks,
-and the pieces of activation functions come on top, inputs that layers share count once."""
+"""The activations kept for the backward pass, divided by the sizes of the linear layers' inputs and outputs.
+Norms, masks and pieces of activation functions add to these sizes; inputs that layers share count once."""
 
 _WORKING_COPIES, _WORKING_COPIES_WITHOUT_TEACHER = 18, 3
 """Float32 arrays as large as a block's logits that an α-mixture and cross-entropy hold at once."""
@@ -23,12 +23,15 @@ _WORKING_COPIES, _WORKING_COPIES_WITHOUT_TEACHER = 18, 3
 class TrainingMemory:
     """Bytes that a training step takes, part by part.
 
-    Counted are the weights of both models, and of what is trained gradients, both moments of AdamW and, under
-    autocast, the copies in bfloat16 of float32 weights. Estimated, within a factor of two, are the
-    activations that are kept for the backward pass (from the sizes of the student's linear layers) and what
-    the fused loss works with (from the chunk's size; an α-mixture, or without a teacher cross-entropy). Left
-    out are the answers at a validation, which come when activations and loss are gone, the optimiser's
-    temporary arrays, and the one or two GB of CUDA itself.
+    Some parts are counted: the weights of both models, and for trained weights their gradients, both moments
+    of AdamW and, under autocast, the bfloat16 copies of float32 weights.
+
+    Two parts are estimated within a factor of two. The activations that are kept for the backward pass follow
+    from the sizes of the student's linear layers. The arrays of the fused loss follow from the chunk's size,
+    for an α-mixture, or without a teacher for cross-entropy.
+
+    Some parts are left out: the answers at a validation, which are drawn when activations and loss are freed,
+    the optimiser's temporary arrays, and the one or two GB of CUDA itself.
     """
 
     teacher: int
@@ -51,11 +54,11 @@ def training_memory(
     """The memory of a step of AdamW on `tokens` tokens (padding included) at once.
 
     Args:
-        student: with the dtypes, and the `requires_grad`, that its weights have in training; on any device,
-            also without values (`ModelSource.skeleton`).
-        teacher: live; None where there is none. A cached one takes its head's weight only.
-        tokens: that go through the models at once: `data.tokens_per_batch`, or rows times their length.
-        precision: of Lightning.
+        student: the student, with its weights' dtypes and `requires_grad` as in training; on any device, also
+            without values (`ModelSource.skeleton`).
+        teacher: the live teacher; None without one. A cached teacher takes its head's weight only.
+        tokens: tokens that go through the models at once: `data.tokens_per_batch`, or rows times length.
+        precision: Lightning's precision.
     """
     trained = [weight for weight in student.parameters() if weight.requires_grad]
     wide = [weight for weight in student.parameters() if weight.dtype == torch.float32]

@@ -140,7 +140,7 @@ class Facts:
         """The tokenizer of a plan.
 
         Raises:
-            ValueError: or another error of its source, if it cannot be had.
+            ValueError: or another error of its source, if it cannot be loaded.
         """
         return self._once(["tokenizer", plan.fingerprint("model.tokenizer")], lambda: plan.tokenizer)
 
@@ -189,7 +189,7 @@ class Facts:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why something was refused or could not be had, in a line."""
+    """Returns the reason why something was refused or could not be read, in one line."""
     text = " ".join(str(error.__cause__ if isinstance(error, InstantiationException) else error).split())
     silent = re.search(rf"\((.*{NOT_CACHED})\)", text)
     return silent.group(1) if silent else text
@@ -206,7 +206,7 @@ def _fact(source: Any) -> Mapping[str, Any] | None:
 
 
 def _rows(source: Any, rows: int) -> int:
-    """How many of the `rows` of a file a source takes."""
+    """Returns how many of a file's `rows` a source takes."""
     if isinstance(source, str):
         return len(range(rows)[path_and_rows(source)[1]])
     return min(rows, source.get("size") or rows)

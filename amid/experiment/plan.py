@@ -62,7 +62,7 @@ class Plan:
         settings: a resolved configuration of conf/train.yaml, conf/cache.yaml or conf/evaluate.yaml
             (`amid.config.compose.as_dict`).
         trains: whether a student is trained. A teacher that the training has no use for is then left out.
-        at: what the keys of its training begin with: "model.teacher.sft." in the fine-tuning of a teacher.
+        at: the prefix of the training's keys, such as "model.teacher.sft." in the fine-tuning of a teacher.
     """
 
     def __init__(self, settings: Settings, trains: bool = True, at: str = "") -> None:
@@ -80,9 +80,9 @@ class Plan:
     checkpoints: "Checkpoints" = _made("checkpoint")
     """Which checkpoints are kept."""
     optimizer: "Callable[..., Optimizer]" = _made("optimizer")
-    """From parameters, `params=`, to an optimiser."""
+    """A function from parameters, `params=`, to an optimiser."""
     scheduler: "Callable[..., LRScheduler]" = _made("scheduler")
-    """From an optimiser to a learning-rate schedule (`amid.training.learning_rate.scheduled`)."""
+    """A function from an optimiser to a learning-rate schedule (`amid.training.learning_rate.scheduled`)."""
     tokenizer: "PreTrainedTokenizerBase" = _made("model", "tokenizer")
     seed: int = _value("seed")
     threads: int | None = _value("threads")
@@ -289,8 +289,8 @@ class Plan:
 
     @cached_property
     def hashed(self) -> Settings:
-        """The settings that decide the result, with the models as they were given: without a teacher that is
-        only compared with, which changes nothing learnt."""
+        """The settings that decide the result, with the models as they were given. A teacher that the run
+        only compares the student with is left out, since it does not change the training."""
         if self._trains and self.compared and not self.text.from_teacher:
             return _without_teacher(self._used)
         return self._used

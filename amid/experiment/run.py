@@ -222,8 +222,8 @@ def _read_data(plan: Plan, quiet: bool) -> InstructionData:
     """The data of a run, read and checked.
 
     Raises:
-        InputError: for a row that is none, a metric that cannot score the references, or a schedule that is
-            longer than the training.
+        InputError: for a row that cannot be read, a metric that cannot score the references, or a schedule
+            that is longer than the training.
     """
     plan.check_inputs()
     data = plan.data()
@@ -240,7 +240,7 @@ def _read_data(plan: Plan, quiet: bool) -> InstructionData:
 
 
 def _course(plan: Plan, data: InstructionData) -> Course:
-    """The course of a run; says so where its steps are few, or fewer than `trainer.max_steps`."""
+    """Returns the course of a run; prints a line if its steps are few, or fewer than `trainer.max_steps`."""
     course = plan.length.over(len(data.train_dataloader()))
     if course.steps < plan.length.max_steps:
         most = plan.length.max_steps

@@ -72,8 +72,8 @@ class Batch:
     """Rows that a model decodes together: one cache for all, padded on the left to the longest row.
 
     Args:
-        model: in eval mode.
-        vocabulary: the logits are cut to the first so many; None for all.
+        model: the model, in eval mode.
+        vocabulary: the logits are cut to so many first entries; None for all.
         log_probs: whether `notes` holds the tokens' log-probabilities; otherwise it is empty. They come from
             float32 logits, even if the model's own logits are rounded to bfloat16 or float16.
     """

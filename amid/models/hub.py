@@ -8,14 +8,14 @@ from amid.errors import chain_of, first_line
 SECONDS_TO_ANSWER = 5.0
 
 NOT_CACHED = "and its cache has none"
-"""How the reason ends where the hub was not asked."""
+"""The end of the reason if the hub was not asked."""
 
 
 def ask_its_cache_alone_if_it_is_silent() -> None:
-    """Where the hub does not answer, goes on in this process as with `HF_HUB_OFFLINE=1`.
+    """Works as with `HF_HUB_OFFLINE=1` in this process from now on, if the hub does not answer.
 
-    What is in its cache is found then, and what is not is missed at once: otherwise each file would be asked
-    for six times in half a minute.
+    Files in the cache are then found, and files outside it fail at once. Otherwise each file would be
+    requested six times in half a minute.
     """
     if not (constants.HF_HUB_OFFLINE or _answers(constants.ENDPOINT)):
         constants.HF_HUB_OFFLINE = True
@@ -36,7 +36,7 @@ def _answers(endpoint: str) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a file of the hub could not be had, in a line."""
+    """Returns the reason why a file of the hub could not be loaded, in one line."""
     if any(isinstance(link, LocalEntryNotFoundError | OfflineModeIsEnabled) for link in chain_of(error)):
         silent = constants.ENDPOINT in _asked
         why = "the hub does not answer" if silent else "HF_HUB_OFFLINE keeps from asking the hub"

@@ -22,8 +22,8 @@ def check_lengths(name: str, model: PreTrainedModel, texts: Mapping[str, int]) -
     """Checks that a model has positions for the longest texts of a run; warns where it was trained on fewer.
 
     Args:
-        name: of the model, in messages.
-        model: it, perhaps without values.
+        name: the name of the model in messages.
+        model: the model, perhaps without values.
         texts: the tokens of the longest text that it reads, by the settings that make it so long.
 
     Raises:
@@ -47,7 +47,7 @@ def check_lengths(name: str, model: PreTrainedModel, texts: Mapping[str, int]) -
 
 
 def table_of_positions(model: PreTrainedModel) -> int | None:
-    """How many positions a model has a row of some table for, learned ones as in GPT-2; None for no table."""
+    """Returns the rows of a model's table of positions, such as GPT-2's; None for no table."""
     positions, tokens = _positions(model), model.get_input_embeddings()
     if positions is None:
         return None
@@ -106,7 +106,7 @@ def _reads_both_ways(name: str, model: PreTrainedModel) -> InputError:
 
 
 def _positions(model: PreTrainedModel) -> int | None:
-    """As many as the model's configuration names; None where it has no such limit."""
+    """Returns the number of positions in the model's configuration; None if it has no such limit."""
     config = model.config.get_text_config()
     found = (getattr(config, name, None) for name in _LENGTHS)
     return next((int(positions) for positions in found if positions), None)

@@ -93,7 +93,7 @@ class LoRA:
 
 
 _NO_LAYER = ("not found", "`target_modules` passed", "specify `target_modules`")
-"""How peft says that it knows of no layers to adapt."""
+"""Parts of peft's messages that it finds no layers to adapt."""
 
 
 def merge(model: PreTrainedModel) -> None:

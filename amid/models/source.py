@@ -47,7 +47,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         path: a hub id, a folder written by `save_pretrained`, or a GGUF file.
 
     Raises:
-        InputError: if there is none, with no network or a wrong name.
+        InputError: if there is no such tokenizer, for example without a network or with a wrong name.
     """
     location = _location(path)
     try:

@@ -25,7 +25,7 @@ def check_same_tokens(role: str, ours: PreTrainedTokenizerBase, theirs: PreTrain
 
 
 def shared_vocabulary(teacher_rows: int, student: PreTrainedModel) -> int | None:
-    """How many of its first tokens both models have logits for: None if they have equally many.
+    """Returns the number of first tokens that both models have logits for; None if they have equally many.
 
     Models of one family may pad their embeddings to different sizes; logits are then cut to the smaller.
     """
@@ -34,6 +34,6 @@ def shared_vocabulary(teacher_rows: int, student: PreTrainedModel) -> int | None
 
 
 def output_rows(model: PreTrainedModel) -> int:
-    """For how many tokens the model gives logits."""
+    """Returns the number of tokens that the model gives logits for."""
     head = model.get_output_embeddings()
     return int(head.weight.shape[0]) if head is not None else int(model.config.vocab_size)

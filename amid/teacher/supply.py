@@ -1,4 +1,4 @@
-"""How a run gets its teacher: run live on every batch, or read from the teacher cache."""
+"""The teacher of a run: run live on every batch, or read from the teacher cache."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

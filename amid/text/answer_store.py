@@ -38,7 +38,7 @@ class AnswerFolder:
     Args:
         folder: made where it does not exist.
         prompts: token ids of the prompts.
-        made_from: what the answers follow from, as JSON has it; answers made from anything else are not used.
+        made_from: JSON values of all that the answers follow from; answers of another origin are not used.
     """
 
     def __init__(self, folder: Path, prompts: Sequence[list[int]], made_from: Mapping[str, Any]) -> None:

@@ -34,7 +34,7 @@ def progress(steps: int) -> Callback:
     """A progress bar with loss, validation score and time left; lines where the output is no terminal.
 
     Args:
-        steps: of the whole training.
+        steps: the optimiser steps of the whole training.
     """
     return ProgressBar(leave=False) if sys.stdout.isatty() else ProgressLines(steps)
 
@@ -55,7 +55,7 @@ class _Watch(Callback):
     """Knows the mean loss of the last tenth of the steps, and the time left.
 
     Args:
-        steps: of the whole training.
+        steps: the optimiser steps of the whole training.
     """
 
     def __init__(self, steps: int) -> None:
@@ -84,7 +84,7 @@ class ProgressLines(_Watch):
     """Prints step, mean loss and validation score since the last line, and time left, about ten times.
 
     Args:
-        steps: of the whole training.
+        steps: the optimiser steps of the whole training.
     """
 
     _validated = False
@@ -121,7 +121,7 @@ class StatusRecords(_Watch):
     """Keeps a run's status on disk in training: step, loss, the last validation score and time left.
 
     Args:
-        steps: of the whole training.
+        steps: the optimiser steps of the whole training.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -203,7 +203,7 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Tokens, or whatever is counted, a second."""
+        """Tokens per second, or whatever unit is counted."""
         return self.done / self.seconds
 
     @property

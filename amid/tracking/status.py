@@ -123,7 +123,7 @@ class StatusWriter:
     """Writes the status of the run in `directory`, whole or not at all, from any thread.
 
     Args:
-        directory: of the run, which exists.
+        directory: the folder of the run; it must exist.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -71,8 +71,8 @@ def begin(loggers: Sequence[Logger], labels: Mapping[str, Any], cfg: Mapping[str
 
     Args:
         loggers: the loggers of the run; it ignores all but W&B's.
-        labels: what tables call the run.
-        cfg: its configuration.
+        labels: the labels of the run in tables.
+        cfg: the configuration of the run.
     """
     for logger in loggers:
         if not isinstance(logger, WandbLogger):
@@ -154,10 +154,11 @@ def conclude(loggers: Sequence[Logger], result: RunResult, generations: Path) ->
 
 
 def finish(state: str = "done") -> None:
-    """Ends the W&B run of this process, where there is one, so that the next job does not go on in it.
+    """Ends the W&B run of this process, if there is one, so that the next job does not continue it.
 
     Args:
-        state: `failed` and `interrupted` are put down, as tag, in the summary and as exit code.
+        state: the final state. `failed` and `interrupted` also become a tag, the summary's state and the exit
+            code.
     """
     if wandb := sys.modules.get("wandb"):  # loaded by its logger only
         if state != "done" and wandb.run is not None:
@@ -172,7 +173,7 @@ def sync_command(directories: Iterable[Path]) -> str | None:
     It leaves out a log without a record: at such a log W&B stops, and sends nothing.
 
     Args:
-        directories: of the runs.
+        directories: the folders of the runs.
     """
     logs = {directory: sorted(directory.glob(OFFLINE_RUNS)) for directory in sorted(set(directories))}
     kept = {

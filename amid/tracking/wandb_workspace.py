@@ -14,7 +14,7 @@ MOST_RUNS = 100
 """Runs that a panel shows at most."""
 
 LEGEND = "${config:method} ${config:divergence} α=${config:alpha} λ=${config:lam}"
-"""How a run is called in a plot."""
+"""The label of a run in a plot."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ def build_workspace(scores: SweepScores, entity: str, project: str) -> ws.Worksp
     runs; the courses of the training.
 
     Args:
-        scores: what is shown.
-        entity: the W&B user or team; empty for whoever saves it.
-        project: of the runs.
+        scores: the scores to show.
+        entity: the W&B user or team; empty for the user who saves the workspace.
+        project: the W&B project of the runs.
     """
     quality, diversity = scores.metrics[0], scores.diversity
     courses = [measure.logged for measure in MEASURES if "workspace" in measure.shown]

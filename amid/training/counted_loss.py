@@ -21,8 +21,8 @@ class CountedLoss:
 
     Args:
         student: the model to train.
-        teacher: its teacher; None where no objective needs one.
-        shared_vocab: both models' logits are cut to their first so many entries; None if they are alike.
+        teacher: its teacher; None if no objective needs a teacher.
+        shared_vocab: both models' logits are cut to so many first entries; None if they have equally many.
     """
 
     def __init__(self, student: PreTrainedModel, teacher: Teacher | None, shared_vocab: int | None) -> None:
@@ -41,10 +41,11 @@ class CountedLoss:
 
         Args:
             objective: an objective of `amid.losses`.
-            batch: as `MicroBatch` says, padded on the right.
+            batch: a `MicroBatch`, padded on the right.
             denominator: None for the number of counted tokens of this batch.
             return_stats: whether the sums that the objective names are asked for.
-            cross_entropy: whether they have "cross_entropy" too, -log q of the labels, divided alike.
+            cross_entropy: whether the sums also have "cross_entropy", -log q of the labels, with the same
+                divisor.
         """
         positions = counted_positions(batch)
         inputs = (batch["input_ids"], positions)

@@ -65,14 +65,14 @@ def _install() -> None:
 
 
 def hold_signals() -> None:
-    """From now on a signal is only noted; see `stop_requested`. Takes over from Lightning's own handlers."""
+    """Makes signals only be noted from now on; see `stop_requested`. Replaces Lightning's own handlers."""
     if _Asked.heeded:
         _install()
         _Asked.held = True
 
 
 def release_signals(quiet: bool = False) -> None:
-    """From now on a signal raises at once; one that was noted does so now, unless `quiet`.
+    """Makes signals raise at once from now on; a noted signal raises now, unless `quiet`.
 
     Raises:
         Stopped: for a signal that was noted.
@@ -83,7 +83,7 @@ def release_signals(quiet: bool = False) -> None:
 
 
 def stop_requested() -> bool:
-    """Whether a signal came that is held."""
+    """Whether a signal was noted while signals are held."""
     return _Asked.held and _Asked.signum is not None
 
 
@@ -96,7 +96,7 @@ def requeue() -> str:
     """Puts the SLURM job that this process is in back into the queue.
 
     Returns:
-        What came of it, in a line for the user.
+        The outcome, in a line for the user.
     """
     array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_JOB_ID")
     if array:

@@ -29,7 +29,7 @@ from amid.training.learning_rate import scheduled
 from amid.training.validation import Measured, token_measures
 
 _STEPS_OF_A_SEED = 10**7
-"""More steps than a run has, so that the steps of no two seeds have the same number."""
+"""A number larger than the steps of any run, so that steps of two seeds never have the same number."""
 
 
 class Diverged(Exception):
@@ -77,7 +77,7 @@ class DistillationModule(L.LightningModule):
 
     Args:
         student: the model to train.
-        teacher: its teacher; None where neither the objective nor a comparison at validations needs one.
+        teacher: its teacher; None if neither the objective nor a comparison at validations needs a teacher.
         objective: an objective of `amid.losses`.
         data: cuts the rows of an optimiser step into micro-batches, and says over what the loss is a mean.
             With plain text, each step adds the weighted cross-entropy on a batch of plain text: the mean over
@@ -88,10 +88,10 @@ class DistillationModule(L.LightningModule):
         optimisation: how the weights move.
         valid_score: scores the student's answers at validations; None for no score.
         log_every_n_steps: steps between two records of the training.
-        shared_vocab: where both models' logits are needed, they are cut to their first so many entries;
-            None if they are alike.
-        schedule: moves settings of the objective's assistant after each optimiser step, in training and
-            validation; None leaves them.
+        shared_vocab: the number of first logits that both models have; both models' logits are cut to these.
+            None if the models have equally many logits.
+        schedule: changes settings of the objective's assistant after each optimiser step, for training and
+            validation; None keeps them.
     """
 
     KEPT: ClassVar = (

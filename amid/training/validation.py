@@ -11,7 +11,7 @@ from amid.losses.inputs import FusedInputs, Stats
 from amid.measures import VALIDATION
 
 TokenMeasure = Callable[[Tensor, Tensor], Tensor]
-"""From the logits of student and teacher, [N, V] each, to a number at each position, [N]."""
+"""A function from the logits of student and teacher, [N, V] each, to a number at each position, [N]."""
 
 
 def token_measures() -> dict[str, TokenMeasure]:
@@ -43,12 +43,12 @@ class Measured(Loss):
 
     @property
     def needs_labels(self) -> bool:
-        """Whether the objective needs them."""
+        """Whether the objective needs labels."""
         return self.objective.needs_labels
 
     @property
     def uses_sampling(self) -> bool:
-        """Whether the objective uses it."""
+        """Whether the objective uses `sampling`."""
         return self.objective.uses_sampling
 
     def on_batch(self, inputs: FusedInputs) -> "Measured":
