@@ -1,4 +1,4 @@
-"""Archives of runs: zip files with the records that a report is made of, and nothing else."""
+"""Archives of runs: zip files with the records that a report needs, and nothing else."""
 
 import tempfile
 import zipfile
@@ -13,10 +13,10 @@ from amid.files import damaged, written_whole
 from amid.results import RESULT_FILE
 
 LARGEST = 2**31
-"""Bytes that the records in an archive may have, unpacked."""
+"""The most bytes of the unpacked records in an archive."""
 
 MOST = 100_000
-"""Files that an archive may have."""
+"""The most files in an archive."""
 
 _REMEDY = "copy it again, or make it again: amid report FOLDER --archive FILE"
 _WRITTEN = (1980, 1, 1, 0, 0, 0)
@@ -30,11 +30,11 @@ def write_archive(file: Path, runs: Mapping[str, Path]) -> None:
     records give equal bytes.
 
     Args:
-        file: replaced if it exists; its folder is made.
-        runs: the folders of the runs by the names that they get in the archive.
+        file: the path of the archive. An existing file is replaced; its folder is made.
+        runs: the folders of the runs, by their names in the archive.
 
     Raises:
-        InputError: if `file` is not named *.zip, or the records are more than `read_archive` reads.
+        InputError: if `file` is not named *.zip, or the records exceed the limits of `read_archive`.
     """
     if file.suffix != ".zip" or file.is_dir():
         raise InputError(f"--archive {file} is no name of a zip file; give one, such as outputs/runs.zip")
@@ -60,14 +60,14 @@ def write_archive(file: Path, runs: Mapping[str, Path]) -> None:
 
 @contextmanager
 def read_archive(file: Path) -> Iterator[Path]:
-    """A temporary folder with the records of runs from a zip file; it is deleted at the end of the block.
+    """Yields a temporary folder with the records of runs from a zip file; deletes it at the end of the block.
 
-    The archive may be made by any program. Files that are no records (`write_archive`), such as checkpoints,
+    Any program may have made the archive. Files that are no records (`write_archive`), such as checkpoints,
     are not unpacked. An `InputError` in the block names the archive in place of the temporary folder.
 
     Raises:
-        Damaged: if it is no zip file, a record is damaged, or its name leads out of the archive.
-        InputError: if it has more than `MOST` files, or records of more than `LARGEST` bytes.
+        Damaged: if the file is no zip file, a record is damaged, or its name leads out of the archive.
+        InputError: if the archive has more than `MOST` files, or records of more than `LARGEST` bytes.
     """
     with tempfile.TemporaryDirectory(prefix="amid-runs-") as temporary:
         folder = Path(temporary).resolve()
@@ -108,11 +108,11 @@ def _unpack(file: Path, folder: Path) -> None:
 
 
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
-"""What zipfile raises for damaged, encrypted and unknown kinds of content."""
+"""The errors that zipfile raises for damaged, encrypted and unknown kinds of content."""
 
 
 def _is_record(path: PurePosixPath) -> bool:
-    """Whether a file is a record of a run, by its path from a run's folder or from one above."""
+    """Returns whether a file is a record of a run, by its path from the run's folder or a folder above."""
     return (
         path.name in (RESULT_FILE, CONFIG_FILE)
         or path.match("metrics*.csv")

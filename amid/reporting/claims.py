@@ -1,4 +1,4 @@
-"""Claims of the paper, held against the results of an experiment."""
+"""Tests the paper's claims against the results of an experiment."""
 
 import math
 import statistics
@@ -36,7 +36,7 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, and what the results say of it."""
+    """A claim of the paper, and the verdict of the results on it."""
 
     text: str
     verdict: Verdict
@@ -47,7 +47,7 @@ class Claim:
 
 
 def claims(table: Table) -> list[Claim]:
-    """The paper's claims that the settings in `table` bear on, each with what the results say.
+    """Returns the paper's claims that the settings in `table` can test, each with the verdict of the results.
 
     Against α: quality and Self-BLEU fall from -5 to 1, a free α is at least as good as -1 and 1. Against λ at
     α = -5: 0.1 is the best, and none fails. Over divergences: αβ has the smallest spread over α, reverse KL
@@ -59,10 +59,10 @@ def claims(table: Table) -> list[Claim]:
 def judge(
     better: Mapping[int, float], worse: Mapping[int, float], at_least: bool = False
 ) -> tuple[Verdict, str]:
-    """Whether the first numbers are above the second, both by training seed, and by how much.
+    """Judges whether the first numbers are above the second, both by training seed, and by how much.
 
-    With `at_least`, a mean difference that is not negative is enough. One seed cannot tell, as its spread is
-    not known, but says which way it points.
+    With `at_least`, a mean difference that is not negative is enough. One seed cannot decide, because the
+    spread is not known; the text says in which direction it points.
     """
     difference = paired(better, worse)
     if difference is None:
@@ -80,20 +80,20 @@ def judge(
 
 
 def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Score | None:
-    """The first numbers less the second over the training seeds that have both; None where no seed has."""
+    """Returns the first numbers less the second over the training seeds that have both; None without any."""
     common = sorted(first.keys() & second.keys())
     return Score.over_seeds([first[seed] - second[seed] for seed in common]) if common else None
 
 
 def by_seed(table: Table, row: Row, metric: str) -> dict[int, float]:
-    """The score over all sets by training seed, of the runs that have one."""
+    """Returns the score over all sets by training seed, for the runs that have a score."""
     one_each = (Row(row.labels, (run,), row.baseline) for run in row.runs)
     scores = ((each.runs[0].seed, table.score(each, metric)) for each in one_each)
     return {seed: s.mean for seed, s in scores if s is not None and math.isfinite(s.mean)}
 
 
 def diverged(*rows: Row) -> int:
-    """How many runs of `rows` diverged."""
+    """Returns how many runs of `rows` diverged."""
     return sum(run.diverged_step is not None for row in rows for run in row.runs)
 
 
@@ -215,7 +215,7 @@ def _divergence(table: Table) -> Iterator[Claim]:
 
 
 def _corner(table: Table, rows: Sequence[Row]) -> Claim:
-    """Of the rows of reverse KL over α."""
+    """Judges the claim on reverse KL with α = 1, from the rows of reverse KL over α."""
     text = f"Reverse KL, KL(r ‖ p), fails with α = 1{_where(table, rows)}"
     corner = next((row for row in rows if number(row, "alpha") == 1.0), None)
     if corner is None:
@@ -257,7 +257,7 @@ def _is(row: Row, labels: Mapping[str, Label]) -> bool:
 
 
 def _over_the_grid(table: Table, by_alpha: Mapping[float | None, Row], metric: str) -> str:
-    """How a score goes along three α or more: the steps that fall, and Spearman's rank correlation."""
+    """Describes a score over three α or more: the count of falling steps, and Spearman's rank correlation."""
     rows = {alpha: row for alpha, row in by_alpha.items() if alpha is not None and not diverged(row)}
     means = [mean for alpha in sorted(rows) if math.isfinite(mean := _mean(table, rows[alpha], metric))]
     if len(means) < 3:
@@ -273,7 +273,7 @@ def _over_the_grid(table: Table, by_alpha: Mapping[float | None, Row], metric: s
 def _compared(
     table: Table, better: Row, worse: Row, metric: str | None = None, at_least: bool = False
 ) -> tuple[Verdict, str]:
-    """Judges two rows (see `judge`); where seeds diverged, the remaining seeds decide nothing."""
+    """Judges two rows (see `judge`); if a seed diverged, the remaining seeds decide nothing."""
     metric = metric or table.quality
     verdict, why = judge(by_seed(table, better, metric), by_seed(table, worse, metric), at_least)
     if not (n_diverged := diverged(better, worse)):
@@ -283,7 +283,7 @@ def _compared(
 
 
 def _mean(table: Table, row: Row, metric: str | None = None) -> float:
-    """Of those; -inf for none."""
+    """Returns the mean score over the training seeds; -inf without any."""
     values = by_seed(table, row, metric or table.quality).values()
     return sum(values) / len(values) if values else -math.inf
 
@@ -295,8 +295,10 @@ def _validation(table: Table, row: Row) -> float:
 
 
 def _spreads(table: Table, rows: Sequence[Row]) -> dict[int, float]:
-    """By training seed, the difference between the best and the worst of `rows`, where all were run; a run
-    that diverged counts as 0."""
+    """Returns the difference between the best and the worst of `rows` for each training seed of all rows.
+
+    A run that diverged counts as 0.
+    """
     zeroed = [{run.seed: 0.0 for run in row.runs if run.diverged_step is not None} for row in rows]
     by_row = [by_seed(table, row, table.quality) | zeros for row, zeros in zip(rows, zeroed, strict=True)]
     seeds = set.intersection(*(set(values) for values in by_row)) if by_row else set()
@@ -309,6 +311,6 @@ def _setting(table: Table, row: Row, without: str) -> str:
 
 
 def _where(table: Table, rows: Sequence[Row]) -> str:
-    """Which pair and data, where there are several in the table."""
+    """Names the model pair and data of rows, if the table has several."""
     names = [str(rows[0].labels.get(label)) for label in ("model", "data") if label in table.varying]
     return f" ({', '.join(names)})" if names else ""

@@ -1,4 +1,4 @@
-"""The figures of an experiment: against α, against λ, quality against diversity, maps, training curves."""
+"""Draws the figures: scores over α and over λ, quality against diversity, heat maps, training curves."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ from amid.results import RunResult
 DPI = 200
 STYLE = {
     "font.size": 10,
-    "text.parse_math": False,  # of names with two $
+    "text.parse_math": False,  # names with two $
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -37,7 +37,7 @@ STYLE = {
     "legend.frameon": False,
 }
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#000000")
-"""Okabe and Ito's palette, told apart with any colour vision; a brown in place of its pale yellow."""
+"""Okabe and Ito's palette, distinct with any colour vision; brown replaces its pale yellow."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 BASELINES = "Baselines"
 BASELINE_MARKERS = ("X", "P", "d", ">", "h", "<", "*", "8")
@@ -47,9 +47,9 @@ PANELS_ACROSS = 3
 MOST_PANELS = 12
 TITLE_CHARACTERS = 36
 SMOOTHED_FROM = 40
-"""Records of a training curve from which on it is drawn smoothed."""
+"""The fewest records of a training curve that is drawn smoothed."""
 ROOM_OF_A_LINE = 0.1
-"""Share of a panel's height that a line of its legend takes."""
+"""The share of a panel's height that a line of its legend takes."""
 
 
 Logged = Mapping[int, Mapping[str, Mapping[int, float]]]
@@ -58,7 +58,7 @@ Logged = Mapping[int, Mapping[str, Mapping[int, float]]]
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that was written: the name of its PNG file, and what it shows. Its PDF has the same name."""
+    """A written figure: the name of its PNG file, and its caption. Its PDF file has the same name."""
 
     file: str
     caption: str
@@ -67,10 +67,10 @@ class Figure:
 def draw_figures(table: Table, records: Mapping[Path, RunResult], directory: Path) -> list[Figure]:
     """Writes the figures that the rows of `table` allow, as PNG and PDF files, to `directory`.
 
-    alpha and lambda where α or λ varies within one setting; plane where a row has both scores; divergence
-    where both α and the divergence vary; alpha_lambda where α varies at two or more λ of one setting;
-    training and validation where the folders of `records`, the runs of `table`, hold curves, and no more than
-    `MOST_PANELS` panels have room for them.
+    alpha and lambda need an α or λ that varies within one setting. plane needs a row with both scores.
+    divergence needs an α and a divergence that both vary. alpha_lambda needs an α that varies at two or more
+    λ of one setting. training and validation need curves in the folders of `records`, the runs of `table`,
+    and at most `MOST_PANELS` panels.
 
     Raises:
         InputError: naming a file of curves that cannot be read.
@@ -87,7 +87,7 @@ def draw_figures(table: Table, records: Mapping[Path, RunResult], directory: Pat
 
 
 def _drawings(table: Table, logged: Logged) -> Iterator[tuple[str, Canvas | None, str]]:
-    """Each figure: its file, the drawing or None where the rows do not allow it, and its caption."""
+    """Yields each figure: its file, the drawing (None if the rows do not allow it), and its caption."""
     main, loss = measure_of(table.quality), TRAINING["loss"]
     quality, diversity = main.title, measure_of(table.diversity).title
     by_step = (
@@ -132,7 +132,7 @@ def _drawings(table: Table, logged: Logged) -> Iterator[tuple[str, Canvas | None
 
 
 def _draw_lines(table: Table, label: str) -> Canvas | None:
-    """Both scores against a label, one line for each setting of the others."""
+    """Draws both scores over a label, with one line for each setting of the other labels."""
     lines = _series(table, label)
     rows_drawn = [row for rows in lines.values() for row in rows]
     if not any(_scored(table, row) for row in rows_drawn):
@@ -140,7 +140,7 @@ def _draw_lines(table: Table, label: str) -> Canvas | None:
     ticks = sorted({_number(row, label) for row in rows_drawn})
     baselines = _baselines(table)
 
-    # In inches: a fixed layout, as the names of the baselines stand right of each panel.
+    # In inches: the layout is fixed, because the names of the baselines stand right of each panel.
     room = 0.25 + 0.075 * max(map(len, baselines), default=0)
     legend_rows = math.ceil((len(lines) + 1) / LEGEND_COLUMNS)  # with room for "failed"
     left, panel_width, panel_height, bottom, top = 0.7, 3.6, 2.9, 0.55, 0.2 + 0.22 * legend_rows
@@ -177,7 +177,7 @@ def _draw_lines(table: Table, label: str) -> Canvas | None:
 
 
 def _draw_plane(table: Table) -> Canvas | None:
-    """Self-BLEU to the right, the main score upwards, one point for each row."""
+    """Draws Self-BLEU to the right and the main score upwards, with one point for each row."""
     rows = [row for row in table.rows if _scored(table, row)]
     if not rows:
         return None
@@ -226,7 +226,7 @@ def _draw_plane(table: Table) -> Canvas | None:
 
 
 def _draw_colour_bar(axes: Any, shades: Mapping[float, Any], symbol: str) -> None:
-    """A bar right of the axes with one field for each value of the number that colours tell."""
+    """Draws a colour bar right of the axes, with one field for each value of the coloured number."""
     one_each = BoundaryNorm(range(len(shades) + 1), len(shades))
     mapped = matplotlib.cm.ScalarMappable(one_each, ListedColormap(list(shades.values())))
     middles = [i + 0.5 for i in range(len(shades))]
@@ -244,12 +244,12 @@ def _name_points(
     baselines: Mapping[str, Row],
     front: Sequence[Sequence[float]],
 ) -> None:
-    """Writes the names of the baselines beside their points, away from the others and from the front."""
+    """Writes the names of the baselines beside their points, away from other points and the Pareto front."""
     points = [
         (*_mean_and_std(table, row, table.diversity), *_mean_and_std(table, row, table.quality))
         for row in rows
     ]
-    for (x0, x1), (y0, y1) in zip(*map(itertools.pairwise, front), strict=True):  # nor along the front
+    for (x0, x1), (y0, y1) in zip(*map(itertools.pairwise, front), strict=True):  # points along the front
         points += [(x0 + k / 6 * (x1 - x0), 0.0, y0 + k / 6 * (y1 - y0), 0.0) for k in range(1, 6)]
     place_labels(
         axes,
@@ -262,7 +262,7 @@ def _name_points(
 
 
 def _front(table: Table, rows: Sequence[Row]) -> list[Row]:
-    """The rows that no other beats in both quality and diversity, by Self-BLEU; the teacher is left out."""
+    """Returns the Pareto front of quality and diversity without the teacher, in order of Self-BLEU."""
     front: list[Row] = []
     for row in sorted(
         (row for row in rows if row.labels.get("method") != "teacher"),
@@ -274,7 +274,7 @@ def _front(table: Table, rows: Sequence[Row]) -> list[Row]:
 
 
 def _shades(grid: Sequence[Row]) -> tuple[str | None, dict[float, Any]]:
-    """The number that tells the rows apart by colour, α or λ, and the colour of each value, rising."""
+    """Returns the number that colours show, α or λ, and the colour of each value in ascending order."""
     viridis = matplotlib.colormaps["viridis"]
     for label in ("alpha", "lam"):
         levels = sorted({n for row in grid if not math.isnan(n := _number(row, label))})
@@ -288,13 +288,13 @@ Line = tuple[str, Row, Any]
 
 
 def _draw_curves(table: Table, logged: Logged, key: str, name: str) -> Canvas | None:
-    """A curve by optimiser step, one line for each setting; panels for baselines, and one for each series.
+    """Draws a curve over optimiser steps: a line for each setting, panels for baselines and for each series.
 
     Args:
-        table: of all runs.
+        table: the table of all runs.
         logged: the curves of each run.
-        key: of the curve.
-        name: of the curve, on the axis.
+        key: the key of the curve.
+        name: the name of the curve on the axis.
     """
     rows = [row for row in table.rows if any(logged.get(id(run), {}).get(key) for run in row.runs)]
     panels = _panels(table, rows)
@@ -338,7 +338,7 @@ def _draw_curves(table: Table, logged: Logged, key: str, name: str) -> Canvas | 
 
 
 def _panels(table: Table, rows: Sequence[Row]) -> dict[str, list[Line]]:
-    """The lines of each panel by its title: baselines, as many at once as there are colours, then series."""
+    """Returns the lines of each panel by its title: baselines, at most one for each colour, then series."""
     grid = [row for row in rows if not row.baseline]
     coloured_by, shades = _shades(grid)
     series = by_name(table, grid, (coloured_by,)) if coloured_by else {"": grid} if grid else {}
@@ -367,13 +367,13 @@ def _draw_panel(
     """Draws the lines of one panel.
 
     Args:
-        table: of all runs.
-        axes: of the panel.
+        table: the table of all runs.
+        axes: the axes of the panel.
         lines: the settings.
         found: the curve of each run, by its identity.
 
     Returns:
-        The lines that were drawn by name, whether one is smoothed, and whether a run failed.
+        The drawn lines by name, whether a line is smoothed, and whether a run failed.
     """
     failed: list[tuple[Mapping[int, float], int | None, Any]] = []
     drawn: dict[str, Any] = {}
@@ -398,7 +398,7 @@ def _draw_panel(
 
 
 def _draw_failed(axes: Any, failed: Sequence[tuple[Mapping[int, float], int | None, Any]]) -> None:
-    """Curves, each to the step where it diverged, if it did; they are cut far above and below the others."""
+    """Draws the curves of failed runs, up to the step of divergence; cuts them far from the other curves."""
     others = [y for line in axes.lines for y in line.get_ydata()]
     low, high = (min(others), max(others)) if others else (-math.inf, math.inf)
     room = (high - low) / 2 if others else 0.0
@@ -410,16 +410,16 @@ def _draw_failed(axes: Any, failed: Sequence[tuple[Mapping[int, float], int | No
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """Each value's mean with its neighbours, a fortieth of all to either side."""
+    """Returns the mean of each value and its neighbours, a fortieth of all values to either side."""
     reach = len(values) // SMOOTHED_FROM
     around = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
     return [sum(near) / len(near) for near in around]
 
 
 def _draw_heat_map(table: Table, down: Literal["divergence", "lam"]) -> Canvas | None:
-    """The main score in cells, one column for each α, one row for each divergence, or for each λ.
+    """Draws the main score in cells, with a column for each α and a row for each divergence or each λ.
 
-    Against divergences at λ = 0.1, where λ varies; against λ only what has two or more of them.
+    A map over divergences is at λ = 0.1 if λ varies. A map over λ has only settings with two or more λ.
     """
     lines = _series(table, "alpha")
     lams = {name: _number(rows[0], "lam") for name, rows in lines.items()}
@@ -478,7 +478,7 @@ def _draw_heat_map(table: Table, down: Literal["divergence", "lam"]) -> Canvas |
 
 
 def _series(table: Table, label: str) -> dict[str, list[Row]]:
-    """The grid's rows that differ in the number `label` only, in its order, by a name of the rest."""
+    """Returns the grid's rows that differ in the number `label` only, ordered by it, by the rest's name."""
     grid = [row for row in table.rows if not row.baseline and not math.isnan(_number(row, label))]
     return {
         name: sorted(rows, key=lambda row: _number(row, label))
@@ -488,12 +488,12 @@ def _series(table: Table, label: str) -> dict[str, list[Row]]:
 
 
 def _baselines(table: Table) -> dict[str, Row]:
-    """The baselines that were scored, by name."""
+    """Returns the baselines that have scores, by name."""
     return named_baselines(table, [row for row in table.rows if row.baseline and _scored(table, row)])
 
 
 def _mean_and_std(table: Table, row: Row, metric: str) -> tuple[float, float]:
-    """NaN and 0 where there is no finite number."""
+    """Returns mean and standard deviation of a score; NaN and 0 if it is not finite."""
     score = table.score(row, metric)
     if score is None or not math.isfinite(score.mean):
         return math.nan, 0.0
@@ -505,12 +505,12 @@ def _mean(table: Table, row: Row, metric: str) -> float:
 
 
 def _scored(table: Table, row: Row) -> bool:
-    """Whether the row has a number for both scores."""
+    """Returns whether the row has a number for both scores."""
     return not any(math.isnan(_mean(table, row, metric)) for metric in (table.quality, table.diversity))
 
 
 def _failed(table: Table, row: Row, metric: str) -> bool:
-    """Whether the score was taken, but is no number."""
+    """Returns whether the score was taken but is no number."""
     return table.score(row, metric) is not None and math.isnan(_mean(table, row, metric))
 
 
@@ -533,7 +533,7 @@ def _minus(number: float) -> str:
 
 
 def _sparse(ticks: Sequence[float]) -> list[str]:
-    """The text of each tick, left out where it would run into the one before."""
+    """Returns the text of each tick; empty if the text would run into the text before it."""
     texts: list[str] = []
     last = -math.inf
     for tick in ticks:

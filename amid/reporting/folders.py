@@ -1,4 +1,4 @@
-"""What the folders of runs hold besides their records: answers, curves of the training, configurations."""
+"""Reads what run folders hold besides their records: answers, training curves, configurations."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ _PLACES = ("output_dir", "prepared_dir", "logger", "threads", "data.cache_dir", 
 
 
 ABSENT = "(absent)"
-"""Stands for the value of a key that a configuration does not have."""
+"""The value that stands for a key that a configuration does not have."""
 
 
 _WITHOUT_CURVES = "delete the file, and the report is made without that run's curves"
@@ -38,18 +38,18 @@ class Drawn:
     """One answer of a run to a prompt."""
 
     seed: int
-    """Of the sampling."""
+    """The sampling seed."""
     text: str
     tokens: int | None
     ended: bool | None
-    """With an end-of-sequence token; None, as `tokens`, where the file does not say."""
+    """Whether the answer ended with EOS; None, like `tokens`, if the file does not say."""
 
 
 def sizes(folder: Path) -> dict[str, tuple[int, float]]:
-    """Of each evaluation set of a run the number of prompts, and the mean bytes of one with all answers.
+    """Returns for each set of a run the number of prompts, and the mean bytes of a prompt with its answers.
 
     Raises:
-        Damaged: naming a file that is not what the run wrote, or has less prompts than that of another seed.
+        Damaged: naming a file that is not what the run wrote, or has fewer prompts than another seed's file.
     """
     found: dict[str, tuple[int, float]] = {}
     for name, files in answers_files(folder / "generations").items():
@@ -65,13 +65,13 @@ def sizes(folder: Path) -> dict[str, tuple[int, float]]:
 
 
 def answers(folder: Path, most: int) -> dict[str, dict[Prompt, list[Drawn]]]:
-    """A run's answers from `folder`/generations: set -> prompt -> answers, by sampling seed.
+    """Reads a run's answers from `folder`/generations: set -> prompt -> answers, by sampling seed.
 
-    The first `most` prompts of each set. Fields that are not known are passed over. Empty where the folder
-    has no answers.
+    It reads the first `most` prompts of each set and ignores unknown fields. The result is empty if the
+    folder has no answers.
 
     Raises:
-        InputError: naming the file and line that cannot be read.
+        InputError: naming a file and line that cannot be read.
     """
     sets: dict[str, dict[Prompt, list[Drawn]]] = {}
     for name, files in answers_files(folder / "generations").items():
@@ -85,11 +85,11 @@ def answers(folder: Path, most: int) -> dict[str, dict[Prompt, list[Drawn]]]:
 
 
 def curves(folder: Path) -> dict[str, dict[int, float]]:
-    """What was logged in a run's training: name -> optimiser step -> value, by step.
+    """Reads a run's training curves: name -> optimiser step -> value, in order of steps.
 
-    From metrics.csv, and from metrics-N.csv, the earlier parts of a run that was cut off; of a step that was
-    done twice, the last value. Scores of the evaluation sets are left out, and so is a last line without an
-    end: a run that goes on is writing it, or one that was killed was.
+    It reads metrics.csv, and metrics-N.csv, the earlier parts of an interrupted run. If a step was done
+    twice, the last value counts. It leaves out the scores of the evaluation sets. It also leaves out a last
+    line without a line end, which a run is still writing or was writing when it was killed.
 
     Raises:
         InputError: naming a file with a value that is no number.
@@ -117,10 +117,10 @@ def curves(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def configuration(folder: Path) -> dict[str, Any]:
-    """A run's configuration with dotted keys, without the places that it writes to; empty if there is none.
+    """Reads a run's configuration with dotted keys, without the places that it writes to; empty without one.
 
-    A value that the configuration holds twice, such as `data.seed` beside an equal `seed`, is left at the
-    shorter key alone.
+    If the configuration holds a value twice, such as `data.seed` beside an equal `seed`, only the shorter key
+    stays.
 
     Raises:
         InputError: if config.yaml cannot be read.
@@ -138,11 +138,11 @@ def configuration(folder: Path) -> dict[str, Any]:
 
 
 def differences(configurations: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The common part of all configurations, and of each how it differs from that.
+    """Returns the common part of all configurations, and the difference of each from the common part.
 
-    The common part is what more than half of them have. Of a key that one lacks the difference is `ABSENT`,
-    unless it has another value in place of the whole branch, such as `assistant: null`. Configurations that
-    are empty are passed over.
+    The common part is what more than half of the configurations have. If a configuration lacks one of its
+    keys, the difference is `ABSENT`, unless another value replaces the whole branch, such as
+    `assistant: null`. Empty configurations are skipped.
     """
     known = [configuration for configuration in configurations if configuration]
     values: dict[str, list[Any]] = {}
@@ -166,7 +166,7 @@ def differences(configurations: Sequence[Mapping[str, Any]]) -> tuple[dict[str, 
 
 
 def thinned(curve: Mapping[int, float], points: int) -> list[tuple[int, float]]:
-    """At most `points` (two or more) of a curve, evenly over it, first and last among them; finite ones."""
+    """Returns at most `points` (two or more) finite points of a curve, evenly spaced, with both ends."""
     steps = list(curve)
     if len(steps) > points:
         steps = [steps[round(i * (len(steps) - 1) / (points - 1))] for i in range(points)]

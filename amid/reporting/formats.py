@@ -1,4 +1,4 @@
-"""Text of users, such as names of runs, sets and settings, as each format of a report must have it."""
+"""Escapes users' text, such as names of runs, sets and settings, for each format of a report."""
 
 import re
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ _MARKDOWN = {
     "~": "&#126;",
 }
 _LEAVES = "\ue000"
-"""Stands for the sign that begins and ends mathematics, until all of a text is written; `plain` drops it."""
+"""Stands for the sign around mathematics until the whole text is written; `plain` drops it."""
 
 _MATHEMATICS = {
     "α": r"\alpha",
@@ -34,7 +34,7 @@ _MATHEMATICS = {
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
-    "[": "{[}",  # after the end of a line it would be an argument
+    "[": "{[}",  # after a line end it would be an argument
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
@@ -51,23 +51,23 @@ def markdown(text: object) -> str:
     """Returns text as Markdown that shows each character: no HTML, link, emphasis or extra line."""
     escaped = "".join(_MARKDOWN.get(character, character) for character in _in_a_line(text))
     escaped = re.sub(r"\](?=[(\[:])", "&#93;", escaped)  # else a link or an image
-    escaped = re.sub(r"\*(?=[^\s*]|\*+\S)", "&#42;", escaped)  # one that can begin an emphasis
+    escaped = re.sub(r"\*(?=[^\s*]|\*+\S)", "&#42;", escaped)  # a sign that can begin an emphasis
     return re.sub(r"(?<![^\W_])_(?=\S)", "&#95;", escaped)  # the same; not within a word
 
 
 def markdown_line(cells: Iterable[str]) -> str:
-    """One line of a Markdown table, of cells that are Markdown."""
+    """Returns a line of a Markdown table from cells in Markdown."""
     return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 
 def markdown_code(text: object) -> str:
-    """Text in Markdown as code; as text where it has backticks itself."""
+    """Returns text as code in Markdown, or as plain text if it has backticks."""
     line = _in_a_line(text)
     return markdown(line) if "`" in line else f"`{line}`"
 
 
 def latex(text: object) -> str:
-    """Plain text as LaTeX writes it; a minus sign before a digit is one."""
+    """Returns plain text in LaTeX; a hyphen before a digit becomes a minus sign."""
     line = _in_a_line(text).replace(_LEAVES, "")
     escaped = "".join(_LATEX.get(character, character) for character in line)
     escaped = escaped.replace(2 * _LEAVES, "").replace(_LEAVES, "$")

@@ -27,18 +27,18 @@ FOR_CURVES = 1_500_000
 """Bytes, about, that the training curves of all runs may take."""
 
 POINTS = 400
-"""Of a curve at most."""
+"""The most points of a curve."""
 
 _BYTES_OF_A_POINT = 18
 _READ = 3
-"""So many times `LARGEST` of the answers' bytes are read at most: references stand in every run's files."""
+"""At most this many times `LARGEST` bytes of answers are read: every run's files repeat the references."""
 
 _ASSETS = Path(__file__).with_name("assets")
 _SCRIPTS = [
     f"{name}.js"
     for name in ("base", "scores", "drawing", "figures", "training", "answers", "differences", "page")
 ]
-"""One script in parts, in their order."""
+"""The parts of one script, in order."""
 
 
 Answers = dict[str, dict[Prompt, dict[int, list[Drawn]]]]
@@ -46,22 +46,22 @@ Answers = dict[str, dict[Prompt, dict[int, list[Drawn]]]]
 
 
 class PageTooLarge(InputError):
-    """There are so many runs that the page has more than `LARGEST` bytes even without any answer."""
+    """The page has more than `LARGEST` bytes even without any answer, because there are so many runs."""
 
 
 def interactive_page(runs: Runs, table: Table, sections: Sequence[Section]) -> str:
-    """The page, HTML with its style, its script and its data inside, of at most `LARGEST` bytes.
+    """Returns the page: HTML with style, script and data inside, of at most `LARGEST` bytes.
 
-    Of each evaluation set it holds the answers to as many prompts as there is room for, the first ones.
+    For each evaluation set it holds the answers to the first prompts, as many as there is room for.
 
     Args:
         runs: the runs of the table, with answers, curves and configurations in their folders, and runs
             without a result, which may have curves.
-        table: of all runs.
+        table: the table of all runs.
         sections: further tables to show.
 
     Raises:
-        PageTooLarge: if there are so many runs that it is larger even without any answer.
+        PageTooLarge: if there are so many runs that the page is too large even without any answer.
         InputError: if a file in a run's folder is damaged.
     """
     folder_of = {id(run): folder for folder, run in runs.records.items()}
@@ -85,7 +85,7 @@ def interactive_page(runs: Runs, table: Table, sections: Sequence[Section]) -> s
 
 
 def _template() -> str:
-    """The page with style and script, without data."""
+    """Returns the page with style and script, without data."""
     template = (_ASSETS / "page.html").read_text(encoding="utf-8")
     for mark, files in (("/*STYLE*/", ["page.css"]), ("/*SCRIPT*/", _SCRIPTS)):
         text = "\n".join((_ASSETS / file).read_text(encoding="utf-8") for file in files)
@@ -94,7 +94,7 @@ def _template() -> str:
 
 
 def _first_answers(places: Sequence[Path]) -> tuple[Answers, dict[str, int]]:
-    """The answers in the folders of runs, to as many prompts as may fit, and each set's number of prompts."""
+    """Returns the runs' answers to as many prompts as may fit, and the number of prompts of each set."""
     size = [sizes(place) for place in places]
     totals = {
         of: max(by[of][0] for by in size if of in by) for of in dict.fromkeys(of for by in size for of in by)
@@ -103,7 +103,7 @@ def _first_answers(places: Sequence[Path]) -> tuple[Answers, dict[str, int]]:
     most = max(1, int(_READ * LARGEST / bytes_of_a_prompt)) if bytes_of_a_prompt else 0
     sets = _by_prompt([answers(place, most) for place in places])
     for of, rows in sets.items():
-        if totals[of] <= most:  # lines, all of them read; those of the same prompt are one
+        if totals[of] <= most:  # all lines were read; lines of one prompt are merged
             totals[of] = len(rows)
     return sets, totals
 
@@ -111,7 +111,7 @@ def _first_answers(places: Sequence[Path]) -> tuple[Answers, dict[str, int]]:
 def _set_of_answers(
     of: str, total: int, by_prompt: Mapping[Prompt, Mapping[int, Sequence[Drawn]]], most: int
 ) -> dict[str, Any]:
-    """The answers to the first `most` prompts of a set, as the page has them."""
+    """Returns the answers to the first `most` prompts of a set, in the form of the page."""
     return {
         "set": of,
         "total": total,
@@ -128,17 +128,17 @@ def _set_of_answers(
 
 
 def embedded(data: Any) -> str:
-    """`data` as JSON that can stand in a <script>, whatever text it holds; numbers are finite, or None."""
+    """Returns `data` as JSON that is safe in a <script>, whatever its text; numbers are finite, or None."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _data(of: Runs, table: Table, sections: Sequence[Section], places: Sequence[Path]) -> dict[str, Any]:
-    """All that the page shows, but for the answers.
+    """Returns all data of the page except for the answers.
 
     Args:
-        of: the runs of the table, and those without a result.
-        table: of all runs.
+        of: the runs of the table, and the runs without a result.
+        table: the table of all runs.
         sections: further tables.
         places: the folders of the runs, in the order of the table.
     """
@@ -191,13 +191,13 @@ def _data(of: Runs, table: Table, sections: Sequence[Section], places: Sequence[
 
 
 def _columns(table: Table) -> list[tuple[str, str]]:
-    """The columns of scores as (set, metric): those of the table, then further ones."""
+    """Returns the columns of scores as (set, metric): the table's columns, then further columns."""
     further = [(dataset, metric) for metric in _further(table) for dataset in _sets(table, metric)]
     return [*table.columns(), *further]
 
 
 def _rows(table: Table) -> list[dict[str, Any]]:
-    """The rows, each with its cell of every column, the lines of figures it is on, and its runs."""
+    """Returns the rows, each with its cells, its lines in the figures, and its runs."""
     cells = [_cells(table, metric, dataset) for dataset, metric in _columns(table)]
     numbers = iter(range(sum(len(row.runs) for row in table.rows)))
     grid = [row for row in table.rows if not row.baseline]
@@ -230,7 +230,7 @@ def _rows(table: Table) -> list[dict[str, Any]]:
 def _run(
     table: Table, row: int, run: RunResult, folder: str, own: Mapping[str, Any], drawn: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A run of a row: how it ended, the settings that others do not share, and its curves."""
+    """Returns the data of a run: its outcome, the settings that others do not share, and its curves."""
     ending = outcome(run, table.quality)
     return {
         "name": run.name,
@@ -248,7 +248,7 @@ def _run(
 
 
 def _curves(places: Sequence[Path]) -> list[dict[str, list[list[float]]]]:
-    """The curves in each folder, thinned so that all of them take about `FOR_CURVES` bytes."""
+    """Returns the curves in each folder, thinned so that all curves take about `FOR_CURVES` bytes."""
     logged = [curves(place) for place in places]
     n_curves = sum(len(of_run) for of_run in logged)
     points = max(2, min(POINTS, FOR_CURVES // (_BYTES_OF_A_POINT * max(1, n_curves))))
@@ -262,12 +262,12 @@ def _curves(places: Sequence[Path]) -> list[dict[str, list[list[float]]]]:
 
 
 def _cells(table: Table, metric: str, dataset: str) -> list[dict[str, Any]]:
-    """Of each row the score in one column, as shown and as a number, and what is published of it."""
+    """Returns the cells of a column: each row's score as text and as a number, and the published score."""
     made = []
     scores = [table.score(row, metric, dataset) for row in table.rows]
     places = table.places(metric, dataset)
     if len({score.mean for score in scores if score is not None and math.isfinite(score.mean)}) < 2:
-        places = [0] * len(places)  # such as where no answer matches exactly
+        places = [0] * len(places)  # such as when no answer matches exactly
     for row, place, score in zip(table.rows, places, scores, strict=True):
         cell: dict[str, Any] = {"text": table.score_text(row, metric, 2, dataset)}
         if score is not None:
@@ -283,7 +283,7 @@ def _cells(table: Table, metric: str, dataset: str) -> list[dict[str, Any]]:
 
 
 def _further(table: Table) -> list[str]:
-    """The metrics that were measured and have no column in the table."""
+    """Returns the measured metrics that have no column in the table."""
     measured = {name for row in table.rows for run in row.runs for by in run.scores.values() for name in by}
     return [
         name
@@ -293,14 +293,14 @@ def _further(table: Table) -> list[str]:
 
 
 def _sets(table: Table, metric: str) -> list[str]:
-    """The sets of a metric, and their average after two or more."""
+    """Returns the sets of a metric, and their average if there are two or more."""
     return list(dict.fromkeys([*table.sets(metric), table.overall(metric)]))
 
 
 def _filters(table: Table) -> list[dict[str, Any]]:
-    """What rows can be chosen by: what has two or more values among them, with the value of each row.
+    """Returns the filters of rows: labels with two or more values, each with the value of every row.
 
-    Each key of the settings stands for itself; a row without it has the default.
+    Each key of the settings is a filter of its own; a row without the key has the default.
     """
     own = [dict(s.partition("=")[::2] for s in overrides(row.runs[0]) if s) for row in table.rows]
     labels = dict.fromkeys([*SYMBOLS, *(label for row in table.rows for label in row.labels)])
@@ -342,5 +342,5 @@ def _rounded(value: float, digits: int = 4) -> float:
 
 
 def _value(value: Any) -> str:
-    """A value of a configuration as YAML has it on one line."""
+    """Returns a value of a configuration as YAML on one line."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,4 +1,4 @@
-"""Names inside a figure, where they cover the least of each other and of the points."""
+"""Places names inside a figure where they cover the least of other names and of the points."""
 
 import math
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ from typing import Any
 GREY = "#555555"
 
 Box = tuple[float, float, float, float]
-"""Left, bottom, right, top."""
+"""The edges of a box: left, bottom, right, top."""
 
 OFFSETS = [
     (distance * x, distance * y)
     for distance in (4, 8, 14, 22)
     for x, y in ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
 ]
-"""Where a label may stand from its point, in points."""
+"""The possible offsets of a label from its data point, in typographic points."""
 
 
 def draw_levels(axes: Any, levels: Sequence[tuple[str, float]]) -> None:
-    """Dashed horizontal lines, with their names right of the axes and apart from each other."""
+    """Draws dashed horizontal lines, with their names right of the axes and apart from each other."""
     if not levels:
         return
     for _, value in levels:

@@ -1,4 +1,4 @@
-"""How figures name the rows of a table, where less than the whole name tells them apart."""
+"""Short names for the rows of a table in figures."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def names_of(table: Table, rows: Sequence[Row], without: Sequence[str]) -> list[
 
 
 def by_name(table: Table, rows: Sequence[Row], without: Sequence[str]) -> dict[str, list[Row]]:
-    """The rows of each name that is left without these labels."""
+    """Groups the rows by their names without these labels."""
     found: dict[str, list[Row]] = {}
     for row, name in zip(rows, names_of(table, rows, without), strict=True):
         found.setdefault(name, []).append(row)
@@ -29,7 +29,7 @@ def by_name(table: Table, rows: Sequence[Row], without: Sequence[str]) -> dict[s
 
 
 def named_baselines(table: Table, rows: Sequence[Row]) -> dict[str, Row]:
-    """The rows by name: the method's, longer only where two would be the same."""
+    """Returns the rows by the name of their method; the names are longer only if two would be the same."""
     of_the_method = ("method", "divergence", "alpha", "lam")
     names = [f"{row.method} {table.name(row, without=of_the_method)}".strip() for row in rows]
     if len(set(names)) < len(names):

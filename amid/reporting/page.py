@@ -24,14 +24,14 @@ PAGE = "report.html"
 
 @dataclass(frozen=True)
 class Report:
-    """A report that was written, and what it says."""
+    """A written report, and its content."""
 
     file: Path
     """report.md."""
     page: Path | None
-    """report.html, the same as one interactive page; None where it is left out."""
+    """report.html, the report as one interactive page; None if it is left out."""
     why_no_page: str | None
-    """Why it is left out: it is too large."""
+    """The reason why the page is left out: it is too large."""
     table: Table
     sections: Sequence[Section]
     claims: Sequence[str]
@@ -41,21 +41,20 @@ class Report:
 def write_report(
     *places: str | Path, into: str | Path | None = None, archive: str | Path | None = None
 ) -> Report:
-    """Writes a folder report/ from every finished run below the folders, and in the zip files, of `places`.
+    """Writes a folder report/ from every finished run in `places`: below its folders and in its zip files.
 
-    It holds report.html (all of it as one interactive page), report.md (tables, the paper's claims, figures,
-    runs), table.md, table.csv, table.tex, and for each figure a PNG and a PDF file.
-    All is made in a hidden folder first, so that a report that fails leaves the last one as it was. Where the
-    page would be too large, it alone is left out, and the last one is removed, as figures are that are no
-    longer drawn.
+    report/ holds report.html (the whole report as one interactive page), report.md (tables, the paper's
+    claims, figures, runs), table.md, table.csv, table.tex, and for each figure a PNG and a PDF file.
+    It is first made in a hidden folder, so a failure leaves the earlier report as it was. A page that would
+    be too large is left out. The earlier page is then removed, like figures that are no longer drawn.
 
     Args:
-        places: one or more; the files of zip files are read as `read_archive` says.
+        places: one or more folders and zip files; `read_archive` reads the zip files.
         into: the folder that gets report/; by default the only place, or for a zip file a folder of its name.
         archive: a zip file to write the records of all these runs to.
 
     Raises:
-        InputError: if there is no finished run, the record of one is damaged, or `into` is missing.
+        InputError: if there is no finished run, the record of a run is damaged, or `into` is missing.
     """
     given = [Path(place) for place in places]
     report = _home(given, into) / REPORT
@@ -68,7 +67,7 @@ def write_report(
 
 
 def _home(places: Sequence[Path], into: str | Path | None) -> Path:
-    """The folder that gets report/."""
+    """Returns the folder that gets report/."""
     if into is not None:
         return Path(into)
     if len(places) != 1:
@@ -106,11 +105,11 @@ def _write(runs: Runs, report: Path) -> Report:
 
 
 def sections(runs: Runs, table: Table) -> list[Section]:
-    """The runs that have no result, and the further tables that the rows of `table` allow.
+    """Returns the section on runs without a result, and the further tables that the rows of `table` allow.
 
     Args:
-        runs: of the report.
-        table: of the runs that have a result.
+        runs: the runs of the report.
+        table: the table of the runs that have a result.
 
     Raises:
         InputError: naming a file of a run that cannot be read.
@@ -133,7 +132,7 @@ def _without_result(runs: Runs) -> Section | None:
 
 
 def claims_in_words(table: Table) -> list[str]:
-    """A line for each of the paper's claims that `table` bears on, and one on what they rest on."""
+    """Returns a line for each of the paper's claims that `table` can test, and a line on their evidence."""
     found = [str(claim) for claim in claims(table)]
     return [*found, " ".join(filter(None, (NOTE, other_pairs(table))))] if found else []
 

@@ -1,4 +1,4 @@
-"""Published figures beside our own: of the same method, model pair and evaluation set, or of another pair."""
+"""Compares our scores with published scores of the same method, for the same or another model pair."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from amid.results import Label
 FILE = Path(__file__).with_name("published.yaml")
 
 _OBJECTIVE = ("method", "divergence", "order", "assistant", "alpha", "lam", "settings")
-"""Labels in which methods differ; with all others equal, and settings but free ones, rows compare."""
+"""Labels in which methods differ. Rows compare if all other labels, and settings except free ones, agree."""
 
 
 @dataclass(frozen=True)
@@ -27,26 +27,26 @@ class Published:
 
     source: str
     second_hand: bool
-    """Not read in the source itself."""
+    """Whether the scores were not read in the source itself."""
     metric: str
     pair: Mapping[str, Label]
     """The labels `model` and `data`."""
     labels: Mapping[str, Label]
-    """The method, and what else of its objective a row must have."""
+    """The method, and the other labels of its objective that a row must have."""
     needs: frozenset[str]
     """Settings, KEY=VALUE, that a row must have."""
     free: frozenset[str]
-    """Settings that it may have besides, as KEY=VALUE or, with any value, KEY."""
+    """Further settings that a row may have, as KEY=VALUE or, with any value, KEY."""
     values: Mapping[str, float]
     sets: frozenset[str]
-    """What the average is over."""
+    """The sets that the average covers."""
 
     def is_of(self, row: Row) -> bool:
-        """Whether a row is the same method with the same objective, of any pair, data and settings."""
+        """Returns whether a row has the same method and objective, with any pair, data and settings."""
         return all(row.labels.get(name) == value for name, value in self.labels.items())
 
     def unlike(self, row: Row) -> list[str]:
-        """In what a row of the same method (`is_of`) is another: pair, data and settings, in words."""
+        """Describes how a row of the same method (`is_of`) differs: in pair, data and settings."""
         pair = [
             f"{name} {row.labels.get(name)}" for name in self.pair if row.labels.get(name) != self.pair[name]
         ]
@@ -55,31 +55,31 @@ class Published:
         return [*pair, *self.others(row), *without]
 
     def others(self, row: Row) -> list[str]:
-        """The settings of a row that are neither needed nor free."""
+        """Returns the settings of a row that are neither needed nor free."""
         allowed = self.needs | self.free
         return [s for s in overrides(row.runs[0]) if not {s, s.split("=")[0]} & allowed]
 
     def belongs_to(self, row: Row) -> bool:
-        """Whether a row is the same method, pair and data, with the same settings."""
+        """Returns whether a row has the same method, pair, data and settings."""
         return self.is_of(row) and not self.unlike(row)
 
     def text(self, name: str) -> str:
-        """The score on a set, with the mark of what is second-hand."""
+        """Returns the score on a set, with a mark if it is second-hand."""
         return f"{self.values[name]:.2f}{self.mark}"
 
     @property
     def mark(self) -> str:
-        """† for what is second-hand."""
+        """† for second-hand scores; else empty."""
         return "†" if self.second_hand else ""
 
 
 Match = tuple[Row, Published]
-"""A row, and what is published of its method."""
+"""A row, and the published scores of its method."""
 
 
 @cache
 def published() -> tuple[Published, ...]:
-    """All figures of `published.yaml`."""
+    """Returns all scores in `published.yaml`."""
     return tuple(
         Published(
             source=table["source"],
@@ -98,9 +98,9 @@ def published() -> tuple[Published, ...]:
 
 
 def against_published(table: Table) -> Section | None:
-    """Ours, the published figure and the difference, set by set; None where no figure belongs to a row.
+    """Compares our score with the published score on each set; None if no published score belongs to a row.
 
-    An average is compared only where it is over the same sets.
+    Averages are compared only if they cover the same sets.
     """
     matches = [(row, figures) for row in table.rows for figures in published() if figures.belongs_to(row)]
     if not matches:
@@ -115,11 +115,11 @@ def against_published(table: Table) -> Section | None:
 
 
 def beside_published(table: Table) -> Section | None:
-    """Our averages beside those published of another pair or other settings, and AMiD less each method.
+    """Shows our averages beside published ones of another pair or other settings, and AMiD less each method.
 
-    Numbers of unlike experiments cannot be compared; whether AMiD is above or below a method can. Of each
-    pair, data and settings in the table with a row that no published figure belongs to; None where AMiD with
-    published settings is not among the rows.
+    Scores of different experiments cannot be compared, but the sign of AMiD less a method can. The section
+    covers each pair, data and settings in the table that have a row without a published score. None if AMiD
+    with published settings is not among the rows.
     """
     groups: dict[object, list[Match]] = {}
     for row in table.rows:
@@ -161,7 +161,7 @@ def beside_published(table: Table) -> Section | None:
 
 
 def other_pairs(table: Table) -> str | None:
-    """A sentence, where the published figures belong to other pairs or data than all of these runs."""
+    """Returns a sentence if the published scores belong to other pairs or data than all runs; else empty."""
     pairs = {(figures.pair["model"], figures.pair["data"]) for figures in published()}
     if any((row.labels.get("model"), row.labels.get("data")) in pairs for row in table.rows):
         return None
@@ -174,7 +174,7 @@ def other_pairs(table: Table) -> str | None:
 
 
 def published_score(table: Table, row: Row, metric: str, name: str) -> tuple[float, Published] | None:
-    """The published score of a row on a set, or `AVERAGE` over the same sets, with where it is from."""
+    """Returns the published score of a row on a set, or on `AVERAGE` over the same sets, with its source."""
     for figures in published():
         if figures.metric == metric and figures.belongs_to(row) and name in figures.values:
             return (figures.values[name], figures) if _same_sets(table, figures, name) else None
@@ -197,7 +197,7 @@ def _cell(table: Table, row: Row, figures: Published, name: str) -> str:
 
 
 def _beside(table: Table, group: Sequence[Match]) -> list[list[str]]:
-    """A line for each row of `group`, which has one pair and one choice of settings."""
+    """Returns a line for each row of `group`; the group has one pair and one choice of settings."""
     amid = _amid_of(group)
     lines = []
     for row, figures in group:
@@ -214,13 +214,13 @@ def _beside(table: Table, group: Sequence[Match]) -> list[list[str]]:
 
 
 def _amid_of(group: Sequence[Match]) -> Match | None:
-    """AMiD with the settings nearest to the published ones."""
+    """Returns the AMiD row with the settings nearest to the published settings."""
     own = [match for match in group if match[0].labels.get("method") == "amid"]
     return min(own, key=lambda match: len(match[1].unlike(match[0])), default=None)
 
 
 def _difference(table: Table, first: Row, second: Row, metric: str, theirs: float) -> tuple[str, str]:
-    """Our score over all sets of the first row less the second's, and whether it has the sign of `theirs`."""
+    """Returns the first row's score over all sets less the second's, and whether it has `theirs`' sign."""
     scores = by_seed(table, first, metric), by_seed(table, second, metric)
     ours = paired(*scores)
     if ours is None:
@@ -244,7 +244,7 @@ def _sources(matches: Sequence[Match]) -> str:
 
 
 def _differences(matches: Sequence[Match]) -> str:
-    """What rows have that the published ones have not: first what all have, then what some have."""
+    """Describes how rows differ from the published ones: first what all rows share, then what some have."""
     by_method: dict[str, dict[str, None]] = {}
     for row, figures in matches:
         by_method.setdefault(row.method, {}).update(dict.fromkeys(figures.unlike(row)))

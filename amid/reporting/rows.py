@@ -1,4 +1,4 @@
-"""The rows of a table: which runs are repetitions of one setting, which are left out, and their order."""
+"""The rows of a table: groups runs of one setting, leaves out repeated runs, and sorts the rows."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from typing import Any
 from amid.results import Label, RunResult, Score
 
 AVERAGE = "Avg"
-"""Stands for an evaluation set: the mean over all of them."""
+"""The name that stands in place of an evaluation set for the mean over all sets."""
 
 MISSING = "–"
 
@@ -34,7 +34,7 @@ METHODS = {
     "abkd": "ABKD",
     "amid": "AMiD",
 }
-"""How the methods are written, in the order of the table's rows."""
+"""The written names of the methods, in the order of the table's rows."""
 
 DIVERGENCES = {
     "kl": "KL",
@@ -44,21 +44,21 @@ DIVERGENCES = {
     "alpha": "α-div",
     "alpha_beta": "αβ",
 }
-"""How the divergences are written, in the order of the table's rows."""
+"""The written names of the divergences, in the order of the table's rows."""
 
 CONFIGURATION = "configuration"
 """The label with a hash of all settings but the seed."""
 
 OF_NO_METHOD = ("model", "data")
-"""Labels that always tell rows apart; what else differs between two methods is implied by their names."""
+"""Labels that always separate rows; other differences between two methods follow from their names."""
 
 
 OF_CLASSES = ("assistant", "objective", "schedule", "text", "optimizer", "scheduler", "generation")
-"""Labels with the names of the user's own classes, where a `_target_` puts these in place."""
+"""Labels that hold the name of the user's own class if a `_target_` names one."""
 
 
 def has_own_assistant(labels: Mapping[str, Label]) -> bool:
-    """Whether the assistant is of a class of the user's own."""
+    """Returns whether the assistant has the user's own class."""
     return labels.get("assistant") not in (None, "none", "alpha_mixture")
 
 
@@ -74,7 +74,7 @@ class Row:
     labels: dict[str, Label]
     runs: tuple[RunResult, ...]
     baseline: bool
-    """Whether this is a row to compare with, and not one of a grid over α-mixtures."""
+    """Whether this is a row to compare with, not a row of a grid over α-mixtures."""
 
     @property
     def method(self) -> str:
@@ -95,7 +95,7 @@ class Row:
         return _written(DIVERGENCES, str(name)) + arguments
 
     def score(self, dataset: str, metric: str, datasets: Sequence[str] = ()) -> Score | None:
-        """The row's score, or None where a run has none; a diverged run's is NaN.
+        """Returns the row's score; None if a run has no score. A diverged run has NaN.
 
         With several training seeds, the values are the runs' means; with one, the values of its sampling
         seeds. With `AVERAGE` as the set, it is the mean over `datasets`, which must all have been scored.
@@ -115,7 +115,7 @@ class Row:
         return Score.over_seeds(means) if len(means) == len(scores) else None
 
     def validation(self, name: str) -> Score | None:
-        """A measure of `VALIDATION`, or the same `_before`, over the training seeds; None where one has none.
+        """Returns a `VALIDATION` measure, or its `_before`, over the training seeds; None if a run has none.
 
         A diverged run has NaN, except for values from before the training.
         """
@@ -131,22 +131,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Repeat:
-    """A run that is left out of a table, and the one in it that it repeats."""
+    """A run that a table leaves out, and the run in the table that it repeats."""
 
     run: RunResult
     counted: RunResult
 
     @property
     def differs(self) -> bool:
-        """Whether its scores are other ones, as on another machine."""
+        """Whether its scores differ, as on another machine."""
         return self.run.scores != self.counted.scores
 
 
 def rows_of(results: Sequence[RunResult]) -> tuple[list[Row], tuple[Repeat, ...]]:
-    """The rows of a table of one result or more, in its order, and the runs that are in none.
+    """Returns the rows of a table of one or more results, in table order, and the runs that it leaves out.
 
-    A run that repeats an earlier one, as that of a point which two sweeps share, is left out: it is so where
-    labels, configuration, seed and versions are equal. So is an evaluation of a trained run on the same sets.
+    A run repeats an earlier run if labels, configuration, seed and versions are equal, such as a point that
+    two sweeps share. An evaluation repeats a trained run with the same sets. Repeated runs are left out.
     """
     groups: dict[Any, list[RunResult]] = {}
     turns: Counter[Any] = Counter()
@@ -166,7 +166,7 @@ def rows_of(results: Sequence[RunResult]) -> tuple[list[Row], tuple[Repeat, ...]
         known[same] = result
         if not _is_evaluation(result):
             known.setdefault(scored, result)
-        # A seed that comes twice is no repetition: the runs differ in something that no label tells.
+        # A seed that comes twice is no repetition: the runs differ in something that no label shows.
         groups.setdefault((key, turns[key, result.seed]), []).append(result)
         turns[key, result.seed] += 1
         mixtures.setdefault(labels.get("method"), set()).add((labels.get("alpha"), labels.get("lam")))
@@ -181,7 +181,7 @@ def rows_of(results: Sequence[RunResult]) -> tuple[list[Row], tuple[Repeat, ...]
 
 
 def _alike_but_for_files(results: Sequence[RunResult]) -> set[frozenset[tuple[str, Label]]]:
-    """The labels that runs of unlike `CONFIGURATION` share, as where a file of settings was changed."""
+    """Returns the labels that runs with different `CONFIGURATION` share, such as after a file changed."""
     hashes: dict[frozenset[tuple[str, Label]], set[Label]] = {}
     for result in results:
         hashes.setdefault(_without_hash(result), set()).add(result.labels.get(CONFIGURATION))
@@ -197,7 +197,7 @@ def _is_evaluation(result: RunResult) -> bool:
 
 
 def overrides(result: RunResult) -> list[str]:
-    """The overrides in the label `settings`, KEY=VALUE each; a value may hold commas itself."""
+    """Returns the overrides in the label `settings`, each KEY=VALUE; a value may hold commas."""
     text = str(result.labels.get("settings") or "")
     return re.split(r",(?=[\w.@/]+=)", text) if text else []
 
@@ -217,9 +217,9 @@ def _labels(
     shared_settings: dict[Label, set[str]],
     unlike: set[frozenset[tuple[str, Label]]],
 ) -> dict[str, Label]:
-    """The labels without a seed and shared settings, with the order that an objective has by default.
+    """Returns the labels without the seed and shared settings, and with the default order of the objective.
 
-    `CONFIGURATION` is among them only where it tells runs apart (`_alike_but_for_files`).
+    They include `CONFIGURATION` only if nothing else separates the runs (`_alike_but_for_files`).
     """
     shared = shared_settings[result.labels.get("data")]
     hidden = ("seed",) if _without_hash(result) in unlike else ("seed", CONFIGURATION)
@@ -232,7 +232,7 @@ def _labels(
 
 
 def _place(row: Row) -> Any:
-    """The sort key: baselines first, then divergence, order, α and λ; what else differs last."""
+    """Returns the sort key of a row: baselines first, then divergence, order, α and λ, then other labels."""
 
     def rank(names: dict[str, str], name: Label) -> tuple[int, str]:
         return (list(names).index(str(name)) if name in names else len(names), str(name))

@@ -1,4 +1,4 @@
-"""The runs that a report is of, read from folders and archives."""
+"""Reads the runs of a report from folders and archives."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,21 +17,21 @@ class Runs:
     """The runs below some folders and in some archives."""
 
     name: str
-    """Of the folder or archive; of several, all their names."""
+    """The name of the folder or archive; for several, all their names."""
     records: Mapping[Path, RunResult]
     """The finished runs, with scores, by their folders."""
     unfinished: Mapping[Path, RunStatus]
     """The runs without a result, by their folders."""
     names: Mapping[Path, str]
-    """What a report calls the folder of each run: its path from the only place, or from what all share."""
+    """The report's name for each run's folder: its path from the only place, or from a common parent."""
 
 
 @contextmanager
 def read_runs(places: Sequence[Path]) -> Iterator[Runs]:
-    """The finished runs in `places`, folders and zip files; their folders last as long as the block.
+    """Yields the finished runs in `places`, folders and zip files; their folders last as long as the block.
 
     Raises:
-        InputError: if a place is neither or holds no finished run, or a record is damaged.
+        InputError: if a place is no folder or zip file or holds no finished run, or a record is damaged.
     """
     by_path = {place.resolve(): place for place in places}
     shared = Path(os.path.commonpath(by_path))
@@ -52,12 +52,12 @@ def read_runs(places: Sequence[Path]) -> Iterator[Runs]:
 
 
 def _from(path: Path, start: Path) -> str:
-    """A path from a folder at or above it; the name alone where the two are one."""
+    """Returns a path relative to a folder at or above it; if the two are the same, the name alone."""
     return path.name if path == start else os.path.relpath(path, start)
 
 
 def _finished(folder: Path) -> dict[Path, RunResult]:
-    """The finished runs below a folder, at least one; their curves are those that they wrote."""
+    """Returns the finished runs below a folder, at least one, after a check that they wrote their curves."""
     records = load_folders(folder)
     if not records and (unscored := files_below(folder, RESULT_FILE)):
         raise InputError(
@@ -78,5 +78,5 @@ def _finished(folder: Path) -> dict[Path, RunResult]:
 
 
 def line(run: RunStatus, name: str) -> str:
-    """In a line the state of a run that has no result, and why."""
+    """Returns one line with the state of a run without a result, and the reason."""
     return f"{name}: {', '.join(filter(None, (run.state, run.note)))}"

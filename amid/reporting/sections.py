@@ -18,7 +18,7 @@ from amid.reporting.table import SYMBOLS, Table, score_text
 from amid.results import COLLAPSE_SHARE, RunResult, Score
 
 NEAR_ZERO = 1.0
-"""A score (0 to 100) below this is that of a collapsed student."""
+"""A student with a score (0 to 100) below this has collapsed."""
 
 Outcome = Literal["diverged", "collapsed", "trained", "not trained"]
 FAILED: tuple[Outcome, Outcome] = ("diverged", "collapsed")
@@ -32,12 +32,12 @@ class Section:
     heads: Sequence[str]
     lines: Sequence[Sequence[str]]
     note: str
-    """What the figures are."""
+    """The meaning of the numbers."""
     finding: str = ""
-    """What they say, in a sentence or two."""
+    """The finding from the numbers, in a sentence or two."""
 
     def to_markdown(self) -> str:
-        """Title, table, finding and note in Markdown."""
+        """Returns title, table, finding and note in Markdown."""
         rule = ["---", *("---:" for _ in self.heads[1:])]
         head, *body = ([markdown(cell) for cell in line] for line in (self.heads, *self.lines))
         table = "\n".join(markdown_line(line) for line in (head, rule, *body))
@@ -45,7 +45,7 @@ class Section:
         return "\n\n".join(filter(None, (f"## {texts[0]}", table, *texts[1:])))
 
     def to_terminal(self) -> TerminalTable:
-        """The table for the terminal, alone."""
+        """Returns the table for the terminal, without title, finding and note."""
         table = TerminalTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for index, head in enumerate(self.heads):
             table.add_column(escape(head), justify="right" if index else "left", no_wrap=index > 0)
@@ -54,7 +54,7 @@ class Section:
         return table
 
     def to_page(self) -> dict[str, Any]:
-        """What the page draws it from, as JSON has it."""
+        """Returns the section's data for the page, ready for JSON."""
         return {
             "title": self.title,
             "heads": self.heads,
@@ -65,18 +65,18 @@ class Section:
 
 
 def outcome(run: RunResult, quality: str) -> Outcome:
-    """How a run ended: diverged, collapsed (`NEAR_ZERO`, `COLLAPSE_SHARE`), or neither, after steps or none.
+    """Returns how a run ended: diverged, collapsed (`NEAR_ZERO`, `COLLAPSE_SHARE`), trained or not trained.
 
     Args:
-        run: with or without scores.
-        quality: the metric that tells, such as `rouge_l`.
+        run: a run with or without scores.
+        quality: the metric that shows a collapse, such as `rouge_l`.
     """
     if run.diverged_step is not None:
         return "diverged"
     means = [by[quality].mean for by in run.scores.values() if quality in by]
     before = run.training.get(f"valid_{quality}_before", math.nan)
     after = run.training.get(f"valid_{quality}", math.nan)
-    began_near_zero = before < NEAR_ZERO  # as with exact answers to hard questions
+    began_near_zero = before < NEAR_ZERO  # such as exact answers to hard questions
     near_zero = bool(means) and not began_near_zero and not sum(means) / len(means) >= NEAR_ZERO
     if near_zero or after < COLLAPSE_SHARE * before:
         return "collapsed"
@@ -84,10 +84,10 @@ def outcome(run: RunResult, quality: str) -> Outcome:
 
 
 def on_validation(table: Table) -> Section | None:
-    """What was measured on the validation text, a row a setting.
+    """Returns the table of measures on the validation text, with a row for each setting.
 
-    None where nothing was. A setting without any, such as a model scored alone, and a measure that no run has
-    are left out.
+    Settings without a measure, such as a model that is only scored, and measures that no run has are left
+    out. None if nothing was measured.
     """
     taken = {name for row in table.rows for run in row.runs for name in run.training}
     measures = [
@@ -113,7 +113,7 @@ def on_validation(table: Table) -> Section | None:
 
 
 def row_name(table: Table, row: Row) -> str:
-    """`Table.name`, with the method also where it is the only one."""
+    """Returns `Table.name`, with the method even if it is the only one."""
     return f"{row.method} {table.name(row, without=['method'])}".strip()
 
 
@@ -139,7 +139,7 @@ def _before_training(table: Table, measures: Sequence[Measure]) -> str:
 
 
 def pivots(table: Table) -> list[Section]:
-    """The main score over two axes, where two of divergence, α and λ vary, and which runs failed."""
+    """Returns tables of the main score over two of divergence, α and λ that vary, and of failed runs."""
     grid = [row for row in table.rows if not row.baseline]
     values = {
         label: sorted({value for row in grid if (value := number(row, label)) is not None})
@@ -184,18 +184,18 @@ def pivots(table: Table) -> list[Section]:
 
 
 _OF_AN_ASSISTANT = ("assistant", "objective.assistant", "objective.order", "schedule")
-"""Keys of a configuration in which a run with an assistant may differ from the one it is compared with."""
+"""Keys of a configuration in which a run with an assistant may differ from its counterpart without one."""
 
 
 def cost(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
-    """Cost of the assistant: step time and memory against the same divergence between p and q directly.
+    """Returns the assistant's cost: step time and memory against the same divergence of p and q directly.
 
     A row is compared with a row that has a seed in common and the same configuration, except for the
     assistant, its schedule and the order of the divergence's arguments. A row without such a partner is left
     out. Returns None if every row is left out.
 
     Args:
-        table: of the runs.
+        table: the table of the runs.
         records: the runs of `table`, by their folders, which hold their configurations.
 
     Raises:
@@ -208,7 +208,7 @@ def cost(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
         own = tuple(f"{key}." for key in _OF_AN_ASSISTANT)
         return [{k: v for k, v in of.items() if not f"{k}.".startswith(own)} for of in found if of]
 
-    trained = [row for row in table.rows if _figure(row, "step_seconds")]  # not those scored again
+    trained = [row for row in table.rows if _figure(row, "step_seconds")]  # not runs that were scored again
     grid = [(row, without_assistant(row)) for row in trained if not row.baseline]
     lines: list[list[str]] = []
     compared: list[Row] = []
@@ -243,7 +243,7 @@ def cost(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
 
 _FIGURES = [measure for measure in RUN.values() if "section" in measure.shown]
 _COMPARED = ("step_seconds", "peak_memory")
-"""The figures of a run that are also divided by those without an assistant."""
+"""The numbers of a run that are also divided by the numbers without an assistant."""
 
 
 def _cost_line(table: Table, row: Row, direct: Row) -> list[str]:
@@ -259,13 +259,13 @@ def _cost_line(table: Table, row: Row, direct: Row) -> list[str]:
 
 
 def _figure(row: Row, name: str) -> Score | None:
-    """A figure of the training, over the runs that have it."""
+    """Returns a number about the training, over the runs that have it."""
     found = [run.training[name] for run in row.runs if run.training.get(name)]
     return Score.over_seeds(found) if found else None
 
 
 def number(row: Row, label: str) -> float | None:
-    """A label that is a number; None where it is not."""
+    """Returns the value of a label that is a number; else None."""
     value = row.labels.get(label)
     return float(value) if isinstance(value, int | float) else None
 
@@ -276,5 +276,5 @@ def _line(table: Table, row: Row, across: str) -> str:
 
 
 def failed(table: Table, row: Row) -> int:
-    """How many runs of a row diverged or collapsed."""
+    """Returns how many runs of a row diverged or collapsed."""
     return sum(outcome(run, table.quality) in FAILED for run in row.runs)

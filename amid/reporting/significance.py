@@ -1,4 +1,4 @@
-"""Which settings differ from the best one by more than the choice of prompts explains."""
+"""Finds the settings that differ from the best one by more than the choice of prompts explains."""
 
 import json
 import math
@@ -21,43 +21,43 @@ NAMED = 3
 """A verdict names at most this many settings and counts the others."""
 
 PAIRS = 5_000
-"""The most pairs that the page holds, as of about 100 settings; beyond, it holds only the best's pairs."""
+"""The most pairs on the page, enough for about 100 settings; else it has only the best setting's pairs."""
 
 Scores = Mapping[str, Mapping[str, Any]]
 OfPrompts = tuple[str | None, list[float]]
-"""The key of the prompts of a set, None where a run has not recorded it, and the scores of each."""
+"""The key of a set's prompts (None if a run has not recorded it), and the score of each prompt."""
 
 Compared = Mapping[tuple[int, int], Comparison]
-"""By the places of two rows in the table, the first less the second."""
+"""The comparison of two rows, the first less the second, by their places in the table."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The rows of one pair and data that have scores of their prompts, by their places in the table."""
+    """The rows of one pair and data that have scores for each prompt, by their places in the table."""
 
     rows: Sequence[int]
-    """In ascending order, with the teacher."""
+    """The places of the rows in ascending order, with the teacher."""
     students: Sequence[int]
     best: int
-    """Of the students."""
+    """The place of the best student."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AgainstAny(Section):
-    """Settings against the best one; on the page, against any that the reader chooses."""
+    """Compares settings with the best one; on the page, with any setting that the reader chooses."""
 
     page_title: str
     page_note: str
     sets: Sequence[str]
     groups: Sequence[Group]
     compared: Sequence[Compared]
-    """Of each set; with each row less every one before it in its group, where both have the same prompts."""
+    """The comparisons on each set: each row less every earlier row of its group with the same prompts."""
 
     def to_page(self) -> dict[str, Any]:
-        """Of each group and set a triangle: a line for each row, in it a cell for each row before that.
+        """Returns a triangle for each group and set: a line for each row, with a cell for each earlier row.
 
-        A cell is [difference, low, high], rounded as in Markdown, with a 1 after them if the interval leaves
-        out 0; None where the two are not compared, and for an end of the interval that is infinite.
+        A cell is [difference, low, high], rounded as in Markdown; a 1 follows if the interval leaves out 0.
+        A cell is None if the two rows are not compared. An infinite end of the interval is None, too.
         """
         groups = [
             {
@@ -77,14 +77,14 @@ class AgainstAny(Section):
 
 
 def against_the_best(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
-    """Each row against the best of its pair and data: difference, 95% interval, and a mark, for each set.
+    """Compares each row with the best row of its pair and data: difference, 95% interval, and mark, by set.
 
-    By paired bootstrap over the prompts of a set, of `table.quality`, each prompt's score being the mean over
-    its answers and the training seeds. None where no two rows have the scores of their prompts. The teacher
-    is in no row; on the page it can be chosen to compare with.
+    The test is the paired bootstrap of `table.quality` over the prompts of a set. A prompt's score is the
+    mean over its answers and the training seeds. None if no two rows have scores for each prompt. The
+    teacher has no row; on the page the reader can choose it to compare with.
 
     Args:
-        table: of the runs.
+        table: the table of the runs.
         records: the runs of `table`, by their folders.
 
     Raises:
@@ -136,12 +136,12 @@ def against_the_best(table: Table, records: Mapping[Path, RunResult]) -> Section
 
 
 def not_read(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
-    """Which scores cannot read the text of a set, and which share of its characters, at most of all runs.
+    """Lists scores that cannot read a set's text, with the largest share of unread characters in any run.
 
-    None where all scores can read all sets.
+    None if all scores can read all sets.
 
     Args:
-        table: of the runs.
+        table: the table of the runs.
         records: the runs of `table`, by their folders.
 
     Raises:
@@ -169,7 +169,7 @@ def not_read(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
 
 
 def _groups(table: Table, scored: Sequence[bool]) -> list[Group]:
-    """The groups of two or more rows that have `scored` their prompts, one of them a student."""
+    """Returns the groups of two or more rows with scores for each prompt; at least one row is a student."""
     by_labels: dict[tuple[object, ...], list[int]] = {}
     for place, row in enumerate(table.rows):
         if scored[place]:
@@ -187,13 +187,13 @@ def _groups(table: Table, scored: Sequence[bool]) -> list[Group]:
 
 
 def _means(table: Table, row: Row) -> dict[str, float]:
-    """The main score of a row on each set where it has one."""
+    """Returns the main score of a row on each set for which it has a finite score."""
     found = {name: table.score(row, table.quality, name) for name in table.sets(table.quality)}
     return {name: of.mean for name, of in found.items() if of is not None and math.isfinite(of.mean)}
 
 
 def _compared(scores: Sequence[OfPrompts | None], pairs: Collection[tuple[int, int]]) -> Compared:
-    """Those of `pairs` that have scores of the same prompts of a set, by `scores` of each row."""
+    """Compares the rows of each of `pairs` if both have `scores` for the same prompts of a set."""
     alike: dict[tuple[str | None, int], dict[int, list[float]]] = {}
     for place, of_row in enumerate(scores):
         if of_row is not None and len(of_row[1]) > 1:
@@ -210,7 +210,7 @@ def _compared(scores: Sequence[OfPrompts | None], pairs: Collection[tuple[int, i
 
 
 def _of_few(sets: Sequence[str], compared: Sequence[Compared]) -> str:
-    """A sentence on the sets of few prompts, with their numbers; nothing where there are none."""
+    """Returns a sentence on the sets with few prompts and their numbers; empty without such sets."""
     numbers = {
         name: {found.prompts for found in of.values() if found.prompts < FEW}
         for name, of in zip(sets, compared, strict=True)
@@ -225,7 +225,7 @@ def _of_few(sets: Sequence[str], compared: Sequence[Compared]) -> str:
 
 
 def _verdict(best: str, told: Mapping[tuple[str, str], Sequence[str]]) -> str:
-    """In a sentence which settings the best one is above and below, and on which sets."""
+    """Returns a sentence on the settings that the best one is above or below, and on which sets."""
     parts = [
         f"{word} {', '.join(names) if len(names) <= NAMED else f'{len(names)} settings'}"
         + (f" on {sets}" if sets else "")
@@ -238,7 +238,7 @@ def _verdict(best: str, told: Mapping[tuple[str, str], Sequence[str]]) -> str:
 
 
 def _read(folder: Path) -> Scores:
-    """The scores of each prompt of a run; empty where it has none."""
+    """Reads a run's scores for each prompt; empty if it has none."""
     file = folder / "generations" / PER_PROMPT
     remedy = "delete it, and the report is made without its comparison"
     if not file.exists():
@@ -269,15 +269,18 @@ def _are_numbers(values: Any) -> bool:
 
 
 def _of_row(runs: Sequence[Scores], table: Table) -> dict[str, OfPrompts]:
-    """Of each set the mean over the runs of the score of each prompt; without what some run lacks, has of
-    other prompts, or has of text that the score cannot read at all."""
+    """Returns for each set the score of each prompt, as the mean over the runs.
+
+    A set is left out if a run lacks its scores, has scores of other prompts, or has text that the score
+    cannot read at all.
+    """
     found: dict[str, OfPrompts] = {}
     for name in table.datasets:
         scores = [run.get(name, {}).get(table.quality) for run in runs]
         known = [values for values in scores if values]
         prompts = {run.get(name, {}).get(PROMPTS) for run in runs}
         unread = any(table.quality in run.get(name, {}).get(UNREAD, {}) for run in runs)
-        measured = not unread or any(map(any, known))  # not where nothing could be read
+        measured = not unread or any(map(any, known))  # not if nothing could be read
         alike = len(known) == len(scores) and len(prompts) == 1 and len({len(v) for v in known}) == 1
         if alike and measured:
             means = [sum(values) / len(values) for values in zip(*known, strict=True)]

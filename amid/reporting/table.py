@@ -1,4 +1,4 @@
-"""The table of an experiment: one row for each setting, one column for each score, and how it is written."""
+"""The table of an experiment: a row for each setting, a column for each score, and its written forms."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ from amid.results import Label, RunResult, Score, quality_metrics
 __all__ = ["AVERAGE", "SYMBOLS", "Row", "Table", "build_table", "score_text"]
 
 NAMED = 3
-"""So many runs that got far worse are named at most; more are counted."""
+"""At most this many runs that got far worse are named; the others are counted."""
 
 SYMBOLS = {
     "method": "Method",
@@ -42,11 +42,11 @@ SYMBOLS = {
     "alpha": "α",
     "lam": "λ",
 }
-"""How the labels are written, in the order of the table's columns."""
+"""The written names of the labels, in the order of the table's columns."""
 
 
 def build_table(results: Sequence[RunResult]) -> "Table":
-    """The table of `results`, which may come in any order.
+    """Builds the table of `results`, which may come in any order.
 
     A run that repeats an earlier one (`rows_of`) is left out; `Table.repeats` has it.
 
@@ -62,13 +62,13 @@ def build_table(results: Sequence[RunResult]) -> "Table":
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of an experiment, and how to write them.
+    """The rows of an experiment, written as Markdown, LaTeX, CSV or for the terminal.
 
     Baselines come first, then the grid by divergence, α and λ. A score is the mean ± the sample standard
-    deviation; the best of a column (Self-BLEU the lowest, others the highest) is bold, with all that equal it
-    in the digits shown; the second, where one row is the best of three or more, is italic, with all that
-    equal it. The scores of a run that diverged are written as `diverged`, another that is NaN as `failed`,
-    one that was not taken as `–`.
+    deviation. The best score of a column is bold: the lowest Self-BLEU, the highest of other metrics. The
+    second best is italic, if one row is the best of three or more. Scores that are equal in the digits shown
+    get the same mark. A diverged run's score is written `diverged`, another NaN `failed`, and a score that
+    was not taken `–`.
     """
 
     rows: list[Row]
@@ -94,18 +94,18 @@ class Table:
         return quality_metrics(by for row in self.rows for run in row.runs for by in run.scores.values())
 
     def sets(self, metric: str) -> list[str]:
-        """The evaluation sets that some run has scored with `metric`; all where none has."""
+        """Returns the evaluation sets that some run has scored with `metric`; all sets if no run has."""
         found = self._scored.get(metric, {})
         return [name for name in self.datasets if any(name in of for of in found.values())] or self.datasets
 
     def sets_of(self, row: Row, metric: str) -> list[str]:
-        """Of these the ones that some run on the data of a row has scored, over which it is averaged."""
+        """Returns the sets of `metric` scored by a run on the row's data; the row's average covers them."""
         found = self._scored.get(metric, {}).get(row.labels.get("data"), set())
         return [name for name in self.datasets if name in found]
 
     @cached_property
     def _scored(self) -> dict[str, dict[Label, set[str]]]:
-        """Metric -> the data of runs -> the evaluation sets that some of these have scored with it."""
+        """Metric -> data of runs -> the evaluation sets that some run on that data has scored with it."""
         found: dict[str, dict[Label, set[str]]] = {}
         for row in self.rows:
             for name, by in (scored for run in row.runs for scored in run.scores.items()):
@@ -114,13 +114,13 @@ class Table:
         return found
 
     def overall(self, metric: str) -> str:
-        """What stands for all sets of `metric` in one number: the only set, or their average."""
+        """Returns the set that stands for all sets of `metric`: the only set, or `AVERAGE`."""
         sets = self.sets(metric)
         return sets[0] if len(sets) == 1 else AVERAGE
 
     @cached_property
     def diversity(self) -> str:
-        """The metric in the Self-BLEU columns: per prompt where a run has it, else over whole sets."""
+        """The metric in the Self-BLEU columns: Self-BLEU per prompt if a run has it, else over whole sets."""
         metrics = {
             metric for row in self.rows for run in row.runs for by in run.scores.values() for metric in by
         }
@@ -129,7 +129,7 @@ class Table:
 
     @cached_property
     def varying(self) -> list[str]:
-        """The labels that tell rows apart and that their names show; `order` is part of `divergence`."""
+        """The labels that separate rows and that their names show; `order` is part of `divergence`."""
         methods = _unique(row.method for row in self.rows)
         shown = ["method"] if len(methods) > 1 else []
         for label in _unique([*SYMBOLS, *(label for row in self.rows for label in row.labels)]):
@@ -155,7 +155,7 @@ class Table:
 
     @cached_property
     def versions(self) -> dict[str, list[str]]:
-        """Of each package that the numbers depend on, the versions that runs had."""
+        """The versions of each package that the numbers depend on."""
         runs = [run for row in self.rows for run in row.runs]
         packages = _unique(package for run in runs for package in run.versions)
         return {
@@ -164,15 +164,15 @@ class Table:
         }
 
     def score(self, row: Row, metric: str, dataset: str | None = None) -> Score | None:
-        """A row's score on one set, by default on all (`overall`)."""
+        """Returns a row's score on one set, by default on all sets (`overall`)."""
         return row.score(dataset or self.overall(metric), metric, self.sets_of(row, metric))
 
     def score_text(self, row: Row, metric: str, digits: int = 1, dataset: str | None = None) -> str:
-        """A row's score on one set, by default over all (`overall`), as the table writes it."""
+        """Returns a row's score on one set, by default on all sets (`overall`), as the table writes it."""
         return score_text(row, self.score(row, metric, dataset), digits)
 
     def name(self, row: Row, without: Sequence[str] = ()) -> str:
-        """The row in words, such as `AMiD αβ(p, r) α=-5 λ=0.1`: what varies, except the labels `without`."""
+        """Returns the row's name, such as `AMiD αβ(p, r) α=-5 λ=0.1`: the varying labels except `without`."""
         words = []
         for label in self.varying:
             text = _label_text(row, label)
@@ -183,11 +183,11 @@ class Table:
 
     @property
     def caption(self) -> str:
-        """What the numbers are, over what they are averaged, and what is equal in all rows."""
+        """The caption: what the numbers are, what they are averaged over, and what is equal in all rows."""
         return self.caption_with("italic")
 
     def caption_with(self, second: str) -> str:
-        """`caption`, where the second best of a column is marked in another way than by italics."""
+        """Returns `caption` for a table that marks a column's second best in another way than by italics."""
         counts = {len(row.runs) for row in self.rows}
         spread = "mean ± standard deviation over "
         if counts == {1}:
@@ -248,14 +248,14 @@ class Table:
         return " ".join(sentences)
 
     def _far_worse(self) -> str:
-        """Which runs got far worse in their training, with the numbers; of many the first, and how many."""
+        """Names the first runs that got far worse in training, with the numbers, and counts the others."""
         runs = [(self.name(row) or row.method, run) for row in self.rows for run in row.runs if run.far_worse]
         told = [f"{name}, seed {run.seed} ({run.far_worse})" for name, run in runs[:NAMED]]
         more = f", and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
         return "; ".join(told) + more
 
     def to_markdown(self, digits: int = 2) -> str:
-        """The table in Markdown, without its caption."""
+        """Returns the table in Markdown, without its caption."""
         heads, cells = self._cells(digits, self.columns(), ("**{}**".format, "*{}*".format))
         n_labels = len(self._label_columns)
         lines = [
@@ -274,7 +274,7 @@ class Table:
         return "".join(f"{markdown_line(line)}\n" for line in [aligned[0], rule, *aligned[1:]])
 
     def to_terminal(self, digits: int = 1) -> TerminalTable:
-        """The table for the terminal, without caption; of more than two sets, only the average Self-BLEU."""
+        """Returns the table for the terminal, without caption; above two sets, only the average Self-BLEU."""
         columns = [
             (dataset, metric)
             for dataset, metric in self.columns()
@@ -295,9 +295,9 @@ class Table:
         return table
 
     def to_latex(self, digits: int = 2) -> str:
-        """The table in LaTeX with its caption, made smaller where it is wider than the text.
+        """Returns the table in LaTeX with its caption; a table wider than the text is scaled down.
 
-        Needs the packages booktabs and graphicx. The second best is underlined.
+        It needs the packages booktabs and graphicx. The second best is underlined.
         """
         columns = self.columns()
         heads, cells = self._cells(digits, columns, ("\\textbf{{{}}}".format, "\\underline{{{}}}".format))
@@ -344,11 +344,11 @@ class Table:
         )
 
     def places(self, metric: str, dataset: str, digits: int = 2) -> list[int]:
-        """Of each row 1 if it is the best of a column, 2 if it is the second, else 0.
+        """Returns the place of each row in a column: 1 for the best, 2 for the second, else 0.
 
-        Rows that are equal in the digits shown share a place. The teacher has none, and there is a second
-        only where one row is the best of three or more. No row has one where the scores were not computed
-        alike in all, such as Self-BLEU among other numbers of answers, or where none is better.
+        Rows that are equal in the digits shown share a place. The teacher has no place. There is a second
+        place only if one row is the best of three or more. No row has a place if the scores were computed in
+        different ways, such as Self-BLEU among different numbers of answers, or if no row is better.
         """
         direction = measure_of(metric).better
         if direction is None or not self._alike(metric, dataset):
@@ -367,12 +367,13 @@ class Table:
         return [place.get(mean, 0) if mean is not None else 0 for mean in means]
 
     def to_csv(self) -> str:
-        """All labels and all metrics, unrounded: columns SET/METRIC_mean and SET/METRIC_std, `avg` over sets.
+        """Returns all labels and all metrics as CSV, unrounded.
 
-        `std_over` says whether a row's deviations are over training or sampling seeds. What was measured on
-        the validation text follows (`amid.measures.VALIDATION`), each as valid_NAME_mean and valid_NAME_std,
-        always over training seeds, and NAME_before, of the student that the training began with. A number
-        that was not taken is empty; a failed one is nan.
+        The columns are SET/METRIC_mean and SET/METRIC_std, with `avg` for the mean over sets. `std_over` says
+        whether a row's deviations are over training or sampling seeds. The measures on the validation text
+        follow (`amid.measures.VALIDATION`), as valid_NAME_mean and valid_NAME_std, always over training
+        seeds. NAME_before is the measure of the student before the training. A number that was not taken is
+        empty; a failed number is nan.
         """
         labels = _unique(label for row in self.rows for label in row.labels)
         metrics = _unique(
@@ -412,7 +413,7 @@ class Table:
         return file.getvalue()
 
     def columns(self) -> list[tuple[str, str]]:
-        """The columns of scores as (set, metric), an average over several sets last of its metric."""
+        """Returns the columns of scores as (set, metric); the average over several sets comes last."""
         return [
             (dataset, metric)
             for metric in self.metrics
@@ -420,8 +421,10 @@ class Table:
         ]
 
     def _alike(self, metric: str, dataset: str) -> bool:
-        """Whether a column's scores are of the same sets, computed in the same way, in all rows but the
-        teacher's."""
+        """Returns whether a column's scores cover the same sets and were computed in the same way.
+
+        The teacher's row does not count.
+        """
         if dataset == AVERAGE and not self._same_sets(metric):
             return False
         rivals = [run for row in self.rows if row.labels.get("method") != "teacher" for run in row.runs]
@@ -458,7 +461,7 @@ class Table:
         marks: tuple[Callable[[str], str], Callable[[str], str]],
         plus_minus: str = " ± ",
     ) -> tuple[list[tuple[str, str]], list[list[str]]]:
-        """Two-line heads and the cells below them, with marks for the best and the second."""
+        """Returns two-line heads and the cells below them, with marks for the best and the second."""
         heads = [(title, "") for title, _ in self._label_columns]
         cells = [[text(row) for _, text in self._label_columns] for row in self.rows]
         for dataset, metric in columns:
@@ -484,19 +487,19 @@ def _label_text(row: Row, label: str) -> str:
 
 
 def score_text(row: Row, score: Score | None, digits: int, plus_minus: str = " ± ") -> str:
-    """A score of `row` as the table writes it (`Table`)."""
+    """Returns a score of `row` as the table writes it (`Table`)."""
     if score is None:
         return MISSING
     if math.isnan(score.mean):
         word = "diverged" if any(run.diverged_step is not None for run in row.runs) else "failed"
         failed = sum(map(math.isnan, score.values))
         return word if failed in (0, len(score.values)) else f"{word} {failed}/{len(score.values)}"
-    text = f"{score.mean:z.{digits}f}"  # no minus before a rounded zero
+    text = f"{score.mean:z.{digits}f}"  # removes the minus of a rounded zero
     return text if score.std is None else f"{text}{plus_minus}{score.std:.{digits}f}"
 
 
 def _latex_score(text: str) -> str:
-    """A cell of `_cells`, marked or not."""
+    """Returns a cell of `_cells` in LaTeX, marked or not."""
     return text.replace(" ± ", r" $\pm$ ").replace("–", "--")
 
 
