@@ -4,7 +4,7 @@ import pytest
 from compositions import compose_anew, compose_once
 from omegaconf import OmegaConf
 
-from amid.config.compose import check_overrides
+from amid.config.overrides import check_overrides
 from amid.errors import InputError
 
 

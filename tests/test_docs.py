@@ -20,8 +20,9 @@ from amid import results
 from amid.cli import report, score
 from amid.cli.main import main
 from amid.config import compose as config
-from amid.config.compose import check_overrides, register_resolvers
+from amid.config.compose import register_resolvers
 from amid.config.folders import CONF, SWEEPS
+from amid.config.overrides import check_overrides
 from amid.reporting.runs import read_runs
 from amid.reporting.table import build_table
 

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from amid.cli.main import main
-from amid.config.compose import check_overrides
 from amid.config.folders import SWEEPS
+from amid.config.overrides import check_overrides
 from amid.config.run_names import run_name
 from amid.results import RunResult, save
 

@@ -16,7 +16,8 @@ from small_models import network
 
 from amid import results
 from amid.cli.main import main
-from amid.config.compose import CONF, register_resolvers
+from amid.config.compose import register_resolvers
+from amid.config.folders import CONF
 from amid.data import Example
 from amid.data.builtin import tokenizer
 from amid.reporting import build_table

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from amid import settings as of_settings
 from amid.cli.train import summary
-from amid.config.compose import as_dict, overrides_of, parsed_overrides
+from amid.config.compose import as_dict, overrides_of
+from amid.config.overrides import parsed_overrides
 from amid.config.run_names import further_settings
 from amid.config.run_settings import REMEDY, Stored, read_settings, recorded_hash, stored_student
 from amid.console import announce, shown

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from amid.config.compose import check_overrides
 from amid.config.folders import built_on, group_names, option_file, option_files
+from amid.config.overrides import check_overrides
 from amid.errors import InputError, choose_one
 
 

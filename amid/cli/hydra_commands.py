@@ -17,8 +17,9 @@ from amid.cli.launch import (
     next_commands_printed,
     without_empty_folders,
 )
-from amid.config.compose import check_overrides, parsed_overrides, quoted, reason_of_hydra
+from amid.config.compose import reason_of_hydra
 from amid.config.folders import say_what_is_not_read, take_folders
+from amid.config.overrides import check_overrides, parsed_overrides, quoted
 from amid.config.secrets import check_overrides_for_secrets
 from amid.config.sweeps import Sweep
 from amid.console import as_typed

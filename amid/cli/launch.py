@@ -16,8 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from amid.config.compose import check_used, register_resolvers
+from amid.config.compose import register_resolvers
 from amid.config.folders import CONF
+from amid.config.overrides import check_used
 from amid.config.own_modules import search_working_folder
 from amid.config.secrets import check_for_secrets, hide
 from amid.console import shown, stop_printing

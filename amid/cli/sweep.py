@@ -5,8 +5,8 @@ from pathlib import Path
 
 from amid.cli.checks import checked
 from amid.cli.launch import announce_left_to_others, check_results, launch, next_commands_printed
-from amid.config.compose import check_overrides, parsed_overrides, quoted
 from amid.config.folders import SWEEPS, say_what_is_not_read, sweep_names, take_folders
+from amid.config.overrides import check_overrides, parsed_overrides, quoted
 from amid.config.secrets import check_overrides_for_secrets
 from amid.config.sweeps import Sweep, read_sweep, title
 from amid.console import as_typed

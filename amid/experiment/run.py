@@ -31,12 +31,13 @@ from amid.results import BEST, RunResult, Score, save, sums_of_run
 from amid.teacher.signals import Teacher
 from amid.text import TeacherText
 from amid.tracking import wandb_runs as tracking
-from amid.training.checkpoints import FOLDER, last_checkpoint
+from amid.training.checkpoints import FOLDER
 from amid.training.devices import one_device, use_threads
 from amid.training.length import Course
 from amid.training.module import DistillationModule, Optimisation
 from amid.training.precision import announce_slow_bfloat16
 from amid.training.process_memory import free_gpu_memory
+from amid.training.resume import last_checkpoint
 from amid.training.trainer import Trained, Training
 
 FEW_STEPS = 20

@@ -26,6 +26,7 @@ from amid.teacher.signals import CachedTeacher, Teacher
 from amid.text import Text, on_student_text, prompts_of
 from amid.training.counted_loss import CountedLoss
 from amid.training.learning_rate import scheduled
+from amid.training.normalisation import denominators
 from amid.training.validation import Measured, token_measures
 
 _STEPS_OF_A_SEED = 10**7
@@ -225,7 +226,7 @@ class DistillationModule(L.LightningModule):
         counted = sum(counts)
         loss = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        for batch, denominator in zip(micro_batches, self._denominators(counts), strict=True):
+        for batch, denominator in zip(micro_batches, denominators(counts, self._data.mean), strict=True):
             part, stats = self._loss(objective, batch, denominator, return_stats=with_stats)
             self.manual_backward(part)
             loss += part.detach()
@@ -262,12 +263,6 @@ class DistillationModule(L.LightningModule):
         """
         if self.trainer.global_step >= self.steps:
             self.trainer.should_stop = True
-
-    def _denominators(self, counted: Sequence[int]) -> list[int]:
-        """Returns the divisor of each micro-batch's sum in a step, given its number of counted tokens."""
-        if self._data.mean == "micro_batch":
-            return [len(counted) * max(n_tokens, 1) for n_tokens in counted]
-        return [max(sum(counted), 1)] * len(counted)
 
     def _student_text(self, of_data: list[MicroBatch]) -> list[MicroBatch] | None:
         """Returns the student's rows that this step trains on in place of the data; None for the data."""
@@ -315,9 +310,8 @@ class DistillationModule(L.LightningModule):
         batches = self._data.plain_batch(self.trainer.global_step)
         objective = CrossEntropy(fused=self.objective.uses_fused)
         total = torch.zeros((), device=self.device)
-        for batch, denominator in zip(
-            batches, self._denominators([_counted(batch) for batch in batches]), strict=True
-        ):
+        counts = [_counted(batch) for batch in batches]
+        for batch, denominator in zip(batches, denominators(counts, self._data.mean), strict=True):
             batch = {name: value.to(self.device) for name, value in batch.items()}
             loss, _ = self._loss(objective, batch, denominator)
             self.manual_backward(self._data.plain_text_weight * loss)

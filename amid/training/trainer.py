@@ -20,10 +20,11 @@ from amid.errors import InputError
 from amid.measures import VALIDATION, Measure, measure_of
 from amid.tracking.progress import StatusRecords, progress
 from amid.training import interruption
-from amid.training.checkpoints import FOLDER, Checkpoints, States, WholeFiles, whole_state
+from amid.training.checkpoints import FOLDER, Checkpoints, WholeFiles
 from amid.training.length import Course
 from amid.training.module import DistillationModule, Diverged
 from amid.training.process_memory import forget_peak_memory, peak_memory
+from amid.training.resume import States, whole_state
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from amid.cli.help import groups, keys_of, options, target
 from amid.cli.main import main
-from amid.config.compose import check_overrides
+from amid.config.overrides import check_overrides
 
 OPTIONS = [(group, option) for group in groups() for option in options(group)]
 FILES = list(dict.fromkeys(file for _, option in OPTIONS for file in (option, *option.bases)))

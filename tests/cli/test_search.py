@@ -12,7 +12,7 @@ from hydra.plugins.sweeper import Sweeper
 
 from amid.cli.main import main
 from amid.cli.train import _score
-from amid.config.compose import check_overrides
+from amid.config.overrides import check_overrides
 from amid.config.sweeps import read_sweep
 from amid.errors import InputError
 from amid.results import RunResult

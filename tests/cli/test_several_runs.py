@@ -10,7 +10,7 @@ import yaml
 from command_line import curve, run
 
 from amid import results
-from amid.config.compose import CONF
+from amid.config.folders import CONF
 from amid.config.run_names import run_name
 from amid.errors import Busy, InputError
 from amid.results import RunResult, save

@@ -2,15 +2,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from amid.config.compose import (
-    CONF,
-    check_overrides,
-    parsed_overrides,
-    quoted,
-    register_resolvers,
-    values_of,
-)
+from amid.config.compose import register_resolvers
+from amid.config.folders import CONF
 from amid.config.identity import config_hash, differences
+from amid.config.overrides import check_overrides, parsed_overrides, quoted, values_of
 from amid.config.run_names import run_name
 from amid.errors import InputError
 from amid.losses import KL, AlphaBeta, CrossEntropy, JensenShannon, ReverseKL

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from amid.cli.main import main
-from amid.config.compose import check_overrides
 from amid.config.folders import take_folders
+from amid.config.overrides import check_overrides
 from amid.config.sweeps import read_sweep
 from amid.errors import InputError
 

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from amid.cli.main import main
-from amid.config.compose import parsed_overrides
 from amid.config.identity import config_hash
+from amid.config.overrides import parsed_overrides
 from amid.config.secrets import (
     check_overrides_for_secrets,
     hide,

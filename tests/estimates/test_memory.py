@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from amid.config.compose import CONF, register_resolvers
+from amid.config.compose import register_resolvers
+from amid.config.folders import CONF
 from amid.estimates.memory import training_memory
 from amid.estimates.sizes import HUB_FACTS
 from amid.losses import AlphaBeta, AlphaMixture, CrossEntropy, Objective

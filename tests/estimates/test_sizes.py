@@ -6,7 +6,8 @@ from huggingface_hub import constants
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from amid.config.compose import CONF, register_resolvers
+from amid.config.compose import register_resolvers
+from amid.config.folders import CONF
 from amid.data.builtin import tokenizer
 from amid.estimates.sizes import HUB_FACTS, Facts
 from amid.experiment.plan import Plan

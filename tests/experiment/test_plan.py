@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 from hydra import compose, initialize_config_dir
 
-from amid.config.compose import CONF, as_dict, register_resolvers
+from amid.config.compose import as_dict, register_resolvers
 from amid.config.data_files import check_files
+from amid.config.folders import CONF
 from amid.errors import InputError
 from amid.experiment.fine_tuning import with_prepared_models
 from amid.experiment.plan import Plan, made_by_name

@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_dir
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from amid.cli.main import main
-from amid.config.compose import CONF, as_dict, register_resolvers
+from amid.config.compose import as_dict, register_resolvers
+from amid.config.folders import CONF
 from amid.data import Example, InstructionData, Template
 from amid.data.builtin import tokenizer
 from amid.data.tokens import counted_positions

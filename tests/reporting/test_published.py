@@ -2,7 +2,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from amid.config.compose import CONF, register_resolvers
+from amid.config.compose import register_resolvers
+from amid.config.folders import CONF
 from amid.config.identity import _WAYS_TO_COMPUTE
 from amid.config.run_names import LIMITS, further_settings
 from amid.reporting import build_table

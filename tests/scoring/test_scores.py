@@ -19,7 +19,7 @@ from made_answers import REFERENCES, answered, of
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-from amid.config.compose import CONF
+from amid.config.folders import CONF
 from amid.data.examples import Example
 from amid.errors import InputError
 from amid.experiment.evaluation import announce_unread, evaluate_sets

@@ -13,7 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf, open_dict
 
-from amid.config.compose import CONF, register_resolvers
+from amid.config.compose import register_resolvers
+from amid.config.folders import CONF
 from amid.errors import InputError
 from amid.settings import check
 from amid.settings.nodes import BY_TARGET

@@ -25,10 +25,10 @@ from amid.training.checkpoints import (
     PREVIOUS,
     Checkpoints,
     WholeFiles,
-    whole_state,
 )
-from amid.training.checkpoints import last_checkpoint as latest
 from amid.training.length import Course
+from amid.training.resume import last_checkpoint as latest
+from amid.training.resume import whole_state
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_what_comes_of_a_requeue_is_told(monkeypatch, scontrol, environment, scr
 
 
 def test_a_log_goes_on_after_its_lines(tmp_path):
-    from amid.training.checkpoints import _restore, _text
+    from amid.training.resume import _restore, _text
 
     first = CSVLogger(tmp_path, name="", version="")
     first.log_metrics({"train/loss": 1.0}, step=0)

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from torch.optim import lr_scheduler as of_torch
 from transformers import optimization as of_transformers
 
-from amid.config.compose import CONF
+from amid.config.folders import CONF
 from amid.errors import InputError
 from amid.training import learning_rate
 from amid.training.learning_rate import check_rates, scheduled, warmup_steps

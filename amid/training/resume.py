@@ -1,0 +1,250 @@
+"""How a training goes on: the states that are kept of it, the newest whole one, and what each holds."""
+
+import csv
+import io
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from amid.console import announce, shown
+from amid.data import InstructionData
+from amid.files import forget_parts, written_whole
+from amid.training import interruption
+from amid.training.checkpoints import BEST_EPOCH, FOLDER, FORMAT, LAST, PREVIOUS, Checkpoints
+from amid.training.length import Course
+
+
+def _loops(course: Course, step: int, validated: bool, ended: bool) -> dict[str, Any]:
+    """Returns the state of Lightning's training loop from which a resumed run continues.
+
+    The loop continues with the validation that is due, or with the next step, in its epoch or in a new one.
+    Lightning's own state would leave out an interrupted validation, and log steps under other numbers.
+
+    Args:
+        course: the course of the training.
+        step: the steps that are done.
+        validated: whether the validation that follows these steps, if one does, is done too.
+        ended: whether the training is over, though steps may be left.
+    """
+    waits = course.validates_at(step) and not validated and not ended
+    epochs, batches = course.place(course.steps if ended else step)
+    done = {"total": _count(epochs), "current": _count(epochs)}
+    if waits:
+        batches, epochs = course.of_epoch, epochs - 1
+    if batches:  # within an epoch
+        done = {name: _count(epochs) | _begun(epochs + 1) for name in done}
+    of_batches = {"total": _count(step), "current": _count(batches), "is_last_batch": waits}
+    validation = {"total": _count(0) | _begun(waits), "current": _count(0), "is_last_batch": False}
+    steps = {"ready": step, "completed": step}
+    return {
+        "epoch_progress": done,
+        "epoch_loop.batch_progress": of_batches,
+        "epoch_loop.state_dict": {"_batches_that_stepped": step - waits},
+        "epoch_loop.manual_optimization.optim_step_progress": {"total": steps, "current": steps},
+        "epoch_loop.val_loop.batch_progress": validation,
+    }
+
+
+def _count(n: int) -> dict[str, int]:
+    return {"ready": n, "started": n, "processed": n, "completed": n}
+
+
+def _begun(n: int) -> dict[str, int]:
+    return {"ready": int(n), "started": int(n)}
+
+
+class States(Callback):
+    """Saves the whole state of a training, as `checkpoints` says, and resumes from it.
+
+    It must stand before all callbacks that measure steps: otherwise their times would include the writing.
+
+    Args:
+        best: the callback that keeps the best epoch, in the same folder.
+        checkpoints: says how often a state is saved.
+        course: the course of the training.
+    """
+
+    def __init__(self, best: ModelCheckpoint, checkpoints: Checkpoints, course: Course) -> None:
+        assert best.dirpath is not None
+        self._best, self._folder = best, Path(best.dirpath)
+        self._checkpoints, self._course = checkpoints, course
+        self._ended = False
+        self._kept: tuple[int, int] | None = None  # the latest state: its steps, and its validated step
+        self._kept_at = time.monotonic()
+
+    def _keep(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self._folder / LAST)
+        self._kept, self._kept_at = _now(trainer), time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves the state before the first step; from now on signals take effect after a step."""
+        interruption.hold_signals()
+        self._kept_at = time.monotonic()
+        if self._kept is None:
+            self._keep(trainer)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves the state after the previous step, if a state is due or a signal came.
+
+        It waits until now because all of that step must be logged first.
+
+        Raises:
+            Stopped: for a signal.
+        """
+        assert self._kept is not None
+        stops = interruption.stop_requested()
+        passed = trainer.global_step - self._kept[0], time.monotonic() - self._kept_at
+        if _now(trainer) != self._kept and (stops or self._checkpoints.due(*passed)):
+            self._keep(trainer)
+        if stops:
+            interruption.release_signals()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps the state before a validation in the training, which a signal cuts short."""
+        if trainer.state.fn == "fit":
+            if _now(trainer) != self._kept:
+                self._keep(trainer)
+            interruption.release_signals()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lets signals take effect after a step again."""
+        if trainer.state.fn == "fit":
+            interruption.hold_signals()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps the state after the last step and its validation, also where a callback ended the training.
+
+        Raises:
+            Stopped: for a signal.
+        """
+        self._ended = True
+        self._keep(trainer)
+        interruption.release_signals()
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds the log so far to the checkpoint; a resumed run appends the rest to it."""
+        checkpoint["format"] = FORMAT
+        checkpoint["ended"] = self._ended
+        checkpoint["has_best_epoch"] = bool(self._best.best_model_path)
+        checkpoint["metrics"] = [_text(logger) for logger in _csv_loggers(trainer)]
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Restores the loops, the order of the data, the log, and the best epoch, also if the folder was
+        moved."""
+        step, validated = self._kept = checkpoint["global_step"], checkpoint["validated_step"]
+        checkpoint["loops"] = {"fit_loop": _loops(self._course, step, validated == step, checkpoint["ended"])}
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, InstructionData)
+        data.begin_at(*self._course.place(step))
+        for logger, text in zip(_csv_loggers(trainer), checkpoint["metrics"], strict=False):
+            _restore(logger, text)
+        state = checkpoint["callbacks"][self._best.state_key]
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[name] = state[name] and str(self._folder / Path(state[name]).name)
+        state["best_k_models"] = {
+            str(self._folder / Path(path).name): score for path, score in state["best_k_models"].items()
+        }
+        state["dirpath"] = self._best.dirpath
+
+
+def _now(trainer: L.Trainer) -> tuple[int, int]:
+    """Returns the number of steps done now, and the number done at the last validation."""
+    module: Any = trainer.lightning_module
+    return trainer.global_step, module.validated_step
+
+
+def _csv_loggers(trainer: L.Trainer) -> list[CSVLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+
+
+def _text(logger: CSVLogger) -> str:
+    logger.save()
+    file = Path(logger.experiment.metrics_file_path)
+    return file.read_bytes().decode() if file.exists() else ""
+
+
+def _restore(logger: CSVLogger, text: str) -> None:
+    """Lets a logger go on after the lines in `text`."""
+    writer = logger.experiment
+    file = Path(writer.metrics_file_path)
+    if text:
+        with written_whole(file) as part:
+            part.write_bytes(text.encode())
+        writer.metrics_keys = list(csv.DictReader(io.StringIO(text)).fieldnames or ())
+    else:
+        file.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A checkpoint on disk that is whole."""
+
+    path: Path
+    step: int
+    validated_step: int
+    has_best_epoch: bool
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """Returns the latest whole state of a run that was begun before; it ignores damaged states.
+
+    It prints where the run resumes, or why it starts over.
+    """
+    folder = directory / FOLDER
+    forget_parts(folder)
+    files = [folder / name for name in (LAST, PREVIOUS, BEST_EPOCH)]
+    found = {file.name: _read(file) for file in files if file.exists()}
+    for name in [name for name, state in found.items() if state is None]:
+        (folder / name).replace(folder / f"{name}.damaged")
+    whole = [state for state in found.values() if state is not None]
+    if found.get(BEST_EPOCH) is None:
+        whole = [state for state in whole if not state.has_best_epoch]
+    damaged = [shown(folder / name) for name, state in found.items() if state is None]
+    told = f"{', '.join(damaged)} {'is' if len(damaged) == 1 else 'are'} damaged: " if damaged else ""
+    if whole:
+        state = max(whole, key=lambda state: (state.step, state.validated_step))
+        source = f", from {state.path.name}" if damaged else ""
+        announce(f"{told}{shown(directory)} goes on after step {state.step} of its training{source}")
+        return state.path
+    if found:
+        announce(f"{told or 'No checkpoint is left of the best epoch: '}{shown(directory)} starts over")
+    elif (directory / "config.yaml").exists():
+        announce(f"{shown(directory)} was begun, and stopped before its first checkpoint: it starts over")
+    return None
+
+
+def _read(path: Path) -> _Found | None:
+    """Reads a checkpoint; returns None if it is damaged, or written by another version."""
+    state = whole_state(path)
+    if state is None or state.get("format") != FORMAT:
+        return None
+    return _Found(path, state["global_step"], state["validated_step"], state["has_best_epoch"])
+
+
+def whole_state(path: Path) -> dict[str, Any] | None:
+    """Returns the content of a checkpoint, read as far as it is used; None if a part fails its checksum.
+
+    Raises:
+        OSError: if it cannot be opened.
+    """
+    with path.open("rb") as stream:
+        try:
+            if zipfile.ZipFile(stream).testzip() is not None:
+                return None
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return state
+        except Exception:  # damaged bytes raise nearly anything
+            return None
