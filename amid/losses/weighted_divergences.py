@@ -1,4 +1,4 @@
-"""Losses that weigh divergences between teacher and student anew at every position."""
+"""Losses that weigh divergences between teacher and student at every position."""
 
 from abc import abstractmethod
 from collections.abc import Mapping

@@ -15,7 +15,8 @@ from amid.losses.numerics import finite_number
 class WeightedSum(Loss):
     """Σ weight · objective, an objective too; for example distillation plus a language-model loss.
 
-    `return_stats=True` gives the terms' sums, merged; where several give one of the same name, the first.
+    `return_stats=True` gives the sums of all terms. If several terms have a sum of the same name, the first
+    one is given.
 
     Args:
         terms: pairs of a finite weight and an objective, at least one. Each objective is given only

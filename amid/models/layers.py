@@ -52,7 +52,7 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
 
 
 def _check_configuration(model: PreTrainedModel, layers: Sequence[int]) -> None:
-    """Raises InputError where the configuration makes another model than this one of some layers only."""
+    """Raises InputError if the configuration does not describe this model of some layers only."""
     try:
         with torch.device("meta"):
             again = type(model)(type(model.config).from_dict(model.config.to_dict()))

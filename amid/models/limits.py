@@ -64,7 +64,7 @@ def table_of_positions(model: PreTrainedModel) -> int | None:
 
 
 def check_reads_forwards(name: str, model: PreTrainedModel) -> None:
-    """Checks that a model reads a text from left to right, as far as its modules tell; values are not needed.
+    """Checks that a model reads a text from left to right, as far as its modules show; values are not needed.
 
     Raises:
         InputError: for an encoder, such as BERT's, or an encoder with a decoder, such as T5.

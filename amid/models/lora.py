@@ -13,9 +13,9 @@ from amid.errors import InputError, shortened
 
 @dataclass(frozen=True)
 class LoRA:
-    """Which layers W get an adapter, W + (alpha / r) B A with A [r, in] and B [out, r], and how large it is.
+    """The settings of adapters: some layers W become W + (alpha / r) B A, with A [r, in] and B [out, r].
 
-    Everything else is frozen. A starts at random, B at 0, so that the model is the same at first.
+    All other weights are frozen. A starts at random, and B at 0, so that at first the model is the same.
 
     Args:
         r: rank of the adapters.

@@ -55,7 +55,7 @@ class LiveTeacher:
 
 
 class CachedTeacher:
-    """The stored states of a teacher, and its head; no weights of its body.
+    """A teacher with stored states and a head, without the weights of its body.
 
     Args:
         head: the teacher's head.
@@ -93,7 +93,7 @@ class CachedTeacher:
 
 
 class PartlyCachedTeacher:
-    """The stored states of the rows that are stored, and the model for all others."""
+    """A teacher that reads the states of stored rows, and runs the model on all other rows."""
 
     def __init__(self, live: LiveTeacher, cached: CachedTeacher) -> None:
         self.live, self.cached = live, cached

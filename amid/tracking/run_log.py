@@ -1,4 +1,4 @@
-"""The log of a run, `run.log`: what amid prints, and the warnings of libraries, which stay off the screen."""
+"""The log of a run, `run.log`: amid's messages, and the warnings of libraries, which stay off the screen."""
 
 import contextlib
 import logging
@@ -33,7 +33,7 @@ class HidingFormatter(logging.Formatter):
 
 
 class _File(logging.FileHandler):
-    """Prints no errors of its own: a disk that takes no line takes no result, and the run says so."""
+    """A log file that prints no errors: if the disk is full, the run cannot write its result, and says so."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):  # of opening the file
@@ -81,9 +81,9 @@ class _Libraries:
 
 @contextlib.contextmanager
 def off_the_screen() -> Iterator[None]:
-    """Within, Python's warnings and the logs of libraries do not reach the screen.
+    """Keeps Python's warnings and the logs of libraries off the screen within its block.
 
-    They go to the log of the run, within `logged`. With AMID_TRACEBACK=1 the screen shows warnings too.
+    Within `logged` they go to the log of the run. With AMID_TRACEBACK=1 the screen shows warnings too.
     """
     if _Libraries.active:
         yield
@@ -108,9 +108,9 @@ def off_the_screen() -> Iterator[None]:
 
 @contextlib.contextmanager
 def logged(directory: Path) -> Iterator[None]:
-    """Within, `run.log` in `directory` takes what amid announces and what libraries warn of, with the time.
+    """Writes amid's messages and libraries' warnings in its block to `directory`/run.log, with the time.
 
-    A warning stands in it once for each place that it comes from. Secrets are hidden.
+    A warning is in the log once for each place that it comes from. Secrets are hidden.
 
     Raises:
         Damaged: if the folder has a link in place of a file, such as of run.log.

@@ -44,7 +44,7 @@ def _answer(signum: int, frame: Any) -> None:
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Within, the signals raise `Stopped`: at once, or where the training holds them, after its step."""
+    """Makes signals raise `Stopped` in its block: at once, or after the step if the training holds them."""
     if _Asked.heeded or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -88,7 +88,7 @@ def stop_requested() -> bool:
 
 
 def signal_of(error: BaseException) -> int:
-    """The signal that led to `error`; Ctrl-C's where none is known."""
+    """Returns the signal that led to `error`; Ctrl-C's signal if none is known."""
     return next((link.signum for link in chain_of(error) if isinstance(link, Stopped)), int(signal.SIGINT))
 
 

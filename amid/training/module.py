@@ -68,11 +68,13 @@ class DistillationModule(L.LightningModule):
     gradient of a step is not finite, the step does not change the student and raises `Diverged`.
 
     The module logs the measures of `amid.measures`:
+
     - `train/NAME`, every `log_every_n_steps` steps and at the last step: the measures of `TRAINING` that the
       objective, its assistant and the text have.
     - `valid/NAME`, at each validation: the measures of `VALIDATION`; some need a teacher.
     - `valid/METRIC` and `valid/METRIC_best`, at each validation: the score of `valid_score`, such as
       `valid/rouge_l` (0..100).
+
     Shares are from 0 to 1. A sum that a user's own loss adds is logged by its name. `train/loss` includes
     `train/plain_text_loss` times its weight.
 
