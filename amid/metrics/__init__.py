@@ -1,9 +1,10 @@
 """Scores of generated text: text in, numbers out.
 
-Quality against references, higher is better, a `Metric` each: `rouge_l`, `rouge_n`, `exact_match`,
-`exact_answer` for each answer; `bleu`, `chrf` for a whole set. Diversity among answers, lower is more
-diverse: `self_bleu`, `self_bleu_per_prompt`; higher: `distinct_n`. What goes wrong in answers: `repetition`,
-`overlong`. All scores are on a scale of 0 to 100. `paired_bootstrap` says whether two systems' scores differ.
+Quality against references: `rouge_l`, `rouge_n`, `exact_match` and `exact_answer` score each answer, `bleu`
+and `chrf` score a whole set. Each is a `Metric`, and higher is better.
+Diversity among answers: lower `self_bleu` and `self_bleu_per_prompt` are more diverse, and so is a higher
+`distinct_n`. Faults of answers: `repetition`, `overlong`.
+All scores are on a scale of 0 to 100. `paired_bootstrap` tests whether the scores of two systems differ.
 """
 
 from amid.metrics.answers import exact_answer, final_number

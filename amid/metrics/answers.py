@@ -14,13 +14,13 @@ _NUMBER = re.compile(
 _MARKED = re.compile(rf"####\s*{_NUMBER.pattern}", flags=re.ASCII)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _THOUSANDS = re.compile(r"\{,\}|,?\\[,!]")
-"""How LaTeX sets them off: 1{,}000 or 1,\\!000 or 1\\,000."""
+"""The ways LaTeX sets off thousands: 1{,}000 or 1,\\!000 or 1\\,000."""
 
 
 def final_number(text: str) -> Decimal | None:
-    """The number that a worked solution ends in; None where there is none.
+    """Returns the number in which a worked solution ends; None if there is no number.
 
-    The first of these that the text has:
+    It is the first of these that the text has:
 
     - the first number that stands right after a `####`, as in GSM8K's own solutions;
     - the number in the last `\\boxed{…}`, if it is one number;

@@ -1,4 +1,4 @@
-"""Whether two systems differ by more than the choice of prompts explains."""
+"""Tests whether two systems differ by more than the choice of prompts explains."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,34 +9,34 @@ import numpy
 from numpy.typing import NDArray
 
 Resampled = Callable[[NDArray[numpy.int64]], NDArray[numpy.float64]]
-"""From how often each item of a set is drawn, [draws, items], to the score of each draw, [draws]."""
+"""A function from the count of each item in each draw, [draws, items], to the score of each draw, [draws]."""
 
 FEW = 50
-"""Of fewer prompts a difference is tested exactly: resampled with replacement, they vary too little."""
+"""With fewer prompts, the test is exact: samples with replacement would vary too little."""
 
 FEW_DIFFERENT = 10
-"""So it is where fewer prompts than these have unlike scores, however many there are."""
+"""The test is also exact if fewer prompts than this have different scores, whatever the number of prompts."""
 
 ENUMERATED = 13
-"""Of at most so many prompts all subsets are taken, 2^13 less the empty one; of more, drawn ones."""
+"""With at most this many prompts the test takes all 2^13 - 1 non-empty subsets; with more, random ones."""
 
 _FEWEST = 6
-"""Prompts that can reject at 5% at all: of five that all differ in one direction p is 1/16."""
+"""The fewest prompts that can reject at 5%: five prompts that all differ in one direction give p = 1/16."""
 
 _TAIL = 0.025
 _DRAWN_AT_ONCE = 2**18
-"""Prompts drawn at once, over all resamples: 2 MB of indices, so that a cache holds them."""
+"""The number of prompts drawn at once, over all resamples: 2 MB of indices, which fit in a cache."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference of two systems' scores of the same prompts, the first less the second."""
+    """The difference of two systems' scores on the same prompts, the first less the second."""
 
     difference: float
     low: float
-    """Lower end of the 95% confidence interval; minus infinity where so few prompts cannot bound it."""
+    """Lower end of the 95% confidence interval; minus infinity if the prompts are too few to bound it."""
     high: float
-    """Upper end of the interval; infinity where so few prompts cannot bound it."""
+    """Upper end of the interval; infinity if the prompts are too few to bound it."""
     p_value: float
     """Two-sided p-value. Bootstrap: twice the share of resamples with a difference of another sign or 0, at
     most 1. Exact test: the share of sign flips with a difference as large, never 0."""
@@ -57,7 +57,7 @@ class Comparison:
 
 
 def signed(value: float) -> str:
-    """A difference as reports write it: with its sign and two digits; an infinite one as ∞."""
+    """Returns a difference as reports write it: with its sign and two digits, or as ∞ if infinite."""
     return f"{value:+.2f}".replace("inf", "∞")
 
 
@@ -101,11 +101,13 @@ def paired_bootstraps(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> list[Comparison]:
-    """`paired_bootstrap` of many pairs of systems, equal to it; the prompts are drawn once for all.
+    """Computes `paired_bootstrap` for many pairs of systems, and draws the prompts once for all pairs.
+
+    The results equal `paired_bootstrap` of each pair.
 
     Args:
-        systems: of each the scores of the same prompts in the same order.
-        pairs: places in `systems` of the two to compare, the first less the second.
+        systems: for each system, the scores of the same prompts in the same order.
+        pairs: the places in `systems` of the two systems to compare, the first less the second.
         resamples: sets of prompts drawn.
         seed: the seed of the draws; the same seed gives the same result.
 
@@ -123,7 +125,7 @@ def paired_bootstraps(
 
     @cache
     def resampled() -> NDArray[numpy.float64]:
-        """The mean of each system over each draw, [systems, draws]."""
+        """Returns the mean of each system over each draw, [systems, draws]."""
         parts = [
             numpy.stack([of_system[drawn].mean(1) for of_system in scores])
             for drawn in _drawn(prompts, resamples, seed)
@@ -132,7 +134,7 @@ def paired_bootstraps(
 
     @cache
     def of_subsets() -> NDArray[numpy.float64]:
-        """The mean of each system over each subset, [systems, subsets]."""
+        """Returns the mean of each system over each subset, [systems, subsets]."""
         return _subset_means(scores, resamples, seed)
 
     means = scores.mean(1)
@@ -151,15 +153,15 @@ def paired_bootstraps(
 def paired_bootstrap_of_sets(
     first: Resampled, second: Resampled, prompts: int, *, resamples: int = 10_000, seed: int = 0
 ) -> Comparison:
-    """Tests the difference of two scores of whole sets, such as BLEU, which are no means over the prompts.
+    """Tests the difference of two whole-set scores, such as BLEU, that are no means over the prompts.
 
     For fewer than `FEW` prompts it tests exactly what each prompt adds to the difference, found by leaving
     the prompt out (the jackknife). For scores that are means this equals `paired_bootstrap`.
 
     Args:
-        first: the score of one system, from how often each prompt is drawn.
-        second: the same for the other system, with the same prompts in the same order.
-        prompts: how many there are.
+        first: a function from the number of times each prompt is drawn to the score of one system.
+        second: such a function for the other system, with the same prompts in the same order.
+        prompts: the number of prompts.
         resamples: sets of prompts drawn.
         seed: the seed of the draws; the same seed gives the same result.
 
@@ -190,7 +192,7 @@ def paired_bootstrap_of_sets(
 
 
 def how_tested(found: Sequence[Comparison]) -> str:
-    """How comparisons over the same prompts were made, as a part of a sentence: `by paired bootstrap …`."""
+    """Describes the test of comparisons over the same prompts as a phrase: `by paired bootstrap …`."""
     prompts = found[0].prompts
     exact = [one for one in found if one.exact]
     if not exact:
@@ -214,7 +216,7 @@ def _check(resamples: int) -> None:
 
 
 def _drawn(prompts: int, resamples: int, seed: int) -> Iterator[NDArray[numpy.int64]]:
-    """The places of the drawn prompts, [draws, prompts], all draws in parts."""
+    """Yields the places of the drawn prompts, [draws, prompts], in parts until all draws are done."""
     random = numpy.random.default_rng(seed)
     at_once = max(1, _DRAWN_AT_ONCE // prompts)
     for start in range(0, resamples, at_once):
@@ -222,7 +224,7 @@ def _drawn(prompts: int, resamples: int, seed: int) -> Iterator[NDArray[numpy.in
 
 
 def _subset_means(values: NDArray[numpy.float64], resamples: int, seed: int) -> NDArray[numpy.float64]:
-    """The mean of each row of `values`, [rows, prompts], over each subset of the prompts, [rows, subsets]."""
+    """Returns the mean of each row of `values`, [rows, prompts], over each subset, [rows, subsets]."""
     parts = []
     for subsets in _subsets(values.shape[1], resamples, seed):
         sizes = subsets.sum(1)
@@ -231,7 +233,7 @@ def _subset_means(values: NDArray[numpy.float64], resamples: int, seed: int) -> 
 
 
 def _subsets(prompts: int, resamples: int, seed: int) -> Iterator[NDArray[numpy.float64]]:
-    """Which prompts are in each non-empty subset, 1 or 0, [subsets, prompts]: in all, or in random ones."""
+    """Returns 1 for each prompt in a non-empty subset, else 0, [subsets, prompts]: all or random subsets."""
     if prompts <= ENUMERATED:
         numbers = numpy.arange(1, 2**prompts)
         yield (numbers[:, None] >> numpy.arange(prompts) & 1).astype(float)
@@ -240,12 +242,12 @@ def _subsets(prompts: int, resamples: int, seed: int) -> Iterator[NDArray[numpy.
     at_once = max(1, _DRAWN_AT_ONCE // prompts)
     for start in range(0, resamples, at_once):
         drawn = random.integers(2, size=(min(at_once, resamples - start), prompts))
-        drawn[drawn.sum(1) == 0] = 1  # once in 2^prompts
+        drawn[drawn.sum(1) == 0] = 1  # empty once in 2^prompts draws
         yield drawn.astype(float)
 
 
 def _compared(difference: float, resampled: NDArray[numpy.float64], prompts: int) -> Comparison:
-    """Of the difference on all prompts and on those of each draw."""
+    """Compares two systems, given the difference on all prompts and on the prompts of each draw."""
     against = resampled <= 0 if difference > 0 else resampled >= 0
     low, high = numpy.quantile(resampled, [_TAIL, 1 - _TAIL])
     p_value = min(1.0, 2 * float(against.mean()))
@@ -253,17 +255,17 @@ def _compared(difference: float, resampled: NDArray[numpy.float64], prompts: int
 
 
 def _exact(difference: float, of_subsets: NDArray[numpy.float64], prompts: int, largest: float) -> Comparison:
-    """The test by sign flips, from the difference on each subset of the prompts.
+    """Tests a difference exactly by sign flips, given the difference on each subset of the prompts.
 
-    To flip the signs of the differences in a subset S, each less a value v, makes their sum no smaller where
-    the mean over S is at most v. So the means of subsets, in order, are the ends of the intervals that the
-    test gives, and those up to 0 give its p. To flip no sign is one way more.
+    Take the differences, each less a value v, and flip their signs in a subset S. Their sum does not fall if
+    the mean over S is at most v. So the sorted means of subsets are the ends of the test's intervals, and the
+    means up to 0 give its p. One further way is to flip no sign.
 
     Args:
-        difference: on all prompts.
+        difference: the difference on all prompts.
         of_subsets: the difference on each subset.
-        prompts: how many there are.
-        largest: of the scores, by which rounding is told from a difference.
+        prompts: the number of prompts.
+        largest: the largest absolute score; a difference that is tiny beside it counts as rounding.
     """
     ordered = numpy.sort(numpy.where(numpy.abs(of_subsets) <= 1e-10 * largest, 0.0, of_subsets))
     if not ordered.any():  # equal scores on every prompt

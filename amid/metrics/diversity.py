@@ -1,4 +1,4 @@
-"""How much answers resemble each other and themselves."""
+"""Measures how much answers resemble each other, and how much they repeat themselves."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -14,11 +14,11 @@ from amid.metrics.quality import check_pairs
 from amid.metrics.words import check_tokenize, sacrebleu_tokenizer
 
 Smoothing = Literal["none", "floor", "add-k", "exp", "method1"]
-"""What is done about n-gram orders without a match: by sacrebleu, or by `method1` of NLTK, as in Texygen."""
+"""The smoothing of n-gram orders without a match: sacrebleu's, or `method1` of NLTK, as in Texygen."""
 
 METHOD1 = "method1"
 _EPSILON = 0.1
-"""The matches that `method1` counts where there are none."""
+"""The number of matches that `method1` counts for an order without any."""
 
 
 def self_bleu(
@@ -82,7 +82,7 @@ def self_bleu(
 def _bleu(
     correct: Sequence[int], own: int, nearest: int, smooth_method: Smoothing, smooth_value: float | None
 ) -> float:
-    """BLEU × 100 of one text of `own` words, of whose n-grams of each order `correct` are in the others."""
+    """Computes BLEU × 100 of a text of `own` words; `correct` counts its n-grams in the others, by order."""
     total = [max(own - n, 0) for n in range(len(correct))]
     if smooth_method == METHOD1:
         return _by_method1(correct, total, own, nearest, _EPSILON if smooth_value is None else smooth_value)
@@ -102,7 +102,7 @@ def _bleu(
 def _by_method1(
     correct: Sequence[int], total: Sequence[int], own: int, nearest: int, epsilon: float
 ) -> float:
-    """BLEU × 100 as NLTK computes it with `SmoothingFunction().method1` and equal weights."""
+    """Computes BLEU × 100 as NLTK does with `SmoothingFunction().method1` and equal weights."""
     if not correct[0]:
         return 0.0
     precisions = [(found or epsilon) / max(of, 1) for found, of in zip(correct, total, strict=True)]
@@ -238,12 +238,11 @@ def _ngrams(caller: str, texts: Sequence[str], n: int, tokenize: str) -> list[li
 
 
 def _shared_ngrams(texts: Sequence[Sequence[str]], order: int) -> list[int]:
-    """Of each text, as a list of words: its n-grams of one order, each counted as often at most as in the
-    other text that holds it most often.
+    """Counts for each text, a list of words, its n-grams of one order that other texts share.
 
-    Nearly all n-grams occur once in a text, and then only whether another text holds them matters: the
-    loops in Python go over the repeated ones alone. N-grams are strings, since millions of tuples would
-    occupy the garbage collector.
+    The count of an n-gram is at most its largest count in another text. Nearly all n-grams occur once in a
+    text. For these, only the presence in another text matters, so the Python loops visit repeated n-grams
+    alone. N-grams are strings, because millions of tuples would slow down the garbage collector.
     """
     ngrams = [tuple(map(" ".join, zip(*(words[i:] for i in range(order)), strict=False))) for words in texts]
     seen: set[str] = set()
@@ -255,7 +254,7 @@ def _shared_ngrams(texts: Sequence[Sequence[str]], order: int) -> list[int]:
         seen |= own
         again = Counter(every) if len(own) < len(every) else {}
         repeated.append({ngram: n for ngram, n in again.items() if n > 1})
-    # The first two of each n-gram's counts in the texts, in descending order: equal where two texts tie.
+    # The two largest counts of each n-gram over the texts; they are equal if two texts tie.
     top: dict[str, tuple[int, int]] = {}
     for ngram, n in chain.from_iterable(again.items() for again in repeated):
         first, second = top.get(ngram, (1, 1))
@@ -268,7 +267,7 @@ def _shared_ngrams(texts: Sequence[Sequence[str]], order: int) -> list[int]:
 
 
 def _closest_other(length: int, lengths: list[int]) -> int:
-    """The nearest of the sorted `lengths` once `length` itself is taken out, the shorter of two as near."""
+    """Returns the nearest of the sorted `lengths` without `length` itself; in a tie, the shorter one."""
     own = bisect_left(lengths, length)
     neighbours = lengths[max(own - 1, 0) : own] + lengths[own + 1 : own + 2]
     return min(neighbours, key=lambda other: (abs(other - length), other))

@@ -1,4 +1,4 @@
-"""How near answers are to their references."""
+"""Measures how close answers are to their references."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from rouge_score.scoring import fmeasure
 from amid.metrics.words import ROUGE_SCORE, check_tokenize, words_of
 
 CHARACTERS_OF_A_PROCESS = 5_000_000
-"""What one process scores in about a second; to start another takes 0.4 s."""
+"""The characters that one process scores in about a second; another process takes 0.4 s to start."""
 
 
 def rouge_l(
@@ -145,7 +145,7 @@ def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]])
 
 
 def check_pairs(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    """Refuses predictions and references that do not belong together.
+    """Refuses predictions and references that do not match.
 
     Raises:
         ValueError: if the lengths differ, or a prediction has no reference or one string in place of a list.
@@ -177,7 +177,7 @@ def _cpus() -> int:
 
 
 class _Other:
-    """A process that scores a part, begun at once and ended with the context.
+    """A process that scores a part of the pairs; it starts at once and ends with the context.
 
     It is a fresh interpreter rather than one of multiprocessing, which would run the main module again (or
     fork a process that holds torch's threads).
@@ -202,7 +202,7 @@ class _Other:
         return self
 
     def scores(self) -> list[float]:
-        """Waits for the scores of its part."""
+        """Waits for the scores of its part and returns them."""
         out, err = self._process.communicate()
         if self._process.returncode:
             raise RuntimeError(
@@ -219,7 +219,7 @@ class _Other:
 
 
 def _serve() -> None:
-    """What another process does: pairs from its standard input, their scores to its standard output."""
+    """Runs in another process: reads pairs from standard input, writes their scores to standard output."""
     json.dump(_rouge_l(*json.load(sys.stdin)), sys.stdout)
 
 
@@ -232,7 +232,7 @@ def _rouge_l_f1(target: list[str], prediction: list[str]) -> float:
 
 
 def _longest_common_subsequence(first: list[str], second: list[str]) -> int:
-    """Length of the longest common subsequence, one row of the table at a time as the bits of an integer.
+    """Returns the length of the longest common subsequence, with each row of the table in an integer's bits.
 
     Bit i of `row` is 0 where the table grows from column i to i + 1 (Hyyrö 2004, "Bit-parallel LCS-length
     computation revisited").

@@ -1,4 +1,4 @@
-"""What a metric is, and its value for a whole set."""
+"""The type of a metric, and its score for a whole set."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -16,26 +16,26 @@ class SetScore:
     signature: str | None = None
     """How the value was computed, such as sacrebleu's signature."""
     resampled: Resampled | None = field(default=None, compare=False, repr=False)
-    """From how often each answer is drawn, [draws, answers], to the score of each draw, [draws]; None where
-    that cannot be told."""
+    """A function from the count of each answer in each draw, [draws, answers], to the score of each draw,
+    [draws]; None if the metric cannot score draws."""
 
 
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], Sequence[float] | SetScore]
-"""From answers, `predictions=`, and the acceptable answers to the prompt of each, `references=`, to one score
-for each answer or one for all; 0 to 100, higher is better."""
+"""A function from `predictions=` (the answers) and `references=` (the acceptable answers to each prompt) to
+one score for each answer, or one score for all; 0 to 100, higher is better."""
 
 
 def tokenize_of(metric: Metric) -> str | None:
-    """The value of a metric's argument `tokenize`, such as `rouge_score`; None where it has no such one."""
+    """Returns the value of a metric's argument `tokenize`, such as `rouge_score`; None if it has none."""
     try:
         argument = inspect.signature(metric).parameters.get("tokenize")
-    except (TypeError, ValueError):  # of what is written in C
+    except (TypeError, ValueError):  # for functions written in C
         return None
     return argument.default if argument is not None and isinstance(argument.default, str) else None
 
 
 def set_score(metric: Metric, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> SetScore:
-    """The score of a whole set: the metric's own, or the mean over the answers.
+    """Returns the score of a whole set: the metric's own score, or the mean over the answers.
 
     Raises:
         ValueError: if there are no predictions, or the metric refuses them.

@@ -1,4 +1,4 @@
-"""How near translations are to their references, over a whole set."""
+"""Measures how close translations are to their references, over a whole set."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -25,8 +25,8 @@ def bleu(
 
         BP · exp(mean over n = 1..4 of log(matched n-grams of the set / n-grams of its predictions))
 
-    It is not the mean of the BLEUs of sentences. A reference that a prediction has fewer of than others is
-    left out for it.
+    It is not the mean of the BLEU scores of sentences. If a prediction has fewer references than others, the
+    missing references are left out.
 
     Args:
         predictions: one translation for each source; an empty one counts as of no words.

@@ -1,4 +1,4 @@
-"""How scores split text into words, and how much of a text they cannot read."""
+"""Splits text into words for the scores, and measures how much of a text a score cannot read."""
 
 import re
 import unicodedata
@@ -21,14 +21,14 @@ _SPACELESS = {
     **dict.fromkeys(("13a", "intl", "none"), re.compile(f"[{_HAN}{_KANA}{_SOUTH_EAST_ASIAN}]")),
     "zh": re.compile(f"[{_KANA}{_SOUTH_EAST_ASIAN}]"),
 }
-"""Letters of scripts without spaces between words, which a tokeniser leaves in one piece."""
+"""The letters, of scripts without spaces between words, that a tokeniser leaves in one piece."""
 
 
 def check_tokenize(tokenize: str, *further: str) -> None:
     """Refuses the name of a tokeniser that neither sacrebleu nor `further` has.
 
     Raises:
-        ValueError: with the names there are.
+        ValueError: naming the known tokenisers.
     """
     if tokenize in further:
         return
@@ -41,10 +41,10 @@ def check_tokenize(tokenize: str, *further: str) -> None:
 
 @cache
 def sacrebleu_tokenizer(name: str) -> Any:
-    """A tokeniser of sacrebleu by its name: from a text to its tokens, with spaces between them.
+    """Returns a sacrebleu tokeniser by its name: a function from a text to its tokens, joined by spaces.
 
     Raises:
-        ValueError: if what it needs besides sacrebleu is not installed.
+        ValueError: if a package that it needs besides sacrebleu is not installed.
     """
     from sacrebleu.metrics.bleu import BLEU
 
@@ -58,29 +58,29 @@ def sacrebleu_tokenizer(name: str) -> Any:
 
 
 def words_of(tokenize: str) -> Callable[[str], list[str]]:
-    """What splits a text into the words that ROUGE compares; each recent text is split once.
+    """Returns a function that splits a text into the words that ROUGE compares; it caches recent texts.
 
     Raises:
-        ValueError: for a tokeniser that is unknown or cannot be had.
+        ValueError: for a tokeniser that is unknown or not installed.
     """
     check_tokenize(tokenize, ROUGE_SCORE)
     if tokenize == ROUGE_SCORE:
         split = DefaultTokenizer(use_stemmer=False).tokenize
-        stem = cache(DefaultTokenizer(use_stemmer=True).tokenize)  # of one word: a list of one stem
+        stem = cache(DefaultTokenizer(use_stemmer=True).tokenize)  # gives a list of one stem for a word
         return lru_cache(maxsize=4096)(lambda text: [s for word in split(text) for s in stem(word)])
     tokenizer = sacrebleu_tokenizer(tokenize)
     return lru_cache(maxsize=4096)(lambda text: tokenizer(text.lower().rstrip()).split())
 
 
 def unread(tokenize: str, texts: Iterable[str]) -> float:
-    """Which share of the characters of texts a tokenisation drops or does not split into words, × 100.
+    """Computes the share of characters, × 100, that a tokenisation drops or does not split into words.
 
-    `rouge_score` drops all letters, digits and signs but a-z and 0-9. sacrebleu's `13a`, `intl` and `none`
-    leave scripts without spaces between words in one piece: Chinese, Japanese, Thai and others; `zh` those
-    but Chinese. Punctuation, white space and control characters do not count.
+    `rouge_score` drops all letters, digits and signs except a-z and 0-9. sacrebleu's `13a`, `intl` and `none`
+    leave scripts without spaces between words in one piece: Chinese, Japanese, Thai and others. `zh` splits
+    Chinese but not the other scripts. Punctuation, white space and control characters do not count.
 
     Returns:
-        From 0, also of texts without a character that counts, to 100 (nothing can be read).
+        From 0 (also for texts without a character that counts) to 100 (nothing can be read).
     """
     lowered = [text.lower() for text in texts]
     foreign = Counter(chain.from_iterable(text for text in lowered if not text.isascii()))
@@ -96,6 +96,6 @@ def unread(tokenize: str, texts: Iterable[str]) -> float:
 
 
 def _counts(character: str) -> bool:
-    """Whether it is a letter, a mark on one, a digit, or a sign such as an emoji; not what no text holds."""
+    """Returns whether a character counts: a letter, a mark on one, a digit, or a sign other than U+FFFD."""
     category = unicodedata.category(character)
     return category[0] in "LMN" or (category == "So" and character != "\ufffd")

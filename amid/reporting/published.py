@@ -161,7 +161,7 @@ def beside_published(table: Table) -> Section | None:
 
 
 def other_pairs(table: Table) -> str | None:
-    """Returns a sentence if the published scores belong to other pairs or data than all runs; else empty."""
+    """Returns a sentence if the published scores belong to other pairs or data than all runs; else None."""
     pairs = {(figures.pair["model"], figures.pair["data"]) for figures in published()}
     if any((row.labels.get("model"), row.labels.get("data")) in pairs for row in table.rows):
         return None
