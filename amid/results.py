@@ -13,7 +13,7 @@ from amid.measures import OF_ANSWERS, VALIDATION, measure_of
 
 RESULT_FILE = "result.json"
 BEST = Path("checkpoints") / "best"
-"""Where a finished run keeps its student, as `save_pretrained` writes it."""
+"""The folder with a finished run's student, as `save_pretrained` writes it."""
 
 SCHEMA = 1
 """Version of the file's layout, raised when a reader of the old one would misread the new one."""
@@ -47,7 +47,7 @@ class Score:
 
     mean: float
     std: float | None
-    """Sample standard deviation (divided by n - 1); None where there is one value only."""
+    """Sample standard deviation (divided by n - 1); None for a single value."""
     values: list[float]
     """One per seed, in the order of the seeds."""
     signature: str | None = None
@@ -78,7 +78,7 @@ class RunResult:
     name: str
     """The run's name, such as that of its folder."""
     labels: dict[str, Label]
-    """What sets this run apart from others, without the seed: runs with equal labels are repetitions.
+    """The labels that separate runs, except the seed: runs with equal labels are repetitions.
 
     At least `method`, `model`, `data`, `divergence`, `assistant`, `alpha`, `lam` and `order`; `alpha` and
     `lam` are None without an assistant.

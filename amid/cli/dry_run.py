@@ -61,7 +61,7 @@ COUNTED = (
     "for a token. Not counted: logs and tokenised data on disk; the memory of keys and values where answers "
     "are drawn, and of Python and its libraries (about 1 GB)."
 )
-"""What the estimates hold."""
+"""The note on what the estimates count and what they leave out."""
 
 
 def _table(entries: Sequence["_Entry"], works: Iterable[Once]) -> Table:

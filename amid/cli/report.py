@@ -8,7 +8,7 @@ from amid.console import console
 from amid.reporting import write_report
 
 MARKS = {"*": "its 95% interval leaves out 0", "†": "read second-hand"}
-"""What the marks in the further tables mean."""
+"""The meaning of the marks in the further tables."""
 
 
 def parser() -> argparse.ArgumentParser:

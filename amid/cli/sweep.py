@@ -54,7 +54,7 @@ def _sweep_help() -> None:
 
 
 def _read_sweep(name: str, words: Sequence[str]) -> Sweep:
-    """The sweep of a file, with scale=NAME and KEY=VALUE, after a check of its first run.
+    """Reads the sweep of a file with scale=NAME and KEY=VALUE, and checks its first run.
 
     Raises:
         InputError: for a word that is neither, or a setting that is refused.

@@ -1,4 +1,4 @@
-"""Whether an answer ends in the right number."""
+"""Scores whether an answer ends in the right number."""
 
 import re
 from collections.abc import Sequence

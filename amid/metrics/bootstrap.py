@@ -41,9 +41,9 @@ class Comparison:
     """Two-sided p-value. Bootstrap: twice the share of resamples with a difference of another sign or 0, at
     most 1. Exact test: the share of sign flips with a difference as large, never 0."""
     prompts: int
-    """How many prompts both systems answered."""
+    """The number of prompts that both systems answered."""
     exact: bool
-    """Whether interval and p come from the exact test for few prompts, not from the bootstrap."""
+    """Whether the exact test for few prompts gave the interval and p, not the bootstrap."""
 
     @property
     def significant(self) -> bool:

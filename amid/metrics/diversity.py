@@ -29,14 +29,14 @@ def self_bleu(
     tokenize: str = "13a",
     order: int = MAX_NGRAM_ORDER,
 ) -> float:
-    """Self-BLEU: the mean over texts of the BLEU of each text with all the others as its references.
+    """Computes Self-BLEU: the mean over texts of the BLEU of each text with all other texts as references.
 
         mean over i of  sentence_bleu(texts[i], texts without the i-th)
 
-    The BLEU is that of `sacrebleu.sentence_bleu`: n-grams up to 4, effective order (orders longer than the
-    text are left out), and by default exponential smoothing and the 13a tokeniser. Equal to calling it text
-    by text, but in time linear in the number of words: counts are clipped at the largest count among the
-    other texts, for which the two largest over all texts suffice.
+    The BLEU is `sacrebleu.sentence_bleu`: n-grams up to 4, effective order (orders longer than the text are
+    left out), and by default exponential smoothing and the 13a tokeniser. The result equals calling it text
+    by text, in time linear in the number of words: counts are clipped at the largest count among the other
+    texts, and the two largest counts over all texts give this.
 
     Texygen's Self-BLEU-n is `smooth_method="method1", order=n`: the `sentence_bleu` of NLTK with equal
     weights and `SmoothingFunction().method1`. An order without a match counts as 0.1 matches, no order is
@@ -118,9 +118,9 @@ def self_bleu_per_prompt(
     tokenize: str = "13a",
     order: int = MAX_NGRAM_ORDER,
 ) -> float:
-    """The mean over prompts of the Self-BLEU among the samples of one prompt.
+    """Computes the mean over prompts of the Self-BLEU among the samples of one prompt.
 
-    Unlike `self_bleu` over all answers it does not count that different prompts call for different answers.
+    Unlike `self_bleu` over all answers, it does not reward that different prompts need different answers.
 
     Args:
         samples: for each prompt, at least two sampled answers.
@@ -155,11 +155,11 @@ def self_bleu_per_prompt(
 
 
 def distinct_n(texts: Sequence[str], *, n: int, tokenize: str = "13a") -> float:
-    """Which share of the n-grams of all texts are different ones, × 100: distinct-n.
+    """Computes distinct-n: the share of different n-grams among the n-grams of all texts, × 100.
 
         100 · different n-grams of the texts / n-grams of the texts
 
-    It falls with the number and the length of texts, so compare equally many of like length.
+    It falls with the number and the length of texts, so compare equally many texts of similar length.
 
     Args:
         texts: at least one.
@@ -180,7 +180,7 @@ def distinct_n(texts: Sequence[str], *, n: int, tokenize: str = "13a") -> float:
 
 
 def repetition(texts: Sequence[str], *, n: int = 4, tokenize: str = "13a") -> list[float]:
-    """Which share of each text's n-grams stood in it before, × 100: rep-n.
+    """Computes rep-n: the share of each text's n-grams that occurred earlier in the text, × 100.
 
         100 · (1 - different n-grams of the text / n-grams of the text)
 
@@ -204,9 +204,9 @@ def repetition(texts: Sequence[str], *, n: int = 4, tokenize: str = "13a") -> li
 def overlong(
     predictions: Sequence[str], references: Sequence[Sequence[str]], *, times: float = 2.0
 ) -> list[float]:
-    """Whether each prediction has over `times` as many words as its longest reference: 100 if so, else 0.
+    """Returns 100 for each prediction with over `times` as many words as its longest reference, else 0.
 
-    Words are what stands between white space.
+    White space separates words.
 
     Args:
         predictions: one answer for each prompt.

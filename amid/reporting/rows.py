@@ -203,7 +203,7 @@ def overrides(result: RunResult) -> list[str]:
 
 
 def _shared_settings(results: Sequence[RunResult]) -> dict[Label, set[str]]:
-    """Returns, for each data, the settings of all runs and the data settings of all runs on that data."""
+    """Returns for each data set the settings of all runs, and the data settings of all runs on that data."""
     of_all = set.intersection(*(set(overrides(result)) for result in results))
     by_data: dict[Label, set[str]] = {}
     for result in results:

@@ -86,7 +86,7 @@ class Table:
 
     @cached_property
     def quality(self) -> str:
-        """The main metric of quality; `diversity` where there is none."""
+        """The main metric of quality; `diversity` if there is no quality metric."""
         return self.metrics[0]
 
     @cached_property
@@ -145,7 +145,7 @@ class Table:
 
     @cached_property
     def _own_classes(self) -> list[str]:
-        """The labels that name classes of the user's own, which all rows have."""
+        """The labels that name a class of the user's own and are equal in all rows."""
         return [
             label
             for label in OF_CLASSES

@@ -29,10 +29,10 @@ _REFERENCES = ("references", "reference", "output")
 _ANSWERS = ("answers", "answer", "prediction")
 
 _OF_A_LINE = {"instruction", "input", "seed", *_REFERENCES, *_ANSWERS}
-"""What the lines of a file may have besides `Answered.fields`."""
+"""The keys that the lines of a file may have besides `Answered.fields`."""
 
 FORM = 'give JSON Lines, an object a line, such as {"references": ["Paris"], "answers": ["Paris", "It is."]}'
-"""What a file of answers is, for the message on one that is not."""
+"""The form of a file of answers, for the message about a file in another form."""
 
 
 class MadeFrom(Record):
