@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from amid import results
 from amid.cli import report, score
 from amid.cli.main import main
-from amid.config import compose as config
+from amid.config import folders
 from amid.config.compose import register_resolvers
 from amid.config.folders import CONF, SWEEPS
 from amid.config.overrides import check_overrides
@@ -71,7 +71,7 @@ def with_file(monkeypatch, tmp_path, name, text):
     folder = tmp_path / "conf"
     shutil.copytree(CONF, folder)
     (folder / name).write_text(text, encoding="utf-8")
-    monkeypatch.setattr(config, "CONF", folder)
+    monkeypatch.setattr(folders, "CONF", folder)
     return folder
 
 

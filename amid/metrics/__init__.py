@@ -4,7 +4,8 @@ Quality against references: `rouge_l`, `rouge_n`, `exact_match` and `exact_answe
 and `chrf` score a whole set. Each is a `Metric`, and higher is better.
 Diversity among answers: lower `self_bleu` and `self_bleu_per_prompt` are more diverse, and so is a higher
 `distinct_n`. Faults of answers: `repetition`, `overlong`.
-All scores are on a scale of 0 to 100. `paired_bootstrap` tests whether the scores of two systems differ.
+All scores are on a scale of 0 to 100. `paired_bootstrap` tests whether the scores of two systems differ,
+`compare_at` and `compare_areas` whether they differ at equal diversity.
 """
 
 from amid.metrics.answers import exact_answer, final_number
@@ -19,6 +20,7 @@ from amid.metrics.bootstrap import (
     signed,
 )
 from amid.metrics.diversity import distinct_n, overlong, repetition, self_bleu, self_bleu_per_prompt
+from amid.metrics.fronts import Front, compare_areas, compare_at, quality_at
 from amid.metrics.quality import exact_match, rouge_l, rouge_n
 from amid.metrics.scores import Metric, SetScore, set_score, tokenize_of
 from amid.metrics.translation import bleu, chrf
@@ -28,11 +30,14 @@ __all__ = [
     "FEW",
     "ROUGE_SCORE",
     "Comparison",
+    "Front",
     "Metric",
     "Resampled",
     "SetScore",
     "bleu",
     "chrf",
+    "compare_areas",
+    "compare_at",
     "distinct_n",
     "exact_answer",
     "exact_match",
@@ -42,6 +47,7 @@ __all__ = [
     "paired_bootstrap",
     "paired_bootstrap_of_sets",
     "paired_bootstraps",
+    "quality_at",
     "repetition",
     "rouge_l",
     "rouge_n",

@@ -410,7 +410,7 @@ class TestBrowser:
             for name in ("Repetition", "Length")
         )
         self.choose(page, "#score", repetition)
-        assert "Down is better" in page("document.querySelector('#plane figcaption').innerText")
+        assert "Lower is better" in page("document.querySelector('#plane figcaption').innerText")
         points = page("[...document.querySelectorAll('#plane .pt')].map(p => p.getAttribute('aria-label'))")
         on_front = [label for label in points if "on the Pareto front" in label]
         assert [label.split("\n")[0] for label in on_front] == [
@@ -481,7 +481,7 @@ class TestBrowser:
         save(run, tmp_path / "runs" / "a")
         write(tmp_path / "runs")
         browser.open(tmp_path / "runs" / "report" / "report.html")
-        assert "folders hold none" in browser("document.querySelector('#answers').innerText")
+        assert "folders of the runs hold none" in browser("document.querySelector('#answers').innerText")
         assert browser("document.querySelectorAll('#table tbody tr').length") == 1
         assert browser("document.querySelectorAll('figure:not([hidden])').length") == 0
 
