@@ -58,11 +58,14 @@ def parsed_overrides(overrides: Sequence[str]) -> list[Override]:
             raise InputError(f"{override} ends with a comma; leave it out, or write another value after it")
         if override.startswith("="):
             raise InputError(f"{override} has no name before its =; write KEY=VALUE without spaces around =")
+        if override.partition("=")[2].startswith("="):
+            raise InputError(f"{shortened(override)} has == where one = belongs; write KEY=VALUE")
         try:
             parsed.append(parser.parse_override(override))
         except (HydraException, ValueError) as error:
+            reason = first_line(error).partition(" expecting ")[0]  # which lists the grammar's tokens
             raise InputError(
-                f"{shortened(override)} cannot be read ({first_line(error)}); write KEY=VALUE, and a value "
+                f"{shortened(override)} cannot be read ({reason}); write KEY=VALUE, and a value "
                 "with spaces or brackets in quotes that the shell leaves: \"KEY='VALUE'\""
             ) from error
     return parsed

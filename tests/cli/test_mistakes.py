@@ -45,6 +45,7 @@ from amid.training.normalisation import denominators
             marks=pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed"),
         ),
         (["assistant.alpha=-5,"], "assistant.alpha=-5, ends with a comma"),
+        (["seed==1"], "seed==1 has == where one = belongs; write KEY=VALUE"),
         (
             ["divergence=kl", "divergence._target_=torch.nn.functional.kl_div"],
             "a plain function needs _partial_: true",
