@@ -282,15 +282,25 @@ def test_values_of_a_configuration_that_make_no_model(given, message):
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("given", "read"),
     [
-        {"model_type": "gpt2", "hidden_size": 32, "num_attention_heads": 4, "num_labels": 3},
-        {"model_type": "llama", "rope_theta": 5e5, "rope_scaling": None, "torch_dtype": "float32"},
-        {"model_type": "mistral", "sliding_window": None, "_attn_implementation": "eager"},
+        (
+            {"model_type": "gpt2", "hidden_size": 32, "num_attention_heads": 4, "num_labels": 3},
+            {"n_embd": 32, "n_head": 4, "num_labels": 3},
+        ),
+        (
+            {"model_type": "llama", "rope_theta": 5e5, "rope_scaling": None, "torch_dtype": "float32"},
+            {"model_type": "llama", "dtype": torch.float32},
+        ),
+        (
+            {"model_type": "mistral", "sliding_window": None, "_attn_implementation": "eager"},
+            {"sliding_window": None, "_attn_implementation": "eager"},
+        ),
     ],
 )
-def test_other_names_of_fields_that_transformers_takes(given):
-    ModelSource(architecture=given).config(tokenizer())
+def test_other_names_of_fields_that_transformers_takes(given, read):
+    config = ModelSource(architecture=given).config(tokenizer())
+    assert {name: getattr(config, name) for name in read} == read
 
 
 @pytest.mark.parametrize("field", ["rms_norm_eps", "attention_dropout", "rope_parameters"])
