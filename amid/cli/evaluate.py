@@ -18,6 +18,7 @@ from amid.config.run_names import further_settings
 from amid.config.run_settings import REMEDY, Stored, read_settings, recorded_hash, stored_student
 from amid.console import announce, shown
 from amid.errors import InputError
+from amid.experiment.checks import named_by_key
 from amid.experiment.evaluation import announce_unread, check_metrics, evaluate_sets
 from amid.experiment.plan import Plan
 from amid.experiment.record import versions, write_config
@@ -157,8 +158,9 @@ def _model(plan: Plan) -> tuple[ModelSource, PreTrainedTokenizerBase]:
     """
     plan.check_at_once()
     source = plan.source("student")
-    tokenizer = load_tokenizer(str(source.path))
-    skeleton = source.skeleton(source.config(tokenizer))
+    with named_by_key("student"):
+        tokenizer = load_tokenizer(str(source.path))
+        skeleton = source.skeleton(source.config(tokenizer))
     check_reads_forwards(str(source.path), skeleton)
     check_lengths(str(source.path), skeleton, plan.longest_texts("generation"))
     return source, tokenizer

@@ -103,7 +103,7 @@ def check_models(plan: Plan) -> None:
         )
     shared = getattr(plan.objective, "shared_vocab", None)
     for role in models:
-        with _named(role):
+        with named_by_key(role):
             source = plan.source(role)
             skeleton = source.skeleton(source.config(tokenizer))
             source.check_rows(skeleton, tokenizer)
@@ -118,14 +118,17 @@ def check_models(plan: Plan) -> None:
         reads = ("data", "text", *(("generation",) if role == "student" else ()))
         check_lengths(name, skeleton, plan.longest_texts(*reads))
         if source.path is not None:
-            check_same_tokens(role, tokenizer, load_tokenizer(source.path))
+            with named_by_key(role):
+                own = load_tokenizer(source.path)
+            check_same_tokens(role, tokenizer, own)
 
 
 @contextlib.contextmanager
-def _named(role: str) -> Iterator[None]:
+def named_by_key(role: str) -> Iterator[None]:
     """Has a mistake in the settings of a model name them by their keys, such as `model.teacher.path`."""
     try:
         yield
     except InputError as error:
         text = str(error).replace("model.student.layers", "model layers")
+        text = re.sub(r"^tokenizer (?=path=)", f"the tokenizer of model.{role}.", text)
         raise InputError(re.sub(r"^model (?=[a-z]+[=.])", f"model.{role}.", text)) from error

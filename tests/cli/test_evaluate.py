@@ -44,7 +44,7 @@ def test_a_refused_evaluation_leaves_no_folder(tmp_path):
         ),
         (
             ["data=jsonl", "model.student.path=/no,/none"],
-            "run 1 of 2 (model.student.path=/no): tokenizer path=",
+            "run 1 of 2 (model.student.path=/no): the tokenizer of model.student.path='/no'",
         ),
         (["data=jsonl", "name=a,b"], "run 1 of 2 (name=a): give a finished run to score"),
     ],
