@@ -103,6 +103,11 @@ class RunResult:
     """Seconds of each part of the run. After a resume, `train` covers all processes, other parts the last."""
     versions: dict[str, str]
     """The versions of the packages that the numbers depend on."""
+    ladders: dict[str, dict[float, dict[str, dict[str, Score]]]] = field(default_factory=dict)
+    """The scores at other temperatures ("temperature") or other top-p ("top_p"), each a `scores` by rung.
+
+    A rung that equals the run's own temperature or top-p has the scores of `scores`. Empty without ladders.
+    """
     files: dict[str, str] = field(default_factory=dict)
     """Checksums of the student's files and of the curves (`sums_of_run`), by their paths in the run's folder;
     empty if an earlier version of amid wrote the record."""
@@ -297,28 +302,37 @@ def _encode(result: RunResult) -> dict[str, Any]:
     def numbers(values: Mapping[str, float]) -> dict[str, Label]:
         return {key: _to_json(float(value)) for key, value in values.items()}
 
+    ladders = {
+        ladder: {str(float(rung)): _scores_to_json(scores) for rung, scores in rungs.items()}
+        for ladder, rungs in result.ladders.items()
+    }
     return {
         "schema": SCHEMA,
         "name": result.name,
         "labels": {key: _to_json(value) for key, value in result.labels.items()},
         "config_hash": result.config_hash,
         "seed": result.seed,
-        "scores": {
-            dataset: {
-                metric: {
-                    "mean": _to_json(float(score.mean)),
-                    "std": None if score.std is None else _to_json(float(score.std)),
-                    "values": [_to_json(float(value)) for value in score.values],
-                    **({} if score.signature is None else {"signature": score.signature}),
-                }
-                for metric, score in metrics.items()
-            }
-            for dataset, metrics in result.scores.items()
-        },
+        "scores": _scores_to_json(result.scores),
+        **({"ladders": ladders} if ladders else {}),
         "training": numbers(result.training),
         "timings": numbers(result.timings),
         "versions": result.versions,
         **({"files": result.files} if result.files else {}),
+    }
+
+
+def _scores_to_json(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
+    return {
+        dataset: {
+            metric: {
+                "mean": _to_json(float(score.mean)),
+                "std": None if score.std is None else _to_json(float(score.std)),
+                "values": [_to_json(float(value)) for value in score.values],
+                **({} if score.signature is None else {"signature": score.signature}),
+            }
+            for metric, score in metrics.items()
+        }
+        for dataset, metrics in scores.items()
     }
 
 
@@ -328,12 +342,24 @@ def _decode(record: dict[str, Any]) -> RunResult:
         labels=_mapping(record["labels"], _label),
         config_hash=_string(record["config_hash"]),
         seed=_integer(record["seed"]),
-        scores=_mapping(record["scores"], lambda metrics: _mapping(metrics, _score)),
+        scores=_scores(record["scores"]),
+        ladders=_mapping(record.get("ladders", {}), _rungs),
         training=_training(record["training"]),
         timings=_mapping(record["timings"], _seconds),
         versions=_mapping(record["versions"], _string),
         files=_mapping(record.get("files", {}), _string),
     )
+
+
+def _scores(value: Any) -> dict[str, dict[str, Score]]:
+    return _mapping(value, lambda metrics: _mapping(metrics, _score))
+
+
+def _rungs(value: Any) -> dict[float, dict[str, dict[str, Score]]]:
+    found = {float(rung): scores for rung, scores in _mapping(value, _scores).items()}
+    if not all(math.isfinite(rung) and rung >= 0 for rung in found):
+        raise ValueError(f"a ladder has the rungs {', '.join(map(str, found))}, not all finite and from 0")
+    return found
 
 
 def _training(value: Any) -> dict[str, float]:

@@ -71,6 +71,22 @@ class TestRoundTrip:
         assert written["bleu"]["signature"] == "tok:13a"
         assert set(written["chrf"]) == {"mean", "std", "values"}
 
+    def test_ladders_stay_and_only_where_there_are_some(self, tmp_path):
+        low = {"dolly": {"rouge_l": Score.over_seeds([30.0, 32.0])}}
+        run = dataclasses.replace(RUN, ladders={"temperature": {0.55: low, 1.0: RUN.scores}})
+        file = save(run, tmp_path)
+        assert load(file) == run
+        assert list(json.loads(file.read_text(encoding="utf-8"))["ladders"]["temperature"]) == ["0.55", "1.0"]
+        assert "ladders" not in json.loads(save(RUN, tmp_path).read_text(encoding="utf-8"))
+
+    @pytest.mark.parametrize("rung", ["warm", "nan", "-1"])
+    def test_a_rung_that_is_no_number(self, tmp_path, rung):
+        content = {"schema": 1, **json.loads(save(RUN, tmp_path).read_text(encoding="utf-8"))}
+        content.pop("checksum")
+        write_json(tmp_path / RESULT_FILE, content | {"ladders": {"temperature": {rung: {}}}})
+        with pytest.raises(Damaged, match="is damaged"):
+            load(tmp_path)
+
     @given(
         numbers=st.lists(st.floats(), min_size=1, max_size=3),
         labels=st.dictionaries(

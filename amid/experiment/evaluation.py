@@ -30,9 +30,11 @@ from amid.scoring.answers import (
     write_per_prompt,
 )
 from amid.scoring.scores import (
+    diversity_per_prompt,
     metric_values,
     per_prompt,
     score_answers,
+    self_bleus_by_seed,
     set_scores,
     tokenize_for_answers,
     unread_by,
@@ -141,21 +143,24 @@ def _scored(
     """Scores the answers in the files of each set, one file per seed; writes the scores of each prompt."""
     by_seed = {name: [read_answers(file) for file in of_set] for name, of_set in files.items()}
     given = {name: metric_values(metrics, answered) for name, answered in by_seed.items()}
+    words = tokenize_for_answers(metrics)
+    alike = {name: self_bleus_by_seed(answered, words) for name, answered in by_seed.items()}
     of_prompts = {
         name: {
             metric: values
             for metric, scores in given[name].items()
             if (values := per_prompt(scores, answered)) is not None
         }
+        | diversity_per_prompt(answered, alike[name], words)
         for name, answered in by_seed.items()
     }
-    words = tokenize_for_answers(metrics)
     not_read = {name: unread_by(metrics, answered, words) for name, answered in by_seed.items()}
     firsts = {name: answered[0] for name, answered in by_seed.items()}
     write_per_prompt(directory, of_prompts, firsts, not_read)
     _note(directory / PER_PROMPT, known)
     return {
-        name: set_scores(given[name], metrics) | score_answers(of, {}, words) for name, of in by_seed.items()
+        name: set_scores(given[name], metrics) | score_answers(of, {}, words, alike[name])
+        for name, of in by_seed.items()
     }
 
 

@@ -19,7 +19,14 @@ from amid.metrics.bootstrap import (
     paired_bootstraps,
     signed,
 )
-from amid.metrics.diversity import distinct_n, overlong, repetition, self_bleu, self_bleu_per_prompt
+from amid.metrics.diversity import (
+    distinct_n,
+    overlong,
+    repetition,
+    self_bleu,
+    self_bleu_per_prompt,
+    self_bleus,
+)
 from amid.metrics.fronts import Front, compare_areas, compare_at, quality_at
 from amid.metrics.quality import exact_match, rouge_l, rouge_n
 from amid.metrics.scores import Metric, SetScore, set_score, tokenize_of
@@ -53,6 +60,7 @@ __all__ = [
     "rouge_n",
     "self_bleu",
     "self_bleu_per_prompt",
+    "self_bleus",
     "set_score",
     "signed",
     "tokenize_of",

@@ -118,7 +118,7 @@ def self_bleu_per_prompt(
     tokenize: str = "13a",
     order: int = MAX_NGRAM_ORDER,
 ) -> float:
-    """Computes the mean over prompts of the Self-BLEU among the samples of one prompt.
+    """Computes the mean over prompts of the Self-BLEU among the samples of one prompt (`self_bleus`).
 
     Unlike `self_bleu` over all answers, it does not reward that different prompts need different answers.
 
@@ -137,6 +137,36 @@ def self_bleu_per_prompt(
     """
     if not samples:
         raise ValueError("self_bleu_per_prompt needs the samples of at least one prompt, got none")
+    return fmean(
+        self_bleus(
+            samples, smooth_method=smooth_method, smooth_value=smooth_value, tokenize=tokenize, order=order
+        )
+    )
+
+
+def self_bleus(
+    samples: Sequence[Sequence[str]],
+    *,
+    smooth_method: Smoothing = "exp",
+    smooth_value: float | None = None,
+    tokenize: str = "13a",
+    order: int = MAX_NGRAM_ORDER,
+) -> list[float]:
+    """Computes the Self-BLEU among the samples of each prompt.
+
+    Args:
+        samples: for each prompt, at least two sampled answers.
+        smooth_method: as in `self_bleu`.
+        smooth_value: as in `self_bleu`.
+        tokenize: as in `self_bleu`.
+        order: as in `self_bleu`.
+
+    Returns:
+        One value for each prompt, from 0 to 100. Lower is more diverse.
+
+    Raises:
+        ValueError: as `self_bleu`, naming the prompt.
+    """
     scores = []
     for index, texts in enumerate(samples):
         try:
@@ -151,7 +181,7 @@ def self_bleu_per_prompt(
             )
         except ValueError as error:
             raise ValueError(f"samples[{index}]: {error}") from None
-    return fmean(scores)
+    return scores
 
 
 def distinct_n(texts: Sequence[str], *, n: int, tokenize: str = "13a") -> float:

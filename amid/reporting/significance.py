@@ -1,21 +1,18 @@
 """Finds the settings that differ from the best one by more than the choice of prompts explains."""
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amid.errors import Damaged
-from amid.files import damaged
 from amid.measures import measure_of
 from amid.metrics import FEW, Comparison, paired_bootstraps, signed
 from amid.reporting.rows import MISSING, OF_NO_METHOD, Row
 from amid.reporting.sections import Section
 from amid.reporting.table import Table
 from amid.results import RunResult
-from amid.scoring.answers import PER_PROMPT, PROMPTS, UNREAD, check_answers
+from amid.scoring.answers import PROMPTS, UNREAD, read_per_prompt
 
 NAMED = 3
 """A verdict names at most this many settings and counts the others."""
@@ -239,33 +236,7 @@ def _verdict(best: str, told: Mapping[tuple[str, str], Sequence[str]]) -> str:
 
 def _read(folder: Path) -> Scores:
     """Reads a run's scores for each prompt; empty if it has none."""
-    file = folder / "generations" / PER_PROMPT
-    remedy = "delete it, and the report is made without its comparison"
-    if not file.exists():
-        return {}
-    try:
-        check_answers(file.parent, file.name, remedy)
-        scores = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, Damaged):
-            raise
-        raise damaged(file, error, remedy) from error
-    if not isinstance(scores, dict) or not all(map(_is_of_set, scores.values())):
-        raise damaged(file, "it holds no scores of prompts", remedy)
-    return scores
-
-
-def _is_of_set(scores: Any) -> bool:
-    return isinstance(scores, dict) and all(
-        isinstance(values, str)
-        if name == PROMPTS
-        else _are_numbers(list(values.values()) if name == UNREAD and isinstance(values, dict) else values)
-        for name, values in scores.items()
-    )
-
-
-def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) in (int, float) for value in values)
+    return read_per_prompt(folder / "generations", "delete it, and the report is made without its comparison")
 
 
 def _of_row(runs: Sequence[Scores], table: Table) -> dict[str, OfPrompts]:

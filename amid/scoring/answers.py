@@ -9,13 +9,24 @@ from typing import Any
 
 from pydantic import Field
 
-from amid.errors import InputError
-from amid.files import Record, check_regular, check_sums, check_values, key_of, read_record, written_whole
+from amid.errors import Damaged, InputError
+from amid.files import (
+    Record,
+    check_regular,
+    check_sums,
+    check_values,
+    damaged,
+    key_of,
+    read_record,
+    written_whole,
+)
 
 PER_PROMPT = "per_prompt.json"
 
+"""Beside a run's answers: set -> metric -> the score of the answers to each prompt."""
+
 PROMPTS = "prompts"
-"""Beside a run's answers: set -> metric -> the mean score of the answers to each prompt."""
+"""In the same file, set -> `PROMPTS` -> a key of the prompts and their references."""
 
 UNREAD = "unread"
 """In the same file, set -> `UNREAD` -> score -> the share of characters it cannot read (`unread_by`)."""
@@ -160,6 +171,44 @@ def write_per_prompt(
     }
     with written_whole(directory / PER_PROMPT) as part:
         part.write_text(json.dumps(rounded), encoding="utf-8")
+
+
+def read_per_prompt(directory: Path, remedy: str) -> dict[str, dict[str, Any]]:
+    """Reads `directory`/`PER_PROMPT`, the scores of the prompts of each set; empty if there is no such file.
+
+    Args:
+        directory: a folder of answers.
+        remedy: what to do about a damaged file, for the message.
+
+    Raises:
+        Damaged: if the file is not what the run wrote.
+    """
+    file = directory / PER_PROMPT
+    if not file.exists():
+        return {}
+    try:
+        check_answers(directory, file.name, remedy)
+        scores = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, Damaged):
+            raise
+        raise damaged(file, error, remedy) from error
+    if not isinstance(scores, dict) or not all(map(_is_of_set, scores.values())):
+        raise damaged(file, "it holds no scores of prompts", remedy)
+    return scores
+
+
+def _is_of_set(scores: Any) -> bool:
+    return isinstance(scores, dict) and all(
+        isinstance(values, str)
+        if name == PROMPTS
+        else _are_numbers(list(values.values()) if name == UNREAD and isinstance(values, dict) else values)
+        for name, values in scores.items()
+    )
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) in (int, float) for value in values)
 
 
 def read_answers(file: str | Path, most: int | None = None) -> list[Answered]:

@@ -17,7 +17,7 @@ from amid.metrics import (
     overlong,
     repetition,
     self_bleu,
-    self_bleu_per_prompt,
+    self_bleus,
     tokenize_of,
     unread,
 )
@@ -113,7 +113,10 @@ def unread_in_words(shares: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def score_answers(
-    by_seed: Sequence[Sequence[Answered]], metrics: Mapping[str, Metric], tokenize: str = "13a"
+    by_seed: Sequence[Sequence[Answered]],
+    metrics: Mapping[str, Metric],
+    tokenize: str = "13a",
+    alike: Sequence[Sequence[float]] | None = None,
 ) -> dict[str, Score]:
     """Computes the scores of several answers to each prompt, drawn with several seeds.
 
@@ -121,6 +124,7 @@ def score_answers(
         by_seed: for each seed the same prompts, with equally many answers to each.
         metrics: the metrics that score answers against references, by name.
         tokenize: the tokeniser of Self-BLEU, distinct-n and repetition, as in `amid.metrics.self_bleu`.
+        alike: the Self-BLEU of each prompt (`self_bleus_by_seed`), if it is known already.
 
     Returns:
         Each of `metrics`, over all answers of a seed (`set_scores`).
@@ -144,11 +148,6 @@ def score_answers(
     def add(name: str, value: float) -> None:
         values.setdefault(name, []).append(value)
 
-    def add_self_bleu(groups: list[list[str]]) -> None:
-        add("self_bleu", self_bleu_per_prompt(groups, tokenize=tokenize))
-        numbers = sorted({len(group) for group in groups})
-        signatures["self_bleu"] = f"among {'/'.join(map(str, numbers))} answers to a prompt{by}"
-
     for answered in by_seed:
         flat = [answer for row in answered for answer in row.answers]
         texts, targets = _flat(answered)
@@ -162,10 +161,10 @@ def score_answers(
         if len(texts) > 1:
             add("corpus_self_bleu", self_bleu(texts, tokenize=tokenize))
             signatures["corpus_self_bleu"] = f"among {len(texts)} answers{by}"
-        if all(len(row.answers) > 1 for row in answered):
-            add_self_bleu([[a.text for a in row.answers] for row in answered])
-    if "self_bleu" not in values and len(by_seed) > 1:
-        add_self_bleu([[a.text for row in rows for a in row.answers] for rows in zip(*by_seed, strict=True)])
+    for of_seed in self_bleus_by_seed(by_seed, tokenize) if alike is None else alike:
+        add("self_bleu", _mean(of_seed))
+        numbers = sorted({len(group) for group in _groups(by_seed)[-1]})
+        signatures["self_bleu"] = f"among {'/'.join(map(str, numbers))} answers to a prompt{by}"
     of_answers = {name: Score.over_seeds(each, signatures.get(name)) for name, each in values.items()}
     return set_scores(metric_values(metrics, by_seed), metrics) | of_answers
 
@@ -175,6 +174,48 @@ _TOLD: dict[str, Callable[[Answer], float | None]] = {
     "length": lambda answer: answer.tokens,
     "log_prob": lambda answer: _mean(answer.log_probs) if answer.log_probs else None,
 }
+
+
+def self_bleus_by_seed(by_seed: Sequence[Sequence[Answered]], tokenize: str = "13a") -> list[list[float]]:
+    """Returns the Self-BLEU among the answers to each prompt, for each seed: [seeds, prompts].
+
+    With one sample a seed, it is computed once, among the answers of all seeds: [1, prompts]. Empty if there
+    is only one answer.
+    """
+    groups = _groups(by_seed)
+    return [self_bleus(of_seed, tokenize=tokenize) for of_seed in groups if all(len(g) > 1 for g in of_seed)]
+
+
+def diversity_per_prompt(
+    by_seed: Sequence[Sequence[Answered]], alike: Sequence[Sequence[float]], tokenize: str = "13a"
+) -> dict[str, list[float]]:
+    """Returns the diversity of the answers to each prompt, by score: the mean over the seeds.
+
+    self_bleu is the mean of `alike` (`self_bleus_by_seed`); its mean over the prompts is the self_bleu of
+    `score_answers`. distinct_1 and distinct_2 are computed among the same answers. They are 0 for a prompt
+    whose answers have no n words in a row. With a single answer to a prompt there is no self_bleu.
+    """
+
+    def share(texts: Sequence[str], n: int) -> float:
+        found = distinct_n(texts, n=n, tokenize=tokenize)
+        return 0.0 if math.isnan(found) else found
+
+    found = {"self_bleu": alike} if alike else {}
+    for n in (1, 2):
+        found[f"distinct_{n}"] = [[share(group, n) for group in of_seed] for of_seed in _groups(by_seed)]
+    return {name: list(map(_mean, zip(*values, strict=True))) for name, values in found.items()}
+
+
+def _groups(by_seed: Sequence[Sequence[Answered]]) -> list[list[list[str]]]:
+    """Returns the answers to each prompt that are compared with each other: [seeds, prompts, answers].
+
+    These are the answers of a seed if it drew several to each prompt, else the answers of all seeds.
+    """
+    several = [answered for answered in by_seed if all(len(row.answers) > 1 for row in answered)]
+    if several:
+        return [[[answer.text for answer in row.answers] for row in answered] for answered in several]
+    every = zip(*by_seed, strict=True)
+    return [[[answer.text for row in rows for answer in row.answers] for rows in every]]
 
 
 def per_prompt(given: Given, by_seed: Sequence[Sequence[Answered]]) -> list[float] | None:
