@@ -17,10 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from amid.config.folders import (
-    not_text,
-    register_folders,
-)
+from amid.config.folders import not_text, register_folders
 from amid.config.run_names import WITH_THE_REST, Naming
 from amid.config.secrets import remember
 from amid.errors import InputError

@@ -17,13 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from amid.config.compose import composed, overrides_of, register_resolvers
-from amid.config.folders import (
-    CONF,
-    built_on,
-    is_group,
-    option_file,
-    option_files,
-)
+from amid.config.folders import CONF, built_on, is_group, option_file, option_files
 from amid.config.secrets import check_for_secrets
 from amid.errors import InputError, choose_one, first_line, shortened
 from amid.settings import check, check_folder, has_argument, other_word

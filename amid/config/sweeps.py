@@ -19,13 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from amid.config.compose import register_resolvers
 from amid.config.folders import CONF, group_names, is_group, search_also, sweep_file
-from amid.config.overrides import (
-    check_overrides,
-    check_used,
-    parsed_overrides,
-    takes,
-    values_of,
-)
+from amid.config.overrides import check_overrides, check_used, parsed_overrides, takes, values_of
 from amid.config.run_names import Naming
 from amid.config.secrets import check_for_secrets
 from amid.errors import InputError, choose_one, shortened

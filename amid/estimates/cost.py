@@ -95,8 +95,7 @@ class Estimator:
         tokens = train * (lengths.prompt + response)
         if from_teacher:
             works[f"answers {made_from}"] = Once(
-                f"the teacher's answers ({name})",
-                self._cost_of_asking(plan, tokens, TOKEN_ID_BYTES * tokens),
+                f"the teacher's answers ({name})", self._cost_of_asking(plan, tokens, TOKEN_ID_BYTES * tokens)
             )
         if plan.asks_teacher and _is_cached(plan):
             states, head = _state_bytes(self.facts.skeleton(plan, "teacher"))

@@ -58,13 +58,6 @@ def write_config(plan: Plan, directory: Path) -> None:
 
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
-    packages = (
-        "torch",
-        "lightning",
-        "transformers",
-        "tokenizers",
-        "rouge-score",
-        "sacrebleu",
-    )
+    packages = ("torch", "lightning", "transformers", "tokenizers", "rouge-score", "sacrebleu")
     ours = {"python": platform.python_version(), "amid-distill": __version__}
     return ours | {name: version(name) for name in packages}

@@ -5,9 +5,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from amid.losses import Head
 from amid.models.limits import check_ignores_what_follows

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from amid.errors import InputError
 

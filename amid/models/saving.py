@@ -2,11 +2,7 @@
 
 from pathlib import Path
 
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.models.vocabulary import output_rows
 

@@ -240,10 +240,7 @@ class ModelSource:
         location = _location(self.path)
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                **location,
-                **_unpacked(self.path),
-                dtype=DTYPES[self.dtype],
-                output_loading_info=True,
+                **location, **_unpacked(self.path), dtype=DTYPES[self.dtype], output_loading_info=True
             )
         except _OF_FILES as error:
             raise _not_loadable("model", self.path, error) from error

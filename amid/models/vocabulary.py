@@ -1,9 +1,6 @@
 """Whether teacher and student have the same tokens, and how many logits they share."""
 
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.errors import InputError
 

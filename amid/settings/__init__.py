@@ -4,12 +4,4 @@ from amid.settings.check import check, check_folder, has_argument
 from amid.settings.sweep_file import SweepFile, sweep_of
 from amid.settings.words import other_word, shown
 
-__all__ = [
-    "SweepFile",
-    "check",
-    "check_folder",
-    "has_argument",
-    "other_word",
-    "shown",
-    "sweep_of",
-]
+__all__ = ["SweepFile", "check", "check_folder", "has_argument", "other_word", "shown", "sweep_of"]

@@ -12,13 +12,7 @@ from amid.data.tokens import NO_ROW, Row, SampledRow, Tokens
 from amid.errors import InputError
 from amid.generation.sampling import MixedAnswer
 from amid.losses import rewards_to_go
-from amid.text.base import (
-    Answerer,
-    Text,
-    rows_of_answers,
-    sampling_of,
-    seed_of,
-)
+from amid.text.base import Answerer, Text, rows_of_answers, sampling_of, seed_of
 
 
 class RolloutText(Text):

@@ -11,13 +11,7 @@ import torch
 from amid.data.tokens import NO_ROW, Row, Tokens
 from amid.errors import InputError
 from amid.generation.sampling import Sampling
-from amid.text.base import (
-    Answerer,
-    Text,
-    rows_of_answers,
-    sampling_of,
-    seed_of,
-)
+from amid.text.base import Answerer, Text, rows_of_answers, sampling_of, seed_of
 
 Labels = Literal["shifted", "unshifted"]
 
