@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from amid.errors import InputError
 from amid.losses import Loss
+from amid.settings import check_arguments, nodes
 
 Values = dict[str, float]
 
@@ -101,15 +102,12 @@ class TAID(Schedule):
     def __init__(
         self, start: float = 0.4, end: float = 1.0, rate: float = 5e-4, momentum: float = 0.99
     ) -> None:
-        if not 0 <= start <= end <= 1:
+        check_arguments("schedule.", nodes.TAID, locals())
+        if start > end:
             raise InputError(
                 f"schedule.start={start} and schedule.end={end} must be 0 <= start <= end <= 1; "
                 "the published values are 0.4 and 1"
             )
-        if not 0 <= rate < math.inf:
-            raise InputError(f"schedule.rate={rate} must be a number of at least 0, such as 5e-4")
-        if not 0 <= momentum < 1:
-            raise InputError(f"schedule.momentum={momentum} must lie in [0, 1), such as 0.99")
         self.start, self.end, self.rate, self.momentum = float(start), float(end), rate, momentum
         self._lam = self.start
         self._trend = 0.0

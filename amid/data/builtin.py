@@ -17,9 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from amid.data.examples import Example
-
-SPLITS = ("train", "valid", "test")
-KINDS = ("all", "open", "closed")
+from amid.settings import check_arguments, nodes
 
 TEMPLATE = "<instruction>{instruction}<response>"
 """The prompt of an example without an input; the response and `EOS` follow it."""
@@ -355,12 +353,7 @@ def corpus(split: str, seed: int = 0, size: int = 12000, kind: str = "all") -> l
         Examples with one output in "train"; in "valid" and "test", open ones with four distinct outputs.
         Their `fields` have the `family` of the prompt, such as `greet` or `sort`.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
-    if size < 1:
-        raise ValueError(f"size must be at least 1; got {size}")
+    check_arguments("", nodes.BuiltinCorpus, locals())
     return list(_corpus(split, seed, size, kind))
 
 

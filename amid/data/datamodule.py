@@ -3,8 +3,7 @@
 import copy
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +24,8 @@ from amid.data.prompts import Encoder, SpecialTokens, Template, Truncation
 from amid.data.rows import Fields, checked
 from amid.data.sources import Loaded, Source, TextSource, load_documents, loaded
 from amid.data.tokens import NO_ROW, Mean, MicroBatch, Row, SampledRow, Tokens, collate, packed
-from amid.errors import InputError
 from amid.files import forget_parts, key_of, only_writer
+from amid.settings import check_arguments, check_data, nodes
 from amid.tensor_files import read_tensors, write_tensors
 
 FORMAT = 3
@@ -112,21 +111,10 @@ class InstructionData(L.LightningDataModule):
         cache_dir: str = "outputs/cache",
     ) -> None:
         super().__init__()
-        _check_counts(
-            batch_size=batch_size,
-            micro_batch_size=micro_batch_size,
-            tokens_per_batch=tokens_per_batch,
-            valid_rows=valid_rows,
-            valid_prompts=valid_prompts,
-            test_prompts=test_prompts,
-        )
-        _check_parts_of_a_step(micro_batch_size, tokens_per_batch, mean)
-        _check_sets(test)
-        if not plain_text_weight > 0:
-            raise InputError(
-                f"data.plain_text_weight={plain_text_weight} must be above 0; data.plain_text=null for none"
-            )
-        self.metrics, self.valid_metric = _main_first(dict(metrics or {}), valid_metric), valid_metric
+        metrics = dict(metrics or {})
+        check_arguments("data.", nodes.Data, locals(), without=("train", "valid", "plain_text", "cache_dir"))
+        check_data(locals())
+        self.metrics, self.valid_metric = _main_first(metrics, valid_metric), valid_metric
         self.encoder = Encoder(tokenizer, template, max_prompt_length, max_length, truncation, special_tokens)
         self.tokenizer = _with_eos(tokenizer, template.end(tokenizer))
         self.batch_size, self.seed = batch_size, seed
@@ -329,44 +317,8 @@ class InstructionData(L.LightningDataModule):
         return kept
 
 
-def _check_counts(**counts: int | None) -> None:
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise InputError(f"data.{name}={value} must be at least 1")
-
-
-def _check_parts_of_a_step(micro_batch_size: int | None, tokens_per_batch: int | None, mean: str) -> None:
-    if micro_batch_size is not None and tokens_per_batch is not None:
-        raise InputError(
-            f"data.micro_batch_size={micro_batch_size} and data.tokens_per_batch={tokens_per_batch} set "
-            "the same limit in two ways; make one of them null"
-        )
-    if mean not in ("step", "micro_batch"):
-        raise InputError(f"data.mean={mean} must be step or micro_batch")
-    if mean == "micro_batch" and tokens_per_batch is not None:
-        raise InputError(
-            f"data.mean=micro_batch weighs rows by the micro-batch that they are in, and "
-            f"data.tokens_per_batch={tokens_per_batch} makes these of like lengths; make it null and "
-            "set data.micro_batch_size"
-        )
-
-
-def _check_sets(test: Iterable[str]) -> None:
-    for name in test:
-        if not re.fullmatch(r"[\w.-]+", str(name)):
-            raise InputError(
-                f"data.test.{name}: name an evaluation set with letters, digits, and . _ - alone, as the "
-                "files of its answers are named by it"
-            )
-
-
 def _main_first(metrics: dict[str, Callable[..., Any]], main: str | None) -> dict[str, Callable[..., Any]]:
     """`metrics` with the one that is named `main` in front."""
-    if main is not None and main not in metrics:
-        raise InputError(
-            f"data.valid_metric={main} is none of data.metrics "
-            f"({', '.join(metrics) or 'which are none'}); choose one of them"
-        )
     return {name: metrics[name] for name in sorted(metrics, key=lambda name: name != main)}
 
 

@@ -6,8 +6,7 @@ from amid.config.data_files import HUB_PREFIX
 from amid.data.examples import Example
 from amid.data.sources import load_examples
 from amid.errors import InputError
-
-SPLITS = ("train", "validation", "test")
+from amid.settings import check_arguments, nodes
 
 _NAMES = (
     "af Afrikaans, ar Arabic, az Azerbaijani, be Belarusian, bg Bulgarian, bn Bengali, bs Bosnian, "
@@ -43,8 +42,7 @@ def corpus(split: str, source: str = "de", target: str = "en", size: int | None 
     Reference: Zhang et al. 2020, "Improving Massively Multilingual Neural Machine Translation and Zero-Shot
     Translation".
     """
-    if split not in SPLITS:
-        raise InputError(f"split={split!r} must be one of {', '.join(SPLITS)}")
+    check_arguments("", nodes.OpusCorpus, locals())
     if source == target or "en" not in (source, target):
         raise InputError(f"source={source!r} and target={target!r} must be 'en' and another language's code")
     pair = "-".join(sorted((source, target)))

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from amid.data.examples import Example
 from amid.data.row_text import RowText, marks_in, special_tokens
 from amid.errors import InputError, first_line
+from amid.settings import check_arguments, check_data, nodes
 
 IGNORE = -100
 """The label of a token that is not counted."""
@@ -64,25 +65,7 @@ class Template:
     chat: Mapping[str, Any] | Literal["auto"] | None = "auto"
 
     def __post_init__(self) -> None:
-        if not (self.chat is None or self.chat == "auto" or isinstance(self.chat, Mapping)):
-            raise InputError(
-                f"data.template.chat={self.chat} must be auto, null, or variables of a chat template, "
-                "such as data.template.chat={enable_thinking: false}"
-            )
-        for name, text, fields in (
-            ("without_input", self.without_input, {"instruction": "i"}),
-            ("with_input", self.with_input, {"instruction": "i", "input": "x"}),
-        ):
-            missing = [field for field in fields if "{" + field + "}" not in text]
-            if missing:
-                raise InputError(f"template.{name}={text!r} lacks {{{missing[0]}}}; add it")
-            try:
-                text.format(**fields)
-            except (KeyError, IndexError, ValueError) as error:
-                raise InputError(
-                    f"template.{name}={text!r} has another field than {', '.join(fields)} ({error!r}); "
-                    "write a literal brace twice"
-                ) from error
+        check_arguments("data.template.", nodes.Template, vars(self))
 
     def render(self, tokenizer: PreTrainedTokenizerBase, instruction: str, input: str) -> str:
         """The prompt's text, BOS included where the chat template writes it.
@@ -268,16 +251,6 @@ class Encoded(NamedTuple):
     """Whether the response lost its end, and with it EOS."""
 
 
-def check_lengths(max_prompt_length: int, max_length: int) -> None:
-    """Raises InputError if a prompt of `max_prompt_length` tokens would leave no room in `max_length`."""
-    if max_length <= max_prompt_length:
-        raise InputError(
-            f"data.max_length={max_length} leaves no room for a response after a prompt of up to "
-            f"data.max_prompt_length={max_prompt_length} tokens; use at least {max_prompt_length + 1}, or "
-            "lower data.max_prompt_length"
-        )
-
-
 @dataclass(frozen=True)
 class Encoder:
     """Turns examples into token ids, within the limits on length.
@@ -309,10 +282,7 @@ class Encoder:
     special_tokens: SpecialTokens = "text"
 
     def __post_init__(self) -> None:
-        if self.truncation not in ("input", "right"):
-            raise InputError(f"data.truncation={self.truncation} must be input or right")
-        if self.special_tokens not in ("text", "tokens"):
-            raise InputError(f"data.special_tokens={self.special_tokens} must be text or tokens")
+        check_arguments("data.", nodes.Data, vars(self), without=["template"])
         self.template.end(self.tokenizer)
         longest = max(len(self._prompt("", input)) for input in ("", " "))
         if self.max_prompt_length < longest + 1:
@@ -320,7 +290,7 @@ class Encoder:
                 f"data.max_prompt_length={self.max_prompt_length} is below what the template itself needs; "
                 f"use at least {longest + 1}"
             )
-        check_lengths(self.max_prompt_length, self.max_length)
+        check_data(vars(self))
 
     def prompt(self, example: Example) -> list[int]:
         """The prompt's token ids, at most `max_prompt_length`."""

@@ -8,6 +8,7 @@ from typing import Any
 from amid.data.examples import Example
 from amid.data.formats import Unreadable
 from amid.errors import InputError
+from amid.settings import check_arguments, nodes
 
 Fields = Mapping[str, str]
 """Where a row has what an example needs: `instruction`, `input` (may be left out) and `output`, each the name
@@ -37,22 +38,8 @@ def checked(fields: Fields | None) -> Fields:
     """
     if fields is None:
         return FIELDS
-    if not isinstance(fields, Mapping) or not {"instruction", "output"} <= fields.keys() <= FIELDS.keys():
-        names = ", ".join(map(str, fields)) if isinstance(fields, Mapping) else repr(fields)
-        raise InputError(
-            f"data.fields names {names or 'nothing'}; "
-            "it needs 'instruction' and 'output', and may have 'input'"
-        )
-    found: dict[str, Any] = dict(fields)
-    if found.get("input", "") is None:
-        del found["input"]
-    for name, field in found.items():
-        if not isinstance(field, str) or not field:
-            raise InputError(
-                f"data.fields.{name}={'null' if field is None else repr(field)} names no field of a row; "
-                "give the name of one" + ("" if name != "input" else ", or null for none")
-            )
-    return found
+    check_arguments("data.", nodes.Data, {"fields": fields})
+    return {name: field for name, field in fields.items() if field is not None}
 
 
 def example_of(row: Mapping[str, Any], place: str, fields: Fields) -> tuple[Example, str | None]:

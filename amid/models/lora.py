@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from amid.errors import InputError, shortened
+from amid.settings import check_arguments, nodes
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,7 @@ class LoRA:
     modules_to_save: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        for name, fits, domain in (
-            ("r", self.r >= 1, "at least 1"),
-            ("alpha", self.alpha > 0, "above 0"),
-            ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
-        ):
-            if not fits:
-                raise InputError(f"lora.{name}={getattr(self, name)} must be {domain}")
+        check_arguments("lora.", nodes.LoRA, vars(self))
 
     def add_to(self, model: PreTrainedModel) -> None:
         """Freezes the model and adds adapters (in place), which are float32 whatever the model is.

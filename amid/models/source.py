@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from amid.models.hub import ask_its_cache_alone_if_it_is_silent, reason_of
 from amid.models.layers import keep_layers
 from amid.models.lora import LoRA
 from amid.models.saving import agree_with_tokenizer
+from amid.settings import check_arguments, check_values, nodes
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +98,7 @@ class ModelSource:
                 f"a model has {given} of path={self.path!r} and architecture=; give exactly one, as in "
                 "model.teacher.path=FOLDER model.teacher.architecture=null (or model.student...)"
             )
-        if self.dtype not in DTYPES:
-            raise InputError(f"model dtype={self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+        check_arguments("model ", nodes.ModelSource, {"dtype": self.dtype})
         self._adapters()
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -223,12 +223,7 @@ class ModelSource:
             raise InputError(
                 f"model lora={self.lora} has no settings; write lora={{r: 16, alpha: 64}}, or null"
             )
-        unknown = self.lora.keys() - {field.name for field in fields(LoRA)}
-        if unknown:
-            known = ", ".join(field.name for field in fields(LoRA))
-            raise InputError(
-                f"model lora={dict(self.lora)} has no setting {min(unknown)!r}; choose from {known}"
-            )
+        check_values("model lora.", nodes.LoRA, self.lora)
         return LoRA(**self.lora)
 
     def _random(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -4,7 +4,7 @@ import difflib
 import functools
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -73,7 +73,7 @@ def check(cfg: DictConfig) -> None:
     _check_root(settings, reading)
     for key, kind, node in _nodes(settings):
         _check_node(key, kind, node, reading)
-        if kind == "data":
+        if kind == "data" and node["_target_"] in nodes.BY_TARGET["data"]:
             check_data(node)  # later checks use its lengths
     if reading.missing:
         key = reading.missing[0]
@@ -159,7 +159,7 @@ def _check_root(settings: Values, reading: _Reading) -> None:
         used = any("${" + str(key) in text for text in reading.interpolations)
         if key not in known and not used:
             raise InputError(unknown_at_the_top(key, value, [*known, *_names(settings)]))
-    check_values("", nodes.Root, {k: v for k, v in settings.items() if k in known}, reading)
+    check_values("", nodes.Root, {k: v for k, v in settings.items() if k in known}, reading.without)
 
 
 def unknown_at_the_top(key: Any, value: Any, known: list[str]) -> str:
@@ -249,7 +249,7 @@ def _check_node(key: str, kind: str, node: Any, reading: _Reading) -> None:
         model, what = WITHOUT_TARGET[kind]
         if not isinstance(node, dict):
             raise InputError(f"{key}={shown(node)} must be {what}")
-        check_values(f"{key}.", model, node, reading)
+        check_values(f"{key}.", model, node, reading.without)
         return
     if not isinstance(node, dict):
         remedy = f"name its class, +{key}._target_=mine.Class" if "." in key else f"choose {key}=OPTION"
@@ -269,7 +269,7 @@ def _check_node(key: str, kind: str, node: Any, reading: _Reading) -> None:
     known = nodes.BY_TARGET.get(kind, {}).get(target)
     given = {name: value for name, value in node.items() if name not in OF_HYDRA}
     if known is not None:
-        check_values(f"{key}.", known, given, reading)
+        check_values(f"{key}.", known, given, reading.without)
     else:
         _check_signature(key, kind, target, node, given, reading)
 
@@ -284,7 +284,10 @@ def _check_set(key: str, source: Any) -> None:
 
 
 def check_values(
-    prefix: str, model: type[nodes.Node], values: Values, reading: _Reading | None = None
+    prefix: str,
+    model: type[nodes.Node],
+    values: Mapping[str, Any],
+    may_lack: Callable[[str], bool] = lambda key: False,
 ) -> None:
     """Checks values against the model of their node.
 
@@ -292,7 +295,7 @@ def check_values(
         prefix: the prefix of the keys, in messages.
         model: the model of the node.
         values: the values by key.
-        reading: the reading that gave the values; a value that it could not resolve is not called missing.
+        may_lack: whether the value of a key may be missing.
 
     Raises:
         InputError: for the first value that does not fit.
@@ -301,13 +304,13 @@ def check_values(
         if not isinstance(name, str):
             raise InputError(f"{prefix}{name} must be a name, not the number {name}")
     try:
-        model.model_validate(values)
+        model.model_validate(_plain(values))
     except ValidationError as error:
         for mistake in error.errors(include_url=False):
             name = str(mistake["loc"][0])
             key = f"{prefix}{name}"
             if mistake["type"] == "missing":
-                if reading is None or not reading.without(key):
+                if not may_lack(key):
                     raise InputError(f"{key} is missing; give it a value, {key}=VALUE") from error
             elif mistake["type"] == "extra_forbidden":
                 raise InputError(_unknown(key, values[name], list(model.model_fields))) from error
@@ -316,6 +319,33 @@ def check_values(
                 raise InputError(
                     f"{key}={shown(values[name])} must be {words}{_hint(values[name])}"
                 ) from error
+
+
+def check_arguments(
+    prefix: str, model: type[nodes.Node], arguments: Mapping[str, Any], without: Sequence[str] = ()
+) -> None:
+    """Checks the arguments of a class or function against the model of its node, as `check` does.
+
+    Args:
+        prefix: the prefix of the keys, in messages.
+        model: the model of the node.
+        arguments: values by name; names that are no settings are ignored.
+        without: the settings that are not checked.
+
+    Raises:
+        InputError: for the first argument that does not fit.
+    """
+    names = [name for name in model.model_fields if name in arguments and name not in without]
+    check_values(prefix, model, {name: arguments[name] for name in names}, may_lack=lambda key: True)
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value in which every mapping is a dictionary, and every sequence a list."""
+    if isinstance(value, Mapping):
+        return {name: _plain(child) for name, child in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(child) for child in value]
+    return value
 
 
 def _words(mistake: Any, description: str) -> str:

@@ -1,5 +1,6 @@
 """Checks that settings fit each other, after each has been checked by itself."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from amid.errors import InputError
@@ -46,10 +47,12 @@ def _check_pair(settings: Values) -> None:
         )
 
 
-def check_data(data: Values) -> None:
-    """Checks that the settings of the data fit each other."""
-    if data["_target_"] not in BY_TARGET["data"]:
-        return
+def check_data(data: Mapping[str, Any]) -> None:
+    """Checks that the settings of the data fit each other; a setting that is left out has its default.
+
+    Raises:
+        InputError: for the first that does not fit.
+    """
     longest, prompt = data.get("max_length", 512), data.get("max_prompt_length", 256)
     if longest <= prompt:
         raise InputError(
@@ -72,7 +75,7 @@ def check_data(data: Values) -> None:
         )
 
 
-def _check_limits(prefix: str, limits: Values) -> None:
+def _check_limits(prefix: str, limits: Mapping[str, Any]) -> None:
     rows, tokens = limits.get("micro_batch_size"), limits.get("tokens_per_batch")
     if rows is not None and tokens is not None:
         raise InputError(

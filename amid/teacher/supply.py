@@ -11,10 +11,9 @@ from amid.console import announce
 from amid.data.tokens import Tokens
 from amid.errors import InputError
 from amid.models.source import ModelSource
+from amid.settings import check_arguments, nodes
 from amid.teacher.cache import TeacherCache
 from amid.teacher.signals import CachedTeacher, LiveTeacher, PartlyCachedTeacher, Teacher
-
-MODES = ("live", "cached", "auto")
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,7 @@ class TeacherSupply:
     tokens_per_forward: int = 2048
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise InputError(f"teacher.mode={self.mode!r} is unknown; choose one of {', '.join(MODES)}")
-        if self.tokens_per_forward < 1:
-            raise InputError(f"teacher.tokens_per_forward={self.tokens_per_forward} must be at least 1")
+        check_arguments("teacher.", nodes.TeacherSupply, vars(self))
 
     def teacher(
         self,

@@ -9,7 +9,6 @@ import torch
 
 from amid.data.prompts import IGNORE
 from amid.data.tokens import NO_ROW, MicroBatch, Row, SampledRow, Tokens
-from amid.errors import InputError
 from amid.generation.sampling import MixedAnswer, Sampling
 from amid.losses import Loss, WeightedSum
 
@@ -106,22 +105,6 @@ def on_student_text(objective: Loss) -> Loss | None:
         terms = [(weight, part) for weight, part in parts if part is not None]
         return WeightedSum(terms, fused=objective.uses_fused) if terms else None
     return None if objective.needs_labels else objective
-
-
-def sampling_of(
-    max_new_tokens: int, temperature: float, top_p: float, top_k: int, batch_size: int
-) -> Sampling:
-    """Returns the settings of answers drawn for training; an error names the setting as `text.NAME`.
-
-    Raises:
-        InputError: for a value outside its range.
-    """
-    try:
-        return Sampling(
-            max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, batch_size=batch_size
-        )
-    except InputError as error:
-        raise InputError(str(error).replace("generation.", "text.")) from error
 
 
 def rows_of_answers(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[Row]:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from amid.data.batches import endless
 from amid.data.tokens import NO_ROW, Row, SampledRow, Tokens
-from amid.errors import InputError
-from amid.generation.sampling import MixedAnswer
+from amid.generation.sampling import MixedAnswer, Sampling
 from amid.losses import rewards_to_go
-from amid.text.base import Answerer, Text, rows_of_answers, sampling_of, seed_of
+from amid.settings import check_arguments, nodes
+from amid.text.base import Answerer, Text, rows_of_answers, seed_of
 
 
 class RolloutText(Text):
@@ -51,12 +51,8 @@ class RolloutText(Text):
         batch_size: int = 64,
         seed: int = 0,
     ) -> None:
-        for name, value in (("rows_per_step", rows_per_step), ("batches", batches), ("epochs", epochs)):
-            if value < 1:
-                raise InputError(f"text.{name}={value} must be at least 1")
-        if not 0 <= teacher_share < 1:
-            raise InputError(f"text.teacher_share={teacher_share} must be in [0, 1); published: 0.2")
-        self.sampling = sampling_of(max_new_tokens, 1.0, 1.0, 0, batch_size)
+        check_arguments("text.", nodes.RolloutText, locals())
+        self.sampling = Sampling(max_new_tokens, batch_size=batch_size)
         self.rows_per_step: int = rows_per_step
         self.batches, self.epochs = batches, epochs
         self.teacher_share, self.normalise, self.seed = teacher_share, normalise, seed

@@ -1,6 +1,5 @@
 """The student's own answers, in some steps or in all, new or replayed."""
 
-import math
 import random
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -9,14 +8,35 @@ from typing import Any, Literal
 import torch
 
 from amid.data.tokens import NO_ROW, Row, Tokens
-from amid.errors import InputError
 from amid.generation.sampling import Sampling
-from amid.text.base import Answerer, Text, rows_of_answers, sampling_of, seed_of
+from amid.settings import check_arguments, nodes
+from amid.text.base import Answerer, Text, rows_of_answers, seed_of
 
 Labels = Literal["shifted", "unshifted"]
 
 
-class StudentText(Text):
+class _OnStudentText(Text):
+    """Answers of the current student, in some steps or in all."""
+
+    from_student = True
+    sampling: Sampling
+    labels: Labels
+    seed: int
+
+    def _answers(self, prompts: Sequence[Sequence[int]], step: int, answer: Answerer) -> list[Row]:
+        """Returns the student's answers to the prompts, with labels shifted or not (see `StudentText`)."""
+        rows = rows_of_answers(prompts, answer(self.sampling, prompts, seed_of(self.seed, step)))
+        if self.labels == "shifted":
+            return rows
+        # The first token passes for one of the prompt; without a predicted EOS, one stands in for what was.
+        end = torch.tensor([answer.end], dtype=torch.int32)
+        return [
+            (ids if ids[-1] == end else torch.cat([ids, end]), n_prompt + 1, number)
+            for ids, n_prompt, number in rows
+        ]
+
+
+class StudentText(_OnStudentText):
     """Answers of the current student: in all steps, or in each step with a probability.
 
     A share of 1 is on-policy distillation: ImitKD (arXiv 2009.07253), GKD with λ = 1 (2306.13649); 0.5 is
@@ -39,8 +59,6 @@ class StudentText(Text):
         InputError: for a value outside its range.
     """
 
-    from_student = True
-
     def __init__(
         self,
         max_new_tokens: int,
@@ -52,10 +70,11 @@ class StudentText(Text):
         batch_size: int = 64,
         seed: int = 0,
     ) -> None:
-        if not 0 < share <= 1:
-            raise InputError(f"text.share={share} must be in (0, 1]; for none, use text=data")
-        self.share, self.labels, self.seed = share, _known(labels), seed
-        self.sampling = sampling_of(max_new_tokens, temperature, top_p, top_k, batch_size)
+        check_arguments("text.", nodes.StudentText, locals())
+        self.share, self.labels, self.seed = share, labels, seed
+        self.sampling = Sampling(
+            max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, batch_size=batch_size
+        )
 
     @property
     def answer_share(self) -> float:
@@ -68,10 +87,10 @@ class StudentText(Text):
         """Returns the student's answers to the prompts, with the probability `share`; else None."""
         if _uniform(self.seed, step) >= self.share:
             return None
-        return _by_student(answer, self.sampling, prompts, seed_of(self.seed, step), self.labels)
+        return self._answers(prompts, step, answer)
 
 
-class AdaptiveText(Text):
+class AdaptiveText(_OnStudentText):
     """DistiLLM's choice between data, the student's text, and a replay of it (arXiv 2402.03898).
 
     With a threshold φ, a buffer of the student's latest answers, and a number u in [0, 1) drawn at each step:
@@ -101,8 +120,6 @@ class AdaptiveText(Text):
         InputError: for a value outside its range.
     """
 
-    from_student = True
-
     def __init__(
         self,
         max_new_tokens: int,
@@ -117,17 +134,13 @@ class AdaptiveText(Text):
         batch_size: int = 64,
         seed: int = 0,
     ) -> None:
-        for name, value in (("threshold", threshold), ("increase", increase)):
-            if not 0 <= value <= 1:
-                raise InputError(f"text.{name}={value} must be in [0, 1]")
-        if not math.isfinite(tolerance):
-            raise InputError(f"text.tolerance={tolerance} must be a finite number of nats, such as 0.1")
-        if capacity < 1:
-            raise InputError(f"text.capacity={capacity} must be at least 1")
-        self.sampling = sampling_of(max_new_tokens, temperature, top_p, top_k, batch_size)
+        check_arguments("text.", nodes.AdaptiveText, locals())
+        self.sampling = Sampling(
+            max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, batch_size=batch_size
+        )
         self.threshold: float = threshold
-        self.increase, self.tolerance, self.seed = increase, tolerance, seed
-        self.labels = _known(labels)
+        self.increase, self.tolerance = increase, tolerance
+        self.labels, self.seed = labels, seed
         self.reference: float | None = None
         self.buffer: deque[Row] = deque(maxlen=capacity)
 
@@ -144,7 +157,7 @@ class AdaptiveText(Text):
         if u >= self.threshold:
             return None
         if u < self.threshold * (1 - step / steps) or len(self.buffer) < (self.buffer.maxlen or 0):
-            rows = _by_student(answer, self.sampling, prompts, seed_of(self.seed, step), self.labels)
+            rows = self._answers(prompts, step, answer)
             self.buffer.extend(rows)
             return rows
         rng = random.Random(f"{self.seed} replay {step} 0")  # the 0 is an earlier version's, for equal runs
@@ -171,27 +184,6 @@ class AdaptiveText(Text):
         self.buffer.extend(
             (ids, n_prompt, NO_ROW) for ids, n_prompt, _ in (kept[i] for i in range(len(kept)))
         )
-
-
-def _by_student(
-    answer: Answerer, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int, labels: Labels
-) -> list[Row]:
-    """Returns the student's answers to the prompts, with labels shifted or not (see `StudentText`)."""
-    rows = rows_of_answers(prompts, answer(sampling, prompts, seed))
-    if labels == "shifted":
-        return rows
-    # The first token passes for one of the prompt; where no EOS was predicted, one stands in for what was.
-    end = torch.tensor([answer.end], dtype=torch.int32)
-    return [
-        (ids if ids[-1] == end else torch.cat([ids, end]), n_prompt + 1, number)
-        for ids, n_prompt, number in rows
-    ]
-
-
-def _known(labels: Labels) -> Labels:
-    if labels not in ("shifted", "unshifted"):
-        raise InputError(f"text.labels={labels} must be shifted or unshifted")
-    return labels
 
 
 def _uniform(seed: int, step: int) -> float:

@@ -11,9 +11,11 @@ from amid.console import announce
 from amid.data.tokens import Tokens
 from amid.errors import InputError
 from amid.files import only_writer
+from amid.generation.sampling import Sampling
 from amid.models.source import ModelSource
+from amid.settings import check_arguments, nodes
 from amid.text.answer_store import AnswerFolder
-from amid.text.base import Text, sampling_of, seed_of
+from amid.text.base import Text, seed_of
 
 
 class TeacherText(Text):
@@ -44,7 +46,10 @@ class TeacherText(Text):
         batch_size: int = 64,
         seed: int = 0,
     ) -> None:
-        self.sampling = sampling_of(max_new_tokens, temperature, top_p, top_k, batch_size)
+        check_arguments("text.", nodes.TeacherText, locals())
+        self.sampling = Sampling(
+            max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, batch_size=batch_size
+        )
         self.seed = seed
 
     def training_set(

@@ -1,6 +1,5 @@
 """The checkpoints of a training: the best epoch's student, and the states from which a run goes on."""
 
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from amid.errors import InputError
 from amid.files import written_whole
+from amid.settings import check_arguments, nodes
 
 FOLDER = "checkpoints"
 """The folder of a run that holds its checkpoints."""
@@ -48,19 +47,7 @@ class Checkpoints:
         every_minutes: float | None = 5.0,
         requeue: bool = False,
     ) -> None:
-        if mode not in ("min", "max"):
-            raise InputError(f"checkpoint.mode={mode} must be min or max")
-        if every_n_steps is not None and (type(every_n_steps) is not int or every_n_steps < 1):
-            raise InputError(
-                f"checkpoint.every_n_steps={every_n_steps} must be a whole number of steps from 1, or null"
-            )
-        number = type(every_minutes) in (int, float)
-        if every_minutes is not None and not (number and 0 < every_minutes < math.inf):
-            raise InputError(
-                f"checkpoint.every_minutes={every_minutes} must be a number of minutes above 0, or null"
-            )
-        if type(requeue) is not bool:
-            raise InputError(f"checkpoint.requeue={requeue} must be true or false")
+        check_arguments("checkpoint.", nodes.Checkpoint, locals())
         self.monitor, self.mode, self.requeue = monitor, mode, requeue
         self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
 

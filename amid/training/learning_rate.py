@@ -21,6 +21,7 @@ from transformers.optimization import (
 
 from amid.config.calls import name_of
 from amid.errors import InputError, first_line
+from amid.settings import check_arguments, nodes
 
 NAMES_OF_STEPS = ("num_training_steps", "total_steps", "T_max", "total_iters", "steps")
 """The names that libraries give to the optimiser steps of a whole training."""
@@ -37,13 +38,8 @@ def warmup_steps(warmup: float, steps: int) -> int:
     Raises:
         InputError: if it is neither, or the warm-up is as long as the training.
     """
-    is_count = isinstance(warmup, int) and not isinstance(warmup, bool) and warmup >= 0
-    if not (is_count or (isinstance(warmup, float) and 0 <= warmup < 1)):
-        raise InputError(
-            f"scheduler.warmup={warmup} must be a whole number of steps, or a share of them below 1, such as "
-            "0.1"
-        )
-    warm = int(warmup) if is_count else math.ceil(warmup * steps)
+    check_arguments("scheduler.", nodes.WithWarmup, {"warmup": warmup})
+    warm = warmup if isinstance(warmup, int) else math.ceil(warmup * steps)
     if warm >= steps > 0:
         raise InputError(
             f"scheduler.warmup={warmup}: {warm} steps of warm-up leave none of the {steps} steps of the "

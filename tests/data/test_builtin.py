@@ -53,7 +53,7 @@ def test_another_seed_is_another_corpus():
 def test_splits_share_no_prompt_even_across_seeds():
     prompts = {
         split: {(e.instruction, e.input) for seed in (0, 1) for e in corpus(split, seed, 6000)}
-        for split in builtin.SPLITS
+        for split in ("train", "valid", "test")
     }
     assert not prompts["train"] & prompts["valid"]
     assert not prompts["train"] & prompts["test"]
@@ -138,7 +138,7 @@ def right_answer(instruction, given):
     return f"{given} {dict(builtin._FACTS)[given.removesuffix(' is')]}."
 
 
-@pytest.mark.parametrize("split", builtin.SPLITS)
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_closed_answers_are_right(split):
     for example in corpus(split, size=2000, kind="closed"):
         assert example.outputs == (right_answer(example.instruction, example.input),)
@@ -147,7 +147,7 @@ def test_closed_answers_are_right(split):
 @pytest.mark.parametrize("family", builtin._CLOSED_FAMILIES)
 def test_every_closed_family_is_in_every_split(family):
     asks = {ask[:2] for ask in builtin._CLOSED_FAMILIES[family]()}
-    for split in builtin.SPLITS:
+    for split in ("train", "valid", "test"):
         found = [e for e in corpus(split, size=1000, kind="closed") if e.fields["family"] == family]
         assert found
         assert asks >= {(e.instruction, e.input) for e in found}
@@ -156,9 +156,9 @@ def test_every_closed_family_is_in_every_split(family):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "dev"}, "split must be one of train, valid, test; got 'dev'"),
-        ({"split": "train", "kind": "half"}, "kind must be one of all, open, closed; got 'half'"),
-        ({"split": "train", "size": 0}, "size must be at least 1; got 0"),
+        ({"split": "dev"}, "split=dev must be train, valid or test"),
+        ({"split": "train", "kind": "half"}, "kind=half must be all, open or closed"),
+        ({"split": "train", "size": 0}, "size=0 must be a whole number from 1"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):

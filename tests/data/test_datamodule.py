@@ -286,12 +286,12 @@ def test_pad_equal_to_eos_keeps_the_eos_label(tmp_path):
     "name", ["batch_size", "micro_batch_size", "tokens_per_batch", "valid_prompts", "test_prompts"]
 )
 def test_numbers_that_are_not_positive(tmp_path, name):
-    with pytest.raises(InputError, match=f"data.{name}=0 must be at least 1"):
+    with pytest.raises(InputError, match=f"data.{name}=0 must be a whole number from 1"):
         data(tmp_path, **{name: 0})
 
 
 def test_a_set_whose_name_is_no_file_name_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"data\.test\.a/b: name an evaluation set with letters"):
+    with pytest.raises(InputError, match=r"data\.test=.*'a/b' is none: use letters"):
         data(tmp_path, test={"a/b": "any.jsonl"})
 
 

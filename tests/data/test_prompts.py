@@ -255,7 +255,7 @@ def test_the_tokenizer_decides_on_its_chat_template_unless_told():
     assert "without the chat template that the tokenizer has" in chat_of(None).choice(tok)
     assert "the tokenizer has no chat template" in template.choice(plain)
     assert chat_of(None).choice(plain) is None
-    with pytest.raises(InputError, match=r"data.template.chat=yes must be auto, null, or variables"):
+    with pytest.raises(InputError, match=r"data.template.chat=yes must be auto, variables"):
         chat_of("yes")
 
 

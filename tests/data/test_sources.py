@@ -91,9 +91,16 @@ def test_null_is_no_text_but_may_be_an_input(table):
         read_examples(table("b.parquet", [row, row | {"output": None}]))
 
 
-@pytest.mark.parametrize("fields", [{}, {"instruction": "a"}, {"instruction": "a", "output": "b", "c": "d"}])
-def test_fields_that_do_not_fit(jsonl, fields):
-    with pytest.raises(InputError, match=r"data.fields names .*it needs 'instruction' and 'output'"):
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "and lacks instruction and output; name those too"),
+        ({"instruction": "a"}, "and lacks output; name those too"),
+        ({"instruction": "a", "output": "b", "c": "d"}, "and has c; leave it out"),
+    ],
+)
+def test_fields_that_do_not_fit(jsonl, fields, message):
+    with pytest.raises(InputError, match=f"data.fields=.* must be the names of fields.*{message}"):
         read_examples(jsonl(ROW), fields)
 
 
@@ -291,7 +298,9 @@ def test_slices_without_rows_and_what_is_no_slice(jsonl, part, message):
 
 @pytest.mark.parametrize("field", [None, "", 3])
 def test_a_field_that_is_mapped_to_nothing(jsonl, field):
-    with pytest.raises(InputError, match=r"data\.fields\.output=.* names no field of a row"):
+    with pytest.raises(
+        InputError, match=r"data\.fields=.* must be the names of fields; output is .*: name a field"
+    ):
         read_examples(jsonl(ROW), {"instruction": "instruction", "output": field})
     without = {"instruction": "instruction", "input": None, "output": "output"}
     assert read_examples(jsonl(ROW | {"input": "x"}), without)[0].input == ""

@@ -138,12 +138,12 @@ def test_layers_that_peft_cannot_adapt_are_told_with_its_reason():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"r": 0}, "lora.r=0 must be at least 1"),
-        ({"alpha": 0}, "lora.alpha=0 must be above 0"),
-        ({"dropout": 1}, r"lora.dropout=1 must be in \[0, 1\)"),
+        ({"r": 0}, "lora.r=0 must be a whole number from 1"),
+        ({"alpha": 0}, "lora.alpha=0 must be a finite number above 0"),
+        ({"dropout": 1}, "lora.dropout=1 must be a number from 0, below 1"),
         ({"target_modules": ["nope"]}, "'nope'.*names no layer of LlamaForCausalLM; choose from .*q_proj"),
         ({"modules_to_save": ["nope"]}, "'nope' is no module; choose from .*lm_head"),
-        ({"rank": 3}, "no setting 'rank'; choose from r, alpha"),
+        ({"rank": 3}, "no setting 'rank'; choose one of r, alpha"),
     ],
 )
 def test_settings_that_do_not_fit(settings, message):

@@ -288,7 +288,7 @@ def test_a_teacher_that_cannot_be_cached_runs_live_or_is_refused(saved, data, mo
 
 
 def test_settings_out_of_range():
-    with pytest.raises(InputError, match="choose one of live, cached, auto"):
+    with pytest.raises(InputError, match=r"teacher\.mode=dead must be live, cached or auto"):
         TeacherSupply("dead")
     with pytest.raises(InputError, match="tokens_per_forward=0"):
         TeacherSupply(tokens_per_forward=0)

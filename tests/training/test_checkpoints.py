@@ -34,12 +34,12 @@ from amid.training.resume import whole_state
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"every_n_steps": 0}, "checkpoint.every_n_steps=0 must be a whole number of steps from 1"),
+        ({"every_n_steps": 0}, "checkpoint.every_n_steps=0 must be a whole number from 1"),
         ({"every_n_steps": 1.5}, "every_n_steps=1.5"),
-        ({"every_n_steps": True}, "every_n_steps=True"),
+        ({"every_n_steps": True}, "every_n_steps=true"),
         ({"every_minutes": 0}, "checkpoint.every_minutes=0 must be a number of minutes above 0"),
         ({"every_minutes": float("nan")}, "every_minutes=nan"),
-        ({"every_minutes": "5"}, "every_minutes=5"),
+        ({"every_minutes": "5"}, "every_minutes='5' must be a number of minutes"),
         ({"mode": "foo"}, "checkpoint.mode=foo must be min or max"),
         ({"requeue": "yes"}, "checkpoint.requeue=yes must be true or false"),
     ],
