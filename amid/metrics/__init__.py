@@ -27,7 +27,7 @@ from amid.metrics.diversity import (
     self_bleu_per_prompt,
     self_bleus,
 )
-from amid.metrics.fronts import Front, compare_areas, compare_at, quality_at
+from amid.metrics.fronts import Front, System, compare_areas, compare_at, over_sets, quality_at
 from amid.metrics.quality import exact_match, rouge_l, rouge_n
 from amid.metrics.scores import Metric, SetScore, set_score, tokenize_of
 from amid.metrics.translation import bleu, chrf
@@ -41,6 +41,7 @@ __all__ = [
     "Metric",
     "Resampled",
     "SetScore",
+    "System",
     "bleu",
     "chrf",
     "compare_areas",
@@ -50,6 +51,7 @@ __all__ = [
     "exact_match",
     "final_number",
     "how_tested",
+    "over_sets",
     "overlong",
     "paired_bootstrap",
     "paired_bootstrap_of_sets",

@@ -4,20 +4,19 @@ A sharper student has better and less varied answers, and so has any student at 
 one temperature therefore mix a method with its sharpness. Curves of quality over diversity do not.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from amid.metrics.bootstrap import Comparison
-
-Floats = NDArray[numpy.float64]
+from amid.metrics.monotone import Floats, in_order, interpolated
 
 _LEAST_DEFINED = 0.95
 """A share of resamples at least so large must hold a diversity, for a quality there to be given."""
 
-_GRID = 65
+_GRID = 33
 """Diversities, evenly spaced over the shared range, that an area is summed over."""
 
 
@@ -26,9 +25,11 @@ class Front:
     """The scores of a system's answers to each prompt, at each temperature of a ladder.
 
     Args:
-        temperatures: [T], rising; at least two.
+        temperatures: [T], rising; at least two. A ladder of top-p values goes here as well.
         quality: [T, N], of each prompt, such as ROUGE-L; the mean over prompts is the curve's quality.
         diversity: [T, N], of each prompt, such as Self-BLEU, high where answers resemble each other.
+        sets: the number of prompts of each evaluation set, in the order of the prompts. Sets have equal
+            weights in the curve's means, whatever their numbers. By default all prompts are one set.
 
     Raises:
         ValueError: for shapes that do not fit, temperatures that do not rise, or values that are no numbers.
@@ -37,6 +38,7 @@ class Front:
     temperatures: Sequence[float]
     quality: ArrayLike
     diversity: ArrayLike
+    sets: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         steps = numpy.asarray(self.temperatures, dtype=float)
@@ -60,6 +62,11 @@ class Front:
                 f"quality has {numpy.shape(self.quality)[1]} prompts and diversity "
                 f"{numpy.shape(self.diversity)[1]}; score the same prompts"
             )
+        object.__setattr__(self, "sets", tuple(self.sets) or (self.prompts,))
+        if min(self.sets) < 1 or sum(self.sets) != self.prompts:
+            raise ValueError(
+                f"sets must count the prompts of each set, {self.prompts} in all, got {self.sets}"
+            )
 
     @property
     def prompts(self) -> int:
@@ -76,171 +83,243 @@ class Front:
             weights: [B, N], of each prompt in each resample, summing to 1; None for the prompts as they are.
         """
         if weights is None:
-            weights = numpy.full((1, self.prompts), 1 / self.prompts)
+            weights = _even(self.sets)[None]
         diversity = weights @ numpy.asarray(self.diversity).T[:, ::-1]
         quality = weights @ numpy.asarray(self.quality).T[:, ::-1]
-        return _in_order(diversity, quality)
+        return in_order(diversity, quality)
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """The lowest and the highest diversity of the curve."""
+        diversity, _ = self.curve()
+        return float(diversity[0, 0]), float(diversity[0, -1])
 
 
-def quality_at(front: Front, diversities: ArrayLike) -> Floats:
+System = Front | Sequence[Front]
+"""The front of one model, or the fronts of several training seeds of one setting, on the same prompts."""
+
+
+def over_sets(fronts: Sequence[Front]) -> Front:
+    """Returns the front of a model over several evaluation sets, which have equal weights.
+
+    Raises:
+        ValueError: for no fronts, or ladders that differ.
+    """
+    ladders = {tuple(front.temperatures) for front in fronts}
+    if len(ladders) != 1:
+        raise ValueError(
+            f"fronts of several sets need one ladder of temperatures, got {sorted(ladders)}; "
+            "score each set at the same temperatures"
+        )
+    quality, diversity = (
+        numpy.concatenate([getattr(front, name) for front in fronts], axis=1)
+        for name in ("quality", "diversity")
+    )
+    return Front(ladders.pop(), quality, diversity, [n for front in fronts for n in front.sets])
+
+
+def quality_at(system: System, diversities: ArrayLike) -> Floats:
     """Returns the quality of a system at given diversities, [K]; NaN outside of the range of its ladder.
 
     Between two temperatures the curve is a cubic that has no other extreme than the knots have (Fritsch and
-    Carlson 1980, "Monotone Piecewise Cubic Interpolation"). Nothing is extrapolated.
+    Carlson 1980, "Monotone Piecewise Cubic Interpolation"). Nothing is extrapolated. Of several training
+    seeds it is the mean of their qualities, and NaN where one of them does not reach the diversity.
     """
-    at = numpy.atleast_1d(numpy.asarray(diversities, dtype=float))
-    (found,) = _interpolated(*front.curve(), at[None, :])
-    return numpy.asarray(found)
+    at = numpy.atleast_1d(numpy.asarray(diversities, dtype=float))[None]
+    of_seeds = [interpolated(*front.curve(), at)[0] for front in _fronts(system)]
+    return numpy.asarray(numpy.mean(of_seeds, axis=0))
 
 
 def compare_at(
-    first: Front, second: Front, diversity: float, *, resamples: int = 10_000, seed: int = 0
-) -> Comparison | None:
-    """Returns the difference of two systems' quality at one diversity, with its 95% interval over prompts.
+    first: System, second: System, diversity: float, *, resamples: int = 10_000, seed: int = 0
+) -> Comparison:
+    """Returns the difference of two systems' quality at one diversity, with its 95% interval.
 
-    The prompts are drawn anew for both systems at once, and both curves are interpolated in each resample.
+    The prompts of each set are drawn anew for both systems at once, and both curves are interpolated in each
+    resample. The percentile interval of the resamples is widened for few prompts, as Student's t is. With
+    several training seeds, the difference is the mean over seeds, and each resample adds an error of this
+    mean, by Student's t, from the spread of the seeds. Two seeds give a wide interval: t is 12.7.
+
+    Args:
+        first: a front, or the fronts of several training seeds.
+        second: another system's, with equal seeds in the same order. A single front, such as the teacher's,
+            is compared with each of the other system's fronts.
+        diversity: the diversity to compare at.
+        resamples: sets of prompts drawn.
+        seed: the seed of the draws; the same seed gives the same result.
 
     Returns:
-        The first less the second; None where the diversity is outside of either ladder's range, or of more
-        than 5% of the resamples'.
+        The first less the second.
 
     Raises:
-        ValueError: if the two have unlike prompts, or fewer than two.
+        ValueError: if the two have unlike prompts, fewer than two, or unlike numbers of seeds, or if a ladder
+            does not reach the diversity, in all prompts or in more than 5% of the resamples.
     """
-    return _differences(first, second, resamples, seed, lambda a, b: _at(a, b, diversity))
+    pair = Curves(first, resamples, seed), Curves(second, resamples, seed)
+    (found,) = differences_at(*pair, [diversity])
+    if found is None:
+        raise ValueError(
+            f"diversity {diversity:g} is outside of a ladder, or too near to its end: {_ranges(*pair)}; "
+            "choose another diversity, or score more temperatures"
+        )
+    return found
 
 
-def compare_areas(
-    first: Front, second: Front, *, resamples: int = 10_000, seed: int = 0
-) -> Comparison | None:
+def compare_areas(first: System, second: System, *, resamples: int = 10_000, seed: int = 0) -> Comparison:
     """Returns the mean difference of two systems' quality over the diversities that both ladders reach.
 
     It is the area between the two curves, divided by the width of the range that they share; that range is
-    taken anew in each resample.
+    taken anew in each resample. Arguments and interval are those of `compare_at`.
 
     Returns:
-        The first less the second; None where the ranges of the two do not overlap.
+        The first less the second.
 
     Raises:
-        ValueError: if the two have unlike prompts, or fewer than two.
+        ValueError: as `compare_at`, and if the ranges of the two do not overlap.
     """
-    return _differences(first, second, resamples, seed, _over_the_shared_range)
-
-
-Curves = tuple[Floats, Floats]
-
-
-def _differences(
-    first: Front,
-    second: Front,
-    resamples: int,
-    seed: int,
-    difference: Callable[[Curves, Curves], Floats],
-) -> Comparison | None:
-    """Returns a difference of two curves, with its interval over prompts; None where it is not known."""
-    if first.prompts != second.prompts or first.prompts < 2:
+    pair = Curves(first, resamples, seed), Curves(second, resamples, seed)
+    found = difference_of_areas(*pair)
+    if found is None:
         raise ValueError(
-            f"two systems are compared on the same prompts, two at least, got {first.prompts} and "
-            f"{second.prompts}; score the same set"
+            f"the curves share no diversity: {_ranges(*pair)}; score the first or the second at further "
+            "temperatures"
         )
-    estimate = float(difference(first.curve(), second.curve())[0])
-    drawn = numpy.concatenate(
-        [difference(first.curve(w), second.curve(w)) for w in _weights(first.prompts, resamples, seed)]
+    return found
+
+
+class Curves:
+    """The curves of a system in each resample of the prompts, for many comparisons with other systems.
+
+    Systems with the same numbers of prompts, `resamples` and `seed` have the same resamples.
+    """
+
+    def __init__(self, system: System, resamples: int, seed: int = 0) -> None:
+        fronts = _fronts(system)
+        self.sets = tuple(fronts[0].sets)
+        self.drawn = resamples, seed
+        if any(tuple(front.sets) != self.sets for front in fronts):
+            raise ValueError("the training seeds of a system have unlike prompts; score the same sets")
+        even = _even(self.sets)[None]
+        parts = [
+            [front.curve(weights) for front in fronts]
+            for weights in (even, *_weights(self.sets, resamples, seed))
+        ]
+        self.knots: list[tuple[Floats, Floats]] = [
+            (
+                numpy.concatenate([part[place][0] for part in parts]),
+                numpy.concatenate([part[place][1] for part in parts]),
+            )
+            for place in range(len(fronts))
+        ]
+        """Of each training seed, diversity and quality at the knots, [1 + resamples, T] each; the prompts as
+        they are come first."""
+
+    def at(self, diversities: Sequence[float]) -> Floats:
+        """Returns the quality at each diversity, [seeds, 1 + resamples, K]; NaN outside of the ladder."""
+        wanted = numpy.broadcast_to(
+            numpy.asarray(diversities, dtype=float), (len(self.knots[0][0]), len(diversities))
+        )
+        return numpy.stack([interpolated(x, y, wanted) for x, y in self.knots])
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """The lowest and the highest diversity that all training seeds reach."""
+        ends = [(float(x[0, 0]), float(x[0, -1])) for x, _ in self.knots]
+        return max(low for low, _ in ends), min(high for _, high in ends)
+
+
+def differences_at(first: Curves, second: Curves, diversities: Sequence[float]) -> list[Comparison | None]:
+    """Returns `compare_at` for each diversity; None where it is not known."""
+    _check(first, second)
+    between = first.at(diversities) - second.at(diversities)
+    return [_compared(between[:, :, k], first) for k in range(len(diversities))]
+
+
+def difference_of_areas(first: Curves, second: Curves) -> Comparison | None:
+    """Returns `compare_areas`; None where the ranges of the two do not overlap."""
+    _check(first, second)
+    seeds = max(len(first.knots), len(second.knots))
+    pairs = zip(
+        first.knots * (seeds // len(first.knots)), second.knots * (seeds // len(second.knots)), strict=True
     )
-    known = drawn[numpy.isfinite(drawn)]
-    if not numpy.isfinite(estimate) or len(known) < _LEAST_DEFINED * resamples:
+    share = numpy.linspace(0, 1, _GRID)
+    found = []
+    for one, other in pairs:
+        low = numpy.maximum(one[0][:, 0], other[0][:, 0])
+        high = numpy.minimum(one[0][:, -1], other[0][:, -1])
+        at = low[:, None] + (high - low)[:, None] * share
+        at[:, -1] = high  # not beyond it by rounding
+        mean = numpy.trapezoid(interpolated(*one, at) - interpolated(*other, at), share, axis=1)
+        found.append(numpy.where(high > low, mean, numpy.nan))
+    return _compared(numpy.stack(found), first)
+
+
+def _compared(differences: Floats, curves: Curves) -> Comparison | None:
+    """Returns the mean over training seeds with its interval, from differences, [seeds, 1 + resamples].
+
+    The first of each seed's differences is that of the prompts as they are. None if it is not known, or in
+    too few of the resamples.
+    """
+    means = differences.mean(0)
+    estimate, drawn = float(means[0]), means[1:]
+    known = numpy.isfinite(drawn)
+    if not numpy.isfinite(estimate) or known.sum() < max(2, _LEAST_DEFINED * len(drawn)):
         return None
-    low, high = numpy.quantile(known, [0.025, 0.975])
-    other = (known <= 0).mean() if estimate > 0 else (known >= 0).mean()
-    return Comparison(estimate, float(low), float(high), min(1.0, 2 * float(other)), first.prompts, False)
+    random = numpy.random.default_rng(curves.drawn[1])
+    prompts, centre = sum(curves.sets), drawn[known].mean()
+    freedom = prompts - len(curves.sets)
+    wider = numpy.sqrt(prompts / random.chisquare(freedom, known.sum()))
+    around = (drawn[known] - centre) * wider
+    seeds = len(differences)
+    if seeds > 1:
+        # The spread of the seeds holds what the choice of prompts does to each seed alone.
+        alone = (differences[:, 1:][:, known] - drawn[known]).var(axis=1).mean() / (seeds - 1)
+        shared = max(0.0, 1 - alone / max(drawn[known].var(), 1e-300))
+        spread = differences[:, 0].std(ddof=1) / numpy.sqrt(seeds)
+        around = numpy.sqrt(shared) * around + spread * random.standard_t(seeds - 1, known.sum())
+    moved = centre + around
+    low, high = numpy.quantile(moved, [0.025, 0.975])
+    other = (moved <= 0).mean() if estimate > 0 else (moved >= 0).mean()
+    return Comparison(estimate, float(low), float(high), min(1.0, 2 * float(other)), prompts, False)
 
 
-def _weights(prompts: int, resamples: int, seed: int) -> Iterator[Floats]:
+def _fronts(system: System) -> list[Front]:
+    fronts = [system] if isinstance(system, Front) else list(system)
+    if not fronts:
+        raise ValueError("a system needs at least one front, got none; give one for each training seed")
+    return fronts
+
+
+def _check(first: Curves, second: Curves) -> None:
+    if first.sets != second.sets or min(first.sets) < 2:
+        raise ValueError(
+            f"two systems are compared on the same prompts, two at least, got {sum(first.sets)} and "
+            f"{sum(second.sets)}; score the same set"
+        )
+    if first.drawn != second.drawn:
+        raise ValueError("two systems are compared over the same resamples; draw both with one seed")
+    seeds = len(first.knots), len(second.knots)
+    if seeds[0] != seeds[1] and 1 not in seeds:
+        raise ValueError(
+            f"two systems are compared over the same training seeds, got {seeds[0]} and {seeds[1]} fronts; "
+            "give the fronts of the seeds that both have"
+        )
+
+
+def _ranges(first: Curves, second: Curves) -> str:
+    words = zip(("first", "second"), (first.reach, second.reach), strict=True)
+    return " and ".join(f"the {which} reaches {low:.1f} to {high:.1f}" for which, (low, high) in words)
+
+
+def _even(sets: Sequence[int]) -> Floats:
+    """Returns the weight of each prompt, [N], summing to 1, where sets have equal weights."""
+    return numpy.repeat([1 / (n * len(sets)) for n in sets], sets)
+
+
+def _weights(sets: Sequence[int], resamples: int, seed: int) -> Iterator[Floats]:
     """Yields the weights of the prompts in each resample, [B, N], a thousand resamples at a time."""
     random = numpy.random.default_rng(seed)
     for begun in range(0, resamples, 1000):
-        counts = random.multinomial(prompts, numpy.full(prompts, 1 / prompts), min(1000, resamples - begun))
-        yield counts / prompts
-
-
-def _at(first: Curves, second: Curves, diversity: float) -> Floats:
-    at = numpy.full((len(first[0]), 1), diversity)
-    return (_interpolated(*first, at) - _interpolated(*second, at))[:, 0]
-
-
-def _over_the_shared_range(first: Curves, second: Curves) -> Floats:
-    low = numpy.maximum(first[0][:, 0], second[0][:, 0])
-    high = numpy.minimum(first[0][:, -1], second[0][:, -1])
-    share = numpy.linspace(0, 1, _GRID)
-    at = low[:, None] + (high - low)[:, None] * share
-    at[:, -1] = high  # not beyond it by rounding
-    between = _interpolated(*first, at) - _interpolated(*second, at)
-    mean = numpy.trapezoid(between, share, axis=1)
-    return numpy.where(high > low, mean, numpy.nan)
-
-
-def _in_order(diversity: Floats, quality: Floats) -> Curves:
-    """Returns both, [B, T], with neighbours in the wrong order pooled."""
-    wrong = (numpy.diff(diversity, axis=1) <= 0).any(axis=1)
-    for row in numpy.flatnonzero(wrong):
-        blocks: list[list[float]] = []  # diversity and quality summed, and how many
-        for x, y in zip(diversity[row], quality[row], strict=True):
-            blocks.append([x, y, 1])
-            while len(blocks) > 1 and blocks[-2][0] / blocks[-2][2] >= blocks[-1][0] / blocks[-1][2]:
-                last = blocks.pop()
-                blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]
-        counts = [int(block[2]) for block in blocks]
-        diversity[row] = numpy.repeat([block[0] / block[2] for block in blocks], counts)
-        quality[row] = numpy.repeat([block[1] / block[2] for block in blocks], counts)
-    return diversity, quality
-
-
-def _interpolated(x: Floats, y: Floats, at: Floats) -> Floats:
-    """Returns monotone cubics through the knots `x` and `y`, [B, T], at `at`, [B, K]; NaN outside of them."""
-    result = numpy.full(at.shape, numpy.nan)
-    distinct = numpy.diff(x, axis=1) > 0
-    whole = distinct.all(axis=1)
-    if whole.any():
-        result[whole] = _cubic(x[whole], y[whole], at[whole])
-    for row in numpy.flatnonzero(~whole):
-        kept = numpy.concatenate([[True], distinct[row]])
-        if kept.sum() > 1:
-            result[row] = _cubic(x[None, row, kept], y[None, row, kept], at[None, row])[0]
-    return result
-
-
-def _cubic(x: Floats, y: Floats, at: Floats) -> Floats:
-    width = numpy.diff(x, axis=1)
-    slope = numpy.diff(y, axis=1) / width
-    tangent = numpy.empty_like(y)
-    if x.shape[1] == 2:
-        tangent[:] = slope
-    else:
-        before, after = 2 * width[:, 1:] + width[:, :-1], width[:, 1:] + 2 * width[:, :-1]
-        with numpy.errstate(divide="ignore", invalid="ignore"):
-            mean = (before + after) / (before / slope[:, :-1] + after / slope[:, 1:])
-        tangent[:, 1:-1] = numpy.where(slope[:, :-1] * slope[:, 1:] > 0, mean, 0.0)
-        tangent[:, 0] = _end(width[:, 0], width[:, 1], slope[:, 0], slope[:, 1])
-        tangent[:, -1] = _end(width[:, -1], width[:, -2], slope[:, -1], slope[:, -2])
-    segment = (at[:, :, None] >= x[:, None, 1:-1]).sum(axis=2)
-    left = numpy.take_along_axis(x, segment, 1)
-    h = numpy.take_along_axis(width, segment, 1)
-    t = (at - left) / h
-    y0, y1 = numpy.take_along_axis(y, segment, 1), numpy.take_along_axis(y, segment + 1, 1)
-    m0, m1 = numpy.take_along_axis(tangent, segment, 1), numpy.take_along_axis(tangent, segment + 1, 1)
-    value = (
-        (1 + 2 * t) * (1 - t) ** 2 * y0
-        + t * (1 - t) ** 2 * h * m0
-        + t**2 * (3 - 2 * t) * y1
-        + t**2 * (t - 1) * h * m1
-    )
-    inside = (at >= x[:, :1]) & (at <= x[:, -1:])
-    return numpy.where(inside, value, numpy.nan)
-
-
-def _end(near: Floats, next_width: Floats, slope: Floats, next_slope: Floats) -> Floats:
-    """Returns the tangent at an end: of three points, kept from turning round."""
-    tangent = ((2 * near + next_width) * slope - near * next_slope) / (near + next_width)
-    tangent = numpy.where(numpy.sign(tangent) != numpy.sign(slope), 0.0, tangent)
-    turns = (numpy.sign(slope) != numpy.sign(next_slope)) & (abs(tangent) > 3 * abs(slope))
-    return numpy.where(turns, 3 * slope, tangent)
+        many = min(1000, resamples - begun)
+        counts = [random.multinomial(n, numpy.full(n, 1 / n), many) / (n * len(sets)) for n in sets]
+        yield numpy.concatenate(counts, axis=1)
