@@ -2,6 +2,7 @@
 diversity."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,83 @@ def rungs_of(generation: Mapping[str, Any]) -> dict[str, list[float]]:
     return {ladder: sorted(map(float, rungs)) for ladder, rungs in found.items() if rungs}
 
 
+@dataclass(frozen=True)
+class Ladder:
+    """The scores of a run's answers at several temperatures, or several top-p."""
+
+    folder: Path
+    """The folder of the run."""
+    name: str
+    """`temperature` or `top_p`."""
+    own: float
+    """The temperature or top-p of the run's own scores, which need not be a rung."""
+    rungs: Mapping[float, Mapping[str, Mapping[str, Any]]]
+    """Rung, rising -> set -> metric -> the score of each prompt (`PER_PROMPT`)."""
+
+    def prompts(self, dataset: str) -> str | None:
+        """Returns the key of the prompts of a set, equal for runs that answer the same; None if unknown."""
+        return next(iter(self.rungs.values())).get(dataset, {}).get(PROMPTS)
+
+    def metrics(self, dataset: str) -> list[str]:
+        """Returns the metrics with a score for each prompt of a set; empty for a set that was not scored."""
+        first = next(iter(self.rungs.values())).get(dataset, {})
+        return [name for name, values in first.items() if name not in (PROMPTS, UNREAD) and values]
+
+    def front(self, dataset: str, quality: str | None = None, diversity: str = "self_bleu") -> Front:
+        """Returns the curve on a set (`fronts`).
+
+        Raises:
+            InputError: if the run has no such set or score.
+            Damaged: if the rungs do not fit together.
+        """
+        generations = self.folder / "generations"
+        for sets in self.rungs.values():
+            if dataset not in sets:
+                raise InputError(
+                    f"{generations} has no answers to {dataset}{choose_one(dataset, list(sets))}"
+                )
+        of_rungs = [sets[dataset] for sets in self.rungs.values()]
+        if len({of.get(PROMPTS) for of in of_rungs}) > 1:
+            raise damaged(generations, f"its rungs answer other prompts of {dataset}", REMEDY)
+        metrics = self.metrics(dataset)
+        if quality is None:
+            quality = next(iter(quality_metrics([metrics])), "quality")
+        for name in (quality, diversity):
+            if name not in metrics:
+                others = [m for m in metrics if (m in OF_ANSWERS) == (name == diversity)]
+                one_of = choose_one(name, others)
+                raise InputError(f"{self.folder} has no {name} of each prompt of {dataset}{one_of}")
+        turned = measure_of(diversity).better == "higher"
+        try:
+            return Front(
+                list(self.rungs),
+                [of[quality] for of in of_rungs],
+                [[100 - value if turned else value for value in of[diversity]] for of in of_rungs],
+            )
+        except (KeyError, ValueError) as error:  # a rung without the score, or with other numbers of prompts
+            raise damaged(generations, f"{dataset} at several {self.name}: {error}", REMEDY) from error
+
+
+def read_ladder(folder: Path, ladder: str = "temperature") -> Ladder:
+    """Reads the scores of a run's answers at each rung of a ladder.
+
+    Args:
+        folder: the folder of the run.
+        ladder: `temperature` or `top_p`.
+
+    Raises:
+        InputError: if the run has no such ladder, or a file is missing.
+        Damaged: if a file is not what the run wrote.
+    """
+    own, places = _places(folder, ladder)
+    rungs = {}
+    for rung, place in places.items():
+        rungs[rung] = read_per_prompt(place, REMEDY)
+        if not rungs[rung]:
+            raise InputError(f"{place / PER_PROMPT} does not exist; {REMEDY}")
+    return Ladder(folder, ladder, own, rungs)
+
+
 def fronts(
     folder: Path,
     dataset: str,
@@ -52,31 +130,11 @@ def fronts(
         InputError: if the run has no such ladder, set or score, or a file is missing.
         Damaged: if a file is not what the run wrote.
     """
-    places = _places(folder, ladder)
-    sets = [_of_set(place, dataset) for place in places.values()]
-    first = sets[0]
-    if any(of[PROMPTS] != first[PROMPTS] for of in sets):
-        raise damaged(folder / "generations", f"its rungs answer other prompts of {dataset}", REMEDY)
-    metrics = [name for name in first if name not in (PROMPTS, UNREAD)]
-    if quality is None:
-        quality = next(iter(quality_metrics([metrics])), "quality")
-    for name in (quality, diversity):
-        if name not in metrics:
-            others = [m for m in metrics if (m in OF_ANSWERS) == (name == diversity)]
-            raise InputError(f"{folder} has no {name} of each prompt of {dataset}{choose_one(name, others)}")
-    turned = measure_of(diversity).better == "higher"
-    try:
-        return Front(
-            list(places),
-            [of[quality] for of in sets],
-            [[100 - value if turned else value for value in of[diversity]] for of in sets],
-        )
-    except (KeyError, ValueError) as error:  # a rung without the score, or with another number of prompts
-        raise damaged(folder / "generations", f"{dataset} at several {ladder}: {error}", REMEDY) from error
+    return read_ladder(folder, ladder).front(dataset, quality, diversity)
 
 
-def _places(folder: Path, ladder: str) -> dict[float, Path]:
-    """Returns the folder of the answers at each rung of a run's ladder."""
+def _places(folder: Path, ladder: str) -> tuple[float, dict[float, Path]]:
+    """Returns the run's own setting, and the folder of the answers at each rung of a run's ladder."""
     settings = read_settings(folder) or {}
     generation = settings.get("generation")
     if not isinstance(generation, Mapping):
@@ -93,14 +151,6 @@ def _places(folder: Path, ladder: str) -> dict[float, Path]:
             f"amid evaluate run={folder} generation.{key}=[0.5,0.75,1.0]"
         )
     answers = folder / "generations"
-    return {rung: answers if rung == own else rung_folder(answers, ladder, rung) for rung in rungs[ladder]}
-
-
-def _of_set(folder: Path, dataset: str) -> dict[str, Any]:
-    """Returns the scores of the prompts of a set from a folder of answers, and the key of its prompts."""
-    sets = read_per_prompt(folder, REMEDY)
-    if not sets:
-        raise InputError(f"{folder / PER_PROMPT} does not exist; {REMEDY}")
-    if dataset not in sets:
-        raise InputError(f"{folder} has no answers to {dataset}{choose_one(dataset, list(sets))}")
-    return {PROMPTS: None} | sets[dataset]
+    return own, {
+        rung: answers if rung == own else rung_folder(answers, ladder, rung) for rung in rungs[ladder]
+    }
