@@ -47,9 +47,10 @@ def _sweep_help() -> None:
         "\nNAME may also be your own file, such as sweeps/mine.yaml (docs/how-to/own-files.md)."
         "\nscale=small, the default, is for a machine without a GPU; scale=full is the published size."
         "\n--dry-run lists the runs, with an estimate of steps, memory and disk, and starts nothing."
-        "\nKEY=VALUE sets a value in every run; KEY=A,B runs every value. A baseline keeps its own method,"
-        "\ndivergence, assistant, objective, schedule and text. It takes text.KEY, objective.fused and"
-        "\nobjective.compiled if it has such a setting. The same command again skips finished runs."
+        "\nKEY=VALUE sets a value in every run; KEY=A,B runs every value. Baselines, such as SFT and KD, keep"
+        "\ntheir own method, divergence, assistant, objective, schedule and text; text.KEY, objective.fused"
+        "\nand objective.compiled reach each baseline with this setting. The same command again skips"
+        "\nfinished runs."
     )
 
 

@@ -49,9 +49,9 @@ class AlphaMixture:
     q and p themselves.
 
     Args:
-        alpha: any finite real number. Smaller is mode-seeking, larger is mode-covering. It can be set again
-            at any time, also during training.
-        lam: weight of the teacher, 0 ≤ λ ≤ 1. It can be set again as `alpha` can.
+        alpha: any finite real number. A smaller α is more mode-seeking, a larger α more mode-covering. A
+            schedule or a callback may change it during training.
+        lam: weight of the teacher, 0 ≤ λ ≤ 1. A schedule or a callback may change it too.
         detach_student: treat q inside r as a constant, so that no gradient reaches the student through
             r (TAID).
 
