@@ -24,13 +24,13 @@ class AMiDTrainer(Trainer):
     """A transformers `Trainer` that trains a student on an objective of `amid.losses`.
 
     The loss of an optimiser step is the sum over all its counted tokens (labels but -100, shifted as for any
-    causal model) divided by their number, however `gradient_accumulation_steps` cuts it into batches. Bodies
-    and heads are run apart, so that logits exist for a chunk of the counted tokens at once (see
-    `Loss.fused`; `fused=False` at the objective takes whole logits). The evaluation's loss is the mean over
-    all counted tokens of the set.
+    causal model) divided by their number, however `gradient_accumulation_steps` cuts it into batches. The
+    trainer calls the models' heads separately from the other layers, so that only one chunk of the counted
+    tokens has logits at a time (see `Loss.fused`). With `fused=False`, the objective takes the logits of all
+    tokens. The evaluation loss is the mean over all counted tokens of the set.
 
     A batch has `input_ids` and `labels`, [rows, length], and `attention_mask` where it is padded, on either
-    side; `DataCollatorForSeq2Seq` makes such batches. Packed rows are not taken.
+    side; `DataCollatorForSeq2Seq` makes such batches. Packed rows raise an error.
 
     Student and teacher may have adapters (a `PeftModel`). The teacher is frozen, in eval mode, on the
     student's device, and in no checkpoint; it shares no weight with the student. Terms that the model adds to
@@ -42,21 +42,21 @@ class AMiDTrainer(Trainer):
 
     Args:
         model: the student.
-        teacher: a model with the same tokens in the same places; None for objectives without a teacher.
-            Where the two have embeddings of different sizes, both sides' logits are cut to the smaller.
+        teacher: a model with the same tokens in the same places; None for objectives without a teacher. If
+            their embeddings have different sizes, the logits of both models are cut to the smaller size.
         objective: such as `Objective(AlphaBeta(), AlphaMixture())`. Its settings, such as
-            `objective.assistant.lam`, may be set between steps, for example by a callback.
+            `objective.assistant.lam`, may change between steps, for example by a callback.
         arguments: the arguments of `Trainer`, by keyword.
 
     Raises:
-        InputError: for a teacher that the objective needs and does not have, an objective that is no sum
-            over batches with `gradient_accumulation_steps` above 1, several devices, DeepSpeed or FSDP,
-            prompt learning, `torch_compile`, and arguments of `Trainer` that make up another loss
+        InputError: for a teacher that the objective needs and does not have, an objective that is no sum over
+            batches with `gradient_accumulation_steps` above 1, several devices, DeepSpeed or FSDP, prompt
+            learning, `torch_compile`, and arguments of `Trainer` that make up another loss
             (`compute_loss_func`, `model_init`, `label_smoothing_factor`); for a model that is a path, reads
             both ways, is an encoder with a decoder, or has fewer embeddings than `processing_class` tokens,
-            and for a teacher that shares weights with the student. While it trains, for a batch that is not
-            as said above, or that has tokens or positions that a model does not have, and where no weight of
-            the model is to be trained.
+            and for a teacher that shares weights with the student. While it trains, for a batch of another
+            form than above, or that has tokens or positions that a model does not have, and where no weight
+            of the model is to be trained.
     """
 
     def __init__(

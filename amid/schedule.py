@@ -82,7 +82,7 @@ class TAID(Schedule):
         m ← momentum m + (1 - momentum) Δ
         λ ← min(end, max(start + (end - start) step/steps, λ + rate sigmoid(m) (1 - λ)))
 
-    after each optimiser step but the first, which only gives L; m begins at 0. L is the mean loss plus the
+    after each optimiser step except the first, which only gives L. m begins at 0. L is the mean loss plus the
     mean entropy of the assistant: with TAID's objective KL(r ‖ q) the cross-entropy -Σ r log q.
 
     The validation loss uses the current λ. So the validation losses of two epochs have different objectives.

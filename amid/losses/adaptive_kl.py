@@ -20,8 +20,8 @@ class AdaptiveKL(WeightedDivergences):
     The token that crosses this limit belongs to the tail, unless it is the first. Where p = q the weights
     are ½. No gradient passes through the weights.
 
-    Of further sums, `return_stats=True` gives "weight_kl" (w_h), "weight_reverse_kl" (w_t),
-    "divergence_kl" and "divergence_reverse_kl".
+    `return_stats=True` also gives "weight_kl" (w_h), "weight_reverse_kl" (w_t), "divergence_kl" and
+    "divergence_reverse_kl".
 
     Args:
         head_mass: the probability in p's head, 0 < head_mass < 1; published: 0.5.

@@ -23,8 +23,8 @@ class AlphaNet(WeightedDivergences):
     class does not clip. ABKD (arXiv 2505.04560) uses it as a baseline for language models with a in {0.1,
     0.2, 0.3} and b in {0.9, 0.8, 0.7}.
 
-    Of further sums, `return_stats=True` gives "weight_a" and "weight_b" (positions at which either is the
-    larger), "divergence_a" and "divergence_b".
+    `return_stats=True` also gives "weight_a" and "weight_b" (positions at which either is the larger),
+    "divergence_a" and "divergence_b".
 
     Args:
         a: the first exponent; any finite real number.

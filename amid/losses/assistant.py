@@ -45,8 +45,8 @@ class AlphaMixture:
     α = 3 the harmonic mean; r lies on the α-divergence geodesic between p and q (Theorem 3.2). λ is
     the weight of the teacher.
 
-    Support: for α < 1 r is positive where p or q is; for α ≥ 1 where both are. λ = 0 and λ = 1 return
-    q and p themselves.
+    Support: for α < 1 r is positive where p or q is; for α ≥ 1 where both are. λ = 0 returns q, and λ = 1
+    returns p.
 
     Args:
         alpha: any finite real number. A smaller α is more mode-seeking, a larger α more mode-covering. A

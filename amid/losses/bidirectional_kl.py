@@ -44,11 +44,11 @@ class BidirectionalKL(WeightedDivergences):
     The cross-entropy is larger than KL(p ‖ q) by the teacher's entropy, which has no gradient: the loss is
     w_p H(p) where p = q.
 
-    Of further sums, `return_stats=True` gives "weight_cross_entropy" (w_p), "weight_reverse_kl" (w_q),
+    `return_stats=True` also gives "weight_cross_entropy" (w_p), "weight_reverse_kl" (w_q),
     "divergence_cross_entropy" and "divergence_reverse_kl".
 
     Args:
-        weight: the weight of the direction that counts more, at least 1; published: 2, in ABKD's script 3.
+        weight: the larger of the two weights, at least 1; published: 2, in ABKD's script 3.
         shared_vocab: see `Distillation`.
         fused: see `Distillation`.
 

@@ -15,7 +15,7 @@ class CrossEntropy(Loss):
     `return_stats=True` gives "entropy_q".
 
     Args:
-        fused: whether training goes through `fused`, where the model's head can be split off.
+        fused: whether training uses `fused`, if the model's head can be separated from the other layers.
     """
 
     needs_teacher = False

@@ -37,14 +37,14 @@ class Sums(NamedTuple):
 class Distillation(Loss):
     """A function of teacher p and student q at each position, averaged over the counted tokens.
 
-    `return_stats=True` gives "entropy_p", "entropy_q", "kl_pq" (KL(p ‖ q)), "same_top" (at how many
-    positions p and q have the same likeliest token) and what the class names.
+    `return_stats=True` gives "entropy_p", "entropy_q", "kl_pq" (KL(p ‖ q)), "same_top" (at how many positions
+    p and q have the same likeliest token) and the sums that the class lists.
 
     Args:
-        shared_vocab: n, to cut both sides' logits to their first n entries before the softmax, for
-            models of one family with embeddings padded to different sizes. Whether the token maps
-            agree on them is for the caller to check. Without it, sizes that differ are an error.
-        fused: whether training goes through `fused`, where the models' heads can be split off.
+        shared_vocab: n, to cut the logits of both models to the first n entries before the softmax. Use it
+            for models of one family with embeddings padded to different sizes, and check first that their
+            token maps agree. Without it, different sizes raise an error.
+        fused: whether training uses `fused`, if the models' heads can be separated from the other layers.
     """
 
     needs_teacher = True

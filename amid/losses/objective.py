@@ -27,8 +27,8 @@ class Objective(Distillation):
     knowledge distillation loss D(p ‖ q). The gradient reaches the student through q and, unless the
     assistant detaches the student, through r. It never reaches the teacher.
 
-    Of further sums, `return_stats=True` gives "entropy_r" with an assistant; with an `AlphaMixture`
-    "gradient_weight", the student's mean Σ_v q_v w_v of its `gradient_weight` w at each position.
+    `return_stats=True` also gives "entropy_r" with an assistant. With an `AlphaMixture` it gives
+    "gradient_weight", the mean Σ_v q_v w_v of `gradient_weight` w under q, at each position.
 
     Args:
         divergence: D, from two [..., V] tensors of log-probabilities to a [...] tensor: one of this
@@ -39,14 +39,14 @@ class Objective(Distillation):
             (assistant). None means "pr" with an assistant and "pq" without.
         shared_vocab: see `Distillation`.
         fused: see `Distillation`.
-        compiled: whether the arithmetic between the matrix products of `fused` goes through torch.compile,
-            which saves passes over the logits. It costs seconds once, and needs a C++ compiler (Triton on a
-            GPU). Only closed forms have it: the built-in divergences, without or with an `AlphaMixture`.
+        compiled: whether torch.compile compiles the arithmetic between the matrix products of `fused`. This
+            saves passes over the logits. It takes some seconds once, and needs a C++ compiler (Triton on a
+            GPU). It needs a built-in divergence, without an assistant or with an `AlphaMixture`.
 
     Raises:
-        ValueError: if `order` is not one of these, does not fit the assistant, or leaves no gradient:
-            λ = 1 with pr or rp (r = p), λ = 0 with qr or rq (r = q), a detached student with pr or rp.
-            The call raises the same where `assistant` was changed since.
+        ValueError: if `order` is not one of these, does not fit the assistant, or leaves no gradient: λ = 1
+            with pr or rp (r = p), λ = 0 with qr or rq (r = q), a detached student with pr or rp. A call
+            raises the same error if `assistant` was changed to such a value.
     """
 
     def __init__(

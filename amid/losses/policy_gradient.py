@@ -35,7 +35,7 @@ def mixed_log_probs(log_p: Tensor, log_q: Tensor, teacher_share: float = 0.2) ->
 
     Args:
         log_p: [...], log-probabilities of the teacher: of a vocabulary to sample from, or of sampled tokens.
-        log_q: [...], the same of the student.
+        log_q: [...], log-probabilities of the student for the same tokens.
         teacher_share: a, 0 ≤ a ≤ 1; published: 0.2.
 
     Returns:
@@ -53,14 +53,14 @@ def mixed_log_probs(log_p: Tensor, log_q: Tensor, teacher_share: float = 0.2) ->
 
 
 def rewards_to_go(log_p: Tensor, log_q: Tensor, mask: Tensor, normalise: bool = True) -> Tensor:
-    """Returns R_t = Σ_{t'>t} log(p_t'/q_t'), or the mean: the reward of the tokens after t, a constant.
+    """Returns the reward of the tokens after t, R_t = Σ_{t'>t} log(p_t'/q_t') or the mean, without gradient.
 
     Args:
         log_p: [B, T], the teacher's log-probabilities of the sampled tokens.
-        log_q: [B, T], the student's.
+        log_q: [B, T], the student's log-probabilities of the sampled tokens.
         mask: [B, T], boolean; values elsewhere are never read.
-        normalise: divide by the number of tokens after t, MiniLLM's length normalisation. Without it
-            short answers are preferred, as their sums are smaller.
+        normalise: divide by the number of tokens after t, MiniLLM's length normalisation. Without it, short
+            answers are preferred, because their sums are smaller.
 
     Returns:
         [B, T], float32 or better: 0 at the last token of a row, and where `mask` is False.
@@ -126,22 +126,23 @@ def long_term_loss(
 
 
 class MiniLLM(Loss):
-    """MiniLLM's loss on sampled text: the single step and the long term, of the same tokens.
+    """MiniLLM's loss on sampled text: the single-step term plus the long-term term of the same tokens.
 
     `sampling` [..., 2] has two values for each sampled token: log q̃, the log-probability that it was drawn
     with (see `mixed_log_probs`), and R of `rewards_to_go`. No gradient reaches it.
 
     Several steps may use the same sample. Each step computes both parts again; `sampling` stays the same.
-    Without `sampling`, on text that was not sampled, the loss is the single step alone.
+    Without `sampling`, for text that was not sampled, the loss is the single-step term alone.
 
-    Of further sums, `return_stats=True` gives "single_step" (KL(q ‖ p), without weights). With `sampling` it
-    also gives "to_go" (R) and the sums of `long_term_loss`.
+    `return_stats=True` also gives "single_step" (KL(q ‖ p), without weights). With `sampling` it also gives
+    "to_go" (R) and the sums of `long_term_loss`.
 
     Args:
         clip: see `long_term_loss`.
-        weighted_single_step: whether the single step has the importance weight q/q̃ of its token, as in the
-            paper; False: none, as in the published script. Both have the same mean over the sampled token.
-        fused: whether training goes through `fused`, where the models' heads can be split off.
+        weighted_single_step: whether the single-step term has the importance weight q/q̃ of its token, as in
+            the paper. With False it has no weight, as in the published script. Both terms have the same mean
+            over the sampled token.
+        fused: whether training uses `fused`, if the models' heads can be separated from the other layers.
 
     Raises:
         ValueError: if `clip` is not a number above 0, or None.

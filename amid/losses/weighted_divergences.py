@@ -18,8 +18,8 @@ class WeightedDivergences(Distillation):
     Unless `constant_weights` is set to False, the weights count as constants: no gradient passes through
     them.
 
-    Of further sums, `return_stats=True` gives for each D_i "weight_NAME" and "divergence_NAME", the latter
-    without its weight.
+    `return_stats=True` also gives for each D_i "weight_NAME" and "divergence_NAME", the latter without its
+    weight.
 
     Args:
         divergences: the D_i by the names that they have among the sums.

@@ -13,7 +13,7 @@ from amid.losses.numerics import finite_number
 
 
 class WeightedSum(Loss):
-    """Σ weight · objective, an objective too; for example distillation plus a language-model loss.
+    """A weighted sum of objectives, such as distillation plus a language-model loss.
 
     `return_stats=True` gives the sums of all terms. If several terms have a sum of the same name, the first
     one is given.
@@ -21,7 +21,7 @@ class WeightedSum(Loss):
     Args:
         terms: pairs of a finite weight and an objective, at least one. Each objective is given only
             what it needs.
-        fused: whether training goes through `fused`, where the models' heads can be split off.
+        fused: whether training uses `fused`, if the models' heads can be separated from the other layers.
 
     Raises:
         ValueError: if there is no term or a weight is not a finite number.

@@ -153,7 +153,7 @@ def paired_bootstraps(
 def paired_bootstrap_of_sets(
     first: Resampled, second: Resampled, prompts: int, *, resamples: int = 10_000, seed: int = 0
 ) -> Comparison:
-    """Tests the difference of two whole-set scores, such as BLEU, that are no means over the prompts.
+    """Tests the difference of two whole-set scores, such as BLEU, that are not means over the prompts.
 
     For fewer than `FEW` prompts it tests exactly what each prompt adds to the difference, found by leaving
     the prompt out (the jackknife). For scores that are means this equals `paired_bootstrap`.

@@ -189,7 +189,7 @@ def distinct_n(texts: Sequence[str], *, n: int, tokenize: str = "13a") -> float:
 
         100 · different n-grams of the texts / n-grams of the texts
 
-    It falls with the number and the length of texts, so compare equally many texts of similar length.
+    It falls with the number and the length of the texts, so compare equal numbers of texts of similar length.
 
     Args:
         texts: at least one.

@@ -89,7 +89,7 @@ def rouge_n(
 ) -> list[float]:
     """ROUGE-n of each prediction, best over references: F1 × 100 of the n-grams of words in common.
 
-    An n-gram counts as often as it occurs in both. Words and values equal
+    An n-gram counts as many times as it occurs in both. Words and values equal
     `rouge_score.RougeScorer([f"rouge{n}"], use_stemmer=True)`, see `rouge_l`.
 
     Args:

@@ -10,7 +10,7 @@ from amid.metrics.bootstrap import Resampled
 
 @dataclass(frozen=True)
 class SetScore:
-    """A score of a whole set that is no mean over its answers."""
+    """A score of a whole set that is not a mean over its answers."""
 
     value: float
     signature: str | None = None

@@ -23,9 +23,9 @@ class LoRA:
         alpha: the products are scaled by alpha / r.
         dropout: share of an adapter's inputs that is dropped in training, in [0, 1).
         target_modules: ends of the names of the layers, or a regular expression over whole names, or
-            `all-linear` (all but the head); null for the layers that peft names for the architecture, in
-            most the projections of queries and values. With adapters on the head, logits are made at all
-            positions, since no weight of its own stands for it.
+            `all-linear` (all but the head); null for the layers that peft names for the architecture, in most
+            the projections of queries and values. With adapters on the head, the logits of all positions are
+            computed, because the fused loss needs one weight matrix.
         modules_to_save: ends of the names of modules that are trained as a whole, such as `lm_head`; the
             model must be float32 then, since small steps vanish in the rounding of other dtypes.
 

@@ -76,8 +76,8 @@ class ModelSource:
             `method=sft` run (for example `{trainer: {max_steps: 800}, optimizer: {lr: 5e-3}}`); null to
             use it as it is.
         lora: arguments of `amid.models.LoRA` (for example `{r: 16, alpha: 64}`), to train adapters in float32
-            in place of the weights, also in `sft`; after either they are merged into the weights, rounded
-            to `dtype`. null to train all weights.
+            instead of the weights, also in `sft`. After each training the adapters are merged into the
+            weights, which are rounded to `dtype`. null to train all weights.
 
     Raises:
         InputError: if not exactly one of `path` and `architecture` is given, `dtype` is unknown, or `lora`

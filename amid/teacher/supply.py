@@ -23,10 +23,10 @@ class TeacherSupply:
     Args:
         mode: `live` runs the teacher on every batch. `cached` writes the teacher's states once and reads
             them. If the objective has no teacher, `cached` still compares the student with it at validations.
-            `auto` caches in a multirun, and in a run that goes over its data twice or more, if the states
-            take no more than half of the free disk space. It also reads states that are already written. It
-            is `live` if the run trains on the student's own text, which has no states on disk. There `cached`
-            runs the teacher on the student's text, and reads the states of the data.
+            `auto` writes the cache in a multirun and in a run of two or more epochs, if the states take at
+            most half of the free disk space. It reads a complete cache in any run. It is `live` if the run
+            trains on the student's own text, which has no states on disk. `cached` then runs the teacher on
+            the student's text, and reads the states of the data.
         multirun: whether the run is one of several.
         cache_dir: the folder of the teacher cache.
         tokens_per_forward: tokens, with padding, that go through the teacher at once while they are written.

@@ -30,7 +30,7 @@ class Answerer(Protocol):
 
 
 class Text:
-    """Where the trained responses come from: the data, the teacher or the student.
+    """The source of the responses that the student is trained on: the data, the teacher or the student.
 
     A run asks it at each optimiser step.
     """

@@ -39,16 +39,16 @@ class _OnStudentText(Text):
 class StudentText(_OnStudentText):
     """Answers of the current student: in all steps, or in each step with a probability.
 
-    A share of 1 is on-policy distillation: ImitKD (arXiv 2009.07253), GKD with λ = 1 (2306.13649); 0.5 is
-    GKD's default.
+    A share of 1 is on-policy distillation (ImitKD, arXiv 2009.07253; GKD with λ = 1, 2306.13649). A share of
+    0.5 is GKD's default.
 
     Args:
         max_new_tokens: the most tokens of an answer; a cut answer has no EOS.
-        share: the probability, in (0, 1], that a step is taken on the student's text and not on the data's.
-        labels: "shifted", as the data's: each token of an answer, EOS included, is counted where it is
-            predicted. "unshifted", as in DistiLLM's code and its forks: the label of a token stands at the
-            token itself, and EOS, their padding, is dropped; so the first token of an answer is not
-            counted, and what is predicted after its last one is, also where the answer was cut.
+        share: the probability, in (0, 1], that a step uses the student's text and not the data.
+        labels: "shifted": each token of an answer, EOS included, is the label of the position before it, as
+            in the data. "unshifted": each token is the label of its own position, and EOS, the padding token,
+            is dropped, as in DistiLLM's code and its forks. So the first token of an answer does not count,
+            and the position after the last token counts, also if the answer was cut.
         temperature: 0 for greedy decoding.
         top_p: in (0, 1]; 1 keeps all tokens.
         top_k: 0 keeps all tokens.
@@ -99,15 +99,15 @@ class AdaptiveText(_OnStudentText):
         u < φ otherwise:                                                 rows drawn from the buffer
         u ≥ φ:                                                           the data
 
-    At each validation the cross-entropy on the data is compared with the reference's cross-entropy +
-    `tolerance`. If it is not below, φ rises by `increase`, at most to 1, and this validation becomes the
-    reference. The first reference is the validation before the training.
+    At each validation the cross-entropy on the data is compared with the cross-entropy of a reference
+    validation. If it is higher by `tolerance` or more, φ rises by `increase`, at most to 1, and this
+    validation becomes the reference. The first reference is the validation before the training.
 
     Args:
         max_new_tokens: the most tokens of an answer; a cut answer has no EOS.
-        threshold: φ at first, in [0, 1].
+        threshold: φ at the start, in [0, 1].
         increase: the increase of φ, in [0, 1].
-        tolerance: nats a token. Below 0, φ stays only if a validation is better by this much.
+        tolerance: in nats a token. If it is below 0, φ rises unless a validation is better by this much.
         capacity: rows of the buffer; a full buffer drops its oldest rows.
         labels: see `StudentText`.
         temperature: 0 for greedy decoding.

@@ -21,7 +21,7 @@ from amid.text.base import Text, seed_of
 class TeacherText(Text):
     """The teacher's answers to the training prompts, one to each: sequence-level distillation.
 
-    Kim & Rush (arXiv 1606.07947) train on the teacher's mode, which greedy decoding stands for here.
+    Kim & Rush (arXiv 1606.07947) train on the teacher's mode. Here greedy decoding approximates the mode.
 
     Args:
         max_new_tokens: the most tokens of an answer; a cut answer has no EOS.

@@ -43,13 +43,13 @@ class Diverged(Exception):
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How the student's weights move.
+    """The optimiser, learning-rate schedule, gradient clipping and number of steps of a training.
 
     Args:
         optimizer: from parameters, `params=`, to an optimiser.
-        scheduler: makes a schedule, called as `amid.training.learning_rate.scheduled` says.
-        clip_norm: the gradient is scaled down to this norm, above 0; None never.
-        steps: optimiser steps of the whole training, which ends there.
+        scheduler: makes the learning-rate schedule; `amid.training.learning_rate.scheduled` calls it.
+        clip_norm: the largest norm of the gradient, above 0; None for no clipping.
+        steps: optimiser steps of the whole training.
     """
 
     optimizer: Callable[..., Optimizer]
@@ -62,10 +62,10 @@ class DistillationModule(L.LightningModule):
     """Trains a student on an objective between it, a frozen teacher and the data.
 
     One item of the data loader is one optimiser step, given as a list of micro-batches. The loss is the mean
-    over the counted tokens of all micro-batches, so that the cut into micro-batches changes memory and speed
-    only. With `data.mean=micro_batch` it is the mean of the micro-batches' means. The student is in train
-    mode, with the dropout of its own configuration. The teacher is always in eval mode. If the loss or the
-    gradient of a step is not finite, the step does not change the student and raises `Diverged`.
+    over the counted tokens of all micro-batches. So micro-batches change only memory and speed. With
+    `data.mean=micro_batch` it is the mean of the micro-batches' means. The student is in train mode, with the
+    dropout of its own configuration. The teacher is always in eval mode. If the loss or the gradient of a
+    step is not finite, the step does not change the student and raises `Diverged`.
 
     The module logs the measures of `amid.measures`:
 
@@ -86,9 +86,9 @@ class DistillationModule(L.LightningModule):
             With plain text, each step adds the weighted cross-entropy on a batch of plain text: the mean over
             the counted tokens of that batch, or the mean of its micro-batches' means. Both models use the
             tokenizer of `data`.
-        text: says who wrote the responses that the student is trained on. The student's own responses need
-            an objective that keeps at least one part after `on_student_text`.
-        optimisation: how the weights move.
+        text: gives the responses that the student is trained on. The student's own responses need an
+            objective that keeps at least one part after `on_student_text`.
+        optimisation: optimiser, learning-rate schedule, clipping and number of steps.
         valid_score: scores the student's answers at validations; None for no score.
         log_every_n_steps: steps between two records of the training.
         shared_vocab: the number of first logits that both models have; both models' logits are cut to these.
