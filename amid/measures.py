@@ -4,6 +4,7 @@ A new measure is one row of `MEASURES`: the progress line, `amid status`, tables
 Weights & Biases read its title, unit, direction and digits here.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,6 +119,8 @@ MEASURES = (
             "share of the sequences of four words that occurred earlier in the same answer"),
     Measure("answers", "overlong", "Overlong", "", "lower", 1, ("page", "wandb"),
             "share of the answers with more than twice the words of the longest reference"),
+    Measure("answers", "unparsable", "Unparsable", "", "lower", 1, ("page",),
+            "share of the answers that end in no number, where the references end in one"),
     Measure("answers", "eos_share", "Ended", "", "higher", 1, ("page",),
             "share of the answers that end with an end-of-sequence token"),
     Measure("answers", "length", "Length", "tokens", None, 1, ("page",),
@@ -217,8 +220,34 @@ TRAINING = of_kind("training")
 RUN = of_kind("run")
 
 
+RIGHT_OR_WRONG = ("exact_answer", "exact_match")
+"""The metrics that say whether an answer is right. pass@k counts by the first of them that a set has."""
+
+
+def pass_name(k: int) -> str:
+    """Returns the name of pass@k in files."""
+    return f"pass_{k}"
+
+
+def k_of(name: str) -> int | None:
+    """Returns the k of the score pass@k; None for another score."""
+    head, _, k = name.rpartition("_")
+    return int(k) if head == "pass" and k.isdecimal() else None
+
+
 def measure_of(name: str) -> Measure:
     """The score of that name; a metric of the user's own is called as it is named, and higher is better."""
-    return SCORES.get(name) or Measure(
-        "quality", name, name, "", "higher", 1, _QUALITY, "a metric of your own"
+    if name in SCORES:
+        return SCORES[name]
+    title, shown, meaning = name, _QUALITY, "a metric of your own"
+    if (k := k_of(name)) is not None:
+        title, shown, meaning = f"pass@{k}", ("page",), f"chance that one of {k} answers at least is right"
+    return Measure("quality", name, title, "", "higher", 1, shown, meaning)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Returns names of scores in the order of reports; pass@k and metrics of the user's own come last."""
+    order = list(SCORES)
+    return sorted(
+        names, key=lambda name: (order.index(name) if name in SCORES else len(order), k_of(name) or 0)
     )

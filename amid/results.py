@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from amid.errors import Damaged, InputError
 from amid.files import check_sums, damaged, json_with_sum, read_mapping, sums_of, written_whole
-from amid.measures import OF_ANSWERS, VALIDATION, measure_of
+from amid.measures import OF_ANSWERS, VALIDATION, k_of, measure_of
 
 RESULT_FILE = "result.json"
 BEST = Path("checkpoints") / "best"
@@ -35,10 +35,12 @@ T = TypeVar("T")
 def quality_metrics(measured: Iterable[Iterable[str]]) -> list[str]:
     """Returns the quality metrics among the metrics measured on each set, the main one first.
 
-    Higher is better in all of them. Exact match is included only if there is no other quality metric.
+    Higher is better in all of them. Exact match is included only if there is no other quality metric. pass@k
+    is left out: it is the main metric over several answers.
     """
-    metrics = dict.fromkeys(name for names in measured for name in names if name not in OF_ANSWERS)
-    return [name for name in metrics if name != "exact_match"] or list(metrics)
+    found = dict.fromkeys(name for names in measured for name in names)
+    metrics = [name for name in found if name not in OF_ANSWERS and k_of(name) is None]
+    return [name for name in metrics if name != "exact_match"] or metrics
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,7 @@ def _evaluate(plan: Plan, labels: dict[str, Label], directory: Path) -> RunResul
             data.encoder,
             plan.sampling,
             data.metrics,
+            data.pass_at,
             directory / "generations",
             {"config": plan.key, "student": source.fingerprint()},
             fabric.autocast,

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from amid.cli.arguments import Arguments
 from amid.console import console
 from amid.errors import InputError
 from amid.files import written_whole
-from amid.measures import OF_ANSWERS, measure_of
+from amid.measures import OF_ANSWERS, k_of, measure_of
 from amid.metrics import (
     FEW,
     Comparison,
+    Metric,
     Resampled,
     how_tested,
     paired_bootstrap,
@@ -31,10 +32,13 @@ from amid.metrics import (
     signed,
 )
 from amid.results import Score
+from amid.scoring.answers import Answered
 from amid.scoring.scores import (
     metric_values,
+    passes,
     per_prompt,
     resampled,
+    right_by,
     score_answers,
     unread_by,
     unread_in_words,
@@ -43,6 +47,7 @@ from amid.scoring.systems import (
     ALWAYS,
     KNOWN,
     System,
+    check_pass_at,
     in_common,
     main_metric,
     metric_of,
@@ -66,8 +71,11 @@ RUN   the folder of a finished run: every set in its generations/, over the samp
 MORE = f"""\
 scores  Always: {", ".join(ALWAYS)}; self_bleu (among the answers to one prompt),
         corpus_self_bleu (among all), distinct_1, distinct_2, repetition, overlong. If the lines have ended,
-        tokens and log_probs: eos_share, length, log_prob. For a run also the metrics in data.metrics of its
-        config.yaml, such as exact_answer with data=gsm8k, bleu and chrf with data=opus100.
+        tokens and log_probs: eos_share, length, log_prob. With exact_answer: unparsable. For a run also the
+        metrics in data.metrics of its config.yaml, such as exact_answer with data=gsm8k, bleu and chrf with
+        data=opus100.
+pass@k  --pass-at 1,4 adds the chance that one of k answers is right: in its number, if exact_answer is among
+        the scores, else by exact match. A run has the k of its data.pass_at. --metric pass_4 tests it.
 parts   --by shows the main score, or --metric, and Self-BLEU; --csv has all scores of all parts.
 tests   For every two systems with answers to the same set: the difference of their scores, its 95% interval
         and p by paired bootstrap over the prompts. With fewer than {FEW} prompts the test is exact and swaps
@@ -117,6 +125,12 @@ def parser() -> argparse.ArgumentParser:
         "default the run's main score (data.valid_metric), for files rouge_l",
     )
     found.add_argument(
+        "--pass-at",
+        metavar="K,K,…",
+        help="also print pass@k for each of these k, over all answers to a prompt; by default the k of a "
+        "run's data.pass_at",
+    )
+    found.add_argument(
         "--tokenize",
         metavar="NAME",
         help="the tokeniser that splits text into words for ROUGE, BLEU, Self-BLEU, distinct-n and "
@@ -144,7 +158,12 @@ def run(arguments: Sequence[str]) -> None:
     if given.tokenize is not None:
         _check_tokenize(given.tokenize)
     paths = [Path(path) for path in given.paths]
-    systems = read_systems(paths, given.tokenize, trust=given.trust_run)
+    pass_at = None if given.pass_at is None else _whole_numbers(given.pass_at)
+    systems = read_systems(paths, given.tokenize, given.trust_run, pass_at)
+    if tested := k_of(given.metric or ""):
+        systems = [replace(one, pass_at=tuple(sorted({*one.pass_at, tested}))) for one in systems]
+        for system in systems:
+            check_pass_at(system)
     if given.by and given.by != "length":
         _check_field(systems, given.by)
     groups = rivals(systems)
@@ -178,9 +197,19 @@ def _check_tokenize(tokenize: str) -> None:
         raise InputError(f"--tokenize={tokenize}: {error}") from error
 
 
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    """Returns the k of --pass-at, in order."""
+    numbers = text.split(",")
+    if not all(k.isascii() and k.isdecimal() and int(k) for k in numbers):
+        raise InputError(f"--pass-at={text} must be whole numbers from 1, such as --pass-at 1,4")
+    if len(set(map(int, numbers))) < len(numbers):
+        raise InputError(f"--pass-at={text} has a number twice; leave one out")
+    return tuple(sorted(map(int, numbers)))
+
+
 def _unread(systems: Sequence[System], metric: str | None) -> str:
     """Returns which scores, `metric` included, cannot read which systems' text, and which tokeniser can."""
-    chosen = {metric: metric_of(metric, systems)} if metric else {}
+    chosen = _chosen(metric, systems) if metric else {}
     shares = {
         _called(system): unread_by(chosen | dict(system.metrics), system.by_seed, system.words)
         for system in systems
@@ -213,16 +242,25 @@ def _lines(group: Sequence[System], by: str | None, metric: str) -> list[Line]:
     parts = {ALL: list(range(len(group[0].by_seed[0])))}
     if by:
         parts |= next(filter(None, (_parts(system, by) for system in group)), {})
-    main = {metric: metric_of(metric, group)}
+    main = _chosen(metric, group)
     lines = []
     for system in group:
         for name, prompts in parts.items():
             try:
-                scores = score_answers(system.only(prompts), main | dict(system.metrics), system.words)
+                by_seed, metrics = system.only(prompts), main | dict(system.metrics)
+                scores = score_answers(by_seed, metrics, system.words, system.pass_at)
             except ValueError as error:
                 raise InputError(f"{_called(system)} cannot be scored: {error}") from error
             lines.append(Line(system, name, len(prompts), scores))
     return lines
+
+
+def _chosen(metric: str, systems: Sequence[System]) -> dict[str, Metric]:
+    """Returns the metric called `metric`, by its name; for pass@k the metric that says what is right."""
+    if k_of(metric) is None:
+        return {metric: metric_of(metric, systems)}
+    known = right_by(name for system in systems for name in system.metrics)
+    return {str(known): metric_of(str(known), systems)}
 
 
 def _check_field(systems: Sequence[System], by: str) -> None:
@@ -348,16 +386,15 @@ def _legend(lines: Sequence[Line]) -> str:
     ]
     spread = any(score.std is not None for line in lines for score in line.scores.values())
     seeds = " ±: over the seeds." if spread else ""
-    signatures = dict.fromkeys(
-        f"{measure_of(name).title}: {line.scores[name].signature}\n"
-        for name in measured
-        for line in lines
-        if name not in OF_ANSWERS and name in line.scores and line.scores[name].signature
-    )
+    signatures: dict[str, list[str]] = {}
+    for name, line in itertools.product([name for name in measured if name not in OF_ANSWERS], lines):
+        if (signature := line.scores[name].signature if name in line.scores else None) is not None:
+            signatures.setdefault(signature, []).append(measure_of(name).title)
+    computed = [f"{', '.join(dict.fromkeys(of))}: {signature}\n" for signature, of in signatures.items()]
     unequal = len({line.answers for line in lines}) > 1 and any("self_bleu" in name for name in measured)
     seeds += " Of unequal numbers of answers, Self-BLEU and distinct-n cannot be compared." * unequal
     scale = "0 to 100" + (f", but {unlike}" if unlike else "")
-    return f"{scale}. Higher is better of {quality}. {' '.join(kinds)}{seeds}\n{''.join(signatures)}"
+    return f"{scale}. Higher is better of {quality}. {' '.join(kinds)}{seeds}\n{''.join(computed)}"
 
 
 def _cell(score: Score | None) -> str:
@@ -371,7 +408,7 @@ def _print_differences(systems: Sequence[System], name: str, out: Console) -> No
     if len(systems[0].by_seed[0]) == 1:
         out.print("One prompt cannot show a difference; give two or more.\n", markup=False)
         return
-    metric, title = metric_of(name, systems), measure_of(name).title
+    metrics, title = _chosen(name, systems), measure_of(name).title
     table = Table(
         box=SIMPLE_HEAD, pad_edge=False, title=escape(systems[0].dataset) or None, title_justify="left"
     )
@@ -379,14 +416,10 @@ def _print_differences(systems: Sequence[System], name: str, out: Console) -> No
         is_text = column in ("First", "Second", "")
         table.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
     try:
-        given = [metric_values({name: metric}, system.by_seed)[name] for system in systems]
+        scores = [_of_prompts(name, metrics, system.by_seed) for system in systems]
     except ValueError as error:
         raise InputError(f"--metric={name} cannot score these answers: {error}") from error
-    scores = [
-        per_prompt(of, system.by_seed) or resampled(of, system.by_seed)
-        for of, system in zip(given, systems, strict=True)
-    ]
-    if any(name in unread_by({name: metric}, s.by_seed) for s in systems) and not _any_above_0(scores):
+    if any(name in unread_by(metrics, s.by_seed) for s in systems) and not _any_above_0(scores):
         out.print(f"{title} cannot read these answers: no difference in it is tested.\n", markup=False)
         return
     tested: list[Comparison] = []
@@ -418,6 +451,16 @@ def _print_differences(systems: Sequence[System], name: str, out: Console) -> No
         "\n",
         markup=False,
     )
+
+
+def _of_prompts(
+    name: str, metrics: Mapping[str, Metric], by_seed: Sequence[Sequence[Answered]]
+) -> Sequence[float] | Resampled | None:
+    """Returns the score of each prompt, or of draws of prompts, by the metric or the pass@k called `name`."""
+    given = metric_values(metrics, by_seed)
+    if (k := k_of(name)) is not None:
+        return passes(given, by_seed, [k])[name]
+    return per_prompt(given[name], by_seed) or resampled(given[name], by_seed)
 
 
 def _any_above_0(scores: Sequence[Sequence[float] | Resampled | None]) -> bool:

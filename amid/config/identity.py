@@ -79,6 +79,8 @@ def _decisive(cfg: Mapping[str, Any]) -> Any:
     what = _effective({key: value for key, value in cfg.items() if key not in PLACES}, counts)
     if (what.get("data") or {}).get("special_tokens") == "text":  # no effect if no row has special tokens
         del what["data"]["special_tokens"]
+    if not (what.get("data") or {}).get("pass_at", True):  # as in settings without pass@k
+        del what["data"]["pass_at"]
     return without_secrets(what)
 
 

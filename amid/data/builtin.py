@@ -296,6 +296,8 @@ _CLOSED_FAMILIES = {
     "opposite": _opposite,
     "count": _count,
 }
+_NUMBERS = ("add", "count")
+"""The closed families with answers that end in a number."""
 
 
 def _prompts(family: _OpenFamily) -> Iterator[tuple[str, str, tuple[str, str]]]:
@@ -347,7 +349,8 @@ def corpus(split: str, seed: int = 0, size: int = 12000, kind: str = "all") -> l
         seed: Chooses the prompts and answers, and which answers each prompt word prefers. Another seed is
             another task on the same vocabulary, so take all splits of one experiment with one seed.
         size: Number of examples. A family repeats a prompt only after all its others of the split.
-        kind: "open" (many acceptable answers), "closed" (one) or "all" (85% open).
+        kind: "open" (many acceptable answers), "closed" (one), "numbers" (one, which ends in a number) or
+            "all" (85% open, the others closed).
 
     Returns:
         Examples with one output in "train"; in "valid" and "test", open ones with four distinct outputs.
@@ -360,10 +363,11 @@ def corpus(split: str, seed: int = 0, size: int = 12000, kind: str = "all") -> l
 @functools.lru_cache(maxsize=16)  # the runs of a sweep ask for the same ones
 def _corpus(split: str, seed: int, size: int, kind: str) -> tuple[Example, ...]:
     rng = random.Random(f"{seed}/{split}/{kind}")
-    open_share = {"all": _OPEN_SHARE, "open": 1.0, "closed": 0.0}[kind]
+    open_share = {"all": _OPEN_SHARE, "open": 1.0}.get(kind, 0.0)
     references = 1 if split == "train" else _REFERENCES
     open_pools = [(family, _pool(_prompts(family), split, rng)) for family in _OPEN_FAMILIES]
-    closed_pools = [(name, _pool(family(), split, rng)) for name, family in _CLOSED_FAMILIES.items()]
+    closed = _NUMBERS if kind == "numbers" else _CLOSED_FAMILIES
+    closed_pools = [(name, _pool(_CLOSED_FAMILIES[name](), split, rng)) for name in closed]
     examples = []
     for _ in range(size):
         if rng.random() < open_share:

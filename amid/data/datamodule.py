@@ -48,6 +48,7 @@ class InstructionData(L.LightningDataModule):
         metrics: functions by name that score answers to `test` (`amid.metrics.Metric`).
         valid_metric: the main metric, which also scores the answers to validation prompts; null for no
             such answers.
+        pass_at: each k for which answers to `test` are scored by pass@k (`amid.metrics.pass_at_k`).
         fields: the names of `instruction`, `input` and `output` in the rows of files
             (`amid.data.sources.Fields`); null for these names.
         max_prompt_length: tokens of a prompt at most.
@@ -93,6 +94,7 @@ class InstructionData(L.LightningDataModule):
         template: Template,
         metrics: Mapping[str, Callable[..., Any]] | None = None,
         valid_metric: str | None = None,
+        pass_at: Sequence[int] = (),
         fields: Fields | None = None,
         max_prompt_length: int = 256,
         max_length: int = 512,
@@ -115,6 +117,7 @@ class InstructionData(L.LightningDataModule):
         check_arguments("data.", nodes.Data, locals(), without=("train", "valid", "plain_text", "cache_dir"))
         check_data(locals())
         self.metrics, self.valid_metric = _main_first(metrics, valid_metric), valid_metric
+        self.pass_at = tuple(pass_at)
         self.encoder = Encoder(tokenizer, template, max_prompt_length, max_length, truncation, special_tokens)
         self.tokenizer = _with_eos(tokenizer, template.end(tokenizer))
         self.batch_size, self.seed = batch_size, seed

@@ -32,10 +32,10 @@ from amid.scoring.answers import (
 from amid.scoring.scores import (
     diversity_per_prompt,
     metric_values,
+    passes,
     per_prompt,
     score_answers,
     self_bleus_by_seed,
-    set_scores,
     tokenize_for_answers,
     unread_by,
     unread_in_words,
@@ -88,6 +88,7 @@ def evaluate_sets(
     encoder: Encoder,
     sampling: Sampling,
     metrics: Mapping[str, Metric],
+    pass_at: Sequence[int],
     directory: Path,
     made_from: Mapping[str, Any],
     precision: Callable[[], AbstractContextManager[None]],
@@ -104,6 +105,7 @@ def evaluate_sets(
         encoder: turns the prompts into token ids.
         sampling: draws the answers.
         metrics: score the answers against the references.
+        pass_at: each k of pass@k.
         directory: the folder of the answers; it is made again if its answers were not `made_from` this.
         made_from: JSON values of the run's configuration and of its student.
         precision: makes the context that the model is run in.
@@ -133,12 +135,16 @@ def evaluate_sets(
             write_answers(answers_file(directory, name, seed), answered, seed)
             known.seconds = before + time.perf_counter() - started
             _note(answers_file(directory, name, seed), known)
-    scores = _scored(files, metrics, directory, known)
+    scores = _scored(files, metrics, pass_at, directory, known)
     return Evaluation(scores, before + time.perf_counter() - started)
 
 
 def _scored(
-    files: Mapping[str, Sequence[Path]], metrics: Mapping[str, Metric], directory: Path, known: MadeFrom
+    files: Mapping[str, Sequence[Path]],
+    metrics: Mapping[str, Metric],
+    pass_at: Sequence[int],
+    directory: Path,
+    known: MadeFrom,
 ) -> dict[str, dict[str, Score]]:
     """Scores the answers in the files of each set, one file per seed; writes the scores of each prompt."""
     by_seed = {name: [read_answers(file) for file in of_set] for name, of_set in files.items()}
@@ -152,6 +158,7 @@ def _scored(
             if (values := per_prompt(scores, answered)) is not None
         }
         | diversity_per_prompt(answered, alike[name], words)
+        | passes(given[name], answered, pass_at)
         for name, answered in by_seed.items()
     }
     not_read = {name: unread_by(metrics, answered, words) for name, answered in by_seed.items()}
@@ -159,7 +166,7 @@ def _scored(
     write_per_prompt(directory, of_prompts, firsts, not_read)
     _note(directory / PER_PROMPT, known)
     return {
-        name: set_scores(given[name], metrics) | score_answers(of, {}, words, alike[name])
+        name: score_answers(of, metrics, words, pass_at, given=given[name], alike=alike[name])
         for name, of in by_seed.items()
     }
 

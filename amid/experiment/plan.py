@@ -244,6 +244,7 @@ class Plan:
             "metrics": {} if name is None else {name: given["metrics"][name]},
             "test": {},
             "test_prompts": None,
+            "pass_at": [],
             "plain_text": None,
             "plain_text_weight": 1.0,
         }

@@ -171,6 +171,7 @@ def score(prepared: Prepared, trained: Trained, directory: Path, loggers: Sequen
             data.encoder,
             plan.sampling,
             data.metrics,
+            data.pass_at,
             directory / "generations",
             {"config": plan.key, "student": ModelSource(str(directory / BEST)).fingerprint()},
             trained.trainer.precision_plugin.forward_context,

@@ -1,4 +1,4 @@
-"""Scores whether an answer ends in the right number."""
+"""Scores whether an answer ends in a number, and whether in the right one."""
 
 import re
 from collections.abc import Sequence
@@ -67,6 +67,17 @@ def exact_answer(predictions: Sequence[str], references: Sequence[Sequence[str]]
             )
         scores.append(100.0 if final_number(prediction) in right else 0.0)
     return scores
+
+
+def unparsable(texts: Sequence[str]) -> list[float]:
+    """Whether each worked solution ends in no number that `final_number` finds: 100 if so, else 0.
+
+    Raises:
+        ValueError: for a string in place of a list.
+    """
+    if isinstance(texts, str):
+        raise ValueError(f"texts must be a list of strings, got the string {texts!r}; put it in a list")
+    return [100.0 if final_number(text) is None else 0.0 for text in texts]
 
 
 def _numbers(text: str) -> list[Decimal]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from amid.errors import InputError
-from amid.measures import SCORES, measure_of
+from amid.measures import in_order, measure_of
 from amid.reporting.claims import NOTE, claims
 from amid.reporting.folders import Drawn, Prompt, answers, configuration, curves, differences, sizes, thinned
 from amid.reporting.names import names_of
@@ -285,11 +285,7 @@ def _cells(table: Table, metric: str, dataset: str) -> list[dict[str, Any]]:
 def _further(table: Table) -> list[str]:
     """Returns the measured metrics that have no column in the table."""
     measured = {name for row in table.rows for run in row.runs for by in run.scores.values() for name in by}
-    return [
-        name
-        for name, measure in SCORES.items()
-        if "page" in measure.shown and name in measured and name not in table.metrics
-    ]
+    return [name for name in in_order(measured - {*table.metrics}) if "page" in measure_of(name).shown]
 
 
 def _sets(table: Table, metric: str) -> list[str]:

@@ -7,7 +7,7 @@ import numpy
 from numpy.typing import NDArray
 
 from amid.config.calls import by_name
-from amid.measures import measure_of
+from amid.measures import RIGHT_OR_WRONG, measure_of, pass_name
 from amid.metrics import (
     ROUGE_SCORE,
     Metric,
@@ -15,10 +15,12 @@ from amid.metrics import (
     SetScore,
     distinct_n,
     overlong,
+    pass_at_k,
     repetition,
     self_bleu,
     self_bleus,
     tokenize_of,
+    unparsable,
     unread,
 )
 from amid.results import Score
@@ -116,6 +118,8 @@ def score_answers(
     by_seed: Sequence[Sequence[Answered]],
     metrics: Mapping[str, Metric],
     tokenize: str = "13a",
+    pass_at: Sequence[int] = (),
+    given: Mapping[str, Given] | None = None,
     alike: Sequence[Sequence[float]] | None = None,
 ) -> dict[str, Score]:
     """Computes the scores of several answers to each prompt, drawn with several seeds.
@@ -124,12 +128,17 @@ def score_answers(
         by_seed: for each seed the same prompts, with equally many answers to each.
         metrics: the metrics that score answers against references, by name.
         tokenize: the tokeniser of Self-BLEU, distinct-n and repetition, as in `amid.metrics.self_bleu`.
+        pass_at: each k of pass@k; `metrics` must then have one of `RIGHT_OR_WRONG`.
+        given: the results of `metrics` (`metric_values`), if they were computed before.
         alike: the Self-BLEU of each prompt (`self_bleus_by_seed`), if it is known already.
 
     Returns:
         Each of `metrics`, over all answers of a seed (`set_scores`).
+        pass@k for each of `pass_at` (`passes`): the mean over the prompts, a single value. Its signature says
+        which metric decides whether an answer is right.
         As means over these answers: eos_share (0..100), length (tokens) and log_prob (nats a token), each
-        left out if an answer lacks the value; repetition and overlong (0..100, see `amid.metrics`).
+        left out if an answer lacks the value; repetition and overlong (0..100, see `amid.metrics`), and with
+        exact_answer among `metrics` unparsable (0..100).
         distinct_1 and distinct_2 (0..100), over all answers of a seed.
         corpus_self_bleu (0..100): Self-BLEU over all answers of a seed.
         self_bleu (0..100): Self-BLEU among the answers to one prompt, mean over the prompts. With one sample
@@ -139,8 +148,9 @@ def score_answers(
         numbers cannot be compared. It also says `tokenize` if that is not 13a.
 
     Raises:
-        ValueError: if a metric refuses the answers.
+        ValueError: if a metric refuses the answers, or a k is above the number of answers to a prompt.
     """
+    given = metric_values(metrics, by_seed) if given is None else given
     values: dict[str, list[float]] = {}
     signatures: dict[str, str] = {}
     by = "" if tokenize == "13a" else f", tokenize={tokenize}"
@@ -156,6 +166,8 @@ def score_answers(
                 add(name, mean)
         add("repetition", _mean(repetition(texts, tokenize=tokenize)))
         add("overlong", _mean(overlong(texts, targets)))
+        if "exact_answer" in metrics:
+            add("unparsable", _mean(unparsable(texts)))
         for n in (1, 2):
             add(f"distinct_{n}", distinct_n(texts, n=n, tokenize=tokenize))
         if len(texts) > 1:
@@ -165,8 +177,12 @@ def score_answers(
         add("self_bleu", _mean(of_seed))
         numbers = sorted({len(group) for group in _groups(by_seed)[-1]})
         signatures["self_bleu"] = f"among {'/'.join(map(str, numbers))} answers to a prompt{by}"
+    passed = {
+        name: Score.over_seeds([_mean(of_prompts)], f"right by {right_by(given)}")
+        for name, of_prompts in passes(given, by_seed, pass_at).items()
+    }
     of_answers = {name: Score.over_seeds(each, signatures.get(name)) for name, each in values.items()}
-    return set_scores(metric_values(metrics, by_seed), metrics) | of_answers
+    return set_scores(given, metrics) | passed | of_answers
 
 
 _TOLD: dict[str, Callable[[Answer], float | None]] = {
@@ -223,13 +239,54 @@ def per_prompt(given: Given, by_seed: Sequence[Sequence[Answered]]) -> list[floa
 
     None for a metric of whole sets.
     """
+    found = _of_answers(given, by_seed)
+    return None if found is None else [_mean(scores) for scores in found]
+
+
+def _of_answers(given: Given, by_seed: Sequence[Sequence[Answered]]) -> list[list[float]] | None:
+    """Returns the scores of all answers to each prompt; None for a metric of whole sets."""
     waiting = [iter(scores) for scores in given if not isinstance(scores, SetScore)]
     if len(waiting) < len(given):
         return None
     return [
-        _mean([next(scores) for one, scores in zip(row, waiting, strict=True) for _ in one.answers])
+        [next(scores) for one, scores in zip(row, waiting, strict=True) for _ in one.answers]
         for row in zip(*by_seed, strict=True)
     ]
+
+
+def right_by(metrics: Iterable[str]) -> str | None:
+    """Returns the metric of a set that says which answers are right for pass@k; None if there is none."""
+    known = set(metrics)
+    return next((name for name in RIGHT_OR_WRONG if name in known), None)
+
+
+def passes(
+    given: Mapping[str, Given], by_seed: Sequence[Sequence[Answered]], pass_at: Sequence[int]
+) -> dict[str, list[float]]:
+    """Returns pass@k of each prompt, from all its answers over the seeds, by the name of the score.
+
+    An answer is right if the metric `right_by` gives it 100.
+
+    Args:
+        given: the result of each metric (`metric_values`).
+        by_seed: for each seed the same prompts with their answers.
+        pass_at: each k.
+
+    Raises:
+        ValueError: if no metric says which answers are right, or a k is above the number of answers to a
+            prompt.
+    """
+    if not pass_at:
+        return {}
+    name = right_by(given)
+    scores = None if name is None else _of_answers(given[name], by_seed)
+    if scores is None:
+        raise ValueError(f"pass@k needs one of {', '.join(RIGHT_OR_WRONG)}, got {', '.join(given)}")
+    right = [sum(score == 100 for score in of_prompt) for of_prompt in scores]
+    return {
+        pass_name(k): [pass_at_k(c, len(of_prompt), k) for c, of_prompt in zip(right, scores, strict=True)]
+        for k in pass_at
+    }
 
 
 def resampled(given: Given, by_seed: Sequence[Sequence[Answered]]) -> Resampled | None:

@@ -16,7 +16,7 @@ from amid.config.folders import CONF
 from amid.config.run_settings import CONFIG_FILE, Stored, read_settings
 from amid.errors import InputError, choose_one, first_line
 from amid.files import damaged
-from amid.measures import SCORES
+from amid.measures import in_order
 from amid.metrics import Metric, tokenize_of
 from amid.results import run_below
 from amid.scoring.answers import Answered, answers_files, read_answers
@@ -31,9 +31,7 @@ def _known() -> dict[str, Metric]:
     found: dict[str, Any] = {}
     for file in sorted((CONF / "data" / "metrics").glob("*.yaml")):
         found = yaml.safe_load(file.read_text(encoding="utf-8")) | found
-    order = list(SCORES)
-    names = sorted(found, key=lambda name: order.index(name) if name in order else len(order))
-    return {name: instantiate(found[name]) for name in names}
+    return {name: instantiate(found[name]) for name in in_order(found)}
 
 
 KNOWN = _known()
@@ -53,6 +51,8 @@ class System:
     """The metrics that a run names, the main one first, then the metrics of all answers (`ALWAYS`)."""
     tokenize: str | None = None
     """The tokeniser, if the user chose one for all scores."""
+    pass_at: tuple[int, ...] = ()
+    """Each k of pass@k: the user's choice, or a run's own `data.pass_at`."""
 
     @property
     def words(self) -> str:
@@ -64,7 +64,12 @@ class System:
         return [[answered[i] for i in prompts] for answered in self.by_seed]
 
 
-def read_systems(paths: Sequence[Path], tokenize: str | None = None, trust: bool = False) -> list[System]:
+def read_systems(
+    paths: Sequence[Path],
+    tokenize: str | None = None,
+    trust: bool = False,
+    pass_at: tuple[int, ...] | None = None,
+) -> list[System]:
     """Reads the sets in each run's folder, and each file as a set of its own.
 
     Without `tokenize`, each metric of a run splits text into words by its own setting. The metrics `ALWAYS`
@@ -74,9 +79,11 @@ def read_systems(paths: Sequence[Path], tokenize: str | None = None, trust: bool
         paths: the paths of runs and files.
         tokenize: the tokeniser of all metrics; None for their own settings.
         trust: whether a run may name metrics from outside amid; their code then runs.
+        pass_at: each k of pass@k; None for a run's own, and for no pass@k of files.
 
     Raises:
-        InputError: naming a file that cannot be read, is not what a run wrote, or names code.
+        InputError: naming a file that cannot be read, is not what a run wrote, or names code; or a system
+            that has fewer answers to a prompt than a k.
     """
     places = [path.resolve() for path in paths]
     places = [place.parent if place.name == "generations" and place.is_dir() else place for place in places]
@@ -84,7 +91,7 @@ def read_systems(paths: Sequence[Path], tokenize: str | None = None, trust: bool
     for place, path, name in zip(places, paths, _names(places), strict=True):
         if not path.is_dir():
             metrics = tokenized({metric: KNOWN[metric] for metric in ALWAYS}, tokenize)
-            systems.append(System(name, "", [read_answers(path)], metrics, tokenize))
+            systems.append(System(name, "", [read_answers(path)], metrics, tokenize, pass_at or ()))
             continue
         folder = place / "generations" if (place / "generations").is_dir() else place
         sets = answers_files(folder)
@@ -93,14 +100,18 @@ def read_systems(paths: Sequence[Path], tokenize: str | None = None, trust: bool
                 f"{path} holds no generations/SET-SEED.jsonl; give the folder of a finished run"
                 f"{run_below(place)}"
             )
-        metrics = tokenized(_of_run(place, trust), tokenize)
+        of_run, own_pass_at = _of_run(place, trust)
+        metrics = tokenized(of_run, tokenize)
         own = tokenize_of(metrics["rouge_l"]) if "rouge_l" in metrics else tokenize
         metrics |= tokenized({metric: KNOWN[metric] for metric in ALWAYS if metric not in metrics}, own)
         for dataset, files in sets.items():
             by_seed = [read_answers(file) for file in files.values()]
             for answered in by_seed:
                 _check_same_prompts(f"{name} {dataset}", by_seed[0], f"{name} {dataset}", answered)
-            systems.append(System(name, dataset, by_seed, metrics, tokenize))
+            of_set = own_pass_at if pass_at is None else pass_at
+            systems.append(System(name, dataset, by_seed, metrics, tokenize, of_set))
+    for system in systems:
+        check_pass_at(system)
     return _of_the_same_prompts(systems)
 
 
@@ -180,15 +191,32 @@ def _names(places: Sequence[Path]) -> list[str]:
     return own if all(own) and len(set(own)) == len(set(names)) else names
 
 
-def _of_run(directory: Path, trust: bool) -> dict[str, Metric]:
-    """Returns the metrics that a run's configuration names, the main one first; empty if it names none."""
+def check_pass_at(system: System) -> None:
+    """Checks that each prompt of a system has as many answers as the largest k of pass@k.
+
+    Raises:
+        InputError: naming the system and both numbers.
+    """
+    fewest = min(sum(len(row.answers) for row in rows) for rows in zip(*system.by_seed, strict=True))
+    if (most := max(system.pass_at, default=0)) > fewest:
+        raise InputError(
+            f"pass@{most} of {system.name} {system.dataset}".rstrip()
+            + f": {most} is above the {fewest} answers to a prompt; use --pass-at with {fewest} at most"
+        )
+
+
+def _of_run(directory: Path, trust: bool) -> tuple[dict[str, Metric], tuple[int, ...]]:
+    """Returns the metrics that a run's configuration names, the main one first, and each k of its pass@k."""
     settings = read_settings(directory, _WITHOUT)
     if settings is None:
-        return {}
+        return {}, ()
     data = settings.get("data")
     metrics = data.get("metrics") if isinstance(data, dict) else None
     if not isinstance(data, dict) or not isinstance(metrics, dict | None):
         raise damaged(directory / CONFIG_FILE, "it has no data.metrics", _WITHOUT)
+    pass_at = data.get("pass_at", [])
+    if not isinstance(pass_at, list) or not all(type(k) is int and k > 0 for k in pass_at):
+        raise damaged(directory / CONFIG_FILE, "its data.pass_at is no list of whole numbers", _WITHOUT)
     Stored(directory, trust, "--trust-run").check(metrics or {}, "data", "metrics")
     try:
         found = {str(name): instantiate(node) for name, node in (metrics or {}).items()}
@@ -199,7 +227,8 @@ def _of_run(directory: Path, trust: bool) -> dict[str, Metric]:
         ) from error
     if uncallable := [name for name, metric in found.items() if not callable(metric)]:
         raise damaged(directory / CONFIG_FILE, f"data.metrics.{uncallable[0]} is no metric", _WITHOUT)
-    return dict(sorted(found.items(), key=lambda metric: metric[0] != data.get("valid_metric")))
+    main = data.get("valid_metric")
+    return dict(sorted(found.items(), key=lambda metric: metric[0] != main)), tuple(pass_at)
 
 
 _WITHOUT = "delete it, and the answers are scored by the usual metrics"

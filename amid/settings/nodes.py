@@ -26,6 +26,7 @@ from amid.settings.types import (
     Number,
     OneDevice,
     OptionalText,
+    PassAt,
     PlainText,
     Positive,
     Seed,
@@ -93,6 +94,7 @@ class Data(Node):
     template: Any
     metrics: Annotated[dict[str, Any], Field(description="functions by name")] = {}
     valid_metric: Annotated[str | None, Field(description="the name of one of data.metrics, or null")] = None
+    pass_at: PassAt = ()
     fields: Fields = None
     max_prompt_length: Count
     max_length: Count
@@ -128,7 +130,9 @@ class BuiltinCorpus(Node):
     split: Annotated[Literal["train", "valid", "test"], Field(description="train, valid or test")]
     seed: Seed = 0
     size: Count = 12000
-    kind: Annotated[Literal["all", "open", "closed"], Field(description="all, open or closed")] = "all"
+    kind: Annotated[
+        Literal["all", "open", "closed", "numbers"], Field(description="all, open, closed or numbers")
+    ] = "all"
 
 
 class OpusCorpus(Node):

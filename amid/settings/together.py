@@ -1,11 +1,11 @@
 """Checks that settings fit each other, after each has been checked by itself."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from amid.errors import InputError
-from amid.measures import VALIDATION
-from amid.settings.nodes import BY_TARGET, BuiltinCorpus
+from amid.measures import RIGHT_OR_WRONG, VALIDATION
+from amid.settings.nodes import BY_TARGET, BuiltinCorpus, Sampling
 from amid.settings.words import shown
 
 Values = dict[str, Any]
@@ -26,6 +26,7 @@ def check_together(settings: Values) -> None:
             _check_training(of_role, source["sft"], settings["data"], f"{of_role}batch_size")
             _check_checkpoint(f"model.{role}.sft.checkpoint", source["sft"]["checkpoint"], valid_metric)
     _check_sampling("generation", settings["generation"])
+    _check_pass_at(settings["data"].get("pass_at", ()), settings["generation"])
     _check_objective(settings)
     if not evaluates:
         _check_pair(settings)
@@ -72,6 +73,12 @@ def check_data(data: Mapping[str, Any]) -> None:
         raise InputError(
             f"data.valid_metric={shown(metric)} is none of data.metrics "
             f"({', '.join(metrics) or 'which are none'}); choose one of them"
+        )
+    if (pass_at := data.get("pass_at")) and not set(RIGHT_OR_WRONG) & set(metrics):
+        raise InputError(
+            f"data.pass_at={shown(pass_at)} counts right answers, and none of data.metrics "
+            f"({', '.join(metrics) or 'which are none'}) says which are right; choose data/metrics=answer or "
+            "data/metrics=exact, or data.pass_at=[]"
         )
 
 
@@ -170,6 +177,26 @@ def _check_sampling(key: str, sampling: Values) -> None:
         raise InputError(
             f"{key}.no_repeat_ngram_size={no_repeat} must be 0 with vLLM, which has no such rule; use "
             "generation=sampling for answers under it"
+        )
+
+
+def _check_pass_at(pass_at: Sequence[int], sampling: Values) -> None:
+    """Checks that there are as many different answers to a prompt as the largest k of pass@k needs."""
+    if not pass_at or sampling["_target_"] not in BY_TARGET["generation"]:
+        return
+    given, most = f"data.pass_at={shown(pass_at)}", max(pass_at)
+    seeds = len(sampling.get("seeds", Sampling.model_fields["seeds"].default))
+    samples = sampling.get("samples", 1)
+    if most > seeds * samples:
+        raise InputError(
+            f"{given}: {most} is above the {seeds * samples} answers to a prompt ({seeds} generation.seeds × "
+            f"{samples} generation.samples); use {seeds * samples} at most, or generation.samples="
+            f"{-(-most // seeds)}"
+        )
+    if most > 1 and sampling.get("temperature", 1.0) == 0:
+        raise InputError(
+            f"{given} with generation.temperature=0: greedy answers to a prompt are all the same; use "
+            "generation=sampling"
         )
 
 

@@ -102,6 +102,16 @@ def _seeds(value: Any) -> Any:
     return value
 
 
+def _pass_at(value: Any) -> Any:
+    if not isinstance(value, list):
+        refuse(f"a list, such as [{value}]" if _is_number(value) else "")
+    if any(type(k) is not int or k < 1 for k in value):
+        refuse("")
+    if twice := [k for k in dict.fromkeys(value) if value.count(k) > 1]:
+        refuse(f"different numbers, and has {twice[0]} twice; leave one out")
+    return value
+
+
 def _layers(value: Any) -> Any:
     fits = isinstance(value, list) and value and all(type(i) is int and i >= 0 for i in value)
     return value if value is None or fits else refuse("")
@@ -226,6 +236,11 @@ Architecture = Annotated[
 Sets = Annotated[Any, BeforeValidator(_sets), Field(description="evaluation sets by name")]
 Seeds = Annotated[
     Any, BeforeValidator(_seeds), Field(description="a list of whole numbers from 0, such as [10, 20]")
+]
+PassAt = Annotated[
+    Any,
+    BeforeValidator(_pass_at),
+    Field(description="a list of whole numbers from 1, such as [1, 4], or [] for no pass@k"),
 ]
 Layers = Annotated[
     Any, BeforeValidator(_layers), Field(description="a list of layer numbers from 0, or null for all")

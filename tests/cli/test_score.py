@@ -37,6 +37,10 @@ def test_runs_are_called_by_the_settings_that_tell_them_apart(tmp_path):
         (["a.jsonl", "--metrik=bleu"], "--metrik=bleu; did you mean '--metric'? Choose one of"),
         (["--by"], "amid: argument --by: expected one argument; see amid score --help"),
         ([], "amid: the following arguments are required: FILE|RUN; see amid score --help"),
+        (["a.jsonl", "--pass-at=0"], "--pass-at=0 must be whole numbers from 1, such as --pass-at 1,4"),
+        (["a.jsonl", "--pass-at=1,x"], "--pass-at=1,x must be whole numbers from 1"),
+        (["a.jsonl", "--pass-at=1.5"], "--pass-at=1.5 must be whole numbers from 1"),
+        (["a.jsonl", "--pass-at=1,4,1"], "--pass-at=1,4,1 has a number twice; leave one out"),
         (["a.jsonl", "--trust-run=yes"], "amid: argument --trust-run: ignored explicit argument 'yes'"),
     ],
 )
@@ -90,7 +94,7 @@ class TestCommand:
         )
         heads = {head.strip() for head in re.split("  +", out.splitlines()[1])}
         titles = {SCORES[name].title for name in OF_ANSWERS}
-        assert titles - {"Self-BLEU", "Ended", "Length", "Log p"} < heads
+        assert titles - {"Self-BLEU", "Unparsable", "Ended", "Length", "Log p"} < heads
         legend = " ".join(out[out.index("0 to 100") :].split())
         assert legend.startswith("0 to 100. Higher is better of ROUGE-L, ROUGE-1, ROUGE-2, Exact match. ")
         assert "Self-BLEU, set: similarity of all answers to a set, lower is more diverse." in legend
@@ -115,7 +119,7 @@ class TestCommand:
         assert main(["score", *files, "--tokenize", "zh"]) == 0
         out = " ".join(capsys.readouterr().out.split())
         assert "right wrong +100.00" in out
-        assert "ROUGE-L: tokenize=zh" in out
+        assert "ROUGE-L, ROUGE-1, ROUGE-2: tokenize=zh" in out
         assert "cannot read" not in out
         assert main(["score", *files, "--tokenize", "words"]) == 1
         assert "--tokenize=words: tokenize must be one of none, zh" in capsys.readouterr().err
@@ -247,6 +251,58 @@ class TestCommand:
         assert main(["score", runs[1]]) == 1
         assert "config.yaml is damaged (it holds no mapping)" in capsys.readouterr().err
 
+    def test_pass_at_k_of_files_and_its_difference(self, tmp_path, capsys):
+        """Of four answers to each of 60 problems, `one` has two right and `two` has one right."""
+        files = []
+        for name, right in (("one", 2), ("two", 1)):
+            answers = ["It is 42."] * right + ["It is 41.", "no idea", "41"][: 4 - right]
+            line = {"references": ["6 * 7 = <<6*7=42>>42\n#### 42"], "answers": answers}
+            lines = [json.dumps(line | {"input": str(i)}) for i in range(60)]
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+            files.append(str(tmp_path / f"{name}.jsonl"))
+        found = tmp_path / "all.csv"
+        arguments = ["score", *files, "--csv", str(found), "--pass-at", "4,1", "--metric"]
+        assert main([*arguments, "pass_2"]) == 0
+        assert re.search("pass@2 difference", out := capsys.readouterr().out)
+        assert "pass@1, pass@2, pass@4: right by exact_match\n" in out
+        with found.open() as file:
+            assert [float(row["pass_4_mean"]) for row in csv.DictReader(file)] == [0, 0], "no whole answer"
+        assert main([*arguments, "exact_answer"]) == 0
+        with found.open() as file:
+            one, two = csv.DictReader(file)
+        assert [float(one[f"pass_{k}_mean"]) for k in (1, 4)] == [50, 100]
+        assert [float(two[f"pass_{k}_mean"]) for k in (1, 4)] == [25, 100]
+        assert "pass_2_mean" not in one
+        assert [float(row["unparsable_mean"]) for row in (one, two)] == [25, 25]
+        assert main(["score", *files, "--pass-at", "1,5"]) == 1
+        assert capsys.readouterr().err == (
+            "amid: pass@5 of one: 5 is above the 4 answers to a prompt; use --pass-at with 4 at most\n"
+        )
+        assert main(["score", *files, "--metric", "pass_7"]) == 1
+        assert "pass@7 of one: 7 is above the 4 answers" in capsys.readouterr().err
+
+    def test_a_run_has_the_k_of_its_configuration(self, tmp_path, capsys):
+        folder = tmp_path / "run"
+        (folder / "generations").mkdir(parents=True)
+        for seed, text in ((1, "yes"), (2, "no")):
+            rows = answered("a dog", "the dog barked loudly", text)
+            write_answers(folder / "generations" / f"open-{seed}.jsonl", rows, seed=seed)
+        match = {"exact_match": {"_target_": "amid.metrics.exact_match", "_partial_": True}}
+        data = {"metrics": match, "valid_metric": "exact_match", "pass_at": [1, 2]}
+        (folder / "config.yaml").write_text(json.dumps({"hash": "0", "config": {"data": data}}))
+        assert main(["score", str(folder), "--csv", str(tmp_path / "all.csv")]) == 0
+        with (tmp_path / "all.csv").open() as file:
+            (row,) = csv.DictReader(file)
+        assert float(row["pass_1_mean"]) == pytest.approx(50)
+        assert float(row["pass_2_mean"]) == pytest.approx(200 / 3)
+        assert row["pass_2_std"] == "", "over all answers, so there is one value"
+        (folder / "config.yaml").write_text(
+            json.dumps({"hash": "0", "config": {"data": data | {"pass_at": "x"}}})
+        )
+        capsys.readouterr()
+        assert main(["score", str(folder)]) == 1
+        assert "its data.pass_at is no list of whole numbers" in capsys.readouterr().err
+
     def test_help_tells_all_of_it(self, capsys):
         assert main(["score", "--help"]) == 0
         out = capsys.readouterr().out
@@ -342,7 +398,7 @@ class TestCommand:
         for name, row in rows.items():
             for metric, score in result[name].items():
                 assert float(row[f"{metric}_mean"]) == pytest.approx(score["mean"], abs=1e-4), metric
-        assert set(OF_ANSWERS) <= result["open"].keys()
+        assert result["open"].keys() & {*OF_ANSWERS} == {*OF_ANSWERS} - {"unparsable"}
 
         assert main(["score", str(run), "--by", "family", "--csv", str(tmp_path / "all.csv")]) == 0
         with (tmp_path / "all.csv").open() as file:

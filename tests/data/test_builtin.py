@@ -9,6 +9,7 @@ import pytest
 
 from amid.data import builtin
 from amid.data.builtin import EOS, PAD, TEMPLATE, TEMPLATE_WITH_INPUT, corpus, tokenizer
+from amid.metrics import exact_answer
 
 
 def prompt_text(example):
@@ -77,6 +78,13 @@ def test_train_examples_have_one_output_and_85_percent_are_open():
     closed = {(e.instruction, e.input) for e in corpus("train", size=60000, kind="closed")}
     share = statistics.mean((e.instruction, e.input) not in closed for e in examples)
     assert share == pytest.approx(0.85, abs=0.01)
+
+
+def test_numbers_are_sums_and_counts_that_end_in_a_number():
+    examples = corpus("test", kind="numbers", size=60)
+    assert {example.fields["family"] for example in examples} == {"add", "count"}
+    assert exact_answer([e.outputs[0] for e in examples], [e.outputs for e in examples]) == [100] * 60
+    assert len({(e.instruction, e.input) for e in examples}) > 50
 
 
 def test_train_repeats_open_prompts_with_other_answers():
@@ -157,7 +165,7 @@ def test_every_closed_family_is_in_every_split(family):
     ("arguments", "message"),
     [
         ({"split": "dev"}, "split=dev must be train, valid or test"),
-        ({"split": "train", "kind": "half"}, "kind=half must be all, open or closed"),
+        ({"split": "train", "kind": "half"}, "kind=half must be all, open, closed or numbers"),
         ({"split": "train", "size": 0}, "size=0 must be a whole number from 1"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amid.metrics import exact_answer, final_number
+from amid.metrics import exact_answer, final_number, unparsable
 
 FORMS = {
     # GSM8K's own form
@@ -104,3 +104,9 @@ def test_exact_answer():
 def test_a_reference_without_a_number():
     with pytest.raises(ValueError, match=r"references\[1\] ends in no number \('a few'\); .*exact_match"):
         exact_answer(["1", "2"], [["1"], ["a few"]])
+
+
+def test_unparsable():
+    assert unparsable(["#### 42", "no idea", r"\boxed{3, 4}", "", "7 dogs"]) == [0, 100, 100, 100, 0]
+    with pytest.raises(ValueError, match="texts must be a list of strings"):
+        unparsable("42")

@@ -24,7 +24,8 @@ from amid.data.examples import Example
 from amid.errors import InputError
 from amid.experiment.evaluation import announce_unread, evaluate_sets
 from amid.measures import OF_ANSWERS, SCORES
-from amid.metrics import bleu, chrf, exact_match, rouge_l, set_score
+from amid.metrics import bleu, chrf, exact_answer, exact_match, rouge_l, set_score
+from amid.results import Score
 from amid.scoring.answers import (
     PER_PROMPT,
     UNREAD,
@@ -37,6 +38,7 @@ from amid.scoring.answers import (
 )
 from amid.scoring.scores import (
     metric_values,
+    passes,
     per_prompt,
     resampled,
     score_answers,
@@ -105,6 +107,30 @@ def test_a_prompt_has_the_mean_over_all_its_answers():
     assert means(bleu, one) is None
 
 
+def test_pass_at_k_counts_the_answers_of_all_seeds():
+    """The first prompt has 3 right answers of 4, the second 1 of 4; 41 and no number are wrong."""
+    references = [["#### 42"], ["#### 7"]]
+    one = [replace(row, answers=row.answers * 2) for row in of(references, ["It is 42.", "41"])]
+    other = [
+        replace(row, answers=[Answer(text) for text in texts])
+        for row, texts in zip(one, (["42", "none"], ["so 7", "none"]), strict=True)
+    ]
+    metrics = {"exact_match": exact_match, "exact_answer": exact_answer}
+    by_seed = [one, other]
+    assert passes(metric_values(metrics, by_seed), by_seed, [1, 2]) == {
+        "pass_1": [75, 25],
+        "pass_2": [100, 50],
+    }
+    scores = score_answers(by_seed, metrics, pass_at=[2])
+    assert scores["pass_2"] == Score(75, None, [75], "right by exact_answer")
+    assert scores["unparsable"].values == [0, 50]
+    assert "unparsable" not in score_answers(by_seed, {"exact_match": exact_match})
+    with pytest.raises(ValueError, match="k=5 must be from 1 to the 4 answers to a prompt"):
+        score_answers(by_seed, metrics, pass_at=[5])
+    with pytest.raises(ValueError, match=r"pass@k needs one of exact_answer, exact_match, got rouge_l"):
+        score_answers(by_seed, {"rouge_l": rouge_l}, pass_at=[1])
+
+
 def test_a_draw_of_prompts_has_the_score_of_their_answers():
     """The mean over two seeds, of which the second drew two answers to each prompt."""
     one, other = answered("the cat sat on a mat", "a dog", "yes"), answered("the cat", "a dog barked", "no")
@@ -139,9 +165,10 @@ def test_a_run_computes_each_metric_once_an_answer(tmp_path):
     sets = {"mine": [Example(f"say {i}", "", tuple(outputs)) for i, outputs in enumerate(REFERENCES)]}
     metrics = {name: counted(name, metric) for name, metric in {"rouge_l": rouge_l, **SETS}.items()}
     encoder = SimpleNamespace(prompt=lambda _: [0])
-    scores = evaluate_sets(None, None, sets, encoder, sampling, metrics, tmp_path, {}, nullcontext).scores[
-        "mine"
-    ]
+    metrics["exact_match"] = counted("exact_match", exact_match)
+    scores = evaluate_sets(
+        None, None, sets, encoder, sampling, metrics, [1, 2], tmp_path, {}, nullcontext
+    ).scores["mine"]
     assert seen == dict.fromkeys(metrics, 12)
 
     in_turn = [[a.text for row in drawn[seed] for a in row] for seed in (1, 2)]
@@ -154,6 +181,10 @@ def test_a_run_computes_each_metric_once_an_answer(tmp_path):
     expected = [sum(each[2 * i] + each[2 * i + 1] for each in of_answers) / 4 for i in range(3)]
     assert of_prompts["rouge_l"] == [round(value, 4) for value in expected]
     assert not SETS.keys() & of_prompts.keys()
+    assert of_prompts["pass_1"] == of_prompts["exact_match"] == [0, 0, 50], "two answers of four are yes"
+    assert of_prompts["pass_2"] == [0, 0, 83.3333]
+    assert scores["pass_2"].signature == "right by exact_match"
+    assert scores["pass_2"].values == pytest.approx([100 * 5 / 18])
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ CHOICES = {
     "student_is": "student or teacher",
     "data.mean": "step or micro_batch",
     "data.truncation": "input or right",
-    "data.train.kind": "all, open or closed",
+    "data.train.kind": "all, open, closed or numbers",
     "data.train.split": "train, valid or test",
     "checkpoint.mode": "min or max",
     "model.teacher.sft.checkpoint.mode": "min or max",
@@ -390,6 +390,14 @@ FURTHER = {
         "{instruction: a, output: [b]}": "output is ['b']",
         "output": "must be the names of your rows' fields",
     },
+    "data.pass_at": {
+        "4": "must be a list, such as [4]",
+        "[0]": "must be a list of whole numbers from 1",
+        "[1.5]": "must be a list of whole numbers from 1",
+        "[true]": "must be a list of whole numbers from 1",
+        "null": "or [] for no pass@k",
+        "[1, 4, 1]": "must be different numbers, and has 1 twice; leave one out",
+    },
     "data.metrics.rouge_l.tokenize": {"foo": "must be one of rouge_score", "5": "must be one of"},
     "model.student.architecture.hidden_size": {"abc": "", "0": "", "32.0": ""},
     "model.teacher.architecture.num_hidden_layers": {"-1": "", "null": ""},
@@ -409,6 +417,27 @@ def test_further_settings(key, value, words):
             f"{{{name}: {written}}}",
         )
     assert words in mistake_in(key, value)
+
+
+PASS_AT = cases(
+    """
+    data.pass_at=[1,13] -> data.pass_at=[1, 13]: 13 is above the 12 answers to a prompt (3 generation.seeds
+    data.pass_at=[4] generation.seeds=[1,2] generation.samples=1 -> data.pass_at=[4]: 4 is above the 2 answers
+    data.pass_at=[2] generation.temperature=0 generation.samples=1 -> data.pass_at=[2] with generation.temp
+    data.pass_at=[1] data/metrics=summary -> data.pass_at=[1] counts right answers, and none of data.metrics (
+    """
+)
+
+
+@pytest.mark.parametrize(("line", "message"), PASS_AT)
+def test_pass_at_k_that_the_answers_or_the_metrics_do_not_give(line, message):
+    assert mistake(line).startswith(message)
+
+
+def test_pass_at_k_up_to_the_number_of_answers():
+    assert mistake("data.pass_at=[30]").endswith("; use 12 at most, or generation.samples=10")
+    for line in ("data.pass_at=[1,12]", "data.pass_at=[30] generation.samples=10", "data/metrics=summary"):
+        check(composed(line))
 
 
 @pytest.mark.parametrize("key", ["output_dir", "prepared_dir", "data.cache_dir"])
