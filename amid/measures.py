@@ -235,6 +235,11 @@ def k_of(name: str) -> int | None:
     return int(k) if head == "pass" and k.isdecimal() else None
 
 
+def ks_of(names: Iterable[str]) -> list[int]:
+    """Returns each k of the scores pass@k among `names`, from the smallest."""
+    return sorted({k for name in names if (k := k_of(name)) is not None})
+
+
 def measure_of(name: str) -> Measure:
     """The score of that name; a metric of the user's own is called as it is named, and higher is better."""
     if name in SCORES:

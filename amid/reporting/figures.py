@@ -1,4 +1,4 @@
-"""Draws the figures: scores over α and over λ, quality against diversity, heat maps, training curves."""
+"""Draws the figures: scores over α, λ and k, quality against diversity, heat maps, training curves."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
-from amid.measures import TRAINING, measure_of
+from amid.measures import TRAINING, measure_of, pass_name
 from amid.reporting.folders import curves
 from amid.reporting.labels import GREY, draw_levels, place_labels
 from amid.reporting.names import by_name, named_baselines, names_of
@@ -69,8 +69,8 @@ def draw_figures(table: Table, records: Mapping[Path, RunResult], directory: Pat
 
     alpha and lambda need an α or λ that varies within one setting. plane needs a row with both scores.
     divergence needs an α and a divergence that both vary. alpha_lambda needs an α that varies at two or more
-    λ of one setting. training and validation need curves in the folders of `records`, the runs of `table`,
-    and at most `MOST_PANELS` panels.
+    λ of one setting. pass_at_k needs pass@k for two or more k. training and validation need curves in the
+    folders of `records`, the runs of `table`. The last three have at most `MOST_PANELS` panels.
 
     Raises:
         InputError: naming a file of curves that cannot be read.
@@ -112,6 +112,12 @@ def _drawings(table: Table, logged: Logged) -> Iterator[tuple[str, Canvas | None
         f"{quality} against {diversity}. Higher is better, and further left is more diverse. The ringed "
         "points on the dotted line are the Pareto front: no other student is better in both. "
         f"{bars}; baselines are grey.",
+    )
+    yield (
+        "pass_at_k.png",
+        _draw_passes(table),
+        "Chance that one of k answers at least is right, against k. Error bars show the standard deviation "
+        "over training seeds, if there are several. All panels have one scale.",
     )
     yield (
         "divergence.png",
@@ -222,6 +228,34 @@ def _draw_plane(table: Table) -> Canvas | None:
     if coloured_by:
         _draw_colour_bar(axes, shades, SYMBOLS[coloured_by])
     _name_points(table, axes, rows, baselines, front)
+    return figure
+
+
+def _draw_passes(table: Table) -> Canvas | None:
+    """Draws pass@k over k: a line for each setting, with a panel for the baselines and for each series."""
+    ks = table.ks
+    rows = [row for row in table.rows if any(not math.isnan(_mean(table, row, pass_name(k))) for k in ks)]
+    panels = _panels(table, rows)
+    if len(ks) < 2 or not panels or len(panels) > MOST_PANELS:
+        return None
+    across = min(PANELS_ACROSS, len(panels))
+    down = math.ceil(len(panels) / across)
+    figure = Canvas(figsize=(1 + 3.6 * across, 0.8 + 3.0 * down), layout="constrained")
+    all_axes = [*figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat]
+    for axes, (of_panel, lines) in zip(all_axes, panels.items(), strict=False):
+        for (own, row, colour), marker in zip(lines, itertools.cycle(MARKERS), strict=False):
+            y, error = zip(*(_mean_and_std(table, row, pass_name(k)) for k in ks), strict=True)
+            axes.errorbar(ks, y, error, label=own, color=colour, marker=marker, capsize=3)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ks, [str(k) for k in ks])
+        axes.set_title(textwrap.fill(of_panel, TITLE_CHARACTERS), fontsize=10)
+        axes.legend(fontsize=8)
+    for axes in all_axes[len(panels) :]:
+        axes.remove()
+    for axes in all_axes[len(panels) - across : len(panels)]:
+        axes.tick_params(labelbottom=True)
+    figure.supxlabel("k", fontsize=10)
+    figure.supylabel(_axis_title(table, pass_name(ks[0])).replace(f"@{ks[0]}", "@k"), fontsize=10)
     return figure
 
 

@@ -14,7 +14,7 @@ from amid.reporting.formats import markdown, markdown_code, markdown_line
 from amid.reporting.interactive import PageTooLarge, interactive_page
 from amid.reporting.published import against_published, beside_published, other_pairs
 from amid.reporting.runs import Runs, line, read_runs
-from amid.reporting.sections import Section, cost, on_validation, pivots
+from amid.reporting.sections import Section, cost, on_validation, passes, pivots
 from amid.reporting.significance import against_the_best, not_read
 from amid.reporting.table import Table, build_table
 
@@ -115,6 +115,7 @@ def sections(runs: Runs, table: Table) -> list[Section]:
         InputError: naming a file of a run that cannot be read.
     """
     further = (
+        passes(table),
         on_validation(table),
         against_the_best(table, runs.records),
         cost(table, runs.records),

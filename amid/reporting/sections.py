@@ -1,4 +1,4 @@
-"""Further tables of a report: validation measures, pivots, failed runs, and the cost of the assistant."""
+"""Further tables of a report: pass@k, validation measures, pivots, failed runs, and the assistant's cost."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as TerminalTable
 
-from amid.measures import RUN, VALIDATION, Measure, measure_of
+from amid.measures import OF_ANSWERS, RUN, VALIDATION, Measure, measure_of, pass_name
 from amid.reporting.folders import configuration
 from amid.reporting.formats import markdown, markdown_line
 from amid.reporting.rows import AVERAGE, MISSING, Row
@@ -109,6 +109,41 @@ def on_validation(table: Table) -> Section | None:
         lines,
         "Each run keeps one student, which is measured on the references of the validation data. "
         f"{meanings} ± is the standard deviation over training seeds. {_before_training(table, measures)}",
+    )
+
+
+_FAULTS = ("unparsable", "overlong", "repetition", "eos_share")
+"""Scores that say in which ways an answer fails."""
+
+
+def passes(table: Table) -> Section | None:
+    """Returns the table of pass@k and of the shares of failed answers; None if no run has pass@k."""
+    names = [pass_name(k) for k in table.ks]
+    if not names:
+        return None
+    sets = table.sets(names[0])
+    faults = [name for name in _FAULTS if any(table.score(row, name) for row in table.rows)]
+    columns = [measure_of(name) for name in (*names, *faults)]
+    lines = [
+        [row_name(table, row), *(table.score_text(row, of.name, of.digits) for of in columns)]
+        for row in table.rows
+    ]
+    by = dict.fromkeys(
+        str(score.signature)
+        for row in table.rows
+        for run in row.runs
+        for scores in run.scores.values()
+        if (score := scores.get(names[0])) is not None
+    )
+    where = sets[0] if len(sets) == 1 else f"the sets {', '.join(sets)}"
+    meanings = " ".join(f"{OF_ANSWERS[name].title}: {OF_ANSWERS[name].meaning}." for name in faults)
+    return Section(
+        "pass@k and failures",
+        ["Setting", *(of.head for of in columns)],
+        lines,
+        f"pass@k: chance that one of k answers at least is right ({', '.join(by)}), the mean over prompts of "
+        f"{where}. {meanings} 0 to 100. ± is the standard deviation over training seeds, or over the "
+        "sampling seeds of a single run.",
     )
 
 

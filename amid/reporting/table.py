@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table as TerminalTable
 
 from amid.errors import InputError, plain
-from amid.measures import OF_ANSWERS, VALIDATION, measure_of
+from amid.measures import OF_ANSWERS, VALIDATION, ks_of, measure_of
 from amid.reporting.formats import latex, markdown, markdown_line
 from amid.reporting.rows import (
     AVERAGE,
@@ -112,6 +112,11 @@ class Table:
                 for metric in by:
                     found.setdefault(metric, {}).setdefault(row.labels.get("data"), set()).add(name)
         return found
+
+    @cached_property
+    def ks(self) -> list[int]:
+        """Each k of the scores pass@k that some run has, from the smallest."""
+        return ks_of(self._scored)
 
     def overall(self, metric: str) -> str:
         """Returns the set that stands for all sets of `metric`: the only set, or `AVERAGE`."""

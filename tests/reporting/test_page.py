@@ -41,6 +41,11 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(drawing.Canvas, "savefig", lambda self, file, **_: Path(file).touch())
 
 
+def with_passes(run, **values):
+    scores = {name: Score.over_seeds([value], "right by exact_answer") for name, value in values.items()}
+    return dataclasses.replace(run, scores={of: by | scores for of, by in run.scores.items()})
+
+
 def figures(runs, directory) -> list[str]:
     drawn = [figure.file for figure in draw_figures(build_table(runs), {}, directory)]
     assert sorted(file.name for file in directory.glob("*.png")) == sorted(drawn)
@@ -90,6 +95,13 @@ class TestFigures:
 
     def test_baselines_alone(self, undrawn, make_run, tmp_path):
         assert figures([make_run(method="sft"), make_run(method="kd")], tmp_path) == ["plane.png"]
+
+    def test_pass_at_k(self, undrawn, make_run, tmp_path):
+        runs = [with_passes(make_run(alpha=a), pass_1=20.0, pass_8=50.0 + a) for a in (-5.0, 1.0)]
+        assert figures(runs, tmp_path) == ["alpha.png", "plane.png", "pass_at_k.png"]
+        one_k = [with_passes(run, pass_1=20.0) for run in [make_run(method="sft")]]
+        (tmp_path / "one").mkdir()
+        assert figures(one_k, tmp_path / "one") == ["plane.png"]
 
     def test_one_run(self, make_run, tmp_path):
         assert figures([make_run()], tmp_path) == ["plane.png"]

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from amid.reporting import build_table
-from amid.reporting.sections import cost, on_validation, outcome, pivots
+from amid.reporting.sections import cost, on_validation, outcome, passes, pivots
+from amid.results import Score
 
 ALONE = {"assistant": "none", "alpha": None, "lam": None}
 
@@ -49,6 +50,25 @@ class TestSections:
         assert [line[0] for line in scores.lines] == ["αβ(p, r) λ=0.1", "αβ(p, r) λ=0.9"]
         assert failures.lines == [["αβ(p, r) λ=0.1", "0/2", "0/2"], ["αβ(p, r) λ=0.9", "0/2", "1/2"]]
         assert "| αβ(p, r) λ=0.9 | 0/2 | 1/2 |" in failures.to_markdown()
+
+    def test_pass_at_k_and_failures(self, make_run):
+        """The main table keeps its columns; a run without pass@k has none in the section."""
+
+        def scored(seed, **values):
+            run = make_run(seed=seed)
+            scores = {name: Score.over_seeds([value]) for name, value in values.items()}
+            of_pass = dataclasses.replace(Score.over_seeds([20.0 + seed]), signature="right by exact_answer")
+            scores |= {"pass_12": of_pass, "pass_2": of_pass}
+            return dataclasses.replace(run, scores={"numbers": run.scores["dolly"] | scores})
+
+        without = make_run(method="sft", sets=("numbers",))
+        table = build_table([scored(1, unparsable=5.0), scored(3, unparsable=6.0), without])
+        assert table.metrics == ["rouge_l", "self_bleu"]
+        section = passes(table)
+        assert section.heads == ["Setting", "pass@2", "pass@12", "Unparsable"]
+        assert [line[1:] for line in section.lines] == [["–"] * 3, ["22.0 ± 1.4", "22.0 ± 1.4", "5.5 ± 0.7"]]
+        assert "is right (right by exact_answer), the mean over prompts of numbers." in section.note
+        assert passes(build_table([make_run()])) is None
 
     def test_one_axis_is_no_map(self, make_run):
         assert not pivots(build_table([make_run(alpha=a) for a in (-5.0, 1.0)]))
