@@ -321,5 +321,11 @@ def _weights(sets: Sequence[int], resamples: int, seed: int) -> Iterator[Floats]
     random = numpy.random.default_rng(seed)
     for begun in range(0, resamples, 1000):
         many = min(1000, resamples - begun)
-        counts = [random.multinomial(n, numpy.full(n, 1 / n), many) / (n * len(sets)) for n in sets]
-        yield numpy.concatenate(counts, axis=1)
+        starts = numpy.arange(many)[:, None]
+        counts = [
+            numpy.bincount((random.integers(n, size=(many, n)) + n * starts).ravel(), minlength=many * n)
+            for n in sets
+        ]
+        yield numpy.concatenate(
+            [of.reshape(many, n) / (n * len(sets)) for of, n in zip(counts, sets, strict=True)], axis=1
+        )

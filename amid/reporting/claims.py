@@ -52,6 +52,8 @@ def claims(table: Table) -> list[Claim]:
     Against α: quality and Self-BLEU fall from -5 to 1, a free α is at least as good as -1 and 1. Against λ at
     α = -5: 0.1 is the best, and none fails. Over divergences: αβ has the smallest spread over α, reverse KL
     with α = 1 fails. Over methods: AMiD is above every baseline.
+
+    If the table has a column at equal diversity, each claim on quality is judged a second time, by it.
     """
     return [*_methods(table), *_alpha(table), *_lambda(table), *_divergence(table)]
 
@@ -85,10 +87,17 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Score | N
     return Score.over_seeds([first[seed] - second[seed] for seed in common]) if common else None
 
 
-def by_seed(table: Table, row: Row, metric: str) -> dict[int, float]:
-    """Returns the score over all sets by training seed, for the runs that have a score."""
+def by_seed(table: Table, row: Row, metric: str, where: str | None = None) -> dict[int, float]:
+    """Returns the score by training seed, for the runs that have one: over all sets, or at equal diversity.
+
+    Args:
+        table: the table of the row.
+        row: the row.
+        metric: the score.
+        where: None, or the name of `Table.at_diversity`.
+    """
     one_each = (Row(row.labels, (run,), row.baseline) for run in row.runs)
-    scores = ((each.runs[0].seed, table.score(each, metric)) for each in one_each)
+    scores = ((each.runs[0].seed, table.score(each, metric, where)) for each in one_each)
     return {seed: s.mean for seed, s in scores if s is not None and math.isfinite(s.mean)}
 
 
@@ -102,63 +111,87 @@ def _one_seed(that_way: bool, other_way: bool, said: str) -> tuple[Verdict, str]
     return "undecided", f"the only training seed points {way}: {said}; the spread is unknown"
 
 
+def _ways(table: Table) -> list[tuple[str | None, str]]:
+    """Returns what claims on quality are judged by, and the words before such a claim.
+
+    None is the table's own score; the name of `Table.at_diversity` is the score at equal diversity.
+    """
+    further = table.at_diversity
+    if further is None or further.metric != table.quality:
+        return [(None, "")]
+    return [(None, ""), (further.name, f"{further.name[:1].upper()}{further.name[1:]}: ")]
+
+
 def _methods(table: Table) -> Iterator[Claim]:
     for group in _groups(table.rows, ("model", "data")):
         ours = [row for row in group if _is(row, {"method": "amid"} | PUBLISHED)]
         baselines = [row for row in group if row.labels.get("method") in _BASELINES]
         if not ours or not baselines:
             continue
-        means = {id(row): _mean(table, row) for row in baselines}
-        best = max(baselines, key=lambda row: means[id(row)])
         amid = min(ours, key=lambda row: len(str(row.labels.get("settings") or "")))
-        verdict, why = _compared(table, amid, best)
         names = ", ".join(dict.fromkeys(row.method for row in baselines))
-        where = _where(table, group)
-        yield Claim(
-            f"AMiD is above every baseline, {names}{where}",
-            verdict,
-            f"{table.name(amid)} to {best.method} {why}",
-        )
+        for way, words in _ways(table):
+            means = {id(row): _mean(table, row, where=way) for row in baselines}
+            best = max(baselines, key=lambda row: means[id(row)])
+            verdict, why = _compared(table, amid, best, where=way)
+            short = _short_of(table, way, *baselines)
+            if short and verdict == "holds":
+                verdict, why = "undecided", f"{why}; {short}"
+            yield Claim(
+                f"{words}AMiD is above every baseline, {names}{_where(table, group)}",
+                verdict,
+                f"{table.name(amid)} to {best.method} {why}",
+            )
 
 
 def _alpha(table: Table) -> Iterator[Claim]:
-    quality = measure_of(table.quality).title
-    for rows in _series(table, "alpha"):
+    for rows in series_over(table, "alpha"):
         by_alpha = {number(row, "alpha"): row for row in rows}
         where = f" with {_setting(table, rows[0], 'alpha')}"
-        for metric in (table.quality, table.diversity):
-            text = f"{measure_of(metric).title} falls from α = -5 to 1{where}"
-            grid = _over_the_grid(table, by_alpha, metric)
+        judged = [(table.quality, *way) for way in _ways(table)]
+        for metric, way, words in [*judged, (table.diversity, None, "")]:
+            text = f"{words}{measure_of(metric).title} falls from α = -5 to 1{where}"
+            grid = _over_the_grid(table, by_alpha, metric, way)
             missing = [f"α = {alpha:g}" for alpha in (-5.0, 1.0) if alpha not in by_alpha]
             if missing:
                 yield Claim(text, "undecided", f"missing runs: {', '.join(missing)}{grid}")
             else:
                 low, high = by_alpha[-5.0], by_alpha[1.0]
-                verdict, why = _compared(table, low, high, metric)
-                ends = f"{_mean(table, low, metric):.1f} to {_mean(table, high, metric):.1f}"
-                yield Claim(text, verdict, f"{ends}; {why}{grid}")
-        fixed = [by_alpha[alpha] for alpha in (-1.0, 1.0) if alpha in by_alpha]
-        free = [row for alpha, row in by_alpha.items() if alpha not in (-1.0, 1.0)]
-        if fixed and free:
-            text = f"A free α is at least as good as α = -1 and α = 1{where}"
-            if len(fixed) < 2:
-                missing_alpha = next(alpha for alpha in (-1.0, 1.0) if alpha not in by_alpha)
-                yield Claim(text, "undecided", f"missing runs: α = {missing_alpha:g}")
-                continue
-            if not any(math.isfinite(_validation(table, row)) for row in free):
-                yield Claim(text, "undecided", f"no run has a validation {quality} to choose α by")
-                continue
-            chosen = max(free, key=lambda row: _validation(table, row))
-            best = max(fixed, key=lambda row: _mean(table, row))
-            verdict, why = _compared(table, chosen, best, at_least=True)
-            alphas = [f"{number(row, 'alpha'):g}" for row in (chosen, best)]
-            yield Claim(
-                text, verdict, f"α = {alphas[0]}, chosen on the validation set, to α = {alphas[1]}: {why}"
-            )
+                verdict, why = _compared(table, low, high, metric, where=way)
+                if not _short_of(table, way, low, high):
+                    means = (_mean(table, row, metric, way) for row in (low, high))
+                    why = f"{' to '.join(f'{mean:.1f}' for mean in means)}; {why}"
+                yield Claim(text, verdict, f"{why}{grid}")
+        yield from _free_alpha(table, by_alpha, where)
+
+
+def _free_alpha(table: Table, by_alpha: Mapping[float | None, Row], where: str) -> Iterator[Claim]:
+    """Judges whether the α that the validation data choose is at least as good as α = -1 and α = 1."""
+    fixed = [by_alpha[alpha] for alpha in (-1.0, 1.0) if alpha in by_alpha]
+    free = [row for alpha, row in by_alpha.items() if alpha not in (-1.0, 1.0)]
+    if not fixed or not free:
+        return
+    text = f"A free α is at least as good as α = -1 and α = 1{where}"
+    if len(fixed) < 2:
+        missing_alpha = next(alpha for alpha in (-1.0, 1.0) if alpha not in by_alpha)
+        yield Claim(text, "undecided", f"missing runs: α = {missing_alpha:g}")
+        return
+    if not any(math.isfinite(_validation(table, row)) for row in free):
+        quality = measure_of(table.quality).title
+        yield Claim(text, "undecided", f"no run has a validation {quality} to choose α by")
+        return
+    chosen = max(free, key=lambda row: _validation(table, row))
+    for way, words in _ways(table):
+        means = {id(row): _mean(table, row, where=way) for row in fixed}
+        best = max(fixed, key=lambda row: means[id(row)])
+        verdict, why = _compared(table, chosen, best, at_least=True, where=way)
+        alphas = [f"{number(row, 'alpha'):g}" for row in (chosen, best)]
+        told = f"α = {alphas[0]}, chosen on the validation set, to α = {alphas[1]}: {why}"
+        yield Claim(f"{words}{text}", verdict, told)
 
 
 def _lambda(table: Table) -> Iterator[Claim]:
-    for rows in _series(table, "lam"):
+    for rows in series_over(table, "lam"):
         if number(rows[0], "alpha") != -5.0:
             continue
         by_lam = {number(row, "lam"): row for row in rows}
@@ -168,10 +201,11 @@ def _lambda(table: Table) -> Iterator[Claim]:
         failing = [row for row in rows if failed(table, row)]
         if missing:
             yield Claim(texts[0], "undecided", f"missing runs: {', '.join(missing)}")
-        else:
-            best = max((row for lam, row in by_lam.items() if lam != 0.1), key=lambda row: _mean(table, row))
-            verdict, why = _compared(table, by_lam[0.1], best)
-            yield Claim(texts[0], verdict, f"to λ = {number(best, 'lam'):g}: {why}")
+        for way, words in _ways(table) if not missing else []:
+            means = {lam: _mean(table, row, where=way) for lam, row in by_lam.items() if lam != 0.1}
+            best = by_lam[max(means, key=lambda lam: means[lam])]
+            verdict, why = _compared(table, by_lam[0.1], best, where=way)
+            yield Claim(f"{words}{texts[0]}", verdict, f"to λ = {number(best, 'lam'):g}: {why}")
         if failing:
             names = ", ".join(
                 f"{failed(table, row)} of {len(row.runs)} with λ = {number(row, 'lam'):g}" for row in failing
@@ -186,7 +220,7 @@ def _lambda(table: Table) -> Iterator[Claim]:
 
 
 def _divergence(table: Table) -> Iterator[Claim]:
-    lines = _series(table, "alpha")
+    lines = series_over(table, "alpha")
     for group in _groups([rows[0] for rows in lines], ("model", "data", "order")):
         members = [rows for rows in lines if any(rows[0] is first for first in group)]
         names = [rows[0].labels.get("divergence") for rows in members]
@@ -197,21 +231,30 @@ def _divergence(table: Table) -> Iterator[Claim]:
         if "alpha_beta" not in names:
             yield Claim(text, "undecided", "missing runs: αβ")
         else:
-            shared = set.intersection(*({number(row, "alpha") for row in rows} for rows in members))
-            spreads = [_spreads(table, [r for r in rows if number(r, "alpha") in shared]) for rows in members]
-            ours = names.index("alpha_beta")
-            others = [i for i in range(len(members)) if i != ours]
-            if len(shared) < 2 or not all(spreads):
-                yield Claim(text, "undecided", "missing runs: two α that every divergence has")
-            else:
-                least = min(others, key=lambda i: sum(spreads[i].values()) / len(spreads[i]))
-                verdict, why = judge(spreads[least], spreads[ours])
+            for way, words in _ways(table):
                 yield Claim(
-                    text, verdict, f"the spread of {members[least][0].divergence} minus its own: {why}"
+                    f"{words}{text}", *_smallest_spread(table, members, names.index("alpha_beta"), way)
                 )
     for rows in lines:
         if _is(rows[0], {"divergence": "reverse_kl", "order": "pr"}):
             yield _corner(table, rows)
+
+
+def _smallest_spread(
+    table: Table, members: Sequence[Sequence[Row]], ours: int, way: str | None
+) -> tuple[Verdict, str]:
+    """Judges whether one of several series over α, `members[ours]`, has the smallest spread (`_spreads`)."""
+    shared = set.intersection(*({number(row, "alpha") for row in rows} for rows in members))
+    rows = [[row for row in series if number(row, "alpha") in shared] for series in members]
+    if short := _short_of(table, way, *(row for series in rows for row in series)):
+        return "undecided", short
+    spreads = [_spreads(table, series, way) for series in rows]
+    others = [i for i in range(len(members)) if i != ours]
+    if len(shared) < 2 or not all(spreads):
+        return "undecided", "missing runs: two α that every divergence has"
+    least = min(others, key=lambda i: sum(spreads[i].values()) / len(spreads[i]))
+    verdict, why = judge(spreads[least], spreads[ours])
+    return verdict, f"the spread of {members[least][0].divergence} minus its own: {why}"
 
 
 def _corner(table: Table, rows: Sequence[Row]) -> Claim:
@@ -232,7 +275,7 @@ def _corner(table: Table, rows: Sequence[Row]) -> Claim:
 _BASELINES = METHODS.keys() - {"teacher", "start", "amid"}
 
 
-def _series(table: Table, label: str) -> list[list[Row]]:
+def series_over(table: Table, label: str) -> list[list[Row]]:
     """Returns series of at least two AMiD rows that differ in the number `label` alone.
 
     A series over α uses the rows with λ = 0.1 if λ varies.
@@ -256,10 +299,14 @@ def _is(row: Row, labels: Mapping[str, Label]) -> bool:
     return all(row.labels.get(name) == value for name, value in labels.items())
 
 
-def _over_the_grid(table: Table, by_alpha: Mapping[float | None, Row], metric: str) -> str:
+def _over_the_grid(
+    table: Table, by_alpha: Mapping[float | None, Row], metric: str, where: str | None = None
+) -> str:
     """Describes a score over three α or more: the count of falling steps, and Spearman's rank correlation."""
     rows = {alpha: row for alpha, row in by_alpha.items() if alpha is not None and not diverged(row)}
-    means = [mean for alpha in sorted(rows) if math.isfinite(mean := _mean(table, rows[alpha], metric))]
+    means = [
+        mean for alpha in sorted(rows) if math.isfinite(mean := _mean(table, rows[alpha], metric, where))
+    ]
     if len(means) < 3:
         return ""
     falls = sum(later < earlier for earlier, later in pairwise(means))
@@ -271,20 +318,39 @@ def _over_the_grid(table: Table, by_alpha: Mapping[float | None, Row], metric: s
 
 
 def _compared(
-    table: Table, better: Row, worse: Row, metric: str | None = None, at_least: bool = False
+    table: Table,
+    better: Row,
+    worse: Row,
+    metric: str | None = None,
+    at_least: bool = False,
+    where: str | None = None,
 ) -> tuple[Verdict, str]:
     """Judges two rows (see `judge`); if a seed diverged, the remaining seeds decide nothing."""
     metric = metric or table.quality
-    verdict, why = judge(by_seed(table, better, metric), by_seed(table, worse, metric), at_least)
+    if short := _short_of(table, where, better, worse):
+        return "undecided", short
+    first, second = (by_seed(table, row, metric, where) for row in (better, worse))
+    verdict, why = judge(first, second, at_least)
     if not (n_diverged := diverged(better, worse)):
         return verdict, why
     runs = len(better.runs) + len(worse.runs)
     return "undecided", f"{n_diverged} of {runs} runs diverged; the other runs: {why}"
 
 
-def _mean(table: Table, row: Row, metric: str | None = None) -> float:
+def _short_of(table: Table, where: str | None, *rows: Row) -> str:
+    """Names the rows that have no score at equal diversity; empty if all have, or if `where` is None."""
+    if where is None:
+        return ""
+    metric = table.quality
+    short = [table.name(row) for row in rows if not diverged(row) and not table.score(row, metric, where)]
+    if len(short) > 2:
+        return f"{len(short)} settings do not reach it"
+    return f"not reached by {' and '.join(short)}" if short else ""
+
+
+def _mean(table: Table, row: Row, metric: str | None = None, where: str | None = None) -> float:
     """Returns the mean score over the training seeds; -inf without any."""
-    values = by_seed(table, row, metric or table.quality).values()
+    values = by_seed(table, row, metric or table.quality, where).values()
     return sum(values) / len(values) if values else -math.inf
 
 
@@ -294,13 +360,14 @@ def _validation(table: Table, row: Row) -> float:
     return sum(values) / len(values) if values else -math.inf
 
 
-def _spreads(table: Table, rows: Sequence[Row]) -> dict[int, float]:
+def _spreads(table: Table, rows: Sequence[Row], where: str | None = None) -> dict[int, float]:
     """Returns the difference between the best and the worst of `rows` for each training seed of all rows.
 
     A run that diverged counts as 0.
     """
     zeroed = [{run.seed: 0.0 for run in row.runs if run.diverged_step is not None} for row in rows]
-    by_row = [by_seed(table, row, table.quality) | zeros for row, zeros in zip(rows, zeroed, strict=True)]
+    scores = [by_seed(table, row, table.quality, where) for row in rows]
+    by_row = [of_row | zeros for of_row, zeros in zip(scores, zeroed, strict=True)]
     seeds = set.intersection(*(set(values) for values in by_row)) if by_row else set()
     return {seed: max(v[seed] for v in by_row) - min(v[seed] for v in by_row) for seed in sorted(seeds)}
 

@@ -15,30 +15,17 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from amid.measures import TRAINING, measure_of, pass_name
+from amid.reporting.drawing import COLOURS, MARKERS, STYLE, axis_title, minus, number_of, shades_of
 from amid.reporting.folders import curves
+from amid.reporting.front_figure import draw_fronts
+from amid.reporting.fronts import Fronts
 from amid.reporting.labels import GREY, draw_levels, place_labels
 from amid.reporting.names import by_name, named_baselines, names_of
 from amid.reporting.sections import FAILED, outcome
-from amid.reporting.table import AVERAGE, SYMBOLS, Row, Table
+from amid.reporting.table import SYMBOLS, Row, Table
 from amid.results import RunResult
 
 DPI = 200
-STYLE = {
-    "font.size": 10,
-    "text.parse_math": False,  # names with two $
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 6,
-    "legend.frameon": False,
-}
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#000000")
-"""Okabe and Ito's palette, distinct with any colour vision; brown replaces its pale yellow."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 BASELINES = "Baselines"
 BASELINE_MARKERS = ("X", "P", "d", ">", "h", "<", "*", "8")
 LEGEND_COLUMNS = 5
@@ -64,13 +51,16 @@ class Figure:
     caption: str
 
 
-def draw_figures(table: Table, records: Mapping[Path, RunResult], directory: Path) -> list[Figure]:
+def draw_figures(
+    table: Table, records: Mapping[Path, RunResult], directory: Path, fronts: Sequence[Fronts] = ()
+) -> list[Figure]:
     """Writes the figures that the rows of `table` allow, as PNG and PDF files, to `directory`.
 
     alpha and lambda need an α or λ that varies within one setting. plane needs a row with both scores.
     divergence needs an α and a divergence that both vary. alpha_lambda needs an α that varies at two or more
     λ of one setting. pass_at_k needs pass@k for two or more k. training and validation need curves in the
-    folders of `records`, the runs of `table`. The last three have at most `MOST_PANELS` panels.
+    folders of `records`, the runs of `table`. The last three have at most `MOST_PANELS` panels. fronts needs
+    runs that were scored at several temperatures, `fronts`.
 
     Raises:
         InputError: naming a file of curves that cannot be read.
@@ -78,7 +68,7 @@ def draw_figures(table: Table, records: Mapping[Path, RunResult], directory: Pat
     logged = {id(run): curves(folder) for folder, run in records.items()}
     figures = []
     with matplotlib.rc_context(STYLE):
-        for file, canvas, caption in _drawings(table, logged):
+        for file, canvas, caption in _drawings(table, logged, fronts):
             if canvas is not None:
                 canvas.savefig(directory / file, dpi=DPI)
                 canvas.savefig((directory / file).with_suffix(".pdf"), metadata={"CreationDate": None})
@@ -86,7 +76,9 @@ def draw_figures(table: Table, records: Mapping[Path, RunResult], directory: Pat
     return figures
 
 
-def _drawings(table: Table, logged: Logged) -> Iterator[tuple[str, Canvas | None, str]]:
+def _drawings(
+    table: Table, logged: Logged, fronts: Sequence[Fronts]
+) -> Iterator[tuple[str, Canvas | None, str]]:
     """Yields each figure: its file, the drawing (None if the rows do not allow it), and its caption."""
     main, loss = measure_of(table.quality), TRAINING["loss"]
     quality, diversity = main.title, measure_of(table.diversity).title
@@ -113,6 +105,9 @@ def _drawings(table: Table, logged: Logged) -> Iterator[tuple[str, Canvas | None
         "points on the dotted line are the Pareto front: no other student is better in both. "
         f"{bars}; baselines are grey.",
     )
+    for place, of_group in enumerate(fronts):
+        number = f"_{place + 1}" if len(fronts) > 1 else ""
+        yield f"fronts{number}.png", *draw_fronts(of_group)
     yield (
         "pass_at_k.png",
         _draw_passes(table),
@@ -143,7 +138,7 @@ def _draw_lines(table: Table, label: str) -> Canvas | None:
     rows_drawn = [row for rows in lines.values() for row in rows]
     if not any(_scored(table, row) for row in rows_drawn):
         return None
-    ticks = sorted({_number(row, label) for row in rows_drawn})
+    ticks = sorted({number_of(row, label) for row in rows_drawn})
     baselines = _baselines(table)
 
     # In inches: the layout is fixed, because the names of the baselines stand right of each panel.
@@ -161,16 +156,16 @@ def _draw_lines(table: Table, label: str) -> Canvas | None:
         for index, (name, rows) in enumerate(lines.items()):
             colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
             style = "-" if index < len(COLOURS) else ":"
-            x = [_number(row, label) for row in rows]
+            x = [number_of(row, label) for row in rows]
             y, error = zip(*(_mean_and_std(table, row, metric) for row in rows), strict=True)
             axes.errorbar(x, y, error, label=name, color=colour, marker=marker, linestyle=style, capsize=3)
-            failed = [_number(row, label) for row in rows if _failed(table, row, metric)]
+            failed = [number_of(row, label) for row in rows if _failed(table, row, metric)]
             axes.plot(failed, [0.03] * len(failed), "x", color=colour, transform=at_bottom, clip_on=False)
             any_failed = any_failed or bool(failed)
         axes.margins(y=0.12)
         draw_levels(axes, [(name, _mean(table, row, metric)) for name, row in baselines.items()])
         axes.set_xlabel(SYMBOLS[label])
-        axes.set_ylabel(_axis_title(table, metric))
+        axes.set_ylabel(axis_title(table, metric))
         axes.set_xticks(ticks, _sparse(ticks))
         axes.grid(visible=False, axis="x")
     handles, names = figure.axes[0].get_legend_handles_labels()
@@ -188,7 +183,7 @@ def _draw_plane(table: Table) -> Canvas | None:
     if not rows:
         return None
     grid = [row for row in rows if not row.baseline]
-    coloured_by, shades = _shades(grid)
+    coloured_by, shades = shades_of(grid)
     figure = Canvas(figsize=(6.4, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -204,7 +199,7 @@ def _draw_plane(table: Table) -> Canvas | None:
         path = [[_mean(table, row, metric) for row in members] for metric in (table.diversity, table.quality)]
         axes.plot(*path, color="#bbbbbb", linewidth=1, zorder=1)
         for row in members:
-            draw(row, shades.get(_number(row, coloured_by), COLOURS[0]), MARKERS[index % len(MARKERS)], 8)
+            draw(row, shades.get(number_of(row, coloured_by), COLOURS[0]), MARKERS[index % len(MARKERS)], 8)
     baselines = _baselines(table)
     for index, row in enumerate(baselines.values()):
         draw(row, GREY, BASELINE_MARKERS[index % len(BASELINE_MARKERS)], 10)
@@ -214,8 +209,8 @@ def _draw_plane(table: Table) -> Canvas | None:
     ]
     axes.plot(*front, color="black", linestyle=":", linewidth=1.4, zorder=1.5)
     axes.plot(*front, "o", markersize=14, markerfacecolor="none", markeredgecolor="black", zorder=4)
-    axes.set_xlabel(_axis_title(table, table.diversity) + "  (← more diverse)")
-    axes.set_ylabel(_axis_title(table, table.quality))
+    axes.set_xlabel(axis_title(table, table.diversity) + "  (← more diverse)")
+    axes.set_ylabel(axis_title(table, table.quality))
     axes.margins(0.1)
 
     if len(series) > 1 or (series and not coloured_by):
@@ -255,7 +250,7 @@ def _draw_passes(table: Table) -> Canvas | None:
     for axes in all_axes[len(panels) - across : len(panels)]:
         axes.tick_params(labelbottom=True)
     figure.supxlabel("k", fontsize=10)
-    figure.supylabel(_axis_title(table, pass_name(ks[0])).replace(f"@{ks[0]}", "@k"), fontsize=10)
+    figure.supylabel(axis_title(table, pass_name(ks[0])).replace(f"@{ks[0]}", "@k"), fontsize=10)
     return figure
 
 
@@ -265,7 +260,7 @@ def _draw_colour_bar(axes: Any, shades: Mapping[float, Any], symbol: str) -> Non
     mapped = matplotlib.cm.ScalarMappable(one_each, ListedColormap(list(shades.values())))
     middles = [i + 0.5 for i in range(len(shades))]
     bar = axes.figure.colorbar(mapped, ax=axes, ticks=middles, aspect=30, pad=0.02)
-    bar.set_ticklabels([_minus(level) for level in shades])
+    bar.set_ticklabels([minus(level) for level in shades])
     bar.ax.tick_params(which="both", length=0)
     bar.ax.set_title(symbol, fontsize=11)
     bar.outline.set_visible(False)
@@ -305,16 +300,6 @@ def _front(table: Table, rows: Sequence[Row]) -> list[Row]:
         if not front or _mean(table, row, table.quality) > _mean(table, front[-1], table.quality):
             front.append(row)
     return front
-
-
-def _shades(grid: Sequence[Row]) -> tuple[str | None, dict[float, Any]]:
-    """Returns the number that colours show, α or λ, and the colour of each value in ascending order."""
-    viridis = matplotlib.colormaps["viridis"]
-    for label in ("alpha", "lam"):
-        levels = sorted({n for row in grid if not math.isnan(n := _number(row, label))})
-        if len(levels) > 1:
-            return label, {level: viridis(0.92 * i / (len(levels) - 1)) for i, level in enumerate(levels)}
-    return None, {}
 
 
 Line = tuple[str, Row, Any]
@@ -374,7 +359,7 @@ def _draw_curves(table: Table, logged: Logged, key: str, name: str) -> Canvas | 
 def _panels(table: Table, rows: Sequence[Row]) -> dict[str, list[Line]]:
     """Returns the lines of each panel by its title: baselines, at most one for each colour, then series."""
     grid = [row for row in rows if not row.baseline]
-    coloured_by, shades = _shades(grid)
+    coloured_by, shades = shades_of(grid)
     series = by_name(table, grid, (coloured_by,)) if coloured_by else {"": grid} if grid else {}
     named = [*named_baselines(table, [row for row in rows if row.baseline]).items()]
     panels: dict[str, list[Line]] = {}
@@ -386,9 +371,9 @@ def _panels(table: Table, rows: Sequence[Row]) -> dict[str, list[Line]]:
         names = names_of(table, members, ())
         panels[of_panel] = [
             (
-                f"{SYMBOLS[coloured_by]} = {_minus(_number(row, coloured_by))}" if coloured_by else own,
+                f"{SYMBOLS[coloured_by]} = {minus(number_of(row, coloured_by))}" if coloured_by else own,
                 row,
-                shades.get(_number(row, coloured_by), COLOURS[i % len(COLOURS)]),
+                shades.get(number_of(row, coloured_by), COLOURS[i % len(COLOURS)]),
             )
             for i, (own, row) in enumerate(zip(names, members, strict=True))
         ]
@@ -456,7 +441,7 @@ def _draw_heat_map(table: Table, down: Literal["divergence", "lam"]) -> Canvas |
     A map over divergences is at λ = 0.1 if λ varies. A map over λ has only settings with two or more λ.
     """
     lines = _series(table, "alpha")
-    lams = {name: _number(rows[0], "lam") for name, rows in lines.items()}
+    lams = {name: number_of(rows[0], "lam") for name, rows in lines.items()}
     if down == "divergence" and len(set(lams.values())) > 1 and 0.1 in lams.values():
         lines = {name: rows for name, rows in lines.items() if lams[name] == 0.1}
     if down == "lam":
@@ -468,7 +453,7 @@ def _draw_heat_map(table: Table, down: Literal["divergence", "lam"]) -> Canvas |
             for name, rows in lines.items()
             if len({lams[other] for other in lines if rest[other] == rest[name]}) > 1
         }
-    cells = {(name, _number(row, "alpha")): row for name, rows in lines.items() for row in rows}
+    cells = {(name, number_of(row, "alpha")): row for name, rows in lines.items() for row in rows}
     means = {cell: _mean(table, row, table.quality) for cell, row in cells.items()}
     finite = [mean for mean in means.values() if not math.isnan(mean)]
     if (down == "divergence" and len({row.divergence for row in cells.values()}) < 2) or not finite:
@@ -497,7 +482,7 @@ def _draw_heat_map(table: Table, down: Literal["divergence", "lam"]) -> Canvas |
             color="white" if dark else "black",
             fontweight="bold" if text == f"{high:.1f}" else "normal",
         )
-    axes.set_xticks(range(len(alphas)), [_minus(alpha) for alpha in alphas])
+    axes.set_xticks(range(len(alphas)), [minus(alpha) for alpha in alphas])
     axes.set_yticks(range(len(names)), names)
     axes.set_xticks([j - 0.5 for j in range(1, len(alphas))], minor=True)
     axes.set_yticks([i - 0.5 for i in range(1, len(names))], minor=True)
@@ -507,17 +492,17 @@ def _draw_heat_map(table: Table, down: Literal["divergence", "lam"]) -> Canvas |
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("α")
-    axes.set_title(_axis_title(table, table.quality), fontsize=10)
+    axes.set_title(axis_title(table, table.quality), fontsize=10)
     return figure
 
 
 def _series(table: Table, label: str) -> dict[str, list[Row]]:
     """Returns the grid's rows that differ in the number `label` only, ordered by it, by the rest's name."""
-    grid = [row for row in table.rows if not row.baseline and not math.isnan(_number(row, label))]
+    grid = [row for row in table.rows if not row.baseline and not math.isnan(number_of(row, label))]
     return {
-        name: sorted(rows, key=lambda row: _number(row, label))
+        name: sorted(rows, key=lambda row: number_of(row, label))
         for name, rows in by_name(table, grid, (label,)).items()
-        if len({_number(row, label) for row in rows}) > 1
+        if len({number_of(row, label) for row in rows}) > 1
     }
 
 
@@ -548,31 +533,13 @@ def _failed(table: Table, row: Row, metric: str) -> bool:
     return table.score(row, metric) is not None and math.isnan(_mean(table, row, metric))
 
 
-def _number(row: Row, label: str | None) -> float:
-    value = row.labels.get(label) if label else None
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
-def _axis_title(table: Table, metric: str) -> str:
-    where = table.overall(metric)
-    if where == AVERAGE:
-        sets = table.sets(metric)
-        names = ", ".join(sets)
-        where = f"mean of {names if len(names) <= 16 else f'{len(sets)} sets'}"
-    return f"{measure_of(metric).title} ({where})"
-
-
-def _minus(number: float) -> str:
-    return f"{number:g}".replace("-", "−")
-
-
 def _sparse(ticks: Sequence[float]) -> list[str]:
     """Returns the text of each tick; empty if the text would run into the text before it."""
     texts: list[str] = []
     last = -math.inf
     for tick in ticks:
         if tick - last >= 0.05 * (ticks[-1] - ticks[0]):
-            texts.append(_minus(tick))
+            texts.append(minus(tick))
             last = tick
         else:
             texts.append("")

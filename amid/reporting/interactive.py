@@ -12,6 +12,7 @@ from amid.errors import InputError
 from amid.measures import in_order, measure_of
 from amid.reporting.claims import NOTE, claims
 from amid.reporting.folders import Drawn, Prompt, answers, configuration, curves, differences, sizes, thinned
+from amid.reporting.front_sections import AtAnyDiversity
 from amid.reporting.names import names_of
 from amid.reporting.published import other_pairs, published_score
 from amid.reporting.rows import AVERAGE, MISSING, Row, overrides
@@ -40,6 +41,9 @@ _SCRIPTS = [
 ]
 """The parts of one script, in order."""
 
+_WITH_FRONTS = [*_SCRIPTS, "fronts.js"]
+"""The same with the part that draws quality at equal diversity."""
+
 
 Answers = dict[str, dict[Prompt, dict[int, list[Drawn]]]]
 """Set -> prompt -> number of the run -> its answers."""
@@ -67,7 +71,7 @@ def interactive_page(runs: Runs, table: Table, sections: Sequence[Section]) -> s
     folder_of = {id(run): folder for folder, run in runs.records.items()}
     places = [folder_of[id(run)] for row in table.rows for run in row.runs]
     data = _data(runs, table, sections, places)
-    template = _template()
+    template = _template(_WITH_FRONTS if any(isinstance(of, AtAnyDiversity) for of in sections) else _SCRIPTS)
     sets, totals = _first_answers(places)
 
     def page(prompts: int) -> str:
@@ -84,10 +88,10 @@ def interactive_page(runs: Runs, table: Table, sections: Sequence[Section]) -> s
     return page(most - left_out)
 
 
-def _template() -> str:
+def _template(scripts: Sequence[str]) -> str:
     """Returns the page with style and script, without data."""
     template = (_ASSETS / "page.html").read_text(encoding="utf-8")
-    for mark, files in (("/*STYLE*/", ["page.css"]), ("/*SCRIPT*/", _SCRIPTS)):
+    for mark, files in (("/*STYLE*/", ["page.css"]), ("/*SCRIPT*/", scripts)):
         text = "\n".join((_ASSETS / file).read_text(encoding="utf-8") for file in files)
         template = template.replace(mark, text)
     return template
@@ -152,14 +156,7 @@ def _data(of: Runs, table: Table, sections: Sequence[Section], places: Sequence[
         "labels": [{"key": label, "title": SYMBOLS.get(label, label)} for label in table.varying],
         "filters": _filters(table),
         "columns": [
-            {
-                "key": f"{dataset}/{metric}",
-                "title": measure_of(metric).title,
-                "set": dataset,
-                "metric": metric,
-                "better": measure_of(metric).better,
-                "further": metric in further,
-            }
+            _column(table, dataset, metric) | {"further": metric in further}
             for dataset, metric in _columns(table)
         ],
         "further": " ".join(f"{of.title}: {of.meaning}." for of in map(measure_of, further)),
@@ -188,6 +185,15 @@ def _data(of: Runs, table: Table, sections: Sequence[Section], places: Sequence[
         "versions": table.versions,
         "megabytes": LARGEST / 1e6,
     }
+
+
+def _column(table: Table, dataset: str, metric: str) -> dict[str, Any]:
+    """Returns the head of a column; the column at equal diversity stands beside those of all sets."""
+    measure, title = measure_of(metric), measure_of(metric).title
+    key = f"{dataset}/{metric}"
+    if table.at_diversity and dataset == table.at_diversity.name:
+        dataset, title = table.overall(metric), f"{title} {dataset}"
+    return {"key": key, "title": title, "set": dataset, "metric": metric, "better": measure.better}
 
 
 def _columns(table: Table) -> list[tuple[str, str]]:

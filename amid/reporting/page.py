@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amid.errors import InputError
@@ -11,6 +11,8 @@ from amid.reporting.archives import write_archive
 from amid.reporting.claims import NOTE, claims
 from amid.reporting.figures import Figure, draw_figures
 from amid.reporting.formats import markdown, markdown_code, markdown_line
+from amid.reporting.front_sections import at_equal_diversity
+from amid.reporting.fronts import Fronts, at_diversity, fronts_of
 from amid.reporting.interactive import PageTooLarge, interactive_page
 from amid.reporting.published import against_published, beside_published, other_pairs
 from amid.reporting.runs import Runs, line, read_runs
@@ -77,16 +79,18 @@ def _home(places: Sequence[Path], into: str | Path | None) -> Path:
 
 def _write(runs: Runs, report: Path) -> Report:
     table = build_table(list(runs.records.values()))
+    fronts = fronts_of(table, runs.records)
+    table = replace(table, at_diversity=at_diversity(table, fronts))
     report.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".report-", dir=report.parent) as temporary:
         made = Path(temporary)
-        figures = draw_figures(table, runs.records, made)
+        figures = draw_figures(table, runs.records, made, fronts)
         (made / "table.md").write_text(
             f"{table.to_markdown()}\n{markdown(table.caption)}\n", encoding="utf-8"
         )
         (made / "table.csv").write_text(table.to_csv(), encoding="utf-8")
         (made / "table.tex").write_text(table.to_latex(), encoding="utf-8")
-        further, found = sections(runs, table), claims_in_words(table)
+        further, found = sections(runs, table, fronts), claims_in_words(table)
         text = _page(runs, table, further, found, figures)
         why_no_page = None
         try:
@@ -104,12 +108,13 @@ def _write(runs: Runs, report: Path) -> Report:
     return Report(report / "report.md", written, why_no_page, table, further, found)
 
 
-def sections(runs: Runs, table: Table) -> list[Section]:
+def sections(runs: Runs, table: Table, fronts: Sequence[Fronts] = ()) -> list[Section]:
     """Returns the section on runs without a result, and the further tables that the rows of `table` allow.
 
     Args:
         runs: the runs of the report.
         table: the table of the runs that have a result.
+        fronts: the curves of the runs that were scored at several temperatures.
 
     Raises:
         InputError: naming a file of a run that cannot be read.
@@ -123,7 +128,7 @@ def sections(runs: Runs, table: Table) -> list[Section]:
         beside_published(table),
     )
     first = (_without_result(runs), not_read(table, runs.records))
-    return [*filter(None, first), *pivots(table), *filter(None, further)]
+    return [*filter(None, first), *at_equal_diversity(fronts), *pivots(table), *filter(None, further)]
 
 
 def _without_result(runs: Runs) -> Section | None:

@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from amid.errors import plain
 from amid.results import Label, RunResult, Score
 
 AVERAGE = "Avg"
 """The name that stands in place of an evaluation set for the mean over all sets."""
 
 MISSING = "–"
+
+OUTSIDE = "not reached"
+"""A score at a diversity that a setting's ladder does not reach."""
 
 METHODS = {
     "teacher": "Teacher",
@@ -127,6 +131,31 @@ class Row:
         ]
         known = [value for value in values if value is not None]
         return Score.over_seeds(known) if len(known) == len(values) else None
+
+
+@dataclass(frozen=True)
+class AtDiversity:
+    """A column of the table with the main score at equal diversity."""
+
+    name: str
+    """Stands in place of a set, such as `at Self-BLEU 55.2`."""
+    metric: str
+    """The score, such as rouge_l."""
+    values: Mapping[int, float | None]
+    """The score of each run with a ladder, by its identity; None if its ladder does not reach the diversity,
+    NaN if it diverged."""
+    note: str
+    """The meaning of the column, in a sentence."""
+
+    def score(self, row: Row) -> Score | None:
+        """Returns a row's score over its training seeds; None if a run has none (see `outside`)."""
+        values = [self.values.get(id(run)) for run in row.runs]
+        known = [value for value in values if value is not None]
+        return Score.over_seeds(known) if len(known) == len(values) else None
+
+    def outside(self, row: Row) -> bool:
+        """Returns whether the ladder of a run of a row does not reach the diversity."""
+        return any(id(run) in self.values and self.values[id(run)] is None for run in row.runs)
 
 
 @dataclass(frozen=True)
@@ -260,3 +289,27 @@ def _mean_over_sets(scores: Sequence[Score | None]) -> Score | None:
         return Score.over_seeds([sum(v) / len(v) for v in zip(*(s.values for s in taken), strict=True)])
     means = [score.mean for score in taken]
     return Score(sum(means) / len(means), None, means)
+
+
+def label_text(row: Row, label: str) -> str:
+    """Returns the value of a label of `row` as tables write it."""
+    if label == "method":
+        return row.method
+    if label == "divergence":
+        return row.divergence
+    value = row.labels.get(label)
+    if value is None:
+        return MISSING
+    return f"{value:g}" if isinstance(value, float) else plain(str(value))
+
+
+def score_text(row: Row, score: Score | None, digits: int, plus_minus: str = " ± ") -> str:
+    """Returns a score of `row` as the table writes it."""
+    if score is None:
+        return MISSING
+    if math.isnan(score.mean):
+        word = "diverged" if any(run.diverged_step is not None for run in row.runs) else "failed"
+        failed = sum(map(math.isnan, score.values))
+        return word if failed in (0, len(score.values)) else f"{word} {failed}/{len(score.values)}"
+    text = f"{score.mean:z.{digits}f}"  # removes the minus of a rounded zero
+    return text if score.std is None else f"{text}{plus_minus}{score.std:.{digits}f}"

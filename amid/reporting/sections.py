@@ -13,8 +13,8 @@ from rich.table import Table as TerminalTable
 from amid.measures import OF_ANSWERS, RUN, VALIDATION, Measure, measure_of, pass_name
 from amid.reporting.folders import configuration
 from amid.reporting.formats import markdown, markdown_line
-from amid.reporting.rows import AVERAGE, MISSING, Row
-from amid.reporting.table import SYMBOLS, Table, score_text
+from amid.reporting.rows import AVERAGE, MISSING, Row, score_text
+from amid.reporting.table import SYMBOLS, Table
 from amid.results import COLLAPSE_SHARE, RunResult, Score
 
 NEAR_ZERO = 1.0

@@ -62,7 +62,7 @@ class AgainstAny(Section):
                 "best": group.best,
                 "less": [
                     [
-                        [_numbers(of.get((row, other))) for other in group.rows[:i]]
+                        [numbers_of(of.get((row, other))) for other in group.rows[:i]]
                         for i, row in enumerate(group.rows)
                     ]
                     for of in self.compared
@@ -101,7 +101,7 @@ def against_the_best(table: Table, records: Mapping[Path, RunResult]) -> Section
     lines = []
     told: dict[int, dict[tuple[str, str], list[str]]] = {}
     for row, best in with_best:
-        name, cells = table.name(table.rows[row]), [_cell(of.get((row, best))) for of in compared]
+        name, cells = table.name(table.rows[row]), [cell(of.get((row, best))) for of in compared]
         lines.append([name, table.name(table.rows[best]), *cells])
         marked = [(of, cell[0]) for of, cell in zip(sets, cells, strict=True) if cell.endswith("*")]
         for word, sign in (("above", "-"), ("below", "+")):
@@ -259,14 +259,16 @@ def _of_row(runs: Sequence[Scores], table: Table) -> dict[str, OfPrompts]:
     return found
 
 
-def _cell(found: Comparison | None) -> str:
+def cell(found: Comparison | None) -> str:
+    """Returns a comparison as tables of differences write it, such as `-0.31 (-0.80 to +0.15)`."""
     if found is None:
         return MISSING
     mark = "*" if found.significant else ""
     return f"{signed(found.difference)} ({found.interval}){mark}"
 
 
-def _numbers(found: Comparison | None) -> list[float | None] | None:
+def numbers_of(found: Comparison | None) -> list[float | None] | None:
+    """Returns a comparison for the page: difference, low, high (None if infinite), and 1 if it has a mark."""
     if found is None:
         return None
     numbers = (found.difference, found.low, found.high)

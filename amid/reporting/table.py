@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as TerminalTable
 
-from amid.errors import InputError, plain
+from amid.errors import InputError
 from amid.measures import OF_ANSWERS, VALIDATION, ks_of, measure_of
 from amid.reporting.formats import latex, markdown, markdown_line
 from amid.reporting.rows import (
@@ -21,14 +21,18 @@ from amid.reporting.rows import (
     MISSING,
     OF_CLASSES,
     OF_NO_METHOD,
+    OUTSIDE,
+    AtDiversity,
     Repeat,
     Row,
     has_own_assistant,
+    label_text,
     rows_of,
+    score_text,
 )
 from amid.results import Label, RunResult, Score, quality_metrics
 
-__all__ = ["AVERAGE", "SYMBOLS", "Row", "Table", "build_table", "score_text"]
+__all__ = ["AVERAGE", "SYMBOLS", "Row", "Table", "build_table"]
 
 NAMED = 3
 """At most this many runs that got far worse are named; the others are counted."""
@@ -73,6 +77,8 @@ class Table:
 
     rows: list[Row]
     repeats: tuple[Repeat, ...] = ()
+    at_diversity: AtDiversity | None = None
+    """A column with the main score at equal diversity, if runs were scored at several temperatures."""
 
     @cached_property
     def datasets(self) -> list[str]:
@@ -169,18 +175,24 @@ class Table:
         }
 
     def score(self, row: Row, metric: str, dataset: str | None = None) -> Score | None:
-        """Returns a row's score on one set, by default on all sets (`overall`)."""
+        """Returns a row's score on one set, by default on all sets (`overall`), or at `at_diversity`."""
+        if self.at_diversity and dataset == self.at_diversity.name:
+            return self.at_diversity.score(row)
         return row.score(dataset or self.overall(metric), metric, self.sets_of(row, metric))
 
-    def score_text(self, row: Row, metric: str, digits: int = 1, dataset: str | None = None) -> str:
+    def score_text(
+        self, row: Row, metric: str, digits: int = 1, dataset: str | None = None, plus_minus: str = " ± "
+    ) -> str:
         """Returns a row's score on one set, by default on all sets (`overall`), as the table writes it."""
-        return score_text(row, self.score(row, metric, dataset), digits)
+        if self.at_diversity and dataset == self.at_diversity.name and self.at_diversity.outside(row):
+            return OUTSIDE
+        return score_text(row, self.score(row, metric, dataset), digits, plus_minus)
 
     def name(self, row: Row, without: Sequence[str] = ()) -> str:
         """Returns the row's name, such as `AMiD αβ(p, r) α=-5 λ=0.1`: the varying labels except `without`."""
         words = []
         for label in self.varying:
-            text = _label_text(row, label)
+            text = label_text(row, label)
             if label not in without and text != MISSING:
                 symbol = f"{SYMBOLS.get(label, label)}=" if label not in ("method", "divergence") else ""
                 words.append(symbol + text)
@@ -224,10 +236,12 @@ class Table:
                 alike = all(self._alike(metric, name) for name in self.sets(metric))
                 unlike = "" if alike else ", not the same in all rows: no best value is marked"
                 sentences.append(f"{measure_of(metric).title}: {' or '.join(signatures)}{unlike}.")
+        if self.at_diversity:
+            sentences.append(self.at_diversity.note)
         common = [
             f"{SYMBOLS.get(label, label).lower()} {text}"
             for label in (*OF_NO_METHOD, *self._own_classes)
-            if label not in self.varying and (text := _label_text(self.rows[0], label)) != MISSING
+            if label not in self.varying and (text := label_text(self.rows[0], label)) != MISSING
         ]
         if common:
             sentences.append(f"All rows share {', '.join(common)}.")
@@ -235,7 +249,7 @@ class Table:
             row = next(row for row in self.rows if row.method == method)
             settings = [row.divergence] if "divergence" not in self.varying else []
             settings += [
-                f"{SYMBOLS[label]} = {_label_text(row, label)}"
+                f"{SYMBOLS[label]} = {label_text(row, label)}"
                 for label in ("alpha", "lam")
                 if label not in self.varying
             ]
@@ -374,7 +388,8 @@ class Table:
     def to_csv(self) -> str:
         """Returns all labels and all metrics as CSV, unrounded.
 
-        The columns are SET/METRIC_mean and SET/METRIC_std, with `avg` for the mean over sets. `std_over` says
+        The columns are SET/METRIC_mean and SET/METRIC_std, with `avg` for the mean over sets, and the name of
+        `at_diversity` for the score at equal diversity. `std_over` says
         whether a row's deviations are over training or sampling seeds. The measures on the validation text
         follow (`amid.measures.VALIDATION`), as valid_NAME_mean and valid_NAME_std, always over training
         seeds. NAME_before is the measure of the student before the training. A number that was not taken is
@@ -386,6 +401,8 @@ class Table:
         )
         averages = [AVERAGE] if len(self.datasets) > 1 else []
         columns = [(d, m) for d in [*self.datasets, *averages] for m in metrics]
+        if self.at_diversity:
+            columns.append((self.at_diversity.name, self.at_diversity.metric))
         on_text = [name for name, measure in VALIDATION.items() if "section" in measure.shown]
         measured = [
             name
@@ -418,11 +435,16 @@ class Table:
         return file.getvalue()
 
     def columns(self) -> list[tuple[str, str]]:
-        """Returns the columns of scores as (set, metric); the average over several sets comes last."""
+        """Returns the columns of scores as (set, metric), with the average and `at_diversity` last."""
+        further = self.at_diversity
         return [
             (dataset, metric)
             for metric in self.metrics
-            for dataset in [*self.sets(metric), *([AVERAGE] if self.overall(metric) == AVERAGE else [])]
+            for dataset in [
+                *self.sets(metric),
+                *([AVERAGE] if self.overall(metric) == AVERAGE else []),
+                *([further.name] if further and further.metric == metric else []),
+            ]
         ]
 
     def _alike(self, metric: str, dataset: str) -> bool:
@@ -450,7 +472,7 @@ class Table:
     @cached_property
     def _label_columns(self) -> list[tuple[str, Callable[[Row], str]]]:
         def column(label: str) -> tuple[str, Callable[[Row], str]]:
-            return SYMBOLS.get(label, label), lambda row: _label_text(row, label)
+            return SYMBOLS.get(label, label), lambda row: label_text(row, label)
 
         columns = [column(label) for label in self.varying]
         if len({frozenset(row.labels.items()) for row in self.rows}) < len(self.rows):
@@ -472,35 +494,11 @@ class Table:
         for dataset, metric in columns:
             measure = measure_of(metric)
             heads.append((f"{measure.title} {'↓' if measure.better == 'lower' else '↑'}", dataset))
-            scores = [self.score(row, metric, dataset) for row in self.rows]
             places = self.places(metric, dataset, digits)
-            for row, line, score, place in zip(self.rows, cells, scores, places, strict=True):
-                text = score_text(row, score, digits, plus_minus)
+            for row, line, place in zip(self.rows, cells, places, strict=True):
+                text = self.score_text(row, metric, digits, dataset, plus_minus)
                 line.append(marks[place - 1](text) if place else text)
         return heads, cells
-
-
-def _label_text(row: Row, label: str) -> str:
-    if label == "method":
-        return row.method
-    if label == "divergence":
-        return row.divergence
-    value = row.labels.get(label)
-    if value is None:
-        return MISSING
-    return f"{value:g}" if isinstance(value, float) else plain(str(value))
-
-
-def score_text(row: Row, score: Score | None, digits: int, plus_minus: str = " ± ") -> str:
-    """Returns a score of `row` as the table writes it (`Table`)."""
-    if score is None:
-        return MISSING
-    if math.isnan(score.mean):
-        word = "diverged" if any(run.diverged_step is not None for run in row.runs) else "failed"
-        failed = sum(map(math.isnan, score.values))
-        return word if failed in (0, len(score.values)) else f"{word} {failed}/{len(score.values)}"
-    text = f"{score.mean:z.{digits}f}"  # removes the minus of a rounded zero
-    return text if score.std is None else f"{text}{plus_minus}{score.std:.{digits}f}"
 
 
 def _latex_score(text: str) -> str:

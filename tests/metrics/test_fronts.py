@@ -158,7 +158,8 @@ def test_an_interval_is_that_of_a_plain_loop_over_resamples():
     """One set, one training seed: the mean curves of each draw, interpolated one by one."""
     one, other = calm(simulated(4, better=1.0, prompts=30)), calm(simulated(5, prompts=30))
     found = compare_at(one, other, 30.0, resamples=200, seed=7)
-    counts = numpy.random.default_rng(7).multinomial(30, numpy.full(30, 1 / 30), 200)
+    drawn_prompts = numpy.random.default_rng(7).integers(30, size=(200, 30))
+    counts = [numpy.bincount(drawn, minlength=30) for drawn in drawn_prompts]
 
     def quality(system, weights):
         x = [float(weights @ of) for of in reversed(numpy.asarray(system.diversity))]
