@@ -213,13 +213,15 @@ class Curves:
         ]
         """Of each training seed, diversity and quality at the knots, [1 + resamples, T] each; the prompts as
         they are come first."""
+        self._last: tuple[tuple[float, ...], Floats] | None = None
 
     def at(self, diversities: Sequence[float]) -> Floats:
         """Returns the quality at each diversity, [seeds, 1 + resamples, K]; NaN outside of the ladder."""
-        wanted = numpy.broadcast_to(
-            numpy.asarray(diversities, dtype=float), (len(self.knots[0][0]), len(diversities))
-        )
-        return numpy.stack([interpolated(x, y, wanted) for x, y in self.knots])
+        if self._last is None or self._last[0] != tuple(diversities):
+            shape = len(self.knots[0][0]), len(diversities)
+            wanted = numpy.broadcast_to(numpy.asarray(diversities, dtype=float), shape)
+            self._last = tuple(diversities), numpy.stack([interpolated(*of, wanted) for of in self.knots])
+        return self._last[1]
 
     @property
     def reach(self) -> tuple[float, float]:

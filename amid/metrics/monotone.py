@@ -41,10 +41,12 @@ def interpolated(x: Floats, y: Floats, at: Floats) -> Floats:
     result = numpy.full(at.shape, numpy.nan)
     first = numpy.ones((len(x), 1), bool)
     kept = numpy.concatenate([first, numpy.diff(x, axis=1) > 0], axis=1)
-    for pattern in numpy.unique(kept, axis=0):
-        if pattern.sum() > 1:
-            rows = (kept == pattern).all(1)
-            result[rows] = _cubic(x[rows][:, pattern], y[rows][:, pattern], at[rows])
+    patterns = kept @ (1 << numpy.arange(x.shape[1]))  # a number for each set of points that count
+    for one in numpy.unique(patterns):
+        rows = patterns == one
+        points = kept[rows.argmax()]
+        if points.sum() > 1:
+            result[rows] = _cubic(x[rows][:, points], y[rows][:, points], at[rows])
     return result
 
 

@@ -26,8 +26,8 @@ _WRITTEN = (1980, 1, 1, 0, 0, 0)
 def write_archive(file: Path, runs: Mapping[str, Path]) -> None:
     """Writes the records of runs into a zip file, which appears whole or not at all.
 
-    The records of a run are `result.json`, `config.yaml`, `metrics*.csv` and what `generations/` holds. Equal
-    records give equal bytes.
+    The records of a run are `result.json`, `config.yaml`, `metrics*.csv` and what `generations/` and the
+    folders of other temperatures in it hold. Equal records give equal bytes.
 
     Args:
         file: the path of the archive. An existing file is replaced; its folder is made.
@@ -41,7 +41,7 @@ def write_archive(file: Path, runs: Mapping[str, Path]) -> None:
     records = {
         f"{name}/{path.relative_to(folder).as_posix()}": path
         for name, folder in sorted(runs.items())
-        for path in sorted([*folder.iterdir(), *folder.glob("generations/*")])
+        for path in sorted([*folder.iterdir(), *folder.glob("generations/**/*")])
         if path.is_file() and _is_record(PurePosixPath(path.relative_to(folder)))
     }
     size = sum(path.stat().st_size for path in records.values())
@@ -116,5 +116,7 @@ def _is_record(path: PurePosixPath) -> bool:
     return (
         path.name in (RESULT_FILE, CONFIG_FILE)
         or path.match("metrics*.csv")
-        or (path.parent.name == "generations" and path.suffix in (".json", ".jsonl"))
+        or (
+            "generations" in [above.name for above in path.parents[:2]] and path.suffix in (".json", ".jsonl")
+        )
     )

@@ -18,6 +18,7 @@ RECORDS = [
     "config.yaml",
     "generations/.made_from.json",
     "generations/open-1.jsonl",
+    "generations/temperature-0.4/open-1.jsonl",
     "metrics.csv",
     "result.json",
 ]
@@ -35,6 +36,7 @@ def store(folder, run):
     line = '{"instruction": "Say.", "input": "", "references": ["a"], "answers": [{"text": "b"}]}\n'
     for name, text in (
         ("generations/open-1.jsonl", line),
+        ("generations/temperature-0.4/open-1.jsonl", line),
         ("generations/.made_from.json", '{"made_from": {}, "seconds": 1.0}'),
         ("checkpoints/best/model.safetensors", "weights"),
         ("status.json", "{}"),
@@ -188,7 +190,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_and_not_written(
         write_archive(archive, {"run": outputs / "alpha=1"})
     assert archive.read_bytes() == before
     monkeypatch.setattr(archives, "MOST", 3)
-    with pytest.raises(InputError, match="has 10 files"), read_archive(archive):
+    with pytest.raises(InputError, match="has 12 files"), read_archive(archive):
         pass
 
 

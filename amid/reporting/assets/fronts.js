@@ -27,7 +27,7 @@ function frontsSection(section, index) {
   const panel = el("div", {});
   const table = el("table", { class: "fronts" });
   const figureNode = el("figure", {}, el("figcaption", {}, el("b", {}, "Quality over diversity. "), `Each curve is one setting, each marker a ${ladder}. At equal diversity, the higher curve is better. The line is the chosen diversity.`), el("div", { class: "panels one" }, panel));
-  const chosenTable = el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Quality at the chosen diversity" }, table);
+  const chosenTable = el("div", { class: "wide", style: "margin-bottom: 1.5em", tabindex: 0, role: "region", "aria-label": "Quality at the chosen diversity" }, table);
   $("h2", node).after(tools, figureNode, chosenTable);
 
   function reset() {
