@@ -119,6 +119,39 @@ def test_gsm8k_is_split_without_overlap(hub):
     assert data.test_examples["gsm8k"][0].outputs == (PROBLEMS[0]["answer"],)
 
 
+def written(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_gsm8k_of_a_local_copy(tmp_path):
+    """A copy of the hub's files needs one override, the JSON Lines of its authors three."""
+    copy = tmp_path / "openai" / "gsm8k" / "main"
+    written(copy / "train-00000-of-00001.parquet", PROBLEMS)
+    written(copy / "test-00000-of-00001.parquet", PROBLEMS[:3])
+    train = written(tmp_path / "train.jsonl", PROBLEMS)
+    test = written(tmp_path / "test.jsonl", PROBLEMS[:3])
+    of_authors = [f"data.train='{train}[500:]'", f"data.valid='{train}[:500]'", f"data.test.gsm8k={test}"]
+    for overrides in ([f"hub={tmp_path}"], of_authors):
+        data = data_of("gsm8k", *overrides)
+        assert [e.instruction for e in data.train_examples] == [p["question"] for p in PROBLEMS[500:]]
+        assert [e.outputs for e in data.test_examples["gsm8k"]] == [(p["answer"],) for p in PROBLEMS[:3]]
+        right = ["It is 1,000.", "They have 1 + 1000 = <<1+1000=1001>>1001 dogs.\n#### 1001", "1000"]
+        references = [e.outputs for e in data.test_examples["gsm8k"]]
+        assert data.metrics["exact_answer"](predictions=right, references=references) == [100, 100, 0]
+
+
+def test_a_copy_that_lacks_a_file(tmp_path, capsys):
+    assert main(["train", "data=gsm8k", f"hub={tmp_path}", f"output_dir={tmp_path / 'runs'}"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"data.train={tmp_path}/openai/gsm8k/main/train-00000-of-00001.parquet[500:]: data file" in error
+
+
 @pytest.mark.parametrize("overrides", [["source=de", "target=fr"], ["source=en", "target=en"]])
 def test_a_pair_without_english(overrides):
     with pytest.raises(Exception, match=r"must be 'en' and another language's code"):

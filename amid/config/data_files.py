@@ -7,7 +7,8 @@ from pathlib import Path
 from amid.errors import InputError
 from amid.settings.nodes import Data
 
-HUB_PREFIX = "hf://datasets/"
+HUB = "hf://datasets"
+HUB_PREFIX = f"{HUB}/"
 
 RESPONSES = "responses"
 """The value that stands for the training data's own responses in place of a file of plain text."""

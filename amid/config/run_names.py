@@ -28,7 +28,7 @@ HYDRA_FOLDER = ".hydra"
 WITH_THE_REST = "*"
 """An argument of `run_name` in `conf/`: with it, a name ends with the overrides that all runs share."""
 
-PLACES = ("output_dir", "prepared_dir", "logger", "threads", "teacher", "trust_run")
+PLACES = ("hub", "output_dir", "prepared_dir", "logger", "threads", "teacher", "trust_run")
 """Root keys that say where and how fast a run goes, not what it learns."""
 
 LIMITS = {

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from amid.config.data_files import HUB_PREFIX
+from amid.config.data_files import HUB
 from amid.data.examples import Example
 from amid.data.sources import load_examples
 from amid.errors import InputError
@@ -24,7 +24,9 @@ LANGUAGES = dict(pair.split(" ", 1) for pair in _NAMES.split(", "))
 """How instructions call a language; one that is not here is called by its code."""
 
 
-def corpus(split: str, source: str = "de", target: str = "en", size: int | None = None) -> list[Example]:
+def corpus(
+    split: str, source: str = "de", target: str = "en", size: int | None = None, hub: str = HUB
+) -> list[Example]:
     """Returns a split of OPUS-100, as instructions to translate.
 
     Args:
@@ -32,6 +34,7 @@ def corpus(split: str, source: str = "de", target: str = "en", size: int | None 
         source: code of the language to translate from.
         target: code of the language to translate to; one of the two is `en`.
         size: how many pairs to take, from the first on; null for all.
+        hub: where `Helsinki-NLP/opus-100` is: the hub, or a folder with a copy of it.
 
     Returns:
         Examples. The input is the sentence to translate, and the output is its translation.
@@ -48,7 +51,7 @@ def corpus(split: str, source: str = "de", target: str = "en", size: int | None 
     pair = "-".join(sorted((source, target)))
     instruction = f"Translate this from {LANGUAGES.get(source, source)} to {LANGUAGES.get(target, target)}."
     fields = {"instruction": f"translation.{source}", "output": f"translation.{target}"}
-    file = f"{HUB_PREFIX}Helsinki-NLP/opus-100/{pair}/{split}-00000-of-00001.parquet"
+    file = f"{hub}/Helsinki-NLP/opus-100/{pair}/{split}-00000-of-00001.parquet"
     return [
         replace(example, instruction=instruction, input=example.instruction)
         for example in load_examples(file, size, fields)

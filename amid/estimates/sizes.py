@@ -13,7 +13,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from amid.config.data_files import HUB_PREFIX, path_and_rows
+from amid.config.data_files import HUB, HUB_PREFIX, path_and_rows
 from amid.data.examples import Example
 from amid.data.sources import load_examples
 from amid.experiment.plan import ROWS, Plan
@@ -201,7 +201,8 @@ def _fact(source: Any) -> Mapping[str, Any] | None:
     if isinstance(source, str):
         wanted = [source, path_and_rows(source)[0]]
     else:
-        wanted = [{key: value for key, value in source.items() if key != "size"}]
+        idle = (("size", source.get("size")), ("hub", HUB))
+        wanted = [dict(item for item in source.items() if item not in idle)]
     return next((fact for fact in HUB_FACTS["data"] if fact["source"] in wanted), None)
 
 

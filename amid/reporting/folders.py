@@ -13,7 +13,7 @@ from amid.errors import Damaged, InputError
 from amid.files import check_regular, damaged
 from amid.scoring.answers import REMEDY, answers_files, read_answers
 
-_PLACES = ("output_dir", "prepared_dir", "logger", "threads", "data.cache_dir", "teacher.cache_dir")
+_PLACES = ("hub", "output_dir", "prepared_dir", "logger", "threads", "data.cache_dir", "teacher.cache_dir")
 """Keys of a configuration that say where a run writes."""
 
 

@@ -18,6 +18,7 @@ from amid.settings.types import (
     Fields,
     Flag,
     Folder,
+    Hub,
     Inside,
     Layers,
     Limit,
@@ -60,6 +61,7 @@ class Root(Node):
         Annotated[int, Field(ge=1, le=MOST_THREADS)] | None,
         Field(description=f"a whole number from 1 to {MOST_THREADS}, or null for all cores"),
     ]
+    hub: Hub
     output_dir: Folder
     prepared_dir: Folder
     run: Annotated[str | None, Field(description="the folder of a finished run, or null")] = None
@@ -142,6 +144,7 @@ class OpusCorpus(Node):
     source: Text = "de"
     target: Text = "en"
     size: CountOrAll = None
+    hub: Hub = "hf://datasets"
 
 
 class Trainer(Node):

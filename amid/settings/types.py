@@ -200,6 +200,11 @@ Source = Annotated[
     Field(description="the path of a file, a node with a _target_ that makes the rows, or null"),
 ]
 
+Hub = Annotated[
+    str,
+    Field(min_length=1, description="hf://datasets, or a folder with copies of its files as OWNER/NAME/FILE"),
+]
+
 Warmup = Annotated[
     Any,
     BeforeValidator(_warmup),
