@@ -19,6 +19,7 @@ from rich.text import Text
 from amid.config.folders import built_on, group_names, option_file, option_files
 from amid.config.overrides import check_overrides
 from amid.errors import InputError, choose_one
+from amid.settings.words import keys_of
 
 
 @dataclass(frozen=True)
@@ -177,14 +178,6 @@ def _composed(choice: str) -> dict[str, Any]:
 
 def _settings_called(name: str) -> list[str]:
     return [key for key in _settings() if key.rpartition(".")[2] == name and key != name]
-
-
-def keys_of(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yields the names of all settings in nested mappings, with dots between the keys."""
-    for key, child in content.items():
-        yield f"{prefix}{key}"
-        if isinstance(child, Mapping):
-            yield from keys_of(child, f"{prefix}{key}.")
 
 
 def _explain_options(console: Console, group: str, name: str) -> None:

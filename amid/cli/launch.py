@@ -26,8 +26,9 @@ from amid.errors import Busy, Damaged, InputError, in_one_line, is_mistake, prin
 from amid.results import RESULT_FILE
 from amid.settings import check
 from amid.tracking.command_records import MULTIRUN_FILE
+from amid.tracking.overview import time_left
 from amid.tracking.run_log import RUN_LOG, logged, off_the_screen
-from amid.tracking.status import LOCK_FILE, STATUS_FILE, only_process_in, read_status_record, time_left
+from amid.tracking.status import LOCK_FILE, STATUS_FILE, only_process_in, read_status_record
 from amid.training.interruption import stopped_by_signals
 
 

@@ -9,7 +9,8 @@ from rich.live import Live
 from amid.console import console
 from amid.errors import InputError
 from amid.tracking.command_records import commands_of
-from amid.tracking.status import RunStatus, read_status, to_terminal
+from amid.tracking.overview import to_terminal
+from amid.tracking.status import RunStatus, read_status
 
 REFRESH = 2.0
 """Seconds between two refreshes of a followed status."""

@@ -47,7 +47,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
     A difference reads `optimizer.lr was 0.1, is 0.2`. A value that another setting refers to is named once.
     """
-    old, new = (dict(_leaves(_decisive(cfg))) for cfg in (before, now))
+    old, new = (dict(leaves(_decisive(cfg))) for cfg in (before, now))
     pairs = {
         key: tuple(
             json.dumps(values[key], default=str) if key in values else "not there" for values in (old, new)
@@ -63,11 +63,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Returns the settings of nested mappings: their dotted names, with their values."""
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the settings of nested mappings: their dotted names, with their values."""
     for key, child in node.items():
         if isinstance(child, Mapping) and child:
-            yield from _leaves(child, f"{prefix}{key}.")
+            yield from leaves(child, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", child
 

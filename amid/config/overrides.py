@@ -1,6 +1,5 @@
 """Overrides as they are typed, KEY=VALUE: read, checked against the YAML files, refused by name."""
 
-import difflib
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from amid.config.folders import CONF, built_on, is_group, option_file, option_fi
 from amid.config.secrets import check_for_secrets
 from amid.errors import InputError, choose_one, first_line, shortened
 from amid.settings import check, check_folder, has_argument, other_word
+from amid.settings.words import nearest_setting
 
 _CALL = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|int|float|str|bool|json_str)\(.*\)$")
 """A function of Hydra's command line. Its arguments may have names: glob(*, exclude=a*)."""
@@ -133,7 +133,7 @@ def _unknown_setting(config_name: str, loader: ConfigLoader, overrides: Sequence
             if f"{key}.{name}" not in keys:
                 known = [k.removeprefix(f"{key}.") for k in keys if k.startswith(f"{key}.")]
                 remedy = other_word(f"{key}.{name}")
-                ending = _nearest(str(name), known) if remedy is None else f"; {remedy}"
+                ending = nearest_setting(str(name), known) if remedy is None else f"; {remedy}"
                 return f"{shortened(override.input_line or '')}: {key} has no setting {str(name)!r}{ending}"
         if not (override in groups or adds or key.startswith("hydra.") or key in keys):
             node, _, name = key.rpartition(".")
@@ -341,11 +341,4 @@ def _remedy(override: Override, names: Sequence[str]) -> str:
         return f"; to add an evaluation set: +{written}"
     if Path(written).is_dir():
         return f"; for that run: run={written}"
-    return _nearest(override.key_or_group, names)
-
-
-def _nearest(name: str, candidates: Sequence[str]) -> str:
-    last = {c.rsplit(".", 1)[-1]: c for c in reversed(list(candidates))}
-    near = difflib.get_close_matches(name, candidates, 1, 0.6)
-    near = near or [last[m] for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], list(last), 1, 0.6)]
-    return f"; did you mean {near[0]!r}?" if near else "; `amid train --help` lists them"
+    return nearest_setting(override.key_or_group, names)

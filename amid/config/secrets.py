@@ -21,18 +21,8 @@ _WORDS = {"password", "passwd", "passphrase", "passcode", "secret", "secrets", "
 _LAST_WORDS = {"pass", "pw", "token", "apikey", "auth", "authorization", "bearer", "cookie"}
 _KINDS_OF_KEY = {"api", "access", "private", "secret", "auth", "account", "signing", "encryption", "ssh"}
 _TOKENS_OF_TEXT = {"pad", "eos", "bos", "unk", "sep", "cls", "mask", "end", "start", "stop", "eot", "eom"}
-_TOKENS_OF_TEXT |= {
-    "image",
-    "decoder",
-    "special",
-    "turn",
-    "think",
-    "prefix",
-    "suffix",
-    "new",
-    "last",
-    "first",
-}
+_TOKENS_OF_TEXT |= {"image", "decoder", "special", "turn", "think", "prefix", "suffix", "new", "last"}
+_TOKENS_OF_TEXT |= {"first"}
 """A tokenizer's names for its special tokens, which are no secrets."""
 
 _IN_ADDRESS = re.compile(r"(?<=://)[^/@\s'\"]+@")

@@ -14,9 +14,14 @@ from amid.errors import InputError
 from amid.models.hub import ask_its_cache_alone_if_it_is_silent, reason_of
 
 Source = str | Sequence[Example]
-"""The path of a file that `read_examples` reads, `hf://datasets/OWNER/NAME/FILE`, or the examples themselves.
+"""The path of a JSON Lines file, a JSON array, or by its suffix a CSV, TSV or Parquet file; the same on the
+hub, `hf://datasets/OWNER/NAME/FILE`; or the examples themselves.
 
-A slice of rows may follow the path: `FILE[1000:]`, `FILE[:60]`.
+A slice of rows may follow the path: `FILE[1000:]`, `FILE[:60]`. A row has the strings `instruction`, `input`
+(may be missing or empty) and `output`, or other names that `fields` gives. `output` may be a list of
+acceptable strings. The row's other strings and finite numbers become the example's `fields`. Rows with empty
+outputs only are left out; blank lines are skipped. Rows with neither `instruction` nor `output` may be a
+prompt and its completion, or a conversation of one turn.
 """
 
 TextSource = str | Sequence[str]
@@ -46,8 +51,9 @@ def load_examples(
     """The examples of `source`, the first `limit` of them.
 
     Raises:
-        InputError: if the file is not there, cannot be downloaded or holds no usable example (see
-            `read_examples`), or `limit` is not positive.
+        InputError: for `fields` that do not fit, or a `limit` that is not positive; naming file and line (or
+            row), for a line that cannot be read, a missing or mistyped field; naming the file, where it does
+            not exist, cannot be downloaded, is empty, or has no output that is not empty.
     """
     return loaded(source, limit, fields).examples
 
@@ -125,22 +131,6 @@ def _sliced(items: list[_T], rows: slice, source: str) -> list[_T]:
     if not items[rows]:
         raise InputError(f"data source {source!r} is a slice without rows of {len(items):,}; widen it")
     return items[rows]
-
-
-def read_examples(path: Path, fields: Fields | None = None) -> list[Example]:
-    """Reads rows of a JSON Lines file or a JSON array, or by their suffix of a CSV, TSV or Parquet file.
-
-    A row has the strings `instruction`, `input` (may be missing or empty) and `output`, or other names that
-    `fields` gives. `output` may be a list of acceptable strings. The row's other strings and finite numbers
-    become the example's `fields`. Rows with empty outputs only are left out; blank lines are skipped. Rows
-    with neither `instruction` nor `output` may be a prompt and its completion, or a conversation of one turn.
-
-    Raises:
-        InputError: for `fields` without `instruction` or `output`, or with another name; naming file and line
-            (or row), for a line that cannot be read, a missing or mistyped field; naming the file, where it
-            does not exist, is empty, or has no output that is not empty.
-    """
-    return [example for example, _ in _read(path, fields) if example.outputs]
 
 
 def _read(path: Path, fields: Fields | None) -> list[tuple[Example, str | None]]:

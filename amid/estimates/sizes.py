@@ -92,7 +92,7 @@ class Facts:
             read,
             assume,
             HUB_FACTS["models"].get(source.path),
-            {_SIZES: str(source.path)},
+            (_SIZES, str(source.path)),
         )
 
     def rows(self, source: Any, fields: Any) -> float:
@@ -103,7 +103,7 @@ class Facts:
             lambda: len(self._examples(source, fields)),
             lambda fact: _rows(source, fact["rows"]),
             _fact(source),
-            {_ROWS: _name(source)},
+            (_ROWS, _name(source)),
         )
         return math.nan if found is None else found
 
@@ -132,7 +132,7 @@ class Facts:
             measure,
             assume,
             fact,
-            {_MEASURED if fact and fact["lengths"]["measured"] else _GUESSED: _name(source)},
+            (_MEASURED if fact and fact["lengths"]["measured"] else _GUESSED, _name(source)),
         )
         return found or Lengths(math.nan, math.nan)
 
@@ -155,21 +155,20 @@ class Facts:
         what: str,
         key: object,
         read: Callable[[], T],
-        assume: Callable[[Mapping[str, Any]], T] | None = None,
-        fact: Mapping[str, Any] | None = None,
-        assumed: Mapping[str, str] | None = None,
+        assume: Callable[[Mapping[str, Any]], T],
+        fact: Mapping[str, Any] | None,
+        assumed: tuple[str, str],
     ) -> T | None:
-        """Returns the value of `read`. If it fails, `assume` makes the value of the public fact; without a
-        public fact the value is None, and the reason is noted."""
+        """Returns the value of `read`. If it fails, `assume` makes the value of the public fact, which is
+        noted as `assumed`; without a public fact the value is None, and the reason is noted."""
         try:
             return self._once(key, read)
         except _NOT_READ as error:
             reason = reason_of(error)
-        if assume is not None and fact is not None:
-            found = self._once(["assumed", key], lambda: assume(fact))
-            for kind, name in (assumed or {}).items():
-                self._assumed.setdefault(kind, {})[name] = None
-            return found
+        if fact is not None:
+            kind, name = assumed
+            self._assumed.setdefault(kind, {})[name] = None
+            return self._once(["assumed", key], lambda: assume(fact))
         self.unknown[what] = reason
         return None
 

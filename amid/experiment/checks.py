@@ -92,15 +92,9 @@ def check_models(plan: Plan) -> None:
     """Checks that the models of a run are there, can read its texts, and have its tokenizer.
 
     Raises:
-        InputError: naming the model, also for a teacher with adapters that nothing trains.
+        InputError: naming the model.
     """
     tokenizer, models = plan.tokenizer, plan.models
-    teacher = models.get("teacher")
-    if teacher is not None and teacher.lora is not None and not teacher.sft:
-        raise InputError(
-            "model.teacher.lora is for the teacher's fine-tuning, and model.teacher.sft=null has none; "
-            "set model.teacher.lora=null too"
-        )
     shared = getattr(plan.objective, "shared_vocab", None)
     for role in models:
         with named_by_key(role):

@@ -109,7 +109,7 @@ class ModelSource:
                 vocabulary is smaller than the tokenizer's, or `layers` or `lora` names a layer it does not
                 have.
         """
-        model = self._random(tokenizer) if self.path is None else self._stored()
+        model = _of_config(self.config(tokenizer), self.dtype) if self.path is None else self._stored()
         self.check_rows(model, tokenizer)
         agree_with_tokenizer(model, tokenizer)
         model.eval()
@@ -225,10 +225,6 @@ class ModelSource:
             )
         check_values("model lora.", nodes.LoRA, self.lora)
         return LoRA(**self.lora)
-
-    def _random(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        config = self.config(tokenizer)
-        return _of_config(config, self.dtype)
 
     def _stored(self) -> PreTrainedModel:
         assert self.path is not None

@@ -3,11 +3,12 @@
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amid.config.identity import leaves
 from amid.config.run_settings import read_settings
 from amid.errors import Damaged, InputError
 from amid.files import check_regular, damaged
@@ -128,7 +129,7 @@ def configuration(folder: Path) -> dict[str, Any]:
     settings = read_settings(folder, "delete it, and the report is made without that run's settings")
     if settings is None:
         return {}
-    flat = dict(_flat(settings, ""))
+    flat = dict(leaves(settings))
     places = tuple(f"{place}." for place in _PLACES)
     return {
         key: value
@@ -171,14 +172,6 @@ def thinned(curve: Mapping[int, float], points: int) -> list[tuple[int, float]]:
     if len(steps) > points:
         steps = [steps[round(i * (len(steps) - 1) / (points - 1))] for i in range(points)]
     return [(step, curve[step]) for step in steps if math.isfinite(curve[step])]
-
-
-def _flat(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, node
 
 
 def _in_place(key: str, configuration: Mapping[str, Any]) -> bool:

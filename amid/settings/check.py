@@ -1,6 +1,5 @@
 """One check of every setting of a run: type, range, unknown keys, and settings that contradict each other."""
 
-import difflib
 import functools
 import inspect
 import pkgutil
@@ -16,7 +15,7 @@ from amid.errors import InputError, choose_one, in_one_line, shortened
 from amid.settings import nodes
 from amid.settings.together import check_data, check_together
 from amid.settings.types import FOLDER, Folder
-from amid.settings.words import as_number, other_word, shown
+from amid.settings.words import as_number, keys_of, nearest_setting, other_word, shown
 
 Values = dict[str, Any]
 
@@ -158,14 +157,14 @@ def _check_root(settings: Values, reading: _Reading) -> None:
     for key, value in settings.items():
         used = any("${" + str(key) in text for text in reading.interpolations)
         if key not in known and not used:
-            raise InputError(unknown_at_the_top(key, value, [*known, *_names(settings)]))
+            raise InputError(unknown_at_the_top(key, value, [*known, *keys_of(settings)]))
     check_values("", nodes.Root, {k: v for k, v in settings.items() if k in known}, reading.without)
 
 
 def unknown_at_the_top(key: Any, value: Any, known: list[str]) -> str:
     """Returns the message about a top-level key that is none of the settings `known`."""
     remedy = other_word(str(key))
-    near = f"; {remedy}" if remedy is not None else _near(str(key), known)
+    near = f"; {remedy}" if remedy is not None else nearest_setting(str(key), known)
     return f"{key}={shown(value)}: there is no such setting{near}"
 
 
@@ -370,21 +369,6 @@ def _unknown(key: str, value: Any, known: list[str]) -> str:
     if not known:
         return f"{key}={shown(value)}: {node} has no settings; leave it out"
     return f"{key}={shown(value)}: {node} has no setting {name!r}{choose_one(name, known)}"
-
-
-def _names(settings: Values, prefix: str = "") -> Iterator[str]:
-    """Yields the names of all settings; settings in nodes have dotted names."""
-    for key, value in settings.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _names(value, f"{prefix}{key}.")
-
-
-def _near(name: str, known: list[str]) -> str:
-    last = {one.rpartition(".")[2]: one for one in reversed([one for one in known if one != name])}
-    near = difflib.get_close_matches(name, [one for one in known if one != name], 1)
-    near = near or [last[one] for one in difflib.get_close_matches(name, list(last), 1)]
-    return f"; did you mean {near[0]!r}?" if near else "; `amid train --help` lists them"
 
 
 def _check_signature(

@@ -1,6 +1,7 @@
 """Values as the user types them, and amid's settings for the names that other tools use."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from amid.errors import shortened
@@ -101,6 +102,24 @@ def other_word(key: str) -> str | None:
     for name in ("micro_batch_size", "tokens_per_batch", "batch_size"):
         remedy = remedy.replace(f"data.{name}", f"{prefix}.{name}")
     return remedy.replace("clip_norm", f"{prefix}.clip_norm").replace("trainer.", f"{prefix}.trainer.")
+
+
+def nearest_setting(name: str, known: Sequence[str]) -> str:
+    """Returns the end of a message about an unknown setting: the nearest one, or where a list of them is."""
+    others = [one for one in known if one != name]
+    near = difflib.get_close_matches(name, others, 1)
+    if not near:
+        last = {one.rpartition(".")[2]: one for one in reversed(others)}
+        near = [last[one] for one in difflib.get_close_matches(name.rpartition(".")[2], list(last), 1)]
+    return f"; did you mean {near[0]!r}?" if near else "; `amid train --help` lists them"
+
+
+def keys_of(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yields the names of all settings in nested mappings, with dots between the keys."""
+    for key, child in content.items():
+        yield f"{prefix}{key}"
+        if isinstance(child, Mapping):
+            yield from keys_of(child, f"{prefix}{key}.")
 
 
 def shown(value: Any) -> str:

@@ -6,9 +6,10 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from amid.cli.help import groups, keys_of, options, target
+from amid.cli.help import groups, options, target
 from amid.cli.main import main
 from amid.config.overrides import check_overrides
+from amid.settings.words import keys_of
 
 OPTIONS = [(group, option) for group in groups() for option in options(group)]
 FILES = list(dict.fromkeys(file for _, option in OPTIONS for file in (option, *option.bases)))

@@ -10,15 +10,19 @@ from pyarrow import parquet
 
 from amid.data import Example
 from amid.data.rows import has_text
-from amid.data.sources import load_documents, load_examples, loaded, read_examples
+from amid.data.sources import load_documents, load_examples, loaded
 from amid.errors import InputError
 
 ROW = {"instruction": "Say hi.", "input": "", "output": "Hi."}
 
 
+def examples_of(path, fields=None):
+    return load_examples(str(path), fields=fields)
+
+
 def test_reads_one_output_or_several_and_leaves_out_empty_ones(jsonl):
     path = jsonl(ROW, {"instruction": "x", "output": ["a", "", "b"]}, {"instruction": "y", "output": ""})
-    examples = read_examples(path)
+    examples = examples_of(path)
     assert [example.outputs for example in examples] == [("Hi.",), ("a", "b")]
 
 
@@ -37,7 +41,7 @@ def test_reads_one_output_or_several_and_leaves_out_empty_ones(jsonl):
 )
 def test_names_file_line_and_field_of_a_mistake(jsonl, lines, message):
     with pytest.raises(InputError, match=message):
-        read_examples(jsonl(*lines))
+        examples_of(jsonl(*lines))
 
 
 @pytest.fixture
@@ -68,27 +72,27 @@ def test_the_same_rows_in_any_format_are_the_same_examples(jsonl, table, rows):
     dicts = [{"instruction": a, "input": b, "output": c} for a, b, c in rows]
     expected = [Example(a, b, (c,)) for a, b, c in rows]
     files = [jsonl(*dicts), table("a.csv", dicts), table("a.parquet", dicts)]
-    assert [read_examples(file) for file in files] == [expected] * 3
+    assert [examples_of(file) for file in files] == [expected] * 3
 
 
 def test_fields_by_their_names_nested_and_in_a_list(table, jsonl):
     rows = [{"pair": {"de": "Hund", "en": ["dog", "hound"]}, "a.b": "x"}]
     fields = {"instruction": "pair.de", "input": "a.b", "output": "pair.en"}
     for path in (table("pairs.parquet", rows), jsonl(*rows)):
-        assert read_examples(path, fields) == [Example("Hund", "x", ("dog", "hound"))]
+        assert examples_of(path, fields) == [Example("Hund", "x", ("dog", "hound"))]
     assert load_examples(f"{path}[:1]", fields=fields)[0].input == "x"
     with pytest.raises(
         InputError, match=r"field 'pair.fr' is missing \(the row has pair, a.b\).*data.fields"
     ):
-        read_examples(path, fields | {"output": "pair.fr"})
+        examples_of(path, fields | {"output": "pair.fr"})
 
 
 def test_null_is_no_text_but_may_be_an_input(table):
     row = {"instruction": "a", "input": None, "output": "b"}
     path = table("a.parquet", [row, row | {"input": "x"}])
-    assert [example.input for example in read_examples(path)] == ["", "x"]
+    assert [example.input for example in examples_of(path)] == ["", "x"]
     with pytest.raises(InputError, match=r"b.parquet row 2: field 'output' is null, not a string"):
-        read_examples(table("b.parquet", [row, row | {"output": None}]))
+        examples_of(table("b.parquet", [row, row | {"output": None}]))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +105,7 @@ def test_null_is_no_text_but_may_be_an_input(table):
 )
 def test_fields_that_do_not_fit(jsonl, fields, message):
     with pytest.raises(InputError, match=f"data.fields=.* must be the names of fields.*{message}"):
-        read_examples(jsonl(ROW), fields)
+        examples_of(jsonl(ROW), fields)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +129,7 @@ def test_files_that_are_not_whole(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
-        read_examples(path)
+        examples_of(path)
 
 
 A, B = json.dumps({"instruction": "a", "output": "b"}), json.dumps({"instruction": "c", "output": "d"})
@@ -150,17 +154,17 @@ BOM = b"\xef\xbb\xbf"
 )
 def test_marks_arrays_tabs_and_gzip(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    assert read_examples(tmp_path / name) == TWO
+    assert examples_of(tmp_path / name) == TWO
 
 
 def test_long_fields_deep_ones_that_no_one_reads_and_not_a_number(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("instruction,output\na," + "x" * 300_000 + "\n")
-    assert len(read_examples(path)[0].outputs[0]) == 300_000
+    assert len(examples_of(path)[0].outputs[0]) == 300_000
     path = tmp_path / "a.jsonl"
     of = '{"instruction": "a", "output": "b", "deep": ' + "[" * 500 + "]" * 500 + ', "n": NaN, "in": {"i": '
     path.write_text(of + "9" * 5000 + "}}")
-    assert read_examples(path)[0].fields == {}
+    assert examples_of(path)[0].fields == {}
 
 
 def row_with(rest):
@@ -206,7 +210,7 @@ def test_a_mistake_is_one_line_with_its_place_and_remedy(tmp_path, content, mess
     path = tmp_path / "data.jsonl"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message) as error:
-        read_examples(path)
+        examples_of(path)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < len(str(tmp_path)) + 300
 
@@ -223,9 +227,9 @@ def test_mistakes_of_tables_and_packed_files(tmp_path):
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=message):
-            read_examples(tmp_path / name)
+            examples_of(tmp_path / name)
     with pytest.raises(InputError, match=r"cannot be read \(Is a directory\)"):
-        read_examples(tmp_path)
+        examples_of(tmp_path)
 
 
 TURN = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -276,7 +280,7 @@ def test_rows_of_one_turn_are_read_and_what_is_taken_is_counted(jsonl, row, take
 )
 def test_other_rows_are_told_by_their_fields_with_the_setting_that_maps_them(jsonl, row, message):
     with pytest.raises(InputError, match=message):
-        read_examples(jsonl(row))
+        examples_of(jsonl(row))
 
 
 @pytest.mark.parametrize(
@@ -301,9 +305,9 @@ def test_a_field_that_is_mapped_to_nothing(jsonl, field):
     with pytest.raises(
         InputError, match=r"data\.fields=.* must be the names of fields; output is .*: name a field"
     ):
-        read_examples(jsonl(ROW), {"instruction": "instruction", "output": field})
+        examples_of(jsonl(ROW), {"instruction": "instruction", "output": field})
     without = {"instruction": "instruction", "input": None, "output": "output"}
-    assert read_examples(jsonl(ROW | {"input": "x"}), without)[0].input == ""
+    assert examples_of(jsonl(ROW | {"input": "x"}), without)[0].input == ""
 
 
 @pytest.mark.parametrize("source", [5, [{"instruction": "a"}], {"a": 1}])
@@ -357,13 +361,13 @@ def test_documents(tmp_path):
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_a_file_that_is_not_there(tmp_path, suffix):
     with pytest.raises(InputError, match=rf"no.{suffix} cannot be read"):
-        read_examples(tmp_path / f"no.{suffix}")
+        examples_of(tmp_path / f"no.{suffix}")
 
 
 def test_a_table_without_rows_is_empty(tmp_path):
     parquet.write_table(pa.table({"instruction": pa.array([], pa.string())}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"a.parquet is empty"):
-        read_examples(tmp_path / "a.parquet")
+        examples_of(tmp_path / "a.parquet")
 
 
 def test_slices(jsonl):
@@ -387,7 +391,7 @@ def test_a_file_that_is_not_there_and_a_hub_name_that_is_not_whole():
     [("dolly/train", 11435), ("dolly/valid", 500), ("selfinst/valid", 242), ("vicuna/valid", 80)],
 )
 def test_real_sets(shared, file, rows):
-    assert len(read_examples(shared / "data" / f"{file}.jsonl")) == rows
+    assert len(examples_of(shared / "data" / f"{file}.jsonl")) == rows
 
 
 def test_other_strings_and_numbers_of_a_row_are_kept(table, jsonl):
@@ -396,6 +400,6 @@ def test_other_strings_and_numbers_of_a_row_are_kept(table, jsonl):
     kept = {"output": "no", "category": "qa", "level": 3, "share": 0.5}
     nested = {"tags": ["x"], "about": {"of": "y"}, "none": None}
     for path in (jsonl(row | nested), table("a.parquet", [row | nested])):
-        assert [example.fields for example in read_examples(path, fields)] == [kept]
-    (example,) = read_examples(table("a.csv", [row]), fields)
+        assert [example.fields for example in examples_of(path, fields)] == [kept]
+    (example,) = examples_of(table("a.csv", [row]), fields)
     assert example.fields == {name: str(value) for name, value in kept.items()}

@@ -18,6 +18,7 @@ from amid.files import read_mapping, write_json
 from amid.generation.sampling import Sampling
 from amid.results import RunResult, load, save
 from amid.tracking.command_records import commands_of, write_plan
+from amid.tracking.overview import seconds_left, to_terminal
 from amid.tracking.progress import Progress
 from amid.tracking.status import (
     PREPARING,
@@ -26,8 +27,6 @@ from amid.tracking.status import (
     StatusWriter,
     read_status,
     record_status,
-    seconds_left,
-    to_terminal,
     watched,
 )
 from amid.training.module import DistillationModule
