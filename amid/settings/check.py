@@ -314,7 +314,7 @@ def check_values(
             elif mistake["type"] == "extra_forbidden":
                 raise InputError(_unknown(key, values[name], list(model.model_fields))) from error
             else:
-                words = _words(mistake, str(model.model_fields[name].description))
+                words = _words(mistake, model.model_fields[name].description)
                 raise InputError(
                     f"{key}={shown(values[name])} must be {words}{_hint(values[name])}"
                 ) from error
@@ -347,9 +347,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _words(mistake: Any, description: str) -> str:
-    """Returns what a value must be: the text of the mistake, or else the description."""
-    return str(mistake["msg"]) if mistake["type"] == "amid" and mistake["msg"] else description
+def _words(mistake: Any, description: str | None) -> str:
+    """Returns what a value must be: the text of the mistake, the description, or the choices."""
+    if mistake["type"] == "amid" and mistake["msg"]:
+        return str(mistake["msg"])
+    return description or str(mistake["ctx"]["expected"]).replace("'", "")
 
 
 def _hint(value: Any) -> str:

@@ -17,6 +17,7 @@ from amid.settings.types import (
     CountOrNone,
     Fields,
     Flag,
+    FlagOrNone,
     Folder,
     Hub,
     Inside,
@@ -100,12 +101,12 @@ class Data(Node):
     fields: Fields = None
     max_prompt_length: Count
     max_length: Count
-    truncation: Annotated[Literal["input", "right"], Field(description="input or right")] = "input"
-    special_tokens: Annotated[Literal["text", "tokens"], Field(description="text or tokens")] = "text"
+    truncation: Literal["input", "right"] = "input"
+    special_tokens: Literal["text", "tokens"] = "text"
     batch_size: Count
     micro_batch_size: CountOrAll
     tokens_per_batch: CountOrAll
-    mean: Annotated[Literal["step", "micro_batch"], Field(description="step or micro_batch")] = "step"
+    mean: Literal["step", "micro_batch"] = "step"
     valid_rows: CountOrAll = None
     valid_prompts: Count = 64
     test_prompts: CountOrAll = None
@@ -129,18 +130,16 @@ class Template(Node):
 class BuiltinCorpus(Node):
     """`amid.data.builtin.corpus`."""
 
-    split: Annotated[Literal["train", "valid", "test"], Field(description="train, valid or test")]
+    split: Literal["train", "valid", "test"]
     seed: Seed = 0
     size: Count = 12000
-    kind: Annotated[
-        Literal["all", "open", "closed", "numbers"], Field(description="all, open, closed or numbers")
-    ] = "all"
+    kind: Literal["all", "open", "closed", "numbers"] = "all"
 
 
 class OpusCorpus(Node):
     """`amid.data.opus100.corpus`."""
 
-    split: Annotated[Literal["train", "validation", "test"], Field(description="train, validation or test")]
+    split: Literal["train", "validation", "test"]
     source: Text = "de"
     target: Text = "en"
     size: CountOrAll = None
@@ -152,9 +151,7 @@ class Trainer(Node):
 
     max_epochs: Annotated[int, Field(ge=-1, description="a whole number from 0; -1 is no limit")]
     max_steps: Annotated[int, Field(ge=-1, description="a whole number from 0; -1 is no limit")]
-    accelerator: Annotated[
-        Literal["auto", "cpu", "gpu", "cuda", "mps"], Field(description="auto, cpu, gpu, cuda or mps")
-    ]
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
     devices: OneDevice
     precision: Annotated[
         Literal["32-true", "bf16-mixed", "64-true"],
@@ -173,7 +170,7 @@ class Trainer(Node):
     deterministic: Annotated[
         bool | Literal["warn"] | None, Field(description="true, false, warn or null")
     ] = None
-    benchmark: Annotated[bool | None, Field(description="true, false or null")] = None
+    benchmark: FlagOrNone = None
     detect_anomaly: Flag = False
     inference_mode: Flag = True
     profiler: Annotated[
@@ -185,7 +182,7 @@ class Checkpoint(Node):
     """`amid.training.checkpoints.Checkpoints`."""
 
     monitor: Annotated[str, Field(description="the name of what validations measure, such as valid/loss")]
-    mode: Annotated[Literal["min", "max"], Field(description="min or max")] = "min"
+    mode: Literal["min", "max"] = "min"
     every_n_steps: CountOrNone = None
     every_minutes: Annotated[
         Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
@@ -206,10 +203,10 @@ class AdamW(Node):
     weight_decay: NotNegative = 1e-2
     amsgrad: Flag = False
     maximize: Annotated[Literal[False], Field(description="false: a loss is minimised")] = False
-    foreach: Annotated[bool | None, Field(description="true, false or null")] = None
+    foreach: FlagOrNone = None
     capturable: Flag = False
     differentiable: Annotated[Literal[False], Field(description="false")] = False
-    fused: Annotated[bool | None, Field(description="true, false or null")] = None
+    fused: FlagOrNone = None
 
 
 class WithWarmup(Node):
@@ -303,7 +300,7 @@ class AlphaNet(Distillation):
 
     a: Number = 0.2
     b: Number = 0.8
-    maximum: Annotated[Literal["batch", "token"], Field(description="token or batch")] = "batch"
+    maximum: Literal["batch", "token"] = "batch"
 
 
 class BidirectionalKL(Distillation):
@@ -368,7 +365,7 @@ class OnStudentText(TeacherText):
     """The settings that all on-policy texts share."""
 
     temperature: NotNegative = 1.0
-    labels: Annotated[Literal["shifted", "unshifted"], Field(description="shifted or unshifted")] = "shifted"
+    labels: Literal["shifted", "unshifted"] = "shifted"
 
 
 class StudentText(OnStudentText):
@@ -404,7 +401,7 @@ class RolloutText(Node):
 class TeacherSupply(Node):
     """`amid.teacher.TeacherSupply`."""
 
-    mode: Annotated[Literal["live", "cached", "auto"], Field(description="live, cached or auto")] = "live"
+    mode: Literal["live", "cached", "auto"] = "live"
     multirun: Flag = False
     cache_dir: Folder = "outputs/cache"
     tokens_per_forward: Count = 2048
@@ -418,9 +415,7 @@ class ModelSource(Node):
     ] = None
     architecture: Architecture = None
     layers: Layers = None
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], Field(description="float32, bfloat16 or float16")
-    ] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     sft: Any = None
     lora: Any = None
 
@@ -489,9 +484,7 @@ class WandbLogger(Node):
     log_model: Annotated[bool | Literal["all"], Field(description="true, false or all")] = False
     prefix: Text = ""
     checkpoint_name: OptionalText = None
-    add_file_policy: Annotated[Literal["mutable", "immutable"], Field(description="mutable or immutable")] = (
-        "mutable"
-    )
+    add_file_policy: Literal["mutable", "immutable"] = "mutable"
     entity: OptionalText = None
     group: OptionalText = None
     job_type: OptionalText = None
@@ -503,9 +496,9 @@ class WandbLogger(Node):
     ] = None
     resume: Any = None
     reinit: Any = None
-    force: Annotated[bool | None, Field(description="true, false or null")] = None
-    save_code: Annotated[bool | None, Field(description="true, false or null")] = None
-    allow_val_change: Annotated[bool | None, Field(description="true, false or null")] = None
+    force: FlagOrNone = None
+    save_code: FlagOrNone = None
+    allow_val_change: FlagOrNone = None
     config_exclude_keys: Any = None
     config_include_keys: Any = None
     settings: Any = None

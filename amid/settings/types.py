@@ -169,6 +169,7 @@ SIZES = (
 """Fields of a model's configuration that must be at least 1."""
 
 Flag = Annotated[bool, Field(description="true or false")]
+FlagOrNone = Annotated[bool | None, Field(description="true, false or null")]
 Text = Annotated[str, Field(description="text")]
 OptionalText = Annotated[str | None, Field(description="text, or null")]
 Natural = Annotated[int, Field(ge=0, description="a whole number from 0")]
