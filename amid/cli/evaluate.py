@@ -18,7 +18,7 @@ from amid.config.run_names import further_settings
 from amid.config.run_settings import REMEDY, Stored, read_settings, recorded_hash, stored_student
 from amid.console import announce, shown
 from amid.errors import InputError
-from amid.experiment.checks import named_by_key
+from amid.experiment.check_plan import named_by_key
 from amid.experiment.evaluation import announce_unread, check_metrics, evaluate_sets
 from amid.experiment.plan import Plan
 from amid.experiment.record import versions, write_config

@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from amid.cli.checks import check_others, checked
+from amid.cli.check_runs import check_others, checked
 from amid.cli.launch import (
     announce_left_to_others,
     check_results,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from amid.cli.checks import checked
+from amid.cli.check_runs import checked
 from amid.cli.launch import announce_left_to_others, check_results, launch, next_commands_printed
 from amid.config.folders import SWEEPS, say_what_is_not_read, sweep_names, take_folders
 from amid.config.overrides import check_overrides, parsed_overrides, quoted

@@ -330,7 +330,7 @@ class Plan:
         Raises:
             InputError: for a setting outside its range, or settings that do not fit.
         """
-        from amid.experiment.checks import check_parts
+        from amid.experiment.check_plan import check_parts
 
         self.check_at_once()
         check_parts(self)
@@ -351,7 +351,7 @@ class Plan:
         Raises:
             InputError: for what a run would refuse too.
         """
-        from amid.experiment.checks import check_models
+        from amid.experiment.check_plan import check_models
 
         self.data(without=ROWS)
         check_models(self)
