@@ -6,7 +6,7 @@ from typing import Any, Literal, Unpack, overload
 from torch import Tensor
 
 from amid.losses.fused import fused_loss
-from amid.losses.inputs import FusedInputs, LogitInputs, Stats
+from amid.losses.inputs import FusedInputs, LogitInputs, Positions, Stats, Sums
 
 
 class Loss(ABC):
@@ -75,19 +75,8 @@ class Loss(ABC):
         """Returns what a call on logits returns; the stats are empty unless asked for."""
 
     @abstractmethod
-    def value_and_gradient(
-        self,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None,
-        labels: Tensor | None,
-        with_gradient: bool,
-        with_stats: bool,
-        sampling: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None, Stats]:
-        """Returns the sum over all positions [N], its gradient for `student_logits` [N, V], and sums to log.
-
-        `fused` calls it on each chunk. Logits are float32 or better and must not be written to.
-        """
+    def value_and_gradient(self, at: Positions, with_gradient: bool, with_stats: bool) -> Sums:
+        """Returns the sum over positions, its gradient, and sums to log; `fused` calls it for each chunk."""
 
     @abstractmethod
     def check(self) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from amid.losses.base import Loss
 from amid.losses.counted import check_labels, check_leading_shape, given, mean, select
-from amid.losses.inputs import Stats
+from amid.losses.inputs import Positions, Stats, Sums
 from amid.losses.numerics import entropy, log_normalise, softmaxes
 
 
@@ -47,21 +47,13 @@ class CrossEntropy(Loss):
     def check(self) -> None:
         """Does nothing: there are no settings to check."""
 
-    def value_and_gradient(
-        self,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None,
-        labels: Tensor | None,
-        with_gradient: bool,
-        with_stats: bool,
-        sampling: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None, Stats]:
+    def value_and_gradient(self, at: Positions, with_gradient: bool, with_stats: bool) -> Sums:
         """Returns the summed loss and its gradient: q, less 1 at the label."""
-        index = given("labels", labels).unsqueeze(-1)
-        check_labels(index, student_logits.shape[-1])
-        log_q, q = softmaxes(student_logits)
+        index = given("labels", at.labels).unsqueeze(-1)
+        check_labels(index, at.student_logits.shape[-1])
+        log_q, q = softmaxes(at.student_logits)
         value = -log_q.gather(-1, index.long()).sum()
         stats = {"entropy_q": entropy(log_q)} if with_stats else {}
         if with_gradient:
             q.scatter_add_(-1, index.long(), -torch.ones_like(index, dtype=q.dtype))
-        return value, q if with_gradient else None, stats
+        return Sums(value, q if with_gradient else None, stats)

@@ -5,14 +5,13 @@ neither value nor gradient.
 """
 
 from abc import abstractmethod
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from amid.losses.base import Loss
 from amid.losses.counted import check_leading_shape, given, mean, select
-from amid.losses.inputs import Stats
+from amid.losses.inputs import Positions, Stats, Sums
 from amid.losses.numerics import float32_or_better, in_float64
 
 _NEAR, _FAR = 1e-4, 1e3
@@ -21,17 +20,6 @@ and the gradients of large values have parts that cancel."""
 
 _EXACT_ELEMENTS = 2**22
 """Logits that are differentiated by autograd in float64 at once."""
-
-
-class Sums(NamedTuple):
-    """A loss over N positions."""
-
-    value: Tensor
-    """[], the sum over all positions."""
-    gradient: Tensor | None
-    """[N, V], for the student's logits; None where it was not asked for."""
-    stats: Stats
-    """Sums to be logged."""
 
 
 class Distillation(Loss):
@@ -86,15 +74,7 @@ class Distillation(Loss):
     ) -> tuple[Sums, Tensor]:
         """Returns the loss in closed form, and where [N] it is exact; it is void unless exact everywhere."""
 
-    def value_and_gradient(
-        self,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None,
-        labels: Tensor | None,
-        with_gradient: bool,
-        with_stats: bool,
-        sampling: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None, Stats]:
+    def value_and_gradient(self, at: Positions, with_gradient: bool, with_stats: bool) -> Sums:
         """Returns the summed loss, its gradient for the student's logits, and the sums to be logged.
 
         The gradient is in closed form where the divergence has one, else from autograd.
@@ -103,7 +83,7 @@ class Distillation(Loss):
         float64. Autograd in float64 takes over at positions where teacher and student are too far apart for
         the closed form, or a logit is infinite.
         """
-        logits_q, logits_p = self._cut(student_logits, given("teacher_logits", teacher_logits))
+        logits_q, logits_p = self._cut(at.student_logits, given("teacher_logits", at.teacher_logits))
         logits_q, logits_p = float32_or_better(logits_q, logits_p)
         same_top = _same_top(logits_q, logits_p) if with_stats else {}
         asked = with_gradient, with_stats
@@ -111,10 +91,10 @@ class Distillation(Loss):
             value, gradient, stats = self._most_exact(logits_q, logits_p, *asked)
         else:
             value, gradient, stats = self._differentiated(logits_q, logits_p, *asked)
-        rest = student_logits.shape[-1] - logits_q.shape[-1]
+        rest = at.student_logits.shape[-1] - logits_q.shape[-1]
         if gradient is not None and rest:
             gradient = torch.nn.functional.pad(gradient, (0, rest))
-        return value, gradient, same_top | stats
+        return Sums(value, gradient, same_top | stats)
 
     def _most_exact(self, logits_q: Tensor, logits_p: Tensor, with_gradient: bool, with_stats: bool) -> Sums:
         """Returns the loss in closed form, where that has enough digits."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from amid.losses.counted import check_denominator, check_leading_shape, given, select
-from amid.losses.inputs import FusedInputs, Head, Stats, head_of
+from amid.losses.inputs import FusedInputs, Head, Positions, Stats, head_of
 from amid.losses.products import multiply, operand_dtype, precise
 
 if TYPE_CHECKING:
@@ -156,13 +156,14 @@ class _Work:
             teacher_logits = None
             if self.teacher is not None and teacher_products is not None:
                 teacher_logits = self.teacher.head.shaped(teacher_products[block])
-            value, gradient, stats = self.objective.value_and_gradient(
+            at = Positions(
                 logits,
                 teacher_logits,
                 None if labels is None else labels[block],
-                with_gradient=self.with_gradient,
-                with_stats=self.with_stats,
-                sampling=None if sampling is None else sampling[block],
+                None if sampling is None else sampling[block],
+            )
+            value, gradient, stats = self.objective.value_and_gradient(
+                at, self.with_gradient, self.with_stats
             )
             total += value
             if gradient is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Required, TypedDict
+from typing import Any, NamedTuple, Required, TypedDict
 
 import torch
 from torch import Tensor
@@ -62,6 +62,30 @@ class FusedInputs(TypedDict, total=False):
     """Divide the sum by this in place of the number of counted positions."""
     chunk_tokens: int | None
     """How many positions have logits in memory at once; None chooses by vocabulary size and device."""
+
+
+class Positions(NamedTuple):
+    """The inputs of a loss at N counted positions; they must not be written to."""
+
+    student_logits: Tensor
+    """[N, V], float32 or better."""
+    teacher_logits: Tensor | None = None
+    """[N, V], float32 or better."""
+    labels: Tensor | None = None
+    """[N], integers."""
+    sampling: Tensor | None = None
+    """[N, 2], see `MiniLLM`."""
+
+
+class Sums(NamedTuple):
+    """A loss over N positions."""
+
+    value: Tensor
+    """[], the sum over all positions."""
+    gradient: Tensor | None
+    """[N, V], for the student's logits; None where it was not asked for."""
+    stats: Stats
+    """Sums to be logged."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from amid.config.calls import by_name, name_of, takes_names
 from amid.losses.assistant import LEAST_SHARE, AlphaMixture, Mixing
-from amid.losses.distillation import Distillation, Sums, through_softmax
+from amid.losses.distillation import Distillation, through_softmax
 from amid.losses.divergence import KL, Divergence, Pair
-from amid.losses.inputs import Stats
+from amid.losses.inputs import Stats, Sums
 from amid.losses.numerics import entropy, in_float64, log_normalise, softmaxes
 
 _ORDERS = ("pq", "qp", "pr", "rp", "qr", "rq")

@@ -25,7 +25,7 @@ from torch import Tensor
 from amid.losses.base import Loss
 from amid.losses.counted import check_denominator, check_labels, check_leading_shape, given, mean, select
 from amid.losses.divergence import KL
-from amid.losses.inputs import Stats
+from amid.losses.inputs import Positions, Stats, Sums
 from amid.losses.numerics import finite_number, log_normalise, softmaxes
 from amid.losses.objective import Objective
 
@@ -201,38 +201,28 @@ class MiniLLM(Loss):
             stats |= of_long
         return loss, stats if with_stats else {}
 
-    def value_and_gradient(
-        self,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None,
-        labels: Tensor | None,
-        with_gradient: bool,
-        with_stats: bool,
-        sampling: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None, Stats]:
+    def value_and_gradient(self, at: Positions, with_gradient: bool, with_stats: bool) -> Sums:
         """Returns the summed loss, its gradient for the student's logits, and the sums to be logged.
 
         Unless clipped, the gradient of the long term is -ρ R at the sampled token, less q times this value at
         every token. The single step's gradient at a token is multiplied by the token's weight.
         """
-        value, gradient, stats = self.single_step.value_and_gradient(
-            student_logits, teacher_logits, None, with_gradient, with_stats
-        )
+        value, gradient, stats = self.single_step.value_and_gradient(at, with_gradient, with_stats)
         stats["single_step"] = value
-        if sampling is not None:
-            index = given("labels", labels).unsqueeze(-1)
-            check_labels(index, student_logits.shape[-1])
-            log_q, q = softmaxes(student_logits)
+        if at.sampling is not None:
+            index = given("labels", at.labels).unsqueeze(-1)
+            check_labels(index, at.student_logits.shape[-1])
+            log_q, q = softmaxes(at.student_logits)
             chosen = log_q.gather(-1, index.long())
             if self.weighted_single_step:
-                weights = _importance(chosen.squeeze(-1), sampling)
-                log_p = log_normalise(_precise(given("teacher_logits", teacher_logits)))
+                weights = _importance(chosen.squeeze(-1), at.sampling)
+                log_p = log_normalise(_precise(given("teacher_logits", at.teacher_logits)))
                 value = (weights * KL()(log_q, log_p)).sum()
                 if gradient is not None:
                     gradient = gradient * weights.to(gradient.dtype).unsqueeze(-1)
             with torch.set_grad_enabled(with_gradient):
                 chosen = chosen.requires_grad_(with_gradient)
-                long, of_long = self._long_term(chosen.squeeze(-1), sampling, 1)
+                long, of_long = self._long_term(chosen.squeeze(-1), at.sampling, 1)
                 if gradient is not None:
                     (slope,) = torch.autograd.grad(long, chosen)
                     slope = slope.to(gradient.dtype)  # float64 where the single step is made in it
@@ -240,7 +230,7 @@ class MiniLLM(Loss):
                     gradient.scatter_add_(-1, index.long(), slope)
             value = value + long.detach()
             stats |= of_long
-        return value, gradient, stats if with_stats else {}
+        return Sums(value, gradient, stats if with_stats else {})
 
     def check(self) -> None:
         """Raises a ValueError if `clip` is out of its range."""

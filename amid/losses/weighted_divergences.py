@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from amid.losses.distillation import Distillation, Sums, through_softmax
+from amid.losses.distillation import Distillation, through_softmax
 from amid.losses.divergence import Divergence, Pair
-from amid.losses.inputs import Stats
+from amid.losses.inputs import Stats, Sums
 from amid.losses.numerics import log_normalise, softmaxes
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from amid.losses.base import Loss
 from amid.losses.counted import given
-from amid.losses.inputs import FusedInputs, Stats
+from amid.losses.inputs import FusedInputs, Positions, Stats, Sums
 from amid.losses.numerics import finite_number
 
 
@@ -49,33 +49,18 @@ class WeightedSum(Loss):
         """Returns the sum with every term fixed for a whole batch, so that micro-batches can be summed."""
         return WeightedSum([(weight, term.on_batch(inputs)) for weight, term in self.terms])
 
-    def value_and_gradient(
-        self,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None,
-        labels: Tensor | None,
-        with_gradient: bool,
-        with_stats: bool,
-        sampling: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None, Stats]:
+    def value_and_gradient(self, at: Positions, with_gradient: bool, with_stats: bool) -> Sums:
         """Returns the weighted sum of the terms' values and gradients, and their sums to be logged."""
-        total = student_logits.new_zeros(())
-        gradient = torch.zeros_like(student_logits) if with_gradient else None
+        total = at.student_logits.new_zeros(())
+        gradient = torch.zeros_like(at.student_logits) if with_gradient else None
         stats: Stats = {}
         for weight, term in self.terms:
-            value, of_term, term_stats = term.value_and_gradient(
-                student_logits,
-                teacher_logits if term.needs_teacher else None,
-                labels if term.needs_labels or term.uses_sampling else None,
-                with_gradient,
-                with_stats,
-                sampling if term.uses_sampling else None,
-            )
+            value, of_term, term_stats = term.value_and_gradient(at, with_gradient, with_stats)
             total += weight * value
             if gradient is not None and of_term is not None:
                 gradient.add_(of_term, alpha=weight)
             stats = term_stats | stats
-        return total, gradient, stats
+        return Sums(total, gradient, stats)
 
     @property
     def additive(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from amid.losses import Loss
-from amid.losses.inputs import FusedInputs, Stats
+from amid.losses.inputs import FusedInputs, Positions, Stats, Sums
 from amid.measures import VALIDATION
 
 TokenMeasure = Callable[[Tensor, Tensor], Tensor]
@@ -64,21 +64,13 @@ class Measured(Loss):
         loss, stats = self.objective.on_logits(with_stats, **inputs)
         return loss, stats | self._sums(with_stats, inputs["student_logits"], inputs["teacher_logits"])
 
-    def value_and_gradient(
-        self,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None,
-        labels: Tensor | None,
-        with_gradient: bool,
-        with_stats: bool,
-        sampling: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None, Stats]:
+    def value_and_gradient(self, at: Positions, with_gradient: bool, with_stats: bool) -> Sums:
         """Returns value and gradient of the objective, and the sums."""
-        value, gradient, stats = self.objective.value_and_gradient(
-            student_logits, teacher_logits, labels, with_gradient, with_stats, sampling
+        found = self.objective.value_and_gradient(at, with_gradient, with_stats)
+        assert at.teacher_logits is not None
+        return found._replace(
+            stats=found.stats | self._sums(with_stats, at.student_logits, at.teacher_logits)
         )
-        assert teacher_logits is not None
-        return value, gradient, stats | self._sums(with_stats, student_logits, teacher_logits)
 
     def _sums(self, with_stats: bool, student_logits: Tensor, teacher_logits: Tensor) -> Stats:
         if not with_stats:

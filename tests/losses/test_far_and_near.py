@@ -25,6 +25,7 @@ from amid.losses import (
     TotalVariation,
     WeightedSum,
 )
+from amid.losses.inputs import Positions
 from amid.losses.numerics import log_mean_exp, log_normalise
 
 DIVERGENCES: list[Divergence] = [
@@ -46,7 +47,7 @@ draws = pytest.mark.parametrize("n", [10, pytest.param(40, marks=pytest.mark.slo
 
 
 def in_float32(loss: Loss, student: Tensor, teacher: Tensor) -> tuple[float, Tensor]:
-    value, gradient, _ = loss.value_and_gradient(student, teacher, None, True, False)
+    value, gradient, _ = loss.value_and_gradient(Positions(student, teacher), True, False)
     assert gradient is not None
     return float(value), gradient.double()
 
@@ -143,10 +144,10 @@ def test_one_far_position_among_others_leaves_them_as_they_are() -> None:
     student, teacher = torch.randn(2, 5, 7)
     student[3], teacher[3] = torch.tensor([-95.0, 0, 0, 0, 0, 0, 0]), torch.tensor([0.0, -40, 0, 0, 0, 0, 0])
     loss = Objective(KL(), AlphaMixture(-1, 0.1), "qr")
-    _, gradient, stats = loss.value_and_gradient(student, teacher, None, True, True)
+    _, gradient, stats = loss.value_and_gradient(Positions(student, teacher), True, True)
     check(loss, student, teacher)
     others = torch.tensor([0, 1, 2, 4])
-    _, alone, _ = loss.value_and_gradient(student[others], teacher[others], None, True, False)
+    _, alone, _ = loss.value_and_gradient(Positions(student[others], teacher[others]), True, False)
     assert torch.equal(gradient[others].to(alone.dtype), alone)
     _, expected = loss(student_logits=student.double(), teacher_logits=teacher.double(), return_stats=True)
     assert stats.keys() == expected.keys()
@@ -212,11 +213,12 @@ def test_tied_entropies_have_the_weight_one(scale: float, n_vocab: int) -> None:
     teacher = scale * torch.randn(8, n_vocab)
     student = teacher[:, torch.randperm(n_vocab)]
     for dtype in (torch.float32, torch.float64):
+        at = Positions(student.to(dtype), teacher.to(dtype))
         for stats in (
             BidirectionalKL(3)(
-                student_logits=student.to(dtype), teacher_logits=teacher.to(dtype), return_stats=True
+                student_logits=at.student_logits, teacher_logits=at.teacher_logits, return_stats=True
             )[1],
-            BidirectionalKL(3).value_and_gradient(student.to(dtype), teacher.to(dtype), None, True, True)[2],
+            BidirectionalKL(3).value_and_gradient(at, True, True).stats,
         ):
             assert stats["weight_cross_entropy"] == stats["weight_reverse_kl"] == 8
 
@@ -288,7 +290,7 @@ def test_an_impossible_token_is_infinite_however_unlikely_it_is_to_the_other(dty
     student, teacher = torch.tensor([[0.0, -900.0]], dtype=dtype), torch.tensor([[0.0, -math.inf]])
     loss = Objective(KL(), order="qp")
     on_logits = loss(student_logits=student, teacher_logits=teacher)
-    closed, _, _ = loss.value_and_gradient(student, teacher, None, False, False)
+    closed, _, _ = loss.value_and_gradient(Positions(student, teacher), False, False)
     assert on_logits == closed == math.inf
 
 
@@ -302,7 +304,7 @@ def test_minillm_at_any_distance_from_the_teacher(distance: float, loss: str, we
     labels, sampling = student.argmax(-1), torch.stack([-torch.rand(5), torch.randn(5)], -1)
     of: Loss = MiniLLM(weighted_single_step=weighted)
     of = WeightedSum([(0.5, of), (0.5, CrossEntropy())]) if loss == "in a sum" else of
-    value, gradient, _ = of.value_and_gradient(student, teacher, labels, True, False, sampling)
+    value, gradient, _ = of.value_and_gradient(Positions(student, teacher, labels, sampling), True, False)
     exact = student.double().requires_grad_()
     true = of(
         student_logits=exact,
