@@ -130,8 +130,9 @@ class TAID(Schedule):
             return
         change = (before - self._loss) / (before + 1e-15)
         self._trend = self.momentum * self._trend + (1 - self.momentum) * change
+        sigmoid = 0.5 * (1 + math.tanh(self._trend / 2))
         linear = self.start + (self.end - self.start) * step / steps
-        faster = self._lam + self.rate * _sigmoid(self._trend) * (1 - self._lam)
+        faster = self._lam + self.rate * sigmoid * (1 - self._lam)
         self._lam = min(self.end, max(linear, faster))
 
     def state_dict(self) -> dict[str, float | None]:
@@ -144,7 +145,3 @@ class TAID(Schedule):
         assert lam is not None
         assert trend is not None
         self._lam, self._trend, self._loss = lam, trend, state["loss"]
-
-
-def _sigmoid(x: float) -> float:
-    return 0.5 * (1 + math.tanh(x / 2))

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from amid.config.folders import built_on, group_names, option_file, option_files
+from amid.config.folders import built_on, option_file, option_files
+from amid.config.folders import group_names as groups
 from amid.config.overrides import check_overrides
 from amid.errors import InputError, choose_one
 from amid.settings.words import keys_of
@@ -93,11 +94,6 @@ class Target:
     """The arguments that its docstring explains, in the order of the signature."""
 
 
-def groups() -> list[str]:
-    """Returns the groups of options, without Hydra's own groups."""
-    return group_names()
-
-
 def options(group: str) -> list[Option]:
     """Returns the choices of a group; for an empty `group`, the entry points."""
     return [Option(group, file) for file in option_files(group)]
@@ -159,7 +155,11 @@ def explain(word: str, console: Console | None = None) -> None:
 
 def _remedy(name: str) -> str:
     """Returns the name to ask for in place of an unknown name."""
-    names = [*groups(), *(option.name for group in groups() for option in options(group)), *_settings()]
+    names = [
+        *groups(),
+        *(option.name for group in groups() for option in options(group)),
+        *_settings(),
+    ]
     near = _settings_called(name)[:5] or difflib.get_close_matches(name, names, 1, 0.7)
     return f"; did you mean {' or '.join(near)}?" if near else "; amid train --help lists them"
 

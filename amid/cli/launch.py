@@ -208,7 +208,6 @@ def check_results(runs: Sequence[Path]) -> None:
 
 
 def _remove_if_nothing_was_computed(directory: Path) -> None:
-
     with contextlib.suppress(OSError, Busy, Damaged), only_process_in(directory):
         told = read_status_record(directory)
         begun = told is not None and told.state != "failed"  # an earlier command began the run

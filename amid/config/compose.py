@@ -12,12 +12,13 @@ from typing import Any, cast
 import yaml
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from amid.config.folders import not_text, register_folders
+from amid.config.folders import OwnFolders, not_text
 from amid.config.run_names import WITH_THE_REST, Naming
 from amid.config.secrets import remember
 from amid.errors import InputError
@@ -32,12 +33,12 @@ SECONDS_TO_ANSWER = 5.0
 
 def register_resolvers() -> None:
     """Makes the resolvers that conf/ uses known to OmegaConf, and the folders of configurations to Hydra."""
-    register_folders()
+    Plugins.instance().register(OwnFolders)
     for name, resolver in (
         ("minus", lambda a, b: a - b),
         ("run_name", _run_name),
         ("run_dir", lambda: HydraConfig.get().runtime.output_dir),
-        ("multirun", _multirun),
+        ("multirun", lambda: HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN),
         ("folder_name", lambda folder: Path(folder).name),
         ("wandb_offline", without_wandb),
     ):
@@ -58,10 +59,6 @@ def overrides_of(hydra: Any) -> list[str]:
     """
     overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     return list(overrides)
-
-
-def _multirun() -> bool:
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def as_dict(cfg: DictConfig) -> dict[str, Any]:

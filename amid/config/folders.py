@@ -8,7 +8,6 @@ from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
@@ -39,11 +38,6 @@ class OwnFolders(SearchPathPlugin):
         """Adds the user's folders to the search path."""
         for entry in (f"file://{CONF}", *_own()):
             search_path.append("amid", entry)
-
-
-def register_folders() -> None:
-    """Makes the folders known to Hydra."""
-    Plugins.instance().register(OwnFolders)
 
 
 def take_folders(arguments: Sequence[str]) -> list[str]:

@@ -315,15 +315,11 @@ def _some(override: Override, values: list[str]) -> list[str]:
     return values
 
 
-def is_chosen_later(override: Override) -> bool:
-    """Returns whether a sweeper has to choose the values, as for KEY=interval(A,B)."""
-    return override.is_sweep_override() and isinstance(override.value(), IntervalSweep)
-
-
 def _first_choice(override: Override) -> str:
     """Returns KEY=VALUE with the first value of KEY=A,B, or the middle of an interval."""
-    if is_chosen_later(override):
-        interval: Any = override.value()
+    value = override.value() if override.is_sweep_override() else None
+    if isinstance(value, IntervalSweep):  # for a sweeper to choose from
+        interval: Any = value
         middle = (interval.start + interval.end) / 2
         whole = isinstance(interval.start, int) and isinstance(interval.end, int)  # as Optuna does
         return f"{override.get_key_element()}={int(middle) if whole else middle}"

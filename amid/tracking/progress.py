@@ -81,11 +81,7 @@ class _Watch(Callback):
 
 
 class ProgressLines(_Watch):
-    """Prints step, mean loss and validation score since the last line, and time left, about ten times.
-
-    Args:
-        steps: the optimiser steps of the whole training.
-    """
+    """Prints step, mean loss and validation score since the last line, and time left, about ten times."""
 
     _validated = False
 
@@ -118,11 +114,7 @@ class ProgressLines(_Watch):
 
 
 class StatusRecords(_Watch):
-    """Keeps a run's status on disk in training: step, loss, the last validation score and time left.
-
-    Args:
-        steps: the optimiser steps of the whole training.
-    """
+    """Keeps a run's status on disk in training: step, loss, the last validation score and time left."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
@@ -211,16 +203,13 @@ class Progress:
         """Seconds left at the present rate; known after the first tokens."""
         return (self.total - self.done) / self.rate
 
-    @property
-    def _silent(self) -> bool:
-        return time.perf_counter() - self._told >= SECONDS_BETWEEN_LINES
-
     def advance(self, tokens: int) -> None:
         """Counts so many further tokens as done."""
         before, self.done = self.done, self.done + tokens
+        silent = time.perf_counter() - self._told >= SECONDS_BETWEEN_LINES
         if self._bar is not None:
             self._bar.advance(self._task, tokens)
-        elif before * 10 // self.total < self.done * 10 // self.total and self._silent:
+        elif before * 10 // self.total < self.done * 10 // self.total and silent:
             self._told = time.perf_counter()
             share = 100 * self.done // self.total
             rate = f"{self.rate:,.0f} {self.unit}/s"
