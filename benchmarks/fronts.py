@@ -11,7 +11,7 @@ import sys
 import numpy
 from numpy.typing import NDArray
 
-from amid.metrics.fronts import Curves, Front, difference_of_areas, differences_at
+from amid.metrics.fronts import Curves, Front, difference_of_areas, differences_at, seed_spreads
 
 LADDER = (0.4, 0.55, 0.7, 0.85, 1.0, 1.2)
 AT = 28.0
@@ -63,29 +63,39 @@ def system(
 
 def covered(
     prompts: int, seeds: int, of_a_seed: float, systems: int, resamples: int = 1000
-) -> tuple[float, float]:
-    """Returns the shares of intervals that hold the true difference: at one diversity, and of areas.
+) -> tuple[float, float, float]:
+    """Returns the shares of intervals that hold the true difference of two systems.
 
-    One system is a sharper one of two, and better by a point at equal diversity.
+    It is taken at one diversity, over the shared range, and at one diversity with the spread over training
+    seeds of four systems, as in reports. The first system is sharper, and a point better at equal diversity.
     """
     better = 1.0
-    held = [0, 0]
+    held = [0, 0, 0]
     for number in range(systems):
         random = numpy.random.default_rng([prompts, seeds, number])
         hard = random.normal(size=prompts)
         one = Curves(system(random, hard, seeds, of_a_seed, 0.9, better), resamples, number)
         other = Curves(system(random, hard, seeds, of_a_seed), resamples, number)
-        for place, found in enumerate((differences_at(one, other, [AT])[0], difference_of_areas(one, other))):
-            held[place] += found is not None and found.low <= better <= found.high
-    return held[0] / systems, held[1] / systems
+        more = [Curves(system(random, hard, seeds, of_a_seed), resamples, number) for _ in range(2)]
+        spreads = seed_spreads([one, other, *more], [AT])
+        found = (
+            differences_at(one, other, [AT])[0],
+            difference_of_areas(one, other),
+            differences_at(one, other, [AT], spreads)[0],
+        )
+        for place, of in enumerate(found):
+            held[place] += of is not None and of.low <= better <= of.high
+    at, area, pooled = (count / systems for count in held)
+    return at, area, pooled
 
 
 def main(systems: int) -> None:
     """Prints the coverage of each case."""
-    print("prompts  training seeds  spread of seeds  at one diversity (%)  area (%)")
+    print("prompts  training seeds  spread of seeds  at one diversity (%)  area (%)  of four systems (%)")
     for prompts, seeds, of_a_seed in CASES:
-        at, area = covered(prompts, seeds, of_a_seed, systems)
-        print(f"{prompts:7}  {seeds:14}  {of_a_seed:15.1f}  {100 * at:20.1f}  {100 * area:8.1f}", flush=True)
+        at, area, pooled = (100 * share for share in covered(prompts, seeds, of_a_seed, systems))
+        line = f"{prompts:7}  {seeds:14}  {of_a_seed:15.1f}  {at:20.1f}  {area:8.1f}  {pooled:19.1f}"
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

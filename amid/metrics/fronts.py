@@ -193,8 +193,17 @@ class Curves:
     Systems with the same numbers of prompts, `resamples` and `seed` have the same resamples.
     """
 
-    def __init__(self, system: System, resamples: int, seed: int = 0) -> None:
+    def __init__(self, system: System, resamples: int, seed: int = 0, *, trained: bool = True) -> None:
+        """Draws the resamples.
+
+        Args:
+            system: a front, or the fronts of several training seeds.
+            resamples: sets of prompts drawn.
+            seed: the seed of the draws.
+            trained: False for a model that no training seed varies, such as the teacher.
+        """
         fronts = _fronts(system)
+        self.trained = trained
         self.sets = tuple(fronts[0].sets)
         self.drawn = resamples, seed
         if any(tuple(front.sets) != self.sets for front in fronts):
@@ -230,39 +239,121 @@ class Curves:
         return max(low for low, _ in ends), min(high for _, high in ends)
 
 
-def differences_at(first: Curves, second: Curves, diversities: Sequence[float]) -> list[Comparison | None]:
-    """Returns `compare_at` for each diversity; None where it is not known."""
-    _check(first, second)
-    between = first.at(diversities) - second.at(diversities)
-    return [_compared(between[:, :, k], first) for k in range(len(diversities))]
+@dataclass(frozen=True)
+class SeedSpread:
+    """How the quality at a diversity varies over training seeds, pooled over settings that vary alike."""
+
+    variance: float
+    """The variance over the seeds of one setting."""
+    of_prompts: float
+    """The part of it that the choice of prompts gives each seed by itself."""
+    freedom: int
+    """Degrees of freedom: the number of fronts less the number of settings."""
 
 
-def difference_of_areas(first: Curves, second: Curves) -> Comparison | None:
-    """Returns `compare_areas`; None where the ranges of the two do not overlap."""
-    _check(first, second)
-    seeds = max(len(first.knots), len(second.knots))
-    pairs = zip(
-        first.knots * (seeds // len(first.knots)), second.knots * (seeds // len(second.knots)), strict=True
-    )
+def seed_spreads(systems: Sequence[Curves], diversities: Sequence[float]) -> list[SeedSpread | None]:
+    """Returns the spread over training seeds at each diversity; None where no setting has two seeds.
+
+    Args:
+        systems: the settings; those with one seed, or not trained, and those that do not reach the diversity
+            do not count.
+        diversities: the diversities.
+    """
+    several = [curves.at(diversities) for curves in systems if curves.trained and len(curves.knots) > 1]
+    found: list[SeedSpread | None] = []
+    for k in range(len(diversities)):
+        squares = of_prompts = 0.0
+        freedom = 0
+        for values in (of[:, :, k] for of in several):
+            known = numpy.asarray(numpy.isfinite(values).all(axis=0))
+            if known[0] and known.sum() > 2:
+                squares += ((values[:, 0] - values[:, 0].mean()) ** 2).sum()
+                alone = values[:, 1:] - values[:, 1:].mean(0)
+                of_prompts += alone[:, known[1:]].var(axis=1).sum()
+                freedom += len(values) - 1
+        found.append(SeedSpread(squares / freedom, of_prompts / freedom, freedom) if freedom else None)
+    return found
+
+
+def differences_at(
+    first: Curves,
+    second: Curves,
+    diversities: Sequence[float],
+    spreads: Sequence[SeedSpread | None] | None = None,
+) -> list[Comparison | None]:
+    """Returns `compare_at` for each diversity; None where it is not known.
+
+    Args:
+        first: a system.
+        second: another one. Without `spreads` it needs the same training seeds in the same order.
+        diversities: the diversities.
+        spreads: by diversity the spread over training seeds. It takes the place of the spread of the pair's
+            own differences between equal seeds.
+    """
+    if spreads is None:
+        _check(first, second)
+        between = first.at(diversities) - second.at(diversities)
+        return [_of_pairs(between[:, :, k], first) for k in range(len(diversities))]
+    _check_prompts(first, second)
+    between = first.at(diversities).mean(0) - second.at(diversities).mean(0)
+    return [_compared(between[:, k], first, _pooled(of, first, second)) for k, of in enumerate(spreads)]
+
+
+def difference_of_areas(first: Curves, second: Curves, spread: SeedSpread | None = None) -> Comparison | None:
+    """Returns `compare_areas`; None where the ranges of the two do not overlap.
+
+    Args:
+        first: a system.
+        second: another one. Without `spread` it needs the same training seeds in the same order.
+        spread: the spread over training seeds in the middle of the range that both reach (`seed_spreads`).
+    """
     share = numpy.linspace(0, 1, _GRID)
-    found = []
-    for one, other in pairs:
-        low = numpy.maximum(one[0][:, 0], other[0][:, 0])
-        high = numpy.minimum(one[0][:, -1], other[0][:, -1])
+
+    def mean_between(one: Sequence[tuple[Floats, Floats]], other: Sequence[tuple[Floats, Floats]]) -> Floats:
+        low = numpy.maximum.reduce([x[:, 0] for x, _ in (*one, *other)])
+        high = numpy.minimum.reduce([x[:, -1] for x, _ in (*one, *other)])
         at = low[:, None] + (high - low)[:, None] * share
         at[:, -1] = high  # not beyond it by rounding
-        mean = numpy.trapezoid(interpolated(*one, at) - interpolated(*other, at), share, axis=1)
-        found.append(numpy.where(high > low, mean, numpy.nan))
-    return _compared(numpy.stack(found), first)
+        ours, theirs = (numpy.mean([interpolated(*of, at) for of in knots], axis=0) for knots in (one, other))
+        return numpy.where(high > low, numpy.trapezoid(ours - theirs, share, axis=1), numpy.nan)
+
+    if spread is None:
+        _check(first, second)
+        seeds = max(len(first.knots), len(second.knots))
+        ones, others = (of.knots * (seeds // len(of.knots)) for of in (first, second))
+        pairs = zip(ones, others, strict=True)
+        return _of_pairs(numpy.stack([mean_between([one], [other]) for one, other in pairs]), first)
+    _check_prompts(first, second)
+    return _compared(mean_between(first.knots, second.knots), first, _pooled(spread, first, second))
 
 
-def _compared(differences: Floats, curves: Curves) -> Comparison | None:
-    """Returns the mean over training seeds with its interval, from differences, [seeds, 1 + resamples].
+def _pooled(spread: SeedSpread | None, *systems: Curves) -> SeedSpread | None:
+    """Returns the spread of the difference of the means of two systems over their seeds."""
+    if spread is None:
+        return None
+    share = sum(1 / len(of.knots) for of in systems if of.trained)
+    return SeedSpread(spread.variance * share, spread.of_prompts * share, spread.freedom)
 
-    The first of each seed's differences is that of the prompts as they are. None if it is not known, or in
-    too few of the resamples.
+
+def _of_pairs(differences: Floats, curves: Curves) -> Comparison | None:
+    """Returns the mean of the differences between equal training seeds, [seeds, 1 + resamples]."""
+    means, seeds = differences.mean(0), len(differences)
+    if seeds == 1:
+        return _compared(means, curves, None)
+    own = (differences - means)[:, 1:][:, numpy.isfinite(means[1:])]
+    of_prompts = own.var(axis=1).mean() / (seeds - 1) if own.size else 0.0
+    variance = differences[:, 0].var(ddof=1) / seeds
+    return _compared(means, curves, SeedSpread(float(variance), float(of_prompts), seeds - 1))
+
+
+def _compared(means: Floats, curves: Curves, of_seeds: SeedSpread | None) -> Comparison | None:
+    """Returns a difference of means over seeds with its interval; None if too few resamples have one.
+
+    Args:
+        means: [1 + resamples], the first with the prompts as they are.
+        curves: one of the two systems.
+        of_seeds: the spread of `means` over training seeds; None for one seed.
     """
-    means = differences.mean(0)
     estimate, drawn = float(means[0]), means[1:]
     known = numpy.isfinite(drawn)
     if not numpy.isfinite(estimate) or known.sum() < max(2, _LEAST_DEFINED * len(drawn)):
@@ -272,13 +363,10 @@ def _compared(differences: Floats, curves: Curves) -> Comparison | None:
     freedom = prompts - len(curves.sets)
     wider = numpy.sqrt(prompts / random.chisquare(freedom, known.sum()))
     around = (drawn[known] - centre) * wider
-    seeds = len(differences)
-    if seeds > 1:
-        # The spread of the seeds holds what the choice of prompts does to each seed alone.
-        alone = (differences[:, 1:][:, known] - drawn[known]).var(axis=1).mean() / (seeds - 1)
-        shared = max(0.0, 1 - alone / max(drawn[known].var(), 1e-300))
-        spread = differences[:, 0].std(ddof=1) / numpy.sqrt(seeds)
-        around = numpy.sqrt(shared) * around + spread * random.standard_t(seeds - 1, known.sum())
+    if of_seeds is not None:  # their spread holds what the choice of prompts does to each seed alone
+        shared = max(0.0, 1 - of_seeds.of_prompts / max(drawn[known].var(), 1e-300))
+        errors = random.standard_t(of_seeds.freedom, known.sum())
+        around = numpy.sqrt(shared) * around + numpy.sqrt(of_seeds.variance) * errors
     moved = centre + around
     low, high = numpy.quantile(moved, [0.025, 0.975])
     other = (moved <= 0).mean() if estimate > 0 else (moved >= 0).mean()
@@ -292,7 +380,7 @@ def _fronts(system: System) -> list[Front]:
     return fronts
 
 
-def _check(first: Curves, second: Curves) -> None:
+def _check_prompts(first: Curves, second: Curves) -> None:
     if first.sets != second.sets or min(first.sets) < 2:
         raise ValueError(
             f"two systems are compared on the same prompts, two at least, got {sum(first.sets)} and "
@@ -300,6 +388,10 @@ def _check(first: Curves, second: Curves) -> None:
         )
     if first.drawn != second.drawn:
         raise ValueError("two systems are compared over the same resamples; draw both with one seed")
+
+
+def _check(first: Curves, second: Curves) -> None:
+    _check_prompts(first, second)
     seeds = len(first.knots), len(second.knots)
     if seeds[0] != seeds[1] and 1 not in seeds:
         raise ValueError(

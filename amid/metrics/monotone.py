@@ -10,8 +10,10 @@ def in_order(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     """Returns copies of x and y, [B, T], in which neighbours with x in the wrong order share their means.
 
     x is then the isotonic regression of what it was (Barlow et al. 1972): it does not fall along T.
+    Neighbours that differ by rounding share their means as well.
     """
-    wrong = (numpy.diff(x, axis=1) <= 0).any(axis=1)
+    least_step = 1e-9 * (1 + numpy.abs(x).max(1, keepdims=True))
+    wrong = (numpy.diff(x, axis=1) <= least_step).any(axis=1)
     if not wrong.any():
         return x, y
     before, points = x[wrong], x.shape[1]
@@ -23,8 +25,7 @@ def in_order(x: Floats, y: Floats) -> tuple[Floats, Floats]:
             mean = (sums[:, last + 1] - sums[:, first]) / (last + 1 - first)
             least = numpy.minimum(least, mean)
             rising[:, last] = numpy.maximum(rising[:, last], least)
-    close = 1e-9 * (1 + numpy.abs(rising).max(1))[:, None, None]
-    pooled = numpy.abs(rising[:, :, None] - rising[:, None, :]) <= close
+    pooled = numpy.abs(rising[:, :, None] - rising[:, None, :]) <= least_step[wrong][:, :, None]
     share, first_of = pooled / pooled.sum(2, keepdims=True), pooled.argmax(2)
     x, y = x.copy(), y.copy()
     for values in (x, y):  # the points of a pool get the value of its first: equal to the last digit

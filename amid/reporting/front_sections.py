@@ -107,7 +107,9 @@ def _note(fronts: Fronts) -> str:
         for target in fronts.targets
     )
     seeds = max(map(len, fronts.rows.values()))
-    of_seeds = ", and over the training seeds by Student's t" if seeds > 1 else ""
+    of_seeds = (
+        ", and over the training seeds by Student's t with one spread for all settings" if seeds > 1 else ""
+    )
     return (
         f"Each setting answers at {LADDERS[fronts.ladder]} {steps}{unlike}. Its curve joins the means of "
         f"{quality} and {diversity} over {over}. {given}. A difference is the setting "

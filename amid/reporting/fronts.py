@@ -7,7 +7,7 @@ from pathlib import Path
 
 from amid.measures import measure_of
 from amid.metrics import Comparison, Front, over_sets, quality_at
-from amid.metrics.fronts import Curves, difference_of_areas, differences_at
+from amid.metrics.fronts import Curves, SeedSpread, difference_of_areas, differences_at, seed_spreads
 from amid.reporting.rows import AVERAGE, OF_NO_METHOD, AtDiversity, Row
 from amid.reporting.table import Table
 from amid.results import RunResult, Score
@@ -45,7 +45,10 @@ class Fronts:
     quality: str
     diversity: str
     targets: Sequence[Target] = ()
-    _made: dict[tuple[object, ...], Curves] = field(default_factory=dict, compare=False, repr=False)
+    _made: dict[tuple[int, str], Curves] = field(default_factory=dict, compare=False, repr=False)
+    _spread: dict[tuple[object, ...], list[SeedSpread | None]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def everywhere(self) -> str:
@@ -96,35 +99,41 @@ class Fronts:
     def differences(
         self, place: int, other: int, diversities: Sequence[float], where: str = ""
     ) -> list[Comparison | None]:
-        """Returns the quality of a row less that of another at each diversity; None where it is not known."""
-        pair = self._pair(place, other, where or self.everywhere)
-        return differences_at(*pair, diversities) if pair else [None] * len(diversities)
+        """Returns the quality of a row less that of another at each diversity; None where it is not known.
+
+        The spread over training seeds is pooled over all rows: they are taken to vary alike.
+        """
+        where = where or self.everywhere
+        pair = self._curves(place, where), self._curves(other, where)
+        return differences_at(*pair, diversities, self._spreads(diversities, where))
 
     def area(self, place: int, other: int, where: str = "") -> Comparison | None:
         """Returns the mean difference of two rows over the diversities that both reach; None without any."""
-        pair = self._pair(place, other, where or self.everywhere)
-        return difference_of_areas(*pair) if pair else None
+        where = where or self.everywhere
+        ends = [self.reach(row, where) for row in (place, other)]
+        low, high = max(low for low, _ in ends), min(high for _, high in ends)
+        if low >= high:
+            return None
+        (spread,) = self._spreads([(low + high) / 2], where)
+        return difference_of_areas(self._curves(place, where), self._curves(other, where), spread)
 
     def reach(self, place: int, where: str = "", diversity: str = "") -> tuple[float, float]:
         """Returns the lowest and the highest diversity that all training seeds of a row reach."""
         ends = [of.reach for of in self.systems(place, where or self.everywhere, "", diversity).values()]
         return max(low for low, _ in ends), min(high for _, high in ends)
 
-    def _pair(self, place: int, other: int, where: str) -> tuple[Curves, Curves] | None:
-        """Returns the curves of two rows over the seeds that both have, or of all if one has a single run."""
-        seeds, others = list(self.rows[place]), list(self.rows[other])
-        if min(len(seeds), len(others)) > 1:
-            seeds = others = [seed for seed in seeds if seed in others]
-        if not seeds:
-            return None
-        return self._curves(place, where, seeds), self._curves(other, where, others)
+    def _spreads(self, diversities: Sequence[float], where: str) -> list[SeedSpread | None]:
+        key = (where, *diversities)
+        if key not in self._spread:
+            self._spread[key] = seed_spreads([self._curves(place, where) for place in self.rows], diversities)
+        return self._spread[key]
 
-    def _curves(self, place: int, where: str, seeds: Sequence[int]) -> Curves:
-        key = (place, where, tuple(seeds))
-        if key not in self._made:
-            systems = self.systems(place, where)
-            self._made[key] = Curves([systems[seed] for seed in seeds], RESAMPLES)
-        return self._made[key]
+    def _curves(self, place: int, where: str) -> Curves:
+        if (place, where) not in self._made:
+            trained = self.table.rows[place].labels.get("method") not in ("teacher", "start")
+            systems = list(self.systems(place, where).values())
+            self._made[place, where] = Curves(systems, RESAMPLES, trained=trained)
+        return self._made[place, where]
 
 
 def fronts_of(table: Table, records: Mapping[Path, RunResult]) -> list[Fronts]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amid.metrics import Front, compare_areas, compare_at, over_sets, quality_at
-from amid.metrics.fronts import Curves, difference_of_areas, differences_at
+from amid.metrics.fronts import Curves, difference_of_areas, differences_at, seed_spreads
 from amid.metrics.monotone import in_order
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "fronts.py"
@@ -239,6 +239,23 @@ class TestSeeds:
         ours = self.seeds([11, 13])
         assert compare_at(ours, teacher, 30.0).difference == pytest.approx(-8)
         assert compare_areas(teacher, ours).difference == pytest.approx(8)
+
+    def test_the_spread_of_seeds_is_pooled_over_settings(self):
+        """Variances 2, 2 and 8 with 1, 2 and 1 degrees of freedom; the teacher and one seed do not count."""
+        settings = [Curves(self.seeds(of), 50_000) for of in ([11, 13], [10, 10, 10 + 6**0.5], [20, 24], [9])]
+        teacher = Curves(self.seeds([10, 90]), 50_000, trained=False)
+        (spread, outside) = seed_spreads([*settings, teacher], [30.0, 50.0])
+        assert outside is None
+        assert spread.freedom == 4
+        assert spread.variance == pytest.approx((2 * 1 + 2 * 2 + 8 * 1) / 4)
+        assert spread.of_prompts == pytest.approx(0)
+        for other, share in ((settings[3], 1 / 2 + 1), (teacher, 1 / 2)):
+            (found,) = differences_at(settings[0], other, [30.0], [spread])
+            half = 2.776 * math.sqrt(3.5 * share)
+            assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.05)
+            area = difference_of_areas(settings[0], other, spread)
+            assert (area.high - area.low) / 2 == pytest.approx(half, rel=0.05)
+            assert area.difference == pytest.approx(found.difference)
 
     @pytest.mark.parametrize(
         ("first", "second", "message"),

@@ -7,7 +7,8 @@ import pytest
 
 import amid.reporting.fronts
 from amid.config.run_settings import write_settings
-from amid.metrics import Front, compare_at, over_sets, quality_at
+from amid.metrics import Front, over_sets, quality_at
+from amid.metrics.fronts import Curves, differences_at, seed_spreads
 from amid.reporting import build_table, claims, write_report
 from amid.reporting.front_sections import at_equal_diversity
 from amid.reporting.fronts import at_diversity, fronts_of
@@ -85,10 +86,15 @@ def test_a_report_compares_at_equal_diversity(folder):
     assert fronts.targets[0].at["Avg"] == pytest.approx(teacher)
     assert first.heads[2] == f"ROUGE-L at {teacher:.1f}"
     systems = {
-        name: [over_sets([ladder.front(of) for of in SETS]) for ladder in fronts.rows[names[name]].values()]
-        for name in ("SFT", "AMiD α=-5")
+        name: [over_sets([ladder.front(of) for of in SETS]) for ladder in fronts.rows[place].values()]
+        for name, place in names.items()
     }
-    found = compare_at(systems["SFT"], systems["AMiD α=-5"], teacher, resamples=400)
+    curves = {
+        name: Curves(of, 400, trained=name not in ("Teacher", "Student at start"))
+        for name, of in systems.items()
+    }
+    spreads = seed_spreads(list(curves.values()), [teacher])
+    (found,) = differences_at(curves["SFT"], curves["AMiD α=-5"], [teacher], spreads)
     assert lines["SFT"][2] == f"{found.difference:+.2f} ({found.interval}){'*' if found.significant else ''}"
     assert lines["SFT"][1] == f"{quality_at(systems['SFT'], [teacher])[0]:.1f}"
     assert found.difference == pytest.approx(-2, abs=0.3)
