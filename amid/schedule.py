@@ -8,6 +8,7 @@ from typing import ClassVar
 from amid.errors import InputError
 from amid.losses import Loss
 from amid.settings import check_arguments, nodes
+from amid.settings.together import check_ends
 
 Values = dict[str, float]
 
@@ -103,11 +104,7 @@ class TAID(Schedule):
         self, start: float = 0.4, end: float = 1.0, rate: float = 5e-4, momentum: float = 0.99
     ) -> None:
         check_arguments("schedule.", nodes.TAID, locals())
-        if start > end:
-            raise InputError(
-                f"schedule.start={start} and schedule.end={end} must be 0 <= start <= end <= 1; "
-                "the published values are 0.4 and 1"
-            )
+        check_ends(start, end)
         self.start, self.end, self.rate, self.momentum = float(start), float(end), rate, momentum
         self._lam = self.start
         self._trend = 0.0

@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from amid.config.compose import as_dict
 from amid.config.run_names import LONGEST_NAME
 from amid.config.sweeps import Sweep
-from amid.console import in_bytes
+from amid.console import console, in_bytes
 from amid.errors import InputError
 from amid.estimates.cost import Cost, Estimator, Once
 from amid.estimates.sizes import SAMPLE, Facts, reason_of
@@ -30,21 +29,19 @@ MANY = 50
 UNKNOWN = "unknown"
 
 
-def show_plan(sweep: Sweep, console: Console | None = None) -> None:
+def show_plan(sweep: Sweep) -> None:
     """Prints the runs of a sweep, done or to do, with their cost, and starts nothing.
 
     Raises:
         InputError: if a setting has no value.
     """
-    console = console or Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=max(console.width, 160), file=console.file)
+    out = console()
     if (runs := len(sweep.runs())) > MANY:
-        console.print(f"Composing the configurations of {runs} runs, at least two a second")
+        out.print(f"Composing the configurations of {runs} runs, at least two a second")
     entries, estimator = _entries(sweep)
     to_do = [entry for entry in entries if entry.state == "to do"]
     works = {key: work for entry in entries for key, work in entry.shared.items() if entry in to_do}
-    console.print(_table(entries, works.values()))
+    out.print(_table(entries, works.values()))
     costs = [entry.cost for entry in to_do] + [work.cost for work in works.values() if not work.done]
     for line in (
         _in_all(entries, costs, [_seconds(entry, entries) for entry in to_do]),
@@ -52,7 +49,7 @@ def show_plan(sweep: Sweep, console: Console | None = None) -> None:
         *_notes(entries, estimator.facts),
         "Nothing was started.",
     ):
-        console.print(line, markup=False, soft_wrap=True)
+        out.print(line, markup=False, soft_wrap=True)
 
 
 COUNTED = (

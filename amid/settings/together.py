@@ -238,11 +238,7 @@ def _check_gradient(order: str, assistant: Values, taid: Values | None) -> None:
     lams = {"assistant.lam": assistant.get("lam", 0.1)}
     if taid is not None:
         lams = {"schedule.start": taid.get("start", 0.4), "schedule.end": taid.get("end", 1.0)}
-        if lams["schedule.start"] > lams["schedule.end"]:
-            raise InputError(
-                f"schedule.start={lams['schedule.start']} and schedule.end={lams['schedule.end']} must be "
-                "0 <= start <= end <= 1; the published values are 0.4 and 1"
-            )
+        check_ends(*lams.values())
     for key, lam in lams.items():
         if (lam == 1 and "p" in order) or (lam == 0 and "q" in order):
             same = "r = p" if lam == 1 else "r = q"
@@ -251,3 +247,12 @@ def _check_gradient(order: str, assistant: Values, taid: Values | None) -> None:
                 f"is; use {'a smaller' if lam == 1 else 'a larger'} one, or an order with "
                 f"{'q' if lam == 1 else 'p'}"
             )
+
+
+def check_ends(start: float, end: float) -> None:
+    """Raises InputError if TAID's λ would fall."""
+    if start > end:
+        raise InputError(
+            f"schedule.start={start} and schedule.end={end} must be 0 <= start <= end <= 1; the published "
+            "values are 0.4 and 1"
+        )

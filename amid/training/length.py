@@ -26,11 +26,6 @@ class Course:
         """The number of epochs of the training; the last epoch may be cut."""
         return math.ceil(self.steps / self.of_epoch)
 
-    @property
-    def validations(self) -> int:
-        """How often the student is validated, before the first step too."""
-        return 1 + math.ceil(self.epochs / self.epochs_to_validation)
-
     def validates_at(self, step: int) -> bool:
         """Whether a validation follows the first `step` steps."""
         epoch, rest = divmod(step - 1, self.of_epoch)

@@ -35,9 +35,8 @@ def test_a_training_ends_at_the_first_of_its_limits(length, course, words):
     assert length.in_words(course) == words
 
 
-def test_epochs_and_validations_count_the_cut_epoch_and_the_validation_before_training():
-    assert (Course(25, 10, 1).epochs, Course(25, 10, 1).validations) == (3, 4)
-    assert (Course(25, 10, 2).validations, Course(0, 10, 1).validations) == (3, 1)
+def test_epochs_count_the_cut_one():
+    assert (Course(25, 10, 1).epochs, Course(0, 10, 1).epochs) == (3, 0)
 
 
 def test_a_share_of_less_than_a_step_is_refused():
