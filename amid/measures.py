@@ -34,7 +34,6 @@ Place = Literal["progress", "status", "table", "section", "page", "wandb", "work
 - `checkpoint`: may choose the checkpoint that a run keeps.
 """
 
-
 Taken = Literal["always", "with a teacher"]
 """At which validations a measure is taken."""
 
@@ -218,7 +217,6 @@ OF_ANSWERS = of_kind("answers")
 VALIDATION = of_kind("validation")
 TRAINING = of_kind("training")
 RUN = of_kind("run")
-
 
 RIGHT_OR_WRONG = ("exact_answer", "exact_match")
 """The metrics that say whether an answer is right. pass@k counts by the first of them that a set has."""

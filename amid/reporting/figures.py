@@ -38,7 +38,6 @@ SMOOTHED_FROM = 40
 ROOM_OF_A_LINE = 0.1
 """The share of a panel's height that a line of its legend takes."""
 
-
 Logged = Mapping[int, Mapping[str, Mapping[int, float]]]
 """The identity of a run -> the name of a curve -> optimiser step -> value."""
 

@@ -17,10 +17,8 @@ from amid.scoring.answers import REMEDY, answers_files, read_answers
 _PLACES = ("hub", "output_dir", "prepared_dir", "logger", "threads", "data.cache_dir", "teacher.cache_dir")
 """Keys of a configuration that say where a run writes."""
 
-
 ABSENT = "(absent)"
 """The value that stands for a key that a configuration does not have."""
-
 
 _WITHOUT_CURVES = "delete the file, and the report is made without that run's curves"
 

@@ -44,7 +44,6 @@ _SCRIPTS = [
 _WITH_FRONTS = [*_SCRIPTS, "fronts.js"]
 """The same with the part that draws quality at equal diversity."""
 
-
 Answers = dict[str, dict[Prompt, dict[int, list[Drawn]]]]
 """Set -> prompt -> number of the run -> its answers."""
 

@@ -56,7 +56,6 @@ CONFIGURATION = "configuration"
 OF_NO_METHOD = ("model", "data")
 """Labels that always separate rows; other differences between two methods follow from their names."""
 
-
 OF_CLASSES = ("assistant", "objective", "schedule", "text", "optimizer", "scheduler", "generation")
 """Labels that hold the name of the user's own class if a `_target_` names one."""
 
