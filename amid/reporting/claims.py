@@ -58,6 +58,16 @@ def claims(table: Table) -> list[Claim]:
     return [*_methods(table), *_alpha(table), *_lambda(table), *_divergence(table)]
 
 
+def evidence(table: Table) -> str:
+    """Returns the note on what the verdicts rest on."""
+    if len(ways := _ways(table)) == 1:
+        return NOTE
+    return (
+        f"{NOTE} A claim that begins with {ways[1][1].rstrip(': ')} is judged at equal diversity, where a "
+        "sharper student has no advantage."
+    )
+
+
 def judge(
     better: Mapping[int, float], worse: Mapping[int, float], at_least: bool = False
 ) -> tuple[Verdict, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 
 from amid.measures import measure_of
-from amid.metrics import Comparison, quality_at
+from amid.metrics import quality_at
 from amid.reporting.claims import series_over
 from amid.reporting.fronts import DIVERSITIES, LADDERS, Fronts, Target, main_target, over_seeds, owner
 from amid.reporting.rows import MISSING, OF_NO_METHOD, OUTSIDE
@@ -91,7 +91,7 @@ def _by_set(fronts: Fronts, target: Target, group: str) -> Section:
     note = (
         f"Difference in {quality} from {fronts.name(fronts.best)} on each set, at the {diversity} of "
         f"{owner(target)} on that set. Interval and marks as in the table above. {MISSING} marks a set where "
-        "one of the two does not reach it."
+        "one of the two does not reach it, or ends too near to it."
     )
     return Section(f"{quality} at equal diversity, by set{group}", heads, lines, note)
 
@@ -112,11 +112,12 @@ def _note(fronts: Fronts) -> str:
     )
     return (
         f"Each setting answers at {LADDERS[fronts.ladder]} {steps}{unlike}. Its curve joins the means of "
-        f"{quality} and {diversity} over {over}. {given}. A difference is the setting "
-        f"minus {fronts.name(fronts.best)}, the best student of the first table, with its 95% interval by "
-        f"paired bootstrap over the prompts{of_seeds}. * marks an interval without 0. The last column is the "
-        f"mean difference over the diversities that both reach. {OUTSIDE} and {MISSING}: outside of a "
-        "ladder, or so near to its end that prompts drawn again do not reach it; nothing is extrapolated."
+        f"{quality} and {diversity} over {over}. {given}. A difference is the setting minus "
+        f"{fronts.name(fronts.best)}, the best student of the first table, with its 95% interval by paired "
+        f"bootstrap over the prompts{of_seeds}. * marks an interval without 0; ± is half of an interval. The "
+        f"last column is the mean difference over the diversities that both reach. {OUTSIDE} and {MISSING}: "
+        "outside of a ladder, or so near to its end that prompts drawn again do not reach it; nothing is "
+        "extrapolated."
     )
 
 
@@ -150,10 +151,12 @@ def _finding(fronts: Fronts, first: tuple[int, str], second: tuple[int, str], be
     """Returns the sentence on how much of the difference of two settings in the table remains."""
     (one, name), (other, other_name) = first, second
     points = _in_table(fronts, one) - _in_table(fronts, other)
+    if points < 0:
+        (one, name), (other, other_name), points = second, first, -points
     own = {ladder.own for place in (one, other) for ladder in fronts.rows[place].values()}
-    at_own = f" at {fronts.ladder} {own.pop():g}" if len(own) == 1 else " in the first table"
+    at_own = f"at {fronts.ladder} {own.pop():g}" if len(own) == 1 else "in the first table"
     quality, diversity = measure_of(fronts.quality).title, measure_of(fronts.diversity).title
-    begin = f"{begin} the {abs(points):.1f} points of {quality} between {name} and {other_name}{at_own}"
+    begin = f"{begin} the {points:.1f} points of {quality} between {name} and {other_name} {at_own}"
     lows, highs = zip(*(fronts.reach(place) for place in (one, other)), strict=True)
     low, high = max(lows), min(highs)
     if low >= high:
@@ -162,13 +165,12 @@ def _finding(fronts: Fronts, first: tuple[int, str], second: tuple[int, str], be
     for at in [*given, (low + high) / 2]:
         (found,) = fronts.differences(one, other, [at])
         if found is not None:
-            return f"{begin}, {_remaining(found, points)} remain at equal diversity ({diversity} {at:.1f})."
+            half, where = (found.high - found.low) / 2, f"at equal diversity ({diversity} {at:.1f})"
+            if found.high < 0:
+                turned = f"{other_name} is {-found.difference:.1f} ± {half:.1f} above"
+                return f"{begin}, none remain {where}: {turned}."
+            return f"{begin}, {found.difference:z.1f} ± {half:.1f} remain {where}."
     return f"{begin}, it is not known how many remain: too few resamples of the prompts share a {diversity}."
-
-
-def _remaining(found: Comparison, points: float) -> str:
-    sign = -1 if points < 0 else 1
-    return f"{sign * found.difference:z.1f} ± {(found.high - found.low) / 2:.1f}"
 
 
 def _in_table(fronts: Fronts, place: int) -> float:

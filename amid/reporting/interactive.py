@@ -10,7 +10,7 @@ from typing import Any
 
 from amid.errors import InputError
 from amid.measures import in_order, measure_of
-from amid.reporting.claims import NOTE, claims
+from amid.reporting.claims import claims, evidence
 from amid.reporting.folders import Drawn, Prompt, answers, configuration, curves, differences, sizes, thinned
 from amid.reporting.front_sections import AtAnyDiversity
 from amid.reporting.names import names_of
@@ -179,7 +179,7 @@ def _data(of: Runs, table: Table, sections: Sequence[Section], places: Sequence[
         ],
         "common": {key: _value(value) for key, value in common.items()},
         "claims": [{"text": claim.text, "verdict": claim.verdict, "why": claim.why} for claim in found],
-        "claimsNote": " ".join(filter(None, (NOTE, other_pairs(table)))) if found else "",
+        "claimsNote": " ".join(filter(None, (evidence(table), other_pairs(table)))) if found else "",
         "sections": [section.to_page() for section in sections],
         "versions": table.versions,
         "megabytes": LARGEST / 1e6,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from amid.errors import InputError
 from amid.reporting.archives import write_archive
-from amid.reporting.claims import NOTE, claims
+from amid.reporting.claims import claims, evidence
 from amid.reporting.figures import Figure, draw_figures
 from amid.reporting.formats import markdown, markdown_code, markdown_line
 from amid.reporting.front_sections import at_equal_diversity
@@ -140,7 +140,7 @@ def _without_result(runs: Runs) -> Section | None:
 def claims_in_words(table: Table) -> list[str]:
     """Returns a line for each of the paper's claims that `table` can test, and a line on their evidence."""
     found = [str(claim) for claim in claims(table)]
-    return [*found, " ".join(filter(None, (NOTE, other_pairs(table))))] if found else []
+    return [*found, " ".join(filter(None, (evidence(table), other_pairs(table))))] if found else []
 
 
 def _page(

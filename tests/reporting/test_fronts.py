@@ -158,6 +158,18 @@ def test_a_diversity_outside_of_a_ladder_is_not_reached(folder, make_run):
     assert finding.endswith("it is not known how many remain: their curves share no Self-BLEU.")
 
 
+def test_a_setting_may_be_ahead_at_equal_diversity_alone(folder, make_run):
+    for seed in (1, 2):
+        store(folder / f"a1.0-{seed}", make_run(seed=seed, alpha=1.0), 1.2, better=2.0)
+    _, (fronts,) = read(folder)
+    finding = at_equal_diversity([fronts])[0].finding
+    assert re.fullmatch(
+        r"Of the 2\.\d points of ROUGE-L between α = -5 and α = 1 at temperature 1, none remain at equal "
+        r"diversity \(Self-BLEU 44\.\d\): α = 1 is [12]\.\d ± \d\.\d above\.",
+        finding,
+    ), finding
+
+
 def test_runs_without_a_ladder_or_with_other_prompts_are_left_out(folder):
     file = folder / "sft1" / "generations" / "per_prompt.json"
     scores = json.loads(file.read_text())
