@@ -13,7 +13,7 @@ from amid.reporting.claims import series_over
 from amid.reporting.fronts import DIVERSITIES, LADDERS, Fronts, Target, main_target, over_seeds, owner
 from amid.reporting.rows import MISSING, OF_NO_METHOD, OUTSIDE
 from amid.reporting.sections import Section, number
-from amid.reporting.significance import cell, numbers_of
+from amid.reporting.significance import NAMED, cell, numbers_of
 
 STOPS = 40
 """Diversities, evenly spaced, that the page's reader can choose, besides the targets."""
@@ -117,8 +117,23 @@ def _note(fronts: Fronts) -> str:
         f"bootstrap over the prompts{of_seeds}. * marks an interval without 0; ± is half of an interval. The "
         f"last column is the mean difference over the diversities that both reach. {OUTSIDE} and {MISSING}: "
         "outside of a ladder, or so near to its end that prompts drawn again do not reach it; nothing is "
-        "extrapolated."
+        f"extrapolated.{_left_out(fronts)}"
     )
+
+
+def _left_out(fronts: Fronts) -> str:
+    """Returns a sentence on the rows of the pair and data that have no curve; empty without such rows."""
+    table = fronts.table
+    labels = [[row.labels.get(label) for label in OF_NO_METHOD] for row in table.rows]
+    names = [
+        fronts.name(place)
+        for place, own in enumerate(labels)
+        if own == labels[fronts.best] and place not in fronts.rows
+    ]
+    if not names:
+        return ""
+    told = ", ".join(names) if len(names) <= NAMED else f"{len(names)} settings"
+    return f" Left out, with no such answers, other prompts or other numbers of answers: {told}."
 
 
 def _findings(fronts: Fronts) -> list[str]:

@@ -140,8 +140,8 @@ def fronts_of(table: Table, records: Mapping[Path, RunResult]) -> list[Fronts]:
     """Returns the curves of the rows of `table` for each pair and data with at least two rows that have them.
 
     The ladder is that of temperatures, or of top-p if no run has temperatures. The quality is the main metric
-    of the table, or the first one that scores single prompts. A row is left out if a run has no ladder, or
-    other prompts than the best student.
+    of the table, or the first one that scores single prompts. A row is left out if a run has no ladder, other
+    prompts than the best student, or Self-BLEU among another number of answers.
 
     Args:
         table: the table of the runs.
@@ -182,17 +182,24 @@ def _of_group(table: Table, rows: Mapping[int, Mapping[int, Ladder]]) -> Fronts 
     needed = {quality, DIVERSITIES[0]}
     sets = [name for name in table.datasets if needed <= set(first.metrics(name))]
 
-    def alike(ladder: Ladder) -> bool:
+    def alike(place: int) -> bool:
         return all(
             needed <= set(ladder.metrics(name)) and ladder.prompts(name) == first.prompts(name)
+            for ladder in rows[place].values()
             for name in sets
-        )
+        ) and all(_among(table.rows[place], name) == _among(table.rows[best], name) for name in sets)
 
-    kept = {place: of for place, of in rows.items() if all(map(alike, of.values()))}
+    kept = {place: of for place, of in rows.items() if alike(place)}
     if not sets or len(kept) < 2:
         return None
     made = Fronts(table, kept, best, sets, quality, DIVERSITIES[0])
     return Fronts(table, kept, best, sets, quality, DIVERSITIES[0], _targets(made))
+
+
+def _among(row: Row, name: str) -> set[str | None]:
+    """Returns among how many answers Self-BLEU was computed on a set, as its signature says."""
+    scores = [run.scores.get(name, {}).get(DIVERSITIES[0]) for run in row.runs]
+    return {score.signature for score in scores if score is not None}
 
 
 def _targets(fronts: Fronts) -> list[Target]:

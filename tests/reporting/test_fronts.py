@@ -178,10 +178,15 @@ def test_runs_without_a_ladder_or_with_other_prompts_are_left_out(folder):
     for seed in (1, 2):
         (record,) = load_folders(folder / f"a-1.0-{seed}").values()
         save(dataclasses.replace(record, ladders={}), folder / f"a-1.0-{seed}")
+    (record,) = load_folders(folder / "a1.0-1").values()
+    for by in record.scores.values():
+        by["self_bleu"] = dataclasses.replace(by["self_bleu"], signature="among 8 answers to a prompt")
+    save(record, folder / "a1.0-1")
     table, (fronts,) = read(folder)
     names = [fronts.name(place) for place in fronts.rows]
-    assert "SFT" not in names
-    assert "AMiD α=-1" not in names
+    assert names == ["Teacher", "Student at start", "AMiD α=-5"]
+    note = at_equal_diversity([fronts])[0].note
+    assert note.endswith("other prompts or other numbers of answers: SFT, AMiD α=-1, AMiD α=1.")
     column = at_diversity(table, [fronts])
     with_column = dataclasses.replace(table, at_diversity=column)
     row = next(row for row in table.rows if row.labels["alpha"] == -1.0)
