@@ -141,6 +141,30 @@ def test_gradient_goes_to_zero_with_the_distance() -> None:
         assert grad.norm() < 1e-12
 
 
+def test_reverse_kl_of_the_geometric_mean_near_the_teacher_is_a_variance() -> None:
+    # For λ -> 1 and α = 1, KL(r || p) / (1-λ)² -> Var_p[log q/p] / 2.
+    # It does not see what q gives to tokens that the teacher denies, where p is about 0.
+    distance = 1e-4
+    student, teacher = random_logits(16, 5, 9), random_logits(17, 5, 9)
+    teacher[:, 0] = -60
+    objective = Objective(ReverseKL(), AlphaMixture(1.0, 1 - distance), "pr")
+
+    def half_variance(student: Tensor) -> Tensor:
+        log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
+        ratio, p = log_q - log_p, log_p.exp()
+        mean = (p * ratio).sum(-1, keepdim=True)
+        return ((p * (ratio - mean) ** 2).sum(-1) / 2).mean()
+
+    def limit(student: Tensor) -> Tensor:
+        return objective(student_logits=student, teacher_logits=teacher) / distance**2
+
+    torch.testing.assert_close(limit(student), half_variance(student), rtol=1e-3, atol=0)
+    escaped = student.clone()
+    escaped[:, 0] += 20  # nearly all of q on the denied token
+    assert escaped.softmax(-1)[:, 0].min() > 0.999
+    torch.testing.assert_close(limit(escaped), limit(student), rtol=1e-3, atol=0)
+
+
 def test_detached_student_is_taid() -> None:
     student, teacher = random_logits(9, 4, 9), random_logits(10, 4, 9)
     objective = Objective(KL(), AlphaMixture(1, 0.4, detach_student=True), "rq")
