@@ -185,18 +185,18 @@ def _check_pass_at(pass_at: Sequence[int], sampling: Values) -> None:
     if not pass_at or sampling["_target_"] not in BY_TARGET["generation"]:
         return
     given, most = f"data.pass_at={shown(pass_at)}", max(pass_at)
-    seeds = len(sampling.get("seeds", Sampling.model_fields["seeds"].default))
-    samples = sampling.get("samples", 1)
-    if most > seeds * samples:
-        raise InputError(
-            f"{given}: {most} is above the {seeds * samples} answers to a prompt ({seeds} generation.seeds × "
-            f"{samples} generation.samples); use {seeds * samples} at most, or generation.samples="
-            f"{-(-most // seeds)}"
-        )
     if most > 1 and sampling.get("temperature", 1.0) == 0:
         raise InputError(
             f"{given} with generation.temperature=0: greedy answers to a prompt are all the same; use "
-            "generation=sampling"
+            "generation=sampling, or data.pass_at=[1]"
+        )
+    seeds = len(sampling.get("seeds", Sampling.model_fields["seeds"].default))
+    answers = seeds * sampling.get("samples", 1)
+    if most > answers:
+        raise InputError(
+            f"{given}: {most} is above the {answers} answer{'s' * (answers > 1)} to a prompt "
+            f"(generation.seeds × generation.samples); use {answers} at most, or "
+            f"generation.samples={-(-most // seeds)}"
         )
 
 

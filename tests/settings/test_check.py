@@ -422,9 +422,10 @@ def test_further_settings(key, value, words):
 
 PASS_AT = cases(
     """
-    data.pass_at=[1,13] -> data.pass_at=[1, 13]: 13 is above the 12 answers to a prompt (3 generation.seeds
+    data.pass_at=[1,13] -> data.pass_at=[1, 13]: 13 is above the 12 answers to a prompt (generation.seeds
     data.pass_at=[4] generation.seeds=[1,2] generation.samples=1 -> data.pass_at=[4]: 4 is above the 2 answers
     data.pass_at=[2] generation.temperature=0 generation.samples=1 -> data.pass_at=[2] with generation.temp
+    data.pass_at=[2] generation.seeds=[1] generation.samples=1 -> data.pass_at=[2]: 2 is above the 1 answer to
     data.pass_at=[1] data/metrics=summary -> data.pass_at=[1] counts right answers, and none of data.metrics (
     """
 )
