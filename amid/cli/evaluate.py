@@ -16,6 +16,7 @@ from amid.config.compose import as_dict, overrides_of
 from amid.config.overrides import parsed_overrides
 from amid.config.run_names import further_settings
 from amid.config.run_settings import REMEDY, Stored, read_settings, recorded_hash, stored_student
+from amid.config.stored_overrides import TAKEN
 from amid.console import announce, shown
 from amid.errors import InputError
 from amid.experiment.check_plan import named_by_key
@@ -205,6 +206,7 @@ def _evaluate(plan: Plan, labels: dict[str, Label], directory: Path) -> RunResul
         config_hash=plan.key,
         seed=plan.seed,
         scores=evaluation.scores,
+        ladders=evaluation.ladders,
         training={},
         timings={"evaluate": evaluation.seconds},
         versions=versions(),
@@ -223,7 +225,7 @@ def _saved(run: Path) -> dict[str, Any]:
     if saved is None:
         raise InputError(f"run={run} has no config.yaml, which says what to answer; {REMEDY}")
     models = saved.get("model")
-    nodes = {name: saved.get(name) for name in ("data", "generation", "trainer")}
+    nodes = {name: saved.get(name) for name in TAKEN}
     nodes["model.student"] = models.get("student") if isinstance(models, Mapping) else None
     for name, node in nodes.items():
         if not isinstance(node, Mapping):
@@ -242,7 +244,7 @@ def _take_from(cfg: DictConfig, saved: Mapping[str, Any], stored: Stored, overri
     composed = copy.deepcopy(cfg)
     given = parsed_overrides(overrides)
     with open_dict(cfg):
-        for name in ("data", "generation", "trainer"):
+        for name in TAKEN:
             if any(override.key_or_group == name for override in given):
                 continue
             stored.check(saved[name], name)

@@ -21,6 +21,7 @@ from amid.config.compose import reason_of_hydra
 from amid.config.folders import say_what_is_not_read, take_folders
 from amid.config.overrides import check_overrides, parsed_overrides, quoted
 from amid.config.secrets import check_overrides_for_secrets
+from amid.config.stored_overrides import for_stored_settings
 from amid.config.sweeps import Sweep
 from amid.console import as_typed
 from amid.errors import InputError, choose_one
@@ -53,7 +54,9 @@ def run(name: str, arguments: list[str]) -> None:
     searches = False
     if not {"-h", "--help", "--hydra-help"} & flags:
         _check_words(name, arguments, overrides, flags)
-        arguments = [a for a in arguments if a not in overrides] + overrides  # Hydra wants options first
+        options = [a for a in arguments if a not in overrides]
+        overrides = for_stored_settings(overrides) if name == "evaluate" else overrides
+        arguments = [*options, *overrides]  # Hydra wants options first
         parsed = parsed_overrides(overrides)
         check_overrides_for_secrets(parsed)
         _check_number(name, parsed, several)

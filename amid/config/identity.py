@@ -14,6 +14,7 @@ from amid.config.data_files import path_and_rows
 from amid.config.run_names import LIMITS, PLACES
 from amid.config.secrets import without_secrets
 from amid.files import checksum, key_of
+from amid.settings.ladders import LADDERS
 
 _WAYS_TO_COMPUTE = {"objective": ("fused", "compiled")}
 """Keys that change no result and still separate runs: their values are timed against each other."""
@@ -77,6 +78,9 @@ def _decisive(cfg: Mapping[str, Any]) -> Any:
     per_micro_batch = (cfg.get("data") or {}).get("mean") == "micro_batch"
     counts = ("micro_batch_size",) if per_micro_batch else ()
     what = _effective({key: value for key, value in cfg.items() if key not in PLACES}, counts)
+    for ladder in LADDERS.values():
+        if isinstance(what.get("generation"), dict) and what["generation"].get(ladder, "") is None:
+            del what["generation"][ladder]
     if (what.get("data") or {}).get("special_tokens") == "text":  # no effect if no row has special tokens
         del what["data"]["special_tokens"]
     if not (what.get("data") or {}).get("pass_at", True):  # as in settings without pass@k

@@ -40,8 +40,12 @@ from amid.scoring.scores import (
     unread_by,
     unread_in_words,
 )
+from amid.settings.ladders import Rung, rungs_of
 from amid.tracking.progress import Progress
 from amid.tracking.status import record_status
+
+Ladders = dict[str, dict[float, dict[str, dict[str, Score]]]]
+"""Scores by ladder, rung, set and metric."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Evaluation:
 
     scores: dict[str, dict[str, Score]]
     """Set -> metric -> score over the seeds (`score_answers`)."""
+    ladders: Ladders
+    """See `amid.results.RunResult.ladders`."""
     seconds: float
     """Seconds that answering and scoring took, with the sets that were answered before an interruption."""
 
@@ -93,10 +99,11 @@ def evaluate_sets(
     made_from: Mapping[str, Any],
     precision: Callable[[], AbstractContextManager[None]],
 ) -> Evaluation:
-    """Answers every set with every seed, keeps the answers, and scores them.
+    """Answers every set with every seed, at every rung of the ladders, keeps the answers, and scores them.
 
     The answers are written to `directory/SET-SEED.jsonl` (`write_answers`), the mean scores of each
-    prompt to `directory/per_prompt.json`. Sets that were answered before an interruption are read.
+    prompt to `directory/per_prompt.json`. Each further rung has a folder of the same kind in `directory`,
+    such as `temperature-0.4`. Sets that were answered before an interruption are read.
 
     Args:
         model: the student.
@@ -111,43 +118,80 @@ def evaluate_sets(
         precision: makes the context that the model is run in.
     """
     started = time.perf_counter()
-    known = _kept(directory, made_from)
-    before = known.seconds
-    files = {name: [answers_file(directory, name, seed) for seed in sampling.seeds] for name in sets}
+    folders: dict[Rung | None, _Folder] = {None: _Folder(directory, _kept(directory, made_from))}
+    for of in sampling.rungs:
+        folders[of] = _Folder(directory / of.folder, _kept(directory / of.folder, made_from))
+    own = folders[None].known
+    before = own.seconds
     unanswered = {
         name: [encoder.prompt(example) for example in examples]
         for name, examples in sets.items()
-        if not all(_whole(file, known) for file in files[name])
+        if not all(folder.answered(name, sampling.seeds) for folder in folders.values())
     }
     if answered_before := [name for name in sets if name not in unanswered]:
         announce(f"Answered before, and kept: {', '.join(answered_before)}")
-    total = sum(map(len, unanswered.values())) * len(sampling.seeds) * sampling.samples
+    each = len(folders) * len(sampling.seeds) * sampling.samples
+    total = sum(map(len, unanswered.values())) * each
     record_status(note="scoring")
     with precision(), Progress("answers", total, unit="answers") as progress:
         drawn = sampling.answers_to_sets(
             model=model, tokenizer=tokenizer, sets=unanswered, finished=progress.advance
         )
-        for name, seed, answers in drawn:
+        for name, rung, seed, answers in drawn:
             answered = [
                 Answered(example.instruction, example.input, example.outputs, row, example.fields)
                 for example, row in zip(sets[name], answers, strict=True)
             ]
-            write_answers(answers_file(directory, name, seed), answered, seed)
-            known.seconds = before + time.perf_counter() - started
-            _note(answers_file(directory, name, seed), known)
-    scores = _scored(files, metrics, pass_at, directory, known)
-    return Evaluation(scores, before + time.perf_counter() - started)
+            own.seconds = before + time.perf_counter() - started
+            folders[rung].write(name, seed, answered)
+    scores: dict[Rung | None, dict[str, dict[str, Score]]] = {
+        rung: _scored(folder, list(sets), sampling.seeds, metrics, pass_at)
+        for rung, folder in folders.items()
+    }
+    ladders: Ladders = {}
+    for of in rungs_of(vars(sampling)):
+        ladders.setdefault(of.ladder, {})[of.value] = scores.get(of, scores[None])
+    return Evaluation(scores[None], ladders, before + time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder of answers, and the record of what is in it."""
+
+    path: Path
+    known: MadeFrom
+
+    def answered(self, dataset: str, seeds: Sequence[int]) -> bool:
+        """Whether the answers to a set are there as they were written; announces a damaged file."""
+        return all(self._whole(answers_file(self.path, dataset, seed)) for seed in seeds)
+
+    def _whole(self, file: Path) -> bool:
+        found = checksum(file)
+        if found is not None and found != self.known.files.get(file.name):
+            announce(f"{file} has changed since it was written: its set is answered again")
+        return found is not None and found == self.known.files.get(file.name)
+
+    def write(self, dataset: str, seed: int, answered: Sequence[Answered]) -> None:
+        """Writes and records a file of answers."""
+        file = answers_file(self.path, dataset, seed)
+        write_answers(file, answered, seed)
+        self.note(file)
+
+    def note(self, file: Path) -> None:
+        """Records the checksum of a file in the folder."""
+        self.known.files[file.name] = str(checksum(file))
+        write_json(self.path / MANIFEST, self.known.model_dump())
 
 
 def _scored(
-    files: Mapping[str, Sequence[Path]],
+    folder: _Folder,
+    sets: Sequence[str],
+    seeds: Sequence[int],
     metrics: Mapping[str, Metric],
     pass_at: Sequence[int],
-    directory: Path,
-    known: MadeFrom,
 ) -> dict[str, dict[str, Score]]:
-    """Scores the answers in the files of each set, one file per seed; writes the scores of each prompt."""
-    by_seed = {name: [read_answers(file) for file in of_set] for name, of_set in files.items()}
+    """Scores the answers to each set in a folder; writes the scores of each prompt."""
+    by_seed = {name: [read_answers(answers_file(folder.path, name, seed)) for seed in seeds] for name in sets}
     given = {name: metric_values(metrics, answered) for name, answered in by_seed.items()}
     words = tokenize_for_answers(metrics)
     alike = {name: self_bleus_by_seed(answered, words) for name, answered in by_seed.items()}
@@ -163,8 +207,8 @@ def _scored(
     }
     not_read = {name: unread_by(metrics, answered, words) for name, answered in by_seed.items()}
     firsts = {name: answered[0] for name, answered in by_seed.items()}
-    write_per_prompt(directory, of_prompts, firsts, not_read)
-    _note(directory / PER_PROMPT, known)
+    write_per_prompt(folder.path, of_prompts, firsts, not_read)
+    folder.note(folder.path / PER_PROMPT)
     return {
         name: score_answers(of, metrics, words, pass_at, given=given[name], alike=alike[name])
         for name, of in by_seed.items()
@@ -180,19 +224,6 @@ def _kept(directory: Path, made_from: Mapping[str, Any]) -> MadeFrom:
         known = MadeFrom(made_from=dict(made_from), seconds=0.0)
         write_json(directory / MANIFEST, known.model_dump())
     return known
-
-
-def _whole(file: Path, known: MadeFrom) -> bool:
-    """Whether a file of answers is there as it was written; announces a file that is damaged."""
-    found = checksum(file)
-    if found is not None and found != known.files.get(file.name):
-        announce(f"{file} has changed since it was written: its set is answered again")
-    return found is not None and found == known.files.get(file.name)
-
-
-def _note(file: Path, known: MadeFrom) -> None:
-    known.files[file.name] = str(checksum(file))
-    write_json(file.with_name(MANIFEST), known.model_dump())
 
 
 def check_metrics(metrics: Mapping[str, Metric], sets: Mapping[str, Sequence[Example]]) -> None:

@@ -18,7 +18,13 @@ from amid.console import announce, shown
 from amid.data import InstructionData
 from amid.data.prompts import Encoder
 from amid.data.tokens import Tokens
-from amid.experiment.evaluation import ValidationScore, announce_unread, check_metrics, evaluate_sets
+from amid.experiment.evaluation import (
+    Evaluation,
+    ValidationScore,
+    announce_unread,
+    check_metrics,
+    evaluate_sets,
+)
 from amid.experiment.fine_tuning import course_over_rows, with_prepared_models
 from amid.experiment.plan import Plan, made_by_name
 from amid.experiment.record import finished_run, versions, write_config
@@ -42,9 +48,6 @@ from amid.training.trainer import Trained, Training
 
 FEW_STEPS = 20
 """A training with fewer steps than this announces its length."""
-
-Scores = dict[str, dict[str, Score]]
-"""Scores by evaluation set and metric."""
 
 
 def run_experiment(plan: Plan, directory: Path, labels: Mapping[str, Any]) -> RunResult:
@@ -80,8 +83,8 @@ def run_experiment(plan: Plan, directory: Path, labels: Mapping[str, Any]) -> Ru
     write_config(prepared.plan, directory)
     tracking.begin(loggers, labels, prepared.plan.settings)
     trained = train(prepared, directory, loggers, last)
-    scores = score(prepared, trained, directory, loggers)
-    return record(prepared, trained, scores, directory, labels, loggers)
+    evaluation = score(prepared, trained, directory, loggers)
+    return record(prepared, trained, evaluation, directory, labels, loggers)
 
 
 @dataclass(frozen=True)
@@ -154,12 +157,12 @@ def train(prepared: Prepared, directory: Path, loggers: Sequence[Logger], last: 
     return trained
 
 
-def score(prepared: Prepared, trained: Trained, directory: Path, loggers: Sequence[Logger]) -> Scores:
+def score(prepared: Prepared, trained: Trained, directory: Path, loggers: Sequence[Logger]) -> Evaluation:
     """Exports the student, and scores its answers to the evaluation sets; no scores where it diverged."""
     plan, data, student = prepared.plan, prepared.data, prepared.student
-    scores: Scores = {name: {} for name in data.test_examples}
+    evaluation = Evaluation({name: {} for name in data.test_examples}, {}, 0.0)
     if trained.diverged:
-        return scores
+        return evaluation
     merge(student)
     _export(student, data.encoder, directory / BEST)
     prepared.module.to(trained.trainer.strategy.root_device)
@@ -176,19 +179,19 @@ def score(prepared: Prepared, trained: Trained, directory: Path, loggers: Sequen
             {"config": plan.key, "student": ModelSource(str(directory / BEST)).fingerprint()},
             trained.trainer.precision_plugin.forward_context,
         )
-        scores, prepared.timings["evaluate"] = evaluation.scores, evaluation.seconds
+        prepared.timings["evaluate"] = evaluation.seconds
     except FloatingPointError as error:
         announce(f"{directory} diverged: {error}; it ends here")
         trained.figures["diverged_step"] = trained.figures["steps"]
         shutil.rmtree(directory / "generations")
-    _log_scores(loggers, scores)
-    return scores
+    _log_scores(loggers, evaluation.scores)
+    return evaluation
 
 
 def record(
     prepared: Prepared,
     trained: Trained,
-    scores: Scores,
+    evaluation: Evaluation,
     directory: Path,
     labels: Mapping[str, Any],
     loggers: Sequence[Logger],
@@ -199,7 +202,8 @@ def record(
         labels=dict(labels),
         config_hash=prepared.plan.key,
         seed=prepared.plan.seed,
-        scores=scores,
+        scores=evaluation.scores,
+        ladders=evaluation.ladders,
         training=trained.figures,
         timings=prepared.timings,
         versions=versions(),

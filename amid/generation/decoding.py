@@ -1,9 +1,7 @@
-"""Rows that models decode together: the tokens so far, the cache, and the logits of the next tokens."""
+"""Sequences that models decode together: the tokens so far, the cache, and the logits of the next tokens."""
 
-import hashlib
 import inspect
-from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,57 +17,10 @@ from amid.models.counted_states import split_head
 from amid.models.lora import plain_head
 
 
-class Row:
-    """An answer while it is decoded.
-
-    Args:
-        prompt: its token ids.
-        stream: names its random numbers.
-        max_new_tokens: tokens of the answer at most.
-        ngram: size of the n-grams that may not occur twice, or 0.
-    """
-
-    def __init__(self, prompt: tuple[int, ...], stream: str, max_new_tokens: int, ngram: int) -> None:
-        self.prompt = prompt
-        self.tokens: list[int] = []
-        self.notes: list[tuple[float, ...]] = []
-        self.done = False
-        self._limit, self._ngram = max_new_tokens, ngram
-        self._random = hashlib.shake_128(stream.encode()).digest(4 * max_new_tokens)
-        self._followers: dict[tuple[int, ...], set[int]] = defaultdict(set)
-        self._recent: deque[int] = deque(maxlen=max(ngram, 1))
-        if ngram:
-            self._note(prompt)
-
-    def add(self, token: int, eos: int | None) -> None:
-        """Appends a token."""
-        self.tokens.append(token)
-        self.done = token == eos or len(self.tokens) == self._limit
-        if self._ngram:
-            self._note([token])
-
-    def bits(self) -> int:
-        """The 32 random bits of the next token."""
-        at = 4 * len(self.tokens)
-        return int.from_bytes(self._random[at : at + 4], "little")
-
-    def banned(self) -> Iterable[int]:
-        """The tokens that would complete an n-gram which occurred before."""
-        if not self._ngram or self.done:
-            return ()
-        recent = tuple(self._recent)
-        return self._followers.get(recent[len(recent) - self._ngram + 1 :], ())
-
-    def _note(self, tokens: Iterable[int]) -> None:
-        for token in tokens:
-            self._recent.append(token)
-            if len(self._recent) == self._ngram:
-                *context, last = self._recent
-                self._followers[tuple(context)].add(last)
-
-
 class Batch:
-    """Rows that a model decodes together: one cache for all, padded on the left to the longest row.
+    """Places in which a model decodes sequences: one cache for all, padded on the left to the longest one.
+
+    Answers whose tokens are equal so far share a place.
 
     Args:
         model: the model, in eval mode.
@@ -97,21 +48,15 @@ class Batch:
 
     @property
     def logits(self) -> Tensor:
-        """The model's own logits of the next token of each row: [rows, V]."""
+        """The model's own logits of the next token at each place: [places, V]; not after `fork` or `keep`."""
         return self._last[0]
 
-    def join(self, prompts: Sequence[tuple[int, ...]]) -> None:
-        """Adds a row for each prompt; equal prompts are run once."""
-        unique = list(dict.fromkeys(prompts))
-        ids, lengths = left_padded(unique, 0, self._model.device)
+    def join(self, sequences: Sequence[tuple[int, ...]]) -> None:
+        """Adds a place for each sequence of token ids."""
+        ids, lengths = left_padded(sequences, 0, self._model.device)
         cache = DynamicCache(config=self._model.config)
         cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
         last = self._forward(ids, lengths, ids.shape[1], cache)
-        if len(unique) < len(prompts):
-            place = {prompt: i for i, prompt in enumerate(unique)}
-            copies = torch.tensor([place[prompt] for prompt in prompts], device=ids.device)
-            cache.batch_select_indices(copies)
-            last = tuple(x[copies] for x in last)
         width = max(self._width, ids.shape[1])
         if self._cache is None:
             self._cache, self._last = cache, last
@@ -120,10 +65,10 @@ class Batch:
                 _join_layers(layer, other, width)
             self._last = tuple(torch.cat(pair) for pair in zip(self._last, last, strict=True))
         self._width = width
-        self._lengths += [len(prompt) for prompt in prompts]
+        self._lengths += [len(sequence) for sequence in sequences]
 
     def step(self, tokens: Sequence[int | None]) -> None:
-        """Appends a token to each row; None to a row that needs no more logits."""
+        """Appends a token at each place; None at a place that needs no more logits."""
         self._lengths = [
             1 if token is None else length + 1 for token, length in zip(tokens, self._lengths, strict=True)
         ]
@@ -133,24 +78,40 @@ class Batch:
         assert self._cache is not None
         self._last = self._forward(ids, torch.tensor(self._lengths, device=device), self._width, self._cache)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drops all rows but these, and the positions that are padding in all that stay."""
-        if not rows:
+    def fork(self, copies: Mapping[int, int]) -> None:
+        """Copies the sequence of a place to each place of `copies`, from the place that it maps to.
+
+        A place that does not exist yet is added; new places follow the last one.
+        """
+        assert self._cache is not None
+        places = list(range(max(len(self._lengths), *(place + 1 for place in copies))))
+        for place, source in copies.items():
+            places[place] = source
+        self._lengths = [self._lengths[source] for source in places]
+        index = torch.tensor(places, device=self._model.device)
+        layers: list[Any] = self._cache.layers
+        for layer in layers:
+            if isinstance(layer, _RoomyLayer):
+                layer.fork(copies, len(places))
+            else:
+                layer.batch_select_indices(index)
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Drops all places but these, and the positions that are padding in all that stay."""
+        if not places:
             self._empty()
             return
         assert self._cache is not None
-        index = torch.tensor(rows, device=self.logits.device)
-        self._last = tuple(x[index] for x in self._last)
-        self._lengths = [self._lengths[i] for i in rows]
+        self._lengths = [self._lengths[i] for i in places]
         self._width = max(self._lengths)
-        self._cache.batch_select_indices(index)
+        self._cache.batch_select_indices(torch.tensor(places, device=self._model.device))
         for layer in self._cache.layers:
             _trim(layer, self._width)
 
     def _forward(self, ids: Tensor, lengths: Tensor, width: int, cache: DynamicCache) -> tuple[Tensor, ...]:
-        """Runs `ids`, the last columns of rows `width` wide, and returns the last logits.
+        """Runs `ids`, the last columns of sequences `width` wide, and returns the last logits.
 
-        If the logits are rounded, the states [rows, D] that they were computed from follow them.
+        If the logits are rounded, the states [places, D] that they were computed from follow them.
         """
         positions = torch.arange(width - ids.shape[1], width, device=ids.device) - (width - lengths[:, None])
         inputs = {
@@ -179,18 +140,22 @@ class Batch:
 
     @property
     def log_probs(self) -> Tensor:
-        """log p of the next token of each row, [rows, V], from logits that are not rounded."""
+        """log p of the next token at each place, [places, V], from logits that are not rounded."""
         logits, *states = self._last
         if self._head is not None and states:
             logits = self._head.cut(self._vocabulary).logits(states[0])
         return log_normalise(logits.float())
 
-    def notes(self, tokens: Sequence[int]) -> list[tuple[float, ...]]:
-        """Returns the values that an answer keeps beside the next token of each row."""
+    @property
+    def columns(self) -> int:
+        """How many values `notes` has for a token."""
+        return int(self._log_probs)
+
+    def notes(self, places: Tensor, tokens: Tensor) -> Tensor:
+        """Returns the values that answers keep beside their tokens [R] at places [R]: [R, columns]."""
         if not self._log_probs:
-            return [()] * len(tokens)
-        index = torch.tensor(tokens, device=self.logits.device).clamp(min=0).unsqueeze(1)
-        return [(value,) for value in self.log_probs.gather(1, index).squeeze(1).tolist()]
+            return self.logits.new_empty(len(tokens), 0)
+        return self.log_probs[places, tokens][:, None]
 
 
 class _RoomyLayer(DynamicLayer):
@@ -208,39 +173,59 @@ class _RoomyLayer(DynamicLayer):
         """Appends the new positions [rows, heads, positions, size]; returns all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys = self._appended("keys", key_states)
-        self.values = self._appended("values", value_states)
-        return self.keys, self.values
+        return self._appended("keys", key_states), self._appended("values", value_states)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keeps the rows of `indices`, in their order."""
+        """Keeps the places of `indices`, in their order."""
         super().batch_select_indices(indices)
         self.forget_rooms()
 
     def forget_rooms(self) -> None:
-        """Frees the memory of arrays that were replaced when the number of rows changed."""
+        """Frees the memory of arrays that were replaced when the number of places changed."""
         self._rooms.clear()
+
+    def fork(self, copies: Mapping[int, int], places: int) -> None:
+        """Copies places onto others (`Batch.fork`), of which there are then so many."""
+        for name in ("keys", "values"):
+            held: Tensor = getattr(self, name)
+            room, n = self._room(name, held, places), held.shape[-2]
+            room[list(copies), :, :n] = room[list(copies.values()), :, :n]
+            self._hold(name, room, places, n)
 
     def _appended(self, name: str, new: Tensor) -> Tensor:
         held: Tensor = getattr(self, name)
-        n = held.shape[-2] if held.numel() else 0
+        places, n = len(new), held.shape[-2] if held.numel() else 0
         end = n + new.shape[-2]
+        room = self._room(name, held, places, end) if n else self._empty_room(new, places, end)
+        room[:places, :, n:end] = new
+        return self._hold(name, room, places, end)
+
+    def _room(self, name: str, held: Tensor, places: int, end: int = 0) -> Tensor:
+        """Returns the array that `held` is a part of, if it has so many places and positions; else a larger
+        one with its content."""
         room, filled = self._rooms.get(name, (held, None))
-        if filled is not held or end > room.shape[-2]:
-            room = new.new_empty(*new.shape[:2], end + self.ROOM, new.shape[-1])
-            if n:
-                room[:, :, :n] = held
-        room[:, :, n:end] = new
-        filled = room[:, :, :end]
-        self._rooms[name] = room, filled
-        return filled
+        if filled is held and places <= len(room) and end <= room.shape[-2]:
+            return room
+        more = 0 if places <= len(held) else len(held) // 2
+        room = self._empty_room(held, max(places, len(held) + more), max(end, held.shape[-2]))
+        room[: len(held), :, : held.shape[-2]] = held
+        return room
+
+    def _empty_room(self, like: Tensor, places: int, end: int) -> Tensor:
+        return like.new_empty(places, like.shape[1], end + self.ROOM, like.shape[-1])
+
+    def _hold(self, name: str, room: Tensor, places: int, end: int) -> Tensor:
+        held = room[:places, :, :end]
+        self._rooms[name] = room, held
+        setattr(self, name, held)
+        return held
 
 
 class MixedBatch:
-    """Rows that two models decode together by the mixture of their distributions."""
+    """Places in which two models decode together by the mixture of their distributions (see `Batch`)."""
 
     logits: Tensor
-    """The logarithm of the mixture over the next token of each row: [rows, V]."""
+    """The logarithm of the mixture over the next token at each place: [places, V]."""
 
     def __init__(
         self, student: PreTrainedModel, teacher: PreTrainedModel, teacher_share: float, vocabulary: int
@@ -249,35 +234,40 @@ class MixedBatch:
         self._teacher_share = teacher_share
         self._parts: list[Tensor] = []
 
-    def join(self, prompts: Sequence[tuple[int, ...]]) -> None:
-        """Adds prompts as new rows to both models' batches."""
+    def join(self, sequences: Sequence[tuple[int, ...]]) -> None:
+        """Adds sequences to both models' batches."""
         for batch in self._batches:
-            batch.join(prompts)
+            batch.join(sequences)
         self._mix()
 
     def step(self, tokens: Sequence[int | None]) -> None:
-        """Appends a token to each row of both models' batches, and mixes their next distributions."""
+        """Appends a token at each place of both models' batches, and mixes their next distributions."""
         for batch in self._batches:
             batch.step(tokens)
         self._mix()
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Keeps these rows of both models' batches, in this order."""
+    def fork(self, copies: Mapping[int, int]) -> None:
+        """Copies places of both models' batches onto others."""
         for batch in self._batches:
-            batch.keep(rows)
+            batch.fork(copies)
 
-    def notes(self, tokens: Sequence[int]) -> list[tuple[float, ...]]:
-        """Returns the log-probabilities of the next token of each row under mixture, teacher and student.
+    def keep(self, places: Sequence[int]) -> None:
+        """Keeps these places of both models' batches, in this order."""
+        for batch in self._batches:
+            batch.keep(places)
+
+    columns = 3
+
+    def notes(self, places: Tensor, tokens: Tensor) -> Tensor:
+        """Returns log-probabilities of tokens [R] at places [R] under mixture, teacher and student: [R, 3].
 
         The log-probability under the mixture comes from the same logits that the token is drawn from.
         """
-        index = torch.tensor(tokens, device=self.logits.device).clamp(min=0).unsqueeze(1)
         parts = [
             batch.log_probs if batch.rounded else part
             for batch, part in zip(self._batches, self._parts, strict=True)
         ]
-        columns = [part.gather(1, index) for part in (self.logits, *parts)]
-        return [tuple(row) for row in torch.cat(columns, dim=1).tolist()]
+        return torch.stack([part[places, tokens] for part in (self.logits, *parts)], dim=1)
 
     def _mix(self) -> None:
         log_p, log_q = (batch.logits.float().log_softmax(-1) for batch in self._batches)
@@ -292,7 +282,7 @@ def _rounds(output: nn.Module) -> bool:
 
 
 def holds_keys_and_values(model: PreTrainedModel) -> bool:
-    """Whether the model's cache is keys and values only, so that rows can be taken out and put in."""
+    """Whether the model's cache is keys and values only, so that sequences can be taken out and put in."""
     layers = DynamicCache(config=model.config).layers
     return (
         "past_key_values" in inspect.signature(model.forward).parameters

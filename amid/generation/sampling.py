@@ -4,24 +4,22 @@ import contextlib
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import chain, islice, product
+from typing import Any, NamedTuple, Self
 
+import numpy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.errors import InputError
-from amid.generation.decoding import Batch, MixedBatch, Row, holds_keys_and_values, left_padded, padding_mask
+from amid.generation.decoding import Batch, MixedBatch, holds_keys_and_values, left_padded, padding_mask
+from amid.generation.drawing import Warp, draw
+from amid.generation.rows import Beginning, Integers, Rows
 from amid.scoring.answers import Answer
+from amid.settings.ladders import Rung, check_ladders, rungs_of
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +40,20 @@ class MixedAnswer:
     log_student: Tensor
 
 
+class Drawn(NamedTuple):
+    """A decoded answer: its tokens and their notes, the first `length` of which count."""
+
+    tokens: NDArray[numpy.int32]
+    notes: NDArray[numpy.float32]
+    length: int
+
+    @property
+    def ids(self) -> list[int]:
+        """The token ids."""
+        ids: list[int] = self.tokens[: self.length].tolist()
+        return ids
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Sampling of answers by transformers.
@@ -53,6 +65,9 @@ class Sampling:
         temperature: 0 for greedy decoding; then `samples` must be 1.
         top_p: in (0, 1]; 1 keeps all tokens.
         top_k: 0 keeps all tokens.
+        temperatures: further temperatures that the evaluation sets are answered at, two or more; None for
+            none. A rung that equals `temperature` needs no further answers.
+        top_ps: further top-p that the evaluation sets are answered at, as `temperatures`.
         no_repeat_ngram_size: no n-gram of this size occurs twice, the prompt included; 0 for no such rule.
         batch_size: answers drawn at once, at most.
 
@@ -66,6 +81,8 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    temperatures: Sequence[float] | None = None
+    top_ps: Sequence[float] | None = None
     no_repeat_ngram_size: int = 0
     batch_size: int = 64
 
@@ -99,6 +116,21 @@ class Sampling:
             )
         if not 0 < self.top_p <= 1:
             raise InputError(f"generation.top_p={self.top_p} must be in (0, 1]")
+        check_ladders(vars(self))
+
+    @property
+    def rungs(self) -> list[Rung]:
+        """The rungs of the ladders that need answers of their own."""
+        return [rung for rung in rungs_of(vars(self)) if rung.value != getattr(self, rung.ladder)]
+
+    def at(self, rung: Rung | None) -> Self:
+        """Returns the settings without ladders, at a rung or for None as they are."""
+        changed: dict[str, Any] = {} if rung is None else {rung.ladder: rung.value}
+        return replace(self, temperatures=None, top_ps=None, **changed)
+
+    @property
+    def _warp(self) -> Warp:
+        return Warp(float(self.temperature), float(self.top_p), self.top_k)
 
     def check_installed(self) -> None:
         """Raises InputError if the package that draws the answers is not installed."""
@@ -119,7 +151,8 @@ class Sampling:
             drawn = self.token_ids(model, tokenizer, prompts, seed, samples, len(tokenizer))
             return [[as_answer(ids, tokenizer, None) for ids in row] for row in drawn]
         names = streams(prompts, seed, samples or self.samples)
-        return self._noted_answers(model, tokenizer, prompts, names)
+        (answers,) = self._noted_answers(model, tokenizer, prompts, names, [self._warp])
+        return answers
 
     def answers_to_sets(
         self,
@@ -127,26 +160,31 @@ class Sampling:
         tokenizer: PreTrainedTokenizerBase,
         sets: Mapping[str, Sequence[Sequence[int]]],
         finished: Callable[[int], None] = report_nothing,
-    ) -> Iterator[tuple[str, int, list[list[Answer]]]]:
-        """Yields a set's name, a seed, and the answers to the set's prompts, for every set and every seed.
+    ) -> Iterator[tuple[str, Rung | None, int, list[list[Answer]]]]:
+        """Yields a set's name, a rung, a seed, and the answers to the set's prompts, for every set, rung and
+        seed. The rung is None for the answers at the settings' own temperature and top-p.
 
-        The answers equal the answers of `answers`. All seeds of a set are drawn together: the model reads
-        each prompt once for all its answers. `finished` is called with the number of answers that have ended
-        since its last call.
+        The answers equal the answers of `answers` (`at` the rung). All rungs and seeds of a set are drawn
+        together: the model reads each prompt once for all its answers, and answers share the decoding of the
+        tokens that they begin with. `finished` is called with the number of answers that have ended since its
+        last call.
         """
+        rungs = [None, *self.rungs]
         if not holds_keys_and_values(model):
             for name, prompts in sets.items():
-                for seed in self.seeds:
-                    of_seed = self.answers(model, tokenizer, prompts, seed)
+                for rung, seed in product(rungs, self.seeds):
+                    of_seed = self.at(rung).answers(model, tokenizer, prompts, seed)
                     finished(len(prompts) * self.samples)
-                    yield name, seed, of_seed
+                    yield name, rung, seed, of_seed
             return
         for name, prompts in sets.items():
             of_seeds = zip(*(streams(prompts, seed, self.samples) for seed in self.seeds), strict=True)
             names = [list(chain(*of_prompt)) for of_prompt in of_seeds]
-            drawn = self._noted_answers(model, tokenizer, prompts, names, finished)
-            for i, seed in enumerate(self.seeds):
-                yield name, seed, [row[i * self.samples : (i + 1) * self.samples] for row in drawn]
+            warps = [self.at(rung)._warp for rung in rungs]
+            drawn = self._noted_answers(model, tokenizer, prompts, names, warps, finished)
+            for rung, rows in zip(rungs, drawn, strict=True):
+                for i, seed in enumerate(self.seeds):
+                    yield name, rung, seed, [row[i * self.samples : (i + 1) * self.samples] for row in rows]
 
     def _noted_answers(
         self,
@@ -154,17 +192,29 @@ class Sampling:
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Sequence[int]],
         names: Iterable[Sequence[str]],
+        warps: Sequence[Warp],
         finished: Callable[[int], None] = report_nothing,
-    ) -> list[list[Answer]]:
-        """Returns answers with log-probabilities; `names` holds the names of random numbers, by prompt."""
+    ) -> list[list[list[Answer]]]:
+        """Returns answers with log-probabilities: [warps, prompts, names].
+
+        Args:
+            model: see `answers`.
+            tokenizer: see `answers`.
+            prompts: see `answers`.
+            names: the names of random numbers, by prompt.
+            warps: all answers are drawn with each of these.
+            finished: see `answers_to_sets`.
+        """
         check_prompts(prompts)
         with _as_is(model):
             batch = Batch(model, len(tokenizer), log_probs=True)
-            rows = self._decode(batch, tokenizer, prompts, names, finished)
-        return [
-            [as_answer(row.tokens, tokenizer, [note[0] for note in row.notes]) for row in of_prompt]
-            for of_prompt in rows
-        ]
+            rows = self._decode(batch, tokenizer, prompts, names, warps, finished)
+        known: dict[tuple[int, ...], tuple[str, bool]] = {}
+
+        def answer(drawn: Drawn) -> Answer:
+            return as_answer(drawn.ids, tokenizer, drawn.notes[: drawn.length, 0].tolist(), known)
+
+        return [[[answer(row) for row in of_prompt] for of_prompt in of_warp] for of_warp in rows]
 
     def token_ids(
         self,
@@ -202,8 +252,8 @@ class Sampling:
         with _as_is(model):
             if holds_keys_and_values(model):
                 names = streams(prompts, seed, samples or self.samples)
-                rows = self._decode(Batch(model, vocabulary), tokenizer, prompts, names)
-                return [[row.tokens for row in of_prompt] for of_prompt in rows]
+                (rows,) = self._decode(Batch(model, vocabulary), tokenizer, prompts, names, [self._warp])
+                return [[row.ids for row in of_prompt] for of_prompt in rows]
             drawn = self._generate(model, tokenizer, prompts, seed, samples or self.samples, vocabulary)
         return [[_cut(ids, tokenizer.eos_token_id) for ids in row] for row in drawn]
 
@@ -243,8 +293,9 @@ class Sampling:
                 )
         with _as_is(student), _as_is(teacher):
             batch = MixedBatch(student, teacher, teacher_share, len(tokenizer))
-            rows = self._decode(batch, tokenizer, prompts, streams(prompts, seed, samples=1))
-        return [MixedAnswer(row.tokens, *torch.tensor(row.notes).T.unbind()) for (row,) in rows]
+            names = streams(prompts, seed, samples=1)
+            (rows,) = self._decode(batch, tokenizer, prompts, names, [self._warp])
+        return [MixedAnswer(row.ids, *torch.tensor(row.notes[: row.length]).T.unbind()) for (row,) in rows]
 
     def _decode(
         self,
@@ -252,75 +303,68 @@ class Sampling:
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Sequence[int]],
         names: Iterable[Sequence[str]],
+        warps: Sequence[Warp],
         finished: Callable[[int], None] = report_nothing,
-    ) -> list[list[Row]]:
-        """Draws an answer for each of the `names` of random numbers of a prompt, as many for each prompt.
+    ) -> list[list[list[Drawn]]]:
+        """Draws an answer with each of `warps` and each of a prompt's `names`: [warps, prompts, names].
 
-        The next prompts, short ones first, take the places of finished answers in the batch. The answers to a
-        prompt begin together, if the batch has so many places, and share one prefill. Places are freed and
-        filled a quarter of the batch at a time, since freeing and filling both copy the cache.
+        The answers to a prompt begin in one place of the batch, up to `batch_size` of them, and share one
+        prefill. Answers stay in one place while their tokens are equal; then the place is copied. The next
+        prompts, short ones first, take the places of finished answers. Places are freed and filled a quarter
+        of the batch at a time, since freeing and filling both copy the cache.
         """
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        answers = [
-            [Row(tuple(prompt), name, self.max_new_tokens, self.no_repeat_ngram_size) for name in of_prompt]
-            for prompt, of_prompt in zip(prompts, names, strict=True)
-        ]
-        waiting = deque(row for i in order for row in answers[i])
-        together = min(len(answers[0]), self.batch_size) if answers else 1
-        rows: list[Row] = []
-        while waiting or rows:
-            free = self.batch_size - len(rows)
-            begin = min(free // together * together, len(waiting))
-            if begin and 4 * free >= self.batch_size:
-                new = [waiting.popleft() for _ in range(begin)]
-                batch.join([row.prompt for row in new])
-                rows += new
-            tokens = self._draw(batch.logits, rows)
-            ended = 0
-            for row, token, note in zip(rows, tokens, batch.notes(tokens), strict=True):
-                if not row.done:
-                    row.add(token, tokenizer.eos_token_id)
-                    row.notes.append(note)
-                    ended += row.done
-            if ended:
+        names = list(names)
+        each = len(names[0]) if names else 0
+        waiting = deque(_beginnings(prompts, names, len(warps), self.batch_size))
+        answers = len(warps) * len(prompts) * each
+        rows = Rows(answers, self.max_new_tokens, batch.columns, self.no_repeat_ngram_size)
+        while waiting or rows.width:
+            new: list[Beginning] = []
+            free = self.batch_size - rows.reserved
+            enough = 4 * free >= self.batch_size
+            while enough and waiting and len(waiting[0].answers) <= free:
+                new.append(waiting.popleft())
+                free -= len(new[-1].answers)
+            if new:
+                batch.join([beginning.prompt for beginning in new])
+                rows.begin(new)
+            if ended := self._draw(batch, rows, warps, rows.answers // (len(prompts) * each), tokenizer):
                 finished(ended)
-            live = [i for i, row in enumerate(rows) if not row.done]
-            if 4 * len(live) <= 3 * len(rows):
-                batch.keep(live)
-                rows = [rows[i] for i in live]
-            if rows:
-                batch.step([None if row.done else row.tokens[-1] for row in rows])
-        return answers
+            if copies := rows.move():
+                batch.fork(copies)
+            if 4 * len(set(rows.places.tolist())) <= 3 * rows.width:
+                batch.keep(rows.keep())
+            if rows.width:
+                batch.step(rows.next_tokens())
+        drawn = map(Drawn, rows.tokens, rows.notes, rows.lengths.tolist())
+        return [[list(islice(drawn, each)) for _ in prompts] for _ in warps]
 
-    def _draw(self, logits: Tensor, rows: Sequence[Row]) -> list[int]:
-        """Draws the next token of each row from `logits` [rows, V]."""
-        scores = logits.float()
-        banned = [(i, t) for i, row in enumerate(rows) for t in row.banned() if t < scores.shape[-1]]
-        if banned:
-            scores = scores.index_put(
-                tuple(torch.tensor(banned, device=scores.device).T), scores.new_tensor(-torch.inf)
-            )
-        if self.temperature:
-            for warper in self._warpers():
-                scores = warper(None, scores)
-            tokens = _inverse_cdf(scores, torch.tensor([row.bits() for row in rows], device=scores.device))
-        else:
-            tokens = scores.argmax(-1)
-        drawn: list[int] = torch.where(scores.amax(-1).isfinite(), tokens, -1).tolist()
-        if any(token < 0 and not row.done for token, row in zip(drawn, rows, strict=True)):
-            raise FloatingPointError("generation: the model's logits are not finite, or no token is left")
-        return drawn
+    def _draw(
+        self,
+        batch: Batch | MixedBatch,
+        rows: Rows,
+        warps: Sequence[Warp],
+        warp_of: Integers,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> int:
+        """Draws the next token of each row, each with its warp. Returns how many rows have ended.
 
-    def _warpers(self) -> list[Any]:
-        """Returns the warpers of the settings, in the order of transformers."""
-        warpers: list[Any] = []
-        if self.temperature != 1:
-            warpers.append(TemperatureLogitsWarper(float(self.temperature)))
-        if self.top_k:
-            warpers.append(TopKLogitsWarper(self.top_k))
-        if self.top_p < 1:
-            warpers.append(TopPLogitsWarper(self.top_p))
-        return warpers
+        Rows at one place that have the same warp too draw from one distribution, each with its own random
+        number.
+        """
+        scores = batch.logits.float()
+        device = scores.device
+        if banned := [(place, token) for place, token in rows.banned() if token < scores.shape[-1]]:
+            index = tuple(torch.tensor(banned, device=device).T)
+            scores = scores.index_put(index, scores.new_tensor(-torch.inf))
+        pairs, pair_of = numpy.unique(rows.places * len(warps) + warp_of, return_inverse=True)
+        at, warp = numpy.divmod(pairs, len(warps))
+        if len(at) != len(scores) or len(warps) > 1:
+            scores = scores[torch.tensor(at, device=device)]
+        of, bits = torch.tensor(pair_of, device=device), torch.tensor(rows.bits(), device=device)
+        tokens = draw(scores, [warps[i] for i in warp.tolist()], of, bits)
+        notes = batch.notes(torch.tensor(rows.places, device=device), tokens)
+        return rows.add(tokens.cpu().numpy(), notes.float().cpu().numpy(), tokenizer.eos_token_id)
 
     def _generate(
         self,
@@ -398,14 +442,26 @@ def check_prompts(prompts: Sequence[Sequence[int]]) -> None:
         raise InputError(f"prompt {[len(p) for p in prompts].index(0)} has no token; give it at least one")
 
 
-def _inverse_cdf(scores: Tensor, bits: Tensor) -> Tensor:
-    """The token of each row at which the cumulated softmax of `scores` [rows, V] exceeds bits / 2^32.
+def _beginnings(
+    prompts: Sequence[Sequence[int]], names: Sequence[Sequence[str]], warps: int, most: int
+) -> Iterator[Beginning]:
+    """Yields the answers to equal prompts together, but not more than `most` at once; short prompts first.
 
-    `bits` [rows] are integers from 0 to 2^32 - 1. All sums are of integers, thus exact on every device.
+    Answers are numbered by warp, prompt and name.
     """
-    shares = (scores.softmax(-1) * 2**30).round().long()
-    sums = shares.cumsum(-1)
-    return torch.searchsorted(sums, bits[:, None] * sums[:, -1:] >> 32, right=True).squeeze(-1)
+    same: dict[tuple[int, ...], list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        same.setdefault(tuple(prompt), []).append(i)
+    for prompt in sorted(same, key=len):
+        answers = [
+            ((warp * len(prompts) + i) * len(names[i]) + j, name)
+            for i in same[prompt]
+            for warp in range(warps)
+            for j, name in enumerate(names[i])
+        ]
+        for start in range(0, len(answers), most):
+            numbers, streams = zip(*answers[start : start + most], strict=True)
+            yield Beginning(prompt, numbers, streams)
 
 
 def _cut(ids: list[int], eos: int | None) -> list[int]:
@@ -413,7 +469,17 @@ def _cut(ids: list[int], eos: int | None) -> list[int]:
     return ids[: ids.index(eos) + 1] if eos is not None and eos in ids else ids
 
 
-def as_answer(ids: list[int], tokenizer: PreTrainedTokenizerBase, log_probs: list[float] | None) -> Answer:
-    """The answer of these token ids, EOS included where it ended."""
-    text = str(tokenizer.decode(ids, skip_special_tokens=True))
-    return Answer(text.strip(), len(ids), tokenizer.eos_token_id in ids, log_probs)
+def as_answer(
+    ids: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    log_probs: list[float] | None,
+    known: dict[tuple[int, ...], tuple[str, bool]] | None = None,
+) -> Answer:
+    """The answer of these token ids, EOS included where it ended; `known` keeps texts of earlier calls."""
+    known = {} if known is None else known
+    key = tuple(ids)
+    if key not in known:
+        text = str(tokenizer.decode(ids, skip_special_tokens=True))
+        known[key] = text.strip(), tokenizer.eos_token_id in ids
+    text, ended = known[key]
+    return Answer(text, len(ids), ended, log_probs)

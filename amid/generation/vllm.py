@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from amid.errors import InputError
 from amid.generation.sampling import Sampling, as_answer, check_prompts, report_nothing, streams
 from amid.models.vocabulary import output_rows
 from amid.scoring.answers import Answer
+from amid.settings.ladders import Rung
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class VLLMSampling(Sampling):
         tokenizer: PreTrainedTokenizerBase,
         sets: Mapping[str, Sequence[Sequence[int]]],
         finished: Callable[[int], None] = report_nothing,
-    ) -> Iterator[tuple[str, int, list[list[Answer]]]]:
+    ) -> Iterator[tuple[str, Rung | None, int, list[list[Answer]]]]:
         """See `Sampling.answers_to_sets`.
 
         Raises:
@@ -96,16 +98,16 @@ class VLLMSampling(Sampling):
                 reason = " ".join(str(error).split())
                 raise InputError(f"generation=vllm: vLLM does not load the student: {reason}") from error
             try:
-                for name, prompts in sets.items():
-                    for seed in self.seeds:
-                        drawn = self._drawn(vllm, engine, tokenizer, prompts, seed, allowed)
-                        finished(len(prompts) * self.samples)
-                        yield name, seed, drawn
+                for name, rung, seed in product(sets, [None, *self.rungs], self.seeds):
+                    prompts, at = sets[name], self.at(rung)
+                    drawn = at._drawn_by_vllm(vllm, engine, tokenizer, prompts, seed, allowed)
+                    finished(len(prompts) * self.samples)
+                    yield name, rung, seed, drawn
             finally:
                 del engine
                 gc.collect()
 
-    def _drawn(
+    def _drawn_by_vllm(
         self,
         vllm: Any,
         engine: Any,

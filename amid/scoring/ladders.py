@@ -13,20 +13,7 @@ from amid.measures import OF_ANSWERS, measure_of
 from amid.metrics.fronts import Front
 from amid.results import quality_metrics
 from amid.scoring.answers import PER_PROMPT, PROMPTS, REMEDY, UNREAD, read_per_prompt
-
-LADDERS = {"temperature": "temperatures", "top_p": "top_ps"}
-"""The setting of `generation` that lists the rungs of a ladder, by the ladder: the setting that it varies."""
-
-
-def rung_folder(folder: Path, ladder: str, rung: float) -> Path:
-    """Returns the folder of the answers at a rung, in the folder of a run's answers: `temperature-0.4`."""
-    return folder / f"{ladder}-{float(rung)}"
-
-
-def rungs_of(generation: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Returns the rungs of each ladder that the settings `generation` of a run name, rising."""
-    found = {ladder: generation.get(key) for ladder, key in LADDERS.items()}
-    return {ladder: sorted(map(float, rungs)) for ladder, rungs in found.items() if rungs}
+from amid.settings.ladders import LADDERS, rungs_of
 
 
 @dataclass(frozen=True)
@@ -140,17 +127,15 @@ def _places(folder: Path, ladder: str) -> tuple[float, dict[float, Path]]:
     if not isinstance(generation, Mapping):
         raise InputError(f"{folder / CONFIG_FILE} names no generation; give the folder of a finished run")
     try:
-        rungs = rungs_of(generation)
+        rungs = [rung for rung in rungs_of(generation) if rung.ladder == ladder]
         own = float(generation.get(ladder, 1.0))
     except (TypeError, ValueError) as error:
         raise damaged(folder / CONFIG_FILE, error, REMEDY) from error
-    if ladder not in rungs:
+    if not rungs:
         key = LADDERS.get(ladder, "temperatures")
         raise InputError(
             f"{folder} has no answers at several values of {ladder}; draw them: "
             f"amid evaluate run={folder} generation.{key}=[0.5,0.75,1.0]"
         )
     answers = folder / "generations"
-    return own, {
-        rung: answers if rung == own else rung_folder(answers, ladder, rung) for rung in rungs[ladder]
-    }
+    return own, {rung.value: answers if rung.value == own else answers / rung.folder for rung in rungs}

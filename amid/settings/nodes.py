@@ -38,7 +38,9 @@ from amid.settings.types import (
     ShareAboveNone,
     ShareBelowAll,
     Source,
+    Temperatures,
     Text,
+    TopPs,
     Warmup,
     WithInput,
     WithoutInput,
@@ -340,6 +342,8 @@ class Sampling(Node):
     temperature: NotNegative = 1.0
     top_p: ShareAboveNone = 1.0
     top_k: Natural = 0
+    temperatures: Temperatures = None
+    top_ps: TopPs = None
     no_repeat_ngram_size: Natural = 0
     batch_size: Count = 64
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from amid.errors import InputError
 from amid.measures import RIGHT_OR_WRONG, VALIDATION
+from amid.settings.ladders import check_ladders
 from amid.settings.nodes import BY_TARGET, BuiltinCorpus, Sampling
 from amid.settings.words import shown
 
@@ -172,6 +173,7 @@ def _check_sampling(key: str, sampling: Values) -> None:
             f"{key}.temperature=0 with {key}.samples={samples}: use a temperature above 0, or 0 (greedy) "
             "with one sample"
         )
+    check_ladders(sampling)
     no_repeat = sampling.get("no_repeat_ngram_size", 0)
     if sampling["_target_"] == "amid.generation.VLLMSampling" and no_repeat:
         raise InputError(

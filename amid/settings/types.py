@@ -10,6 +10,8 @@ from typing import Annotated, Any, NoReturn
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from amid.settings.ladders import FINITE, refused
+
 MOST_THREADS = max(256, os.cpu_count() or 1)
 """The most threads; a larger number is a typing error, and would end the process."""
 
@@ -110,6 +112,16 @@ def _pass_at(value: Any) -> Any:
     if twice := [k for k in dict.fromkeys(value) if value.count(k) > 1]:
         refuse(f"different numbers, and has {twice[0]} twice; leave one out")
     return value
+
+
+def _rungs(most: float) -> Callable[[Any], Any]:
+    """Returns a validator of the rungs of a ladder, up to `most`."""
+
+    def check(value: Any) -> Any:
+        wanted = None if value is None else refused(value, most)
+        return value if wanted is None else refuse(wanted)
+
+    return check
 
 
 def _layers(value: Any) -> Any:
@@ -247,6 +259,16 @@ PassAt = Annotated[
     Any,
     BeforeValidator(_pass_at),
     Field(description="a list of whole numbers from 1, such as [1, 4], or [] for no pass@k"),
+]
+Temperatures = Annotated[
+    Any,
+    BeforeValidator(_rungs(FINITE)),
+    Field(description="a list of numbers above 0, such as [0.5, 1.0], or null for none"),
+]
+TopPs = Annotated[
+    Any,
+    BeforeValidator(_rungs(1.0)),
+    Field(description="a list of numbers above 0, up to 1, such as [0.5, 1.0], or null for none"),
 ]
 Layers = Annotated[
     Any, BeforeValidator(_layers), Field(description="a list of layer numbers from 0, or null for all")

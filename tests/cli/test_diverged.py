@@ -49,10 +49,10 @@ def test_no_answers_stay_of_a_student_that_diverged_in_the_second_set(quick, tmp
     answers_to_sets = Sampling.answers_to_sets
 
     def broken(self, model, tokenizer, sets, finished):
-        for name, seed, answers in answers_to_sets(self, model, tokenizer, sets, finished):
+        for name, rung, seed, answers in answers_to_sets(self, model, tokenizer, sets, finished):
             if name != next(iter(sets)):
                 raise FloatingPointError("no token is left")
-            yield name, seed, answers
+            yield name, rung, seed, answers
 
     monkeypatch.setattr(Sampling, "answers_to_sets", broken)
     assert run("train", *quick) == 0

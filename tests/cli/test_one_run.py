@@ -228,11 +228,11 @@ def test_scoring_goes_on_with_the_sets_that_were_not_answered(quick, finished, t
     def killed_after_the_first_set(self, model, tokenizer, sets, finished):
         asked.extend([list(sets)] if sets else [])  # a fine-tuning has none
         nonlocal later
-        for name, seed, answers in answers_to_sets(self, model, tokenizer, sets, finished):
+        for name, rung, seed, answers in answers_to_sets(self, model, tokenizer, sets, finished):
             if kill and name != next(iter(sets)):
                 raise KeyboardInterrupt
             later += 100 * kill
-            yield name, seed, answers
+            yield name, rung, seed, answers
 
     monkeypatch.setattr(Sampling, "answers_to_sets", killed_after_the_first_set)
     clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + later)

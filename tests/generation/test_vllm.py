@@ -67,7 +67,12 @@ def test_answers_are_those_of_the_model(stand_in):
     actual = list(VLLMSampling(**greedy).answers_to_sets(model, TOKENS, SETS))
     expected = list(Sampling(**greedy).answers_to_sets(model, TOKENS, SETS))
     assert actual == expected
-    assert [(name, seed) for name, seed, _ in actual] == [("one", 10), ("one", 20), ("two", 10), ("two", 20)]
+    assert [(name, seed) for name, _, seed, _ in actual] == [
+        ("one", 10),
+        ("one", 20),
+        ("two", 10),
+        ("two", 20),
+    ]
     for (*_, rows), (*_, others) in zip(actual, expected, strict=True):
         for row, other in zip(rows, others, strict=True):
             assert row[0].log_probs == pytest.approx(other[0].log_probs, abs=1e-5)
@@ -142,7 +147,7 @@ def test_vllm_itself():
         for row, other in zip(rows, others, strict=True):
             assert row[0].log_probs == pytest.approx(other[0].log_probs, abs=1e-3)
     sampled = dataclasses.replace(greedy, temperature=1.0, samples=400)
-    ((_, _, (drawn,)),) = sampled.answers_to_sets(model, TOKENS, {"one": PROMPTS[:1]})
+    ((_, _, _, (drawn,)),) = sampled.answers_to_sets(model, TOKENS, {"one": PROMPTS[:1]})
     log_probs = torch.tensor([answer.log_probs[0] for answer in drawn])
     logits = model(torch.tensor([PROMPTS[0]])).logits[0, -1]
     entropy = torch.distributions.Categorical(logits=logits).entropy()

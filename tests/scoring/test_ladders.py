@@ -8,8 +8,9 @@ from amid.errors import Damaged, InputError
 from amid.files import write_json
 from amid.metrics import distinct_n, self_bleu
 from amid.scoring.answers import MANIFEST, PER_PROMPT, Answer, Answered
-from amid.scoring.ladders import fronts, rung_folder
+from amid.scoring.ladders import fronts
 from amid.scoring.scores import diversity_per_prompt, score_answers, self_bleus_by_seed
+from amid.settings.ladders import Rung
 
 
 def scores(quality, alike, prompts="key"):
@@ -43,9 +44,9 @@ def test_a_curve_has_the_scores_of_each_prompt_at_each_rung(run):
     assert numpy.array_equal(fronts(run, "open", diversity="distinct_1").diversity, [[60, 40]] * 3)
 
 
-def test_a_rung_lies_in_a_folder_of_its_own(tmp_path):
-    assert rung_folder(tmp_path, "temperature", 1).name == "temperature-1.0"
-    assert rung_folder(tmp_path, "top_p", 0.95).name == "top_p-0.95"
+def test_a_rung_lies_in_a_folder_of_its_own():
+    assert Rung("temperature", 1).folder == "temperature-1.0"
+    assert Rung("top_p", 0.95).folder == "top_p-0.95"
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,8 @@ def test_a_run_computes_each_metric_once_an_answer(tmp_path):
     sampling = SimpleNamespace(
         seeds=[1, 2],
         samples=2,
-        answers_to_sets=lambda **_: [("mine", seed, answers) for seed, answers in drawn.items()],
+        rungs=[],
+        answers_to_sets=lambda **_: [("mine", None, seed, answers) for seed, answers in drawn.items()],
     )
     sets = {"mine": [Example(f"say {i}", "", tuple(outputs)) for i, outputs in enumerate(REFERENCES)]}
     metrics = {name: counted(name, metric) for name, metric in {"rouge_l": rouge_l, **SETS}.items()}
