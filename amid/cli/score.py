@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from amid.cli.arguments import Arguments
+from amid.cli.equal_diversity import DIVERSITIES, print_at_equal_diversity
 from amid.console import console
 from amid.errors import InputError
 from amid.files import written_whole
@@ -32,7 +34,6 @@ from amid.metrics import (
     signed,
 )
 from amid.results import Score
-from amid.scoring.answers import Answered
 from amid.scoring.scores import (
     metric_values,
     passes,
@@ -66,7 +67,9 @@ Scores files of answers, or runs, and tests the differences between them.
 FILE  answers of any system: JSON Lines, an object a line, with `references` (one or a list; also called
       `reference` or `output`) and `answers` (a list; one may be called `answer` or `prediction`):
       {"references": ["Paris"], "answers": ["Paris", "It is Paris."], "category": "open_qa"}
-RUN   the folder of a finished run: every set in its generations/, over the sampling seeds
+      Files of one system at several temperatures are called NAME@TEMPERATURE.jsonl, as kd@0.4.jsonl.
+RUN   the folder of a finished run: every set in its generations/, over the sampling seeds, at every rung of
+      its ladders (generation.temperatures)
 """
 MORE = f"""\
 scores  Always: {", ".join(ALWAYS)}; self_bleu (among the answers to one prompt),
@@ -77,12 +80,16 @@ scores  Always: {", ".join(ALWAYS)}; self_bleu (among the answers to one prompt)
 pass@k  --pass-at 1,4 adds the chance that one of k answers is right: in its number, if exact_answer is among
         the scores, else by exact match. A run has the k of its data.pass_at. --metric pass_4 tests it.
 parts   --by shows the main score, or --metric, and Self-BLEU; --csv has all scores of all parts.
-tests   For every two systems with answers to the same set: the difference of their scores, its 95% interval
-        and p by paired bootstrap over the prompts. With fewer than {FEW} prompts the test is exact and swaps
-        scores. BLEU and chrF are computed again for each draw.
+tests   For every two systems with answers to the same set, at the same temperature: the difference of their
+        scores, its 95% interval and p by paired bootstrap over the prompts. With fewer than {FEW} prompts the
+        test is exact and swaps scores. BLEU and chrF are computed again for each draw.
+equal diversity
+        For every two systems with answers at several temperatures: the difference of their quality at equal
+        --diversity, as a mean over the diversities that both reach, and at each of --at.
 
 amid score outputs/train/default --by family --csv scores.csv
 amid score ours.jsonl theirs.jsonl --metric bleu
+amid score ours@0.5.jsonl ours@1.jsonl theirs@0.5.jsonl theirs@1.jsonl --at 20
 """
 
 
@@ -137,6 +144,20 @@ def parser() -> argparse.ArgumentParser:
         "repetition: one of sacrebleu's, such as intl (all scripts with spaces), zh (Chinese) or char; by "
         "default the run's, else the published one, for English",
     )
+    found.add_argument(
+        "--diversity",
+        choices=DIVERSITIES,
+        default=DIVERSITIES[0],
+        help="what is equal where systems with answers at several temperatures are compared (self_bleu)",
+    )
+    found.add_argument(
+        "--at",
+        type=float,
+        action="append",
+        default=[],
+        metavar="NUMBER",
+        help="also compare them where the diversity has this value; may be given several times",
+    )
     found.add_argument("--csv", metavar="FILE", help="also write all scores, unrounded, to this file")
     found.add_argument(
         "--trust-run",
@@ -185,6 +206,8 @@ def run(arguments: Sequence[str]) -> None:
                 out.print(table)
         if len(group) > 1:
             _print_differences(group, metric, out)
+            scores = partial(_of_prompts, metric, _chosen(metric, group))
+            print_at_equal_diversity(group, metric, scores, given.diversity, given.at, out)
         elif len(systems) > 1 and (not first.dataset or sets.count(first.dataset) > 1):
             out.print(f"{_called(first)} is not compared: {_why_alone(first, systems)}.", markup=False)
 
@@ -404,7 +427,7 @@ def _cell(score: Score | None) -> str:
 
 
 def _print_differences(systems: Sequence[System], name: str, out: Console) -> None:
-    """Prints the difference of every two systems in the metric `name`, or why no two can be tested."""
+    """Prints the difference of every two systems at the same rung in a metric, or why none can be tested."""
     if len(systems[0].by_seed[0]) == 1:
         out.print("One prompt cannot show a difference; give two or more.\n", markup=False)
         return
@@ -416,7 +439,7 @@ def _print_differences(systems: Sequence[System], name: str, out: Console) -> No
         is_text = column in ("First", "Second", "")
         table.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
     try:
-        scores = [_of_prompts(name, metrics, system.by_seed) for system in systems]
+        scores = [_of_prompts(name, metrics, system) for system in systems]
     except ValueError as error:
         raise InputError(f"--metric={name} cannot score these answers: {error}") from error
     if any(name in unread_by(metrics, s.by_seed) for s in systems) and not _any_above_0(scores):
@@ -424,6 +447,8 @@ def _print_differences(systems: Sequence[System], name: str, out: Console) -> No
         return
     tested: list[Comparison] = []
     for (one, first), (other, second) in itertools.combinations(zip(systems, scores, strict=True), 2):
+        if _at_other_rungs(one, other):
+            continue
         if first is None or second is None:
             out.print(
                 f"{title} is of a whole set and cannot be computed again for other draws of prompts: no "
@@ -444,6 +469,8 @@ def _print_differences(systems: Sequence[System], name: str, out: Console) -> No
             f"{found.p_value:.4f}" if found.p_value else "<0.0002",  # one of 10,000 resamples is 0.0002
             "*" if found.significant else "",
         )
+    if not tested:
+        return
     out.print(table)
     of = "scores of the set" if callable(scores[0]) else "means over prompts"
     out.print(
@@ -454,13 +481,19 @@ def _print_differences(systems: Sequence[System], name: str, out: Console) -> No
 
 
 def _of_prompts(
-    name: str, metrics: Mapping[str, Metric], by_seed: Sequence[Sequence[Answered]]
+    name: str, metrics: Mapping[str, Metric], system: System
 ) -> Sequence[float] | Resampled | None:
     """Returns the score of each prompt, or of draws of prompts, by the metric or the pass@k called `name`."""
+    by_seed = system.by_seed
     given = metric_values(metrics, by_seed)
     if (k := k_of(name)) is not None:
         return passes(given, by_seed, [k])[name]
     return per_prompt(given[name], by_seed) or resampled(given[name], by_seed)
+
+
+def _at_other_rungs(one: System, other: System) -> bool:
+    """Whether the answers of two systems were drawn at rungs of ladders, and at no rung in common."""
+    return bool(one.rungs and other.rungs) and not {*one.rungs} & {*other.rungs}
 
 
 def _any_above_0(scores: Sequence[Sequence[float] | Resampled | None]) -> bool:

@@ -148,8 +148,8 @@ class Estimator:
 
     def _answers_on_disk(self, plan: Plan) -> float:
         """Bytes of `generations/`: of each answer with its log-probabilities, and of the prompt and its
-        references for each seed."""
-        seeds, size = len(plan.sampling.seeds), 0.0
+        references for each seed and rung."""
+        seeds, size = len(plan.sampling.seeds) * (1 + len(plan.sampling.rungs)), 0.0
         answers = seeds * plan.sampling.samples * self._answer(plan)
         for name, source in plan.data_settings.test.items():
             if source is not None:

@@ -1,7 +1,7 @@
 """Ladders: a run's answers at several temperatures or top-p, as files, and its curve of quality over
 diversity."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,11 @@ class Ladder:
                 others = [m for m in metrics if (m in OF_ANSWERS) == (name == diversity)]
                 one_of = choose_one(name, others)
                 raise InputError(f"{self.folder} has no {name} of each prompt of {dataset}{one_of}")
-        turned = measure_of(diversity).better == "higher"
         try:
             return Front(
                 list(self.rungs),
                 [of[quality] for of in of_rungs],
-                [[100 - value if turned else value for value in of[diversity]] for of in of_rungs],
+                [similarity(diversity, of[diversity]) for of in of_rungs],
             )
         except (KeyError, ValueError) as error:  # a rung without the score, or with other numbers of prompts
             raise damaged(generations, f"{dataset} at several {self.name}: {error}", REMEDY) from error
@@ -118,6 +117,12 @@ def fronts(
         Damaged: if a file is not what the run wrote.
     """
     return read_ladder(folder, ladder).front(dataset, quality, diversity)
+
+
+def similarity(diversity: str, values: Sequence[float]) -> list[float]:
+    """Returns values of a measure of diversity so that high means similar answers: 100 - distinct-n."""
+    turned = measure_of(diversity).better == "higher"
+    return [100 - value if turned else value for value in values]
 
 
 def _places(folder: Path, ladder: str) -> tuple[float, dict[float, Path]]:

@@ -21,6 +21,7 @@ from amid.metrics import Metric, tokenize_of
 from amid.results import run_below
 from amid.scoring.answers import Answered, answers_files, read_answers
 from amid.scoring.scores import tokenize_for_answers
+from amid.settings.ladders import Rung, rungs_of
 
 
 def _known() -> dict[str, Metric]:
@@ -53,6 +54,9 @@ class System:
     """The tokeniser, if the user chose one for all scores."""
     pass_at: tuple[int, ...] = ()
     """Each k of pass@k: the user's choice, or a run's own `data.pass_at`."""
+    of: str = ""
+    """The name of the system whose answers these are at the `rungs` of its ladders."""
+    rungs: tuple[Rung, ...] = ()
 
     @property
     def words(self) -> str:
@@ -71,6 +75,9 @@ def read_systems(
     pass_at: tuple[int, ...] | None = None,
 ) -> list[System]:
     """Reads the sets in each run's folder, and each file as a set of its own.
+
+    A run with ladders gives a system for each rung, with a name such as `RUN@0.4`. A file `NAME@0.4.jsonl`
+    has the answers of the system NAME at temperature 0.4.
 
     Without `tokenize`, each metric of a run splits text into words by its own setting. The metrics `ALWAYS`
     follow the run's metrics and split text like the run's ROUGE-L.
@@ -91,7 +98,9 @@ def read_systems(
     for place, path, name in zip(places, paths, _names(places), strict=True):
         if not path.is_dir():
             metrics = tokenized({metric: KNOWN[metric] for metric in ALWAYS}, tokenize)
-            systems.append(System(name, "", [read_answers(path)], metrics, tokenize, pass_at or ()))
+            of, rungs = _named_rung(name)
+            answers = [read_answers(path)]
+            systems.append(System(name, "", answers, metrics, tokenize, pass_at or (), of, rungs))
             continue
         folder = place / "generations" if (place / "generations").is_dir() else place
         sets = answers_files(folder)
@@ -104,15 +113,35 @@ def read_systems(
         metrics = tokenized(of_run, tokenize)
         own = tokenize_of(metrics["rouge_l"]) if "rouge_l" in metrics else tokenize
         metrics |= tokenized({metric: KNOWN[metric] for metric in ALWAYS if metric not in metrics}, own)
-        for dataset, files in sets.items():
-            by_seed = [read_answers(file) for file in files.values()]
-            for answered in by_seed:
-                _check_same_prompts(f"{name} {dataset}", by_seed[0], f"{name} {dataset}", answered)
-            of_set = own_pass_at if pass_at is None else pass_at
-            systems.append(System(name, dataset, by_seed, metrics, tokenize, of_set))
+        of_set = own_pass_at if pass_at is None else pass_at
+        for at, rungs in _rung_folders(place, folder).items():
+            called = name if at == folder else f"{name}@{rungs[0]}"
+            for dataset, files in (sets if at == folder else answers_files(at)).items():
+                by_seed = [read_answers(file) for file in files.values()]
+                for answered in by_seed:
+                    _check_same_prompts(f"{called} {dataset}", by_seed[0], f"{called} {dataset}", answered)
+                systems.append(System(called, dataset, by_seed, metrics, tokenize, of_set, name, rungs))
     for system in systems:
         check_pass_at(system)
     return _of_the_same_prompts(systems)
+
+
+def _named_rung(name: str) -> tuple[str, tuple[Rung, ...]]:
+    """Returns the system and the temperature that the name of a file says, as in `NAME@0.4`."""
+    of, _, value = name.rpartition("@")
+    try:
+        return (of, (Rung("temperature", float(value)),)) if of else (name, ())
+    except ValueError:
+        return name, ()
+
+
+def _rung_folders(place: Path, folder: Path) -> dict[Path, tuple[Rung, ...]]:
+    """Returns the folders of a run's answers, with the rungs of its ladders that each holds."""
+    generation: Any = (read_settings(place, _WITHOUT) or {}).get("generation")
+    rungs = rungs_of(generation) if isinstance(generation, dict) else []
+    own = tuple(rung for rung in rungs if rung.value == generation.get(rung.ladder))
+    others = {folder / rung.folder: (rung,) for rung in rungs if rung not in own}
+    return {folder: own} | {at: of for at, of in others.items() if at.is_dir()}
 
 
 def tokenized(metrics: Mapping[str, Metric], tokenize: str | None) -> dict[str, Metric]:

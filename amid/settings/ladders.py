@@ -21,6 +21,9 @@ class Rung(NamedTuple):
         """The name of the folder of its answers, in the folder of a run's answers: `temperature-0.4`."""
         return f"{self.ladder}-{float(self.value)}"
 
+    def __str__(self) -> str:
+        return f"{self.value:g}" if self.ladder == "temperature" else f"{self.ladder}={self.value:g}"
+
 
 def rungs_of(generation: Mapping[str, Any]) -> list[Rung]:
     """Returns the rungs that the settings `generation` name, rising within each ladder."""

@@ -208,7 +208,8 @@ def only_process_in(directory: Path) -> Iterator[None]:
         Damaged: if a file or folder of the run is a link, by which something else would be changed.
     """
     remedy = "remove the link, or choose another output_dir= (or hydra.run.dir=, where that was given)"
-    check_own(directory, (HYDRA_FOLDER, "checkpoints", "generations"), remedy)
+    rungs = (str(folder.relative_to(directory)) for folder in (directory / "generations").glob("*/"))
+    check_own(directory, (HYDRA_FOLDER, "checkpoints", "generations", *rungs), remedy)
     lock = FileLock(directory / LOCK_FILE)
     try:
         lock.acquire(timeout=0)

@@ -143,6 +143,8 @@ def test_the_disk_of_a_run_has_its_answers(tmp_path):
     hand = Hand(cfg)
     answers = sum(3 * TEXT_BYTES * tokens + n * 6 * 3 * ANSWER_BYTES for n, _, tokens in hand.tests.values())
     assert Estimator().run(Plan(cfg)).disk == pytest.approx(4 * hand.student + answers)
+    ladder = configured(*SIZES, *STEPS, *LENGTHS, "generation.temperatures=[0.5,0.7,1.0]")
+    assert Estimator().run(Plan(ladder)).disk == pytest.approx(4 * hand.student + 3 * answers)
     words = ["Bread ", "is ", "baked ", "in ", "an ", "oven."] * 10  # of 4.5 letters with their spaces
     answer = Answer("".join(words), len(words), True, [-0.123456 * i for i in range(len(words))])
     rows = [Answered("".join(words), "", ("".join(words),), [answer] * 2)] * 20

@@ -1,0 +1,80 @@
+"""`amid score` with answers of systems at several temperatures."""
+
+import json
+
+import pytest
+
+from amid.cli.main import main
+
+WORDS = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay", "kite", "lark"]
+
+
+def write(folder, system, temperature, varied, wrong, prompts=12, answers=4):
+    """Answers of ten words: `varied` of them differ in each answer, and `wrong` more are of no reference."""
+    file = folder / f"{system}@{temperature}.jsonl"
+    with file.open("w") as out:
+        for i in range(prompts):
+            reference = [f"{word}{i}" for word in WORDS[:10]]
+            given = []
+            for k in range(answers):
+                own = [f"own{i}x{k}x{j}" for j in range(varied + (i + k) % 2)]
+                given.append(" ".join(reference[: 10 - len(own) - wrong] + ["wrong"] * wrong + own))
+            out.write(json.dumps({"references": [" ".join(reference)], "answers": given}) + "\n")
+    return str(file)
+
+
+def ladder(folder, system, wrong, varied=(1, 3, 5), **given):
+    return [write(folder, system, 0.4 + 0.3 * i, of, wrong, **given) for i, of in enumerate(varied)]
+
+
+def rows(out, *starts):
+    lines = [line.split() for line in out.splitlines()]
+    return [line for line in lines if line[: len(starts)] == list(starts)]
+
+
+def test_two_ladders_are_compared_where_their_diversity_is_equal(tmp_path, capsys):
+    """Alike but for two wrong words in each answer: as diverse at each temperature, and worse at each."""
+    files = [*ladder(tmp_path, "good", 0), *ladder(tmp_path, "bad", 2)]
+    assert main(["score", *files, "--diversity", "distinct_1", "--at", "60"]) == 0
+    out = capsys.readouterr().out
+    (whole, at) = rows(out, "good", "bad")
+    assert whole[3] == "to"
+    assert at[2] == "60"
+    assert 10 < float(whole[5]) < 30
+    assert 10 < float(at[3]) < 30
+    assert whole[-1] == at[-1] == "*"
+    assert "Difference of ROUGE-L where Distinct-1 is equal" in out
+    assert len(rows(out, "good@0.4", "bad@0.4")) == 1
+    assert not rows(out, "good@0.4", "bad@0.7")
+
+
+def test_a_ladder_and_itself_do_not_differ(tmp_path, capsys):
+    files = [*ladder(tmp_path, "one", 0), *ladder(tmp_path, "other", 0)]
+    assert main(["score", *files]) == 0
+    (whole,) = rows(capsys.readouterr().out, "one", "other")
+    assert float(whole[5]) == 0
+    assert whole[-1] != "*"
+
+
+def test_a_diversity_that_a_ladder_does_not_reach_is_refused(tmp_path, capsys):
+    files = [*ladder(tmp_path, "good", 0), *ladder(tmp_path, "bad", 2)]
+    assert main(["score", *files, "--at", "99.5"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--at 99.5: good and bad do not both reach Self-BLEU 99.5 (good from " in line
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"varied": (0, 1)}, {"varied": (6, 7)}, "one and other reach no Self-BLEU in common (one from "),
+        ({}, {"answers": 3}, "Diversity among unequal numbers of answers to a prompt cannot be compared"),
+        ({"answers": 1}, {"answers": 1}, "Self-BLEU needs several answers to a prompt"),
+        ({"prompts": 1}, {"prompts": 1}, "One prompt cannot show a difference"),
+    ],
+)
+def test_why_two_ladders_cannot_be_compared_is_said_in_a_line(tmp_path, capsys, first, second, message):
+    files = [*ladder(tmp_path, "one", 0, **first), *ladder(tmp_path, "other", 0, **second)]
+    assert main(["score", *files]) == 0
+    out = capsys.readouterr().out
+    assert message in " ".join(out.split())
+    assert "is equal: the mean over" not in out
