@@ -11,7 +11,8 @@ from rich.table import Table
 
 from amid.errors import InputError
 from amid.measures import measure_of
-from amid.metrics import Comparison, Front, Resampled, compare_areas, compare_at, signed
+from amid.metrics import Comparison, Front, Resampled, signed
+from amid.metrics.fronts import Curves, difference_of_areas, differences_at
 from amid.scoring.ladders import similarity
 from amid.scoring.scores import diversity_per_prompt, self_bleus_by_seed
 from amid.scoring.systems import System
@@ -19,6 +20,9 @@ from amid.settings.ladders import LADDERS
 
 DIVERSITIES = ("self_bleu", "distinct_1", "distinct_2")
 """The measures of diversity that each prompt has a value of."""
+
+RESAMPLES = 10_000
+"""Sets of prompts that are drawn for an interval."""
 
 
 def print_at_equal_diversity(
@@ -53,8 +57,8 @@ def print_at_equal_diversity(
             whole = f"{measure_of(metric).title} is of a whole set"
             out.print(f"{whole}: no quality at equal diversity is given.\n", markup=False)
             continue
-        fronts = {of: _front(rungs, scores, diversity) for of, rungs in curves.items()}
-        _print(fronts, systems[0].dataset, metric, diversity, at, out)
+        drawn = {of: Curves(_front(rungs, scores, diversity), RESAMPLES) for of, rungs in curves.items()}
+        _print(drawn, systems[0].dataset, metric, diversity, at, out)
 
 
 def _curves(systems: Sequence[System], ladder: str) -> dict[str, dict[float, System]]:
@@ -105,7 +109,7 @@ def _front(
 
 
 def _print(
-    fronts: Mapping[str, Front],
+    curves: Mapping[str, Curves],
     dataset: str,
     metric: str,
     diversity: str,
@@ -118,17 +122,17 @@ def _print(
     for column in ("First", "Second", f"Equal {equal}", f"{quality} difference", "95% interval", "p", ""):
         table.add_column(escape(column), justify="left" if column in ("First", "Second", "") else "right")
     apart: list[str] = []
-    for (one, first), (other, second) in itertools.combinations(fronts.items(), 2):
-        reach = {of: _reach(front, turned) for of, front in ((one, first), (other, second))}
+    for (one, first), (other, second) in itertools.combinations(curves.items(), 2):
+        reach = {of: _reach(curve, turned) for of, curve in ((one, first), (other, second))}
         low, high = max(ends[0] for ends in reach.values()), min(ends[1] for ends in reach.values())
-        whole = compare_areas(first, second)
+        whole = difference_of_areas(first, second)
         said = " and ".join(f"{of} from {ends[0]:.1f} to {ends[1]:.1f}" for of, ends in reach.items())
         if whole is None:
             apart.append(f"{one} and {other} reach no {equal} in common ({said}); add temperatures between.")
         else:
             _add(table, one, other, f"{low:.1f} to {high:.1f}", whole)
-        for value in at:
-            found = compare_at(first, second, similarity(diversity, [value])[0])
+        found_at = differences_at(first, second, similarity(diversity, at)) if at else []
+        for value, found in zip(at, found_at, strict=True):
             if found is None:
                 raise InputError(
                     f"--at {value:g}: {one} and {other} do not both reach {equal} {value:g} ({said}); choose "
@@ -147,10 +151,10 @@ def _print(
         out.print(f"{line}\n", markup=False)
 
 
-def _reach(front: Front, turned: bool) -> tuple[float, float]:
+def _reach(curve: Curves, turned: bool) -> tuple[float, float]:
     """Returns the least and the largest diversity of a curve."""
-    ends = [float(front.curve()[0][0, end]) for end in (0, -1)]
-    return (100 - ends[1], 100 - ends[0]) if turned else (ends[0], ends[1])
+    low, high = curve.reach
+    return (100 - high, 100 - low) if turned else (low, high)
 
 
 def _add(table: Table, one: str, other: str, where: str, found: Comparison) -> None:
