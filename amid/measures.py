@@ -229,8 +229,8 @@ def pass_name(k: int) -> str:
 
 def k_of(name: str) -> int | None:
     """Returns the k of the score pass@k; None for another score."""
-    head, _, k = name.rpartition("_")
-    return int(k) if head == "pass" and k.isdecimal() else None
+    k = name.removeprefix("pass_")
+    return int(k) if k.isdecimal() and int(k) > 0 and name == pass_name(int(k)) else None
 
 
 def ks_of(names: Iterable[str]) -> list[int]:

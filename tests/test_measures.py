@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import amid
-from amid.measures import MEASURES, OF_ANSWERS, RUN, SCORES, VALIDATION, measure_of
+from amid.measures import MEASURES, OF_ANSWERS, RUN, SCORES, VALIDATION, in_order, k_of, ks_of, measure_of
+from amid.results import quality_metrics
 
 
 def test_each_name_and_each_title_stands_once_in_its_kind():
@@ -27,6 +28,17 @@ def test_direction():
         "length": None,
         "of_mine": "higher",
     }
+
+
+def test_pass_at_k():
+    assert [k_of(name) for name in ("pass_1", "pass_12", "pass_0", "pass_01", "pass_k", "12", "bleu")] == (
+        [1, 12, None, None, None, None, None]
+    )
+    assert ks_of(["pass_12", "bleu", "pass_2", "pass_12"]) == [2, 12]
+    assert (measure_of("pass_4").title, measure_of("pass_4").better) == ("pass@4", "higher")
+    assert measure_of("pass_4").meaning == "chance that one of 4 answers at least is right"
+    assert in_order(["pass_12", "mine", "overlong", "pass_2", "rouge_l"])[:2] == ["rouge_l", "overlong"]
+    assert quality_metrics([["pass_1", "rouge_l", "exact_match", "overlong"]]) == ["rouge_l"]
 
 
 def test_a_metric_of_ones_own_is_written_as_it_is_called():

@@ -6,7 +6,7 @@ import pytest
 
 import amid.reporting.interactive as interactive
 from amid.errors import InputError
-from amid.measures import SCORES
+from amid.measures import measure_of
 from amid.reporting import build_table, sections
 from amid.reporting.interactive import embedded, interactive_page
 from amid.reporting.runs import read_runs
@@ -152,6 +152,7 @@ class TestPage:
     def test_further_scores(self, tmp_path, make_run):
         """Each with its own direction; what is in the table already is none of them."""
         further = ("exact_match", "distinct_2", "corpus_self_bleu", "repetition", "overlong", "eos_share")
+        further += ("pass_12", "pass_4")
         for number in (1, 2, 3):
             run = make_run(sets=("a", "b"), alpha=float(number))
             for by in run.scores.values():
@@ -162,7 +163,7 @@ class TestPage:
         data = data_of((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
         kept, more = ([c for c in data["columns"] if c["further"] == which] for which in (False, True))
         assert [c["metric"] for c in kept] == ["rouge_l"] * 3 + ["self_bleu"] * 3
-        assert [c["set"] for c in more] == ["a", "b", "Avg"] * 8
+        assert [c["set"] for c in more] == ["a", "b", "Avg"] * 10
         index = {c["metric"]: i for i, c in enumerate(data["columns"]) if c["set"] == "Avg"}
         marks = {
             metric: [row["cells"][index[metric]].get("place", 0) for row in data["rows"]]
@@ -178,7 +179,10 @@ class TestPage:
             "eos_share": up,
             "length": none,
             "log_prob": none,
+            "pass_4": up,
+            "pass_12": up,
         }
+        assert [c["metric"] for c in more[-6::3]] == ["pass_4", "pass_12"]
         better = {c["metric"]: c["better"] for c in data["columns"]}
         assert [better[name] for name in ("exact_match", "self_bleu", "repetition", "length")] == [
             "higher",
@@ -187,7 +191,7 @@ class TestPage:
             None,
         ]
         titles = [c["title"] for c in data["columns"]]
-        assert titles == [SCORES[c["metric"]].title for c in data["columns"]]
+        assert titles == [measure_of(c["metric"]).title for c in data["columns"]]
         assert all(f"{title}: " in data["further"] for title in titles[6:])
 
     def test_filters_are_all_that_varies(self, tmp_path, make_run):
