@@ -1,6 +1,7 @@
 """Draws the pictures of docs/concepts.md: `python docs/pictures.py` writes docs/images/*.svg.
 
-Teacher p and student q are two distributions over 60 tokens in a row, p with two modes, q with one.
+The curves of quality over diversity come from the records of runs. In the other pictures, teacher p and
+student q are two distributions over 60 tokens in a row, p with two modes, q with one.
 """
 
 import sys
@@ -9,8 +10,13 @@ from pathlib import Path
 import matplotlib
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from amid.losses import AlphaMixture
+from amid.reporting import build_table
+from amid.reporting.front_figure import draw_fronts
+from amid.reporting.fronts import fronts_of
+from amid.reporting.runs import read_runs
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
@@ -46,7 +52,7 @@ def pair(axes: Axes) -> None:
     axes.set_ylim(0, 0.085)
 
 
-def assistants(lines: str, panels: dict[str, list[tuple[float, float]]]) -> plt.Figure:
+def assistants(lines: str, panels: dict[str, list[tuple[float, float]]]) -> Figure:
     """r in panels, each with a line for every (α, λ); `lines` is the letter that tells them apart."""
     figure, both = plt.subplots(1, 2, figsize=(9, 3), sharey=True, layout="constrained")
     for axes, (title, settings) in zip(both, panels.items(), strict=True):
@@ -60,19 +66,19 @@ def assistants(lines: str, panels: dict[str, list[tuple[float, float]]]) -> plt.
     return figure
 
 
-def by_alpha() -> plt.Figure:
+def by_alpha() -> Figure:
     """r for several α at λ = 0.1 and at λ = ½."""
     alphas = (-5, -1, 0.5, 1, 3)
     return assistants("α", {f"λ = {lam:g}": [(alpha, lam) for alpha in alphas] for lam in (0.1, 0.5)})
 
 
-def by_lam() -> plt.Figure:
+def by_lam() -> Figure:
     """r for several λ at α = -5 and at α = 1."""
     lams = (0.1, 0.3, 0.5, 0.7, 0.9)
     return assistants("λ", {f"α = {alpha:g}": [(alpha, lam) for lam in lams] for alpha in (-5, 1)})
 
 
-def weights() -> plt.Figure:
+def weights() -> Figure:
     """The gradient weight w against log p - log q, λ = 0.1."""
     figure, axes = plt.subplots(figsize=(5.4, 3), layout="constrained")
     log_q = torch.zeros(201, dtype=torch.float64)
@@ -87,7 +93,15 @@ def weights() -> plt.Figure:
     return figure
 
 
-PICTURES = {"r-by-alpha": by_alpha, "r-by-lambda": by_lam, "gradient-weight": weights}
+def curves() -> Figure:
+    """Quality over diversity of the settings in docs/study/ladder_runs.zip, at several temperatures."""
+    with read_runs([Path(__file__).parent / "study" / "ladder_runs.zip"]) as runs:
+        table = build_table(list(runs.records.values()))
+        (fronts,) = fronts_of(table, runs.records)
+        return draw_fronts(fronts)[0]
+
+
+PICTURES = {"r-by-alpha": by_alpha, "r-by-lambda": by_lam, "gradient-weight": weights, "fronts": curves}
 
 
 def main(folder: Path) -> None:
