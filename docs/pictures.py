@@ -98,7 +98,9 @@ def curves() -> Figure:
     with read_runs([Path(__file__).parent / "study" / "ladder_runs.zip"]) as runs:
         table = build_table(list(runs.records.values()))
         (fronts,) = fronts_of(table, runs.records)
-        return draw_fronts(fronts)[0]
+        figure, _ = draw_fronts(fronts)
+        assert figure is not None
+        return figure
 
 
 PICTURES = {"r-by-alpha": by_alpha, "r-by-lambda": by_lam, "gradient-weight": weights, "fronts": curves}

@@ -168,8 +168,8 @@ def _alpha(table: Table) -> Iterator[Claim]:
             else:
                 low, high = by_alpha[-5.0], by_alpha[1.0]
                 verdict, why = _compared(table, low, high, metric, where=way)
-                if not _short_of(table, way, low, high):
-                    means = (_mean(table, row, metric, way) for row in (low, high))
+                means = [_mean(table, row, metric, way) for row in (low, high)]
+                if all(map(math.isfinite, means)) or way is None:
                     why = f"{' to '.join(f'{mean:.1f}' for mean in means)}; {why}"
                 yield Claim(text, verdict, f"{why}{grid}")
         yield from _free_alpha(table, by_alpha, where)
@@ -256,8 +256,11 @@ def _smallest_spread(
     """Judges whether one of several series over α, `members[ours]`, has the smallest spread (`_spreads`)."""
     shared = set.intersection(*({number(row, "alpha") for row in rows} for rows in members))
     rows = [[row for row in series if number(row, "alpha") in shared] for series in members]
-    if short := _short_of(table, way, *(row for series in rows for row in series)):
+    every = [row for series in rows for row in series]
+    if short := _short_of(table, way, *every):
         return "undecided", short
+    if way is not None and diverged(*every):
+        return "undecided", f"{diverged(*every)} of {sum(len(row.runs) for row in every)} runs diverged"
     spreads = [_spreads(table, series, way) for series in rows]
     others = [i for i in range(len(members)) if i != ours]
     if len(shared) < 2 or not all(spreads):
@@ -343,8 +346,8 @@ def _compared(
     verdict, why = judge(first, second, at_least)
     if not (n_diverged := diverged(better, worse)):
         return verdict, why
-    runs = len(better.runs) + len(worse.runs)
-    return "undecided", f"{n_diverged} of {runs} runs diverged; the other runs: {why}"
+    others = f"; the other runs: {why}" if where is None else ""  # a setting of these has no curve
+    return "undecided", f"{n_diverged} of {len(better.runs) + len(worse.runs)} runs diverged{others}"
 
 
 def _short_of(table: Table, where: str | None, *rows: Row) -> str:

@@ -10,6 +10,9 @@ from amid.measures import measure_of
 from amid.reporting.rows import AVERAGE, Row
 from amid.reporting.table import Table
 
+MOST_PANELS = 12
+"""A figure with more panels is not drawn."""
+
 STYLE = {
     "font.size": 10,
     "text.parse_math": False,  # names with two $

@@ -15,7 +15,16 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from amid.measures import TRAINING, measure_of, pass_name
-from amid.reporting.drawing import COLOURS, MARKERS, STYLE, axis_title, minus, number_of, shades_of
+from amid.reporting.drawing import (
+    COLOURS,
+    MARKERS,
+    MOST_PANELS,
+    STYLE,
+    axis_title,
+    minus,
+    number_of,
+    shades_of,
+)
 from amid.reporting.folders import curves
 from amid.reporting.front_figure import draw_fronts
 from amid.reporting.fronts import Fronts
@@ -31,7 +40,6 @@ BASELINE_MARKERS = ("X", "P", "d", ">", "h", "<", "*", "8")
 LEGEND_COLUMNS = 5
 LEGEND_CHARACTERS = 64
 PANELS_ACROSS = 3
-MOST_PANELS = 12
 TITLE_CHARACTERS = 36
 SMOOTHED_FROM = 40
 """The fewest records of a training curve that is drawn smoothed."""
@@ -58,8 +66,8 @@ def draw_figures(
     alpha and lambda need an α or λ that varies within one setting. plane needs a row with both scores.
     divergence needs an α and a divergence that both vary. alpha_lambda needs an α that varies at two or more
     λ of one setting. pass_at_k needs pass@k for two or more k. training and validation need curves in the
-    folders of `records`, the runs of `table`. The last three have at most `MOST_PANELS` panels. fronts needs
-    runs that were scored at several temperatures, `fronts`.
+    folders of `records`, the runs of `table`. The last three, and fronts, have at most `MOST_PANELS`
+    panels. fronts needs runs that were scored at several temperatures, `fronts`.
 
     Raises:
         InputError: naming a file of curves that cannot be read.

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from amid.measures import measure_of
 from amid.metrics import quality_at
-from amid.reporting.drawing import COLOURS, MARKERS, axis_title, minus, number_of, shades_of
+from amid.reporting.drawing import COLOURS, MARKERS, MOST_PANELS, axis_title, minus, number_of, shades_of
 from amid.reporting.fronts import Fronts, owner
 from amid.reporting.labels import GREY
 from amid.reporting.names import by_name, named_baselines
@@ -25,9 +25,14 @@ Line = tuple[str, int, Any, Any]
 """A curve: its name, the place of its row, its colour, and its line style."""
 
 
-def draw_fronts(fronts: Fronts) -> tuple[Canvas, str]:
-    """Returns the figure of the curves and its caption: a panel for each series, baselines in all panels."""
+def draw_fronts(fronts: Fronts) -> tuple[Canvas | None, str]:
+    """Returns the figure of the curves and its caption: a panel for each series, baselines in all panels.
+
+    The figure is None if it would have more than `MOST_PANELS` panels.
+    """
     panels = _panels(fronts)
+    if len(panels) > MOST_PANELS:
+        return None, ""
     across = min(PANELS_ACROSS, len(panels))
     down = -(-len(panels) // across)
     figure = Canvas(figsize=(0.8 + 5.2 * across, 1.1 + 3.7 * down), layout="constrained")

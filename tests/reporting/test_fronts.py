@@ -158,6 +158,19 @@ def test_a_diversity_outside_of_a_ladder_is_not_reached(folder, make_run):
     assert finding.endswith("it is not known how many remain: their curves share no Self-BLEU.")
 
 
+def test_a_setting_with_a_diverged_run_has_no_curve(folder, make_run):
+    run = make_run(seed=3, alpha=1.0)
+    run.training["diverged_step"] = 3.0
+    save(dataclasses.replace(run, scores={name: {} for name in SETS}), folder / "diverged")
+    table, (fronts,) = read(folder)
+    assert "AMiD α=1" not in [fronts.name(place) for place in fronts.rows]
+    column = at_diversity(table, [fronts])
+    with_column = dataclasses.replace(table, at_diversity=column)
+    (claim,) = (c for c in claims(with_column) if c.text.startswith(f"At {column.name[3:]}: ROUGE-L falls"))
+    assert claim.verdict == "undecided"
+    assert claim.why.startswith("1 of 5 runs diverged")
+
+
 def test_a_setting_may_be_ahead_at_equal_diversity_alone(folder, make_run):
     for seed in (1, 2):
         store(folder / f"a1.0-{seed}", make_run(seed=seed, alpha=1.0), 1.2, better=2.0)
