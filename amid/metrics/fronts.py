@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from amid.metrics.bootstrap import Comparison
 from amid.metrics.monotone import Floats, in_order, interpolated
@@ -231,6 +231,12 @@ class Curves:
             wanted = numpy.broadcast_to(numpy.asarray(diversities, dtype=float), shape)
             self._last = tuple(diversities), numpy.stack([interpolated(*of, wanted) for of in self.knots])
         return self._last[1]
+
+    def known_at(self, diversities: Sequence[float]) -> NDArray[numpy.bool_]:
+        """Returns whether all seeds reach each diversity, [K], also in 95% of the resamples."""
+        finite = numpy.asarray(numpy.isfinite(self.at(diversities)).all(axis=0))
+        known: NDArray[numpy.bool_] = finite[0] & (finite[1:].mean(axis=0) >= _LEAST_DEFINED)
+        return known
 
     @property
     def reach(self) -> tuple[float, float]:

@@ -18,6 +18,8 @@ from amid.reporting.significance import NAMED, cell, numbers_of
 STOPS = 40
 """Diversities, evenly spaced, that the page's reader can choose, besides the targets."""
 
+REFERENCE = "reference"
+
 SENTENCES = 4
 """A finding has at most this many sentences on pairs of settings."""
 
@@ -52,51 +54,65 @@ def _over_the_sets(fronts: Fronts, group: str) -> Section:
     for target in fronts.targets:
         heads += [f"{quality} at {target.at[fronts.everywhere]:.1f}", "Difference"]
     heads.append("Over the shared range")
+    diversities = [target.at[fronts.everywhere] for target in fronts.targets]
+    references = fronts.references(diversities)
     lines = []
     for place in fronts.rows:
         low, high = fronts.reach(place)
         line = [fronts.name(place), f"{low:.1f} to {high:.1f}"]
-        for target in fronts.targets:
-            at = target.at[fronts.everywhere]
+        for at, reference in zip(diversities, references, strict=True):
             score = over_seeds(fronts.quality_at(place, at))
             line.append(OUTSIDE if score is None else f"{score.mean:.1f}")
-            line.append(_difference(fronts, place, at, fronts.everywhere))
-        line.append("best" if place == fronts.best else cell(fronts.area(place, fronts.best)))
+            line.append(_difference(fronts, place, reference, at, fronts.everywhere))
+        line.append(REFERENCE if place == fronts.best else cell(fronts.area(place, fronts.best)))
         lines.append(line)
-    return AtAnyDiversity(
-        f"{quality} at equal diversity{group}",
-        heads,
-        lines,
-        _note(fronts),
-        " ".join(_findings(fronts)),
-        fronts=fronts,
-    )
+    note = _note(fronts, _named(fronts, references, [f"at {at:.1f}" for at in diversities]))
+    finding = " ".join(_findings(fronts))
+    return AtAnyDiversity(f"{quality} at equal diversity{group}", heads, lines, note, finding, fronts=fronts)
 
 
-def _difference(fronts: Fronts, place: int, at: float, where: str) -> str:
-    if place == fronts.best:
-        return "best"
-    (found,) = fronts.differences(place, fronts.best, [at], where)
+def _difference(fronts: Fronts, place: int, reference: int | None, at: float, where: str) -> str:
+    if reference is None:
+        return MISSING
+    if place == reference:
+        return REFERENCE
+    (found,) = fronts.differences(place, reference, [at], where)
     return cell(found)
+
+
+def _named(fronts: Fronts, references: Sequence[int | None], where: Sequence[str]) -> str:
+    """Names the references, such as `α=-5`, or with unlike ones `α=-5 at 46.1 and SFT at 33.7`."""
+    by_place: dict[int, list[str]] = {}
+    for place, words in zip(references, where, strict=True):
+        if place is not None:
+            by_place.setdefault(place, []).append(words)
+    if len(by_place) == 1:
+        return fronts.name(next(iter(by_place)))
+    return " and ".join(f"{fronts.name(place)} {', '.join(words)}" for place, words in by_place.items())
 
 
 def _by_set(fronts: Fronts, target: Target, group: str) -> Section:
     quality, diversity = measure_of(fronts.quality).title, measure_of(fronts.diversity).title
     heads = ["Setting", *(f"{name}, {diversity} {target.at[name]:.1f}" for name in fronts.sets)]
+    references = [fronts.references([target.at[name]], name)[0] for name in fronts.sets]
+    of_sets = list(zip(fronts.sets, references, strict=True))
     lines = [
-        [fronts.name(place), *(_difference(fronts, place, target.at[name], name) for name in fronts.sets)]
+        [
+            fronts.name(place),
+            *(_difference(fronts, place, reference, target.at[name], name) for name, reference in of_sets),
+        ]
         for place in fronts.rows
-        if place != fronts.best
     ]
+    named = _named(fronts, references, [f"on {name}" for name in fronts.sets])
     note = (
-        f"Difference in {quality} from {fronts.name(fronts.best)} on each set, at the {diversity} of "
-        f"{owner(target)} on that set. Interval and marks as in the table above. {MISSING} marks a set where "
-        "one of the two does not reach it, or ends too near to it."
+        f"Difference in {quality} on each set, at the {diversity} of {owner(target)} on that set. "
+        f"Intervals and marks are as in the table above. The reference is {named or 'missing'}. {MISSING} "
+        "marks a set where a setting does not reach it, or ends too near to it."
     )
     return Section(f"{quality} at equal diversity, by set{group}", heads, lines, note)
 
 
-def _note(fronts: Fronts) -> str:
+def _note(fronts: Fronts, references: str) -> str:
     quality, diversity = measure_of(fronts.quality).title, measure_of(fronts.diversity).title
     ladders = [tuple(ladder.rungs) for by_seed in fronts.rows.values() for ladder in by_seed.values()]
     steps = ", ".join(f"{rung:g}" for rung in max(ladders, key=len))
@@ -112,10 +128,11 @@ def _note(fronts: Fronts) -> str:
     )
     return (
         f"Each setting answers at {LADDERS[fronts.ladder]} {steps}{unlike}. Its curve joins the means of "
-        f"{quality} and {diversity} over {over}. {given}. A difference is the setting minus "
-        f"{fronts.name(fronts.best)}, the best student of the first table, with its 95% interval by paired "
-        f"bootstrap over the prompts{of_seeds}. * marks an interval without 0; ± is half of an interval. The "
-        f"last column is the mean difference over the diversities that both reach. {OUTSIDE} and {MISSING}: "
+        f"{quality} and {diversity} over {over}. {given}. A difference is the setting minus the reference, "
+        f"with its 95% interval by paired bootstrap over the prompts{of_seeds}. The reference is the student "
+        f"with the highest {quality} in the first table that reaches the diversity: {references or 'none'}. "
+        "* marks an interval without 0; ± is half of an interval. The last column is the mean difference "
+        f"from {fronts.name(fronts.best)} over the diversities that both reach. {OUTSIDE} and {MISSING}: "
         "outside of a ladder, or so near to its end that prompts drawn again do not reach it; nothing is "
         f"extrapolated.{_left_out(fronts)}"
     )
@@ -212,7 +229,6 @@ def _page(fronts: Fronts) -> dict[str, Any]:
     diversities = [name for name in DIVERSITIES if name in shared]
     return {
         "rows": list(fronts.rows),
-        "best": fronts.best,
         "ladder": {"temperature": "temperature", "top_p": "top-p"}[fronts.ladder],
         "qualities": [{"name": name, "title": measure_of(name).title} for name in qualities],
         "diversities": [{"name": name, "title": diversity_title(name)} for name in diversities],
@@ -241,16 +257,21 @@ def _view(fronts: Fronts, quality: str, diversity: str, where: str) -> dict[str,
     ends = [end for by_seed in systems.values() for front in by_seed.values() for end in front.reach]
     even = numpy.linspace(min(ends), max(ends), STOPS + 1)
     stops = sorted({*(round(float(stop), 2) for stop in even), *(at for _, at in marks)})
+    references = fronts.references(stops, where) if main else []
     rows = []
     for place, by_seed in systems.items():
         values = quality_at(list(by_seed.values()), stops)
         row: dict[str, Any] = {"knots": _knots(by_seed), "at": [_short(float(value)) for value in values]}
-        if main and place != fronts.best:
+        if main:
+            others = set(references) - {None, place}
+            found = {
+                other: fronts.differences(place, other, stops, where) for other in others if other is not None
+            }
             row["less"] = [
-                numbers_of(found) for found in fronts.differences(place, fronts.best, stops, where)
+                numbers_of(found[other][k]) if other in found else None for k, other in enumerate(references)
             ]
         rows.append(row)
-    return {"stops": stops, "marks": marks, "rows": rows}
+    return {"stops": stops, "marks": marks, "references": references, "rows": rows}
 
 
 def _knots(by_seed: Mapping[int, Any]) -> list[list[float | None]]:

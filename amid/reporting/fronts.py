@@ -107,6 +107,21 @@ class Fronts:
         pair = self._curves(place, where), self._curves(other, where)
         return differences_at(*pair, diversities, self._spreads(diversities, where))
 
+    def references(self, diversities: Sequence[float], where: str = "") -> list[int | None]:
+        """Returns for each diversity the place of the student that the others are compared with.
+
+        It is the student with the highest quality in the table that reaches the diversity; None if none does.
+        """
+        found: list[int | None] = [None] * len(diversities)
+        for place in sorted(self.students, key=lambda place: _in_table(self.table, place), reverse=True):
+            known = self._curves(place, where or self.everywhere).known_at(diversities)
+            found = [
+                place if old is None and reached else old for old, reached in zip(found, known, strict=True)
+            ]
+            if None not in found:
+                break
+        return found
+
     def area(self, place: int, other: int, where: str = "") -> Comparison | None:
         """Returns the mean difference of two rows over the diversities that both reach; None without any."""
         where = where or self.everywhere
@@ -167,14 +182,10 @@ def fronts_of(table: Table, records: Mapping[Path, RunResult]) -> list[Fronts]:
 def _of_group(table: Table, rows: Mapping[int, Mapping[int, Ladder]]) -> Fronts | None:
     """Returns the curves of rows of one pair and data; None if no two of them can be compared."""
 
-    def mean(place: int) -> float:
-        score = table.score(table.rows[place], table.quality)
-        return score.mean if score is not None and math.isfinite(score.mean) else -math.inf
-
     students = [place for place in rows if table.rows[place].labels.get("method") != "teacher"]
     if not students:
         return None
-    best = max(students, key=mean)
+    best = max(students, key=lambda place: _in_table(table, place))
     first = next(iter(rows[best].values()))
     quality = next(
         (name for name in table.metrics for of in table.datasets if name in first.metrics(of)), table.quality
@@ -210,13 +221,19 @@ def _targets(fronts: Fronts) -> list[Target]:
         found += [(place, method) for place in rows[:1]]
     targets = []
     for place, name in found or [(fronts.best, fronts.name(fronts.best))]:
-        at = {of: _in_table(fronts.table.rows[place], fronts.diversity, of) for of in fronts.sets}
+        at = {of: _on_set(fronts.table.rows[place], fronts.diversity, of) for of in fronts.sets}
         at[fronts.everywhere] = sum(at.values()) / len(at)
         targets.append(Target(place, name, at))
     return [target for target in targets if all(map(math.isfinite, target.at.values()))]
 
 
-def _in_table(row: Row, metric: str, name: str) -> float:
+def _in_table(table: Table, place: int) -> float:
+    """Returns the main score of a row over all sets; minus infinity without one."""
+    score = table.score(table.rows[place], table.quality)
+    return score.mean if score is not None and math.isfinite(score.mean) else -math.inf
+
+
+def _on_set(row: Row, metric: str, name: str) -> float:
     score = row.score(name, metric)
     return math.nan if score is None else score.mean
 

@@ -98,11 +98,15 @@ def test_a_report_compares_at_equal_diversity(folder):
     assert lines["SFT"][2] == f"{found.difference:+.2f} ({found.interval}){'*' if found.significant else ''}"
     assert lines["SFT"][1] == f"{quality_at(systems['SFT'], [teacher])[0]:.1f}"
     assert found.difference == pytest.approx(-2, abs=0.3)
-    assert lines["AMiD α=-5"][2] == lines["AMiD α=-5"][-1] == "best"
+    assert lines["AMiD α=-5"][2] == lines["AMiD α=-5"][-1] == "reference"
+    # α = -5 does not reach the diversity of the start: the next best of the table is the reference there
+    assert lines["AMiD α=-5"][3:5] == ["not reached", "–"]
+    assert lines["AMiD α=-1"][4] == "reference"
+    assert f"AMiD α=-5 at {teacher:.1f} and AMiD α=-1 at {fronts.targets[1].at['Avg']:.1f}." in first.note
     assert float(lines["AMiD α=1"][-1].split()[0]) == pytest.approx(0, abs=0.3)
 
     assert by_set.heads[1].startswith("dolly, Self-BLEU ")
-    assert "AMiD α=-5" not in [line[0] for line in by_set.lines]
+    assert [line[1:] for line in by_set.lines if line[0] == "AMiD α=-5"] == [["reference"] * 2]
     assert re.fullmatch(
         r"Of the 4\.\d points of ROUGE-L between α = -5 and α = 1 at temperature 1, -?0\.\d ± \d\.\d "
         rf"remain at equal diversity \(Self-BLEU {teacher:.1f}\)\.",

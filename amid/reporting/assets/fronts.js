@@ -1,7 +1,7 @@
 // Quality at a diversity that the reader chooses
 
 function frontsSection(section, index) {
-  const { rows, best, ladder, qualities, diversities, sets: places, views } = section.fronts;
+  const { rows, ladder, qualities, diversities, sets: places, views } = section.fronts;
   const node = $(`#section-${index}`);
   const at = { quality: qualities[0].name, diversity: diversities[0].name, set: places[0], stop: 0 };
   const view = () => views[`${at.quality}/${at.diversity}/${at.set}`];
@@ -80,17 +80,18 @@ function frontsSection(section, index) {
   }
 
   function drawTable(shown) {
-    const { rows: curves } = view();
-    const compared = curves.some((curve) => curve.less);
+    const { rows: curves, references } = view();
+    const reference = references[at.stop] ?? null;
+    const compared = reference !== null;
     const lines = shown.map((i) => ({ row: rows[i], value: curves[i].at[at.stop], less: curves[i].less?.[at.stop] }));
     lines.sort((a, b) => (b.value ?? -Infinity) - (a.value ?? -Infinity));
-    const heads = ["Setting", titleOf(qualities, at.quality), ...(compared ? [`Difference from ${data.rows[best].name}`] : [])];
+    const heads = ["Setting", titleOf(qualities, at.quality), ...(compared ? [`Difference from ${data.rows[reference].name}`] : [])];
     table.replaceChildren(
       el("thead", {}, el("tr", {}, heads.map((head, i) => el("th", { scope: "col", class: i ? "number" : null }, head)))),
       el("tbody", {}, lines.map(({ row, value, less: found }) =>
         el("tr", { "data-row": row }, el("td", {}, data.rows[row].name),
           el("td", { class: "number" }, value === null ? "not reached" : value.toFixed(2)),
-          !compared ? null : row === best ? el("td", { class: "number" }, "best of the first table") : differenceCell(found)))));
+          !compared ? null : row === reference ? el("td", { class: "number" }, "reference") : differenceCell(found)))));
   }
 
   function draw() {
