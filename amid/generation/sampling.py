@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice, product
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy
 import torch
@@ -19,7 +19,9 @@ from amid.generation.decoding import Batch, MixedBatch, holds_keys_and_values, l
 from amid.generation.drawing import Warp, draw
 from amid.generation.rows import Beginning, Integers, Rows
 from amid.scoring.answers import Answer
-from amid.settings.ladders import Rung, check_ladders, rungs_of
+from amid.settings import check_arguments, nodes
+from amid.settings.ladders import Rung, rungs_of
+from amid.settings.together import check_sampling
 
 log = logging.getLogger(__name__)
 
@@ -86,37 +88,11 @@ class Sampling:
     no_repeat_ngram_size: int = 0
     batch_size: int = 64
 
+    _settings: ClassVar[type[nodes.Sampling]] = nodes.Sampling
+
     def __post_init__(self) -> None:
-        for name, least in (
-            ("max_new_tokens", 1),
-            ("samples", 1),
-            ("batch_size", 1),
-            ("top_k", 0),
-            ("no_repeat_ngram_size", 0),
-        ):
-            if getattr(self, name) < least:
-                raise InputError(f"generation.{name}={getattr(self, name)} must be at least {least}")
-        if not isinstance(self.seeds, Sequence) or isinstance(self.seeds, str):
-            raise InputError(
-                f"generation.seeds={self.seeds} must be a list, such as generation.seeds=[{self.seeds}]"
-            )
-        if not self.seeds:
-            raise InputError("generation.seeds=[] is empty; give at least one, such as [10]")
-        if any(type(seed) is not int or seed < 0 for seed in self.seeds):  # True is an int
-            raise InputError(f"generation.seeds={list(self.seeds)} must be whole numbers, from 0")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise InputError(
-                f"generation.seeds={list(self.seeds)} has a seed twice, whose answers are the same; "
-                "give different ones, or generation.samples for several answers with each"
-            )
-        if self.temperature < 0 or (self.temperature == 0 and self.samples > 1):
-            raise InputError(
-                f"generation.temperature={self.temperature} with generation.samples={self.samples}: use a "
-                "temperature above 0, or 0 (greedy) with one sample"
-            )
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"generation.top_p={self.top_p} must be in (0, 1]")
-        check_ladders(vars(self))
+        check_arguments("generation.", self._settings, vars(self))
+        check_sampling(vars(self))
 
     @property
     def rungs(self) -> list[Rung]:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +17,7 @@ from amid.errors import InputError
 from amid.generation.sampling import Sampling, as_answer, check_prompts, report_nothing, streams
 from amid.models.vocabulary import output_rows
 from amid.scoring.answers import Answer
+from amid.settings import nodes
 from amid.settings.ladders import Rung
 
 
@@ -43,15 +44,7 @@ class VLLMSampling(Sampling):
 
     memory_share: float = 0.5
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.memory_share <= 1:
-            raise InputError(f"generation.memory_share={self.memory_share} must be in (0, 1]")
-        if self.no_repeat_ngram_size:
-            raise InputError(
-                f"generation.no_repeat_ngram_size={self.no_repeat_ngram_size} must be 0 with vLLM, which has "
-                "no such rule; use generation=sampling for answers under it"
-            )
+    _settings: ClassVar[type[nodes.Sampling]] = nodes.VLLMSampling
 
     def check_installed(self) -> None:
         """Raises InputError where vLLM is not installed."""

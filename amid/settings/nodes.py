@@ -351,6 +351,10 @@ class Sampling(Node):
 class VLLMSampling(Sampling):
     """`amid.generation.VLLMSampling`."""
 
+    no_repeat_ngram_size: Annotated[
+        Literal[0],
+        Field(description="0 with vLLM, which has no such rule; use generation=sampling for it"),
+    ] = 0
     memory_share: ShareAboveNone = 0.5
 
 

@@ -26,7 +26,8 @@ def check_together(settings: Values) -> None:
             of_role = f"model.{role}.sft."
             _check_training(of_role, source["sft"], settings["data"], f"{of_role}batch_size")
             _check_checkpoint(f"model.{role}.sft.checkpoint", source["sft"]["checkpoint"], valid_metric)
-    _check_sampling("generation", settings["generation"])
+    if settings["generation"]["_target_"] in BY_TARGET["generation"]:
+        check_sampling(settings["generation"])
     _check_pass_at(settings["data"].get("pass_at", ()), settings["generation"])
     _check_objective(settings)
     if not evaluates:
@@ -164,22 +165,15 @@ def _check_source(key: str, source: Values) -> None:
         )
 
 
-def _check_sampling(key: str, sampling: Values) -> None:
-    if sampling["_target_"] not in BY_TARGET["generation"]:
-        return
+def check_sampling(sampling: Mapping[str, Any]) -> None:
+    """Raises InputError if the settings of answers do not fit each other."""
     samples, temperature = sampling.get("samples", 1), sampling.get("temperature", 1.0)
     if temperature == 0 and samples > 1:
         raise InputError(
-            f"{key}.temperature=0 with {key}.samples={samples}: use a temperature above 0, or 0 (greedy) "
-            "with one sample"
+            f"generation.temperature=0 with generation.samples={samples}: use a temperature above 0, or 0 "
+            "(greedy) with one sample"
         )
     check_ladders(sampling)
-    no_repeat = sampling.get("no_repeat_ngram_size", 0)
-    if sampling["_target_"] == "amid.generation.VLLMSampling" and no_repeat:
-        raise InputError(
-            f"{key}.no_repeat_ngram_size={no_repeat} must be 0 with vLLM, which has no such rule; use "
-            "generation=sampling for answers under it"
-        )
 
 
 def _check_pass_at(pass_at: Sequence[int], sampling: Values) -> None:

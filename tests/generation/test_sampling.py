@@ -338,13 +338,13 @@ def test_broken_models_and_prompts_are_refused():
     with pytest.raises(InputError, match="prompt 1 has no token"):
         drawn(network(), [[3], []])
     for seeds, message in (
-        ([-1], "must be whole numbers"),
-        ([True], "must be whole"),
-        ([3, 3], "a seed twice"),
+        ([-1], "must be a list of whole numbers"),
+        ([True], "must be a list of whole numbers"),
+        ([3, 3], "must be different seeds"),
     ):
         with pytest.raises(InputError, match=message):
             Sampling(max_new_tokens=1, seeds=seeds)
-    with pytest.raises(InputError, match=r"generation\.top_k=-1 must be at least 0"):
+    with pytest.raises(InputError, match=r"generation\.top_k=-1 must be a whole number from 0"):
         Sampling(max_new_tokens=3, top_k=-1)
     assert drawn(network(), []) == []
 

@@ -116,7 +116,7 @@ def test_products_are_of_the_precision_of_the_run(stand_in):
 def test_what_vllm_does_not_have_or_load_is_refused(stand_in, monkeypatch):
     with pytest.raises(InputError, match="no_repeat_ngram_size=6 must be 0 with vLLM"):
         VLLMSampling(max_new_tokens=4, no_repeat_ngram_size=6)
-    with pytest.raises(InputError, match=r"memory_share=1\.5 must be in"):
+    with pytest.raises(InputError, match=r"memory_share=1\.5 must be a number above 0, up to 1"):
         VLLMSampling(max_new_tokens=4, memory_share=1.5)
 
     def refuse(**given):
