@@ -6,7 +6,7 @@ what the node makes, with the same default.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from amid.settings.types import (
     MOST_THREADS,
@@ -44,7 +44,6 @@ from amid.settings.types import (
     Warmup,
     WithInput,
     WithoutInput,
-    refuse,
 )
 
 
@@ -512,23 +511,16 @@ class WandbLogger(Node):
     settings: Any = None
 
 
-_SACREBLEU: tuple[str, ...] = ("none", "zh", "13a", "intl", "char", "ja-mecab", "ko-mecab", "spm")
-_SACREBLEU += ("flores101", "flores200", "spBLEU-1K")
-
-
-def _tokenizers(*names: str) -> Any:
-    """Returns the type of a tokeniser's name."""
-    return Annotated[
-        str,
-        AfterValidator(lambda name: name if name in names else refuse("")),
-        Field(description=f"one of {', '.join(names)}"),
-    ]
+SacreBLEU = Literal[
+    "none", "zh", "13a", "intl", "char", "ja-mecab", "ko-mecab", "spm", "flores101", "flores200", "spBLEU-1K"
+]
+"""The tokenisers of sacrebleu."""
 
 
 class Rouge(Node):
     """`amid.metrics.rouge_l`."""
 
-    tokenize: _tokenizers("rouge_score", *_SACREBLEU) = "rouge_score"  # type: ignore[valid-type]
+    tokenize: Literal["rouge_score", SacreBLEU] = "rouge_score"
     processes: CountOrNone = None
 
 
@@ -536,13 +528,13 @@ class RougeN(Node):
     """`amid.metrics.rouge_n`."""
 
     n: Count
-    tokenize: _tokenizers("rouge_score", *_SACREBLEU) = "rouge_score"  # type: ignore[valid-type]
+    tokenize: Literal["rouge_score", SacreBLEU] = "rouge_score"
 
 
 class Bleu(Node):
     """`amid.metrics.bleu`."""
 
-    tokenize: _tokenizers(*_SACREBLEU) = "13a"  # type: ignore[valid-type]
+    tokenize: SacreBLEU = "13a"
     lowercase: Flag = False
 
 

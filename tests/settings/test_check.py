@@ -399,7 +399,7 @@ FURTHER = {
         "null": "or [] for no pass@k",
         "[1, 4, 1]": "must be different numbers, and has 1 twice; leave one out",
     },
-    "data.metrics.rouge_l.tokenize": {"foo": "must be one of rouge_score", "5": "must be one of"},
+    "data.metrics.rouge_l.tokenize": {"foo": "must be rouge_score, none, zh", "5": "must be rouge_score"},
     "model.student.architecture.hidden_size": {"abc": "", "0": "", "32.0": ""},
     "model.teacher.architecture.num_hidden_layers": {"-1": "", "null": ""},
 }
