@@ -113,10 +113,10 @@ class InstructionData(L.LightningDataModule):
         cache_dir: str = "outputs/cache",
     ) -> None:
         super().__init__()
-        metrics = dict(metrics or {})
-        check_arguments("data.", nodes.Data, locals(), without=("train", "valid", "plain_text", "cache_dir"))
-        check_data(locals())
-        self.metrics, self.valid_metric = _main_first(metrics, valid_metric), valid_metric
+        given = {**locals(), "metrics": dict(metrics or {}), "test": dict.fromkeys(test)}  # reads no rows
+        check_arguments("data.", nodes.Data, given, without=("train", "valid", "plain_text", "cache_dir"))
+        check_data(given)
+        self.metrics, self.valid_metric = _main_first(given["metrics"], valid_metric), valid_metric
         self.pass_at = tuple(pass_at)
         self.encoder = Encoder(tokenizer, template, max_prompt_length, max_length, truncation, special_tokens)
         self.tokenizer = _with_eos(tokenizer, template.end(tokenizer))
