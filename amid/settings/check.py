@@ -22,23 +22,23 @@ Values = dict[str, Any]
 OF_HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 """Keys of a node that say how Hydra instantiates it."""
 
-LATER = {
-    "optimizer": ("params",),
-    "scheduler": ("optimizer", "num_training_steps", "total_steps", "T_max", "total_iters", "steps"),
-    "divergence": ("log_a", "log_b"),
-    "assistant": ("log_p", "log_q"),
-    "metric": ("predictions", "references"),
-    "data": ("tokenizer",),
-    "trainer": ("callbacks", "enable_progress_bar", "logger", "default_root_dir", "plugins"),
-}
-"""The arguments that amid passes besides a node's keys to instantiate it, by the kind of the node."""
-
 CALLED_WITH = {
     "divergence": ("log_a", "log_b"),
     "assistant": ("log_p", "log_q"),
     "metric": ("predictions", "references"),
 }
 """The arguments with which amid calls the object that a node makes, by the kind of the node."""
+
+NAMES_OF_STEPS = ("num_training_steps", "total_steps", "T_max", "total_iters", "steps")
+"""The names that libraries give to the optimiser steps of a whole training."""
+
+LATER = CALLED_WITH | {
+    "optimizer": ("params",),
+    "scheduler": ("optimizer", *NAMES_OF_STEPS),
+    "data": ("tokenizer",),
+    "trainer": ("callbacks", "enable_progress_bar", "logger", "default_root_dir", "plugins"),
+}
+"""The arguments that amid passes besides a node's keys, to instantiate it or to call what it makes."""
 
 DERIVED_FROM = {
     "objective": "amid.losses.Loss",
@@ -171,14 +171,11 @@ def unknown_at_the_top(key: Any, value: Any, known: list[str]) -> str:
 def _nodes(settings: Values) -> Iterator[tuple[str, str, Any]]:
     """Yields the key, the kind and the value of each node that is instantiated."""
     data, model = settings.get("data"), settings.get("model")
-    for kind in ("trainer", "optimizer", "scheduler", "checkpoint", "data", "generation", "text", "teacher"):
-        if kind in settings:
+    optional = ("divergence", "assistant", "schedule")
+    needed = ("trainer", "optimizer", "scheduler", "checkpoint", "data", "generation", "text", "teacher")
+    for kind in (*needed, *optional, "objective"):
+        if kind in settings and not (kind in optional and settings[kind] is None):
             yield kind, kind, settings[kind]
-    for kind in ("divergence", "assistant", "schedule"):
-        if settings.get(kind) is not None:
-            yield kind, kind, settings[kind]
-    if "objective" in settings:
-        yield "objective", "objective", settings["objective"]
     if isinstance(data, dict):
         if "template" in data:
             yield "data.template", "template", data["template"]
@@ -406,14 +403,14 @@ def _check_signature(
         for name in own
         if parameters[name].default is inspect.Parameter.empty
         and name not in given
-        and (name not in later or kind in ("divergence", "assistant", "metric"))
+        and (name not in later or kind in CALLED_WITH)
         and not reading.without(f"{key}.{name}")
     ]
     if lacking:
         is_function = not inspect.isclass(found)
         remedy = (
             f"a plain function needs _partial_: true, ++{key}._partial_=true"
-            if is_function and kind in ("divergence", "assistant", "metric")
+            if is_function and kind in CALLED_WITH
             else f"give it, +{key}.{lacking[0]}=VALUE"
         )
         raise InputError(f"{key}._target_={target} needs {', '.join(lacking)}; {remedy}")

@@ -22,9 +22,7 @@ from transformers.optimization import (
 from amid.config.calls import name_of
 from amid.errors import InputError, first_line
 from amid.settings import check_arguments, nodes
-
-NAMES_OF_STEPS = ("num_training_steps", "total_steps", "T_max", "total_iters", "steps")
-"""The names that libraries give to the optimiser steps of a whole training."""
+from amid.settings.check import NAMES_OF_STEPS
 
 
 def warmup_steps(warmup: float, steps: int) -> int:
