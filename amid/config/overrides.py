@@ -19,7 +19,8 @@ from amid.config.compose import composed, overrides_of, register_resolvers
 from amid.config.folders import CONF, built_on, is_group, option_file, option_files
 from amid.config.secrets import check_for_secrets
 from amid.errors import InputError, choose_one, first_line, shortened
-from amid.settings import check, check_folder, has_argument, other_word
+from amid.settings import check, check_values, has_argument, other_word
+from amid.settings.nodes import OfHydra
 from amid.settings.words import nearest_setting
 
 _CALL = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|int|float|str|bool|json_str)\(.*\)$")
@@ -81,7 +82,7 @@ def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
             _check_option(loader, override)
         for override in parsed:
             if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir") and not override.is_delete():
-                check_folder(override.key_or_group, override.value())
+                check_values(override.key_or_group.removesuffix("dir"), OfHydra, {"dir": override.value()})
         own = [_first_choice(o) for o in parsed if not o.key_or_group.startswith("hydra")]
         try:
             cfg = composed(config_name, own)

@@ -1,6 +1,6 @@
 """One check of every setting of a run, before anything is prepared."""
 
-from amid.settings.check import check, check_arguments, check_folder, check_values, has_argument
+from amid.settings.check import check, check_arguments, check_values, has_argument
 from amid.settings.sweep_file import SweepFile, sweep_of
 from amid.settings.together import check_data
 from amid.settings.words import other_word, shown
@@ -10,7 +10,6 @@ __all__ = [
     "check",
     "check_arguments",
     "check_data",
-    "check_folder",
     "check_values",
     "has_argument",
     "other_word",

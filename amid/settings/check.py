@@ -8,13 +8,12 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from amid.config.calls import takes_names
 from amid.errors import InputError, choose_one, in_one_line, shortened
 from amid.settings import nodes
 from amid.settings.together import check_data, check_together
-from amid.settings.types import FOLDER, Folder
 from amid.settings.words import as_number, keys_of, nearest_setting, other_word, shown
 
 Values = dict[str, Any]
@@ -88,14 +87,6 @@ def check(cfg: DictConfig) -> None:
 def has_argument(target: object, name: str) -> bool:
     """Returns whether a `_target_` of amid takes a setting `name`, even if no YAML file sets it."""
     return any(name in models[target].model_fields for models in nodes.BY_TARGET.values() if target in models)
-
-
-def check_folder(key: str, value: Any) -> None:
-    """Raises InputError for a value that cannot be the path of a folder."""
-    try:
-        TypeAdapter(Folder, config={"strict": True}).validate_python(value)
-    except ValidationError as error:
-        raise InputError(f"{key}={shown(value)} must be {_words(error.errors()[0], FOLDER)}") from error
 
 
 class _Reading:

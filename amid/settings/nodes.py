@@ -89,6 +89,12 @@ class Root(Node):
     model: Any
 
 
+class OfHydra(Node):
+    """`hydra.run` and `hydra.sweep`."""
+
+    dir: Folder
+
+
 class Data(Node):
     """`amid.data.InstructionData`."""
 
