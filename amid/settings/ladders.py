@@ -1,6 +1,6 @@
 """Ladders: several temperatures, or several top-p, at which one student's answers are drawn and scored."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from amid.errors import InputError
@@ -34,37 +34,8 @@ def rungs_of(generation: Mapping[str, Any]) -> list[Rung]:
     ]
 
 
-def refused(values: Any, most: float) -> str | None:
-    """Returns what the rungs of a ladder must be, where `values` are not; None for good ones.
-
-    Args:
-        values: the rungs.
-        most: the largest rung that there may be.
-    """
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        return f"a list of numbers, such as [0.5, 1.0], and is {values!r}"
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not -most <= value <= most:
-            reach = "finite numbers" if most == FINITE else f"numbers above 0, up to {most:g}"
-            return f"{reach}, and {value!r} is none"
-        if value <= 0:
-            greedy = ", as answers drawn with 0 (greedy) are all equal" if value == 0 else ""
-            return f"numbers above 0, and {value!r} is none{greedy}; leave it out"
-    if len(values) < 2:
-        return (
-            "two numbers or more, such as [0.5, 1.0]; for a single one, set the temperature or top_p itself"
-        )
-    if len(set(values)) < len(values):
-        twice = next(value for value in values if values.count(value) > 1)
-        return f"different numbers, and {twice} stands there twice; leave one out"
-    return None
-
-
-FINITE = 1.7976931348623157e308
-
-
 def check_ladders(generation: Mapping[str, Any]) -> None:
-    """Checks that the rungs are values to draw answers at, and that there are several answers to a prompt.
+    """Checks that there are several different answers to a prompt at each rung.
 
     Args:
         generation: the settings that there are by name, such as temperatures and samples.
@@ -73,9 +44,6 @@ def check_ladders(generation: Mapping[str, Any]) -> None:
         InputError: naming the setting.
     """
     ladders = {key: values for key in LADDERS.values() if (values := generation.get(key)) is not None}
-    for key, values in ladders.items():
-        if (wanted := refused(values, FINITE if key == "temperatures" else 1.0)) is not None:
-            raise InputError(f"generation.{key}={values} must be {wanted}")
     samples, seeds = generation.get("samples", 1), generation.get("seeds", (10, 20, 30, 40, 50))
     for key, values in ladders.items():
         shown = f"generation.{key}=[{', '.join(map(str, values))}]"

@@ -10,8 +10,6 @@ from typing import Annotated, Any, NoReturn
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from amid.settings.ladders import FINITE, refused
-
 MOST_THREADS = max(256, os.cpu_count() or 1)
 """The most threads; a larger number is a typing error, and would end the process."""
 
@@ -117,9 +115,24 @@ def _pass_at(value: Any) -> Any:
 def _rungs(most: float) -> Callable[[Any], Any]:
     """Returns a validator of the rungs of a ladder, up to `most`."""
 
-    def check(value: Any) -> Any:
-        wanted = None if value is None else refused(value, most)
-        return value if wanted is None else refuse(wanted)
+    def check(values: Any) -> Any:
+        if values is None:
+            return None
+        if not isinstance(values, list):
+            refuse(f"a list of numbers, such as [0.5, 1.0], and is {values!r}")
+        for value in values:
+            if not _is_number(value) or not -most <= value <= most or not math.isfinite(value):
+                reach = "finite numbers" if most == math.inf else f"numbers above 0, up to {most:g}"
+                refuse(f"{reach}, and {value!r} is none")
+            if value <= 0:
+                greedy = ", as answers drawn with 0 (greedy) are all equal" if value == 0 else ""
+                refuse(f"numbers above 0, and {value!r} is none{greedy}; leave it out")
+        if len(values) < 2:
+            refuse("two numbers or more, such as [0.5, 1.0]; for one, set the temperature or top_p itself")
+        if len(set(values)) < len(values):
+            twice = next(value for value in values if values.count(value) > 1)
+            refuse(f"different numbers, and {twice} stands there twice; leave one out")
+        return values
 
     return check
 
@@ -262,7 +275,7 @@ PassAt = Annotated[
 ]
 Temperatures = Annotated[
     Any,
-    BeforeValidator(_rungs(FINITE)),
+    BeforeValidator(_rungs(math.inf)),
     Field(description="a list of numbers above 0, such as [0.5, 1.0], or null for none"),
 ]
 TopPs = Annotated[
