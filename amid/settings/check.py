@@ -304,7 +304,7 @@ def check_values(
             else:
                 words = _words(mistake, model.model_fields[name].description)
                 raise InputError(
-                    f"{key}={shown(values[name])} must be {words}{_hint(values[name])}"
+                    f"{key}={shown(values[name])} must be {words}{_hint(mistake, values[name])}"
                 ) from error
 
 
@@ -342,11 +342,12 @@ def _words(mistake: Any, description: str | None) -> str:
     return description or str(mistake["ctx"]["expected"]).replace("'", "")
 
 
-def _hint(value: Any) -> str:
+def _hint(mistake: Any, value: Any) -> str:
     """Returns what the user may have meant by text that looks like a number, or by a whole number."""
     if isinstance(value, str) and as_number(value) is not None:
         return "; it is text: leave out the quotes"
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+    out_of_range = mistake["type"].startswith(("greater_than", "less_than"))
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 and not out_of_range:
         return f"; write {int(value)}"
     return ""
 

@@ -118,7 +118,12 @@ class Data(Node):
     valid_prompts: Count = 64
     test_prompts: CountOrAll = None
     plain_text: PlainText = None
-    plain_text_weight: Positive = 1.0
+    plain_text_weight: Annotated[
+        float,
+        Field(
+            gt=0, allow_inf_nan=False, description="a number above 0; for no plain text, data.plain_text=null"
+        ),
+    ] = 1.0
     seed: Seed = 0
     cache_dir: Folder
 

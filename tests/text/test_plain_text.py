@@ -121,5 +121,7 @@ def test_sources_of_plain_text(jsonl, tmp_path):
         load_documents(str(tmp_path / "none.txt"))
     with pytest.raises(InputError, match="holds no text"):
         load_documents([])
-    with pytest.raises(InputError, match="must be above 0"):
+    with pytest.raises(
+        InputError, match=r"must be a number above 0; for no plain text, data\.plain_text=null$"
+    ):
         data_of(tmp_path, plain_text_weight=0.0)
