@@ -121,7 +121,9 @@ class Data(Node):
     plain_text_weight: Annotated[
         float,
         Field(
-            gt=0, allow_inf_nan=False, description="a number above 0; for no plain text, data.plain_text=null"
+            gt=0,
+            allow_inf_nan=False,
+            description="a finite number above 0; no plain text is data.plain_text=null",
         ),
     ] = 1.0
     seed: Seed = 0

@@ -122,6 +122,6 @@ def test_sources_of_plain_text(jsonl, tmp_path):
     with pytest.raises(InputError, match="holds no text"):
         load_documents([])
     with pytest.raises(
-        InputError, match=r"must be a number above 0; for no plain text, data\.plain_text=null$"
+        InputError, match=r"must be a finite number above 0; no plain text is data\.plain_text=null$"
     ):
         data_of(tmp_path, plain_text_weight=0.0)
