@@ -73,7 +73,11 @@ def nodes(content):
         ),
         (
             "data.mean",
-            ["data.mean: step", "data=builtin, data=dialogsum, data=dolly", "over a step's tokens"],
+            [
+                "data.mean: step",
+                "data=builtin, data=builtin_numbers, data=dialogsum",
+                "mean loss over the tokens of",
+            ],
         ),
     ],
 )
