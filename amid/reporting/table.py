@@ -205,15 +205,6 @@ class Table:
 
     def caption_with(self, second: str) -> str:
         """Returns `caption` for a table that marks a column's second best in another way than by italics."""
-        counts = {len(row.runs) for row in self.rows}
-        spread = "mean ± standard deviation over "
-        if counts == {1}:
-            spread += "the sampling seeds of one training run"
-        else:
-            many = f"{min(counts)} training" if len(counts) == 1 else "n training"
-            spread += f"{many} seeds (of each run's mean over its sampling seeds)"
-            if 1 in counts:
-                spread += ", where n = 1 over the sampling seeds of that run"
         diversity = measure_of(self.diversity)
         quality = ", ".join(
             measure_of(name).title + (" (F1 × 100)" if name.startswith("rouge") else "")
@@ -224,8 +215,8 @@ class Table:
         sentences = [
             *([f"{quality}: 0 to 100, higher is better."] if quality else []),
             f"{diversity.title}: {diversity.meaning}, 0 to 100, lower is more diverse.",
-            f"Numbers are {spread}. Bold marks the best value of a column at the digits shown, {second} the "
-            f"second best{without}.",
+            f"Numbers are {self._spread()}. Bold marks the best value of a column at the digits shown, "
+            f"{second} the second best{without}.",
         ]
         if AVERAGE in (dataset for dataset, _ in self.columns()):
             alike = all(map(self._same_sets, self.metrics))
@@ -265,6 +256,16 @@ class Table:
                 f"{len(self.repeats)}" + (f", {differing} of them with other scores." if differing else ".")
             )
         return " ".join(sentences)
+
+    def _spread(self) -> str:
+        """Says what the numbers of the table are a mean over."""
+        counts = {len(row.runs) for row in self.rows}
+        spread = "mean ± standard deviation over "
+        if counts == {1}:
+            return spread + "the sampling seeds of one training run"
+        many = f"{min(counts)} training" if len(counts) == 1 else "n training"
+        spread += f"{many} seeds (of each run's mean over its sampling seeds)"
+        return spread + (", where n = 1 over the sampling seeds of that run" if 1 in counts else "")
 
     def _far_worse(self) -> str:
         """Names the first runs that got far worse in training, with the numbers, and counts the others."""
