@@ -169,6 +169,8 @@ def check_values(text: str, content: Any) -> None:
     """
     nodes = [content]
     for _ in range(DEEPEST):
+        if not nodes:
+            break
         strange = [node for node in nodes if not isinstance(node, (dict, list, *_PLAIN))]
         if strange:
             raise ValueError(f"it has a {type(strange[0]).__name__}")

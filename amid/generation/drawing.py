@@ -38,8 +38,8 @@ def draw(scores: Tensor, warps: Sequence[Warp], rows: Tensor, bits: Tensor) -> T
         scores = scores.index_copy(0, chosen, TopKLogitsWarper(k)(None, scores[chosen]))
     if any(cut := [warp.top_p < 1 for warp in warps]):
         chosen = _places(scores, cut)
-        kept = torch.tensor([warp.top_p for warp in warps if warp.top_p < 1], dtype=torch.float64)
-        scores = scores.index_copy(0, chosen, _top_p(scores[chosen], kept.to(scores.device)))
+        dropped = scores.new_tensor([1 - warp.top_p for warp in warps if warp.top_p < 1])
+        scores = scores.index_copy(0, chosen, _top_p(scores[chosen], dropped))
     if not scores.amax(-1).isfinite().all():
         raise FloatingPointError("generation: the model's logits are not finite, or no token is left")
     greedy = [warp.temperature == 0 for warp in warps]
@@ -57,13 +57,16 @@ def _places(scores: Tensor, chosen: Sequence[bool]) -> Tensor:
     return torch.tensor(chosen, device=scores.device).nonzero()[:, 0]
 
 
-def _top_p(scores: Tensor, kept: Tensor) -> Tensor:
-    """Keeps the likeliest tokens of each row of `scores` [N, V] that sum to its share `kept` [N], one at
-    least; the others become -inf. The arithmetic is that of transformers' `TopPLogitsWarper`."""
+def _top_p(scores: Tensor, dropped: Tensor) -> Tensor:
+    """Drops the unlikeliest tokens of each row of `scores` [N, V] that sum to its share `dropped` [N].
+
+    One token is kept at least; dropped ones become -inf. The arithmetic is that of transformers'
+    `TopPLogitsWarper`.
+    """
     ascending, order = scores.sort(-1)
-    dropped = ascending.softmax(-1).cumsum(-1) <= (1 - kept)[:, None].to(scores.dtype)
-    dropped[:, -1] = False
-    return scores.masked_fill(torch.zeros_like(dropped).scatter(1, order, dropped), -torch.inf)
+    unlikely = ascending.softmax(-1).cumsum(-1) <= dropped[:, None]
+    unlikely[:, -1] = False
+    return scores.masked_fill(torch.zeros_like(unlikely).scatter(1, order, unlikely), -torch.inf)
 
 
 def _inverse_cdf(scores: Tensor, rows: Tensor, bits: Tensor) -> Tensor:

@@ -67,9 +67,9 @@ class Sampling:
         temperature: 0 for greedy decoding; then `samples` must be 1.
         top_p: in (0, 1]; 1 keeps all tokens.
         top_k: 0 keeps all tokens.
-        temperatures: further temperatures that the evaluation sets are answered at, two or more; None for
-            none. A rung that equals `temperature` needs no further answers.
-        top_ps: further top-p that the evaluation sets are answered at, as `temperatures`.
+        temperatures: the evaluation sets are also answered at each of these, two or more; None for none.
+            A value that equals `temperature` needs no further answers.
+        top_ps: the evaluation sets are also answered at each of these top-p, two or more; None for none.
         no_repeat_ngram_size: no n-gram of this size occurs twice, the prompt included; 0 for no such rule.
         batch_size: answers drawn at once, at most.
 

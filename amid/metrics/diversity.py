@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 from math import exp, log, nan
 from statistics import fmean
@@ -79,8 +80,9 @@ def self_bleu(
     )
 
 
+@lru_cache(maxsize=65536)
 def _bleu(
-    correct: Sequence[int], own: int, nearest: int, smooth_method: Smoothing, smooth_value: float | None
+    correct: tuple[int, ...], own: int, nearest: int, smooth_method: Smoothing, smooth_value: float | None
 ) -> float:
     """Computes BLEU × 100 of a text of `own` words; `correct` counts its n-grams in the others, by order."""
     total = [max(own - n, 0) for n in range(len(correct))]

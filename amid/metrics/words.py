@@ -57,6 +57,7 @@ def sacrebleu_tokenizer(name: str) -> Any:
         ) from error
 
 
+@cache
 def words_of(tokenize: str) -> Callable[[str], list[str]]:
     """Returns a function that splits a text into the words that ROUGE compares; it caches recent texts.
 
@@ -66,7 +67,7 @@ def words_of(tokenize: str) -> Callable[[str], list[str]]:
     check_tokenize(tokenize, ROUGE_SCORE)
     if tokenize == ROUGE_SCORE:
         split = DefaultTokenizer(use_stemmer=False).tokenize
-        stem = cache(DefaultTokenizer(use_stemmer=True).tokenize)  # gives a list of one stem for a word
+        stem = lru_cache(maxsize=65536)(DefaultTokenizer(use_stemmer=True).tokenize)  # a list of one stem
         return lru_cache(maxsize=4096)(lambda text: [s for word in split(text) for s in stem(word)])
     tokenizer = sacrebleu_tokenizer(tokenize)
     return lru_cache(maxsize=4096)(lambda text: tokenizer(text.lower().rstrip()).split())
