@@ -170,8 +170,8 @@ class Sampling:
         names: Iterable[Sequence[str]],
         warps: Sequence[Warp],
         finished: Callable[[int], None] = report_nothing,
-    ) -> list[list[list[Answer]]]:
-        """Returns answers with log-probabilities: [warps, prompts, names].
+    ) -> Iterator[list[list[Answer]]]:
+        """Yields answers with log-probabilities, [prompts, names], of each warp.
 
         Args:
             model: see `answers`.
@@ -190,7 +190,8 @@ class Sampling:
         def answer(drawn: Drawn) -> Answer:
             return as_answer(drawn.ids, tokenizer, drawn.notes[: drawn.length, 0].tolist(), known)
 
-        return [[[answer(row) for row in of_prompt] for of_prompt in of_warp] for of_warp in rows]
+        for of_warp in rows:
+            yield [[answer(row) for row in of_prompt] for of_prompt in of_warp]
 
     def token_ids(
         self,

@@ -81,6 +81,21 @@ def test_answers_are_those_of_the_model(stand_in):
     assert engine["max_model_len"] == 17 + 12
 
 
+@torch.inference_mode()
+def test_a_ladder_is_answered_by_one_engine(stand_in):
+    sampling = VLLMSampling(max_new_tokens=2, seeds=[1, 2], temperatures=[1.0, 0.5], top_ps=[0.8, 1.0])
+    drawn = [(rung, seed) for _, rung, seed, _ in sampling.answers_to_sets(unhooked_network(), TOKENS, SETS)]
+    rungs = [None, ("temperature", 0.5), ("top_p", 0.8)]
+    assert drawn == [(rung, seed) for _ in SETS for rung in rungs for seed in (1, 2)]
+    assert len(stand_in.engines) == 1
+    asked = {(params.temperature, params.top_p) for params in stand_in.settings}
+    assert asked == {(1.0, 1.0), (0.5, 1.0), (1.0, 0.8)}
+    seeds = {}
+    for params in stand_in.settings:
+        seeds.setdefault((params.temperature, params.top_p), []).append(params.seed)
+    assert len({tuple(of) for of in seeds.values()}) == 1
+
+
 def test_every_answer_has_a_seed_of_its_own_that_only_its_prompt_decides(stand_in, monkeypatch):
     monkeypatch.setattr(
         stand_in.LLM,
