@@ -74,8 +74,7 @@ def _inverse_cdf(scores: Tensor, rows: Tensor, bits: Tensor) -> Tensor:
 
     All sums are of integers, thus exact on every device.
     """
-    shares = (scores.softmax(-1) * 2**30).round().long()
-    sums = shares.cumsum(-1)
+    sums = scores.softmax(-1).mul_(2**30).round_().long().cumsum_(-1)
     values = bits * sums[rows, -1] >> 32
     sums += torch.arange(len(sums), device=sums.device)[:, None] << 32  # so that all rows are one rising one
     return torch.searchsorted(sums.flatten(), values + (rows << 32), right=True) - rows * sums.shape[1]
