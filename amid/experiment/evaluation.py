@@ -22,6 +22,7 @@ from amid.results import Score
 from amid.scoring.answers import (
     MANIFEST,
     PER_PROMPT,
+    Answer,
     Answered,
     MadeFrom,
     answers_file,
@@ -130,20 +131,15 @@ def evaluate_sets(
     }
     if answered_before := [name for name in sets if name not in unanswered]:
         announce(f"Answered before, and kept: {', '.join(answered_before)}")
-    each = len(folders) * len(sampling.seeds) * sampling.samples
-    total = sum(map(len, unanswered.values())) * each
+    total = sum(map(len, unanswered.values())) * len(folders) * len(sampling.seeds) * sampling.samples
     record_status(note="scoring")
     with precision(), Progress("answers", total, unit="answers") as progress:
         drawn = sampling.answers_to_sets(
             model=model, tokenizer=tokenizer, sets=unanswered, finished=progress.advance
         )
         for name, rung, seed, answers in drawn:
-            answered = [
-                Answered(example.instruction, example.input, example.outputs, row, example.fields)
-                for example, row in zip(sets[name], answers, strict=True)
-            ]
             own.seconds = before + time.perf_counter() - started
-            folders[rung].write(name, seed, answered)
+            folders[rung].write(name, seed, _answered(sets[name], answers))
     scores: dict[Rung | None, dict[str, dict[str, Score]]] = {
         rung: _scored(folder, list(sets), sampling.seeds, metrics, pass_at)
         for rung, folder in folders.items()
@@ -152,6 +148,13 @@ def evaluate_sets(
     for of in rungs_of(vars(sampling)):
         ladders.setdefault(of.ladder, {})[of.value] = scores.get(of, scores[None])
     return Evaluation(scores[None], ladders, before + time.perf_counter() - started)
+
+
+def _answered(examples: Sequence[Example], answers: Sequence[list[Answer]]) -> list[Answered]:
+    return [
+        Answered(example.instruction, example.input, example.outputs, row, example.fields)
+        for example, row in zip(examples, answers, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -159,20 +159,10 @@ def score_answers(
         values.setdefault(name, []).append(value)
 
     for answered in by_seed:
-        flat = [answer for row in answered for answer in row.answers]
-        texts, targets = _flat(answered)
-        for name, told in _TOLD.items():
-            if (mean := _mean_if_known(map(told, flat))) is not None:
-                add(name, mean)
-        add("repetition", _mean(repetition(texts, tokenize=tokenize)))
-        add("overlong", _mean(overlong(texts, targets)))
-        if "exact_answer" in metrics:
-            add("unparsable", _mean(unparsable(texts)))
-        for n in (1, 2):
-            add(f"distinct_{n}", distinct_n(texts, n=n, tokenize=tokenize))
-        if len(texts) > 1:
-            add("corpus_self_bleu", self_bleu(texts, tokenize=tokenize))
-            signatures["corpus_self_bleu"] = f"among {len(texts)} answers{by}"
+        for name, value in _of_a_seed(answered, tokenize, parsed="exact_answer" in metrics).items():
+            add(name, value)
+        n = sum(len(row.answers) for row in answered)
+        signatures["corpus_self_bleu"] = f"among {n} answers{by}"
     for of_seed in self_bleus_by_seed(by_seed, tokenize) if alike is None else alike:
         add("self_bleu", _mean(of_seed))
         numbers = sorted({len(group) for group in _groups(by_seed)[-1]})
@@ -183,6 +173,25 @@ def score_answers(
     }
     of_answers = {name: Score.over_seeds(each, signatures.get(name)) for name, each in values.items()}
     return set_scores(given, metrics) | passed | of_answers
+
+
+def _of_a_seed(answered: Sequence[Answered], tokenize: str, parsed: bool) -> dict[str, float]:
+    """Returns the scores of the answers of one seed that need no metric; unparsable only if `parsed`."""
+    texts, targets = _flat(answered)
+    means = {
+        name: _mean_if_known(told(answer) for row in answered for answer in row.answers)
+        for name, told in _TOLD.items()
+    }
+    found = {name: mean for name, mean in means.items() if mean is not None}
+    found["repetition"] = _mean(repetition(texts, tokenize=tokenize))
+    found["overlong"] = _mean(overlong(texts, targets))
+    if parsed:
+        found["unparsable"] = _mean(unparsable(texts))
+    for n in (1, 2):
+        found[f"distinct_{n}"] = distinct_n(texts, n=n, tokenize=tokenize)
+    if len(texts) > 1:
+        found["corpus_self_bleu"] = self_bleu(texts, tokenize=tokenize)
+    return found
 
 
 _TOLD: dict[str, Callable[[Answer], float | None]] = {
