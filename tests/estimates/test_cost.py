@@ -139,7 +139,7 @@ def test_a_comparison_with_a_stored_teacher_is_of_the_validation_text():
 
 
 def test_the_disk_of_a_run_has_its_answers(tmp_path):
-    cfg = configured(*SIZES, *STEPS, *LENGTHS)
+    cfg = configured(*SIZES, *STEPS, *LENGTHS, "generation.temperatures=null")
     hand = Hand(cfg)
     answers = sum(3 * TEXT_BYTES * tokens + n * 6 * 3 * ANSWER_BYTES for n, _, tokens in hand.tests.values())
     assert Estimator().run(Plan(cfg)).disk == pytest.approx(4 * hand.student + answers)

@@ -315,7 +315,7 @@ def test_a_stored_configuration_with_nan(tmp_path, field):
 def test_settings_that_do_not_fit():
     with pytest.raises(InputError, match="exactly one"):
         ModelSource()
-    with pytest.raises(InputError, match=r"dtype='int3' is unknown"):
+    with pytest.raises(InputError, match=r"dtype=int3 must be float32, bfloat16 or float16"):
         ModelSource(path="x", dtype="int3")
     small = {"model_type": "llama", **SIZES, **FAMILIES["llama"], "vocab_size": 10}
     with pytest.raises(InputError, match="10 token embeddings"):
