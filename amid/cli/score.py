@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from amid.cli.arguments import Arguments
+from amid.cli.differences import print_differences, scores_of_prompts
 from amid.cli.equal_diversity import DIVERSITIES, print_at_equal_diversity
 from amid.console import console
 from amid.errors import InputError
@@ -24,21 +25,11 @@ from amid.files import written_whole
 from amid.measures import OF_ANSWERS, k_of, measure_of
 from amid.metrics import (
     FEW,
-    Comparison,
     Metric,
-    Resampled,
-    how_tested,
-    paired_bootstrap,
-    paired_bootstrap_of_sets,
     self_bleu,
-    signed,
 )
 from amid.results import Score
 from amid.scoring.scores import (
-    metric_values,
-    passes,
-    per_prompt,
-    resampled,
     right_by,
     score_answers,
     unread_by,
@@ -205,8 +196,9 @@ def run(arguments: Sequence[str]) -> None:
             for table in _parts_tables(of_group, given.by, metric, out):
                 out.print(table)
         if len(group) > 1:
-            _print_differences(group, metric, out)
-            scores = partial(_of_prompts, metric, _chosen(metric, group))
+            chosen = _chosen(metric, group)
+            print_differences(group, metric, chosen, out)
+            scores = partial(scores_of_prompts, metric, chosen)
             print_at_equal_diversity(group, metric, scores, given.diversity, given.at, out)
         elif len(systems) > 1 and (not first.dataset or sets.count(first.dataset) > 1):
             out.print(f"{_called(first)} is not compared: {_why_alone(first, systems)}.", markup=False)
@@ -424,90 +416,6 @@ def _cell(score: Score | None) -> str:
     if score is None or math.isnan(score.mean):
         return "–"
     return f"{score.mean:.2f}" + ("" if score.std is None else f" ±{score.std:.2f}")
-
-
-def _print_differences(systems: Sequence[System], name: str, out: Console) -> None:
-    """Prints the difference of every two systems at the same rung in a metric, or why none can be tested."""
-    if len(systems[0].by_seed[0]) == 1:
-        out.print("One prompt cannot show a difference; give two or more.\n", markup=False)
-        return
-    metrics, title = _chosen(name, systems), measure_of(name).title
-    table = Table(
-        box=SIMPLE_HEAD, pad_edge=False, title=escape(systems[0].dataset) or None, title_justify="left"
-    )
-    for column in ("First", "Second", f"{escape(title)} difference", "95% interval", "p", ""):
-        is_text = column in ("First", "Second", "")
-        table.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
-    try:
-        scores = [_of_prompts(name, metrics, system) for system in systems]
-    except ValueError as error:
-        raise InputError(f"--metric={name} cannot score these answers: {error}") from error
-    if any(name in unread_by(metrics, s.by_seed) for s in systems) and not _any_above_0(scores):
-        out.print(f"{title} cannot read these answers: no difference in it is tested.\n", markup=False)
-        return
-    tested: list[Comparison] = []
-    for (one, first), (other, second) in itertools.combinations(zip(systems, scores, strict=True), 2):
-        if _at_other_rungs(one, other):
-            continue
-        if first is None or second is None:
-            out.print(
-                f"{title} is of a whole set and cannot be computed again for other draws of prompts: no "
-                "difference in it is tested.\n",
-                markup=False,
-            )
-            return
-        try:
-            found = _compared(first, second, len(one.by_seed[0]))
-        except ValueError as error:
-            raise InputError(f"--metric={name} cannot be tested on these answers: {error}") from error
-        tested.append(found)
-        table.add_row(
-            escape(one.name),
-            escape(other.name),
-            signed(found.difference),
-            found.interval,
-            f"{found.p_value:.4f}" if found.p_value else "<0.0002",  # one of 10,000 resamples is 0.0002
-            "*" if found.significant else "",
-        )
-    if not tested:
-        return
-    out.print(table)
-    of = "scores of the set" if callable(scores[0]) else "means over prompts"
-    out.print(
-        f"Difference of the {of}, with its 95% interval {how_tested(tested)}; *: the interval leaves out 0."
-        "\n",
-        markup=False,
-    )
-
-
-def _of_prompts(
-    name: str, metrics: Mapping[str, Metric], system: System
-) -> Sequence[float] | Resampled | None:
-    """Returns the score of each prompt, or of draws of prompts, by the metric or the pass@k called `name`."""
-    by_seed = system.by_seed
-    given = metric_values(metrics, by_seed)
-    if (k := k_of(name)) is not None:
-        return passes(given, by_seed, [k])[name]
-    return per_prompt(given[name], by_seed) or resampled(given[name], by_seed)
-
-
-def _at_other_rungs(one: System, other: System) -> bool:
-    """Whether the answers of two systems were drawn at rungs of ladders, and at no rung in common."""
-    return bool(one.rungs and other.rungs) and not {*one.rungs} & {*other.rungs}
-
-
-def _any_above_0(scores: Sequence[Sequence[float] | Resampled | None]) -> bool:
-    return any(scored is None or callable(scored) or any(scored) for scored in scores)
-
-
-def _compared(
-    first: Sequence[float] | Resampled, second: Sequence[float] | Resampled, prompts: int
-) -> Comparison:
-    if callable(first) and callable(second):
-        return paired_bootstrap_of_sets(first, second, prompts)
-    assert not callable(first)
-    assert not callable(second)
-    return paired_bootstrap(first, second)
 
 
 def _write_csv(file: Path, lines: Sequence[Line]) -> None:
