@@ -14,6 +14,7 @@ import amid.reporting.runs as reported
 from amid.cli.report import run as report
 from amid.errors import InputError
 from amid.reporting import build_table, write_report
+from amid.reporting.curve_figure import draw_curves
 from amid.reporting.figures import draw_figures
 from amid.results import Score, load_folders, save
 
@@ -182,7 +183,7 @@ class TestCurves:
             self.store(run, tmp_path / str(number), values)
         records = load_folders(tmp_path)
         logged = {id(run): folders.curves(folder) for folder, run in records.items()}
-        canvas = drawing._draw_curves(build_table(list(records.values())), logged, "train/loss", "loss")
+        canvas = draw_curves(build_table(list(records.values())), logged, "train/loss", "loss")
         (axes,) = canvas.axes
         solid = [line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == "-"]
         dotted = [line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == ":"]
@@ -206,7 +207,7 @@ class TestCurves:
             assert (tmp_path / "report" / f"{file}.pdf").read_bytes().startswith(b"%PDF-")
         records = load_folders(tmp_path)
         logged = {id(run): folders.curves(folder) for folder, run in records.items()}
-        canvas = drawing._draw_curves(build_table(list(records.values())), logged, "valid/rouge_l", "score")
+        canvas = draw_curves(build_table(list(records.values())), logged, "valid/rouge_l", "score")
         assert [axes.get_title() for axes in canvas.axes] == ["Baselines", "KL(p, r)", "αβ(p, r)"]
         assert [len(axes.lines) for axes in canvas.axes] == [2, 2, 2]
         (legend,) = canvas.legends
@@ -218,7 +219,7 @@ class TestCurves:
         for count, drawn in ((len(runs) - 2, True), (len(runs), False)):
             logged = {id(run): {"train/loss": {0: 3.0, 10: 2.0}} for run in runs[:count]}
             table = build_table(runs[:count])
-            assert (drawing._draw_curves(table, logged, "train/loss", "loss") is not None) == drawn
+            assert (draw_curves(table, logged, "train/loss", "loss") is not None) == drawn
 
 
 class TestReport:
