@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from amid.losses.fused import BLOCK_ELEMENTS, BUFFER_BYTES
@@ -27,7 +28,8 @@ class TrainingMemory:
     of AdamW and, under autocast, the bfloat16 copies of float32 weights.
 
     Two parts are estimated within a factor of two. The activations that are kept for the backward pass follow
-    from the sizes of the student's linear layers. The arrays of the fused loss follow from the chunk's size,
+    from the sizes of the student's linear layers; with gradient checkpointing they are the inputs of the
+    layers, and the activations of one layer. The arrays of the fused loss follow from the chunk's size,
     for an α-mixture, or without a teacher for cross-entropy.
 
     Some parts are left out: the answers at a validation, which are drawn when activations and loss are freed,
@@ -65,8 +67,6 @@ def training_memory(
     mixed = precision.endswith("-mixed")
     product_bytes = 2 if mixed else student.dtype.itemsize
     head = student.get_output_embeddings()
-    layers = [m for m in student.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
-    width = sum(sum(layer.weight.shape) for layer in layers)
     vocabularies = [output_rows(model) for model in (student, teacher) if model is not None]
     # Logits are float32; the gradient for the student's is rounded to what the products are taken in.
     logit_bytes = 4 * sum(vocabularies) + (2 * vocabularies[0] if product_bytes < 4 else 0)
@@ -80,11 +80,30 @@ def training_memory(
         copies=sum(2 * weight.numel() for weight in wide) if mixed else 0,
         gradients=_bytes(trained),
         optimizer=2 * _bytes(trained),
-        activations=int(_ACTIVATIONS * tokens * width * product_bytes),
+        activations=int(tokens * _activations(student, product_bytes)),
         loss=positions * logit_bytes
         + 4 * working * min(positions * max(vocabularies), BLOCK_ELEMENTS["cuda"])
         + head_gradient,
     )
+
+
+def _activations(student: PreTrainedModel, product_bytes: int) -> float:
+    """Bytes that are kept of one token for the backward pass of the student's body."""
+    again = [
+        module
+        for module in student.modules()
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+    ]
+    widths = [_width(layer) for layer in again]
+    head = student.get_output_embeddings()
+    width = _width(student) - _width(head) - sum(widths) + max(widths, default=0)
+    inputs: int = len(again) * student.config.get_text_config().hidden_size * student.dtype.itemsize
+    return _ACTIVATIONS * width * product_bytes + inputs
+
+
+def _width(module: nn.Module) -> int:
+    """The sizes of the inputs and outputs of all linear layers in a module."""
+    return sum(sum(m.weight.shape) for m in module.modules() if isinstance(m, nn.Linear | Conv1D))
 
 
 def _bytes(weights: Iterable[Tensor]) -> int:

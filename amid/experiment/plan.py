@@ -208,7 +208,7 @@ class Plan:
         Parts that are made already are the same in both.
         """
         given = self._given["model"][role]
-        kept = ("_target_", "dtype", *(("lora",) if role == "student" else ()))
+        kept = ("_target_", "dtype", *(("lora", "gradient_checkpointing") if role == "student" else ()))
         model = {key: given[key] for key in kept if key in given} | {"path": str(path)}
         plan = copy.copy(self)
         plan._prepared = {**self._prepared, role: model}

@@ -78,6 +78,9 @@ class ModelSource:
         lora: arguments of `amid.models.LoRA` (for example `{r: 16, alpha: 64}`), to train adapters in float32
             instead of the weights, also in `sft`. After each training the adapters are merged into the
             weights, which are rounded to `dtype`. null to train all weights.
+        gradient_checkpointing: whether a training keeps the inputs of the layers alone, and computes what is
+            in a layer again in the backward pass, with the same dropout. It takes less memory and more
+            time, also with `lora`; the gradients are the same.
 
     Raises:
         InputError: if not exactly one of `path` and `architecture` is given, `dtype` is unknown, or `lora`
@@ -90,6 +93,7 @@ class ModelSource:
     dtype: str = "float32"
     sft: Mapping[str, Any] | None = None
     lora: Mapping[str, Any] | None = None
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.architecture is None):
@@ -98,7 +102,8 @@ class ModelSource:
                 f"a model has {given} of path={self.path!r} and architecture=; give exactly one, as in "
                 "model.teacher.path=FOLDER model.teacher.architecture=null (or model.student...)"
             )
-        check_arguments("model ", nodes.ModelSource, {"dtype": self.dtype})
+        settings = {name: getattr(self, name) for name in ("dtype", "gradient_checkpointing")}
+        check_arguments("model ", nodes.ModelSource, settings)
         self._adapters()
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -106,8 +111,8 @@ class ModelSource:
 
         Raises:
             InputError: if it cannot be loaded, its weights belong to another architecture, its
-                vocabulary is smaller than the tokenizer's, or `layers` or `lora` names a layer it does not
-                have.
+                vocabulary is smaller than the tokenizer's, `layers` or `lora` names a layer it does not
+                have, or it has no gradient checkpointing that is asked for.
         """
         model = _of_config(self.config(tokenizer), self.dtype) if self.path is None else self._stored()
         self.check_rows(model, tokenizer)
@@ -197,8 +202,8 @@ class ModelSource:
         """The model of a configuration with its layers and adapters, on the meta device: all but the values.
 
         Raises:
-            InputError: if there is no model of the configuration, or `layers` or `lora` names a layer it does
-                not have.
+            InputError: if there is no model of the configuration, `layers` or `lora` names a layer it does
+                not have, or it has no gradient checkpointing that is asked for.
         """
         with torch.device("meta"):
             try:
@@ -214,6 +219,8 @@ class ModelSource:
         adapters = self._adapters()
         if adapters is not None:
             adapters.add_to(model)
+        if self.gradient_checkpointing:
+            _checkpoint_layers(model)
         return model
 
     def _adapters(self) -> LoRA | None:
@@ -254,6 +261,23 @@ class ModelSource:
             vars(model.config).pop("quantization_config", None)
             model.hf_quantizer = None  # type: ignore[assignment]
         return model
+
+
+def _checkpoint_layers(model: PreTrainedModel) -> None:
+    """Has the layers of a model compute their activations again in the backward pass (in place).
+
+    Raises:
+        InputError: if the model has no layers that can.
+    """
+    enable: Any = getattr(model, "activation_checkpointing_enable", None)  # transformers before 5.20 lack it
+    try:
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    except ValueError as error:
+        raise InputError(
+            f"model gradient_checkpointing=true: {type(model).__name__} has no gradient checkpointing in "
+            "transformers; use false, and a smaller data.micro_batch_size"
+        ) from error
+    model.disable_input_require_grads()  # of use for re-entrant checkpoints alone
 
 
 def _check_fields(config: PretrainedConfig, given: Mapping[str, Any], key: str) -> None:

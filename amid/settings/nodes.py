@@ -438,6 +438,7 @@ class ModelSource(Node):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     sft: Any = None
     lora: Any = None
+    gradient_checkpointing: Flag = False
 
 
 class LoRA(Node):
