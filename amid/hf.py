@@ -1,10 +1,12 @@
 """Distillation in a transformers `Trainer`."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
@@ -14,6 +16,7 @@ from amid.data.prompts import IGNORE
 from amid.data.tokens import MicroBatch, counted_positions
 from amid.errors import InputError
 from amid.losses import Loss
+from amid.models.counted_states import forward_replaced
 from amid.models.limits import check_reads_forwards, table_of_positions
 from amid.models.vocabulary import shared_vocabulary
 from amid.teacher.signals import LiveTeacher
@@ -34,8 +37,11 @@ class AMiDTrainer(Trainer):
 
     Student and teacher may have adapters (a `PeftModel`). The teacher is frozen, in eval mode, on the
     student's device, and in no checkpoint; it shares no weight with the student. Terms that the model adds to
-    its own loss, such as a router's auxiliary loss, are not part of this loss. The trainer needs one process
-    on one device, because it calls the body outside the wrappers for several devices.
+    its own loss, such as a router's auxiliary loss, are not part of this loss.
+
+    Under `torchrun` or `accelerate launch` it trains with DDP or FSDP2 on several processes, one device each.
+    The loss is then divided by the counted tokens of all of them, so that a step is the same on any number of
+    processes. Each process holds the whole teacher, with the weights of the first process.
 
     Another subclass of `Trainer`, such as TRL's `SFTTrainer`, may be a base after this one. That class
     prepares the data, and this class computes the loss.
@@ -50,8 +56,9 @@ class AMiDTrainer(Trainer):
 
     Raises:
         InputError: for a teacher that the objective needs and does not have, an objective that is no sum over
-            batches with `gradient_accumulation_steps` above 1, several devices, DeepSpeed or FSDP, prompt
-            learning, `torch_compile`, and arguments of `Trainer` that make up another loss
+            batches with `gradient_accumulation_steps` above 1 or several processes, several GPUs in one
+            process, DeepSpeed, FSDP1, tensor, context or sequence parallelism, prompt learning,
+            `torch_compile`, and arguments of `Trainer` that make up another loss
             (`compute_loss_func`, `model_init`, `label_smoothing_factor`); for a model that is a path, reads
             both ways, is an encoder with a decoder, or has fewer embeddings than `processing_class` tokens,
             and for a teacher that shares weights with the student. While it trains, for a batch of another
@@ -86,6 +93,7 @@ class AMiDTrainer(Trainer):
         assert self.model is not None
         args = self.args
         _check_arguments(args, objective)
+        _check_devices(self)
         self.objective: Loss = objective
         self.model_accepts_loss_kwargs = True  # each batch's loss is its share of the step's
         student = _plain(self.model, "model")
@@ -93,6 +101,7 @@ class AMiDTrainer(Trainer):
         if teacher is not None:
             self._models["teacher"] = _plain(teacher, "teacher")
             _check_apart(student, self._models["teacher"])
+            _place(self._models["teacher"], args)
         self._positions = {role: table_of_positions(of) for role, of in self._models.items()}
         for role, given in self._models.items():
             _check_tokens(role, given, self.processing_class)
@@ -102,18 +111,27 @@ class AMiDTrainer(Trainer):
         self._teacher = None if teacher is None else LiveTeacher(self._models["teacher"])
         shared_vocab = None
         if self._teacher is not None:
-            self._teacher.to(args.device)
             shared_vocab = shared_vocabulary(self._teacher.vocabulary, student)
         self._counted_loss = CountedLoss(student, self._teacher, shared_vocab)
+        if len(set(_of_all_processes(self._counted_loss.has_head, args))) > 1:
+            raise InputError(
+                f"the head of {type(student).__name__} cannot be split off, as only the process with the "
+                "loaded weights sees; set cpu_ram_efficient_loading to false"
+            )
         self._evaluated: list[tuple[Tensor, Tensor]] = []
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Tensor | int | None]:
-        """The batches of an optimiser step, and their counted tokens: predicted ones, on either padding."""
+        """This process's batches of an optimiser step, and the counted tokens of all its processes.
+
+        With `average_tokens_across_devices=False` they are the counted tokens of this process.
+        """
         batches, n = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             n = sum(int(counted_positions(_right_padded(batch, self._pad)).sum()) for batch in batches)
+            if self.args.average_tokens_across_devices:
+                n = int(self.accelerator.gather(torch.tensor([n], device=device)).sum())
         return batches, n
 
     def compute_loss(
@@ -125,8 +143,12 @@ class AMiDTrainer(Trainer):
     ) -> Any:
         """Returns the objective's sum over the batch, divided by the counted tokens of the whole step.
 
+        On several processes it is that number times the processes: DDP and FSDP average the gradients over
+        the processes, and `Trainer` its losses.
+
         Args:
-            model: the student, perhaps wrapped.
+            model: the student, perhaps wrapped. The loss is computed in the wrapper's forward pass, whose
+                hooks synchronise the gradients and gather spread weights.
             inputs: a batch.
             return_outputs: also return the model's own outputs, which takes a pass of its own.
             num_items_in_batch: the counted tokens of the step; None for the counted tokens of this batch.
@@ -134,9 +156,17 @@ class AMiDTrainer(Trainer):
         batch = _right_padded(inputs, self._pad)
         for role, given in self._models.items():
             _check_batch(role, given, self._positions[role], batch)
-        denominator = None if num_items_in_batch is None else max(float(num_items_in_batch), 1.0)
-        with self.accelerator.autocast():  # which the wrapped model has, but its body alone has not
-            loss, _ = self._counted_loss(self.objective, batch, denominator)
+        denominator = None
+        if num_items_in_batch is not None:
+            shares = self.args.world_size if self.args.average_tokens_across_devices else 1
+            denominator = max(float(num_items_in_batch), 1.0) / shares
+
+        def forward(*_: Any, **__: Any) -> Tensor:
+            with self.accelerator.autocast():  # which the student's own forward pass has, replaced here
+                return self._counted_loss(self.objective, batch, denominator)[0]
+
+        with forward_replaced(self._models["model"], forward):
+            loss = model(input_ids=batch["input_ids"])
         if torch.is_grad_enabled() and not any(w.requires_grad for w in self._models["model"].parameters()):
             raise InputError(
                 "no weight of the model is to be trained; call model.requires_grad_(), or for adapters "
@@ -156,8 +186,9 @@ class AMiDTrainer(Trainer):
         """The loss of a batch of the evaluation; logits and labels too where a metric is computed of them."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
-            loss = self.compute_loss(model, inputs).detach()
-            self._evaluated.append((loss, counted_positions(_right_padded(inputs, self._pad)).sum()))
+            once = self._without_repeated(inputs)
+            loss = self.compute_loss(model, once).detach()
+            self._evaluated.append((loss, counted_positions(_right_padded(once, self._pad)).sum()))
             if prediction_loss_only:
                 return loss, None, None
             mask = inputs.get("attention_mask")
@@ -179,23 +210,33 @@ class AMiDTrainer(Trainer):
         )
         if self._evaluated and output.metrics is not None:
             losses, counts = (torch.stack(values).double() for values in zip(*self._evaluated, strict=True))
-            output.metrics[f"{metric_key_prefix}_loss"] = float(
-                (losses * counts).sum() / counts.sum().clamp(1)
-            )
+            sums = torch.stack([(losses * counts).sum(), counts.sum()])
+            total, counted = self.accelerator.reduce(sums, "sum").tolist()
+            output.metrics[f"{metric_key_prefix}_loss"] = total / max(counted, 1.0)
         return output
+
+    def _without_repeated(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch of an evaluation in which rows do not count that fill the last batch a second time.
+
+        So that all processes have equally many rows, accelerate gives some of them again.
+        """
+        state = self.accelerator.gradient_state
+        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return inputs
+        rows = len(inputs["input_ids"])
+        real = max(state.remainder - self.args.process_index * rows, 0)
+        labels = inputs["labels"].clone()
+        labels[real:] = IGNORE
+        return {**inputs, "labels": labels}
 
 
 def _check_arguments(args: TrainingArguments, objective: Loss) -> None:
-    """Raises InputError for arguments of training that change the loss or need several devices."""
-    devices = max(args.world_size, args.n_gpu)
-    if devices > 1:
+    """Raises InputError for arguments of training that change the loss, or that it cannot follow."""
+    if args.n_gpu > 1:
         raise InputError(
-            f"AMiDTrainer runs on one device, here are {devices}; start it without a launcher, and "
-            "where there are several GPUs with CUDA_VISIBLE_DEVICES=0"
+            f"AMiDTrainer runs on one device a process, here are {args.n_gpu} for one; start it by "
+            f"torchrun --nproc-per-node {args.n_gpu}, or with CUDA_VISIBLE_DEVICES=0"
         )
-    for name in ("deepspeed", "fsdp"):
-        if getattr(args, name):
-            raise InputError(f"{name}={getattr(args, name)!r} is not taken by AMiDTrainer; leave it out")
     if args.label_smoothing_factor != 0:
         raise InputError(
             f"label_smoothing_factor={args.label_smoothing_factor} is no part of {objective!r}; use 0"
@@ -205,11 +246,52 @@ def _check_arguments(args: TrainingArguments, objective: Loss) -> None:
             "torch_compile=True does nothing here, where the body is called apart from its compiled "
             "wrapper; leave it out (compiled=True at the objective compiles the loss)"
         )
-    if args.gradient_accumulation_steps > 1 and not objective.additive:
+    for name, parts in (
+        ("gradient_accumulation_steps", args.gradient_accumulation_steps),
+        ("processes", args.world_size),
+    ):
+        if parts > 1 and not objective.additive:
+            raise InputError(
+                f"{name}={parts} cuts a step into parts, but {objective!r} is no sum of parts; use 1, or "
+                "maximum='token'"
+            )
+
+
+def _check_devices(trainer: "AMiDTrainer") -> None:
+    """Raises InputError for ways to spread a model in which the loss would not see its whole head."""
+    if trainer.is_deepspeed_enabled:
         raise InputError(
-            f"gradient_accumulation_steps={args.gradient_accumulation_steps} cuts a step into parts, but "
-            f"{objective!r} is no sum of parts; use 1, or maximum='token'"
+            "AMiDTrainer does not take DeepSpeed, whose engine spreads the head that the loss reads; use "
+            "fsdp=True, or plain DDP"
         )
+    plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
+    if trainer.is_fsdp_xla_enabled or (plugin is not None and plugin.fsdp_version != 2):
+        raise InputError(
+            "AMiDTrainer takes FSDP of version 2 alone; use fsdp=True with fsdp_config={'version': 2}, or "
+            "fsdp_version: 2 in the file of accelerate"
+        )
+    sizes = {"tp": trainer.get_tp_size(), "cp": trainer.get_cp_size(), "sp": trainer.get_sp_size()}
+    parts = [f"{name}_size={size}" for name, size in sizes.items() if size > 1]
+    if parts or trainer.is_distributed_loading_by_transformers:
+        raise InputError(
+            f"{', '.join(parts) or 'a model that from_pretrained spread'} cuts a row or a layer into parts, "
+            "which AMiDTrainer does not take; give each process whole rows: DDP, or fsdp=True"
+        )
+
+
+def _of_all_processes(value: bool, args: TrainingArguments) -> list[bool]:
+    values = [value] * args.world_size
+    if args.world_size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def _place(teacher: nn.Module, args: TrainingArguments) -> None:
+    """Moves the teacher to the device of this process, with the weights of the first process."""
+    teacher.to(args.device)
+    if args.world_size > 1:
+        for tensor in chain(teacher.parameters(), teacher.buffers()):
+            dist.broadcast(tensor.data, src=0)
 
 
 def _is_loaded_by_a_base(kind: type) -> bool:

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from amid.errors import InputError
-from amid.hf import AMiDTrainer
+from amid.hf import AMiDTrainer, _check_devices
 from amid.losses import KL, AlphaNet, CrossEntropy, Objective, WeightedSum
 
 
@@ -338,3 +338,19 @@ def test_what_does_not_fit_is_refused(tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             it.compute_loss(student, wrong)
+
+
+def test_ways_to_spread_a_model_that_hide_its_head_are_refused(tmp_path, monkeypatch):
+    it = trainer(tmp_path, tiny("student"), tiny("teacher", 1), amid())
+    _check_devices(it)
+    for name, value, words in (
+        ("is_deepspeed_enabled", True, "does not take DeepSpeed, .* fsdp=True, or plain DDP"),
+        ("is_fsdp_xla_enabled", True, "FSDP of version 2 alone"),
+        ("get_cp_size", lambda: 2, "cp_size=2 cuts a row"),
+        ("is_distributed_loading_by_transformers", True, "a model that from_pretrained spread"),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setattr(AMiDTrainer, name, value, raising=False)
+            changed.setattr(it, name, value, raising=False)
+            with pytest.raises(InputError, match=words):
+                _check_devices(it)

@@ -1,7 +1,8 @@
 """A model's last hidden states at the counted positions alone, and the head that makes logits of them."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,8 +80,6 @@ class CountedStates:
     Rows are padded on the right, where causal attention does not look: without a mask, attention takes its
     fastest way, and what counts stays the same.
 
-    `head` is None where it does not give the model's own logits; see `split_head`.
-
     Raises:
         InputError: if the model's states depend on later tokens.
     """
@@ -89,12 +88,41 @@ class CountedStates:
         self.model = model
         self._body = model.base_model
         check_ignores_what_follows(model)
-        self.head = split_head(model)
-        if self.head is None:
+        head = split_head(model)
+        self._shape = None if head is None else (head.scale, head.softcap)
+        if head is None:
             log.warning(
                 "%s: logits are taken at all positions, its head's weight alone gives others",
                 type(model).__name__,
             )
+
+    @property
+    def head(self) -> Head | None:
+        """The head with the model's present weights; None if it does not give the model's own logits.
+
+        See `split_head`. A model that is spread over processes has whole weights only `within_head`.
+        """
+        output = plain_head(self.model)
+        return (
+            None if self._shape is None or output is None else Head(output.weight, output.bias, *self._shape)
+        )
+
+    def within_head(self, states: Tensor, compute: Callable[[Head, Tensor], Any]) -> Any:
+        """Returns `compute(head, states)`, called as the forward pass of the layer that makes the logits.
+
+        So the hooks of that layer run. They gather its weights where the weights are spread over processes,
+        and scatter the gradient.
+        """
+        output = plain_head(self.model)
+        assert output is not None
+
+        def forward(states: Tensor) -> Any:
+            assert self.head is not None
+            return compute(self.head, states)
+
+        with forward_replaced(output, forward):
+            layer: Any = self.model.get_output_embeddings()
+            return layer(states)
 
     def hidden(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """The states [N, D] where `positions` [rows, length] is true, row by row."""
@@ -106,11 +134,36 @@ class CountedStates:
     def logits(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """The model's logits [N, V] at the same positions."""
         if self.head is not None:
-            return self.head.logits(self.hidden(input_ids, positions))
+            found: Tensor = self.within_head(self.hidden(input_ids, positions), Head.logits)
+            return found
         with _without_mask(self.model):
             output = self.model(input_ids=input_ids, use_cache=False)
         logits: Tensor = output.logits[positions]
         return logits
+
+
+@contextlib.contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Lets the next call of `module`, or of a wrapper around it, call `forward`, with the hooks of both.
+
+    Within `forward`, a call of `module` is its own again.
+    """
+    before = vars(module).get("forward")
+
+    def restore() -> None:
+        vars(module).pop("forward", None)
+        if before is not None:
+            module.forward = before
+
+    def once(*given: Any, **named: Any) -> Any:
+        restore()
+        return forward(*given, **named)
+
+    module.forward = once
+    try:
+        yield
+    finally:
+        restore()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from amid.data.tokens import MicroBatch, counted_positions
-from amid.losses import CrossEntropy, Loss
+from amid.losses import CrossEntropy, Head, Loss
 from amid.losses.inputs import Stats
 from amid.models.counted_states import CountedStates
 from amid.teacher.signals import Teacher
@@ -28,6 +28,11 @@ class CountedLoss:
     def __init__(self, student: PreTrainedModel, teacher: Teacher | None, shared_vocab: int | None) -> None:
         self._teacher, self._shared_vocab = teacher, shared_vocab
         self._states = CountedStates(student)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the student's head can be split off."""
+        return self._states.head is not None
 
     def __call__(
         self,
@@ -50,34 +55,41 @@ class CountedLoss:
         positions = counted_positions(batch)
         inputs = (batch["input_ids"], positions)
         labels = batch["labels"][:, 1:][positions[:, :-1]]
-        head, teacher = self._states.head, self._teacher if objective.needs_teacher else None
+        teacher = self._teacher if objective.needs_teacher else None
         given: dict[str, Any] = {}
-        loss_of: Callable[..., Any]
-        cross_entropy_of: Callable[..., Any]
-        if objective.uses_fused and head is not None and (teacher is None or teacher.head is not None):
-            loss_of, cross_entropy_of = objective.fused, CrossEntropy().fused
-            student = head.cut(self._shared_vocab).inputs("student")
-            student["student_hidden"] = self._states.hidden(*inputs)
-            if teacher is not None and teacher.head is not None:
-                given = teacher.head.cut(self._shared_vocab).inputs("teacher")
-                given["teacher_hidden"] = teacher.hidden(batch, positions)
-        else:
-            loss_of, cross_entropy_of = objective, CrossEntropy()
-            student = {"student_logits": self._states.logits(*inputs)[:, : self._shared_vocab]}
-            if teacher is not None:
-                given = {"teacher_logits": teacher.logits(batch, positions)[:, : self._shared_vocab]}
         sampled = objective.uses_sampling and "sampling" in batch
         if sampled:
             given["sampling"] = batch["sampling"][:, 1:][positions[:, :-1]]
         if objective.needs_labels or sampled:
             given["labels"] = labels
-        stats: Stats = {}
-        if return_stats:
-            loss, stats = loss_of(**student, **given, denominator=denominator, return_stats=True)
-        else:
-            loss = loss_of(**student, **given, denominator=denominator)
-        if cross_entropy:
-            stats["cross_entropy"] = cross_entropy_of(
-                **student, labels=labels, denominator=denominator
-            ).detach()
-        return loss, stats
+
+        def computed(
+            loss_of: Callable[..., Any], cross_entropy_of: Callable[..., Any], student: dict[str, Any]
+        ) -> tuple[Tensor, Stats]:
+            stats: Stats = {}
+            if return_stats:
+                loss, stats = loss_of(**student, **given, denominator=denominator, return_stats=True)
+            else:
+                loss = loss_of(**student, **given, denominator=denominator)
+            if cross_entropy:
+                found = cross_entropy_of(**student, labels=labels, denominator=denominator)
+                stats["cross_entropy"] = found.detach()
+            return loss, stats
+
+        teacher_head = None if teacher is None else teacher.head
+        with_heads = self.has_head and (teacher is None or teacher_head is not None)
+        if objective.uses_fused and with_heads:
+            if teacher is not None and teacher_head is not None:
+                given |= teacher_head.cut(self._shared_vocab).inputs("teacher")
+                given["teacher_hidden"] = teacher.hidden(batch, positions)
+
+            def fused(head: Head, hidden: Tensor) -> tuple[Tensor, Stats]:
+                student = head.cut(self._shared_vocab).inputs("student") | {"student_hidden": hidden}
+                return computed(objective.fused, CrossEntropy().fused, student)
+
+            found: tuple[Tensor, Stats] = self._states.within_head(self._states.hidden(*inputs), fused)
+            return found
+        student = {"student_logits": self._states.logits(*inputs)[:, : self._shared_vocab]}
+        if teacher is not None:
+            given["teacher_logits"] = teacher.logits(batch, positions)[:, : self._shared_vocab]
+        return computed(objective, CrossEntropy(), student)

@@ -213,7 +213,7 @@ def test_rows_without_a_mask_need_no_warning(caplog, monkeypatch):
     ids = torch.tensor([[3, 4, 5], [5, 3, 4]])
     states = CountedStates(network)
     states.logits(ids, ids > 0)
-    states.head = None
+    monkeypatch.setattr(CountedStates, "head", None)
     states.logits(ids, ids > 0)
     assert "attention_mask" not in caplog.text
     network(input_ids=ids)
