@@ -85,6 +85,9 @@ def _decisive(cfg: Mapping[str, Any]) -> Any:
         del what["data"]["special_tokens"]
     if not (what.get("data") or {}).get("pass_at", True):  # as in settings without pass@k
         del what["data"]["pass_at"]
+    states = (cfg.get("teacher") or {}).get("states", "exact")
+    if states != "exact" and (cfg.get("model") or {}).get("teacher"):
+        what["teacher"] = {"states": states}
     return without_secrets(what)
 
 

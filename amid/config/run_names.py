@@ -29,7 +29,10 @@ WITH_THE_REST = "*"
 """An argument of `run_name` in `conf/`: with it, a name ends with the overrides that all runs share."""
 
 PLACES = ("hub", "output_dir", "prepared_dir", "logger", "threads", "teacher", "trust_run")
-"""Root keys that say where and how fast a run goes, not what it learns."""
+"""Root keys that say where and how fast a run goes, not what it learns; except `LOSSY`."""
+
+LOSSY = "teacher.states"
+"""The key that says whether the states of the teacher cache are exact."""
 
 LIMITS = {
     "data": ("cache_dir", "micro_batch_size", "tokens_per_batch"),
@@ -130,7 +133,7 @@ def run_name(overrides: Sequence[str], varying: Collection[str] = (), rest: bool
 
 def further_settings(overrides: Sequence[str]) -> str | None:
     """Returns the overrides, except for the seed and settings with a column in tables; None without any."""
-    columns = (*LABELS, "assistant.alpha", "assistant.lam", "objective.order", "seed", "run")
+    columns = (*LABELS, "assistant.alpha", "assistant.lam", "objective.order", "seed", "run", LOSSY)
     further = [o.lstrip("+") for o in _telling(overrides) if o.split("=")[0] not in columns]
     said = hide(",".join(sorted(further, key=_key)))
     return (said if len(said) <= LONGEST_SETTINGS else shortened(said, LONGEST_SETTINGS)) or None
@@ -159,7 +162,7 @@ def _telling(overrides: Sequence[str]) -> list[str]:
     for override in overrides:
         *nodes, key = _key(override).split(".")
         idle = LIMITS.get(nodes[-1], ()) if nodes else ()
-        counts = per_micro_batch and key == "micro_batch_size"
+        counts = (per_micro_batch and key == "micro_batch_size") or _key(override) == LOSSY
         of_hydra = re.match("hydra[./]", _key(override))
         if not of_hydra and (([*nodes, key][0] not in PLACES and key not in idle) or counts):
             telling.append(override)

@@ -127,12 +127,15 @@ class Plan:
 
     @property
     def labels(self) -> dict[str, Any]:
-        """The labels of the objective in tables: its order, and its assistant's α and λ; None for none."""
+        """The labels of the objective in tables: its order, and its assistant's α and λ; None for none. Also
+        `teacher_states` if these are lossy."""
         assistant = getattr(self.objective, "assistant", None)
+        lossy = self.asks_teacher and self.supply.lossy
         return {
             "order": getattr(self.objective, "order", None),
             "alpha": getattr(assistant, "alpha", None),
             "lam": getattr(assistant, "lam", None),
+            **({"teacher_states": self.supply.states} if lossy else {}),
         }
 
     # The data

@@ -204,7 +204,7 @@ def record(
         seed=prepared.plan.seed,
         scores=evaluation.scores,
         ladders=evaluation.ladders,
-        training=trained.figures,
+        training=trained.figures | (prepared.teacher.lost if prepared.teacher is not None else {}),
         timings=prepared.timings,
         versions=versions(),
         files=sums_of_run(directory),

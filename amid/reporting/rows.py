@@ -59,6 +59,9 @@ OF_NO_METHOD = ("model", "data")
 OF_CLASSES = ("assistant", "objective", "schedule", "text", "optimizer", "scheduler", "generation")
 """Labels that hold the name of the user's own class if a `_target_` names one."""
 
+STATES = "teacher_states"
+"""The label of runs with a lossy teacher cache: how its states were written. It always separates rows."""
+
 
 def has_own_assistant(labels: Mapping[str, Label]) -> bool:
     """Returns whether the assistant has the user's own class."""

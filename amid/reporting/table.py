@@ -22,6 +22,7 @@ from amid.reporting.rows import (
     OF_CLASSES,
     OF_NO_METHOD,
     OUTSIDE,
+    STATES,
     AtDiversity,
     Repeat,
     Row,
@@ -45,6 +46,7 @@ SYMBOLS = {
     "order": "Order",
     "alpha": "α",
     "lam": "λ",
+    "teacher_states": "States",
 }
 """The written names of the labels, in the order of the table's columns."""
 
@@ -144,7 +146,7 @@ class Table:
         methods = _unique(row.method for row in self.rows)
         shown = ["method"] if len(methods) > 1 else []
         for label in _unique([*SYMBOLS, *(label for row in self.rows for label in row.labels)]):
-            groups = [None] if label in OF_NO_METHOD else methods
+            groups = [None] if label in (*OF_NO_METHOD, STATES) else methods
             values = [
                 {row.labels.get(label) for row in self.rows if method in (None, row.method)}
                 for method in groups
@@ -231,7 +233,7 @@ class Table:
             sentences.append(self.at_diversity.note)
         common = [
             f"{SYMBOLS.get(label, label).lower()} {text}"
-            for label in (*OF_NO_METHOD, *self._own_classes)
+            for label in (*OF_NO_METHOD, STATES, *self._own_classes)
             if label not in self.varying and (text := label_text(self.rows[0], label)) != MISSING
         ]
         if common:

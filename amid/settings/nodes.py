@@ -425,6 +425,7 @@ class TeacherSupply(Node):
     multirun: Flag = False
     cache_dir: Folder = "outputs/cache"
     tokens_per_forward: Count = 2048
+    states: Literal["exact", "int8"] = "exact"
 
 
 class ModelSource(Node):

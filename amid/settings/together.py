@@ -32,6 +32,17 @@ def check_together(settings: Values) -> None:
     _check_objective(settings)
     if not evaluates:
         _check_pair(settings)
+        check_supply(settings["teacher"])
+
+
+def check_supply(teacher: Mapping[str, Any]) -> None:
+    """Raises InputError if the states of a teacher would be lossy in some runs of a setting only."""
+    states, mode = teacher.get("states", "exact"), teacher.get("mode")
+    if states != "exact" and mode != "cached":
+        raise InputError(
+            f"teacher.states={states} is for stored states alone, and teacher={mode} may run the teacher "
+            "live; use teacher=cached, or teacher.states=exact"
+        )
 
 
 def _check_pair(settings: Values) -> None:

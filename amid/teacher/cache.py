@@ -18,6 +18,7 @@ from amid.errors import InputError
 from amid.files import Record, checksum, forget_parts, key_of, only_writer, read_made, write_json
 from amid.losses import Head
 from amid.teacher.signals import CachedTeacher, LiveTeacher
+from amid.teacher.state_codes import EXACT, bytes_of_position
 from amid.teacher.state_store import StateFolder, States
 from amid.tensor_files import write_tensors
 from amid.tracking.progress import Progress
@@ -45,24 +46,32 @@ class TeacherCache:
     KEY is a hash of the teacher's weights, configuration, layers and dtype, of its precision, and of the
     version of transformers, which computes the states. The torch version and the device are not part of KEY:
     they change only the last digits. The states of a set are in a folder named by a hash of its token ids and
-    prompt lengths, which follow from data, template, tokenizer and limits. They keep the teacher's dtype.
+    prompt lengths, which follow from data, template, tokenizer and limits. Exact states keep the teacher's
+    dtype; a lossy code is part of KEY.
 
     Args:
         cache_dir: the folder in which the cache's folder is made.
         teacher: all that decides the teacher's values (`ModelSource.fingerprint`).
         precision: Lightning's precision, in which the teacher is run.
         sets: the sequences; rows are numbered on from set to set, from the number of the first row.
+        code: how the states are written (`amid.teacher.state_codes`).
     """
 
     def __init__(
-        self, cache_dir: Path, teacher: dict[str, Any], precision: str, sets: Sequence[Tokens]
+        self,
+        cache_dir: Path,
+        teacher: dict[str, Any],
+        precision: str,
+        sets: Sequence[Tokens],
+        code: str = EXACT,
     ) -> None:
+        self.code = code
         self.made_from = {
             "format": FORMAT,
             "teacher": teacher,
             "precision": precision,
             "transformers": transformers.__version__,
-        }
+        } | ({} if code == EXACT else {"states": code})
         self.folder = cache_dir / f"teacher-{key_of(self.made_from)}"
         self.sets = sets
         self._parts = []
@@ -70,7 +79,7 @@ class TeacherCache:
             made_from = {"teacher": self.made_from, "tokens": tokens.fingerprint}
             order = sorted(range(len(tokens)), key=tokens.lengths.__getitem__)
             folder = self.folder / f"tokens-{tokens.fingerprint[:16]}"
-            self._parts.append(StateFolder(folder, tokens.counted, order, made_from))
+            self._parts.append(StateFolder(folder, tokens.counted, order, made_from, code))
 
     def open(self) -> CachedTeacher | None:
         """Verifies the whole cache and returns its teacher; None if some states are still to be written."""
@@ -119,8 +128,10 @@ class TeacherCache:
             rows, counted, lengths = part.missing(width, dtype), tokens.counted, tokens.lengths
             positions += sum(counted[row] for row in rows)
             total += sum(lengths[row] for row in rows)
-        size = positions * width * dtype.itemsize
-        told = f"{positions:,} positions × {width} × {dtype.itemsize} bytes = {in_bytes(size)}"
+        each = bytes_of_position(self.code, width, dtype)
+        size = positions * each
+        of_each = f"{width} × {dtype.itemsize}" if self.code == EXACT else f"({width} + {each - width})"
+        told = f"{positions:,} positions × {of_each} bytes = {in_bytes(size)}"
         free = shutil.disk_usage(self.folder.parent).free
         if size + head.weight.nbytes > share * free:
             raise InputError(
@@ -140,7 +151,7 @@ class TeacherCache:
                         progress.advance(int(batch["attention_mask"].sum()))
                         yield states
 
-                part.write(width, dtype, states_of)
+                part.write(width, dtype, states_of, head)
         announce(f"Written in {progress.seconds:.0f} s, {progress.rate:,.0f} tokens/s")
 
     def _write_head(self, head: Head) -> None:

@@ -30,6 +30,11 @@ class LiveTeacher:
         self.vocabulary = output_rows(model)
 
     @property
+    def lost(self) -> dict[str, float]:
+        """Nothing is lost, see `CachedTeacher.lost`."""
+        return {}
+
+    @property
     def head(self) -> Head | None:
         """The head, which makes logits [N, V] of hidden states; None if it cannot be split off the model."""
         return self._states.head
@@ -70,8 +75,21 @@ class CachedTeacher:
 
     @property
     def size(self) -> str:
-        """The positions and bytes of the states, in words."""
-        return f"{self._states.positions:,} positions, {in_bytes(self._states.nbytes)}"
+        """The positions and bytes of the states, in words, and what they lose if they are not exact."""
+        words = f"{self._states.positions:,} positions, {in_bytes(self._states.nbytes)}"
+        if not (lost := self.lost):
+            return words
+        each, nats = lost["teacher_states_bytes"], lost["teacher_states_kl"]
+        return f"{words}, lossy: {each:.0f} bytes a token, KL {nats:.2g} nats a token to the exact teacher"
+
+    @property
+    def lost(self) -> dict[str, float]:
+        """The measures of lossy states in `amid.measures`; empty for exact states."""
+        if self._states.kl is None:
+            return {}
+        nats, measured = self._states.kl
+        each = self._states.nbytes / self._states.positions
+        return {"teacher_states_bytes": each, "teacher_states_kl": nats / measured}
 
     def to(self, device: torch.device) -> None:
         """Moves the head to `device`; the states stay on disk until they are asked for."""
@@ -99,6 +117,11 @@ class PartlyCachedTeacher:
         self.live, self.cached = live, cached
         self.model = live.model
         self.vocabulary = cached.vocabulary
+
+    @property
+    def lost(self) -> dict[str, float]:
+        """What lossy states of the stored rows cost, as `CachedTeacher.lost`."""
+        return self.cached.lost
 
     @property
     def head(self) -> Head:

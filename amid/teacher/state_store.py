@@ -11,6 +11,8 @@ from torch import Tensor
 
 from amid.console import announce
 from amid.files import Record, checksum, forget_parts, read_made, write_json
+from amid.losses import Head
+from amid.teacher.state_codes import EXACT, bytes_of_position, decoded, encoded, kl
 from amid.tensor_files import write_tensors
 
 SHARD_BYTES = 256 * 2**20
@@ -18,13 +20,21 @@ SHARD_BYTES = 256 * 2**20
 
 MANIFEST = "manifest.json"
 
+MEASURED = 16
+"""The KL divergence of lossy states from the exact ones is measured at one position in this many."""
+
 
 @dataclass(frozen=True)
 class States:
-    """Hidden states of many rows: row i is `shards[s][start:stop]`, where `places[i]` is (s, start, stop)."""
+    """Hidden states of many rows: row i is in shard s from start to stop, where `places[i]` is (s, start,
+    stop). A shard holds what `amid.teacher.state_codes.encoded` gives."""
 
-    shards: Sequence[Tensor]
+    shards: Sequence[Mapping[str, Tensor]]
     places: Tensor
+    dtype: torch.dtype
+    kl: tuple[float, int] | None = None
+    """The sum of KL(p ‖ p') over measured positions, and their number, where p is of the exact states and p'
+    of these; None for exact states."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -32,26 +42,32 @@ class States:
     @property
     def positions(self) -> int:
         """Positions of all rows."""
-        return sum(len(shard) for shard in self.shards)
+        return sum(len(shard["states"]) for shard in self.shards)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all states."""
-        return sum(shard.nbytes for shard in self.shards)
+        return sum(tensor.nbytes for shard in self.shards for tensor in shard.values())
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """The states [N, D] of `rows`, one row after the other."""
-        return torch.cat([self.shards[s][start:stop] for s, start, stop in self.places[rows].tolist()])
+        pieces = [
+            {name: tensor[start:stop] for name, tensor in self.shards[s].items()}
+            for s, start, stop in self.places[rows].tolist()
+        ]
+        return decoded({name: torch.cat([p[name] for p in pieces]) for name in pieces[0]}, self.dtype)
 
     @classmethod
     def joined(cls, parts: Sequence["States"]) -> "States":
         """The rows of all parts, numbered on from part to part."""
-        shards: list[Tensor] = []
+        shards: list[Mapping[str, Tensor]] = []
         places = []
         for part in parts:
             places.append(part.places + torch.tensor([len(shards), 0, 0]))
             shards += part.shards
-        return cls(shards, torch.cat(places))
+        measured = [part.kl for part in parts if part.kl is not None]
+        kl = (sum(nats for nats, _ in measured), sum(n for _, n in measured)) if measured else None
+        return cls(shards, torch.cat(places), parts[0].dtype, kl)
 
 
 class Shard(Record):
@@ -61,6 +77,10 @@ class Shard(Record):
     rows: int
     positions: int
     checksum: str | None = None
+    nats: float = 0.0
+    """The sum of the KL divergence at the measured positions, see `States.kl`."""
+    measured: int = 0
+    """The number of these positions; 0 for exact states."""
 
 
 class _Manifest(Record):
@@ -75,30 +95,38 @@ class _Manifest(Record):
 class StateFolder:
     """A folder with the hidden states of one set of rows.
 
-    `manifest.json` says what they were made from, and lists the shards. A shard is a safetensors file with
-    `states` [positions, D] of whole rows, in the order of `order`. Every file appears whole or not at all; a
-    shard that is missing, cut or changed is found by its checksum, and made again alone. Writing needs a lock
-    around it.
+    `manifest.json` says what they were made from, and lists the shards. A shard is a safetensors file of
+    whole rows, in the order of `order`, with `states` [positions, D] and what else `code` writes. Every file
+    appears whole or not at all; a shard that is missing, cut or changed is found by its checksum, and made
+    again alone. Writing needs a lock around it.
 
     Args:
         folder: the folder; it is made if it does not exist.
         counts: positions of each row.
         order: the rows in the order in which they are written.
         made_from: JSON values of all that the states follow from; states of another origin are not used.
+        code: how the states are written (`amid.teacher.state_codes`); another code is another origin.
     """
 
     def __init__(
-        self, folder: Path, counts: Sequence[int], order: Sequence[int], made_from: Mapping[str, Any]
+        self,
+        folder: Path,
+        counts: Sequence[int],
+        order: Sequence[int],
+        made_from: Mapping[str, Any],
+        code: str = EXACT,
     ) -> None:
         self.folder = folder
+        self.code = code
         self.counts = [counts[row] for row in order]  # in the order of writing
         self.order = order
         self.made_from = dict(made_from)
 
     def open(self) -> States | None:
         """Verifies and memory-maps every shard, and returns the states; None if a shard is to be written."""
-        shards = self._shards(self._manifest())
-        if not shards or not all(self._whole(shard) for shard in shards):
+        manifest = self._manifest()
+        shards = self._shards(manifest)
+        if manifest is None or not shards or not all(self._whole(shard) for shard in shards):
             return None
         places = torch.empty(len(self.order), 3, dtype=torch.int64)
         counts, order = torch.tensor(self.counts), torch.tensor(self.order)
@@ -109,7 +137,10 @@ class StateFolder:
             place = torch.stack([torch.full_like(stops, number), stops - counts[here], stops], dim=1)
             places[order[here]] = place
             done += shard.rows
-        return States([load_file(self.folder / shard.file)["states"] for shard in shards], places)
+        measured = sum(shard.measured for shard in shards)
+        kl = (sum(shard.nats for shard in shards), measured) if measured else None
+        tensors = [load_file(self.folder / shard.file) for shard in shards]
+        return States(tensors, places, getattr(torch, manifest.dtype), kl)
 
     def missing(self, width: int, dtype: torch.dtype) -> list[int]:
         """Returns the rows that still need their states [N, `width`] written."""
@@ -122,11 +153,19 @@ class StateFolder:
         return rows
 
     def write(
-        self, width: int, dtype: torch.dtype, states_of: Callable[[Sequence[int]], Iterator[Tensor]]
+        self,
+        width: int,
+        dtype: torch.dtype,
+        states_of: Callable[[Sequence[int]], Iterator[Tensor]],
+        head: Head | None = None,
     ) -> None:
         """Writes the shards that are missing or damaged.
 
-        `states_of(rows)` gives the states of these rows in this order, in pieces [N, `width`].
+        Args:
+            width: D.
+            dtype: the dtype of the states.
+            states_of: gives the states of rows in their order, in pieces [N, D].
+            head: the head that makes logits of the states, to measure what a lossy code loses.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         forget_parts(self.folder)
@@ -141,13 +180,19 @@ class StateFolder:
                 continue
             if shard.checksum is not None:
                 announce(f"{self.folder / shard.file} is damaged: made again")
-            states = torch.empty(shard.positions, width, dtype=dtype)
-            filled = 0
+            tensors = encoded(torch.empty(shard.positions, width, dtype=dtype), self.code)
+            filled, shard.nats, shard.measured = 0, 0.0, 0
             for piece in states_of(rows):
-                states[filled : filled + len(piece)] = piece
+                coded = encoded(piece, self.code)
+                for name, tensor in coded.items():
+                    tensors[name][filled : filled + len(piece)] = tensor
                 filled += len(piece)
+                if self.code != EXACT and head is not None:
+                    some = {name: tensor[::MEASURED] for name, tensor in coded.items()}
+                    shard.nats += kl(head, piece[::MEASURED], decoded(some, dtype))
+                    shard.measured += len(some["states"])
             assert filled == shard.positions, (filled, shard)
-            shard.checksum = write_tensors(self.folder / shard.file, {"states": states})
+            shard.checksum = write_tensors(self.folder / shard.file, tensors)
             write_json(self.folder / MANIFEST, about | {"shards": [shard.model_dump() for shard in shards]})
 
     def _planned(self, width: int, dtype: torch.dtype) -> list[Shard]:
@@ -157,7 +202,7 @@ class StateFolder:
             shards = self._shards(manifest)
             if shards:
                 return shards
-        most = SHARD_BYTES // (width * dtype.itemsize)
+        most = SHARD_BYTES // bytes_of_position(self.code, width, dtype)
         shards = []
         for count in self.counts:
             if not shards or shards[-1].positions + count > most:

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amid.losses import Head
 from amid.teacher import state_store as states
+from amid.teacher.state_codes import decoded, encoded, kl
 from amid.teacher.state_store import StateFolder
 
 WIDTH = 4
@@ -15,9 +17,9 @@ def true_states(row, count):
     return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(row)).bfloat16()
 
 
-def folder(path, counts, made_from=None):
+def folder(path, counts, made_from=None, code="exact"):
     order = sorted(range(len(counts)), key=counts.__getitem__)
-    return StateFolder(path, counts, order, made_from or {"teacher": "a"})
+    return StateFolder(path, counts, order, made_from or {"teacher": "a"}, code)
 
 
 def computing(counts, computed):
@@ -55,7 +57,31 @@ def test_rows_come_back_as_they_were_in_any_order(tmp_path_factory, counts, data
     assert torch.equal(read[torch.tensor(rows)], expected)
     assert read[torch.tensor(rows)].dtype == torch.bfloat16
     assert (len(read), read.positions) == (len(counts), sum(counts))
-    assert all(len(shard) <= max(10, *counts) for shard in read.shards)
+    assert all(len(shard["states"]) <= max(10, *counts) for shard in read.shards)
+    assert read.kl is None
+
+
+def test_lossy_states_come_back_within_their_bound_with_what_they_lose(tmp_path, monkeypatch):
+    monkeypatch.setattr(states, "SHARD_BYTES", 10 * (WIDTH + 4))
+    counts = [7] * 20
+    head = Head(torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(0)))
+    read = []
+    for name in ("a", "b"):
+        folder(tmp_path / name, counts, code="int8").write(WIDTH, torch.bfloat16, computing(counts, []), head)
+        read.append(folder(tmp_path / name, counts, code="int8").open())
+    exact = torch.cat([true_states(row, 7) for row in (3, 1)])
+    lossy = read[0][torch.tensor([3, 1])]
+    assert lossy.dtype == torch.bfloat16
+    assert (lossy.float() - exact.float()).abs().max() <= exact.float().abs().max() / 200
+    assert not torch.equal(lossy, exact)
+    assert (read[0].nbytes, read[0].positions) == (140 * (WIDTH + 4), 140)
+    assert len(read[0].shards) == 20
+    nats, measured = read[0].kl
+    assert measured == 20, "the first position of each piece"
+    firsts = [true_states(row, 7)[:1] for row in range(20)]
+    expected = sum(kl(head, first, decoded(encoded(first, "int8"), first.dtype)) for first in firsts)
+    assert nats == pytest.approx(expected)
+    assert states.States.joined(read).kl == (pytest.approx(2 * nats), 40)
 
 
 def test_joined_parts_number_their_rows_on(tmp_path, small_shards):

@@ -19,8 +19,10 @@ from amid.data.tokens import counted_positions
 from amid.errors import InputError
 from amid.measures import VALIDATION
 from amid.models.source import ModelSource
+from amid.reporting.table import build_table
 from amid.teacher import state_store as states
 from amid.teacher.signals import CachedTeacher, LiveTeacher
+from amid.teacher.state_codes import kl
 from amid.teacher.supply import TeacherSupply
 
 FORK = multiprocessing.get_context("fork")
@@ -61,8 +63,10 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(states, "SHARD_BYTES", 100 * 16 * 4)  # a hundred positions
 
 
-def supplied(path, data, mode="cached", passes=1.0, precision="32-true", multirun=False, **source):
-    supply = TeacherSupply(mode, multirun, str(data.cache_dir), tokens_per_forward=200)
+def supplied(
+    path, data, mode="cached", passes=1.0, precision="32-true", multirun=False, states="exact", **source
+):
+    supply = TeacherSupply(mode, multirun, str(data.cache_dir), tokens_per_forward=200, states=states)
     return supply.teacher(
         ModelSource(path=str(path), **source),
         data.tokenizer,
@@ -110,6 +114,35 @@ def test_cached_states_are_the_live_ones_on_every_batch(saved, data, dtype, smal
         torch.testing.assert_close(
             cached.head.logits(mine), live.logits(batch, positions), rtol=rtol, atol=10 * rtol
         )
+
+
+def test_lossy_states_are_another_cache_that_says_what_it_loses(saved, data, small_shards, loads, capsys):
+    exact = supplied(saved, data)
+    assert exact.lost == {}
+    lossy = supplied(saved, data, states="int8")
+    assert (len(loads), len(caches(data))) == (2, 2)
+    said = capsys.readouterr().out
+    assert "positions × (16 + 4) bytes = " in said
+    assert f"The teacher's states are {lossy.size}" in said
+    assert "lossy: 20 bytes a token, KL " in lossy.size
+    assert lossy.lost["teacher_states_bytes"] == 20
+    sums, tokens = 0.0, 0
+    for batch in batches(data):
+        positions = counted_positions(batch)
+        mine, theirs = lossy.hidden(batch, positions), exact.hidden(batch, positions)
+        scale = theirs.abs().amax(dim=1, keepdim=True) / 127
+        assert ((mine - theirs).abs() <= scale * (0.5 + 1e-4)).all()
+        assert not torch.equal(mine, theirs)
+        sums += kl(exact.head, theirs, mine)
+        tokens += len(mine)
+    assert lossy.lost["teacher_states_kl"] == pytest.approx(sums / tokens, rel=0.5), "over one in 16"
+    again = supplied(saved, data, states="int8")
+    assert again.lost == lossy.lost
+    assert len(loads) == 2
+    with pytest.raises(InputError, match=r"teacher\.states=int8 .*use teacher=cached"):
+        TeacherSupply("auto", states="int8")
+    with pytest.raises(InputError, match=r"teacher\.states=fp8 must be exact or int8"):
+        TeacherSupply("cached", states="fp8")
 
 
 def test_autocast_as_in_training(saved, data):
@@ -333,6 +366,26 @@ def test_runs_from_the_cache_are_those_of_the_live_teacher(small_run, tmp_path, 
     assert main(["cache", *small_run]) == 0
     assert "states are complete in" in capsys.readouterr().out
     assert not loads
+
+
+def test_a_run_with_lossy_states_is_another_run_and_says_so(quick, tmp_path, capsys):
+    run = ["train", *quick, "model.student.sft=null", "teacher=cached"]
+    assert main([*run, "teacher.states=int8"]) == 0
+    assert main(run) == 0
+    by_states = {
+        of.labels.get("teacher_states"): of for of in map(results.load, (tmp_path / "runs").iterdir())
+    }
+    ours, theirs = by_states["int8"], by_states[None]
+    assert ours.config_hash != theirs.config_hash
+    assert ours.training["teacher_states_bytes"] == 128 + 4
+    assert 0 < ours.training["teacher_states_kl"] < 1e-2
+    assert "teacher_states_kl" not in theirs.training
+    table = build_table([ours, theirs])
+    assert "teacher_states" in table.varying
+    assert "All rows share model tiny, data builtin, states int8" in build_table([ours]).caption
+    capsys.readouterr()
+    assert main(["train", *quick, "teacher.states=int8"]) == 1
+    assert "teacher.states=int8 is for stored states alone" in capsys.readouterr().err
 
 
 def test_the_cache_command_prepares_writes_and_tells(small_run, tmp_path, capsys):
