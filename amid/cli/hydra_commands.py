@@ -17,8 +17,10 @@ from amid.cli.launch import (
     next_commands_printed,
     without_empty_folders,
 )
+from amid.cli.side_by_side import SideBySide, launch_side_by_side, side_by_side
 from amid.config.compose import reason_of_hydra
 from amid.config.folders import say_what_is_not_read, take_folders
+from amid.config.launchers import launcher_of
 from amid.config.overrides import check_overrides, parsed_overrides, quoted
 from amid.config.secrets import check_overrides_for_secrets
 from amid.config.stored_overrides import for_stored_settings
@@ -52,6 +54,8 @@ def run(name: str, arguments: list[str]) -> None:
     runs: list[Path] = []
     places: list[Path] = []
     searches = False
+    sweep: Sweep | None = None
+    chosen: SideBySide | None = None
     if not {"-h", "--help", "--hydra-help"} & flags:
         _check_words(name, arguments, overrides, flags)
         options = [a for a in arguments if a not in overrides]
@@ -61,17 +65,26 @@ def run(name: str, arguments: list[str]) -> None:
         check_overrides_for_secrets(parsed)
         _check_number(name, parsed, several)
         cfg = check_overrides(name, overrides)
+        launcher = launcher_of(name, cfg, parsed)
         if several and flags <= {"-m", "--multirun"} and not _names_folders(parsed):
             sweep = _sweep_of(name, cfg, parsed)
             searches = sweep.searches
             runs = _checked_runs(sweep, written)
             if name == "train":
                 arguments.append(sweep.subdir)
+        if several:
+            to_start = None if sweep is None or searches else sum(not run.finished for run in sweep.runs())
+            chosen = side_by_side(name, launcher, cfg, Path(cfg.output_dir), to_start)
+            arguments += [] if chosen is None else chosen.arguments
         places = [Path(cfg.output_dir), Path(cfg.prepared_dir), Path(cfg.data.cache_dir)]
     elsewhere: list[Path] = []
     with without_empty_folders(*places), next_commands_printed(runs, report=several):
         try:
-            failed = launch(name, arguments, runs, elsewhere)
+            if sweep is None or searches or chosen is None:
+                command = None if chosen is None else chosen.command
+                failed = launch(name, arguments, runs, elsewhere, command)
+            else:
+                failed = launch_side_by_side(name, sweep, chosen, runs, elsewhere)
         except (HydraException, OmegaConfBaseException) as error:
             check_overrides(name, overrides)  # this check explains a mistake in them better
             raise InputError(reason_of_hydra(error)) from error
@@ -115,7 +128,8 @@ def _sweep_of(name: str, cfg: DictConfig, overrides: Sequence[Override]) -> Swee
     params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.get("params") or {}).items()]
     lines = [str(override.input_line) for override in overrides]
     settings = [*params, *(line for line in lines if not line.lstrip("+~").startswith("hydra"))]
-    return Sweep(name, Path(cfg.output_dir), [settings], searches=_searches(cfg, overrides))
+    of_hydra = [line for line in lines if line.lstrip("+~").startswith("hydra")]
+    return Sweep(name, Path(cfg.output_dir), [settings], of_hydra, searches=_searches(cfg, overrides))
 
 
 def _checked_runs(sweep: Sweep, written: Sequence[str]) -> list[Path]:

@@ -9,17 +9,17 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from amid.cli.job_process import Command, job_of, prefix_of, stopping_jobs
 from amid.config.compose import register_resolvers
 from amid.config.folders import CONF
 from amid.config.overrides import check_used
-from amid.config.own_modules import search_working_folder
 from amid.config.secrets import check_for_secrets, hide
 from amid.console import shown, stop_printing
 from amid.errors import Busy, Damaged, InputError, in_one_line, is_mistake, print_error, was_interrupted
@@ -44,7 +44,13 @@ def without_empty_folders(*folders: Path) -> Iterator[None]:
                 place.rmdir()
 
 
-def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: list[Path]) -> list[str]:
+def launch(
+    name: str,
+    arguments: Sequence[str],
+    runs: list[Path],
+    elsewhere: list[Path],
+    command: Command | None = None,
+) -> list[str]:
     """Runs an entry point's job, or several jobs with -m.
 
     It prints a job that fails and goes on with the other jobs. With several jobs, it skips a job that another
@@ -55,6 +61,7 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
         arguments: Hydra's command line.
         runs: the known folders of the command's runs, in order; `launch` adds folders as it learns them.
         elsewhere: a list to which `launch` adds the folders of the jobs that it skips.
+        command: what the jobs know about their command, if a launcher starts them in other processes.
 
     Returns:
         The names of the failed jobs, if there are several jobs.
@@ -68,20 +75,22 @@ def launch(name: str, arguments: Sequence[str], runs: list[Path], elsewhere: lis
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"
     jobs = _Jobs(name, runs, elsewhere)
+    job = jobs.run if command is None else Job(name, tuple(runs), command).value
 
-    @stopped_by_signals()
     def task(cfg: DictConfig) -> Any:
-        return jobs.run(cfg)
+        with stopped_by_signals():
+            return job(cfg)
 
     before = sys.argv
     try:
         sys.argv = [f"amid {name}", *arguments]
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+        with stopping_jobs(command):
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
     finally:
         sys.argv = before
     if jobs.refused:
         raise jobs.refused[0]
-    return jobs.failed
+    return list(jobs.failed)
 
 
 @dataclass
@@ -92,11 +101,10 @@ class _Jobs:
     runs: list[Path]
     elsewhere: list[Path]
     refused: list[InputError] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
+    failed: dict[str, InputError] = field(default_factory=dict)
 
     def run(self, cfg: DictConfig) -> Any:
         """Runs Hydra's current job after a check of its settings; returns the entry point's value."""
-        search_working_folder()  # also where a launcher starts it in a process of its own
         settings = HydraConfig.get()
         directory = Path(settings.runtime.output_dir)
         self._begin(directory)
@@ -142,7 +150,59 @@ class _Jobs:
             self.refused.append(failure)
         else:
             print_error(failure)  # at once: kept, its traceback would hold the run's models
-            self.failed.append(directory.name)
+            self.failed[directory.name] = failure
+
+
+@dataclass(frozen=True)
+class End:
+    """How a job ended in a process of its own."""
+
+    directory: Path
+    state: Literal["done", "failed", "elsewhere", "interrupted"]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The job of each run of a command, in a process that a launcher starts; it is pickled."""
+
+    name: str
+    """The entry point."""
+    runs: tuple[Path, ...]
+    """The known folders of the command's runs, in order."""
+    command: Command
+
+    def end(self, cfg: DictConfig) -> End:
+        """Runs Hydra's current job; returns how it ended."""
+        return self._run(cfg)[0]
+
+    def value(self, cfg: DictConfig) -> Any:
+        """Runs Hydra's current job; returns the entry point's value, for a sweeper.
+
+        Raises:
+            InputError: if the job failed.
+            KeyboardInterrupt: if it was interrupted.
+        """
+        end, value = self._run(cfg)
+        if end.state == "interrupted":
+            raise KeyboardInterrupt
+        if end.state == "failed":
+            raise InputError(end.reason)
+        return value
+
+    def _run(self, cfg: DictConfig) -> tuple[End, Any]:
+        directory = Path(HydraConfig.get().runtime.output_dir)
+        jobs = _Jobs(self.name, list(self.runs), [])
+        try:
+            with stopped_by_signals(), job_of(self.command, prefix_of(directory, self.runs)):
+                value = jobs.run(cfg)
+        except KeyboardInterrupt:
+            return End(directory, "interrupted"), None
+        except InputError as error:
+            return End(directory, "failed", str(error)), None
+        if jobs.failed:
+            return End(directory, "failed", str(*jobs.failed.values())), None
+        return End(directory, "elsewhere" if jobs.elsewhere else "done"), value
 
 
 def _failure(error: Exception, directory: Path, single: bool) -> InputError:

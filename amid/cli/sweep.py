@@ -1,11 +1,16 @@
 """`amid sweep`: the runs of a sweep file, then their report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+
+from omegaconf import DictConfig
 
 from amid.cli.check_runs import checked
 from amid.cli.launch import announce_left_to_others, check_results, launch, next_commands_printed
+from amid.cli.side_by_side import launch_side_by_side, side_by_side
 from amid.config.folders import SWEEPS, say_what_is_not_read, sweep_names, take_folders
+from amid.config.launchers import Launcher, launcher_of
 from amid.config.overrides import check_overrides, parsed_overrides, quoted
 from amid.config.secrets import check_overrides_for_secrets
 from amid.config.sweeps import Sweep, read_sweep, title
@@ -25,10 +30,11 @@ def run(arguments: list[str]) -> None:
         _sweep_help()
         return
     name, *words = take_folders(arguments)
-    sweep = _read_sweep(name, [word for word in words if word != "--dry-run"])
+    sweep, cfg = _read_sweep(name, [word for word in words if word != "--dry-run"])
+    launcher = launcher_of(sweep.name, cfg, parsed_overrides(sweep.of_hydra))
     print(f"Sweep {name} in {sweep.output_dir}: {sweep.in_short}", flush=True)
     if "--dry-run" not in words:
-        _run_sweep(sweep, as_typed(["sweep", *arguments]))
+        _run_sweep(sweep, launcher, cfg, as_typed(["sweep", *arguments]))
         return
     if sweep.searches:
         raise InputError(
@@ -54,8 +60,11 @@ def _sweep_help() -> None:
     )
 
 
-def _read_sweep(name: str, words: Sequence[str]) -> Sweep:
+def _read_sweep(name: str, words: Sequence[str]) -> tuple[Sweep, DictConfig]:
     """Reads the sweep of a file with scale=NAME and KEY=VALUE, and checks its first run.
+
+    Returns:
+        The sweep, and the configuration of its first run with Hydra's part.
 
     Raises:
         InputError: for a word that is neither, or a setting that is refused.
@@ -73,28 +82,39 @@ def _read_sweep(name: str, words: Sequence[str]) -> Sweep:
     check_overrides_for_secrets(parsed_overrides(overrides))
     sweep = read_sweep(name, overrides, scale)
     try:
-        check_overrides(sweep.name, sweep.jobs[0])
+        cfg = check_overrides(sweep.name, [*sweep.jobs[0], *sweep.of_hydra])
     except InputError as error:
         own = sweep.folder != SWEEPS  # amid's files are right: the command line has the mistake
         raise InputError(f"sweep {name}: {error}" if own else str(error)) from error
-    return sweep
+    return sweep, cfg
 
 
-def _run_sweep(sweep: Sweep, again: str) -> None:
+def _run_sweep(sweep: Sweep, launcher: Launcher, cfg: DictConfig, again: str) -> None:
     """Runs the unfinished runs of a sweep, then reports the sweep.
 
     Args:
         sweep: the sweep, read from its file.
+        launcher: the launcher of its runs.
+        cfg: the configuration of its first run.
         again: the command that resumes the sweep.
     """
     runs = checked(sweep)
     write_plan(sweep.output_dir, [directory.name for directory in runs], again)
-    failed = False
+    to_start = None if sweep.searches else sum(not run.finished for run in sweep.runs())
+    chosen = side_by_side("train", launcher, cfg, sweep.output_dir, to_start)
     elsewhere: list[Path] = []
+    starts: list[Callable[[], list[str]]]
+    if chosen is None or sweep.searches:
+        command, further = (None, []) if chosen is None else (chosen.command, chosen.arguments)
+        lines = [[*line, *further] for line in sweep.launch_arguments()]
+        starts = [partial(launch, "train", line, runs, elsewhere, command) for line in lines]
+    else:
+        starts = [partial(launch_side_by_side, "train", sweep, chosen, runs, elsewhere)]
+    failed = False
     with next_commands_printed(runs, report=False):
-        for line in sweep.launch_arguments():
+        for start in starts:
             try:
-                failed |= bool(launch("train", line, runs, elsewhere))
+                failed |= bool(start())
             except InputError as error:
                 failed = True
                 print_error(error)

@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from amid.config import launchers
 from amid.config.compose import composed, overrides_of, register_resolvers
 from amid.config.folders import CONF, built_on, is_group, option_file, option_files
 from amid.config.secrets import check_for_secrets
@@ -182,6 +183,8 @@ def _check_option(loader: ConfigLoader, override: Override) -> None:
                     f"single settings are given by their names: {group}.{single}=VALUE"
                 )
             if str(name) not in options:
+                if group == launchers.GROUP:
+                    raise InputError(launchers.refused(str(name), options))
                 package = f"hydra-{name}-{group.removeprefix('hydra/')}".replace("_", "-")
                 install = f"; pip install {package} where it is one of that package" * (group[:6] == "hydra/")
                 raise InputError(

@@ -45,6 +45,8 @@ class Sweep:
     output_dir: Path
     jobs: list[list[str]]
     """The overrides of each multirun: the grid, then each baseline; KEY=A,B runs each."""
+    of_hydra: Sequence[str] = ()
+    """The overrides of Hydra's own settings, such as its launcher, which all runs share."""
     folder: Path = CONF
     """The folder of the primary configuration."""
     searches: bool = False
@@ -148,7 +150,7 @@ class Sweep:
         for job in self.jobs:
             yield [
                 *("--config-dir", str(self.folder), "--config-name", self.name),
-                *("-m", "hydra.sweeper.params=null", *job),
+                *("-m", "hydra.sweeper.params=null", *job, *self.of_hydra),
                 self.subdir,
             ]
 
@@ -221,26 +223,34 @@ def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) ->
         raise InputError(f"scale={scale} is none of sweep {name}{choose_one(scale, list(scales))}")
     grid = [f"{key}={value}" for key, value in params.items()]
     everywhere = [*scales.get(scale, []), *overrides]
+    of_hydra = _merged([override for override in everywhere if _is_of_hydra(override)])
+    everywhere = [override for override in everywhere if not _is_of_hydra(override)]
     jobs = [_merged([*grid, *everywhere])]
     jobs += [_merged([*line, *_reaching(line, everywhere)]) for line in file.baselines]
     given = [o.split("=", 1)[1] for o in overrides if o.startswith("output_dir=")]
     usual = file.output_dir or f"outputs/{path.stem}"
     output_dir = given[-1] if given else usual + ("" if scale == SMALL else f"-{scale}")
     jobs = [_merged([*job, f"output_dir={output_dir}"]) for job in jobs]
-    searches = _searches(file, jobs[0])
+    searches = _searches(file, of_hydra)
     if searches and len(jobs) > 1:
         raise InputError(
             f"sweep {path} has baselines, and its sweeper searches; put them into a file of their own"
         )
-    return Sweep(path.stem, Path(output_dir), jobs, path.parent.absolute(), searches)
+    return Sweep(path.stem, Path(output_dir), jobs, of_hydra, path.parent.absolute(), searches)
 
 
-def _searches(file: SweepFile, job: Sequence[str]) -> bool:
-    """Returns whether a sweep's file, or the overrides of its grid, set another sweeper than Hydra's own."""
+def _is_of_hydra(override: str) -> bool:
+    return re.match(r"[+~]*hydra[./]", override) is not None
+
+
+def _searches(file: SweepFile, of_hydra: Sequence[str]) -> bool:
+    """Returns whether a sweep's file, or overrides of Hydra's settings, set a sweeper that searches."""
     entries = [entry for entry in file.defaults if isinstance(entry, dict)]
     said = {str(key).split("/", 1)[-1]: name for entry in entries for key, name in entry.items()}
     chosen = {key.removeprefix("hydra/"): name for key, name in said.items()}
-    chosen |= dict(o.lstrip("+").removeprefix("hydra/").split("=", 1) for o in job if "hydra/sweeper=" in o)
+    chosen |= dict(
+        o.lstrip("+").removeprefix("hydra/").split("=", 1) for o in of_hydra if "hydra/sweeper=" in o
+    )
     return str(chosen.get("sweeper", "basic")) != "basic"
 
 

@@ -87,6 +87,14 @@ def stop_requested() -> bool:
     return _Asked.held and _Asked.signum is not None
 
 
+def ask_to_stop() -> None:
+    """Asks this process to stop, as Ctrl-C does; for another thread than the main one."""
+    if _Asked.held:
+        _Asked.signum = _Asked.signum or int(signal.SIGINT)
+    else:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def signal_of(error: BaseException) -> int:
     """Returns the signal that led to `error`; Ctrl-C's signal if none is known."""
     return next((link.signum for link in chain_of(error) if isinstance(link, Stopped)), int(signal.SIGINT))
