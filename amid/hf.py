@@ -33,7 +33,9 @@ class AMiDTrainer(Trainer):
     tokens. The evaluation loss is the mean over all counted tokens of the set.
 
     A batch has `input_ids` and `labels`, [rows, length], and `attention_mask` where it is padded, on either
-    side; `DataCollatorForSeq2Seq` makes such batches. Packed rows raise an error.
+    side; `DataCollatorForSeq2Seq` makes such batches. Packed rows are one row, [1, length], with
+    `position_ids` that begin at 0 in each sequence, and no mask; `DataCollatorWithFlattening` makes such
+    batches. Where a model does not keep packed rows apart, they raise an error.
 
     Student and teacher may have adapters (a `PeftModel`). The teacher is frozen, in eval mode, on the
     student's device, and in no checkpoint; it shares no weight with the student. Terms that the model adds to
@@ -129,7 +131,7 @@ class AMiDTrainer(Trainer):
         """
         batches, n = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
-            n = sum(int(counted_positions(_right_padded(batch, self._pad)).sum()) for batch in batches)
+            n = sum(int(counted_positions(_micro_batch(batch, self._pad)).sum()) for batch in batches)
             if self.args.average_tokens_across_devices:
                 n = int(self.accelerator.gather(torch.tensor([n], device=device)).sum())
         return batches, n
@@ -153,7 +155,7 @@ class AMiDTrainer(Trainer):
             return_outputs: also return the model's own outputs, which takes a pass of its own.
             num_items_in_batch: the counted tokens of the step; None for the counted tokens of this batch.
         """
-        batch = _right_padded(inputs, self._pad)
+        batch = _micro_batch(inputs, self._pad)
         for role, given in self._models.items():
             _check_batch(role, given, self._positions[role], batch)
         denominator = None
@@ -174,7 +176,7 @@ class AMiDTrainer(Trainer):
             )
         if not return_outputs:
             return loss
-        return loss, model(input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"))
+        return loss, model(**_inputs_of_model(inputs))
 
     def prediction_step(
         self,
@@ -188,11 +190,10 @@ class AMiDTrainer(Trainer):
         with torch.no_grad():
             once = self._without_repeated(inputs)
             loss = self.compute_loss(model, once).detach()
-            self._evaluated.append((loss, counted_positions(_right_padded(once, self._pad)).sum()))
+            self._evaluated.append((loss, counted_positions(_micro_batch(once, self._pad)).sum()))
             if prediction_loss_only:
                 return loss, None, None
-            mask = inputs.get("attention_mask")
-            logits = model(input_ids=inputs["input_ids"], attention_mask=mask).logits
+            logits = model(**_inputs_of_model(inputs)).logits
         return loss, logits.detach(), inputs["labels"]
 
     def evaluation_loop(
@@ -223,11 +224,16 @@ class AMiDTrainer(Trainer):
         state = self.accelerator.gradient_state
         if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return inputs
-        rows = len(inputs["input_ids"])
+        row = _sequence(inputs)
+        rows = int(row.max()) + 1
+        if "position_ids" in inputs and rows != self.args.eval_batch_size:
+            raise InputError(
+                f"the last batch of the evaluation holds some of its packed rows twice, {rows} sequences in "
+                f"all for eval_batch_size={self.args.eval_batch_size}; give an eval_dataset that processes "
+                "times eval_batch_size divides, or padded rows (TRL: eval_packing=False)"
+            )
         real = max(state.remainder - self.args.process_index * rows, 0)
-        labels = inputs["labels"].clone()
-        labels[real:] = IGNORE
-        return {**inputs, "labels": labels}
+        return {**inputs, "labels": inputs["labels"].masked_fill(row >= real, IGNORE)}
 
 
 def _check_arguments(args: TrainingArguments, objective: Loss) -> None:
@@ -358,16 +364,38 @@ def _check_batch(role: str, model: PreTrainedModel, positions: int | None, batch
             f"a batch has token {min(lowest, 0) or highest}, and {role} has only {_embeddings(model)} token "
             "embeddings; give models of one family and rows of their tokenizer"
         )
-    length = ids.shape[1]
+    places = batch.get("position_ids")
+    length = ids.shape[1] if places is None else int(places.max()) + 1
     if positions is not None and length > positions:
         raise InputError(
-            f"a batch is {length} tokens long, and {role} has only {positions} positions; cut the rows to "
-            f"{positions}"
+            f"a batch has a row of {length} tokens, and {role} has only {positions} positions; cut the rows "
+            f"to {positions}"
         )
 
 
-def _right_padded(inputs: dict[str, Tensor | Any], pad: int | None) -> MicroBatch:
-    """Returns a batch of `Trainer` with its padding on the right, where causal attention does not look.
+_OF_KERNELS = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
+"""What collators add to packed rows for kernels such as FlashAttention's; it follows from `position_ids`."""
+
+
+def _inputs_of_model(inputs: dict[str, Any]) -> dict[str, Tensor]:
+    return {
+        name: inputs[name]
+        for name in ("input_ids", "attention_mask", "position_ids")
+        if inputs.get(name) is not None
+    }
+
+
+def _sequence(inputs: dict[str, Any]) -> Tensor:
+    """The number [rows, length] of the sequence, a row or a part of a packed row, that each token is in."""
+    ids, places = inputs["input_ids"], inputs.get("position_ids")
+    if places is None:
+        return torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
+    found: Tensor = (places == 0).cumsum(1) - 1
+    return found
+
+
+def _micro_batch(inputs: dict[str, Tensor | Any], pad: int | None) -> MicroBatch:
+    """Returns a batch of `Trainer`, packed, or with its padding on the right, where attention does not look.
 
     Without a mask, rows may be padded on the right, with labels of -100, but not on the left. Padding on the
     left shows as the padding token `pad` before some rows and not all, or as two of them: one may be the BOS.
@@ -378,18 +406,19 @@ def _right_padded(inputs: dict[str, Tensor | Any], pad: int | None) -> MicroBatc
             f"a batch has no {min(missing)}, only {', '.join(inputs)}; use DataCollatorForSeq2Seq on rows of "
             "input_ids and labels"
         )
-    foreign = inputs.keys() - {"input_ids", "labels", "attention_mask"}
+    foreign = inputs.keys() - {"input_ids", "labels", "attention_mask", "position_ids"} - _OF_KERNELS
     if foreign:
         raise InputError(
-            f"a batch has {min(foreign)}, which AMiDTrainer does not take: pad rows, do not pack them; "
-            "choose another data collator"
+            f"a batch has {min(foreign)}, which AMiDTrainer does not take; choose another data collator"
         )
-    batch = dict(inputs)
+    batch = {name: value for name, value in inputs.items() if name not in _OF_KERNELS}
     if batch["labels"].shape != batch["input_ids"].shape:
         raise InputError(
             f"labels are {list(batch['labels'].shape)} and input_ids {list(batch['input_ids'].shape)}; give "
             "a label for each token, -100 where it does not count"
         )
+    if batch.get("position_ids") is not None:
+        return _packed(batch)
     mask = batch.get("attention_mask")
     if mask is None:
         begin = batch["input_ids"][:, :2].eq(-1 if pad is None else pad)
@@ -416,3 +445,18 @@ def _right_padded(inputs: dict[str, Tensor | Any], pad: int | None) -> MicroBatc
         batch = {name: value.gather(1, order) for name, value in batch.items()}
     batch["labels"] = batch["labels"].masked_fill(batch["attention_mask"] == 0, IGNORE)
     return batch
+
+
+def _packed(batch: dict[str, Any]) -> MicroBatch:
+    """Returns a batch of packed rows, in which no row's first token is a label."""
+    places, ids = batch["position_ids"], batch["input_ids"]
+    if len(ids) != 1 or places.shape != ids.shape or batch.get("attention_mask") is not None:
+        raise InputError(
+            f"a batch has position_ids {list(places.shape)} for input_ids {list(ids.shape)}; give packed "
+            "rows as one row with position_ids and no attention_mask, and padded rows without position_ids"
+        )
+    first = places == 0
+    if not bool(first[0, 0]) or bool(((places[:, 1:] != places[:, :-1] + 1) & ~first[:, 1:]).any()):
+        raise InputError("position_ids do not count 0, 1, 2, ... in each packed row; use another collator")
+    labels = batch["labels"].masked_fill(first, IGNORE)
+    return {"input_ids": ids, "labels": labels, "position_ids": places}

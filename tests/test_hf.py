@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    DataCollatorWithFlattening,
     TrainingArguments,
     default_data_collator,
 )
@@ -231,6 +232,40 @@ def test_a_teacher_that_shares_weights_is_refused_and_the_student_left_as_it_is(
         trainer(tmp_path, student, other, amid())
 
 
+@pytest.mark.parametrize("with_lengths", [False, True])
+@pytest.mark.parametrize("fused", [True, False])
+def test_packed_rows_have_loss_and_gradients_of_padded_ones(fused, with_lengths, tmp_path):
+    student, teacher, objective = tiny("student"), tiny("teacher", 1), amid(fused=fused)
+    data = rows(6)
+    expected = on_whole_logits(objective, student, teacher, collator()(data))
+    expected.backward()
+    by_hand = gradients(student)
+    student.zero_grad()
+    packed = DataCollatorWithFlattening(return_flash_attn_kwargs=with_lengths)
+    it = trainer(tmp_path, student, teacher, objective, data, valid=data, collate=packed)
+    batch = packed(data)
+    assert batch["input_ids"].shape == (1, sum(len(row["input_ids"]) for row in data))
+    labels = torch.where(batch["position_ids"] == 0, batch["input_ids"], batch["labels"])
+    loss = it.compute_loss(student, batch | {"labels": labels})  # a first token is not predicted anyway
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert_same(gradients(student), by_hand)
+    assert it.evaluate()["eval_loss"] == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_packed_rows_that_a_model_does_not_keep_apart_are_refused(tmp_path):
+    opt = AutoModelForCausalLM.from_config(of_family("opt", ffn_dim=32, word_embed_proj_dim=16))
+    batch = DataCollatorWithFlattening()(rows(3))
+    it = trainer(tmp_path, tiny("student"), opt, amid())
+    with pytest.raises(InputError, match="OPTForCausalLM does not keep packed rows apart; give padded rows"):
+        it.compute_loss(it.model, dict(batch))
+    few = AutoModelForCausalLM.from_config(of_family("gpt2", n_positions=12))
+    longest = max(len(row["input_ids"]) for row in rows(3))
+    assert longest > 12
+    with pytest.raises(InputError, match=f"a row of {longest} tokens, and teacher has only 12 positions"):
+        trainer(tmp_path, tiny("student"), few, amid()).compute_loss(it.model, dict(batch))
+
+
 def of_family(family, **fields):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": len(TOKENS)}
     return AutoConfig.for_model(family, **{**sizes, **fields}, pad_token_id=TOKENS.pad_token_id)
@@ -271,7 +306,7 @@ def test_batches_beyond_what_a_model_has_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"labels are \[2, 11\] and input_ids \[2, 12\]"):
         it.compute_loss(student, {"input_ids": ids, "labels": ids[:, 1:]})
     longer = torch.full((2, 13), 39)
-    with pytest.raises(InputError, match=r"13 tokens long, and teacher has only 12 positions"):
+    with pytest.raises(InputError, match=r"a row of 13 tokens, and teacher has only 12 positions"):
         it.compute_loss(student, {"input_ids": longer, "labels": longer})
 
 
@@ -331,8 +366,12 @@ def test_what_does_not_fit_is_refused(tmp_path):
     batch = dict(collator()(rows(3)))
     gap = batch["attention_mask"].clone()
     gap[:, 2] = 0
+    packed = DataCollatorWithFlattening()(rows(3))
     for wrong, words in (
-        (batch | {"position_ids": batch["input_ids"]}, "position_ids, which AMiDTrainer does not take"),
+        (batch | {"token_type_ids": batch["input_ids"]}, "token_type_ids, which AMiDTrainer does not take"),
+        (batch | {"position_ids": batch["input_ids"]}, r"give packed rows as one row with position_ids"),
+        (packed | {"position_ids": packed["position_ids"] + 1}, "do not count 0, 1, 2, ... in each"),
+        ({**packed, "attention_mask": torch.ones_like(packed["input_ids"])}, "no attention_mask"),
         (batch | {"attention_mask": gap}, "gaps"),
         ({"input_ids": batch["input_ids"]}, "no labels"),
     ):

@@ -8,7 +8,6 @@ from hf_models import TOKENS, amid, assert_same, collator, on_whole_logits, tiny
 from hf_models import rows as rows_by_hand
 
 from amid.data.builtin import corpus
-from amid.errors import InputError
 from amid.hf import AMiDTrainer
 
 pytest.importorskip("trl", reason="no TRL here: pip install -e '.[trl]'")
@@ -139,8 +138,22 @@ def test_what_trl_prepared_is_taken_by_amid_trainer_alone(tmp_path):
     assert it.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"packing": True}, {"padding_free": True, "max_length": None}])
-def test_packed_rows_are_refused(settings, tmp_path):
-    it = trainer(tmp_path, tiny("student"), rows(8), max_steps=1, **settings)
-    with pytest.raises(InputError, match="pad rows, do not pack them"):
-        it.train()
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"packing": True, "max_length": 100, "per_device_train_batch_size": 20},
+        {"padding_free": True, "max_length": None, "per_device_train_batch_size": 8},
+    ],
+)
+def test_packed_rows_make_the_step_of_padded_ones(settings, tmp_path):
+    student, teacher, by_hand = tiny("student"), tiny("teacher", 1), tiny("student")
+    loss = on_whole_logits(amid(), by_hand, teacher, collator()(rows_by_hand(8)))
+    loss.backward()
+    expected = {name: (p - 0.5 * p.grad).detach() for name, p in by_hand.named_parameters()}
+    sgd = {"optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
+    it = trainer(tmp_path, student, rows(8), None, teacher, **sgd, **settings, max_steps=1)
+    batch = next(iter(it.get_train_dataloader()))
+    assert len(batch["input_ids"]) == 1
+    assert int((batch["position_ids"] == 0).sum()) == 8
+    assert it.train().training_loss == pytest.approx(float(loss.detach()), rel=1e-4)
+    assert_same({name: p.detach() for name, p in student.named_parameters()}, expected)

@@ -16,7 +16,11 @@ from amid.data.prompts import IGNORE
 MicroBatch = dict[str, Tensor]
 """`input_ids`, `attention_mask` and `labels`, [rows, longest] each, padded on the right, and `rows` [rows]:
 the number of each row's sequence: training sequences come first, then validation sequences; `NO_ROW` for
-neither. Sampled rows also have `sampling` [rows, longest, 2], see `SampledRow`."""
+neither. Sampled rows also have `sampling` [rows, longest, 2], see `SampledRow`.
+
+A packed micro-batch is one row, [1, length], of all its sequences one after the other, without padding. It
+also has `position_ids` [1, length], which begin at 0 in each sequence. A sequence's first token is no
+label."""
 
 Row = tuple[Tensor, int, int]
 """A sequence: its token ids, the length of its prompt, and its number."""

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
+from transformers.utils.generic import is_flash_attention_requested
 
+from amid.errors import InputError
 from amid.losses import Head
 from amid.models.limits import check_ignores_what_follows
 from amid.models.lora import plain_head
@@ -80,6 +83,11 @@ class CountedStates:
     Rows are padded on the right, where causal attention does not look: without a mask, attention takes its
     fastest way, and what counts stays the same.
 
+    Rows may also be packed: one row [1, length] of several sequences, with `position_ids` [1, length] that
+    begin at 0 in each. The model's attention then stays within a sequence, by a block-diagonal mask, or for
+    FlashAttention by the sequences' cumulative lengths. At the first packed row a check on a few tokens shows
+    whether it does.
+
     Raises:
         InputError: if the model's states depend on later tokens.
     """
@@ -87,8 +95,10 @@ class CountedStates:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self._body = model.base_model
-        check_ignores_what_follows(model)
-        head = split_head(model)
+        self._takes_packed = False
+        with _attention_of_its_device(model):
+            check_ignores_what_follows(model)
+            head = split_head(model)
         self._shape = None if head is None else (head.scale, head.softcap)
         if head is None:
             log.warning(
@@ -124,22 +134,90 @@ class CountedStates:
             layer: Any = self.model.get_output_embeddings()
             return layer(states)
 
-    def hidden(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """The states [N, D] where `positions` [rows, length] is true, row by row."""
-        with _without_mask(self.model):
-            output = self._body(input_ids=input_ids, use_cache=False)
-        states: Tensor = output.last_hidden_state[positions]
-        return states
+    def hidden(self, input_ids: Tensor, positions: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """The states [N, D] where `positions` [rows, length] is true, row by row.
 
-    def logits(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        Raises:
+            InputError: for packed rows that the model does not keep apart.
+        """
+        return self._states(input_ids, position_ids)[positions]
+
+    def logits(self, input_ids: Tensor, positions: Tensor, position_ids: Tensor | None = None) -> Tensor:
         """The model's logits [N, V] at the same positions."""
         if self.head is not None:
-            found: Tensor = self.within_head(self.hidden(input_ids, positions), Head.logits)
+            states = self.hidden(input_ids, positions, position_ids)
+            found: Tensor = self.within_head(states, Head.logits)
             return found
+        borders = self._borders(position_ids)
         with _without_mask(self.model):
-            output = self.model(input_ids=input_ids, use_cache=False)
+            output = self.model(input_ids=input_ids, use_cache=False, **borders)
         logits: Tensor = output.logits[positions]
         return logits
+
+    def check_takes_packed(self) -> None:
+        """Checks on a few tokens that packed rows are to the model as rows of their own.
+
+        Raises:
+            InputError: if one row changes the states of the next, its places are counted on from the row
+                before, the model takes no `position_ids`, or it holds a mask of a fixed length.
+        """
+        if not self._takes_packed:
+            if not self._keeps_packed_apart():
+                raise InputError(
+                    f"{type(self.model).__name__} does not keep packed rows apart; give padded rows: "
+                    "data.packing=false, or a data collator that pads"
+                )
+            self._takes_packed = True
+
+    def _states(self, input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
+        borders = self._borders(position_ids)
+        with _without_mask(self.model):
+            states: Tensor = self._body(input_ids=input_ids, use_cache=False, **borders).last_hidden_state
+        return states
+
+    def _borders(self, position_ids: Tensor | None) -> dict[str, Any]:
+        """The arguments that show the model where packed rows begin; none for rows that are not packed."""
+        if position_ids is None:
+            return {}
+        self.check_takes_packed()
+        return _borders(self.model, position_ids)
+
+    @torch.no_grad()
+    def _keeps_packed_apart(self) -> bool:
+        if any(mask.dtype == torch.bool and mask.dim() > 1 for mask in self.model.buffers()):
+            return False  # such as GPT-Neo's, as long as one row
+        size = int(self.model.config.vocab_size)
+        before, other, row = ([2, 3, 4, 5], [9, 8, 7, 6], [5, 2, 3])
+        places = torch.tensor([[*range(len(before)), *range(len(row))]], device=self.model.device)
+        training = self.model.training
+        self.model.eval()
+        try:
+            first, second, alone = (
+                self._body(
+                    input_ids=torch.tensor([ids], device=self.model.device) % size,
+                    use_cache=False,
+                    **_borders(self.model, places[:, -len(ids) :]),
+                ).last_hidden_state[:, -len(row) :]
+                for ids in (before + row, other + row, row)
+            )
+        except (TypeError, ValueError):  # for an argument that it does not know
+            return False
+        finally:
+            self.model.train(training)
+        eps, largest = torch.finfo(first.dtype).eps, float(first.abs().max())
+        seen, moved = (float((first - of).abs().max()) / largest for of in (second, alone))
+        return bool(
+            seen <= eps**0.75 and moved <= eps**0.5
+        )  # `second` has the same shape, so it is almost exact
+
+
+def _borders(model: PreTrainedModel, position_ids: Tensor) -> dict[str, Any]:
+    borders: dict[str, Any] = {"position_ids": position_ids}
+    if is_flash_attention_requested(model.config):  # which else looks for the borders again in each layer
+        ends, longest = prepare_fa_kwargs_from_position_ids(position_ids)
+        borders |= {"cu_seq_lens_q": ends[0], "cu_seq_lens_k": ends[1]}
+        borders |= {"max_length_q": int(longest[0]), "max_length_k": int(longest[1])}
+    return borders
 
 
 @contextlib.contextmanager
@@ -164,6 +242,20 @@ def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator
         yield
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def _attention_of_its_device(model: PreTrainedModel) -> Iterator[None]:
+    """Lets a model that is to run with FlashAttention on a GPU run on a CPU, where its weights still are."""
+    chosen = model.config._attn_implementation
+    instead = model.device.type == "cpu" and is_flash_attention_requested(model.config)
+    if instead:
+        model.config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        if instead:
+            model.config._attn_implementation = chosen
 
 
 @contextlib.contextmanager

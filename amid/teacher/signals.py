@@ -46,6 +46,8 @@ class LiveTeacher:
     @torch.no_grad()
     def hidden(self, batch: MicroBatch, positions: Tensor) -> Tensor:
         """The last hidden states [N, D] where `positions` [rows, length] is true, row by row."""
+        if "position_ids" in batch:
+            return self._states.hidden(batch["input_ids"], positions, batch["position_ids"])
         length = batch["input_ids"].shape[1]
         longer = -length % ATTENTION_BLOCK
         if (most := getattr(self.model.config, "max_position_embeddings", None)) is not None:
@@ -56,7 +58,7 @@ class LiveTeacher:
     @torch.no_grad()
     def logits(self, batch: MicroBatch, positions: Tensor) -> Tensor:
         """The model's own logits [N, V] at these positions."""
-        return self._states.logits(batch["input_ids"], positions)
+        return self._states.logits(batch["input_ids"], positions, batch.get("position_ids"))
 
 
 class CachedTeacher:

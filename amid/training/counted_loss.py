@@ -46,14 +46,14 @@ class CountedLoss:
 
         Args:
             objective: an objective of `amid.losses`.
-            batch: a `MicroBatch`, padded on the right.
+            batch: a `MicroBatch`, padded on the right or packed.
             denominator: None for the number of counted tokens of this batch.
             return_stats: whether the sums that the objective names are asked for.
             cross_entropy: whether the sums also have "cross_entropy", -log q of the labels, with the same
                 divisor.
         """
         positions = counted_positions(batch)
-        inputs = (batch["input_ids"], positions)
+        inputs = (batch["input_ids"], positions, batch.get("position_ids"))
         labels = batch["labels"][:, 1:][positions[:, :-1]]
         teacher = self._teacher if objective.needs_teacher else None
         given: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from hf_models import amid, collator, rows, tiny
 from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers import DataCollatorWithFlattening, TrainerCallback, TrainingArguments, set_seed
 
 from amid.hf import AMiDTrainer
 
@@ -31,12 +31,15 @@ class Case:
     lora: str | None = None  # the layers with adapters
     fused: bool = True
     tied: bool = True
+    packed: bool = False
 
 
 CASES = {
     "ddp": Case(),
     "ddp_lora_checkpointing": Case({"gradient_checkpointing": True}, lora="all-linear"),
+    "ddp_packed": Case(packed=True),
     "fsdp": Case({**FSDP, "gradient_checkpointing": True}, tied=False),
+    "fsdp_packed": Case(FSDP, packed=True),
     "fsdp_lora": Case(FSDP, lora="all-linear"),
     "fsdp_on_logits": Case(FSDP, fused=False),
     "fsdp_adapted_head": Case(FSDP, lora="lm_head|.*v_proj"),
@@ -123,7 +126,7 @@ def run(case, folder, world):
         args=args,
         train_dataset=rows(8 * STEPS),
         eval_dataset=rows(7, "valid"),
-        data_collator=collator(),
+        data_collator=DataCollatorWithFlattening() if case.packed else collator(),
         callbacks=[kept],
     )
     it.train()

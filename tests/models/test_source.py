@@ -1,4 +1,5 @@
 import copy
+import itertools
 import json
 import logging
 import math
@@ -7,7 +8,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
+from transformers.masking_utils import flash_attention_mask
 
 from amid.data.builtin import tokenizer
 from amid.errors import InputError
@@ -55,6 +57,59 @@ def test_counted_logits_are_the_models_own(family):
         atol=1e-4,
     )
     assert states.head is not None
+
+
+def packed_and_apart(network):
+    """Logits of three packed sequences, and of each alone, at all their tokens."""
+    states, ids = CountedStates(network), torch.randint(2, 1000, (1, 40))
+    parts = ids.split([13, 2, 25], 1)
+    places = torch.cat([torch.arange(part.shape[1]) for part in parts]).unsqueeze(0)
+    packed = states.logits(ids, torch.ones_like(ids, dtype=torch.bool), places)
+    return packed, torch.cat([states.logits(part, torch.ones_like(part, dtype=torch.bool)) for part in parts])
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("opt", "gpt_neo")])
+def test_packed_rows_are_to_a_model_as_rows_of_their_own(family):
+    fields = {"sliding_window": 5} if family in ("qwen2", "gemma2") else {}
+    packed, apart = packed_and_apart(model(family, **fields))
+    torch.testing.assert_close(packed, apart, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt_neo", "bloom", "mamba"])
+def test_models_that_do_not_keep_packed_rows_apart_are_refused(family):
+    states, training = CountedStates(model(family)), model(family).train()
+    with pytest.raises(InputError, match="does not keep packed rows apart; give padded rows"):
+        states.check_takes_packed()
+    states = CountedStates(training)
+    with pytest.raises(InputError, match=type(training).__name__):
+        states.check_takes_packed()
+    assert training.training
+
+
+def test_flash_attention_takes_the_lengths_of_packed_rows():
+    """A stand-in with the interface of FlashAttention, whose only knowledge of the borders is the lengths."""
+
+    def attention(module, query, key, value, mask, scaling, cu_seq_lens_q=None, max_length_q=None, **_):
+        ends = [0, query.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.tolist()
+        assert max_length_q is None or max_length_q == max(b - a for a, b in itertools.pairwise(ends))
+        parts = [
+            torch.nn.functional.scaled_dot_product_attention(
+                *(of[:, :, a:b] for of in (query, key, value)), is_causal=True, scale=scaling, enable_gqa=True
+            )
+            for a, b in itertools.pairwise(ends)
+        ]
+        return torch.cat(parts, 2).transpose(1, 2), None
+
+    AttentionInterface.register("flash_on_cpu", attention)
+    AttentionMaskInterface.register("flash_on_cpu", flash_attention_mask)
+    network = model("llama")
+    network.config._attn_implementation = "flash_on_cpu"
+    seen = []
+    network.model.register_forward_pre_hook(lambda of, _: seen.append(of.config._attn_implementation))
+    CountedStates(network)
+    assert set(seen) == {"eager"}  # while the weights wait on a CPU, as for FSDP
+    assert network.config._attn_implementation == "flash_on_cpu"
+    torch.testing.assert_close(*packed_and_apart(network), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
