@@ -14,7 +14,7 @@ from typing import Any, Literal
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from amid.cli.job_process import Command, job_of, prefix_of, stopping_jobs
 from amid.config.compose import register_resolvers
@@ -22,14 +22,18 @@ from amid.config.folders import CONF
 from amid.config.overrides import check_used
 from amid.config.secrets import check_for_secrets, hide
 from amid.console import shown, stop_printing
+from amid.distributed import ranks
+from amid.distributed.interruption import stopped_by_signals
+from amid.distributed.processes import run_in_processes
+from amid.distributed.start import has_gpus, ranks_to_start, started_elsewhere
 from amid.errors import Busy, Damaged, InputError, in_one_line, is_mistake, print_error, was_interrupted
 from amid.results import RESULT_FILE
 from amid.settings import check
+from amid.settings.nodes import Trainer
 from amid.tracking.command_records import MULTIRUN_FILE
 from amid.tracking.overview import time_left
 from amid.tracking.run_log import RUN_LOG, logged, off_the_screen
 from amid.tracking.status import LOCK_FILE, STATUS_FILE, only_process_in, read_status_record
-from amid.training.interruption import stopped_by_signals
 
 
 @contextlib.contextmanager
@@ -93,6 +97,29 @@ def launch(
     return list(jobs.failed)
 
 
+def run_as_rank(name: str, cfg: DictConfig, hydra: Any, directory: Path) -> Any:
+    """Runs an entry point in a new process, as a rank of its run, with Hydra's own configuration."""
+    register_resolvers()
+    HydraConfig.instance().cfg = hydra
+    search_working_folder()
+    return run_entry_point(name, cfg, directory, of_several=True)
+
+
+def run_entry_point(name: str, cfg: DictConfig, directory: Path, of_several: bool) -> Any:
+    """Runs an entry point in this process, alone or with the other ranks of its run; returns its value."""
+    trainer = _trainer(cfg)
+    with ranks.together(has_gpus(trainer)) if of_several else contextlib.nullcontext():
+        own_log = name != "cache" and ranks.is_first()  # a cache belongs to no run
+        with logged(directory) if own_log else off_the_screen():
+            value = importlib.import_module(f"amid.cli.{name}").run(cfg)
+            ranks.wait_for_all()
+            return value
+
+
+def _trainer(cfg: DictConfig) -> Trainer:
+    return Trainer.model_construct(**OmegaConf.to_container(cfg.trainer, resolve=True))  # type: ignore[arg-type]
+
+
 @dataclass
 class _Jobs:
     """Runs the jobs of a command and notes how they ended; see `launch`."""
@@ -115,8 +142,7 @@ class _Jobs:
             check(cfg)
             if chooses(settings.sweeper):
                 _check_direction(cfg, settings.sweeper)
-            with off_the_screen() if self.name == "cache" else logged(directory):  # a cache belongs to no run
-                return importlib.import_module(f"amid.cli.{self.name}").run(cfg)
+            return self._start(cfg, directory)
         except BrokenPipeError:
             sys.exit(stop_printing())  # Hydra would report it
         except Exception as error:
@@ -124,6 +150,14 @@ class _Jobs:
                 raise KeyboardInterrupt from error
             self._end(error, directory)
         return None
+
+    def _start(self, cfg: DictConfig, directory: Path) -> Any:
+        """Runs the entry point in this process, or in a process for each device of the run."""
+        trainer = _trainer(cfg)
+        n = ranks_to_start(trainer)
+        if n > 1:
+            return run_in_processes(n, run_as_rank, self.name, cfg, HydraConfig.instance().cfg, directory)
+        return run_entry_point(self.name, cfg, directory, of_several=started_elsewhere(trainer))
 
     def _begin(self, directory: Path) -> None:
         """Prints which run begins."""

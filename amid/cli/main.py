@@ -10,9 +10,9 @@ from importlib import import_module
 from amid import __version__
 from amid.config.own_modules import search_working_folder
 from amid.console import as_typed, stop_printing
+from amid.distributed.interruption import signal_of, stopped_by_signals
 from amid.errors import InputError, choose_one, print_error, was_interrupted, with_traceback
 from amid.tracking.run_log import off_the_screen
-from amid.training.interruption import signal_of, stopped_by_signals
 from amid.training.process_memory import keep_freed_memory
 
 COMMANDS = ("train", "evaluate", "cache", "sweep", "score", "report", "status", "dashboard", "help")

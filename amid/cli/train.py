@@ -13,12 +13,13 @@ from omegaconf import DictConfig
 from amid.config.compose import as_dict, overrides_of
 from amid.config.run_labels import labels_of
 from amid.console import announce, shown
+from amid.distributed import ranks
+from amid.distributed.interruption import requeue, signal_of
 from amid.experiment.plan import Plan
 from amid.measures import measure_of
 from amid.results import RESULT_FILE, RunResult, quality_metrics
 from amid.tracking.command_records import record_command
 from amid.tracking.status import end_of, only_process_in, watched
-from amid.training.interruption import requeue, signal_of
 
 if TYPE_CHECKING:
     from amid.training.checkpoints import Checkpoints
@@ -34,17 +35,17 @@ def run(cfg: DictConfig) -> float | None:
     """
     hydra = HydraConfig.get()
     directory = Path(hydra.runtime.output_dir)
-    finished = (directory / RESULT_FILE).exists()
+    finished = ranks.from_first((directory / RESULT_FILE).exists)
     try:
-        with only_process_in(directory), watched(directory):
+        with ranks.first_in(lambda: only_process_in(directory)), ranks.first_in(lambda: watched(directory)):
             if not finished:
-                record_command(directory, cfg)
+                ranks.from_first(lambda: record_command(directory, cfg))
             labels = labels_of(cfg, hydra.runtime.choices, overrides_of(hydra), directory)
             plan = Plan(as_dict(cfg))
             plan.check()
             result = _run(plan, directory, labels)
     except KeyboardInterrupt as error:
-        if cfg.checkpoint.requeue and signal_of(error) != signal.SIGINT:
+        if cfg.checkpoint.requeue and signal_of(error) != signal.SIGINT and ranks.is_first():
             announce(requeue())
         raise
 

@@ -36,7 +36,7 @@ LOSSY = "teacher.states"
 
 LIMITS = {
     "data": ("cache_dir", "micro_batch_size", "tokens_per_batch"),
-    "trainer": ("log_every_n_steps", "devices"),
+    "trainer": ("log_every_n_steps", "devices", "num_nodes", "strategy"),
     "text": ("batch_size",),
     "generation": ("batch_size",),
     "sft": ("micro_batch_size", "tokens_per_batch"),

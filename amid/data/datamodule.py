@@ -23,7 +23,8 @@ from amid.data.examples import Example
 from amid.data.prompts import Encoder, SpecialTokens, Template, Truncation
 from amid.data.rows import Fields, checked
 from amid.data.sources import Loaded, Source, TextSource, load_documents, loaded
-from amid.data.tokens import NO_ROW, Mean, MicroBatch, Row, SampledRow, Tokens, collate, packed
+from amid.data.tokens import NO_ROW, Mean, MicroBatch, Row, SampledRow, Tokens, cut, packed, pad
+from amid.distributed.shares import shares
 from amid.files import forget_parts, key_of, only_writer
 from amid.settings import check_arguments, check_data, nodes
 from amid.tensor_files import read_tensors, write_tensors
@@ -219,7 +220,7 @@ class InstructionData(L.LightningDataModule):
         self._begins_at = epoch, batches
 
     def train_dataloader(self) -> DataLoader[Row]:
-        """Batches of training data; an item is the list of micro-batches of one optimiser step."""
+        """Batches of training data; an item is the list of rows of one optimiser step."""
         return self._loader(self.train_tokens, self.batch_size, self.seed)
 
     def val_dataloader(self) -> DataLoader[Row]:
@@ -228,14 +229,27 @@ class InstructionData(L.LightningDataModule):
 
     def micro_batches(self, rows: Sequence[Row | SampledRow]) -> list[MicroBatch]:
         """The micro-batches of an optimiser step over `rows`, within the limits of the settings."""
-        pad = self.tokenizer.pad_token_id
-        return collate(
-            rows,
-            pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
-            micro_batch_size=self.micro_batch_size,
-            tokens_per_batch=self.tokens_per_batch,
-            by_length=self.mean == "step",
-        )
+        (parts,) = self.shares(rows, 1)
+        return [self.pad(part) for part in parts]
+
+    def shares(self, rows: Sequence[Row | SampledRow], n: int) -> list[list[list[Row | SampledRow]]]:
+        """Shares out an optimiser step over `rows` among `n` devices: the rows of each one's micro-batches.
+
+        The shares have about equally many tokens. With a mean of micro-batches, whole micro-batches are
+        shared out: the same ones for any `n`.
+        """
+        limits = (self.micro_batch_size, self.tokens_per_batch)
+        if self.mean == "micro_batch":
+            parts = cut(rows, *limits, by_length=False)
+            sizes = [sum(len(row[0]) for row in part) for part in parts]
+            return [[parts[number] for number in numbers] for numbers in shares(sizes, n)]
+        of_devices = shares([len(row[0]) for row in rows], n)
+        return [cut([rows[number] for number in numbers], *limits) for numbers in of_devices]
+
+    def pad(self, rows: Sequence[Row | SampledRow]) -> MicroBatch:
+        """The micro-batch of these rows."""
+        token = self.tokenizer.pad_token_id
+        return pad(rows, self.tokenizer.eos_token_id if token is None else token)
 
     @cached_property
     def plain_tokens(self) -> Tokens | None:
@@ -262,8 +276,8 @@ class InstructionData(L.LightningDataModule):
         source = self._plain_text
         return [] if source is None or source == RESPONSES else load_documents(source)
 
-    def plain_batch(self, number: int) -> list[MicroBatch]:
-        """The `number`th batch of plain text, of endlessly many: `batch_size` pieces, in micro-batches.
+    def plain_batch(self, number: int) -> list[Row]:
+        """The rows of the `number`th batch of plain text, of endlessly many: `batch_size` pieces.
 
         The batches go through all pieces again and again, each time in another order, fixed by the seed.
         """
@@ -271,11 +285,11 @@ class InstructionData(L.LightningDataModule):
         assert tokens is not None
         places = range(number * self.batch_size, (number + 1) * self.batch_size)
         chosen = [tokens[index] for index in endless(places, len(tokens), f"{self.seed}-plain")]
-        return self.micro_batches([(ids, n_prompt, NO_ROW) for ids, n_prompt, _ in chosen])
+        return [(ids, n_prompt, NO_ROW) for ids, n_prompt, _ in chosen]
 
     def _loader(self, tokens: Tokens, batch_size: int, seed: int | None) -> DataLoader[Row]:
         batches = Batches(tokens.lengths, batch_size, seed, self.mean == "step", self._begins_at)
-        return DataLoader(tokens, batch_sampler=batches, collate_fn=self.micro_batches)
+        return DataLoader(tokens, batch_sampler=batches, collate_fn=list)
 
     @cached_property
     def _train_encoded(self) -> tuple[Tokens, Tensor]:

@@ -107,13 +107,21 @@ def collate(
     tokens_per_batch: int | None = None,
     by_length: bool = True,
 ) -> list[MicroBatch]:
-    """The micro-batches of one optimiser step, the shortest rows first, each padded to its own longest row.
+    """The micro-batches of one optimiser step (`cut`), each padded to its own longest row (`pad`)."""
+    parts = cut(rows, micro_batch_size, tokens_per_batch, by_length)
+    return [pad(part, pad_token_id) for part in parts]
+
+
+def cut(
+    rows: Sequence[Row | SampledRow],
+    micro_batch_size: int | None = None,
+    tokens_per_batch: int | None = None,
+    by_length: bool = True,
+) -> list[list[Row | SampledRow]]:
+    """Cuts the rows of one optimiser step into micro-batches, the shortest rows first.
 
     A micro-batch holds at most `micro_batch_size` rows and at most `tokens_per_batch` tokens, padding
     included; a longer row makes one of its own. Without `by_length`, rows stay in their order.
-
-    Labels are the token ids at response and EOS, `IGNORE` at prompt and padding (unshifted: the label
-    at t is predicted from the tokens before t). `sampling` stands where the labels do, 0 elsewhere.
     """
     parts: list[list[Row | SampledRow]] = []
     for row in sorted(rows, key=lambda row: len(row[0])) if by_length else rows:
@@ -125,7 +133,12 @@ def collate(
         ):
             parts.append([])
         parts[-1].append(row)
-    return [_pad(part, pad_token_id) for part in parts]
+    return parts
+
+
+def counted(row: Row | SampledRow) -> int:
+    """The counted tokens of a row: response and EOS."""
+    return max(0, len(row[0]) - max(1, row[1]))
 
 
 def counted_positions(batch: MicroBatch) -> Tensor:
@@ -135,13 +148,12 @@ def counted_positions(batch: MicroBatch) -> Tensor:
     return positions
 
 
-def padding_share(micro_batches: Sequence[MicroBatch]) -> float:
-    """The share of padding among the tokens that go through the models, from 0 to 1."""
-    tokens = sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
-    return 1 - tokens / sum(batch["attention_mask"].numel() for batch in micro_batches)
+def pad(rows: Sequence[Row | SampledRow], pad_token_id: int) -> MicroBatch:
+    """Pads rows on the right, to the longest of them.
 
-
-def _pad(rows: Sequence[Row | SampledRow], pad_token_id: int) -> MicroBatch:
+    Labels are the token ids at response and EOS, `IGNORE` at prompt and padding (unshifted: the label
+    at t is predicted from the tokens before t). `sampling` stands where the labels do, 0 elsewhere.
+    """
     sequences, prompts, numbers, *sampled = zip(*rows, strict=True)
     lengths = torch.tensor([len(ids) for ids in sequences]).unsqueeze(1)
     input_ids = pad_sequence(list(sequences), batch_first=True, padding_value=pad_token_id).long()

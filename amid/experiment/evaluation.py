@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from amid.console import announce
 from amid.data.examples import Example
 from amid.data.prompts import Encoder
+from amid.distributed import ranks
 from amid.errors import InputError
 from amid.files import checksum, read_made, write_json
 from amid.generation.sampling import Sampling
@@ -41,7 +42,7 @@ from amid.scoring.scores import (
     unread_by,
     unread_in_words,
 )
-from amid.settings.ladders import Rung, rungs_of
+from amid.settings.ladders import rungs_of
 from amid.tracking.progress import Progress
 from amid.tracking.status import record_status
 
@@ -102,6 +103,8 @@ def evaluate_sets(
 ) -> Evaluation:
     """Answers every set with every seed, at every rung of the ladders, keeps the answers, and scores them.
 
+    The ranks of a run share the prompts out; the first rank writes and scores the answers.
+
     The answers are written to `directory/SET-SEED.jsonl` (`write_answers`), the mean scores of each
     prompt to `directory/per_prompt.json`. Each further rung has a folder of the same kind in `directory`,
     such as `temperature-0.4`. Sets that were answered before an interruption are read.
@@ -119,16 +122,20 @@ def evaluate_sets(
         precision: makes the context that the model is run in.
     """
     started = time.perf_counter()
-    folders: dict[Rung | None, _Folder] = {None: _Folder(directory, _kept(directory, made_from))}
-    for of in sampling.rungs:
-        folders[of] = _Folder(directory / of.folder, _kept(directory / of.folder, made_from))
+    places = {rung: directory / (rung.folder if rung else "") for rung in (None, *sampling.rungs)}
+    folders = ranks.from_first(
+        lambda: {rung: _Folder(place, _kept(place, made_from)) for rung, place in places.items()}
+    )
     own = folders[None].known
     before = own.seconds
-    unanswered = {
-        name: [encoder.prompt(example) for example in examples]
-        for name, examples in sets.items()
-        if not all(folder.answered(name, sampling.seeds) for folder in folders.values())
-    }
+    waiting = ranks.from_first(
+        lambda: [
+            name
+            for name in sets
+            if not all(folder.answered(name, sampling.seeds) for folder in folders.values())
+        ]
+    )
+    unanswered = {name: [encoder.prompt(example) for example in sets[name]] for name in waiting}
     if answered_before := [name for name in sets if name not in unanswered]:
         announce(f"Answered before, and kept: {', '.join(answered_before)}")
     total = sum(map(len, unanswered.values())) * len(folders) * len(sampling.seeds) * sampling.samples
@@ -139,11 +146,14 @@ def evaluate_sets(
         )
         for name, rung, seed, answers in drawn:
             own.seconds = before + time.perf_counter() - started
-            folders[rung].write(name, seed, _answered(sets[name], answers))
-    scores: dict[Rung | None, dict[str, dict[str, Score]]] = {
-        rung: _scored(folder, list(sets), sampling.seeds, metrics, pass_at)
-        for rung, folder in folders.items()
-    }
+            if ranks.is_first():
+                folders[rung].write(name, seed, _answered(sets[name], answers))
+    scores = ranks.from_first(
+        lambda: {
+            rung: _scored(folder, list(sets), sampling.seeds, metrics, pass_at)
+            for rung, folder in folders.items()
+        }
+    )
     ladders: Ladders = {}
     for of in rungs_of(vars(sampling)):
         ladders.setdefault(of.ladder, {})[of.value] = scores.get(of, scores[None])

@@ -7,6 +7,7 @@ from typing import Any
 
 from amid.console import announce
 from amid.data import InstructionData
+from amid.distributed import ranks
 from amid.errors import Damaged, InputError
 from amid.experiment.plan import Plan
 from amid.files import only_writer
@@ -65,14 +66,14 @@ def _fine_tuned(plan: Plan, role: str, course: Course, run: Run) -> Path:
     tuning, directory = plan.fine_tunings[role], plan.fine_tuning_folder(role)
     directory.mkdir(parents=True, exist_ok=True)
     record_status(note=PREPARING, part=f"fine-tuning of the {role}")
-    with only_writer(directory, f"the fine-tuned {role}"):
-        forget_damaged(directory)
-        if not (directory / RESULT_FILE).exists():
+    with ranks.first_in(lambda: only_writer(directory, f"the fine-tuned {role}")):
+        ranks.from_first(lambda: forget_damaged(directory))
+        if not ranks.from_first((directory / RESULT_FILE).exists):
             length = tuning.length.in_words(course)
             announce(f"Fine-tuning the {role} first, once, in {directory}: {length}")
-            with watched(directory):
+            with ranks.first_in(lambda: watched(directory)):
                 run(tuning.logging_to(directory), directory, {"method": "sft", "role": role})
-        step = load(directory).diverged_step
+        step = ranks.from_first(lambda: load(directory).diverged_step)
     record_status(note=PREPARING)
     if step is not None:
         raise InputError(

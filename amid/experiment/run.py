@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from amid.console import announce, shown
 from amid.data import InstructionData
 from amid.data.prompts import Encoder
 from amid.data.tokens import Tokens
+from amid.distributed import ranks
 from amid.experiment.evaluation import (
     Evaluation,
     ValidationScore,
@@ -38,7 +40,7 @@ from amid.teacher.signals import Teacher
 from amid.text import TeacherText
 from amid.tracking import wandb_runs as tracking
 from amid.training.checkpoints import FOLDER
-from amid.training.devices import one_device, use_threads
+from amid.training.devices import of_trainer, one_device, use_threads
 from amid.training.length import Course
 from amid.training.module import DistillationModule, Optimisation
 from amid.training.precision import announce_slow_bfloat16
@@ -66,7 +68,7 @@ def run_experiment(plan: Plan, directory: Path, labels: Mapping[str, Any]) -> Ru
         InputError: for data or models that do not fit, or a directory with a run of another configuration.
     """
     use_threads(plan.threads)
-    finished = finished_run(directory, plan)
+    finished = ranks.from_first(lambda: finished_run(directory, plan))
     if finished is not None:
         lacks = plan.compared and "valid_kl_pq" not in finished.training
         hint = ", without a teacher to compare with; to have one, delete the folder" if lacks else ""
@@ -75,16 +77,21 @@ def run_experiment(plan: Plan, directory: Path, labels: Mapping[str, Any]) -> Ru
     labels = {**labels, **plan.labels}
     one_device(plan.trainer)
     plan.sampling.check_installed()
-    begun_before = recorded_hash(directory) == plan.key
-    settings = tracking.going_on(plan.loggers, directory) if begun_before else plan.loggers
-    loggers: list[Logger] = [*made_by_name("logger", settings).values()]
+    loggers = _loggers(plan, directory) if ranks.is_first() else []
     prepared = prepare(plan, quiet="role" in labels)  # the run that a fine-tuning is for says the same
     last = last_checkpoint(directory)
-    write_config(prepared.plan, directory)
+    ranks.from_first(lambda: write_config(prepared.plan, directory))
     tracking.begin(loggers, labels, prepared.plan.settings)
     trained = train(prepared, directory, loggers, last)
     evaluation = score(prepared, trained, directory, loggers)
-    return record(prepared, trained, evaluation, directory, labels, loggers)
+    return ranks.from_first(lambda: record(prepared, trained, evaluation, directory, labels, loggers))
+
+
+def _loggers(plan: Plan, directory: Path) -> list[Logger]:
+    """The loggers of a run, which go on where an earlier part of the same run ended."""
+    begun_before = recorded_hash(directory) == plan.key
+    settings = tracking.going_on(plan.loggers, directory) if begun_before else plan.loggers
+    return [*made_by_name("logger", settings).values()]
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,8 @@ def prepare(plan: Plan, quiet: bool) -> Prepared:
 def train(prepared: Prepared, directory: Path, loggers: Sequence[Logger], last: Path | None) -> Trained:
     """Trains the student, from the checkpoint `last` on, and keeps its best weights."""
     plan = prepared.plan
-    training = Training(prepared.course, plan.checkpoints, plan.callbacks.values(), plan.lightning)
+    lightning = partial(plan.lightning, **of_trainer(plan.trainer))
+    training = Training(prepared.course, plan.checkpoints, plan.callbacks.values(), lightning)
     trained = training.fit(prepared.module, prepared.data, directory, loggers, last)
     prepared.timings["train"] = trained.seconds
     if prepared.teacher is not None:
@@ -164,7 +172,7 @@ def score(prepared: Prepared, trained: Trained, directory: Path, loggers: Sequen
     if trained.diverged:
         return evaluation
     merge(student)
-    _export(student, data.encoder, directory / BEST)
+    ranks.from_first(lambda: _export(student, data.encoder, directory / BEST))
     prepared.module.to(trained.trainer.strategy.root_device)
     try:
         evaluation = evaluate_sets(
@@ -183,7 +191,7 @@ def score(prepared: Prepared, trained: Trained, directory: Path, loggers: Sequen
     except FloatingPointError as error:
         announce(f"{directory} diverged: {error}; it ends here")
         trained.figures["diverged_step"] = trained.figures["steps"]
-        shutil.rmtree(directory / "generations")
+        ranks.from_first(lambda: shutil.rmtree(directory / "generations"))
     _log_scores(loggers, evaluation.scores)
     return evaluation
 

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from amid.distributed import ranks
+from amid.distributed.shares import shares
 from amid.errors import InputError
 from amid.generation.decoding import Batch, MixedBatch, holds_keys_and_values, left_padded, padding_mask
 from amid.generation.drawing import Warp, draw
@@ -284,6 +286,43 @@ class Sampling:
         finished: Callable[[int], None] = report_nothing,
     ) -> list[list[list[Drawn]]]:
         """Draws an answer with each of `warps` and each of a prompt's `names`: [warps, prompts, names].
+
+        The ranks of a run share the prompts out, and each gets all answers.
+
+        Raises:
+            FloatingPointError: on all ranks, if no token can be drawn on one of them.
+        """
+        n = ranks.number()
+        if n == 1:
+            return self._decode_alone(batch, tokenizer, prompts, names, warps, finished)
+        names = list(names)
+        of_ranks = shares(map(len, prompts), n)
+        mine = of_ranks[ranks.rank()]
+        of_mine = ([prompts[i] for i in mine], [names[i] for i in mine])
+        drawn: list[list[list[Drawn]]] | FloatingPointError
+        try:
+            drawn = self._decode_alone(batch, tokenizer, *of_mine, warps, lambda ended: finished(n * ended))
+        except FloatingPointError as error:
+            drawn = error
+        answers: list[list[list[Drawn]]] = [[[] for _ in prompts] for _ in warps]
+        for numbers, of_rank in zip(of_ranks, ranks.gathered(drawn), strict=True):
+            if isinstance(of_rank, FloatingPointError):
+                raise of_rank
+            for of_warp, rows in zip(answers, of_rank, strict=True):
+                for i, row in zip(numbers, rows, strict=True):
+                    of_warp[i] = row
+        return answers
+
+    def _decode_alone(
+        self,
+        batch: Batch | MixedBatch,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Sequence[int]],
+        names: Iterable[Sequence[str]],
+        warps: Sequence[Warp],
+        finished: Callable[[int], None],
+    ) -> list[list[list[Drawn]]]:
+        """Draws all answers in this process, see `_decode`.
 
         The answers to a prompt begin in one place of the batch, up to `batch_size` of them, and share one
         prefill. Answers stay in one place while their tokens are equal; then the place is copied. The next

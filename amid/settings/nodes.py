@@ -15,6 +15,7 @@ from amid.settings.types import (
     Count,
     CountOrAll,
     CountOrNone,
+    Devices,
     Fields,
     Flag,
     FlagOrNone,
@@ -26,7 +27,6 @@ from amid.settings.types import (
     Natural,
     NotNegative,
     Number,
-    OneDevice,
     OptionalText,
     PassAt,
     PlainText,
@@ -166,7 +166,12 @@ class Trainer(Node):
     max_epochs: Annotated[int, Field(ge=-1, description="a whole number from 0; -1 is no limit")]
     max_steps: Annotated[int, Field(ge=-1, description="a whole number from 0; -1 is no limit")]
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
-    devices: OneDevice
+    devices: Devices
+    num_nodes: Count = 1
+    strategy: Annotated[
+        Literal["auto", "ddp"],
+        Field(description="auto, or ddp: each device has the whole student and a share of a step's rows"),
+    ] = "auto"
     precision: Annotated[
         Literal["32-true", "bf16-mixed", "64-true"],
         Field(

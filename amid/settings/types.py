@@ -41,9 +41,15 @@ def _limit(value: Any) -> Any:
     return value if value is None or (_is_number(value) and (whole or share)) else refuse("")
 
 
-def _device(value: Any) -> Any:
-    one = isinstance(value, Sequence) and len(value) == 1 and type(value[0]) is int and value[0] >= 0
-    return value if (type(value) is int and value == 1) or value == "1" or one else refuse("")
+def _devices(value: Any) -> Any:
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        numbers = [number for number in value if type(number) is int and number >= 0]
+        fits = 0 < len(value) == len(set(numbers))
+    else:
+        fits = type(value) is int and value > 0
+    return value if fits else refuse("")
 
 
 def _folder(value: str) -> str:
@@ -241,10 +247,10 @@ Limit = Annotated[
     BeforeValidator(_limit),
     Field(description="a whole number of steps from 1, a share of an epoch above 0 up to 1.0, or null"),
 ]
-OneDevice = Annotated[
+Devices = Annotated[
     Any,
-    BeforeValidator(_device),
-    Field(description="1 (or [2] for the third): a run is trained on one device; run several side by side"),
+    BeforeValidator(_devices),
+    Field(description="a number of devices from 1, or the numbers of GPUs, such as [2] or [0, 1]"),
 ]
 WithoutInput = Annotated[
     str, AfterValidator(_format("instruction")), Field(description="a text with {instruction} in it")

@@ -14,10 +14,8 @@ OTHER_WORDS = {
     "val_check_interval": "a validation ends an epoch (trainer.check_val_every_n_epoch), and "
     "trainer.limit_train_batches makes epochs shorter",
     "callbacks": "callbacks of your own have names at the top: +callbacks.mine._target_=mine.Callback",
-    "strategy": "a run is trained on one device, trainer.devices; run several side by side",
-    "num_nodes": "a run is trained on one device, trainer.devices; run several side by side",
-    "sync_batchnorm": "a run is trained on one device, trainer.devices; run several side by side",
-    "use_distributed_sampler": "a run is trained on one device, trainer.devices; run several side by side",
+    "sync_batchnorm": "language models have no batch normalisation",
+    "use_distributed_sampler": "each device has its share of a step's rows, by tokens",
     "logger": "choose logger=csv or logger=wandb",
     "enable_checkpointing": "checkpoints are chosen by checkpoint=metric or checkpoint=loss",
     "enable_progress_bar": "progress is shown on a terminal alone",

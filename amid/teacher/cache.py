@@ -14,6 +14,7 @@ from torch import Tensor
 
 from amid.console import announce, in_bytes
 from amid.data.tokens import MicroBatch, Tokens, collate, counted_positions
+from amid.distributed import ranks
 from amid.errors import InputError
 from amid.files import Record, checksum, forget_parts, key_of, only_writer, read_made, write_json
 from amid.losses import Head
@@ -94,12 +95,25 @@ class TeacherCache:
             parts.append(states)
         return CachedTeacher(head, States.joined(parts), self.sets[0].first)
 
+    def opened(self) -> CachedTeacher:
+        """Verifies the cache, which was whole before, and returns its teacher.
+
+        Raises:
+            OSError: if it has changed since.
+        """
+        found = self.open()
+        if found is None:
+            raise OSError(f"the teacher's states in {self.folder} have changed since they were written")
+        return found
+
     def lock(self) -> AbstractContextManager[None]:
         """Waits until no other process writes this cache, and keeps others from it."""
         return only_writer(self.folder, "the teacher's states")
 
     def write(self, teacher: LiveTeacher, fabric: L.Fabric, tokens_per_forward: int, share: float) -> None:
         """Writes the states that are missing or damaged; needs `lock`.
+
+        The ranks of a run share the files out.
 
         Args:
             teacher: the teacher that computes the states.
@@ -124,22 +138,23 @@ class TeacherCache:
             probe = _states(teacher, batch, fabric)
         width, dtype = probe.shape[1], probe.dtype
         positions, total = 0, 0
-        for tokens, part in zip(self.sets, self._parts, strict=True):
-            rows, counted, lengths = part.missing(width, dtype), tokens.counted, tokens.lengths
+        missing = ranks.from_first(lambda: [part.missing(width, dtype) for part in self._parts])
+        for tokens, rows in zip(self.sets, missing, strict=True):
+            counted, lengths = tokens.counted, tokens.lengths
             positions += sum(counted[row] for row in rows)
             total += sum(lengths[row] for row in rows)
         each = bytes_of_position(self.code, width, dtype)
         size = positions * each
         of_each = f"{width} × {dtype.itemsize}" if self.code == EXACT else f"({width} + {each - width})"
         told = f"{positions:,} positions × {of_each} bytes = {in_bytes(size)}"
-        free = shutil.disk_usage(self.folder.parent).free
+        free = ranks.from_first(lambda: shutil.disk_usage(self.folder.parent).free)
         if size + head.weight.nbytes > share * free:
             raise InputError(
                 f"the teacher's states to be written are {told}, and in {self.folder.parent} "
                 f"{in_bytes(free)} are free; free some, choose another data.cache_dir=, or use teacher=live"
             )
         announce(f"Writing the teacher's states, {told}, in {self.folder} ({in_bytes(free)} free)")
-        self._write_head(head)
+        ranks.from_first(lambda: self._write_head(head))
         with Progress("teacher's states", total) as progress:
             for tokens, part in zip(self.sets, self._parts, strict=True):
 
@@ -148,7 +163,7 @@ class TeacherCache:
                     for batch in collate(chosen, pad_token_id=0, tokens_per_batch=tokens_per_forward):
                         with fabric.autocast(), torch.inference_mode():
                             states = _states(teacher, batch, fabric)
-                        progress.advance(int(batch["attention_mask"].sum()))
+                        progress.advance(ranks.number() * int(batch["attention_mask"].sum()))
                         yield states
 
                 part.write(width, dtype, states_of, head)

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from amid.console import announce
+from amid.distributed import ranks
 from amid.files import Record, checksum, forget_parts, read_made, write_json
 from amid.losses import Head
 from amid.teacher.state_codes import EXACT, bytes_of_position, decoded, encoded, kl
@@ -159,7 +162,7 @@ class StateFolder:
         states_of: Callable[[Sequence[int]], Iterator[Tensor]],
         head: Head | None = None,
     ) -> None:
-        """Writes the shards that are missing or damaged.
+        """Writes the shards that are missing or damaged. The ranks of a run each write some.
 
         Args:
             width: D.
@@ -167,33 +170,52 @@ class StateFolder:
             states_of: gives the states of rows in their order, in pieces [N, D].
             head: the head that makes logits of the states, to measure what a lossy code loses.
         """
+        shards, waiting = ranks.from_first(lambda: self._begin(width, dtype))
+        about = {"made_from": self.made_from, "rows": len(self.order), "positions": sum(self.counts)}
+        about |= {"width": width, "dtype": str(dtype).removeprefix("torch.")}
+        starts = [0, *accumulate(shard.rows for shard in shards)]
+        for first in range(0, len(waiting), ranks.number()):
+            together = waiting[first : first + ranks.number()]
+            written = None
+            if ranks.rank() < len(together):
+                number = together[ranks.rank()]
+                rows = self.order[starts[number] : starts[number + 1]]
+                shard = self._write(shards[number], width, dtype, states_of(rows), head)
+                written = number, shard
+            for number, shard in filter(None, ranks.gathered(written)):
+                shards[number] = shard
+            content = about | {"shards": [shard.model_dump() for shard in shards]}
+            ranks.from_first(partial(write_json, self.folder / MANIFEST, content))
+
+    def _begin(self, width: int, dtype: torch.dtype) -> tuple[list[Shard], list[int]]:
+        """Makes the folder; returns all shards, and the numbers of the shards that are to be written."""
         self.folder.mkdir(parents=True, exist_ok=True)
         forget_parts(self.folder)
         shards = self._planned(width, dtype)
-        about = {"made_from": self.made_from, "rows": len(self.order), "positions": sum(self.counts)}
-        about |= {"width": width, "dtype": str(dtype).removeprefix("torch.")}
-        done = 0
-        for shard in shards:
-            rows = self.order[done : done + shard.rows]
-            done += shard.rows
-            if self._whole(shard):
-                continue
-            if shard.checksum is not None:
-                announce(f"{self.folder / shard.file} is damaged: made again")
-            tensors = encoded(torch.empty(shard.positions, width, dtype=dtype), self.code)
-            filled, shard.nats, shard.measured = 0, 0.0, 0
-            for piece in states_of(rows):
-                coded = encoded(piece, self.code)
-                for name, tensor in coded.items():
-                    tensors[name][filled : filled + len(piece)] = tensor
-                filled += len(piece)
-                if self.code != EXACT and head is not None:
-                    some = {name: tensor[::MEASURED] for name, tensor in coded.items()}
-                    shard.nats += kl(head, piece[::MEASURED], decoded(some, dtype))
-                    shard.measured += len(some["states"])
-            assert filled == shard.positions, (filled, shard)
-            shard.checksum = write_tensors(self.folder / shard.file, tensors)
-            write_json(self.folder / MANIFEST, about | {"shards": [shard.model_dump() for shard in shards]})
+        waiting = [number for number, shard in enumerate(shards) if not self._whole(shard)]
+        for number in waiting:
+            if shards[number].checksum is not None:
+                announce(f"{self.folder / shards[number].file} is damaged: made again")
+        return shards, waiting
+
+    def _write(
+        self, shard: Shard, width: int, dtype: torch.dtype, pieces: Iterator[Tensor], head: Head | None
+    ) -> Shard:
+        """Writes the states of a shard's rows, given in pieces; returns the shard with what is known of it."""
+        tensors = encoded(torch.empty(shard.positions, width, dtype=dtype), self.code)
+        filled, shard.nats, shard.measured = 0, 0.0, 0
+        for piece in pieces:
+            coded = encoded(piece, self.code)
+            for name, tensor in coded.items():
+                tensors[name][filled : filled + len(piece)] = tensor
+            filled += len(piece)
+            if self.code != EXACT and head is not None:
+                some = {name: tensor[::MEASURED] for name, tensor in coded.items()}
+                shard.nats += kl(head, piece[::MEASURED], decoded(some, dtype))
+                shard.measured += len(some["states"])
+        assert filled == shard.positions, (filled, shard)
+        shard.checksum = write_tensors(self.folder / shard.file, tensors)
+        return shard
 
     def _planned(self, width: int, dtype: torch.dtype) -> list[Shard]:
         """Returns the shards of the manifest, or new shards if the manifest has none of this shape."""

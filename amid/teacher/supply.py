@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amid.console import announce
 from amid.data.tokens import Tokens
+from amid.distributed import ranks
 from amid.errors import InputError
 from amid.models.source import ModelSource
 from amid.settings import check_arguments, nodes
@@ -96,8 +97,8 @@ class TeacherSupply:
                 )
             return LiveTeacher(source.load(tokenizer))
         cache = TeacherCache(Path(self.cache_dir), fingerprint, precision, sets, self.states)
-        found = cache.open()
-        if found is not None:
+        if ranks.from_first(lambda: cache.open() is not None):
+            found = cache.opened()
             announce(f"The teacher's states are complete in {cache.folder} ({found.size})")
             return found
         if self.mode == "auto" and not (self.multirun or passes >= 2):
@@ -108,10 +109,9 @@ class TeacherSupply:
         self, cache: TeacherCache, source: ModelSource, tokenizer: PreTrainedTokenizerBase, fabric: L.Fabric
     ) -> Teacher:
         """Writes `cache` and returns its teacher; with `auto`, the live teacher if the states do not fit."""
-        with cache.lock():
-            found = cache.open()  # another run may have written it by now
-            if found is not None:
-                return found
+        with ranks.first_in(cache.lock):
+            if ranks.from_first(lambda: cache.open() is not None):  # another run may have written it by now
+                return cache.opened()
             live = LiveTeacher(source.load(tokenizer))
             try:
                 cache.write(
@@ -122,9 +122,7 @@ class TeacherSupply:
                     raise
                 announce(f"The teacher runs live: {error}")
                 return live
-            found = cache.open()
-            if found is None:
-                raise OSError(f"the teacher's states in {cache.folder} changed while they were written")
+            found = cache.opened()
             if found.lost:
                 announce(f"The teacher's states are {found.size}")
             return found

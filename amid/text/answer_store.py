@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from amid.data.tokens import Tokens
+from amid.distributed import ranks
 from amid.files import Record, checksum, forget_parts, key_of, read_made, write_json
 from amid.generation.sampling import Sampling
 from amid.teacher.state_store import MANIFEST
@@ -91,22 +92,34 @@ class AnswerFolder:
     def write(self, answer: Callable[[Sequence[Sequence[int]], int], list[list[int]]]) -> None:
         """Writes the files that are missing or damaged.
 
-        `answer(prompts, part)` gives the answers of a file's prompts, and its number.
+        `answer(prompts, part)` gives the answers of a file's prompts, and its number. The ranks of a run
+        share the prompts out, and the first one writes.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        forget_parts(self.folder)
-        checksums = self._checksums()
+        checksums = ranks.from_first(self._begin)
+        waiting = ranks.from_first(
+            lambda: [part for part in range(len(self._parts)) if not self._whole(part, checksums)]
+        )
         with Progress("teacher's text", len(self.prompts), unit="answers") as progress:
             for part, places in enumerate(self._parts):
-                if not self._whole(part, checksums):
+                if part in waiting:
                     prompts = [self.prompts[place] for place in places]
                     answers = answer(prompts, part)
                     rows = [([*p, *ids], len(p)) for p, ids in zip(prompts, answers, strict=True)]
-                    file = self._file(part)
-                    checksums[file] = write_tensors(self.folder / file, Tokens.of(rows).tensors)
-                    content = {"made_from": self.made_from, "checksums": checksums}
-                    write_json(self.folder / MANIFEST, content)
+                    if ranks.is_first():
+                        self._keep(part, Tokens.of(rows), checksums)
                 progress.advance(len(places))
+
+    def _begin(self) -> dict[str, str]:
+        """Makes the folder; returns the checksums of its files."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        forget_parts(self.folder)
+        return self._checksums()
+
+    def _keep(self, part: int, rows: Tokens, checksums: dict[str, str]) -> None:
+        """Writes a file, and adds its checksum to `checksums` and to the manifest."""
+        file = self._file(part)
+        checksums[file] = write_tensors(self.folder / file, rows.tensors)
+        write_json(self.folder / MANIFEST, {"made_from": self.made_from, "checksums": checksums})
 
     def _checksums(self) -> dict[str, str]:
         manifest = read_made(self.folder / MANIFEST, _Manifest)

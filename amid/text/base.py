@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from amid.data.prompts import IGNORE
-from amid.data.tokens import NO_ROW, MicroBatch, Row, SampledRow, Tokens
+from amid.data.tokens import NO_ROW, Row, SampledRow, Tokens
 from amid.generation.sampling import MixedAnswer, Sampling
 from amid.losses import Loss, WeightedSum
 
@@ -84,15 +83,9 @@ class DataText(Text):
     """The data's own responses."""
 
 
-def prompts_of(micro_batches: Iterable[MicroBatch]) -> list[list[int]]:
+def prompts_of(rows: Iterable[Row | SampledRow]) -> list[list[int]]:
     """The token ids of the prompts of all rows."""
-    return [
-        ids[(mask == 1) & (labels == IGNORE)].tolist()
-        for batch in micro_batches
-        for ids, mask, labels in zip(
-            *(batch[name].cpu() for name in ("input_ids", "attention_mask", "labels")), strict=True
-        )
-    ]
+    return [row[0][: row[1]].tolist() for row in rows]
 
 
 def on_student_text(objective: Loss) -> Loss | None:

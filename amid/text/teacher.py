@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amid.console import announce
 from amid.data.tokens import Tokens
+from amid.distributed import ranks
 from amid.errors import InputError
 from amid.files import only_writer
 from amid.generation.sampling import Sampling
@@ -87,12 +88,12 @@ class TeacherText(Text):
         folder = AnswerFolder.of_teacher(
             cache_dir, teacher, precision, tokens, tokenizer, self.sampling, self.seed
         )
-        found = folder.open()
+        found = ranks.from_first(folder.open)
         if found is not None:
             announce(f"The teacher's text is complete in {folder.folder} ({len(found):,} answers)")
             return found
-        with only_writer(folder.folder, "the teacher's text"):
-            found = folder.open()  # another run may have written it by now
+        with ranks.first_in(lambda: only_writer(folder.folder, "the teacher's text")):
+            found = ranks.from_first(folder.open)  # another run may have written it by now
             if found is not None:
                 return found
             announce(f"Writing the teacher's answers to {len(tokens):,} prompts in {folder.folder}")
@@ -106,7 +107,7 @@ class TeacherText(Text):
                 return [ids for (ids,) in drawn]
 
             folder.write(answer)
-            found = folder.open()
+            found = ranks.from_first(folder.open)
             if found is None:
                 raise OSError(f"the teacher's text in {folder.folder} changed while it was written")
             return found

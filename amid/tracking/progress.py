@@ -205,7 +205,7 @@ class Progress:
 
     def advance(self, tokens: int) -> None:
         """Counts so many further tokens as done."""
-        before, self.done = self.done, self.done + tokens
+        before, self.done = self.done, min(self.total, self.done + tokens)
         silent = time.perf_counter() - self._told >= SECONDS_BETWEEN_LINES
         if self._bar is not None:
             self._bar.advance(self._task, tokens)

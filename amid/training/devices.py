@@ -1,31 +1,76 @@
-"""The device and the CPU threads that a run computes on."""
+"""The devices and the CPU threads that a run computes on: one device, or one for each of its ranks."""
+
+import os
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.strategies import DDPStrategy
 
+from amid.distributed import ranks
+from amid.distributed.start import has_gpus
 from amid.errors import InputError
 from amid.settings.nodes import Trainer
 
 # SLURM may start several processes, each with runs of its own: all of them log.
-rank_zero_only.rank = 0  # type: ignore[attr-defined]
+rank_zero_only.rank = ranks.rank()  # type: ignore[attr-defined]
 _ALL_THREADS = torch.get_num_threads()
 
 
+class DataParallel(DDPStrategy):
+    """Data parallelism without Lightning's wrapper around the module.
+
+    `DistillationModule` shares out the rows of a step, and sums the gradients once, after all micro-batches.
+    The wrapper would sum them only in its own forward, which the loss does not call.
+    """
+
+    def configure_ddp(self) -> None:
+        """Leaves the module as it is, with the same weights on all ranks."""
+        assert self.lightning_module is not None
+        ranks.same_weights(self.lightning_module.parameters())
+
+
+def of_trainer(trainer: Trainer) -> dict[str, Any]:
+    """The arguments of `lightning.Trainer` that say on which devices this process and its ranks compute."""
+    if ranks.number() == 1:
+        devices = trainer.devices if isinstance(trainer.devices, list) else 1
+        return {"devices": devices, "num_nodes": 1, "strategy": "auto"}
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    return {
+        "devices": trainer.devices if isinstance(trainer.devices, list) else here,
+        "num_nodes": ranks.number() // here,
+        "strategy": DataParallel(timeout=ranks.ANSWER_WITHIN),
+        "use_distributed_sampler": False,  # a step's rows are shared out by tokens
+    }
+
+
+def environment() -> LightningEnvironment | TorchElasticEnvironment:
+    """Tells Lightning of this process's place among the ranks, whatever a scheduler's variables say."""
+    return LightningEnvironment() if ranks.number() == 1 else TorchElasticEnvironment()
+
+
 def one_device(trainer: Trainer, key: str = "trainer") -> L.Fabric:
-    """Device and precision of the settings of a trainer, which stand at `key`.
+    """The device of this process and the precision, of the settings of a trainer, which stand at `key`.
 
     Raises:
         InputError: if this machine has no such device.
     """
-    devices = trainer.devices if isinstance(trainer.devices, list) else 1
+    devices: Any = trainer.devices if isinstance(trainer.devices, list) else 1
+    if ranks.number() > 1:
+        local = int(os.environ["LOCAL_RANK"])
+        if isinstance(devices, list):
+            devices = [devices[local]]
+        elif has_gpus(trainer):
+            devices = [local]
     try:
         return L.Fabric(
             accelerator=trainer.accelerator,
             devices=devices,
             precision=trainer.precision,
-            plugins=[LightningEnvironment()],  # one process, whatever a scheduler's variables say
+            plugins=[LightningEnvironment()],  # of one process
         )
     except (RuntimeError, TypeError, ValueError) as error:
         given = f"{key}.accelerator={trainer.accelerator} {key}.devices={trainer.devices}"
@@ -33,5 +78,9 @@ def one_device(trainer: Trainer, key: str = "trainer") -> L.Fabric:
 
 
 def use_threads(threads: int | None) -> None:
-    """Lets torch compute on so many CPU threads from now on; None for as many as it began with."""
-    torch.set_num_threads(threads or _ALL_THREADS)
+    """Lets torch compute on so many CPU threads from now on.
+
+    None stands for as many as this process began with, shared out among the ranks of a run on this machine.
+    """
+    here = int(os.environ["LOCAL_WORLD_SIZE"]) if ranks.number() > 1 else 1
+    torch.set_num_threads(threads or max(1, _ALL_THREADS // here))

@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar
 
 import lightning as L
@@ -15,7 +16,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.data import InstructionData
-from amid.data.tokens import MicroBatch, counted_positions, padding_share
+from amid.data.tokens import MicroBatch, Row, SampledRow, counted, counted_positions
+from amid.distributed import ranks
 from amid.errors import InputError
 from amid.experiment.evaluation import ValidationScore
 from amid.generation.sampling import MixedAnswer, Sampling
@@ -31,6 +33,12 @@ from amid.training.validation import Measured, token_measures
 
 _STEPS_OF_A_SEED = 10**7
 """A number larger than the steps of any run, so that steps of two seeds never have the same number."""
+
+_SEEDS_OF_A_RANK = 2**48
+"""The distance between the random seeds of two ranks at a step."""
+
+_LOSS, _TOKENS, _PLACES = "the loss", "tokens without padding", "tokens with padding"
+"""Sums over a step beside the measures of its objective."""
 
 
 class Diverged(Exception):
@@ -61,11 +69,13 @@ class Optimisation:
 class DistillationModule(L.LightningModule):
     """Trains a student on an objective between it, a frozen teacher and the data.
 
-    One item of the data loader is one optimiser step, given as a list of micro-batches. The loss is the mean
-    over the counted tokens of all micro-batches. So micro-batches change only memory and speed. With
-    `data.mean=micro_batch` it is the mean of the micro-batches' means. The student is in train mode, with the
-    dropout of its own configuration. The teacher is always in eval mode. If the loss or the gradient of a
-    step is not finite, the step does not change the student and raises `Diverged`.
+    One item of the data loader is one optimiser step, given as a list of rows. The ranks of the run share
+    them out, and each cuts its rows into micro-batches. The loss is the mean over the counted tokens of all
+    micro-batches of all ranks, and gradients are summed over the ranks once a step. So ranks and
+    micro-batches change only memory, speed and the random numbers of dropout. With `data.mean=micro_batch`
+    the loss is the mean of the micro-batches' means. The student is in train mode, with the dropout of its
+    own configuration. The teacher is always in eval mode. If the loss or the gradient of a step is not
+    finite, the step does not change the student and raises `Diverged`.
 
     The module logs the measures of `amid.measures`:
 
@@ -155,13 +165,7 @@ class DistillationModule(L.LightningModule):
         return [optimizer], [scheduled(how.scheduler, optimizer, how.steps)]
 
     def setup(self, stage: str) -> None:
-        """Brings the teacher to the student's device.
-
-        Raises:
-            InputError: in a training on several devices.
-        """
-        if self.trainer.world_size > 1:
-            raise InputError(f"devices={self.trainer.world_size}: a student is trained on one device; use 1")
+        """Brings the teacher to the student's device."""
         if self.teacher is not None:
             self.teacher.to(self.device)
 
@@ -170,8 +174,12 @@ class DistillationModule(L.LightningModule):
         self.student.train()
         self._seed = torch.initial_seed()
 
-    def training_step(self, micro_batches: list[MicroBatch], batch_idx: int) -> Tensor:
-        """One optimiser step over all its micro-batches; returns its loss.
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leaves the rows where they are: only the micro-batches of this rank go to its device."""
+        return batch
+
+    def training_step(self, rows: Sequence[Row | SampledRow], batch_idx: int) -> Tensor:
+        """One optimiser step over all its rows; returns its loss.
 
         Raises:
             Diverged: if its loss or gradient, or the student's logits where it answers, are not finite.
@@ -181,18 +189,19 @@ class DistillationModule(L.LightningModule):
         scheduler = self.lr_schedulers()
         assert not isinstance(optimizer, list)
         assert isinstance(scheduler, LRScheduler)
-        objective = self.objective
-        student_text = self._student_text(micro_batches) if self._text.from_student else None
+        objective, trained_on = self.objective, rows
+        student_text = self._student_text(rows) if self._text.from_student else None
         if student_text is not None:
             assert self._on_student_text is not None
-            micro_batches, objective = student_text, self._on_student_text
+            trained_on, objective = student_text, self._on_student_text
         step = self.trainer.global_step
         logging = (step + 1) % self._log_every_n_steps == 0 or step + 1 == self.steps
         needed = () if self._schedule is None else self._schedule.needs
-        loss, means, counted = self._backward(objective, micro_batches, with_stats=logging or bool(needed))
+        loss, means, tokens = self._backward(objective, trained_on, with_stats=logging or bool(needed))
         total, weight = loss, self._data.plain_text_weight
         if (plain_text_loss := self._plain_text_backward()) is not None:
             total = loss + weight * plain_text_loss
+        ranks.sum_gradients(self.student.parameters())
         clip_norm = self._optimisation.clip_norm
         norm = nn.utils.clip_grad_norm_(
             self.student.parameters(), float("inf") if clip_norm is None else clip_norm
@@ -202,10 +211,9 @@ class DistillationModule(L.LightningModule):
             raise Diverged(step + 1, "loss {:g}, gradient norm {:g}".format(*values))
         optimizer.step()
         optimizer.zero_grad()  # gradients take no memory while the student answers
-        self.response_tokens += counted
+        self.response_tokens += tokens
         if logging:
             rates = {f"train/{name}": mean for name, mean in means.items()} | self._assistant_rates()
-            rates["train/padding"] = padding_share(micro_batches)
             if plain_text_loss is not None:
                 rates["train/plain_text_loss"] = plain_text_loss
             if self._text.from_student:
@@ -220,21 +228,39 @@ class DistillationModule(L.LightningModule):
         self._stop_at_the_last_step()
         return total
 
+    def _share(self, rows: Sequence[Row | SampledRow]) -> Iterator[tuple[MicroBatch, int]]:
+        """Yields this rank's micro-batches of a step, each with the divisor of its loss."""
+        of_ranks = self._data.shares(rows, ranks.number())
+        counts = [[sum(map(counted, part)) for part in parts] for parts in of_ranks]
+        divisors = iter(denominators(list(chain(*counts)), self._data.mean))
+        own = [[next(divisors) for _ in parts] for parts in of_ranks][ranks.rank()]
+        for part, divisor in zip(of_ranks[ranks.rank()], own, strict=True):
+            batch = self._data.pad(part)
+            yield {name: value.to(self.device) for name, value in batch.items()}, divisor
+
     def _backward(
-        self, objective: Loss, micro_batches: Sequence[MicroBatch], with_stats: bool
+        self, objective: Loss, rows: Sequence[Row | SampledRow], with_stats: bool
     ) -> tuple[Tensor, dict[str, float | Tensor], int]:
-        """Adds the gradient of a step; returns its loss, the means of its measures and its counted tokens."""
-        counts = [_counted(batch) for batch in micro_batches]
-        counted = sum(counts)
-        loss = torch.zeros((), device=self.device)
+        """Adds this rank's part of the gradient of a step.
+
+        Returns the loss of the step, the means of its measures and its counted tokens, of all ranks.
+        """
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        for batch, denominator in zip(micro_batches, denominators(counts, self._data.mean), strict=True):
+        for batch, denominator in self._share(rows):
             part, stats = self._loss(objective, batch, denominator, return_stats=with_stats)
             self.manual_backward(part)
-            loss += part.detach()
+            sums[_LOSS] += part.detach()
             for name, value in stats.items():
                 sums[name] += value
-        return loss, {name: value / max(counted, 1) for name, value in sums.items()}, counted
+            if with_stats:
+                sums[_TOKENS] += batch["attention_mask"].sum()
+                sums[_PLACES] += batch["attention_mask"].numel()
+        sums = ranks.totals(sums)
+        loss, places = sums.pop(_LOSS), sums.pop(_PLACES, None)
+        padding = {} if places is None else {"padding": 1 - sums.pop(_TOKENS) / places}
+        tokens = sum(map(counted, rows))
+        means = {name: value / max(tokens, 1) for name, value in sums.items()}
+        return loss, {**means, **padding}, tokens
 
     def _assistant_rates(self) -> dict[str, float | Tensor]:
         """The α and λ of the assistant, as far as it has them."""
@@ -255,8 +281,9 @@ class DistillationModule(L.LightningModule):
             logger.save()
 
     def _seed_step(self) -> None:
-        """Makes dropout depend on the seed and the step alone, also in a resumed run."""
-        torch.manual_seed((self._seed * _STEPS_OF_A_SEED + self.trainer.global_step) % 2**63)
+        """Makes dropout depend on the seed, the step and the rank alone, also in a resumed run."""
+        step = self._seed * _STEPS_OF_A_SEED + self.trainer.global_step
+        torch.manual_seed((step + ranks.rank() * _SEEDS_OF_A_RANK) % 2**63)
 
     def _stop_at_the_last_step(self) -> None:
         """Ends the training where its steps are done, within an epoch if need be.
@@ -266,22 +293,23 @@ class DistillationModule(L.LightningModule):
         if self.trainer.global_step >= self.steps:
             self.trainer.should_stop = True
 
-    def _student_text(self, of_data: list[MicroBatch]) -> list[MicroBatch] | None:
-        """Returns the student's rows that this step trains on in place of the data; None for the data."""
+    def _student_text(self, of_data: Sequence[Row | SampledRow]) -> Sequence[Row | SampledRow] | None:
+        """Returns the student's rows that this step trains on in place of the data; None for the data.
+
+        All ranks have all rows.
+        """
         answer = _Answerer(self.student, self.teacher, self._data.tokenizer)
+        in_order = chain(*self._data.shares(of_data, 1)[0])
         with self._answering():
             rows = self._text.rows(
-                prompts=prompts_of(of_data), step=self.trainer.global_step, steps=self.steps, answer=answer
+                prompts=prompts_of(in_order), step=self.trainer.global_step, steps=self.steps, answer=answer
             )
-        self.text_counts["rows"] += (
-            sum(len(batch["rows"]) for batch in of_data) if rows is None else len(rows)
-        )
+        self.text_counts["rows"] += len(of_data if rows is None else rows)
         if rows is None:
             return None
         self.text_counts["student_rows"] += len(rows)
         self.text_counts["student_tokens"] += sum(len(ids) - n_prompt for ids, n_prompt, *_ in rows)
-        parts = self._data.micro_batches(rows)
-        return [{name: value.to(self.device) for name, value in batch.items()} for batch in parts]
+        return rows
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
@@ -309,24 +337,22 @@ class DistillationModule(L.LightningModule):
         """Adds the gradient of the loss on plain text; returns that loss without its weight, or None."""
         if self._data.plain_tokens is None:
             return None
-        batches = self._data.plain_batch(self.trainer.global_step)
+        rows = self._data.plain_batch(self.trainer.global_step)
         objective = CrossEntropy(fused=self.objective.uses_fused)
         total = torch.zeros((), device=self.device)
-        counts = [_counted(batch) for batch in batches]
-        for batch, denominator in zip(batches, denominators(counts, self._data.mean), strict=True):
-            batch = {name: value.to(self.device) for name, value in batch.items()}
+        for batch, denominator in self._share(rows):
             loss, _ = self._loss(objective, batch, denominator)
             self.manual_backward(self._data.plain_text_weight * loss)
             total += loss.detach()
-        return total
+        return ranks.totals({_LOSS: total})[_LOSS]
 
     def on_validation_start(self) -> None:
         """Empties the sums over the validation set."""
         self._valid_sums.clear()
 
-    def validation_step(self, micro_batches: list[MicroBatch], batch_idx: int) -> None:
-        """Adds a batch to the sums over the validation set."""
-        for batch in micro_batches:
+    def validation_step(self, rows: list[Row], batch_idx: int) -> None:
+        """Adds this rank's share of a batch to the sums over the validation set."""
+        for batch, _ in self._share(rows):
             with_stats = self.objective.needs_teacher
             loss, stats = self._loss(self._measured, batch, 1.0, with_stats, cross_entropy=True)
             self._valid_sums["loss"] += loss
@@ -339,7 +365,7 @@ class DistillationModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation losses, and the score of the student's answers."""
-        sums = {name: float(value) for name, value in self._valid_sums.items()}
+        sums = {name: float(value) for name, value in ranks.totals(self._valid_sums).items()}
         if not sums.get("tokens"):
             raise InputError("the validation data hold no token of a response; choose other data.valid")
         self.validated_step = self.trainer.global_step
@@ -396,10 +422,6 @@ class DistillationModule(L.LightningModule):
         return {
             name for name, weight in self.named_parameters(remove_duplicate=False) if not weight.requires_grad
         }
-
-
-def _counted(batch: MicroBatch) -> int:
-    return int(counted_positions(batch).sum())
 
 
 @dataclass(frozen=True)

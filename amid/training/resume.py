@@ -15,8 +15,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from amid.console import announce, shown
 from amid.data import InstructionData
+from amid.distributed import interruption, ranks
 from amid.files import forget_parts, written_whole
-from amid.training import interruption
 from amid.training.checkpoints import BEST_EPOCH, FOLDER, FORMAT, LAST, PREVIOUS, Checkpoints
 from amid.training.length import Course
 
@@ -101,12 +101,13 @@ class States(Callback):
             Stopped: for a signal.
         """
         assert self._kept is not None
-        stops = interruption.stop_requested()
         passed = trainer.global_step - self._kept[0], time.monotonic() - self._kept_at
-        if _now(trainer) != self._kept and (stops or self._checkpoints.due(*passed)):
+        # A signal reaches the ranks at different times: all stop after the same step.
+        stops, due = ranks.any_of([interruption.stop_requested(), self._checkpoints.due(*passed)])
+        if _now(trainer) != self._kept and (stops or due):
             self._keep(trainer)
         if stops:
-            interruption.release_signals()
+            interruption.stop_now()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keeps the state before a validation in the training, which a signal cuts short."""
@@ -201,8 +202,13 @@ class _Found:
 def last_checkpoint(directory: Path) -> Path | None:
     """Returns the latest whole state of a run that was begun before; it ignores damaged states.
 
-    It prints where the run resumes, or why it starts over.
+    It prints where the run resumes, or why it starts over. All ranks resume from the state that the first
+    rank finds.
     """
+    return ranks.from_first(lambda: _last_checkpoint(directory))
+
+
+def _last_checkpoint(directory: Path) -> Path | None:
     folder = directory / FOLDER
     forget_parts(folder)
     files = [folder / name for name in (LAST, PREVIOUS, BEST_EPOCH)]

@@ -10,17 +10,17 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from amid.console import announce
 from amid.data import InstructionData
+from amid.distributed import interruption
 from amid.errors import InputError
 from amid.measures import VALIDATION, Measure, measure_of
 from amid.tracking.progress import StatusRecords, progress
-from amid.training import interruption
 from amid.training.checkpoints import FOLDER, Checkpoints, WholeFiles
+from amid.training.devices import environment
 from amid.training.length import Course
 from amid.training.module import DistillationModule, Diverged
 from amid.training.process_memory import forget_peak_memory, peak_memory
@@ -110,7 +110,7 @@ class Training:
             max_steps=-1,
             check_val_every_n_epoch=course.epochs_to_validation,
             callbacks=[states, taking, best, *shown, *self.callbacks],
-            plugins=[WholeFiles(), LightningEnvironment()],
+            plugins=[WholeFiles(), environment()],
             enable_progress_bar=sys.stdout.isatty(),
             logger=list(loggers),
             default_root_dir=str(folder / "of_lightning"),  # not made: it holds no hpc_ckpt_*.ckpt

@@ -16,8 +16,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from amid import results
 from amid.cli.main import main
+from amid.distributed import interruption
 from amid.errors import InputError, in_one_line
-from amid.training import interruption
 from amid.training.checkpoints import (
     BEST_EPOCH,
     FORMAT,

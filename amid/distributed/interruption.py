@@ -82,6 +82,16 @@ def release_signals(quiet: bool = False) -> None:
         raise Stopped(_Asked.signum)
 
 
+def stop_now() -> None:
+    """Stops this process for the signal that it or another rank of its run was sent.
+
+    Raises:
+        Stopped: always.
+    """
+    _Asked.held = False
+    raise Stopped(_Asked.signum or signal.SIGTERM)
+
+
 def stop_requested() -> bool:
     """Whether a signal was noted while signals are held."""
     return _Asked.held and _Asked.signum is not None
