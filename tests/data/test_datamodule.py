@@ -10,7 +10,7 @@ from amid.data import Example, InstructionData
 from amid.data.batches import Batches
 from amid.data.builtin import TEMPLATE, TEMPLATE_WITH_INPUT, corpus, tokenizer
 from amid.data.prompts import IGNORE, Encoder, Template
-from amid.data.tokens import collate, padding_share
+from amid.data.tokens import collate
 from amid.errors import InputError
 
 
@@ -109,17 +109,10 @@ def test_the_budget_changes_neither_loss_nor_gradient(lengths, budget):
     torch.testing.assert_close(loss_and_gradient(tokens_per_batch=budget), loss_and_gradient())
 
 
-def test_padding_share():
-    rows = rows_of([2, 4, 10])
-    assert padding_share(collate(rows, 0)) == pytest.approx(1 - 16 / 30)
-    assert padding_share(collate(rows, 0, tokens_per_batch=8)) == pytest.approx(1 - 16 / 18)
-    assert padding_share(collate(rows, 0, micro_batch_size=1)) == 0
-
-
 def test_training_and_validation_keep_to_the_budget(tmp_path):
     module = data(tmp_path, batch_size=16, tokens_per_batch=100)
     for loader, n in ((module.train_dataloader(), 100), (module.val_dataloader(), 10)):
-        parts = [part["input_ids"] for step in loader for part in step]
+        parts = [part["input_ids"] for step in loader for part in module.micro_batches(step)]
         assert sum(map(len, parts)) == n
         assert max(part.numel() for part in parts) <= 100
         assert any(len(part) > 1 for part in parts)
@@ -128,7 +121,10 @@ def test_training_and_validation_keep_to_the_budget(tmp_path):
 def test_with_a_mean_of_micro_batches_rows_are_random_ones(tmp_path):
     def steps(**given):
         module = data(tmp_path, batch_size=25, micro_batch_size=5, seed=1, **given)
-        return [[part["rows"].tolist() for part in step] for step in module.train_dataloader()]
+        return [
+            [part["rows"].tolist() for part in module.micro_batches(step)]
+            for step in module.train_dataloader()
+        ]
 
     lengths = data(tmp_path).train_tokens.lengths
 
@@ -167,10 +163,10 @@ def test_one_limit_only(tmp_path):
 
 def test_tokenised_once(tmp_path, monkeypatch):
     module = data(tmp_path)
-    first = [batch[0]["input_ids"].tolist() for batch in module.train_dataloader()]
+    first = [row[0].tolist() for step in module.train_dataloader() for row in step]
     assert len(list(tmp_path.glob("tokens-*.safetensors"))) == 1
     monkeypatch.setattr("amid.data.prompts.Encoder.example", lambda *_: pytest.fail("tokenised again"))
-    assert first == [batch[0]["input_ids"].tolist() for batch in data(tmp_path).train_dataloader()]
+    assert first == [row[0].tolist() for step in data(tmp_path).train_dataloader() for row in step]
 
 
 def test_the_cached_tokens_do_not_depend_on_further_fields(tmp_path):
@@ -277,7 +273,7 @@ def test_a_row_that_just_fits_is_not_cut(tmp_path, capsys):
 def test_pad_equal_to_eos_keeps_the_eos_label(tmp_path):
     module = data(tmp_path)
     module.tokenizer.pad_token = module.tokenizer.eos_token
-    batch = next(iter(module.train_dataloader()))[0]
+    batch = module.micro_batches(next(iter(module.train_dataloader())))[0]
     eos = module.tokenizer.eos_token_id
     assert (batch["labels"] == eos).sum() == len(batch["labels"])
 

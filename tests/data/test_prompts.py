@@ -147,7 +147,7 @@ def test_the_end_of_a_turn_is_counted_and_ends_an_answer(tmp_path):
     data = InstructionData(
         tok, rows, rows, {}, chat_of({}), max_prompt_length=100, max_length=120, cache_dir=str(tmp_path)
     )
-    (batch,) = next(iter(data.train_dataloader()))
+    (batch,) = data.micro_batches(next(iter(data.train_dataloader())))
     for row, length in zip(batch["labels"], batch["attention_mask"].sum(1), strict=True):
         counted = row[row != IGNORE].tolist()
         assert tok.decode(counted).startswith("word ")

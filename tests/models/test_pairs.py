@@ -208,7 +208,7 @@ def test_fused_loss_and_cached_teacher_are_the_models_own(families, lora, miniat
     objective = Objective(AlphaBeta(0.2, 0.7), AlphaMixture(-5.0, 0.1))
     n_vocab = shared_vocabulary(cached.vocabulary, student)
     assert (cached.vocabulary, n_vocab) == (1056, 1024)
-    (batch,) = next(iter(data.train_dataloader()))
+    (batch,) = data.micro_batches(next(iter(data.train_dataloader())))
     positions = counted_positions(batch)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     reference = objective(

@@ -80,7 +80,7 @@ def supplied(
 def batches(data):
     for loader in (data.train_dataloader(), data.val_dataloader()):
         for step in loader:
-            yield from step
+            yield from data.micro_batches(step)
 
 
 def caches(data):

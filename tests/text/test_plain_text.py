@@ -25,7 +25,7 @@ def test_the_loss_on_plain_text_is_the_one_computed_by_hand(tmp_path):
     data = data_of(tmp_path, size=4, **given)
     pieces = [
         ids[mask == 1]
-        for batch in data.plain_batch(0)
+        for batch in data.micro_batches(data.plain_batch(0))
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
     ]
     assert len({len(ids) for ids in pieces}) == 2, "the last piece is a short one"
@@ -72,17 +72,17 @@ def test_all_plain_text_is_gone_through_again_and_again(tmp_path):
     pieces = [
         tuple(ids[mask == 1].tolist())
         for number in range(n)
-        for batch in data.plain_batch(number)
+        for batch in data.micro_batches(data.plain_batch(number))
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
     ]
     whole = sorted(tuple(ids.tolist()) for ids, _, _ in data.plain_tokens)
     assert sorted(pieces) == sorted(whole * 3)
     again = data_of(tmp_path, plain_text=documents, batch_size=3)
-    assert torch.equal(again.plain_batch(5)[0]["input_ids"], data.plain_batch(5)[0]["input_ids"])
+    assert torch.equal(again.plain_batch(5)[0][0], data.plain_batch(5)[0][0])
     other = data_of(tmp_path, plain_text=documents, batch_size=3, seed=2)
     batches = range(n // 3)
-    assert [b["input_ids"].tolist() for i in batches for b in other.plain_batch(i)] != [
-        b["input_ids"].tolist() for i in batches for b in data.plain_batch(i)
+    assert [row[0].tolist() for i in batches for row in other.plain_batch(i)] != [
+        row[0].tolist() for i in batches for row in data.plain_batch(i)
     ]
 
 
@@ -91,7 +91,7 @@ def test_the_responses_of_the_data_in_the_place_of_plain_text(tmp_path):
     seen = [
         (tuple(ids[mask == 1].tolist()), int((labels != IGNORE).sum()))
         for number in range(6)
-        for batch in data.plain_batch(number)
+        for batch in data.micro_batches(data.plain_batch(number))
         for ids, mask, labels in zip(
             batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
         )

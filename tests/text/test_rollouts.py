@@ -173,4 +173,4 @@ def test_what_is_known_of_the_sampling_stands_beside_the_tokens(tmp_path):
             assert sampling[labels == IGNORE].abs().sum() == 0
     assert not answers
     (on_data, *_) = data.train_dataloader()
-    assert "sampling" not in on_data[0]
+    assert "sampling" not in data.micro_batches(on_data)[0]
