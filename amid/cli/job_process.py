@@ -14,8 +14,8 @@ from typing import TextIO
 
 from amid.cli.gpus import Gpu, take
 from amid.config.own_modules import search_working_folder
+from amid.distributed.interruption import ask_to_stop, hold_signals, release_signals, stop_requested
 from amid.errors import InputError
-from amid.training.interruption import ask_to_stop, hold_signals, release_signals, stop_requested
 from amid.training.process_memory import keep_freed_memory
 
 LONGEST_PREFIX = 40

@@ -20,6 +20,7 @@ from amid.cli.job_process import Command, job_of, prefix_of, stopping_jobs
 from amid.config.compose import register_resolvers
 from amid.config.folders import CONF
 from amid.config.overrides import check_used
+from amid.config.own_modules import search_working_folder
 from amid.config.secrets import check_for_secrets, hide
 from amid.console import shown, stop_printing
 from amid.distributed import ranks

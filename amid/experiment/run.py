@@ -36,6 +36,7 @@ from amid.models.saving import save as save_model
 from amid.models.source import ModelSource
 from amid.models.vocabulary import shared_vocabulary
 from amid.results import BEST, RunResult, Score, save, sums_of_run
+from amid.settings.together import check_shares
 from amid.teacher.signals import Teacher
 from amid.text import TeacherText
 from amid.tracking import wandb_runs as tracking
@@ -68,6 +69,7 @@ def run_experiment(plan: Plan, directory: Path, labels: Mapping[str, Any]) -> Ru
         InputError: for data or models that do not fit, or a directory with a run of another configuration.
     """
     use_threads(plan.threads)
+    check_shares(vars(plan.data_settings), ranks.number())
     finished = ranks.from_first(lambda: finished_run(directory, plan))
     if finished is not None:
         lacks = plan.compared and "valid_kl_pq" not in finished.training

@@ -15,6 +15,7 @@ Values = dict[str, Any]
 def check_together(settings: Values) -> None:
     """Checks that the settings fit each other; each value has been checked by itself."""
     _check_training("", settings, settings["data"], "data.batch_size")
+    _check_devices(settings)
     valid_metric = settings["data"].get("valid_metric")
     _check_checkpoint("checkpoint", settings["checkpoint"], valid_metric)
     evaluates = "run" in settings  # an evaluation takes model and data as given
@@ -33,6 +34,39 @@ def check_together(settings: Values) -> None:
     if not evaluates:
         _check_pair(settings)
         check_supply(settings["teacher"])
+
+
+def _check_devices(settings: Values) -> None:
+    """Checks that a run of several devices has work for each of them, in its fine-tunings too."""
+    of_run = {name: settings["trainer"].get(name, 1) for name in ("devices", "num_nodes")}
+    for role in ("teacher", "student"):
+        sft = (settings["model"].get(role) or {}).get("sft") or {}
+        for name, value in of_run.items():
+            if sft and sft["trainer"].get(name, 1) != value:
+                own = shown(sft["trainer"][name])
+                raise InputError(
+                    f"model.{role}.sft.trainer.{name}={own}: a model is fine-tuned on the devices of its run; "
+                    f"use trainer.{name}={own}"
+                )
+    devices = of_run["devices"]
+    n = (len(devices) if isinstance(devices, list) else devices) * of_run["num_nodes"]
+    check_shares(settings["data"], n)
+    if n > 1 and settings["generation"]["_target_"] == "amid.generation.VLLMSampling":
+        raise InputError(
+            f"generation=vllm answers on one device, and trainer.devices={shown(devices)}; use "
+            "trainer.devices=1, or generation=sampling"
+        )
+
+
+def check_shares(data: Mapping[str, Any], devices: int) -> None:
+    """Raises InputError if a step has less than a row, or a micro-batch, for each of the devices."""
+    rows, size = data["batch_size"], data.get("micro_batch_size")
+    each, of = (size, "micro-batches") if size and data.get("mean") == "micro_batch" else (1, "rows")
+    if rows <= each * (devices - 1):
+        raise InputError(
+            f"data.batch_size={rows} has {-(-rows // each)} {of} for {devices} devices (trainer.devices); use at "
+            f"least {devices * each}, or fewer devices"
+        )
 
 
 def check_supply(teacher: Mapping[str, Any]) -> None:

@@ -201,7 +201,7 @@ class StateFolder:
     def _write(
         self, shard: Shard, width: int, dtype: torch.dtype, pieces: Iterator[Tensor], head: Head | None
     ) -> Shard:
-        """Writes the states of a shard's rows, given in pieces; returns the shard with what is known of it."""
+        """Writes the states of a shard's rows, given in pieces; returns the shard as it is now."""
         tensors = encoded(torch.empty(shard.positions, width, dtype=dtype), self.code)
         filled, shard.nats, shard.measured = 0, 0.0, 0
         for piece in pieces:

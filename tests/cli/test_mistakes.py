@@ -227,7 +227,15 @@ def test_a_model_with_another_vocabulary_is_refused(quick, tmp_path, capsys):
     [
         ("trainer.precision=16-mixed", "must be bf16-mixed"),
         ("trainer.precision=bf16", "must be bf16-mixed"),
-        ("trainer.devices=2", "a run is trained on one device"),
+        ("trainer.devices=0", "trainer.devices=0 must be a number of devices from 1, or the numbers of GPUs"),
+        ("trainer.devices=[1,1]", "or the numbers of GPUs, such as"),
+        ("trainer.strategy=deepspeed", "trainer.strategy=deepspeed must be auto, or ddp"),
+        ("trainer.num_nodes=2", "trainer.num_nodes=2: start amid on each machine, by torchrun or srun"),
+        ("model.student.sft.trainer.devices=2", "fine-tuned on the devices of its run; use trainer."),
+        (
+            "trainer.devices=64",
+            "data.batch_size=32 has 32 rows for 64 devices (trainer.devices); use",
+        ),
         ("clip_norm=-1", "clip_norm=-1 must be a number above 0"),
         ("trainer.max_epochs=-1", "never end"),
         ("optimizer.lr=fast", "optimizer.lr=fast must be a finite number from 0"),

@@ -132,7 +132,7 @@ def test_failed_runs_among_others_stand_in_the_report(quick, tmp_path, capsys, m
             "run 2 of 2 (optimizer.lr=-1)",
             "optimizer.lr=-1 must be a finite number from 0",
         ),
-        (["trainer.devices=1,2"], "run 2 of 2 (trainer.devices=2)", "trainer.devices=2"),
+        (["trainer.devices=1,-2"], "run 2 of 2 (trainer.devices=-2)", "trainer.devices=-2"),
         (
             ["model.student.sft.trainer.devices=1,2"],
             "run 2 of 2 (model.student.sft.trainer.devices=2)",

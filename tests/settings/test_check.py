@@ -204,7 +204,6 @@ CHOICES = {
     "trainer.accelerator": "auto, cpu, gpu, cuda or mps",
     "model.student.sft.trainer.accelerator": "auto, cpu, gpu, cuda or mps",
     "trainer.precision": "bf16-mixed, 32-true or 64-true",
-    "trainer.devices": "1 (or [2] for the third)",
     "trainer.profiler": "simple, advanced or null",
     "model.student.dtype": "float32, bfloat16 or float16",
     "model.teacher.dtype": "float32, bfloat16 or float16",
