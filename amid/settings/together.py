@@ -45,8 +45,8 @@ def _check_devices(settings: Values) -> None:
             if sft and sft["trainer"].get(name, 1) != value:
                 own = shown(sft["trainer"][name])
                 raise InputError(
-                    f"model.{role}.sft.trainer.{name}={own}: a model is fine-tuned on the devices of its run; "
-                    f"use trainer.{name}={own}"
+                    f"model.{role}.sft.trainer.{name}={own}: a model is fine-tuned on the devices of its "
+                    f"run; use trainer.{name}={own}"
                 )
     devices = of_run["devices"]
     n = (len(devices) if isinstance(devices, list) else devices) * of_run["num_nodes"]
@@ -64,8 +64,8 @@ def check_shares(data: Mapping[str, Any], devices: int) -> None:
     each, of = (size, "micro-batches") if size and data.get("mean") == "micro_batch" else (1, "rows")
     if rows <= each * (devices - 1):
         raise InputError(
-            f"data.batch_size={rows} has {-(-rows // each)} {of} for {devices} devices (trainer.devices); use at "
-            f"least {devices * each}, or fewer devices"
+            f"data.batch_size={rows} has {-(-rows // each)} {of} for {devices} devices (trainer.devices); use "
+            f"at least {devices * each}, or fewer devices"
         )
 
 

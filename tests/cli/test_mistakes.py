@@ -231,7 +231,7 @@ def test_a_model_with_another_vocabulary_is_refused(quick, tmp_path, capsys):
         ("trainer.devices=[1,1]", "or the numbers of GPUs, such as"),
         ("trainer.strategy=deepspeed", "trainer.strategy=deepspeed must be auto, or ddp"),
         ("trainer.num_nodes=2", "trainer.num_nodes=2: start amid on each machine, by torchrun or srun"),
-        ("model.student.sft.trainer.devices=2", "fine-tuned on the devices of its run; use trainer."),
+        ("model.student.sft.trainer.devices=2", "fine-tuned on the devices of its run; use"),
         (
             "trainer.devices=64",
             "data.batch_size=32 has 32 rows for 64 devices (trainer.devices); use",
