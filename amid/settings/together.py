@@ -64,8 +64,8 @@ def check_shares(data: Mapping[str, Any], devices: int) -> None:
     each, of = (size, "micro-batches") if size and data.get("mean") == "micro_batch" else (1, "rows")
     if rows <= each * (devices - 1):
         raise InputError(
-            f"data.batch_size={rows} has {-(-rows // each)} {of} for {devices} devices (trainer.devices); use "
-            f"at least {devices * each}, or fewer devices"
+            f"data.batch_size={rows} has {-(-rows // each)} {of}, and trainer.devices asks for {devices}; "
+            f"use at least {devices * each}, or fewer devices"
         )
 
 

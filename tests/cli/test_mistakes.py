@@ -234,7 +234,7 @@ def test_a_model_with_another_vocabulary_is_refused(quick, tmp_path, capsys):
         ("model.student.sft.trainer.devices=2", "fine-tuned on the devices of its run; use"),
         (
             "trainer.devices=64",
-            "data.batch_size=32 has 32 rows for 64 devices (trainer.devices); use",
+            "data.batch_size=32 has 32 rows, and trainer.devices asks for 64; use",
         ),
         ("clip_norm=-1", "clip_norm=-1 must be a number above 0"),
         ("trainer.max_epochs=-1", "never end"),
