@@ -88,6 +88,9 @@ def _decisive(cfg: Mapping[str, Any]) -> Any:
     states = (cfg.get("teacher") or {}).get("states", "exact")
     if states != "exact" and (cfg.get("model") or {}).get("teacher"):
         what["teacher"] = {"states": states}
+    for role in (what.get("model") or {}).values():
+        if isinstance(role, dict) and role.get("quantization", "") is None:  # as in settings without it
+            del role["quantization"]
     return without_secrets(what)
 
 

@@ -41,8 +41,8 @@ LIMITS = {
     "generation": ("batch_size",),
     "sft": ("micro_batch_size", "tokens_per_batch"),
     "checkpoint": ("every_n_steps", "every_minutes", "requeue"),
-    "teacher": ("gradient_checkpointing",),
-    "student": ("gradient_checkpointing",),
+    "teacher": ("gradient_checkpointing", "device_map"),
+    "student": ("gradient_checkpointing", "device_map"),
 }
 """Keys, by node, that also say where and how fast a run goes, not what it learns."""
 

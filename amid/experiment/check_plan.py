@@ -125,4 +125,4 @@ def named_by_key(role: str) -> Iterator[None]:
     except InputError as error:
         text = str(error).replace("model.student.layers", "model layers")
         text = re.sub(r"^tokenizer (?=path=)", f"the tokenizer of model.{role}.", text)
-        raise InputError(re.sub(r"^model (?=[a-z]+[=.])", f"model.{role}.", text)) from error
+        raise InputError(re.sub(r"^model (?=[a-z_]+[=.])", f"model.{role}.", text)) from error

@@ -211,7 +211,8 @@ class Plan:
         Parts that are made already are the same in both.
         """
         given = self._given["model"][role]
-        kept = ("_target_", "dtype", *(("lora", "gradient_checkpointing") if role == "student" else ()))
+        kept: tuple[str, ...] = ("_target_", "dtype", "quantization", "device_map")
+        kept += ("lora", "gradient_checkpointing") if role == "student" else ()
         model = {key: given[key] for key in kept if key in given} | {"path": str(path)}
         plan = copy.copy(self)
         plan._prepared = {**self._prepared, role: model}
@@ -237,6 +238,8 @@ class Plan:
         sft, name = source.pop("sft"), given.get("valid_metric")
         if sft["checkpoint"]["monitor"] != f"valid/{name}":
             name = None  # then no answers need to be drawn
+        for of_teacher in ("quantization", "device_map"):
+            source.pop(of_teacher, None)
         if source.get("lora") is None:
             source["dtype"] = "float32"
         data = {

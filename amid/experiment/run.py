@@ -131,7 +131,7 @@ def prepare(plan: Plan, quiet: bool) -> Prepared:
     with _timed(timings, "load"):
         free_gpu_memory()
         L.seed_everything(plan.seed, workers=True, verbose=False)
-        student = plan.source("student").load(data.tokenizer)
+        student = plan.source("student").load(data.tokenizer, trained=True)
     with _timed(timings, "teacher"):
         teacher = None
         if plan.asks_teacher:

@@ -14,6 +14,7 @@ from amid.errors import InputError
 from amid.losses import Head
 from amid.models.limits import check_ignores_what_follows
 from amid.models.lora import plain_head
+from amid.models.placement import input_device, weights_of
 from amid.models.source import log
 
 
@@ -27,17 +28,18 @@ def split_head(model: PreTrainedModel) -> Head | None:
     output, config = plain_head(model), model.config
     if output is None:
         return None
+    weights = weights_of(output)
     head = Head(
-        output.weight,
-        output.bias,
+        weights["weight"],
+        weights.get("bias"),
         scale=getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1),
         softcap=next((cap for name in _SOFTCAPS if (cap := getattr(config, name, None))), None),
     )
     training = model.training
     model.eval()
-    ids = torch.arange(2, 8, device=model.device).view(2, 3) % int(config.vocab_size)
+    ids = torch.arange(2, 8, device=input_device(model)).view(2, 3) % int(config.vocab_size)
     with _without_mask(model):
-        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state.to(head.weight.device)
     room = torch.finfo(states.dtype).max / 4 / float(states.abs().max().clamp(min=1))
     largest = float(head.logits(states).abs().max().clamp(min=1e-6))
     same = all(_gives_its_logits(head, output, model, ids, f) for f in (1.0, min(_LARGE / largest, room)))
@@ -62,7 +64,7 @@ def _gives_its_logits(
         finally:
             handle.remove()
         states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state * factor
-    ours = head.logits(states).to(theirs.dtype)
+    ours = head.logits(states.to(head.weight.device)).to(theirs)
     if not seen or ours.shape != theirs.shape:
         return False
     tolerance = max(1e-3, 4 * torch.finfo(theirs.dtype).eps)
@@ -113,9 +115,10 @@ class CountedStates:
         See `split_head`. A model that is spread over processes has whole weights only `within_head`.
         """
         output = plain_head(self.model)
-        return (
-            None if self._shape is None or output is None else Head(output.weight, output.bias, *self._shape)
-        )
+        if self._shape is None or output is None:
+            return None
+        weights = weights_of(output)
+        return Head(weights["weight"], weights.get("bias"), *self._shape)
 
     def within_head(self, states: Tensor, compute: Callable[[Head, Tensor], Any]) -> Any:
         """Returns `compute(head, states)`, called as the forward pass of the layer that makes the logits.
@@ -140,7 +143,7 @@ class CountedStates:
         Raises:
             InputError: for packed rows that the model does not keep apart.
         """
-        return self._states(input_ids, position_ids)[positions]
+        return _at(self._states(input_ids, position_ids), positions)
 
     def logits(self, input_ids: Tensor, positions: Tensor, position_ids: Tensor | None = None) -> Tensor:
         """The model's logits [N, V] at the same positions."""
@@ -151,8 +154,7 @@ class CountedStates:
         borders = self._borders(position_ids)
         with _without_mask(self.model):
             output = self.model(input_ids=input_ids, use_cache=False, **borders)
-        logits: Tensor = output.logits[positions]
-        return logits
+        return _at(output.logits, positions)
 
     def check_takes_packed(self) -> None:
         """Checks on a few tokens that packed rows are to the model as rows of their own.
@@ -218,6 +220,11 @@ def _borders(model: PreTrainedModel, position_ids: Tensor) -> dict[str, Any]:
         borders |= {"cu_seq_lens_q": ends[0], "cu_seq_lens_k": ends[1]}
         borders |= {"max_length_q": int(longest[0]), "max_length_k": int(longest[1])}
     return borders
+
+
+def _at(values: Tensor, positions: Tensor) -> Tensor:
+    """Returns the values [N, ...] at these positions, on the device of `positions`."""
+    return values[positions.to(values.device)].to(positions.device)
 
 
 @contextlib.contextmanager

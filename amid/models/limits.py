@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from amid.console import announce
 from amid.errors import InputError
+from amid.models.placement import input_device
 
 _LENGTHS = ("max_position_embeddings", "max_seq_len")
 """Fields of configurations: the positions that a model has, or was trained on."""
@@ -89,7 +90,8 @@ def check_ignores_what_follows(model: PreTrainedModel) -> None:
     """
     training = model.training
     model.eval()
-    ids = torch.tensor([[2, 3, 4, 5], [2, 3, 4, 6]], device=model.device) % int(model.config.vocab_size)
+    ids = torch.tensor([[2, 3, 4, 5], [2, 3, 4, 6]], device=input_device(model))
+    ids = ids % int(model.config.vocab_size)
     mask = torch.ones_like(ids)
     states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :3]
     model.train(training)

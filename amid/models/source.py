@@ -27,6 +27,7 @@ from amid.files import checksum, key_of
 from amid.models.hub import ask_its_cache_alone_if_it_is_silent, reason_of
 from amid.models.layers import keep_layers
 from amid.models.lora import LoRA
+from amid.models.quantization import check_quantization, dequantize, quantize
 from amid.models.saving import agree_with_tokenizer
 from amid.settings import check_arguments, check_values, nodes
 
@@ -81,6 +82,11 @@ class ModelSource:
         gradient_checkpointing: whether a training keeps the inputs of the layers alone, and computes what is
             in a layer again in the backward pass, with the same dropout. It takes less memory and more
             time, also with `lora`; the gradients are the same.
+        quantization: `int8` or `nf4`, for a teacher with its layers' weights in 8 or 4 bits
+            (`amid.models.quantization`). It is another teacher, with a cache of its own. null keeps `dtype`.
+        device_map: how accelerate spreads a teacher over GPUs, the CPU and the disk, to write its cache:
+            `auto`, `balanced` or `sequential`, or the device of each module (`{model.layers.0: 0, ...: cpu,
+            ...: disk}`). null loads it on one device.
 
     Raises:
         InputError: if not exactly one of `path` and `architecture` is given, `dtype` is unknown, or `lora`
@@ -94,6 +100,8 @@ class ModelSource:
     sft: Mapping[str, Any] | None = None
     lora: Mapping[str, Any] | None = None
     gradient_checkpointing: bool = False
+    quantization: str | None = None
+    device_map: str | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.architecture is None):
@@ -102,23 +110,34 @@ class ModelSource:
                 f"a model has {given} of path={self.path!r} and architecture=; give exactly one, as in "
                 "model.teacher.path=FOLDER model.teacher.architecture=null (or model.student...)"
             )
-        settings = {name: getattr(self, name) for name in ("dtype", "gradient_checkpointing")}
+        checked = ("dtype", "gradient_checkpointing", "quantization", "device_map")
+        settings = {name: getattr(self, name) for name in checked}
         check_arguments("model ", nodes.ModelSource, settings)
+        if self.quantization is not None and self.device_map is not None:
+            raise InputError(
+                f"model quantization={self.quantization} with device_map={self.device_map}: torchao does not "
+                "quantise a model that is spread over devices; make one of them null"
+            )
         self._adapters()
 
-    def load(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    def load(self, tokenizer: PreTrainedTokenizerBase, trained: bool = False) -> PreTrainedModel:
         """The model, in eval mode; random weights follow torch's global seed.
+
+        Args:
+            tokenizer: the tokenizer of the data.
+            trained: whether the model is trained or saved. A quantised one then gets the plain weights that
+                it computes with.
 
         Raises:
             InputError: if it cannot be loaded, its weights belong to another architecture, its
                 vocabulary is smaller than the tokenizer's, `layers` or `lora` names a layer it does not
-                have, or it has no gradient checkpointing that is asked for.
+                have, or it has no gradient checkpointing or cannot be quantised, and that is asked for.
         """
         model = _of_config(self.config(tokenizer), self.dtype) if self.path is None else self._stored()
         self.check_rows(model, tokenizer)
         agree_with_tokenizer(model, tokenizer)
         model.eval()
-        return self._shaped(model)
+        return self._shaped(model, trained)
 
     def check_rows(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Checks that the model, perhaps without its values, has an embedding for each token.
@@ -155,7 +174,8 @@ class ModelSource:
             except (OSError, ValueError) as error:
                 raise _not_loadable("model", self.path, error) from error
         layers = None if self.layers is None else list(self.layers)
-        return {"weights": weights, "layers": layers, "dtype": self.dtype}
+        quantization = {} if self.quantization is None else {"quantization": self.quantization}
+        return {"weights": weights, "layers": layers, "dtype": self.dtype, **quantization}
 
     def config(self, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
         """The configuration of the stored model, or of the architecture of random weights.
@@ -203,7 +223,7 @@ class ModelSource:
 
         Raises:
             InputError: if there is no model of the configuration, `layers` or `lora` names a layer it does
-                not have, or it has no gradient checkpointing that is asked for.
+                not have, or it has no gradient checkpointing or cannot be quantised, and that is asked for.
         """
         with torch.device("meta"):
             try:
@@ -213,9 +233,15 @@ class ModelSource:
                 raise InputError(f"model {what} is not usable: {shortened(str(error))}") from error
             return self._shaped(model)
 
-    def _shaped(self, model: PreTrainedModel) -> PreTrainedModel:
+    def _shaped(self, model: PreTrainedModel, trained: bool = False) -> PreTrainedModel:
         if self.layers is not None:
             keep_layers(model, self.layers)
+        if self.quantization is not None:
+            check_quantization(model, self.quantization)
+            if model.device.type != "meta":
+                quantize(model, self.quantization)
+                if trained:
+                    dequantize(model)
         adapters = self._adapters()
         if adapters is not None:
             adapters.add_to(model)
@@ -236,9 +262,12 @@ class ModelSource:
     def _stored(self) -> PreTrainedModel:
         assert self.path is not None
         location = _location(self.path)
+        by_module = isinstance(self.device_map, Mapping)
+        devices = dict(self.device_map) if by_module else self.device_map  # type: ignore[arg-type]
+        how: dict[str, Any] = _unpacked(self.path) | ({} if devices is None else {"device_map": devices})
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                **location, **_unpacked(self.path), dtype=DTYPES[self.dtype], output_loading_info=True
+                **location, **how, dtype=DTYPES[self.dtype], output_loading_info=True
             )
         except _OF_FILES as error:
             raise _not_loadable("model", self.path, error) from error

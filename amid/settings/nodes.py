@@ -15,6 +15,7 @@ from amid.settings.types import (
     Count,
     CountOrAll,
     CountOrNone,
+    DeviceMap,
     Devices,
     Fields,
     Flag,
@@ -445,6 +446,10 @@ class ModelSource(Node):
     sft: Any = None
     lora: Any = None
     gradient_checkpointing: Flag = False
+    quantization: Annotated[
+        Literal["int8", "nf4"] | None, Field(description="int8, nf4, or null for the weights as they are")
+    ] = None
+    device_map: DeviceMap = None
 
 
 class LoRA(Node):

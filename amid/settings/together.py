@@ -34,6 +34,31 @@ def check_together(settings: Values) -> None:
     if not evaluates:
         _check_pair(settings)
         check_supply(settings["teacher"])
+        _check_device_map(settings)
+
+
+def _check_device_map(settings: Values) -> None:
+    """Checks that a teacher which is spread over devices only writes its cache."""
+    teacher = settings["model"].get("teacher") or {}
+    device_map = teacher.get("device_map")
+    if device_map is None:
+        return
+    key = f"model.teacher.device_map={shown(device_map)}"
+    if teacher.get("path") is None and not teacher.get("sft"):
+        raise InputError(f"{key} is for stored weights, and model.teacher.path=null has none; use null")
+    if settings["student_is"] == "teacher":
+        raise InputError(f"{key}: method=teacher scores the teacher on one device; use null")
+    if settings["teacher"].get("mode", "live") != "cached":
+        raise InputError(
+            f"{key} with teacher={settings['teacher'].get('mode')}: a teacher that is spread over devices "
+            "only writes its cache; use teacher=cached"
+        )
+    text = str(settings["text"]["_target_"])
+    if text != "amid.text.DataText":
+        raise InputError(
+            f"{key} with text._target_={text}: a teacher that is spread over devices only writes its cache "
+            "of the data; use text=data, or model.teacher.device_map=null"
+        )
 
 
 def _check_devices(settings: Values) -> None:
@@ -202,6 +227,17 @@ def _check_source(key: str, source: Values) -> None:
         raise InputError(
             f"{key}.architecture={shown(architecture)} has no model_type; name one, "
             f"{key}.architecture.model_type=llama"
+        )
+    for name in ("quantization", "device_map"):
+        if key == "model.student" and source.get(name) is not None:
+            raise InputError(
+                f"{key}.{name}={shown(source[name])} is for a teacher, and a student is trained; use null"
+            )
+    if source.get("quantization") is not None and source.get("device_map") is not None:
+        raise InputError(
+            f"{key}.quantization={source['quantization']} with {key}.device_map="
+            f"{shown(source['device_map'])}: torchao does not quantise a model that is spread over devices; "
+            "make one of them null"
         )
     if key == "model.teacher" and source.get("lora") is not None and not source.get("sft"):
         raise InputError(

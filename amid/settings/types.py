@@ -52,6 +52,14 @@ def _devices(value: Any) -> Any:
     return value if fits else refuse("")
 
 
+def _device_map(value: Any) -> Any:
+    by_module = isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(device, str | int) and not isinstance(device, bool)
+        for name, device in value.items()
+    )
+    return value if value in (None, "auto", "balanced", "sequential") or (by_module and value) else refuse("")
+
+
 def _folder(value: str) -> str:
     if not value.strip() or "\0" in value:
         refuse("")
@@ -251,6 +259,14 @@ Devices = Annotated[
     Any,
     BeforeValidator(_devices),
     Field(description="a number of devices from 1, or the numbers of GPUs, such as [2] or [0, 1]"),
+]
+DeviceMap = Annotated[
+    Any,
+    BeforeValidator(_device_map),
+    Field(
+        description="auto, balanced or sequential, devices by module as {model.layers.0: 0, lm_head: cpu}, "
+        "or null for one device"
+    ),
 ]
 WithoutInput = Annotated[
     str, AfterValidator(_format("instruction")), Field(description="a text with {instruction} in it")

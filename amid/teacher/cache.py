@@ -131,6 +131,7 @@ class TeacherCache:
                 "use teacher=live"
             )
         teacher.to(fabric.device)
+        head = head.to(fabric.device)
         with fabric.autocast(), torch.inference_mode():
             first = self.sets[0]
             shortest = min(range(len(first)), key=first.lengths.__getitem__)

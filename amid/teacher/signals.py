@@ -9,6 +9,7 @@ from amid.console import in_bytes
 from amid.data.tokens import NO_ROW, MicroBatch
 from amid.losses import Head
 from amid.models.counted_states import CountedStates
+from amid.models.placement import move
 from amid.models.vocabulary import output_rows
 from amid.teacher.state_store import States
 
@@ -40,8 +41,8 @@ class LiveTeacher:
         return self._states.head
 
     def to(self, device: torch.device) -> None:
-        """Moves the weights to `device`."""
-        self.model.to(device)
+        """Moves the weights to `device`; a model that is spread over devices stays where it is."""
+        move(self.model, device)
 
     @torch.no_grad()
     def hidden(self, batch: MicroBatch, positions: Tensor) -> Tensor:

@@ -92,7 +92,9 @@ def loads(monkeypatch):
     """Counts the models that are loaded."""
     counted = []
     load = ModelSource.load
-    monkeypatch.setattr(ModelSource, "load", lambda self, tok: counted.append(self) or load(self, tok))
+    monkeypatch.setattr(
+        ModelSource, "load", lambda self, tok, **of: counted.append(self) or load(self, tok, **of)
+    )
     return counted
 
 
@@ -254,7 +256,7 @@ def test_a_killed_writer_is_gone_on_from(saved, data, small_shards, monkeypatch)
 def one_of_two(barrier, answers, saved, data):
     load = ModelSource.load
     loaded = []
-    ModelSource.load = lambda self, tok: loaded.append(0) or load(self, tok)
+    ModelSource.load = lambda self, tok, **of: loaded.append(0) or load(self, tok, **of)
     barrier.wait()
     teacher = supplied(saved, data)
     batch = next(batches(data))
