@@ -35,14 +35,14 @@ LOSSY = "teacher.states"
 """The key that says whether the states of the teacher cache are exact."""
 
 LIMITS = {
-    "data": ("cache_dir", "micro_batch_size", "tokens_per_batch"),
+    "data": ("cache_dir", "micro_batch_size", "tokens_per_batch", "packing"),
     "trainer": ("log_every_n_steps", "devices", "num_nodes", "strategy"),
     "text": ("batch_size",),
     "generation": ("batch_size",),
     "sft": ("micro_batch_size", "tokens_per_batch"),
     "checkpoint": ("every_n_steps", "every_minutes", "requeue"),
-    "teacher": ("gradient_checkpointing", "device_map"),
-    "student": ("gradient_checkpointing", "device_map"),
+    "teacher": ("gradient_checkpointing", "device_map", "attention"),
+    "student": ("gradient_checkpointing", "device_map", "attention"),
 }
 """Keys, by node, that also say where and how fast a run goes, not what it learns."""
 

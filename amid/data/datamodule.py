@@ -23,7 +23,7 @@ from amid.data.examples import Example
 from amid.data.prompts import Encoder, SpecialTokens, Template, Truncation
 from amid.data.rows import Fields, checked
 from amid.data.sources import Loaded, Source, TextSource, load_documents, loaded
-from amid.data.tokens import NO_ROW, Mean, MicroBatch, Row, SampledRow, Tokens, cut, packed, pad
+from amid.data.tokens import NO_ROW, Mean, MicroBatch, Row, SampledRow, Tokens, cut, pack, packed, pad
 from amid.distributed.shares import shares
 from amid.files import forget_parts, key_of, only_writer
 from amid.settings import check_arguments, check_data, nodes
@@ -63,6 +63,10 @@ class InstructionData(L.LightningDataModule):
             memory, speed and the random numbers of dropout, nothing else of the gradient.
         tokens_per_batch: a limit in tokens, padding included, in place of `micro_batch_size`. A step is cut
             into the fewest parts of similar lengths that keep the limit. A longer row goes alone.
+        packing: whether the rows that go through the models at once are packed into one sequence without
+            padding. No row attends to another. Changes memory, speed, rounding and the random numbers of
+            dropout, nothing else. Models that do not keep packed rows apart are refused
+            (`amid.models.counted_states.check_takes_packed`).
         mean: how the loss is averaged: "step", over all counted tokens of a step; "micro_batch", the mean of
             the micro-batches' means, as published scripts average over GPUs. With "micro_batch", batches
             and micro-batches hold random rows, not rows of similar lengths, and `micro_batch_size` is the
@@ -104,6 +108,7 @@ class InstructionData(L.LightningDataModule):
         batch_size: int = 8,
         micro_batch_size: int | None = None,
         tokens_per_batch: int | None = None,
+        packing: bool = False,
         mean: Mean = "step",
         valid_rows: int | None = None,
         valid_prompts: int = 64,
@@ -123,7 +128,7 @@ class InstructionData(L.LightningDataModule):
         self.tokenizer = _with_eos(tokenizer, template.end(tokenizer))
         self.batch_size, self.seed = batch_size, seed
         self.micro_batch_size, self.tokens_per_batch = micro_batch_size, tokens_per_batch
-        self.mean: Mean = mean
+        self.packing, self.mean = packing, mean
         self.valid_prompts, self.cache_dir = valid_prompts, Path(cache_dir)
         self._train, self._valid, self._test, self._fields = train, valid, test, checked(fields)
         self._plain_text, self.plain_text_weight = plain_text, plain_text_weight
@@ -230,7 +235,7 @@ class InstructionData(L.LightningDataModule):
     def micro_batches(self, rows: Sequence[Row | SampledRow]) -> list[MicroBatch]:
         """The micro-batches of an optimiser step over `rows`, within the limits of the settings."""
         (parts,) = self.shares(rows, 1)
-        return [self.pad(part) for part in parts]
+        return [self.micro_batch(part) for part in parts]
 
     def shares(self, rows: Sequence[Row | SampledRow], n: int) -> list[list[list[Row | SampledRow]]]:
         """Shares out an optimiser step over `rows` among `n` devices: the rows of each one's micro-batches.
@@ -238,16 +243,18 @@ class InstructionData(L.LightningDataModule):
         The shares have about equally many tokens. With a mean of micro-batches, whole micro-batches are
         shared out: the same ones for any `n`.
         """
-        limits = (self.micro_batch_size, self.tokens_per_batch)
+        limits = (self.micro_batch_size, self.tokens_per_batch, self.mean == "step", self.packing)
         if self.mean == "micro_batch":
-            parts = cut(rows, *limits, by_length=False)
+            parts = cut(rows, *limits)
             sizes = [sum(len(row[0]) for row in part) for part in parts]
             return [[parts[number] for number in numbers] for numbers in shares(sizes, n)]
         of_devices = shares([len(row[0]) for row in rows], n)
         return [cut([rows[number] for number in numbers], *limits) for numbers in of_devices]
 
-    def pad(self, rows: Sequence[Row | SampledRow]) -> MicroBatch:
-        """The micro-batch of these rows."""
+    def micro_batch(self, rows: Sequence[Row | SampledRow]) -> MicroBatch:
+        """The micro-batch of these rows, padded or packed."""
+        if self.packing:
+            return pack(rows)
         token = self.tokenizer.pad_token_id
         return pad(rows, self.tokenizer.eos_token_id if token is None else token)
 

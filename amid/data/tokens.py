@@ -117,19 +117,22 @@ def cut(
     micro_batch_size: int | None = None,
     tokens_per_batch: int | None = None,
     by_length: bool = True,
+    packing: bool = False,
 ) -> list[list[Row | SampledRow]]:
     """Cuts the rows of one optimiser step into micro-batches, the shortest rows first.
 
     A micro-batch holds at most `micro_batch_size` rows and at most `tokens_per_batch` tokens, padding
-    included; a longer row makes one of its own. Without `by_length`, rows stay in their order.
+    included unless they are for `packing`; a longer row makes one of its own. Without `by_length`, rows stay
+    in their order.
     """
     parts: list[list[Row | SampledRow]] = []
     for row in sorted(rows, key=lambda row: len(row[0])) if by_length else rows:
-        after = len(parts[-1]) + 1 if parts else 1
+        lengths = [len(ids) for ids, *_ in [*(parts[-1] if parts else []), row]]
+        tokens = sum(lengths) if packing else len(lengths) * lengths[-1]
         if (
             not parts
-            or (micro_batch_size is not None and after > micro_batch_size)
-            or (tokens_per_batch is not None and after * len(row[0]) > tokens_per_batch)
+            or (micro_batch_size is not None and len(lengths) > micro_batch_size)
+            or (tokens_per_batch is not None and tokens > tokens_per_batch)
         ):
             parts.append([])
         parts[-1].append(row)
@@ -169,6 +172,25 @@ def pad(rows: Sequence[Row | SampledRow], pad_token_id: int) -> MicroBatch:
         batch["sampling"] = torch.zeros(*input_ids.shape, 2)
         batch["sampling"][response] = torch.cat(sampled[0])
     return batch
+
+
+def pack(rows: Sequence[Row | SampledRow]) -> MicroBatch:
+    """Packs rows into one, without padding (see `MicroBatch`); labels and `sampling` are those of `pad`."""
+    ids, prompts, numbers, *sampled = zip(*rows, strict=True)
+    lengths = torch.tensor([len(of) for of in ids])
+    place = torch.cat([torch.arange(n) for n in lengths.tolist()])
+    response = place >= torch.tensor(prompts).repeat_interleave(lengths)
+    input_ids = torch.cat(ids).long()
+    batch = {
+        "input_ids": input_ids,
+        "attention_mask": torch.ones_like(input_ids),
+        "labels": input_ids.masked_fill(~response | (place == 0), IGNORE),
+        "position_ids": place,
+    }
+    if sampled:
+        batch["sampling"] = torch.zeros(len(place), 2)
+        batch["sampling"][response] = torch.cat(sampled[0])
+    return {name: value.unsqueeze(0) for name, value in batch.items()} | {"rows": torch.tensor(numbers)}
 
 
 def packed(

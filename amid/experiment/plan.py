@@ -211,7 +211,7 @@ class Plan:
         Parts that are made already are the same in both.
         """
         given = self._given["model"][role]
-        kept: tuple[str, ...] = ("_target_", "dtype", "quantization", "device_map")
+        kept: tuple[str, ...] = ("_target_", "dtype", "quantization", "device_map", "attention")
         kept += ("lora", "gradient_checkpointing") if role == "student" else ()
         model = {key: given[key] for key in kept if key in given} | {"path": str(path)}
         plan = copy.copy(self)

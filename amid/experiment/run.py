@@ -31,6 +31,7 @@ from amid.experiment.fine_tuning import course_over_rows, with_prepared_models
 from amid.experiment.plan import Plan, made_by_name
 from amid.experiment.record import finished_run, versions, write_config
 from amid.generation.sampling import Sampling
+from amid.models.counted_states import check_takes_packed
 from amid.models.lora import merge
 from amid.models.saving import save as save_model
 from amid.models.source import ModelSource
@@ -132,6 +133,8 @@ def prepare(plan: Plan, quiet: bool) -> Prepared:
         free_gpu_memory()
         L.seed_everything(plan.seed, workers=True, verbose=False)
         student = plan.source("student").load(data.tokenizer, trained=True)
+        if data.packing:
+            check_takes_packed(student)
     with _timed(timings, "teacher"):
         teacher = None
         if plan.asks_teacher:

@@ -156,21 +156,6 @@ class CountedStates:
             output = self.model(input_ids=input_ids, use_cache=False, **borders)
         return _at(output.logits, positions)
 
-    def check_takes_packed(self) -> None:
-        """Checks on a few tokens that packed rows are to the model as rows of their own.
-
-        Raises:
-            InputError: if one row changes the states of the next, its places are counted on from the row
-                before, the model takes no `position_ids`, or it holds a mask of a fixed length.
-        """
-        if not self._takes_packed:
-            if not self._keeps_packed_apart():
-                raise InputError(
-                    f"{type(self.model).__name__} does not keep packed rows apart; give padded rows: "
-                    "data.packing=false, or a data collator that pads"
-                )
-            self._takes_packed = True
-
     def _states(self, input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
         borders = self._borders(position_ids)
         with _without_mask(self.model):
@@ -181,36 +166,53 @@ class CountedStates:
         """The arguments that show the model where packed rows begin; none for rows that are not packed."""
         if position_ids is None:
             return {}
-        self.check_takes_packed()
+        if not self._takes_packed:
+            check_takes_packed(self.model)
+            self._takes_packed = True
         return _borders(self.model, position_ids)
 
-    @torch.no_grad()
-    def _keeps_packed_apart(self) -> bool:
-        if any(mask.dtype == torch.bool and mask.dim() > 1 for mask in self.model.buffers()):
-            return False  # such as GPT-Neo's, as long as one row
-        size = int(self.model.config.vocab_size)
-        before, other, row = ([2, 3, 4, 5], [9, 8, 7, 6], [5, 2, 3])
-        places = torch.tensor([[*range(len(before)), *range(len(row))]], device=self.model.device)
-        training = self.model.training
-        self.model.eval()
-        try:
-            first, second, alone = (
-                self._body(
-                    input_ids=torch.tensor([ids], device=self.model.device) % size,
-                    use_cache=False,
-                    **_borders(self.model, places[:, -len(ids) :]),
-                ).last_hidden_state[:, -len(row) :]
-                for ids in (before + row, other + row, row)
-            )
-        except (TypeError, ValueError):  # for an argument that it does not know
-            return False
-        finally:
-            self.model.train(training)
-        eps, largest = torch.finfo(first.dtype).eps, float(first.abs().max())
-        seen, moved = (float((first - of).abs().max()) / largest for of in (second, alone))
-        return bool(
-            seen <= eps**0.75 and moved <= eps**0.5
-        )  # `second` has the same shape, so it is almost exact
+
+def check_takes_packed(model: PreTrainedModel) -> None:
+    """Checks on a few tokens that packed rows are to a model as rows of their own.
+
+    A model that is to run with FlashAttention, and still is on a CPU, is not checked.
+
+    Raises:
+        InputError: if one row changes the states of the next, its places are counted on from the row before,
+            the model takes no `position_ids`, or it holds a mask of a fixed length.
+    """
+    waits = model.device.type == "cpu" and is_flash_attention_requested(model.config)
+    if not waits and not _keeps_packed_apart(model):
+        raise InputError(
+            f"{type(model).__name__} does not keep packed rows apart; give padded rows: data.packing=false, "
+            "or a data collator that pads"
+        )
+
+
+@torch.no_grad()
+def _keeps_packed_apart(model: PreTrainedModel) -> bool:
+    if any(mask.dtype == torch.bool and mask.dim() > 1 for mask in model.buffers()):
+        return False  # such as GPT-Neo's, as long as one row
+    before, other, row = [2, 3, 4, 5], [9, 8, 7, 6], [5, 2, 3]
+    places = torch.tensor([[*range(len(before)), *range(len(row))]], device=model.device)
+    training = model.training
+    model.eval()
+    try:
+        first, second, alone = (
+            model.base_model(
+                input_ids=torch.tensor([ids], device=model.device) % int(model.config.vocab_size),
+                use_cache=False,
+                **_borders(model, places[:, -len(ids) :]),
+            ).last_hidden_state[:, -len(row) :]
+            for ids in (before + row, other + row, row)
+        )
+    except (TypeError, ValueError):  # for an argument that it does not know
+        return False
+    finally:
+        model.train(training)
+    eps, largest = torch.finfo(first.dtype).eps, float(first.abs().max())
+    seen, moved = (float((first - of).abs().max()) / largest for of in (second, alone))
+    return bool(seen <= eps**0.75 and moved <= eps**0.5)  # `second` has the same shape, so it is almost exact
 
 
 def _borders(model: PreTrainedModel, position_ids: Tensor) -> dict[str, Any]:

@@ -87,6 +87,9 @@ class ModelSource:
         device_map: how accelerate spreads a teacher over GPUs, the CPU and the disk, to write its cache:
             `auto`, `balanced` or `sequential`, or the device of each module (`{model.layers.0: 0, ...: cpu,
             ...: disk}`). null loads it on one device.
+        attention: how attention is computed, by the name in transformers (`sdpa`, `eager`,
+            `flash_attention_2`); null for its own choice, `sdpa` in most models. It changes speed, memory
+            and rounding.
 
     Raises:
         InputError: if not exactly one of `path` and `architecture` is given, `dtype` is unknown, or `lora`
@@ -102,6 +105,7 @@ class ModelSource:
     gradient_checkpointing: bool = False
     quantization: str | None = None
     device_map: str | Mapping[str, Any] | None = None
+    attention: str | None = None
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.architecture is None):
@@ -110,7 +114,7 @@ class ModelSource:
                 f"a model has {given} of path={self.path!r} and architecture=; give exactly one, as in "
                 "model.teacher.path=FOLDER model.teacher.architecture=null (or model.student...)"
             )
-        checked = ("dtype", "gradient_checkpointing", "quantization", "device_map")
+        checked = ("dtype", "gradient_checkpointing", "quantization", "device_map", "attention")
         settings = {name: getattr(self, name) for name in checked}
         check_arguments("model ", nodes.ModelSource, settings)
         if self.quantization is not None and self.device_map is not None:
@@ -131,12 +135,15 @@ class ModelSource:
         Raises:
             InputError: if it cannot be loaded, its weights belong to another architecture, its
                 vocabulary is smaller than the tokenizer's, `layers` or `lora` names a layer it does not
-                have, or it has no gradient checkpointing or cannot be quantised, and that is asked for.
+                have, or it has no gradient checkpointing or `attention` or cannot be quantised, and that is
+                asked for.
         """
         model = _of_config(self.config(tokenizer), self.dtype) if self.path is None else self._stored()
         self.check_rows(model, tokenizer)
         agree_with_tokenizer(model, tokenizer)
         model.eval()
+        if self.attention is not None:
+            _set_attention(model, self.attention)
         return self._shaped(model, trained)
 
     def check_rows(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -290,6 +297,24 @@ class ModelSource:
             vars(model.config).pop("quantization_config", None)
             model.hf_quantizer = None  # type: ignore[assignment]
         return model
+
+
+def _set_attention(model: PreTrainedModel, attention: str) -> None:
+    """Has a model compute attention in another way (in place).
+
+    Raises:
+        InputError: if there is no such way, or not here, or the model does not have it.
+    """
+    before = model.config._attn_implementation
+    try:
+        model.set_attn_implementation(attention)
+        if attention != before == model.config._attn_implementation:
+            raise ValueError(f"it has {before} alone")
+    except (ImportError, ValueError, OSError) as error:
+        raise InputError(
+            f"model attention={attention} cannot be had for {type(model).__name__} here "
+            f"({shortened(str(error))}); use null"
+        ) from error
 
 
 def _checkpoint_layers(model: PreTrainedModel) -> None:

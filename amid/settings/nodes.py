@@ -114,6 +114,7 @@ class Data(Node):
     batch_size: Count
     micro_batch_size: CountOrAll
     tokens_per_batch: CountOrAll
+    packing: Flag = False
     mean: Literal["step", "micro_batch"] = "step"
     valid_rows: CountOrAll = None
     valid_prompts: Count = 64
@@ -450,6 +451,10 @@ class ModelSource(Node):
         Literal["int8", "nf4"] | None, Field(description="int8, nf4, or null for the weights as they are")
     ] = None
     device_map: DeviceMap = None
+    attention: Annotated[
+        Annotated[str, Field(min_length=1)] | None,
+        Field(description="sdpa, eager, flash_attention_2 or another name of transformers, or null"),
+    ] = None
 
 
 class LoRA(Node):

@@ -235,7 +235,7 @@ class DistillationModule(L.LightningModule):
         divisors = iter(denominators(list(chain(*counts)), self._data.mean))
         own = [[next(divisors) for _ in parts] for parts in of_ranks][ranks.rank()]
         for part, divisor in zip(of_ranks[ranks.rank()], own, strict=True):
-            batch = self._data.pad(part)
+            batch = self._data.micro_batch(part)
             yield {name: value.to(self.device) for name, value in batch.items()}, divisor
 
     def _backward(

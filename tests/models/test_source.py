@@ -13,7 +13,7 @@ from transformers.masking_utils import flash_attention_mask
 
 from amid.data.builtin import tokenizer
 from amid.errors import InputError
-from amid.models.counted_states import CountedStates, split_head
+from amid.models.counted_states import CountedStates, check_takes_packed, split_head
 from amid.models.layers import keep_layers
 from amid.models.source import ModelSource, load_tokenizer
 from amid.models.vocabulary import check_same_tokens, output_rows, shared_vocabulary
@@ -77,13 +77,10 @@ def test_packed_rows_are_to_a_model_as_rows_of_their_own(family):
 
 @pytest.mark.parametrize("family", ["opt", "gpt_neo", "bloom", "mamba"])
 def test_models_that_do_not_keep_packed_rows_apart_are_refused(family):
-    states, training = CountedStates(model(family)), model(family).train()
-    with pytest.raises(InputError, match="does not keep packed rows apart; give padded rows"):
-        states.check_takes_packed()
-    states = CountedStates(training)
-    with pytest.raises(InputError, match=type(training).__name__):
-        states.check_takes_packed()
-    assert training.training
+    network = model(family).train()
+    with pytest.raises(InputError, match=f"{type(network).__name__} does not keep packed rows apart"):
+        check_takes_packed(network)
+    assert network.training
 
 
 def test_flash_attention_takes_the_lengths_of_packed_rows():
@@ -110,6 +107,18 @@ def test_flash_attention_takes_the_lengths_of_packed_rows():
     assert set(seen) == {"eager"}  # while the weights wait on a CPU, as for FSDP
     assert network.config._attn_implementation == "flash_on_cpu"
     torch.testing.assert_close(*packed_and_apart(network), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_is_computed_as_asked_for():
+    llama = {"model_type": "llama", "intermediate_size": 32, **SIZES}
+    eager = ModelSource(architecture=llama, attention="eager").load(tokenizer())
+    assert eager.config._attn_implementation == "eager"
+    gpt_neo = {"model_type": "gpt_neo", **FAMILIES["gpt_neo"], **SIZES}
+    for architecture, attention in ((llama, "nonsense"), (gpt_neo, "sdpa")):
+        with pytest.raises(InputError, match=f"attention={attention} cannot be had for .* use null"):
+            ModelSource(architecture=architecture, attention=attention).load(tokenizer())
+    with pytest.raises(InputError, match="model attention=1 must be"):
+        ModelSource(architecture=llama, attention=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
