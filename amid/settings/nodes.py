@@ -433,6 +433,7 @@ class TeacherSupply(Node):
     cache_dir: Folder = "outputs/cache"
     tokens_per_forward: Count = 2048
     states: Literal["exact", "int8"] = "exact"
+    offload: Flag = False
 
 
 class ModelSource(Node):

@@ -35,6 +35,11 @@ def check_together(settings: Values) -> None:
         _check_pair(settings)
         check_supply(settings["teacher"])
         _check_device_map(settings)
+        if settings["teacher"].get("offload") and settings["text"]["_target_"] == "amid.text.RolloutText":
+            raise InputError(
+                "teacher.offload=true with text=rollouts: the teacher answers with the student, so its "
+                "weights cannot be elsewhere; use teacher.offload=false"
+            )
 
 
 def _check_device_map(settings: Values) -> None:
@@ -52,6 +57,14 @@ def _check_device_map(settings: Values) -> None:
         raise InputError(
             f"{key} with teacher={settings['teacher'].get('mode')}: a teacher that is spread over devices "
             "only writes its cache; use teacher=cached"
+        )
+    trainer = settings["trainer"]
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
+    if not one or nodes != 1:
+        raise InputError(
+            f"{key} with trainer.devices={shown(devices)}: one process asks a teacher that is spread over "
+            "devices; write its cache with amid cache, and then train with model.teacher.device_map=null"
         )
     text = str(settings["text"]["_target_"])
     if text != "amid.text.DataText":

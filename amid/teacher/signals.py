@@ -1,5 +1,9 @@
 """The teacher's logits at the counted positions: from its model, from its stored hidden states, or both."""
 
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -23,10 +27,15 @@ class LiveTeacher:
     """A frozen model that is run on every batch, always in eval mode.
 
     It is no `nn.Module`, so that its weights stay out of the student's optimiser and checkpoint.
+
+    Args:
+        model: the model.
+        offload: whether its weights are on the CPU while it is `aside`.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, offload: bool = False) -> None:
         self.model = model.requires_grad_(False).eval()
+        self._offload = offload
         self._states = CountedStates(self.model)
         self.vocabulary = output_rows(model)
 
@@ -43,6 +52,16 @@ class LiveTeacher:
     def to(self, device: torch.device) -> None:
         """Moves the weights to `device`; a model that is spread over devices stays where it is."""
         move(self.model, device)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Keeps the weights on the CPU within the block, so that others have the device's memory."""
+        device = self.model.device
+        if self._offload:
+            move(self.model, torch.device("cpu"))
+        yield
+        if self._offload:
+            move(self.model, device)
 
     @torch.no_grad()
     def hidden(self, batch: MicroBatch, positions: Tensor) -> Tensor:
@@ -98,6 +117,10 @@ class CachedTeacher:
         """Moves the head to `device`; the states stay on disk until they are asked for."""
         self.head = self.head.to(device)
 
+    def aside(self) -> AbstractContextManager[None]:
+        """Changes nothing: there are no weights to keep elsewhere."""
+        return contextlib.nullcontext()
+
     def hidden(self, batch: MicroBatch, positions: Tensor) -> Tensor:
         """The last hidden states [N, D] where `positions` [rows, length] is true, row by row.
 
@@ -135,6 +158,10 @@ class PartlyCachedTeacher:
         """Moves weights and head to `device`."""
         self.live.to(device)
         self.cached.to(device)
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Keeps the model's weights on the CPU within the block, as `LiveTeacher.aside`."""
+        return self.live.aside()
 
     def hidden(self, batch: MicroBatch, positions: Tensor) -> Tensor:
         """The last hidden states [N, D] where `positions` [rows, length] is true, row by row.

@@ -36,6 +36,8 @@ class TeacherSupply:
         states: how `cached` writes the states. `exact` keeps them as they are. `int8` writes them as 8-bit
             integers with a scale for each token: about half of the bytes of bfloat16 states and a quarter
             of those of float32. It is lossy: amid measures the KL divergence to the exact teacher.
+        offload: whether a live teacher's weights wait in the CPU's memory while the student answers, for
+            on-policy text and at validations. The numbers are the same.
 
     Raises:
         InputError: for an unknown mode, a number that is not positive, or lossy states that `mode` may not
@@ -47,6 +49,7 @@ class TeacherSupply:
     cache_dir: str = "outputs/cache"
     tokens_per_forward: int = 2048
     states: str = EXACT
+    offload: bool = False
 
     def __post_init__(self) -> None:
         check_arguments("teacher.", nodes.TeacherSupply, vars(self))
@@ -85,9 +88,9 @@ class TeacherSupply:
         if with_student_text and self.mode == "cached":
             stored = self.teacher(source, tokenizer, sets, fabric, precision, passes)
             assert isinstance(stored, CachedTeacher)
-            return PartlyCachedTeacher(LiveTeacher(source.load(tokenizer)), stored)
+            return PartlyCachedTeacher(self._live(source, tokenizer), stored)
         if with_student_text or self.mode == "live":
-            return LiveTeacher(source.load(tokenizer))
+            return self._live(source, tokenizer)
         fingerprint = source.fingerprint()
         if fingerprint is None:
             if self.mode == "cached":
@@ -95,15 +98,18 @@ class TeacherSupply:
                     "teacher=cached: a teacher of random weights is another one in each run; "
                     "use teacher=live, or model.teacher.path= or model.teacher.sft"
                 )
-            return LiveTeacher(source.load(tokenizer))
+            return self._live(source, tokenizer)
         cache = TeacherCache(Path(self.cache_dir), fingerprint, precision, sets, self.states)
         if ranks.from_first(lambda: cache.open() is not None):
             found = cache.opened()
             announce(f"The teacher's states are complete in {cache.folder} ({found.size})")
             return found
         if self.mode == "auto" and not (self.multirun or passes >= 2):
-            return LiveTeacher(source.load(tokenizer))
+            return self._live(source, tokenizer)
         return self._written(cache, source, tokenizer, fabric)
+
+    def _live(self, source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> LiveTeacher:
+        return LiveTeacher(source.load(tokenizer), self.offload)
 
     def _written(
         self, cache: TeacherCache, source: ModelSource, tokenizer: PreTrainedTokenizerBase, fabric: L.Fabric
@@ -112,7 +118,7 @@ class TeacherSupply:
         with ranks.first_in(cache.lock):
             if ranks.from_first(lambda: cache.open() is not None):  # another run may have written it by now
                 return cache.opened()
-            live = LiveTeacher(source.load(tokenizer))
+            live = self._live(source, tokenizer)
             try:
                 cache.write(
                     live, fabric, self.tokens_per_forward, share=1.0 if self.mode == "cached" else 0.5

@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar
@@ -386,7 +387,8 @@ class DistillationModule(L.LightningModule):
             self.before = {f"{name}_before": value for name, value in self.validation.items()}
 
     def _score(self, of: ValidationScore) -> float:
-        with self._answering(), self.trainer.precision_plugin.forward_context():
+        forward = self.trainer.precision_plugin.forward_context()
+        with self._answering(), _aside(self.teacher), forward:
             return of(self.student, self._data.tokenizer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -424,6 +426,10 @@ class DistillationModule(L.LightningModule):
         }
 
 
+def _aside(teacher: Teacher | None) -> AbstractContextManager[None]:
+    return contextlib.nullcontext() if teacher is None else teacher.aside()
+
+
 @dataclass(frozen=True)
 class _Answerer:
     """The `Answerer` of this run's student and teacher."""
@@ -438,9 +444,14 @@ class _Answerer:
 
     def __call__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
         vocabulary = len(self.tokenizer)
-        drawn = sampling.token_ids(
-            model=self.student, tokenizer=self.tokenizer, prompts=prompts, seed=seed, vocabulary=vocabulary
-        )
+        with _aside(self.teacher):
+            drawn = sampling.token_ids(
+                model=self.student,
+                tokenizer=self.tokenizer,
+                prompts=prompts,
+                seed=seed,
+                vocabulary=vocabulary,
+            )
         torch.clear_autocast_cache()  # it holds weights cast without a gradient
         return [ids for (ids,) in drawn]
 

@@ -7,6 +7,8 @@ import torch
 
 from amid import results
 from amid.cli.main import main
+from amid.generation.sampling import Sampling
+from amid.teacher import signals
 from amid.training.module import DistillationModule
 
 
@@ -34,6 +36,48 @@ def test_every_text_trains(quick, tmp_path, overrides, expected):
     (directory,) = (tmp_path / "runs").iterdir()
     assert results.load(directory).training["steps"] == 4
     assert expected <= {key for row in curve(directory) for key in row}
+
+
+def test_an_offloaded_teacher_waits_on_the_cpu_while_the_student_answers(
+    quick, tmp_path, monkeypatch, capsys
+):
+    """On a machine with a single device, where it is follows from the moves that are asked for."""
+    events = []
+
+    def recording(owner, name):
+        of = getattr(owner, name)
+
+        def recorded(*given, **named):
+            events.append(name)
+            return of(*given, **named)
+
+        monkeypatch.setattr(owner, name, recorded)
+
+    monkeypatch.setattr(signals, "move", lambda model, device: events.append(f"to {device}"))
+    recording(Sampling, "token_ids")
+    recording(signals.LiveTeacher, "hidden")
+    given = [*quick, "model.student.sft=null", "method=gkd", "text.share=1.0"]
+    curves = []
+    for offload in ("false", "true"):
+        events.clear()
+        out = tmp_path / offload
+        assert trained(*given, f"teacher.offload={offload}", f"output_dir={out}") == 0
+        (directory,) = out.iterdir()
+        curves.append([row["train/loss"] for row in curve(directory) if "train/loss" in row])
+        first = events.index("token_ids")  # of the validation before the training
+        asked = [i for i, event in enumerate(events) if event == "hidden" and i > first]
+        in_training = events[asked[0] : asked[-1]]
+        assert in_training.count("token_ids") >= 3
+        around = {
+            tuple(in_training[i - 1 : i + 2]) for i, event in enumerate(in_training) if event == "token_ids"
+        }
+        if offload == "true":
+            assert around == {("to cpu", "token_ids", "to cpu")}, "the second is the device of this machine"
+        else:
+            assert not any(event.startswith("to ") for event in in_training)
+    assert curves[0] == curves[1]
+    assert trained(*quick, "method=minillm", "teacher.offload=true") == 1
+    assert "teacher.offload=true with text=rollouts: the teacher answers" in capsys.readouterr().err
 
 
 def test_micro_batches_change_neither_the_coin_nor_the_text(quick, tmp_path):
