@@ -54,9 +54,9 @@ def show_plan(sweep: Sweep) -> None:
 
 COUNTED = (
     f"Counted: rows without padding, as long as {SAMPLE} of them are; answers as long as the training "
-    "data's responses; text=adaptive with as many answers as it can come to. Time: as finished runs took "
-    "for a token. Not counted: logs and tokenised data on disk; the memory of keys and values where answers "
-    "are drawn, and of Python and its libraries (about 1 GB)."
+    "data's responses; text=adaptive with as many answers as it can come to; the memory of one device. Time: "
+    "as finished runs took for a token. Not counted: logs and tokenised data on disk; the memory of keys and "
+    "values where answers are drawn, and of Python and its libraries (about 1 GB)."
 )
 """The note on what the estimates count and what they leave out."""
 

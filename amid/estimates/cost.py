@@ -10,7 +10,11 @@ from amid.config.data_files import RESPONSES
 from amid.estimates.memory import training_memory
 from amid.estimates.sizes import Facts, Lengths
 from amid.experiment.plan import Plan
+from amid.models.placement import bytes_on_a_device
+from amid.models.quantization import weight_bytes
 from amid.results import RESULT_FILE
+from amid.settings.nodes import Trainer
+from amid.teacher.state_codes import EXACT, bytes_of_position
 from amid.text import Text
 from amid.training.length import Length
 
@@ -32,7 +36,7 @@ class Cost:
     tokens: float = math.nan
     """Tokens that go through the student in training, without padding; tokens of plain text count too."""
     memory: float = math.nan
-    """Bytes while it trains, as `training_memory` counts."""
+    """Bytes of one device while it trains, as `training_memory` counts."""
     disk: float = math.nan
     """Bytes on disk after it: its weights, and its answers to the evaluation sets."""
     checkpoints: float = math.nan
@@ -98,7 +102,7 @@ class Estimator:
                 f"the teacher's answers ({name})", self._cost_of_asking(plan, tokens, TOKEN_ID_BYTES * tokens)
             )
         if plan.asks_teacher and _is_cached(plan):
-            states, head = _state_bytes(self.facts.skeleton(plan, "teacher"))
+            states, head = _state_bytes(self.facts.skeleton(plan, "teacher"), plan.supply.states)
             if not plan.compared:
                 works[f"states {made_from}"] = Once(
                     f"the teacher's states in training ({name})",
@@ -159,8 +163,15 @@ class Estimator:
 
     def _cost_of_asking(self, plan: Plan, tokens: float, disk: float) -> Cost:
         """Returns the cost of running the teacher alone."""
-        teacher = self.facts.skeleton(plan, "teacher")
-        return Cost(0, tokens, _bytes(teacher), disk, checkpoints=0)
+        teacher, source = self.facts.skeleton(plan, "teacher"), plan.source("teacher")
+        memory = (
+            math.nan
+            if teacher is None
+            else weight_bytes(teacher, source.quantization)
+            if source.quantization
+            else bytes_on_a_device(teacher, source.device_map)
+        )
+        return Cost(0, tokens, memory, disk, checkpoints=0)
 
 
 _TEXT = (
@@ -181,14 +192,16 @@ def _is_cached(plan: Plan) -> bool:
 def _memory(
     plan: Plan, student: PreTrainedModel | None, teacher: PreTrainedModel | None, body: bool
 ) -> float:
-    """Returns the memory of a training in bytes; NaN if a model is not known. The whole teacher counts if
-    `body` is true and the objective needs a teacher. Otherwise its head alone counts."""
+    """Returns the memory of a device in a training, in bytes; NaN if a model is not known. The whole teacher
+    counts if `body` is true and the objective needs a teacher. Otherwise its head alone counts."""
     if student is None or (teacher is None and plan.asks_teacher):
         return math.nan
     data = plan.data_settings
-    tokens = data.tokens_per_batch or (data.micro_batch_size or data.batch_size) * data.max_length
+    rows = min(data.micro_batch_size or data.batch_size, -(-data.batch_size // _devices(plan.trainer)))
+    tokens = data.tokens_per_batch or rows * data.max_length
     trained_by = teacher if plan.objective.needs_teacher else None
-    memory = training_memory(student, trained_by, tokens, plan.trainer.precision)
+    quantization = None if teacher is None else plan.source("teacher").quantization
+    memory = training_memory(student, trained_by, tokens, plan.trainer.precision, quantization)
     head = 0 if teacher is None else int(_state_bytes(teacher)[1])
     if not body or trained_by is None:
         memory = replace(memory, teacher=head)
@@ -210,12 +223,18 @@ def _bytes(model: PreTrainedModel | None, trained: bool = False) -> float:
     return sum(weight.nbytes for weight in model.parameters() if weight.requires_grad or not trained)
 
 
-def _state_bytes(model: PreTrainedModel | None) -> tuple[float, float]:
-    """Returns the bytes of the last hidden state of one position, and the bytes of the head."""
+def _devices(trainer: Trainer) -> int:
+    """Returns the number of devices that share out the rows of a step."""
+    here = len(trainer.devices) if isinstance(trainer.devices, list) else int(trainer.devices)
+    return here * int(getattr(trainer, "num_nodes", 1))
+
+
+def _state_bytes(model: PreTrainedModel | None, code: str = EXACT) -> tuple[float, float]:
+    """Returns the bytes of the last hidden state of one position as `code` writes it, and of the head."""
     if model is None:
         return math.nan, math.nan
     head: Any = model.get_output_embeddings()
-    return head.weight.shape[1] * head.weight.dtype.itemsize, head.weight.nbytes
+    return bytes_of_position(code, head.weight.shape[1], head.weight.dtype), head.weight.nbytes
 
 
 def _at_most(value: float, most: float) -> float:

@@ -10,6 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from amid.losses.fused import BLOCK_ELEMENTS, BUFFER_BYTES
+from amid.models.quantization import weight_bytes
 from amid.models.vocabulary import output_rows
 
 _ACTIVATIONS = 1.5
@@ -51,9 +52,13 @@ class TrainingMemory:
 
 
 def training_memory(
-    student: PreTrainedModel, teacher: PreTrainedModel | None, tokens: int, precision: str
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    tokens: int,
+    precision: str,
+    quantization: str | None = None,
 ) -> TrainingMemory:
-    """The memory of a step of AdamW on `tokens` tokens (padding included) at once.
+    """The memory that a step of AdamW on `tokens` tokens (padding included) at once takes on a device.
 
     Args:
         student: the student, with its weights' dtypes and `requires_grad` as in training; on any device, also
@@ -61,6 +66,7 @@ def training_memory(
         teacher: the live teacher; None without one. A cached teacher takes its head's weight only.
         tokens: tokens that go through the models at once: `data.tokens_per_batch`, or rows times length.
         precision: Lightning's precision.
+        quantization: how the teacher's weights are quantised; None for not.
     """
     trained = [weight for weight in student.parameters() if weight.requires_grad]
     wide = [weight for weight in student.parameters() if weight.dtype == torch.float32]
@@ -75,7 +81,7 @@ def training_memory(
     working = _WORKING_COPIES_WITHOUT_TEACHER if teacher is None else _WORKING_COPIES
     head_gradient = 4 * head.weight.numel() if any(head.weight is weight for weight in trained) else 0
     return TrainingMemory(
-        teacher=0 if teacher is None else _bytes(teacher.parameters()),
+        teacher=0 if teacher is None else weight_bytes(teacher, quantization),
         weights=_bytes(student.parameters()),
         copies=sum(2 * weight.numel() for weight in wide) if mixed else 0,
         gradients=_bytes(trained),

@@ -1,5 +1,7 @@
 """Where a model's weights are: on one device, or spread over devices, the CPU and the disk by accelerate."""
 
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +25,24 @@ def input_device(model: PreTrainedModel) -> torch.device:
     """Returns the device on which the model embeds its input."""
     hook: Any = getattr(model.get_input_embeddings(), "_hf_hook", None)
     return model.device if hook is None else torch.device(hook.execution_device)
+
+
+def bytes_on_a_device(model: PreTrainedModel, device_map: str | Mapping[str, Any] | None) -> int:
+    """Returns the most bytes of a model's weights that are on one device, or in the CPU's memory.
+
+    Args:
+        model: the model, perhaps without values.
+        device_map: `ModelSource.device_map`. With a name, such as `auto`, each GPU of this machine is taken
+            to hold an equal share.
+    """
+    if not isinstance(device_map, Mapping):
+        parts = 1 if device_map is None else max(1, torch.cuda.device_count())
+        return -(-sum(weight.nbytes for weight in model.parameters()) // parts)
+    held: dict[Any, int] = defaultdict(int)
+    for name, weight in model.named_parameters():
+        inside = [module for module in device_map if f"{name}.".startswith(f"{module}.") or not module]
+        held[device_map[max(inside, key=len)] if inside else None] += weight.nbytes
+    return max((size for device, size in held.items() if device != "disk"), default=0)
 
 
 def weights_of(layer: nn.Module) -> dict[str, Tensor]:

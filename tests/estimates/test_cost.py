@@ -7,6 +7,7 @@ from amid.data import InstructionData
 from amid.data.builtin import tokenizer
 from amid.estimates.cost import ANSWER_BYTES, TEXT_BYTES, Estimator
 from amid.experiment.plan import Plan
+from amid.models.quantization import weight_bytes
 from amid.models.source import ModelSource
 from amid.scoring.answers import Answer, Answered, write_answers
 
@@ -162,3 +163,33 @@ def test_the_live_teacher_counts_where_the_text_is_the_students():
     head = teacher.get_output_embeddings().weight.nbytes
     weights = sum(w.nbytes for w in teacher.parameters())
     assert costs["student"].memory - costs["data"].memory == pytest.approx(weights - head, rel=0.01)
+
+
+def test_memory_and_disk_of_a_large_teacher_and_of_several_devices():
+    def live(*overrides):
+        return Estimator().run(planned("method=kd", "teacher=live", *SIZES, *STEPS, *overrides)).memory
+
+    exact = live()
+    skeleton = Estimator().facts.skeleton(planned("method=kd"), "teacher")
+    for to in ("int8", "nf4"):
+        saved = weight_bytes(skeleton) - weight_bytes(skeleton, to)
+        assert saved > 0.5 * weight_bytes(skeleton)
+        assert exact - live(f"model.teacher.quantization={to}") == saved
+    one, two, four = (live(f"trainer.devices={n}") for n in (1, 2, 4))
+    assert one == exact
+    assert one - two == pytest.approx(2 * (two - four), rel=0.01), "32, 16 and 8 rows"
+    deep = "model.student.architecture.num_hidden_layers=4"
+    assert live(deep, "model.student.gradient_checkpointing=true") < live(deep)
+
+    def states(*overrides):
+        plan = planned("method=kd", *SIZES, *STEPS, "teacher=cached", *overrides)
+        works = {work.what: work.cost for work in Estimator().shared(plan).values()}
+        return works["the teacher's states in training (random weights)"]
+
+    width = skeleton.config.hidden_size
+    assert states("teacher.states=int8").disk == pytest.approx(states().disk * (width + 4) / (4 * width))
+    whole = states().memory
+    assert whole == weight_bytes(skeleton)
+    spread = "model.teacher.device_map={model: 0, lm_head: 0, model.layers.1: cpu}"
+    layer = sum(weight.nbytes for weight in skeleton.model.layers[1].parameters())
+    assert states(spread).memory == whole - layer
