@@ -80,7 +80,7 @@ def side_by_side(
     if gpus:
         runs_at_once(gpus, devices or 1)
         command = replace(command, gpus=tuple(gpus), devices=devices or 1)
-    said = f"{'Runs' if runs is None else runs} handed to {launcher.name}"
+    said = f"{'runs' if runs is None else f'{runs} runs'} handed to {launcher.name}"
     if launcher.name.startswith("submitit"):
         files = shown(output_dir.absolute() / ".submitit")
         said += f"; {files} has what they print, and amid status {shown(output_dir)} shows their progress"
@@ -178,21 +178,22 @@ def launch_side_by_side(
 def _launched(job: Job, sweep: Sweep, chosen: SideBySide, runs: Sequence[PlannedRun]) -> list[End]:
     """Runs a job for each run through Hydra's launcher, as Hydra's own sweeper does, but all in one batch."""
     register_resolvers()
-    folder = sweep.output_dir.absolute()
-    if (folder / MULTIRUN_FILE).is_symlink():
-        raise Damaged(f"{folder / MULTIRUN_FILE} is a link, and writing would change its target; remove it")
+    for override in parsed_overrides(sweep.jobs[0]):
+        if override.key_or_group == "output_dir" and override.is_sweep_override():
+            raise InputError(
+                f"{override.input_line}: runs side by side are in one folder; give one output_dir="
+            )
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="amid"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         subdir = [sweep.subdir] if job.name == "train" else []
-        overrides = [
-            "hydra.mode=MULTIRUN",
-            "hydra.sweeper.params=null",
-            *sweep.jobs[0],
-            *sweep.of_hydra,
-            *subdir,
-        ]
+        overrides = ["hydra.mode=MULTIRUN", *sweep.jobs[0], *sweep.of_hydra, *subdir]
         cfg: Any = hydra.compose_config(sweep.name, overrides, run_mode=RunMode.MULTIRUN)
+        folder = Path(cfg.hydra.sweep.dir).absolute()
+        if (folder / MULTIRUN_FILE).is_symlink():
+            raise Damaged(
+                f"{folder / MULTIRUN_FILE} is a link, and writing would change its target; remove it"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, folder / MULTIRUN_FILE)
         with read_write(cfg), open_dict(cfg):
@@ -215,6 +216,7 @@ def _start_ray(settings: DictConfig, devices: int | None) -> None:
     Raises:
         InputError: if a run takes more GPUs than a machine of the cluster has.
     """
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # Ray would leave out lines that resemble those of other runs
     import ray
 
     if not ray.is_initialized():
