@@ -80,6 +80,7 @@ def take(gpus: Sequence[Gpu], devices: int) -> None:
 
     It waits until enough are free. A process that has taken GPUs keeps them: CUDA reads its variable once.
     """
+    waits = False
     while not _taken:
         free: list[tuple[Gpu, FileLock]] = []
         for gpu in gpus:
@@ -95,4 +96,7 @@ def take(gpus: Sequence[Gpu], devices: int) -> None:
                 return
         for _, lock in free:  # another process may need only these
             lock.release()
+        if not waits:
+            print(f"Waiting for {devices} free GPU{'s' * (devices > 1)} of {len(gpus)}", flush=True)
+            waits = True
         time.sleep(SECONDS_BETWEEN_TRIES)

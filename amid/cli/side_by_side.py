@@ -111,7 +111,7 @@ def _by_joblib(
                 f"hydra.launcher.n_jobs={given}: {len(gpus)} GPUs are enough for {most} runs at once; "
                 f"leave it out. To let runs share a GPU, give the command one: CUDA_VISIBLE_DEVICES=0"
             )
-        at_once = most
+        at_once = given if given > 0 else most
         said = f", {'one GPU' if devices == 1 else f'{devices} GPUs'} each ({GROUP}=basic: one after another)"
         command = replace(command, gpus=tuple(gpus), devices=devices)
     at_once = min(at_once, runs or at_once)
@@ -206,8 +206,17 @@ def _launched(job: Job, sweep: Sweep, chosen: SideBySide, runs: Sequence[Planned
         context = HydraContext(hydra.config_loader, Callbacks(cfg))
         launcher = Plugins.instance().instantiate_launcher(context, job.end, cfg)
         jobs = launcher.launch([run.overrides for run in runs], initial_job_idx=0)
+        if chosen.launcher.name == "joblib":
+            _end_processes_of_joblib()
     ends: list[End] = [one.return_value for one in jobs]
     return ends
+
+
+def _end_processes_of_joblib() -> None:
+    """Ends the processes that joblib keeps for further jobs: they hold models and GPUs."""
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor().shutdown(wait=True)
 
 
 def _start_ray(settings: DictConfig, devices: int | None) -> None:
@@ -216,7 +225,7 @@ def _start_ray(settings: DictConfig, devices: int | None) -> None:
     Raises:
         InputError: if a run takes more GPUs than a machine of the cluster has.
     """
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # Ray would leave out lines that resemble those of other runs
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # else Ray leaves out lines that resemble others
     import ray
 
     if not ray.is_initialized():
