@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import multiprocessing
 import os
 import signal
 import socket
@@ -20,6 +21,9 @@ from amid.training.process_memory import keep_freed_memory
 
 LONGEST_PREFIX = 40
 """The most characters of a run's name before its lines; a run with a longer name is named by its number."""
+
+PREFIX = "AMID_LINE_PREFIX"
+"""The environment variable that hands the prefix of lines to the processes of a run on several devices."""
 
 SECONDS_BETWEEN_LOOKS = 0.25
 
@@ -42,12 +46,13 @@ class Command:
     @property
     def stops(self) -> bool:
         """Whether it asks its jobs to stop, or is gone."""
-        return self.stop is not None and (self.stop.exists() or not self._is_alive)
+        return self.stop is not None and (self.stop.exists() or not self.is_alive)
 
     @property
-    def _is_alive(self) -> bool:
+    def is_alive(self) -> bool:
+        """Whether its process runs, as far as is known on this machine."""
         if self.host != socket.gethostname():
-            return True  # as far as is known here
+            return True
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -81,13 +86,28 @@ def job_of(command: Command, prefix: str) -> Iterator[None]:
     with contextlib.suppress(OSError):  # some launchers have done it
         os.setpgid(0, 0)  # Ctrl-C reaches the command alone, which lets its jobs finish their steps
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    multiprocessing.set_start_method(None, force=True)  # joblib's own is unknown to the ranks of a run
+    os.environ[PREFIX] = prefix
+    try:
+        with lines_of_job(), _stopped_by(command):
+            if command.gpus:
+                take(command.gpus, command.devices)
+            yield
+    finally:
+        del os.environ[PREFIX]
+
+
+@contextlib.contextmanager
+def lines_of_job() -> Iterator[None]:
+    """Begins every line that the block prints with the name of the run, if this process is of a job."""
+    prefix = os.environ.get(PREFIX)
+    if prefix is None:
+        yield
+        return
     with (
         contextlib.redirect_stdout(_Prefixed(sys.stdout, prefix)),
         contextlib.redirect_stderr(_Prefixed(sys.stderr, prefix)),
-        _stopped_by(command),
     ):
-        if command.gpus:
-            take(command.gpus, command.devices)
         yield
 
 
@@ -110,6 +130,8 @@ def _stopped_by(command: Command) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+        if command.stop is not None and not command.is_alive:
+            os._exit(1)  # joblib would keep this process for further jobs
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from amid.cli.job_process import Command, job_of, prefix_of, stopping_jobs
+from amid.cli.job_process import Command, job_of, lines_of_job, prefix_of, stopping_jobs
 from amid.config.compose import register_resolvers
 from amid.config.folders import CONF
 from amid.config.overrides import check_used
@@ -103,7 +103,8 @@ def run_as_rank(name: str, cfg: DictConfig, hydra: Any, directory: Path) -> Any:
     register_resolvers()
     HydraConfig.instance().cfg = hydra
     search_working_folder()
-    return run_entry_point(name, cfg, directory, of_several=True)
+    with lines_of_job():
+        return run_entry_point(name, cfg, directory, of_several=True)
 
 
 def run_entry_point(name: str, cfg: DictConfig, directory: Path, of_several: bool) -> Any:
@@ -157,7 +158,9 @@ class _Jobs:
         trainer = _trainer(cfg)
         n = ranks_to_start(trainer)
         if n > 1:
-            return run_in_processes(n, run_as_rank, self.name, cfg, HydraConfig.instance().cfg, directory)
+            # Plain values: processes that a launcher started have other classes of the launcher's settings.
+            hydra_cfg = OmegaConf.create(OmegaConf.to_container(HydraConfig.instance().cfg))
+            return run_in_processes(n, run_as_rank, self.name, cfg, hydra_cfg, directory)
         return run_entry_point(self.name, cfg, directory, of_several=started_elsewhere(trainer))
 
     def _begin(self, directory: Path) -> None:

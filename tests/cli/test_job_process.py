@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from amid.cli.job_process import Command, job_of, prefix_of
+from amid.distributed.interruption import stopped_by_signals
 from amid.errors import InputError
-from amid.training.interruption import stopped_by_signals
 
 
 @pytest.fixture(autouse=True)
