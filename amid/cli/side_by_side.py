@@ -200,8 +200,8 @@ def _launched(job: Job, sweep: Sweep, chosen: SideBySide, runs: Sequence[Planned
             cfg.hydra.launcher = chosen.launcher.settings
             cfg.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")  # jobs may begin in other folders
             cfg.hydra.sweep.dir = str(folder)
-        if chosen.launcher.name == "ray":
-            _start_ray(cfg.hydra.launcher.ray, chosen.devices)
+            if chosen.launcher.name == "ray":
+                _start_ray(cfg.hydra.launcher.ray, chosen.devices)
         HydraConfig.instance().set_config(cfg)
         context = HydraContext(hydra.config_loader, Callbacks(cfg))
         launcher = Plugins.instance().instantiate_launcher(context, job.end, cfg)

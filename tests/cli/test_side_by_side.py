@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from command_line import run
+from omegaconf import OmegaConf
 
 from amid.cli import side_by_side as module
 from amid.cli.gpus import Gpu
@@ -169,3 +171,34 @@ def test_ctrl_c_leaves_runs_that_go_on_and_no_process(quick, tmp_path):
     assert sorted(run.state for run in read_status(runs)) == ["interrupted", "interrupted", "waiting"]
     assert len(list(runs.glob("*/checkpoints/last.ckpt"))) == 2
     assert not list(runs.glob(".stop*"))
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    """Ray with a cluster of two machines with so many GPUs."""
+
+    def have(*gpus):
+        cluster = SimpleNamespace(
+            is_initialized=lambda: True,
+            nodes=lambda: [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": float(n)}} for n in gpus],
+        )
+        monkeypatch.setitem(sys.modules, "ray", cluster)
+
+    return have
+
+
+def test_ray_gives_a_run_its_gpus_if_the_cluster_has_some(ray, capsys):
+    def remote(devices, **said):
+        settings = OmegaConf.create({"init": {}, "remote": said})
+        module._start_ray(settings, devices)
+        return dict(settings.remote)
+
+    ray(4, 2)
+    assert remote(3) == {"num_gpus": 3}
+    assert capsys.readouterr().out == "Ray: 2 machines with 16 cores and 6 GPUs\n"
+    assert remote(1, num_gpus=0.5) == {"num_gpus": 0.5}
+    assert remote(None) == {}
+    with pytest.raises(InputError, match=r"trainer.devices=5: the machines of Ray's cluster have 4 GPUs"):
+        remote(5)
+    ray(0, 0)
+    assert remote(1) == {}
