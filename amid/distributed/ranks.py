@@ -205,6 +205,20 @@ def sum_gradients(parameters: Iterable["nn.Parameter"]) -> None:
                 gradient.copy_(part.view_as(gradient))
 
 
+def clip_gradients(parameters: Iterable["nn.Parameter"], largest: float) -> "Tensor":
+    """Scales gradients down to the norm `largest` over all weights, spread ones too; returns their norm."""
+    from torch import nn
+    from torch.distributed.tensor import DTensor
+
+    trained = list(parameters)
+    norm = nn.utils.get_total_norm([weight.grad for weight in trained if weight.grad is not None])
+    if isinstance(norm, DTensor):
+        with exchanging():
+            norm = norm.full_tensor()
+    nn.utils.clip_grads_with_norm_(trained, largest, norm)
+    return norm
+
+
 def same_weights(parameters: Iterable["Tensor"]) -> None:
     """Gives all ranks the weights of the first one."""
     if number() > 1:
@@ -242,6 +256,17 @@ def _contact() -> Iterator[None]:
         yield
     except RuntimeError as error:  # of gloo and NCCL
         raise LostContact from error
+
+
+@contextlib.contextmanager
+def exchanging() -> Iterator[None]:
+    """Turns errors of the exchange between ranks into `LostContact`, in a block that may raise others too."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, _dist().DistError) or "gloo/" in str(error):
+            raise LostContact from error
+        raise
 
 
 def _dist() -> Any:

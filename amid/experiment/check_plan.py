@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from amid.errors import InputError, choose_one
 from amid.experiment.plan import Plan
 from amid.measures import VALIDATION
+from amid.models.layers import decoder_layers
 from amid.models.limits import check_lengths, check_reads_forwards
 from amid.models.source import load_tokenizer
 from amid.models.vocabulary import check_same_tokens, output_rows
@@ -101,6 +102,8 @@ def check_models(plan: Plan) -> None:
             source = plan.source(role)
             skeleton = source.skeleton(source.config(tokenizer))
             source.check_rows(skeleton, tokenizer)
+        if role == "student" and plan.trainer.strategy == "fsdp":
+            decoder_layers(skeleton)
         name = f"the {role} {source.path or ''}".strip()
         check_reads_forwards(name, skeleton)
         rows = output_rows(skeleton)

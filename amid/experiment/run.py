@@ -104,7 +104,6 @@ class Prepared:
     plan: Plan
     """The plan with the models that were prepared for it."""
     data: InstructionData
-    student: PreTrainedModel
     teacher: Teacher | None
     course: Course
     module: DistillationModule
@@ -155,7 +154,7 @@ def prepare(plan: Plan, quiet: bool) -> Prepared:
             shared_vocab=None if teacher is None else shared_vocabulary(teacher.vocabulary, student),
             schedule=plan.schedule,
         )
-    return Prepared(plan, data, student, teacher, course, module, timings)
+    return Prepared(plan, data, teacher, course, module, timings)
 
 
 def train(prepared: Prepared, directory: Path, loggers: Sequence[Logger], last: Path | None) -> Trained:
@@ -172,7 +171,7 @@ def train(prepared: Prepared, directory: Path, loggers: Sequence[Logger], last: 
 
 def score(prepared: Prepared, trained: Trained, directory: Path, loggers: Sequence[Logger]) -> Evaluation:
     """Exports the student, and scores its answers to the evaluation sets; no scores where it diverged."""
-    plan, data, student = prepared.plan, prepared.data, prepared.student
+    plan, data, student = prepared.plan, prepared.data, prepared.module.student
     evaluation = Evaluation({name: {} for name in data.test_examples}, {}, 0.0)
     if trained.diverged:
         return evaluation

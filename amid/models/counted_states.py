@@ -162,13 +162,17 @@ class CountedStates:
             states: Tensor = self._body(input_ids=input_ids, use_cache=False, **borders).last_hidden_state
         return states
 
+    def check_packed(self) -> None:
+        """Checks once that the model takes packed rows, see `check_takes_packed`."""
+        if not self._takes_packed:
+            check_takes_packed(self.model)
+            self._takes_packed = True
+
     def _borders(self, position_ids: Tensor | None) -> dict[str, Any]:
         """The arguments that show the model where packed rows begin; none for rows that are not packed."""
         if position_ids is None:
             return {}
-        if not self._takes_packed:
-            check_takes_packed(self.model)
-            self._takes_packed = True
+        self.check_packed()
         return _borders(self.model, position_ids)
 
 

@@ -1,4 +1,4 @@
-"""A student made of some layers of another model."""
+"""The decoder layers of a model, and a student made of some of them."""
 
 from collections.abc import Sequence
 
@@ -10,6 +10,31 @@ from transformers import PreTrainedModel
 from amid.errors import InputError
 
 
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """Returns the decoder layers of a model.
+
+    Raises:
+        InputError: if they cannot be found.
+    """
+    _, _, stack = _stack(model)
+    if stack is None:
+        raise InputError(
+            f"trainer.strategy=fsdp: the decoder layers of {type(model).__name__} were not found; use "
+            "trainer.strategy=ddp"
+        )
+    return stack
+
+
+def _stack(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList | None]:
+    """Returns the module that holds the decoder layers, their name in it, and the layers if there are any."""
+    n = model.config.get_text_config().num_hidden_layers
+    for parent in model.base_model.modules():
+        for name, module in parent.named_children():
+            if isinstance(module, nn.ModuleList) and len(module) == n:
+                return parent, name, module
+    return model, "", None
+
+
 def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
     """Keeps only the transformer layers with these indices, in this order (in place).
 
@@ -18,17 +43,11 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
             which of them are left.
     """
     config = model.config.get_text_config()
-    stacks = [
-        (parent, name, module)
-        for parent in model.base_model.modules()
-        for name, module in parent.named_children()
-        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
-    ]
-    if not stacks:
+    parent, name, stack = _stack(model)
+    if stack is None:
         raise InputError(
             f"model.student.layers: the layers of {type(model).__name__} were not found; use null"
         )
-    parent, name, stack = stacks[0]
     if not layers or not all(0 <= i < len(stack) for i in layers):
         raise InputError(
             f"model.student.layers={list(layers)}: choose indices from 0 to {len(stack) - 1}, at least one"

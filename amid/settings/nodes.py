@@ -171,8 +171,11 @@ class Trainer(Node):
     devices: Devices
     num_nodes: Count = 1
     strategy: Annotated[
-        Literal["auto", "ddp"],
-        Field(description="auto, or ddp: each device has the whole student and a share of a step's rows"),
+        Literal["auto", "ddp", "fsdp"],
+        Field(
+            description="auto or ddp: each device has the whole student and a share of a step's rows; "
+            "fsdp: the student's weights, gradients and optimiser states are spread over the devices too"
+        ),
     ] = "auto"
     precision: Annotated[
         Literal["32-true", "bf16-mixed", "64-true"],

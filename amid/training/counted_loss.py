@@ -34,6 +34,14 @@ class CountedLoss:
         """Whether the student's head can be split off."""
         return self._states.head is not None
 
+    def check_packed(self) -> None:
+        """Checks once that the student takes packed rows, before the first of them comes.
+
+        Raises:
+            InputError: if it does not keep them apart.
+        """
+        self._states.check_packed()
+
     def __call__(
         self,
         objective: Loss,

@@ -1,6 +1,8 @@
 """The devices and the CPU threads that a run computes on: one device, or one for each of its ranks."""
 
 import os
+from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import lightning as L
@@ -9,11 +11,15 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim import Optimizer
 
 from amid.distributed import ranks
+from amid.distributed.sharding import spread, whole
 from amid.distributed.start import has_gpus
 from amid.errors import InputError
 from amid.settings.nodes import Trainer
+from amid.training.module import DistillationModule
 
 # SLURM may start several processes, each with runs of its own: all of them log.
 rank_zero_only.rank = ranks.rank()  # type: ignore[attr-defined]
@@ -33,6 +39,58 @@ class DataParallel(DDPStrategy):
         ranks.same_weights(self.lightning_module.parameters())
 
 
+class Sharded(DataParallel):
+    """Data parallelism with the student's weights, gradients and optimiser states spread over the ranks.
+
+    Checkpoints hold whole tensors, as on one device. The first rank writes them, and a run resumes from them
+    with any strategy on any number of devices.
+    """
+
+    def setup(self, trainer: L.Trainer) -> None:
+        """Spreads the student's weights, from the CPU on, and makes the optimiser of a training."""
+        assert self.accelerator is not None
+        assert self.model is not None
+        self.accelerator.setup(trainer)
+        self.precision_plugin.convert_module(self.model)
+        self._module.shard(self.root_device)
+        self.model_to_device()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The whole trained weights, on the first rank; other ranks have None for a weight."""
+        frozen = self._module.frozen()
+        state = self._module.state_dict()
+        return {name: whole(value) for name, value in state.items() if name not in frozen}
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimiser's state in whole tensors, on the first rank."""
+        state: dict[str, Any] = whole(super().optimizer_state(optimizer))
+        return state
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Gives each rank its part of the optimisers' states."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            weights = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+            optimizer.load_state_dict(spread(state, weights))
+
+    def teardown(self) -> None:
+        """Leaves the weights on their devices: they stay spread for what follows."""
+        assert self.accelerator is not None
+        self.precision_plugin.teardown()
+        self.accelerator.teardown()
+        self.checkpoint_io.teardown()
+
+    @property
+    def _module(self) -> DistillationModule:
+        assert isinstance(self.lightning_module, DistillationModule)
+        return self.lightning_module
+
+
+_STRATEGIES = {"auto": DataParallel, "ddp": DataParallel, "fsdp": Sharded}
+
+
 def of_trainer(trainer: Trainer) -> dict[str, Any]:
     """The arguments of `lightning.Trainer` that say on which devices this process and its ranks compute."""
     if ranks.number() == 1:
@@ -42,7 +100,7 @@ def of_trainer(trainer: Trainer) -> dict[str, Any]:
     return {
         "devices": trainer.devices if isinstance(trainer.devices, list) else here,
         "num_nodes": ranks.number() // here,
-        "strategy": DataParallel(timeout=ranks.ANSWER_WITHIN),
+        "strategy": _STRATEGIES[trainer.strategy](timeout=ranks.ANSWER_WITHIN),
         "use_distributed_sampler": False,  # a step's rows are shared out by tokens
     }
 

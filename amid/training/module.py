@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,10 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from amid.data import InstructionData
 from amid.data.tokens import MicroBatch, Row, SampledRow, counted, counted_positions
 from amid.distributed import ranks
+from amid.distributed.sharding import ShardedStudent
 from amid.errors import InputError
 from amid.experiment.evaluation import ValidationScore
 from amid.generation.sampling import MixedAnswer, Sampling
 from amid.losses import KL, CrossEntropy, Loss, Objective
+from amid.losses.inputs import Stats
 from amid.measures import VALIDATION
 from amid.schedule import Schedule
 from amid.teacher.signals import CachedTeacher, Teacher
@@ -137,6 +139,7 @@ class DistillationModule(L.LightningModule):
         self.objective = objective
         self._data, self._text = data, text
         self._on_student_text = on_student_text(objective)
+        self._sharded: ShardedStudent | None = None
         self._optimisation, self.steps = optimisation, optimisation.steps
         self._valid_score, self._log_every_n_steps = valid_score, log_every_n_steps
         self._schedule = schedule
@@ -170,6 +173,27 @@ class DistillationModule(L.LightningModule):
         if self.teacher is not None:
             self.teacher.to(self.device)
 
+    def shard(self, device: torch.device) -> None:
+        """Spreads the student's weights over the ranks, if they are not spread yet.
+
+        Raises:
+            InputError: if the student's decoder layers cannot be found.
+        """
+        if self._sharded is None:
+            for loss in filter(None, (self._loss, self._comparison)):
+                if self._data.packing:  # later a rank without rows would not run the check
+                    loss.check_packed()
+            self._sharded = ShardedStudent(self.student, device)
+
+    def gather(self) -> None:
+        """Gives each rank the whole student again, as a plain model, to be trained no further."""
+        if self._sharded is not None:
+            self.student, self._sharded = self._sharded.gathered(), None
+
+    def whole_student(self) -> AbstractContextManager[PreTrainedModel]:
+        """A context in which each rank has the whole student, as a plain model."""
+        return contextlib.nullcontext(self.student) if self._sharded is None else self._sharded.whole()
+
     def on_train_start(self) -> None:
         """Puts the student into train mode: models come in eval mode."""
         self.student.train()
@@ -202,9 +226,10 @@ class DistillationModule(L.LightningModule):
         total, weight = loss, self._data.plain_text_weight
         if (plain_text_loss := self._plain_text_backward()) is not None:
             total = loss + weight * plain_text_loss
-        ranks.sum_gradients(self.student.parameters())
+        if self._sharded is None:  # which sums them itself
+            ranks.sum_gradients(self.student.parameters())
         clip_norm = self._optimisation.clip_norm
-        norm = nn.utils.clip_grad_norm_(
+        norm = ranks.clip_gradients(
             self.student.parameters(), float("inf") if clip_norm is None else clip_norm
         )
         values = (float(total), float(norm))
@@ -229,15 +254,41 @@ class DistillationModule(L.LightningModule):
         self._stop_at_the_last_step()
         return total
 
-    def _share(self, rows: Sequence[Row | SampledRow]) -> Iterator[tuple[MicroBatch, int]]:
-        """Yields this rank's micro-batches of a step, each with the divisor of its loss."""
+    def _share(self, rows: Sequence[Row | SampledRow]) -> Iterator[tuple[MicroBatch | None, int]]:
+        """Yields this rank's micro-batches of a step, each with the divisor of its loss.
+
+        With a sharded student all ranks have equally many, and some may be None.
+        """
         of_ranks = self._data.shares(rows, ranks.number())
         counts = [[sum(map(counted, part)) for part in parts] for parts in of_ranks]
         divisors = iter(denominators(list(chain(*counts)), self._data.mean))
         own = [[next(divisors) for _ in parts] for parts in of_ranks][ranks.rank()]
-        for part, divisor in zip(of_ranks[ranks.rank()], own, strict=True):
+        most = max(map(len, of_ranks))
+        for number, (part, divisor) in enumerate(zip(of_ranks[ranks.rank()], own, strict=True), 1):
+            if self._sharded is not None:
+                self._sharded.begin_pass(last=number == most)
             batch = self._data.micro_batch(part)
             yield {name: value.to(self.device) for name, value in batch.items()}, divisor
+        if self._sharded is not None:
+            for number in range(len(own) + 1, most + 1):
+                self._sharded.begin_pass(last=number == most)
+                yield None, 1
+
+    def _computed(
+        self,
+        loss: CountedLoss,
+        objective: Loss,
+        batch: MicroBatch | None,
+        denominator: float,
+        **given: bool,
+    ) -> tuple[Tensor, Stats]:
+        """Returns what `loss` returns, computed where the student has its weights; 0 without a batch."""
+        if batch is None:
+            assert self._sharded is not None
+            return self._sharded.idle(), {}
+        if self._sharded is None:
+            return loss(objective, batch, denominator, **given)
+        return self._sharded.compute(lambda: loss(objective, batch, denominator, **given))
 
     def _backward(
         self, objective: Loss, rows: Sequence[Row | SampledRow], with_stats: bool
@@ -248,12 +299,12 @@ class DistillationModule(L.LightningModule):
         """
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         for batch, denominator in self._share(rows):
-            part, stats = self._loss(objective, batch, denominator, return_stats=with_stats)
-            self.manual_backward(part)
+            part, stats = self._computed(self._loss, objective, batch, denominator, return_stats=with_stats)
+            self._add_gradient(part)
             sums[_LOSS] += part.detach()
             for name, value in stats.items():
                 sums[name] += value
-            if with_stats:
+            if with_stats and batch is not None:
                 sums[_TOKENS] += batch["attention_mask"].sum()
                 sums[_PLACES] += batch["attention_mask"].numel()
         sums = ranks.totals(sums)
@@ -262,6 +313,10 @@ class DistillationModule(L.LightningModule):
         tokens = sum(map(counted, rows))
         means = {name: value / max(tokens, 1) for name, value in sums.items()}
         return loss, {**means, **padding}, tokens
+
+    def _add_gradient(self, loss: Tensor) -> None:
+        with ranks.exchanging():
+            self.manual_backward(loss)
 
     def _assistant_rates(self) -> dict[str, float | Tensor]:
         """The α and λ of the assistant, as far as it has them."""
@@ -299,7 +354,7 @@ class DistillationModule(L.LightningModule):
 
         All ranks have all rows.
         """
-        answer = _Answerer(self.student, self.teacher, self._data.tokenizer)
+        answer = _Answerer(self.whole_student, self.teacher, self._data.tokenizer)
         in_order = chain(*self._data.shares(of_data, 1)[0])
         with self._answering():
             rows = self._text.rows(
@@ -342,8 +397,8 @@ class DistillationModule(L.LightningModule):
         objective = CrossEntropy(fused=self.objective.uses_fused)
         total = torch.zeros((), device=self.device)
         for batch, denominator in self._share(rows):
-            loss, _ = self._loss(objective, batch, denominator)
-            self.manual_backward(self._data.plain_text_weight * loss)
+            loss, _ = self._computed(self._loss, objective, batch, denominator)
+            self._add_gradient(self._data.plain_text_weight * loss)
             total += loss.detach()
         return ranks.totals({_LOSS: total})[_LOSS]
 
@@ -355,11 +410,14 @@ class DistillationModule(L.LightningModule):
         """Adds this rank's share of a batch to the sums over the validation set."""
         for batch, _ in self._share(rows):
             with_stats = self.objective.needs_teacher
-            loss, stats = self._loss(self._measured, batch, 1.0, with_stats, cross_entropy=True)
+            loss, stats = self._computed(
+                self._loss, self._measured, batch, 1.0, return_stats=with_stats, cross_entropy=True
+            )
             self._valid_sums["loss"] += loss
-            self._valid_sums["tokens"] += counted_positions(batch).sum()
+            if batch is not None:
+                self._valid_sums["tokens"] += counted_positions(batch).sum()
             if self._comparison is not None:
-                stats |= self._comparison(self._compared, batch, 1.0, return_stats=True)[1]
+                stats |= self._computed(self._comparison, self._compared, batch, 1.0, return_stats=True)[1]
             for name in VALIDATION:
                 if name in stats:
                     self._valid_sums[name] += stats[name]
@@ -388,12 +446,12 @@ class DistillationModule(L.LightningModule):
 
     def _score(self, of: ValidationScore) -> float:
         forward = self.trainer.precision_plugin.forward_context()
-        with self._answering(), _aside(self.teacher), forward:
-            return of(self.student, self._data.tokenizer)
+        with self._answering(), _aside(self.teacher), self.whole_student() as student, forward:
+            return of(student, self._data.tokenizer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the state that a resumed run needs, without frozen weights: their source has them."""
-        frozen = self._frozen()
+        frozen = self.frozen()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
         for name in self.KEPT:
             checkpoint[name] = getattr(self, name)
@@ -415,12 +473,13 @@ class DistillationModule(L.LightningModule):
     ) -> Any:
         """Loads weights; frozen weights may be missing, and then stay as they are."""
         found = super().load_state_dict(state_dict, strict=False, assign=assign)
-        missing = sorted(set(found.missing_keys) - self._frozen())
+        missing = sorted(set(found.missing_keys) - self.frozen())
         if strict and (missing or found.unexpected_keys):
             raise RuntimeError(f"checkpoint: {missing} missing, {found.unexpected_keys} unexpected")
         return found
 
-    def _frozen(self) -> set[str]:
+    def frozen(self) -> set[str]:
+        """The names of the weights that are not trained."""
         return {
             name for name, weight in self.named_parameters(remove_duplicate=False) if not weight.requires_grad
         }
@@ -434,7 +493,7 @@ def _aside(teacher: Teacher | None) -> AbstractContextManager[None]:
 class _Answerer:
     """The `Answerer` of this run's student and teacher."""
 
-    student: PreTrainedModel
+    student: Callable[[], AbstractContextManager[PreTrainedModel]]
     teacher: Teacher | None
     tokenizer: PreTrainedTokenizerBase
 
@@ -444,13 +503,9 @@ class _Answerer:
 
     def __call__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
         vocabulary = len(self.tokenizer)
-        with _aside(self.teacher):
+        with _aside(self.teacher), self.student() as student:
             drawn = sampling.token_ids(
-                model=self.student,
-                tokenizer=self.tokenizer,
-                prompts=prompts,
-                seed=seed,
-                vocabulary=vocabulary,
+                model=student, tokenizer=self.tokenizer, prompts=prompts, seed=seed, vocabulary=vocabulary
             )
         torch.clear_autocast_cache()  # it holds weights cast without a gradient
         return [ids for (ids,) in drawn]
@@ -460,6 +515,8 @@ class _Answerer:
     ) -> list[MixedAnswer]:
         assert self.teacher is not None
         assert not isinstance(self.teacher, CachedTeacher)  # see TeacherSupply
-        drawn = sampling.mixed(self.student, self.teacher.model, self.tokenizer, prompts, seed, teacher_share)
+        teacher, tokenizer = self.teacher.model, self.tokenizer
+        with self.student() as student:
+            drawn = sampling.mixed(student, teacher, tokenizer, prompts, seed, teacher_share)
         torch.clear_autocast_cache()
         return drawn

@@ -182,7 +182,11 @@ class _Taken(L.Callback):
 
 
 def _keep(module: DistillationModule, best: Path | None, steps: int, metric: str | None) -> dict[str, float]:
-    """Loads the weights of the best epoch unless the module has them; returns its validation measures."""
+    """Loads the weights of the best epoch unless the module has them; returns its validation measures.
+
+    From now on each rank has the whole student.
+    """
+    module.gather()
     last = {
         f"{name}_last": value for name, value in module.validation.items() if name == "valid_cross_entropy"
     }

@@ -229,7 +229,7 @@ def test_a_model_with_another_vocabulary_is_refused(quick, tmp_path, capsys):
         ("trainer.precision=bf16", "must be bf16-mixed"),
         ("trainer.devices=0", "trainer.devices=0 must be a number of devices from 1, or the numbers of GPUs"),
         ("trainer.devices=[1,1]", "or the numbers of GPUs, such as"),
-        ("trainer.strategy=deepspeed", "trainer.strategy=deepspeed must be auto, or ddp"),
+        ("trainer.strategy=deepspeed", "trainer.strategy=deepspeed must be auto or ddp"),
         ("trainer.num_nodes=2", "trainer.num_nodes=2: start amid on each machine, by torchrun or srun"),
         ("model.student.sft.trainer.devices=2", "fine-tuned on the devices of its run; use"),
         (

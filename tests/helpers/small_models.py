@@ -23,7 +23,7 @@ def network(seed=0, eos_bias=0.0, **fields):
     """A small model of random weights; `eos_bias` is added to the logit of EOS."""
     torch.manual_seed(seed)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = AutoConfig.for_model("llama", vocab_size=1024, initializer_range=0.3, **sizes, **fields)
+    config = AutoConfig.for_model("llama", vocab_size=1024, initializer_range=0.3, **(sizes | fields))
     model = AutoModelForCausalLM.from_config(config)
     model.generation_config = GenerationConfig()
 
@@ -53,8 +53,8 @@ def data_of(tmp_path, size=60, pad=None, **given):
     )
 
 
-def fitted(data, which, student, teacher=None, objective=None, steps=1, lr=0.1, **given):
-    """A module after some steps of gradient descent."""
+def fitted(data, which, student, teacher=None, objective=None, steps=1, lr=0.1, trainer=None, **given):
+    """A module after some steps of gradient descent; `trainer` has more arguments for Lightning's trainer."""
     which.begin(data.train_tokens)
     module = DistillationModule(
         student=student,
@@ -63,14 +63,14 @@ def fitted(data, which, student, teacher=None, objective=None, steps=1, lr=0.1, 
         data=data,
         text=which,
         optimisation=Optimisation(
-            lambda params: torch.optim.SGD(params, lr=lr),
+            given.pop("optimizer", lambda params: torch.optim.SGD(params, lr=lr)),
             lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
             clip_norm=None,
             steps=steps,
         ),
         **{key: value for key, value in given.items() if key != "precision"},
     )
-    trainer = L.Trainer(
+    fit = L.Trainer(
         max_epochs=-1,
         max_steps=steps,
         accelerator="cpu",
@@ -80,9 +80,10 @@ def fitted(data, which, student, teacher=None, objective=None, steps=1, lr=0.1, 
         enable_model_summary=False,
         limit_val_batches=0,
         precision=given.get("precision", "32-true"),
+        **(trainer or {}),
     )
-    trainer.fit(module, train_dataloaders=data.train_dataloader())
-    return module, {name: float(value) for name, value in trainer.callback_metrics.items()}
+    fit.fit(module, train_dataloaders=data.train_dataloader())
+    return module, {name: float(value) for name, value in fit.callback_metrics.items()}
 
 
 def answer_with(*ids):

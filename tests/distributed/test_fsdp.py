@@ -1,0 +1,130 @@
+"""A student with its weights spread over the ranks takes the steps that one process takes."""
+
+import numpy
+import pytest
+import torch
+from in_ranks import in_ranks
+from small_models import CPU, data_of, fitted, network
+from torch.distributed.tensor import DTensor
+
+from amid.distributed import ranks
+from amid.errors import InputError
+from amid.losses import KL, AlphaBeta, AlphaMixture, JensenShannon, Objective
+from amid.models.layers import decoder_layers
+from amid.models.lora import LoRA
+from amid.models.source import ModelSource
+from amid.settings import nodes
+from amid.teacher.supply import TeacherSupply
+from amid.text import DataText, StudentText
+from amid.training.devices import environment, of_trainer
+
+STEPS = 3
+LORA = LoRA(r=2, dropout=0.0, target_modules="all-linear")
+
+
+class Kept(torch.optim.AdamW):
+    """AdamW that keeps the gradients of its first step, and says whether all weights are spread."""
+
+    def __init__(self, params):
+        super().__init__(params, lr=1e-3, eps=1e-3)
+        Kept.gradients = None
+
+    def step(self, closure=None):
+        if Kept.gradients is None:
+            weights = [weight for group in self.param_groups for weight in group["params"]]
+            Kept.spread = all(isinstance(weight, DTensor) for weight in weights)
+            Kept.gradients = torch.cat([whole(weight.grad).flatten() for weight in weights]).numpy()
+        return super().step(closure)
+
+
+def whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def trainer(strategy="fsdp"):
+    """The arguments of Lightning's trainer on the ranks of this run."""
+    settings = {"max_epochs": -1, "max_steps": -1, "accelerator": "cpu", "devices": ranks.number()}
+    steps = {"log_every_n_steps": 1, "check_val_every_n_epoch": 1, "precision": "32-true"}
+    given = nodes.Trainer(**settings, **steps, strategy=strategy)
+    return of_trainer(given) | {"plugins": [environment()]}
+
+
+def cached(data, folder):
+    """A teacher whose states are stored, with its model in `folder`."""
+    supply = TeacherSupply("cached", cache_dir=str(data.cache_dir), multirun=True)
+    return supply.teacher(ModelSource(str(folder)), data.tokenizer, [data.train_tokens], passes=1.0, **CPU)
+
+
+CASES = {
+    "tied": {"objective": Objective(KL(), AlphaMixture(-5.0, 0.1))},
+    "untied": {"objective": Objective(AlphaBeta(), AlphaMixture(0.0, 0.3), order="qr"), "tied": False},
+    "logits": {"objective": Objective(JensenShannon(0.5), fused=False)},
+    "lora": {"objective": Objective(KL()), "lora": LORA},
+    "checkpointing": {"objective": Objective(KL()), "checkpointing": True, "lora": LORA},
+    "cached": {"objective": Objective(KL()), "cached": True},
+    "packed": {"objective": Objective(KL()), "packing": True},
+    "student": {"objective": Objective(KL()), "text": StudentText},
+}
+
+
+def step(
+    tmp_path,
+    objective,
+    tied=True,
+    lora=None,
+    checkpointing=False,
+    cached_teacher=False,
+    text=None,
+    packing=False,
+):
+    """The gradients of the first step, the weights after some, and the loss of the last."""
+    # One row a micro-batch, not packed: ranks have different numbers of them.
+    given = {"batch_size": 7, "micro_batch_size": 1 + packing, "valid_metric": None, "packing": packing}
+    data = data_of(tmp_path, size=13, **given)
+    student = network(tie_word_embeddings=tied, num_hidden_layers=2)
+    if checkpointing:
+        student = ModelSource(str(tmp_path / "student"), gradient_checkpointing=True).load(data.tokenizer)
+    if lora is not None:
+        lora.add_to(student)
+    teacher = cached(data, tmp_path / "teacher") if cached_teacher else None
+    of_text = DataText() if text is None else text(max_new_tokens=8)
+    given = {"objective": objective, "steps": STEPS, "optimizer": Kept, "trainer": trainer()}
+    module, logged = fitted(data, of_text, student, teacher, **given)
+    assert Kept.spread == (ranks.number() > 1)
+    module.gather()
+    weights = [weight.detach().flatten() for weight in module.student.parameters()]
+    return Kept.gradients, torch.cat(weights).numpy(), logged["train/loss"]
+
+
+def steps_of_all(tmp_path, cases):
+    found = {}
+    for name in cases:
+        given = dict(CASES[name])
+        found[name] = step(tmp_path, cached_teacher=given.pop("cached", False), **given)
+    return found
+
+
+def apart(found, expected):
+    return numpy.linalg.norm(found - expected) / numpy.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(("n", "cases"), [(2, list(CASES)), (4, ["tied"])])
+def test_steps_of_several_ranks_are_those_of_one(tmp_path, n, cases):
+    network(seed=5).save_pretrained(tmp_path / "teacher")
+    network(num_hidden_layers=2).save_pretrained(tmp_path / "student")
+    alone = steps_of_all(tmp_path, cases)
+    first, *others = in_ranks(n, steps_of_all, tmp_path, cases)
+    for name in cases:
+        (gradients, weights, loss), expected = first[name], alone[name]
+        assert apart(gradients, expected[0]) <= 1e-6, name
+        assert apart(weights, expected[1]) <= 1e-6, name
+        assert loss == pytest.approx(expected[2], rel=1e-5), name
+        for other in others:
+            assert (other[name][1] == weights).all(), name
+
+
+def test_a_model_without_layers_that_are_found_is_named():
+    model = network()
+    model.config.num_hidden_layers = 7
+    with pytest.raises(InputError, match="decoder layers of LlamaForCausalLM were not found; use"):
+        decoder_layers(model)
