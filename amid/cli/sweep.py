@@ -57,6 +57,8 @@ def _sweep_help() -> None:
         "\ntheir own method, divergence, assistant, objective, schedule and text; text.KEY, objective.fused"
         "\nand objective.compiled reach each baseline with this setting. The same command again skips"
         "\nfinished runs."
+        "\nOn several GPUs the runs go side by side, one GPU each; hydra/launcher=joblib, submitit_slurm,"
+        "\nsubmitit_local or ray choose where they run (docs/how-to/launcher.md)."
     )
 
 

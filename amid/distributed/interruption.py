@@ -10,8 +10,8 @@ from typing import Any
 
 from amid.errors import chain_of
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C, the end of a job, and the warning before it that `sbatch --signal=USR1@120` asks for."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Ctrl-C, the end of a job, and the warnings before it: `sbatch --signal=USR1@120`, and submitit's USR2."""
 
 _AGAIN = b"\namid: stops after this step; Ctrl-C again stops at once\n"
 

@@ -33,7 +33,7 @@ class Checkpoints:
         mode: `min` or `max`.
         every_n_steps: optimiser steps between two states; null for no such limit.
         every_minutes: minutes between two states, above 0; null for no such limit.
-        requeue: whether a SLURM job that SIGTERM or SIGUSR1 stops is put back into the queue.
+        requeue: whether a SLURM job that SIGTERM, SIGUSR1 or SIGUSR2 stops is put back into the queue.
 
     Raises:
         InputError: for a value outside its range.

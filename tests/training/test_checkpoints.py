@@ -216,7 +216,7 @@ def five_steps(shortened, prepared, tmp_path_factory):
 @pytest.mark.parametrize(
     ("cut", "at", "number", "goes_on"),
     [
-        ("training_step", 1, signal.SIGUSR1, "goes on after step 2 of its training\n"),
+        ("training_step", 1, signal.SIGUSR2, "goes on after step 2 of its training\n"),
         ("training_step", 4, signal.SIGTERM, "goes on after step 5 of its training\n"),
         ("validation_step", 3, signal.SIGTERM, "goes on after step 3 of its training\n"),
         ("_score", 5, signal.SIGINT, "goes on after step 5 of its training\n"),
@@ -287,7 +287,7 @@ def test_signals_that_come_again_while_a_state_is_written_do_not_cut_it(capfd):
         assert "stops after this step; Ctrl-C again stops at once" in capfd.readouterr().err
         with pytest.raises(interruption.Stopped):
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize(
