@@ -9,6 +9,8 @@ from accelerate.utils import align_module_device, has_offloaded_params
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from amid.errors import InputError, nearest
+
 
 def is_spread(model: PreTrainedModel) -> bool:
     """Returns whether accelerate brings the model's weights and inputs together, layer by layer."""
@@ -27,6 +29,33 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return model.device if hook is None else torch.device(hook.execution_device)
 
 
+def check_device_map(model: PreTrainedModel, device_map: Mapping[str, Any]) -> None:
+    """Checks that a mapping gives each weight of a model, perhaps without values, one device.
+
+    Raises:
+        InputError: naming a module that there is not, that is in another module of the mapping, or that has
+            no device.
+    """
+    names = [name for name, _ in model.named_modules()]
+    for name in device_map:
+        if name not in names:
+            raise InputError(
+                f"model device_map names {name!r}, which is no module of {type(model).__name__}"
+                f"{nearest(name, names)}"
+            )
+        around = [
+            other for other in device_map if other != name and (not other or name.startswith(f"{other}."))
+        ]
+        if around:
+            raise InputError(
+                f"model device_map gives {name} a device, and {around[0] or 'the model'} around it; name "
+                "modules that are apart"
+            )
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        if not any(not module or name.startswith(f"{module}.") for module in device_map):
+            raise InputError(f"model device_map gives {name.rpartition('.')[0]} no device; add it")
+
+
 def bytes_on_a_device(model: PreTrainedModel, device_map: str | Mapping[str, Any] | None) -> int:
     """Returns the most bytes of a model's weights that are on one device, or in the CPU's memory.
 
@@ -40,8 +69,8 @@ def bytes_on_a_device(model: PreTrainedModel, device_map: str | Mapping[str, Any
         return -(-sum(weight.nbytes for weight in model.parameters()) // parts)
     held: dict[Any, int] = defaultdict(int)
     for name, weight in model.named_parameters():
-        inside = [module for module in device_map if f"{name}.".startswith(f"{module}.") or not module]
-        held[device_map[max(inside, key=len)] if inside else None] += weight.nbytes
+        inside = next(module for module in device_map if not module or name.startswith(f"{module}."))
+        held[device_map[inside]] += weight.nbytes
     return max((size for device, size in held.items() if device != "disk"), default=0)
 
 

@@ -27,6 +27,7 @@ from amid.files import checksum, key_of
 from amid.models.hub import ask_its_cache_alone_if_it_is_silent, reason_of
 from amid.models.layers import keep_layers
 from amid.models.lora import LoRA
+from amid.models.placement import check_device_map
 from amid.models.quantization import check_quantization, dequantize, quantize
 from amid.models.saving import agree_with_tokenizer
 from amid.settings import check_arguments, check_values, nodes
@@ -138,6 +139,8 @@ class ModelSource:
                 have, or it has no gradient checkpointing or `attention` or cannot be quantised, and that is
                 asked for.
         """
+        if isinstance(self.device_map, Mapping):
+            self.skeleton(self.config(tokenizer))  # checks the mapping
         model = _of_config(self.config(tokenizer), self.dtype) if self.path is None else self._stored()
         self.check_rows(model, tokenizer)
         agree_with_tokenizer(model, tokenizer)
@@ -241,6 +244,8 @@ class ModelSource:
             return self._shaped(model)
 
     def _shaped(self, model: PreTrainedModel, trained: bool = False) -> PreTrainedModel:
+        if isinstance(self.device_map, Mapping):
+            check_device_map(model, self.device_map)
         if self.layers is not None:
             keep_layers(model, self.layers)
         if self.quantization is not None:
@@ -279,6 +284,11 @@ class ModelSource:
         except _OF_FILES as error:
             raise _not_loadable("model", self.path, error) from error
         except RuntimeError as error:
+            if self.device_map is not None and "device" in str(error):
+                raise InputError(
+                    f"model device_map={devices}: this machine does not have these devices "
+                    f"({first_line(error)}); use auto, or devices that there are"
+                ) from error
             raise InputError(
                 f"model path={self.path!r}: the weights do not fit the architecture of its config.json "
                 f"({first_line(error)}); give the folder that the weights were saved with"

@@ -190,6 +190,9 @@ def test_memory_and_disk_of_a_large_teacher_and_of_several_devices():
     assert states("teacher.states=int8").disk == pytest.approx(states().disk * (width + 4) / (4 * width))
     whole = states().memory
     assert whole == weight_bytes(skeleton)
-    spread = "model.teacher.device_map={model: 0, lm_head: 0, model.layers.1: cpu}"
+    on_gpu = ", ".join(
+        f"{name}: 0" for name in ("model.embed_tokens", "model.norm", "model.layers.0", "lm_head")
+    )
+    spread = f"model.teacher.device_map={{{on_gpu}, model.layers.1: cpu}}"
     layer = sum(weight.nbytes for weight in skeleton.model.layers[1].parameters())
     assert states(spread).memory == whole - layer

@@ -78,3 +78,24 @@ def test_what_cannot_be_spread(saved):
     with pytest.raises(InputError, match="device_map=everywhere must be auto, balanced or sequential"):
         ModelSource(str(saved), device_map="everywhere")
     assert not is_spread(ModelSource(str(saved), device_map="auto").load(TOKENS)), "one device is enough"
+
+
+def test_a_mapping_gives_each_module_one_device(saved):
+    def refusal(device_map):
+        with pytest.raises(InputError) as error:
+            ModelSource(str(saved), device_map=device_map).load(TOKENS)
+        return str(error.value)
+
+    parts = {"model.embed_tokens": "cpu", "model.layers": "disk", "model.norm": "cpu"}
+    assert "lm_head no device; add it" in refusal(parts)
+    assert "'model.norms', which is no module of LlamaForCausalLM" in refusal(parts | {"model.norms": "cpu"})
+    nested = refusal({"model": "cpu", "lm_head": "cpu", "model.layers.1": "disk"})
+    assert "gives model.layers.1 a device, and model around it" in nested
+    assert "this machine does not have these devices" in refusal({"": 7})
+    layers = ModelSource(str(saved), device_map=parts | {"lm_head": "cpu"}).load(TOKENS)
+    assert all(weight.is_meta for weight in layers.model.layers.parameters())
+    teacher, whole = LiveTeacher(layers), LiveTeacher(ModelSource(str(saved)).load(TOKENS))
+    ids = torch.arange(2, 20).unsqueeze(0)
+    everywhere = torch.ones_like(ids, dtype=torch.bool)
+    states = [of.hidden({"input_ids": ids}, everywhere) for of in (teacher, whole)]
+    assert torch.equal(*states)
