@@ -32,7 +32,7 @@ coverage: .venv/installed  ## the test suite, and which lines of amid/ it runs
 test-slow: .venv/installed  ## the slower checks
 	$(BIN)/python -m pytest -m slow -n auto --dist worksteal
 
-BENCH := loss step activations generation ladder metrics sweep
+BENCH := loss step packing activations generation ladder metrics sweep
 bench: .venv/installed  ## speed and memory, as ratios measured in turn: make bench DEVICE=cuda
 	for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py --device $(or $(DEVICE),cpu) || exit 1; done
 
