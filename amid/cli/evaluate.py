@@ -18,6 +18,7 @@ from amid.config.run_names import further_settings
 from amid.config.run_settings import REMEDY, Stored, read_settings, recorded_hash, stored_student
 from amid.config.stored_overrides import TAKEN
 from amid.console import announce, shown
+from amid.distributed import ranks
 from amid.errors import InputError
 from amid.experiment.check_plan import named_by_key
 from amid.experiment.evaluation import announce_unread, check_metrics, evaluate_sets
@@ -44,16 +45,20 @@ def run(cfg: DictConfig) -> None:
     """
     silence_bars()
     directory = Path(HydraConfig.get().runtime.output_dir)
-    with only_process_in(directory):
-        result = _finished(cfg, directory)
+    with ranks.first_in(lambda: only_process_in(directory)):
+        result = ranks.from_first(lambda: _finished(cfg, directory))
         if result is None:
-            if (directory / RESULT_FILE).exists():
-                announce(f"{shown(directory)} has scores of other data or of another model: scoring again")
-                (directory / RESULT_FILE).unlink()
-            with watched(directory):
-                record_command(directory, cfg)
+            ranks.from_first(lambda: _forget_scores(directory))
+            with ranks.first_in(lambda: watched(directory)):
+                ranks.from_first(lambda: record_command(directory, cfg))
                 result = _evaluate(*_planned(cfg), directory)
     announce(f"{summary(result)}\nEvaluation: {shown(directory)}")
+
+
+def _forget_scores(directory: Path) -> None:
+    if (directory / RESULT_FILE).exists():
+        announce(f"{shown(directory)} has scores of other data or of another model: scoring again")
+        (directory / RESULT_FILE).unlink()
 
 
 def _finished(cfg: DictConfig, directory: Path) -> RunResult | None:
@@ -181,7 +186,7 @@ def _evaluate(plan: Plan, labels: dict[str, Label], directory: Path) -> RunResul
     announce_unread(data.metrics, data.test_examples)
     announce_slow_bfloat16(plan.trainer, {"student": plan.models["student"]})
     fabric = one_device(plan.trainer)
-    write_config(plan, directory)
+    ranks.from_first(lambda: write_config(plan, directory))
     try:
         evaluation = evaluate_sets(
             source.load(data.tokenizer).to(fabric.device),  # type: ignore[arg-type]
@@ -211,7 +216,7 @@ def _evaluate(plan: Plan, labels: dict[str, Label], directory: Path) -> RunResul
         timings={"evaluate": evaluation.seconds},
         versions=versions(),
     )
-    save(result, directory)
+    ranks.from_first(lambda: save(result, directory))
     return result
 
 

@@ -26,6 +26,7 @@ from amid.console import shown, stop_printing
 from amid.distributed import ranks
 from amid.distributed.interruption import stopped_by_signals
 from amid.distributed.processes import run_in_processes
+from amid.distributed.screen import print_nothing, print_own_error
 from amid.distributed.start import has_gpus, ranks_to_start, started_elsewhere
 from amid.errors import Busy, Damaged, InputError, in_one_line, is_mistake, print_error, was_interrupted
 from amid.results import RESULT_FILE
@@ -159,9 +160,16 @@ class _Jobs:
         n = ranks_to_start(trainer)
         if n > 1:
             # Plain values: processes that a launcher started have other classes of the launcher's settings.
-            hydra_cfg = OmegaConf.create(OmegaConf.to_container(HydraConfig.instance().cfg))
-            return run_in_processes(n, run_as_rank, self.name, cfg, hydra_cfg, directory)
-        return run_entry_point(self.name, cfg, directory, of_several=started_elsewhere(trainer))
+            of_hydra = OmegaConf.create(OmegaConf.to_container(HydraConfig.instance().cfg))
+            return run_in_processes(n, run_as_rank, self.name, cfg, of_hydra, directory, prefix)
+        of_several = started_elsewhere(trainer)
+        if of_several and os.environ["RANK"] != "0":
+            print_nothing()
+        try:
+            return run_entry_point(self.name, cfg, directory, of_several)
+        except Exception as error:
+            print_own_error(error)
+            raise
 
     def _begin(self, directory: Path) -> None:
         """Prints which run begins."""

@@ -11,6 +11,8 @@ from amid import __version__
 from amid.config.own_modules import search_working_folder
 from amid.console import as_typed, stop_printing
 from amid.distributed.interruption import signal_of, stopped_by_signals
+from amid.distributed.screen import print_nothing
+from amid.distributed.start import is_other_rank_of_torchrun
 from amid.errors import InputError, choose_one, print_error, was_interrupted, with_traceback
 from amid.tracking.run_log import off_the_screen
 from amid.training.process_memory import keep_freed_memory
@@ -55,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if is_other_rank_of_torchrun():
+        print_nothing()
     keep_freed_memory()
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command not in ("report", "status", "dashboard") and (command != "score" or "--trust-run" in rest):

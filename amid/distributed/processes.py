@@ -18,7 +18,8 @@ from typing import Any
 
 from amid.distributed.interruption import Stopped, signal_of, stopped_by_signals
 from amid.distributed.ranks import LostContact
-from amid.errors import in_one_line, wants_traceback, was_interrupted
+from amid.distributed.screen import print_nothing
+from amid.errors import in_one_line, was_interrupted
 from amid.tracking.run_log import off_the_screen
 
 LAST_WORDS = 5.0
@@ -30,7 +31,7 @@ PATIENCE = 20.0
 Job = Callable[..., Any]
 
 
-class RankFailed(RuntimeError):
+class RankFailed(ChildProcessError):
     """A rank of a run ended without a message, such as by a signal."""
 
 
@@ -198,18 +199,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def print_nothing() -> None:
-    """Discards what this process prints: the first rank prints for all.
-
-    With AMID_TRACEBACK=1 its errors and warnings stay on the screen.
-    """
-    sys.stdout.flush()
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 1)
-    if not wants_traceback():
-        os.dup2(nothing, 2)
 
 
 def _free_port() -> int:

@@ -29,7 +29,7 @@ _BUCKET = 2**25
 T = TypeVar("T")
 
 
-class LostContact(RuntimeError):
+class LostContact(ConnectionError):
     """Another rank of the run has ended, or does not answer."""
 
     def __init__(self) -> None:
@@ -121,6 +121,8 @@ def from_first(make: Callable[[], T]) -> T:
     with _contact():
         _dist().broadcast_object_list(made, 0)
     if made[1] is not None:
+        if not is_first():
+            made[1].of_first_rank = True
         raise made[1]
     result: T = made[0]
     return result

@@ -1,12 +1,15 @@
 """Who starts the ranks of a run: amid itself on one machine, or torchrun or srun."""
 
 import os
+from typing import TYPE_CHECKING
 
 from amid.errors import InputError
-from amid.settings.nodes import Trainer
+
+if TYPE_CHECKING:  # it takes long to import
+    from amid.settings.nodes import Trainer
 
 
-def ranks_to_start(trainer: Trainer, key: str = "trainer") -> int:
+def ranks_to_start(trainer: "Trainer", key: str = "trainer") -> int:
     """The number of processes that a run is to start for its devices; 1 if it needs no others.
 
     They are not started if torchrun or srun has started them. This process then has its place among them in
@@ -37,7 +40,7 @@ def ranks_to_start(trainer: Trainer, key: str = "trainer") -> int:
     return int(devices)
 
 
-def _check_gpus(trainer: Trainer, given: str) -> None:
+def _check_gpus(trainer: "Trainer", given: str) -> None:
     if has_gpus(trainer):
         import torch
 
@@ -47,7 +50,7 @@ def _check_gpus(trainer: Trainer, given: str) -> None:
             raise InputError(f"{given}: this machine has {there} GPUs; choose at most as many")
 
 
-def started_elsewhere(trainer: Trainer) -> bool:
+def started_elsewhere(trainer: "Trainer") -> bool:
     """Whether this process is one of several that torchrun or srun has started for one run.
 
     Then RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set.
@@ -83,7 +86,12 @@ def _found_elsewhere(wanted: int) -> int:
     return tasks
 
 
-def has_gpus(trainer: Trainer) -> bool:
+def is_other_rank_of_torchrun() -> bool:
+    """Whether torchrun has started this process as another rank than the first."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0"
+
+
+def has_gpus(trainer: "Trainer") -> bool:
     """Whether a run with these settings is computed on NVIDIA GPUs."""
     import torch  # takes seconds to import
 
