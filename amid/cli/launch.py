@@ -161,7 +161,7 @@ class _Jobs:
         if n > 1:
             # Plain values: processes that a launcher started have other classes of the launcher's settings.
             of_hydra = OmegaConf.create(OmegaConf.to_container(HydraConfig.instance().cfg))
-            return run_in_processes(n, run_as_rank, self.name, cfg, of_hydra, directory, prefix)
+            return run_in_processes(n, run_as_rank, self.name, cfg, of_hydra, directory)
         of_several = started_elsewhere(trainer)
         if of_several and os.environ["RANK"] != "0":
             print_nothing()

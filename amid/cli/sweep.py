@@ -15,6 +15,7 @@ from amid.config.overrides import check_overrides, parsed_overrides, quoted
 from amid.config.secrets import check_overrides_for_secrets
 from amid.config.sweeps import Sweep, read_sweep, title
 from amid.console import as_typed
+from amid.distributed.start import is_other_rank_of_torchrun
 from amid.errors import InputError, print_error
 from amid.results import RESULT_FILE
 from amid.tracking.command_records import write_plan
@@ -123,7 +124,8 @@ def _run_sweep(sweep: Sweep, launcher: Launcher, cfg: DictConfig, again: str) ->
     if any((directory / RESULT_FILE).exists() for directory in (runs or sweep.output_dir.glob("*"))):
         from amid.cli.report import run as report  # draws figures, by matplotlib
 
-        report([str(sweep.output_dir)])
+        if not is_other_rank_of_torchrun():
+            report([str(sweep.output_dir)])
     announce_left_to_others(elsewhere)
     if failed:
         raise InputError(f"some runs failed (above); to try them again: {again}")

@@ -74,7 +74,7 @@ def run_in_processes(ranks: int, job: Job, *given: Any) -> Any:
         ends.append(here)
     said: list[Any] = [None] * ranks
     try:
-        _wait(processes, ends, said)
+        failed = _wait(processes, ends, said)
     except Stopped as stop:
         _stop(processes, stop.signum)
         raise
@@ -84,22 +84,28 @@ def run_in_processes(ranks: int, job: Job, *given: Any) -> Any:
                 process.kill()
             process.join()
     _listen(ends, said)
-    _check(processes, said)
+    _check(processes, failed, said)
     return said[0]
 
 
-def _wait(processes: Sequence[BaseProcess], ends: Sequence[Connection], said: list[Any]) -> None:
-    """Waits until all processes have ended; if one fails, ends the others."""
+def _wait(processes: Sequence[BaseProcess], ends: Sequence[Connection], said: list[Any]) -> list[int]:
+    """Waits until all processes have ended; if one fails, ends the others.
+
+    Returns:
+        The ranks that failed by themselves.
+    """
     while alive := [process for process in processes if process.is_alive()]:
         wait([*(process.sentinel for process in alive), *(end for end in ends if not end.closed)])
         _listen(ends, said)
         if any(process.exitcode for process in processes):
             _let_end(processes, LAST_WORDS)
             _listen(ends, said)
+            failed = [rank for rank, process in enumerate(processes) if process.exitcode]
             for process in processes:
                 process.terminate()
             _let_end(processes, PATIENCE)
-            return
+            return failed
+    return []
 
 
 def _stop(processes: Sequence[BaseProcess], signum: int) -> None:
@@ -136,22 +142,20 @@ def _listen(ends: Sequence[Connection], said: list[Any]) -> None:
             end.close()
 
 
-def _check(processes: Sequence[BaseProcess], said: Sequence[Any]) -> None:
+def _check(processes: Sequence[BaseProcess], failed: Sequence[int], said: Sequence[Any]) -> None:
     """Raises the error of the rank that failed first: others fail because it is gone."""
-    killed = [rank for rank, p in enumerate(processes) if p.exitcode and said[rank] is None]
-    failures = [failure for failure in said if isinstance(failure, _Failure)]
+    silent = [rank for rank in failed if not isinstance(said[rank], _Failure)]
+    failures = [said[rank] for rank in failed if rank not in silent]
     own = [failure for failure in failures if not isinstance(failure.error, LostContact)]
-    if own and not any(processes[rank].exitcode == -signal.SIGKILL for rank in killed):
-        error = own[0].error
-        error.add_note(own[0].traceback)
-        raise error
-    ended = [rank for rank in killed if processes[rank].exitcode != -signal.SIGTERM] or killed
-    if ended:
-        code = processes[ended[0]].exitcode or 0
+    if own and not silent:
+        own[0].error.add_note(own[0].traceback)
+        raise own[0].error
+    if silent:
+        code = processes[silent[0]].exitcode or 0
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         reason = ", perhaps for lack of memory" if code == -signal.SIGKILL else ""
         raise RankFailed(
-            f"rank {ended[0]} of {len(processes)} {how}{reason}; the same command goes on from the last "
+            f"rank {silent[0]} of {len(processes)} {how}{reason}; the same command goes on from the last "
             "checkpoint"
         )
     if failures:

@@ -1,0 +1,76 @@
+"""The processes of a run: their result, and what is said when one of them ends."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from amid.distributed import interruption
+from amid.distributed.interruption import Stopped, stopped_by_signals
+from amid.distributed.processes import RankFailed, run_in_processes
+from amid.errors import InputError
+
+
+def place():
+    print(f"rank {os.environ['RANK']} prints", flush=True)
+    return [int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")]
+
+
+def test_the_first_rank_returns_and_prints_for_all(capfd):
+    assert run_in_processes(2, place) == [0, 0, 2, 2]
+    assert capfd.readouterr().out == "rank 0 prints\n"
+
+
+def fails(rank, how):
+    if int(os.environ["RANK"]) != rank:
+        time.sleep(60)
+    if how == "refuse":
+        raise InputError("data.train=no.jsonl does not exist; give another")
+    if how == "exit":
+        sys.exit(3)
+    os.kill(os.getpid(), signal.Signals[how])
+
+
+@pytest.mark.parametrize(
+    ("rank", "how", "error", "said"),
+    [
+        (1, "SIGKILL", RankFailed, "rank 1 of 2 was ended by SIGKILL, perhaps for lack of memory"),
+        (0, "SIGSEGV", RankFailed, "rank 0 of 2 was ended by SIGSEGV; the same command goes on"),
+        (1, "refuse", InputError, "data.train=no.jsonl does not exist; give another"),
+    ],
+)
+def test_a_rank_that_ends_ends_the_run_and_is_named(monkeypatch, rank, how, error, said):
+    monkeypatch.setattr("amid.distributed.processes.LAST_WORDS", 0.5)
+    began = time.monotonic()
+    with pytest.raises(error, match=said):
+        run_in_processes(2, fails, rank, how)
+    assert time.monotonic() - began < 50  # the other one would sleep on
+
+
+def saves_when_asked(folder):
+    """Notes signals as a training does, and ends after its step."""
+    interruption.hold_signals()
+    (folder / f"ready-{os.environ['RANK']}").touch()
+    until = time.monotonic() + 60
+    while not interruption.stop_requested() and time.monotonic() < until:
+        time.sleep(0.05)
+    (folder / f"saved-{os.environ['RANK']}").touch()
+    interruption.release_signals()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_reaches_all_ranks_which_end_in_their_own_time(tmp_path, signum):
+    def send():
+        until = time.monotonic() + 60
+        while len(list(tmp_path.glob("ready-*"))) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signum)
+
+    threading.Thread(target=send, daemon=True).start()
+    with pytest.raises(Stopped) as stop, stopped_by_signals():
+        run_in_processes(2, saves_when_asked, tmp_path)
+    assert stop.value.signum == signum
+    assert sorted(file.name for file in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]
