@@ -26,7 +26,7 @@ def test_the_first_rank_returns_and_prints_for_all(capfd):
 
 def fails(rank, how):
     if int(os.environ["RANK"]) != rank:
-        time.sleep(60)
+        time.sleep(600)
     if how == "refuse":
         raise InputError("data.train=no.jsonl does not exist; give another")
     if how == "exit":
@@ -47,7 +47,7 @@ def test_a_rank_that_ends_ends_the_run_and_is_named(monkeypatch, rank, how, erro
     began = time.monotonic()
     with pytest.raises(error, match=said):
         run_in_processes(2, fails, rank, how)
-    assert time.monotonic() - began < 50  # the other one would sleep on
+    assert time.monotonic() - began < 500  # the other one would sleep on
 
 
 def saves_when_asked(folder):
