@@ -21,7 +21,7 @@ def launched(folder, processes, names):
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), *sys.path]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert ran.returncode == 0, ran.stderr[-4000:]
     return torch.load(file)

@@ -15,10 +15,11 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from hf_models import amid, collator, rows, tiny
+from hf_models import TOKENS, amid, collator, rows, tiny
 from torch.distributed.tensor import DTensor
 from transformers import DataCollatorWithFlattening, TrainerCallback, TrainingArguments, set_seed
 
+from amid.data.builtin import corpus
 from amid.hf import AMiDTrainer
 
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}
@@ -32,12 +33,15 @@ class Case:
     fused: bool = True
     tied: bool = True
     packed: bool = False
+    trl: bool = False
 
 
 CASES = {
     "ddp": Case(),
     "ddp_lora_checkpointing": Case({"gradient_checkpointing": True}, lora="all-linear"),
     "ddp_packed": Case(packed=True),
+    "ddp_trl": Case(trl=True),
+    "ddp_trl_packed": Case({"padding_free": True, "max_length": None}, packed=True, trl=True),
     "fsdp": Case({**FSDP, "gradient_checkpointing": True}, tied=False),
     "fsdp_packed": Case(FSDP, packed=True),
     "fsdp_lora": Case(FSDP, lora="all-linear"),
@@ -101,34 +105,56 @@ def student_of(case):
     return student
 
 
+def prompts_and_completions(n, split="train"):
+    """The rows of `rows` as TRL takes them."""
+    from datasets import Dataset
+
+    return Dataset.from_list(
+        [
+            {"prompt": f"<instruction>{of.instruction}<response>", "completion": of.outputs[0]}
+            for of in corpus(split, size=n)
+        ]
+    )
+
+
+def trainer_of(case, student, args, kept):
+    given = {"teacher": tiny("teacher", 1), "objective": amid(fused=case.fused), "callbacks": [kept]}
+    if not case.trl:
+        collate = DataCollatorWithFlattening() if case.packed else collator()
+        sets = {"train_dataset": rows(8 * STEPS), "eval_dataset": rows(7, "valid")}
+        return AMiDTrainer(student, args=TrainingArguments(**args), **sets, data_collator=collate, **given)
+    from trl import SFTConfig, SFTTrainer
+
+    class AMiDSFTTrainer(AMiDTrainer, SFTTrainer):
+        pass
+
+    sets = {
+        "train_dataset": prompts_and_completions(8 * STEPS),
+        "eval_dataset": prompts_and_completions(7, "valid"),
+    }
+    args = SFTConfig(**{"bf16": False, "gradient_checkpointing": False, **args})
+    return AMiDSFTTrainer(student, args=args, **sets, processing_class=TOKENS, **given)
+
+
 def run(case, folder, world):
     os.environ.pop("ACCELERATE_USE_FSDP", None)  # which the case before may have set
     set_seed(0)
-    student, teacher, kept = student_of(case), tiny("teacher", 1), Keep()
+    student, kept = student_of(case), Keep()
     sgd = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
-    args = TrainingArguments(
-        output_dir=folder,
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-        save_strategy="no",
-        logging_steps=1,
-        max_steps=STEPS,
-        per_device_train_batch_size=2,
-        per_device_eval_batch_size=2,
-        gradient_accumulation_steps=4 // world,
-        **{**sgd, **(copy.deepcopy(case.arguments) if world > 1 or "fsdp" not in case.arguments else {})},
-    )
-    it = AMiDTrainer(
-        student,
-        teacher=teacher,
-        objective=amid(fused=case.fused),
-        args=args,
-        train_dataset=rows(8 * STEPS),
-        eval_dataset=rows(7, "valid"),
-        data_collator=DataCollatorWithFlattening() if case.packed else collator(),
-        callbacks=[kept],
-    )
+    args = {
+        "output_dir": folder,
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 2,
+        "gradient_accumulation_steps": 4 // world,
+    }
+    given = case.arguments if world > 1 or "fsdp" not in case.arguments else {}
+    it = trainer_of(case, student, {**args, **sgd, **copy.deepcopy(given)}, kept)
     it.train()
     evaluated = it.evaluate()["eval_loss"]
     logged = [{k: r[k] for k in ("loss", "grad_norm")} for r in it.state.log_history if "loss" in r]
