@@ -40,8 +40,11 @@ def gpus_here() -> list[Gpu]:
 
     count = torch.cuda.device_count()
     names = (os.environ.get(VISIBLE) or ",".join(map(str, range(count)))).split(",")
-    uuids = [str(torch.cuda.get_device_properties(index).uuid) for index in range(count)]
-    return [Gpu(name.strip(), uuid) for name, uuid in zip(names, uuids, strict=False)]
+    gpus = []
+    for index, name in enumerate(names[:count]):
+        uuid = getattr(torch.cuda.get_device_properties(index), "uuid", name)  # ROCm may have none
+        gpus.append(Gpu(name.strip(), str(uuid)))
+    return gpus
 
 
 def devices_of(trainer: Any) -> int | None:

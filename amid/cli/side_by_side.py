@@ -80,7 +80,7 @@ def side_by_side(
     if gpus:
         runs_at_once(gpus, devices or 1)
         command = replace(command, gpus=tuple(gpus), devices=devices or 1)
-    said = f"{'runs' if runs is None else f'{runs} runs'} handed to {launcher.name}"
+    said = f"{'' if runs is None else f'{runs} '}run{'s' * (runs != 1)} handed to {launcher.name}"
     if launcher.name.startswith("submitit"):
         files = shown(output_dir.absolute() / ".submitit")
         said += f"; {files} has what they print, and amid status {shown(output_dir)} shows their progress"
@@ -169,7 +169,9 @@ def launch_side_by_side(
         elif end.state != "done":
             failed.append(end.directory.name)
             if end.state == "interrupted":
-                print_error(InputError(f"{end.directory.name}: its process was asked to stop"))
+                print_error(
+                    InputError(f"{end.directory.name}: interrupted; the same command goes on with it")
+                )
             elif chosen.launcher.name.startswith("submitit"):  # it printed the reason into a file
                 print_error(InputError(end.reason))
     return failed
