@@ -24,7 +24,7 @@ from amid.config.launchers import GROUP, Launcher, launcher_of, package_of
 from amid.config.overrides import parsed_overrides
 from amid.config.sweeps import PlannedRun, Sweep
 from amid.console import shown
-from amid.errors import Damaged, InputError, in_one_line, print_error
+from amid.errors import Damaged, InputError, in_one_line, print_error, shortened
 from amid.tracking.command_records import MULTIRUN_FILE
 
 
@@ -159,8 +159,8 @@ def launch_side_by_side(
         raise
     except Exception as error:
         raise InputError(
-            f"{GROUP}={chosen.launcher.name}: {in_one_line(error)}; amid status {shown(sweep.output_dir)} "
-            "shows the runs, and the same command goes on with them"
+            f"{GROUP}={chosen.launcher.name}: {shortened(in_one_line(error), 300)}; "
+            f"amid status {shown(sweep.output_dir)} shows the runs, and the same command resumes them"
         ) from error
     failed = []
     for end in ends:
