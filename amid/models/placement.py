@@ -37,23 +37,23 @@ def check_device_map(model: PreTrainedModel, device_map: Mapping[str, Any]) -> N
             no device.
     """
     names = [name for name, _ in model.named_modules()]
-    for name in device_map:
+    for name, device in device_map.items():
+        given = f"model device_map.{name}={device}"
         if name not in names:
+            near = nearest(name, names)
             raise InputError(
-                f"model device_map names {name!r}, which is no module of {type(model).__name__}"
-                f"{nearest(name, names)}"
+                f"{given}: {type(model).__name__} has no such module{near}{'?' if near else '; name one'}"
             )
-        around = [
-            other for other in device_map if other != name and (not other or name.startswith(f"{other}."))
-        ]
+        around = [of for of in device_map if of != name and (not of or name.startswith(f"{of}."))]
         if around:
             raise InputError(
-                f"model device_map gives {name} a device, and {around[0] or 'the model'} around it; name "
-                "modules that are apart"
+                f"{given}: {around[0] or 'the model'} has a device too, and {name} is in it; name modules "
+                "that are apart"
             )
     for name, _ in model.named_parameters(remove_duplicate=False):
         if not any(not module or name.startswith(f"{module}.") for module in device_map):
-            raise InputError(f"model device_map gives {name.rpartition('.')[0]} no device; add it")
+            module = name.rpartition(".")[0]
+            raise InputError(f"model device_map={dict(device_map)} has no device for {module}; add it")
 
 
 def bytes_on_a_device(model: PreTrainedModel, device_map: str | Mapping[str, Any] | None) -> int:

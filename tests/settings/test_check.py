@@ -460,3 +460,43 @@ def test_a_wrong_value_is_told_without_torch(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
         assert done.stdout.splitlines()[-1] == "1", done.stderr
         assert not [*tmp_path.iterdir()]
+
+
+SPREAD = "model.teacher.device_map=auto"
+LARGE = cases(
+    f"""
+    {SPREAD} -> {SPREAD} with teacher=auto: a teacher that is spread over devices only writes its cache; use
+    {SPREAD} teacher=live -> {SPREAD} with teacher=live: a teacher that is spread over devices only writes its
+    {SPREAD} teacher=cached method=teacher -> {SPREAD}: method=teacher scores the teacher on one device
+    {SPREAD} teacher=cached text=student -> {SPREAD} with text._target_=amid.text.StudentText: a teacher
+    {SPREAD} teacher=cached text=teacher -> {SPREAD} with text._target_=amid.text.TeacherText: a teacher
+    {SPREAD} teacher=cached trainer.devices=2 -> {SPREAD} with trainer.devices=2: one process asks a teacher
+    {SPREAD} teacher=cached model.teacher.sft=null -> {SPREAD} is for stored weights, and
+    {SPREAD} teacher=cached model.teacher.quantization=nf4 -> model.teacher.quantization=nf4 with {SPREAD}:
+    model.teacher.device_map=here -> model.teacher.device_map=here must be auto, balanced or sequential
+    model.student.device_map=auto -> model.student.device_map=auto is for a teacher, and a student is trained
+    model.student.quantization=int8 -> model.student.quantization=int8 is for a teacher, and a student is
+    model.teacher.quantization=int4 -> model.teacher.quantization=int4 must be int8, nf4, or null
+    model.student.gradient_checkpointing=1 -> model.student.gradient_checkpointing=1 must be true or false
+    teacher.states=int8 -> teacher.states=int8 is for stored states alone, and teacher=auto may run the
+    teacher=cached teacher.states=int4 -> teacher.states=int4 must be exact or int8
+    method=minillm teacher.offload=true -> teacher.offload=true with text=rollouts: the teacher answers with
+"""
+)
+
+
+@pytest.mark.parametrize(("line", "message"), LARGE)
+def test_settings_of_large_models_that_do_not_fit(line, message):
+    assert mistake(line).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{SPREAD} teacher=cached",
+        "model.teacher.quantization=nf4 method=teacher",
+        "teacher=cached teacher.states=int8 text=student teacher.offload=true",
+    ],
+)
+def test_settings_of_large_models_that_fit(line):
+    check(composed(line))
