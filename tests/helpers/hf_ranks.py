@@ -84,7 +84,10 @@ class Keep(TrainerCallback):
         first = flat.clone()
         if dist.is_initialized():
             dist.broadcast(first, src=0)
-        self.differing.append(int((flat != first).sum()))
+        differing = (flat != first).sum()
+        if dist.is_initialized():
+            dist.all_reduce(differing)  # the first process differs from itself in nothing
+        self.differing.append(int(differing))
 
 
 def student_of(case):
