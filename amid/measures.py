@@ -195,7 +195,7 @@ MEASURES = (
     Measure("run", "teacher_states_bytes", "Lossy states", "bytes", "lower", 0, (),
             "bytes of a token in a lossy teacher cache"),
     Measure("run", "teacher_states_kl", "Lossy states, KL", "nats", "lower", 6, (),
-            "mean KL divergence a token from the exact teacher to the teacher of a lossy cache"),
+            "mean KL divergence a token from the teacher's exact states to the states of a lossy cache"),
     Measure("run", "load", "Loading", "s", "lower", 1, (),
             "time to load data and models"),
     Measure("run", "prepare", "Preparation", "s", "lower", 1, (),

@@ -102,7 +102,7 @@ class CachedTeacher:
         if not (lost := self.lost):
             return words
         each, nats = lost["teacher_states_bytes"], lost["teacher_states_kl"]
-        return f"{words}, lossy: {each:.0f} bytes a token, KL {nats:.2g} nats a token to the exact teacher"
+        return f"{words}, lossy: {each:.0f} bytes a token, KL {nats:.2g} nats a token to the exact states"
 
     @property
     def lost(self) -> dict[str, float]:

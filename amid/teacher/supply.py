@@ -35,7 +35,7 @@ class TeacherSupply:
         tokens_per_forward: tokens, with padding, that go through the teacher at once while they are written.
         states: how `cached` writes the states. `exact` keeps them as they are. `int8` writes them as 8-bit
             integers with a scale for each token: about half of the bytes of bfloat16 states and a quarter
-            of those of float32. It is lossy: amid measures the KL divergence to the exact teacher.
+            of those of float32. It is lossy: amid measures the KL divergence to the exact states.
         offload: whether a live teacher's weights wait in the CPU's memory while the student answers, for
             on-policy text and at validations. The numbers are the same.
 
