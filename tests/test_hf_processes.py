@@ -35,16 +35,19 @@ def relative_difference(found, expected):
 
 
 def check(found, name, folder):
-    """Compares five steps of several processes with the same steps of this one."""
+    """Compares five steps of several processes with the same steps of one."""
     case = hf_ranks.CASES[name]
-    alone = hf_ranks.run(case, str(folder), 1)
+    if hf_ranks.ON_CPUS:
+        alone, tolerance = hf_ranks.run(case, str(folder), 1), 1e-6
+    else:  # a process of its own, which has one GPU
+        alone, tolerance = launched(folder, 1, [name])[name], 1e-4
     assert found["differing"] == [0] * hf_ranks.STEPS
     assert (found["sharded"] > 0) == ("fsdp" in case.arguments)
-    assert relative_difference(found["gradients"], alone["gradients"]) <= 1e-6
-    assert relative_difference(found["weights"], alone["weights"]) <= 1e-6
+    assert relative_difference(found["gradients"], alone["gradients"]) <= tolerance
+    assert relative_difference(found["weights"], alone["weights"]) <= tolerance
     for ours, theirs in zip(found["logged"], alone["logged"], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5)
-    assert found["evaluated"] == pytest.approx(alone["evaluated"], rel=1e-6)
+        assert ours == pytest.approx(theirs, rel=10 * tolerance)
+    assert found["evaluated"] == pytest.approx(alone["evaluated"], rel=10 * tolerance)
 
 
 def test_two_processes_take_the_step_of_one(tmp_path):

@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 2 hf_ranks.py FILE CASE [CASE ...]
 
-Whatever the number of processes, an optimiser step is over four batches of two rows.
+Whatever the number of processes, an optimiser step is over four batches of two rows. With
+AMID_TEST_DEVICE=cuda each process has a GPU, and they talk by NCCL.
 """
 
 import copy
@@ -24,6 +25,8 @@ from amid.hf import AMiDTrainer
 
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}
 STEPS = 5
+RANK = int(os.environ.get("RANK", 0))
+ON_CPUS = os.environ.get("AMID_TEST_DEVICE", "cpu") == "cpu"
 
 
 @dataclass
@@ -65,7 +68,7 @@ def shard_on_cpus():
 def whole(tensor):
     """A copy of a tensor, also of one that is spread over processes."""
     tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).clone()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().clone()
 
 
 class Keep(TrainerCallback):
@@ -121,7 +124,8 @@ def prompts_and_completions(n, split="train"):
 
 
 def trainer_of(case, student, args, kept):
-    given = {"teacher": tiny("teacher", 1), "objective": amid(fused=case.fused), "callbacks": [kept]}
+    teacher = tiny("teacher", 1 + RANK)  # each process has another one, and is to get the first one's
+    given = {"teacher": teacher, "objective": amid(fused=case.fused), "callbacks": [kept]}
     if not case.trl:
         collate = DataCollatorWithFlattening() if case.packed else collator()
         sets = {"train_dataset": rows(8 * STEPS), "eval_dataset": rows(7, "valid")}
@@ -146,7 +150,7 @@ def run(case, folder, world):
     sgd = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
     args = {
         "output_dir": folder,
-        "use_cpu": True,
+        "use_cpu": ON_CPUS,
         "report_to": [],
         "disable_tqdm": True,
         "save_strategy": "no",
@@ -173,13 +177,14 @@ def run(case, folder, world):
 
 def main(file, names):
     torch.set_num_threads(1)
-    shard_on_cpus()
+    if ON_CPUS:
+        shard_on_cpus()
     world = int(os.environ.get("WORLD_SIZE", 1))
     found = {}
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             found[name] = run(CASES[name], folder, world)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if RANK == 0:
         torch.save(found, file)
     if dist.is_initialized():
         dist.destroy_process_group()
