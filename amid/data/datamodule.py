@@ -232,6 +232,10 @@ class InstructionData(L.LightningDataModule):
         """Batches of validation data, the shortest rows first."""
         return self._loader(self.valid_tokens, self.micro_batch_size or self.batch_size, None)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leaves the rows where they are: a training step moves only its own micro-batches."""
+        return batch
+
     def micro_batches(self, rows: Sequence[Row | SampledRow]) -> list[MicroBatch]:
         """The micro-batches of an optimiser step over `rows`, within the limits of the settings."""
         (parts,) = self.shares(rows, 1)

@@ -199,10 +199,6 @@ class DistillationModule(L.LightningModule):
         self.student.train()
         self._seed = torch.initial_seed()
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leaves the rows where they are: only the micro-batches of this rank go to its device."""
-        return batch
-
     def training_step(self, rows: Sequence[Row | SampledRow], batch_idx: int) -> Tensor:
         """One optimiser step over all its rows; returns its loss.
 
