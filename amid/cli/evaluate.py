@@ -33,6 +33,9 @@ from amid.tracking.status import only_process_in, watched
 from amid.training.devices import one_device, use_threads
 from amid.training.precision import announce_slow_bfloat16
 
+_OF_THIS_MACHINE = {"data": ("cache_dir",), "trainer": ("devices", "num_nodes", "strategy")}
+"""Settings, by node, that an evaluation does not take from its run."""
+
 
 def run(cfg: DictConfig) -> None:
     """Scores the student of a finished run, or `model.student` as it is.
@@ -241,7 +244,8 @@ def _saved(run: Path) -> dict[str, Any]:
 def _take_from(cfg: DictConfig, saved: Mapping[str, Any], stored: Stored, overrides: list[str]) -> None:
     """Puts a run's own data, sampling and precision into `cfg`, below what `overrides` say.
 
-    The folder of the token ids is not taken from the run: the run may come from another machine.
+    The folder of the token ids and the devices are not taken from the run: the run may come from another
+    machine.
 
     Raises:
         InputError: for a setting that names code or has an interpolation.
@@ -253,7 +257,8 @@ def _take_from(cfg: DictConfig, saved: Mapping[str, Any], stored: Stored, overri
             if any(override.key_or_group == name for override in given):
                 continue
             stored.check(saved[name], name)
-            cfg[name] = saved[name] | ({"cache_dir": composed.data.cache_dir} if name == "data" else {})
+            here = {key: composed[name][key] for key in _OF_THIS_MACHINE.get(name, ())}
+            cfg[name] = saved[name] | here
             for override in given:
                 key = override.key_or_group.replace("/", ".")
                 parent, _, last = key.rpartition(".")
