@@ -1,11 +1,15 @@
 """A student with its weights spread over the ranks takes the steps that one process takes."""
 
+from functools import partial
+
+import lightning as L
 import numpy
 import pytest
 import torch
 from in_ranks import in_ranks
 from small_models import CPU, data_of, fitted, network
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from amid.distributed import ranks
 from amid.errors import InputError
@@ -14,9 +18,15 @@ from amid.models.layers import decoder_layers
 from amid.models.lora import LoRA
 from amid.models.source import ModelSource
 from amid.settings import nodes
+from amid.teacher.signals import LiveTeacher
 from amid.teacher.supply import TeacherSupply
 from amid.text import DataText, StudentText
+from amid.training.checkpoints import Checkpoints
 from amid.training.devices import environment, of_trainer
+from amid.training.length import Course
+from amid.training.module import DistillationModule, Optimisation
+from amid.training.resume import last_checkpoint, whole_state
+from amid.training.trainer import Training
 
 STEPS = 3
 LORA = LoRA(r=2, dropout=0.0, target_modules="all-linear")
@@ -121,6 +131,53 @@ def test_steps_of_several_ranks_are_those_of_one(tmp_path, n, cases):
         assert loss == pytest.approx(expected[2], rel=1e-5), name
         for other in others:
             assert (other[name][1] == weights).all(), name
+
+
+class Stop(L.Callback):
+    """Ends a training before its step `at`, counted from 0."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def on_train_batch_start(self, trainer, *given):
+        if trainer.global_step == self.at:
+            raise InterruptedError
+
+
+def trained(tmp_path, folder, stop=None):
+    """The weights that a training of four steps keeps; None where it stops before a step."""
+    data = data_of(tmp_path, size=13, batch_size=7, micro_batch_size=2, valid_metric=None)
+    module = DistillationModule(
+        student=network(num_hidden_layers=2),
+        teacher=LiveTeacher(network(seed=5)),
+        objective=Objective(KL()),
+        data=data,
+        text=DataText(),
+        optimisation=Optimisation(Kept, partial(LambdaLR, lr_lambda=lambda step: 1.0), 1.0, steps=4),
+    )
+    course, checkpoints = (
+        Course(4, of_epoch=2, epochs_to_validation=1),
+        Checkpoints("valid/loss", every_n_steps=1),
+    )
+    given = {name: value for name, value in trainer().items() if name != "plugins"}
+    lightning = partial(L.Trainer, accelerator="cpu", enable_model_summary=False, **given)
+    training = Training(course, checkpoints, [] if stop is None else [Stop(stop)], lightning)
+    try:
+        training.fit(module, data, folder, [], last_checkpoint(folder))
+    except InterruptedError:
+        return None
+    return torch.cat([weight.detach().flatten() for weight in module.student.parameters()]).numpy()
+
+
+def test_a_training_goes_on_with_another_number_of_ranks(tmp_path):
+    alone = trained(tmp_path, tmp_path / "alone")
+    spread = in_ranks(2, trained, tmp_path, tmp_path / "fewer", 3)
+    assert spread == [None, None]
+    assert whole_state(last_checkpoint(tmp_path / "fewer"))["global_step"] == 3
+    assert apart(trained(tmp_path, tmp_path / "fewer"), alone) <= 1e-6
+    assert trained(tmp_path, tmp_path / "more", 1) is None
+    for weights in in_ranks(2, trained, tmp_path, tmp_path / "more"):
+        assert apart(weights, alone) <= 1e-6
 
 
 def test_a_model_without_layers_that_are_found_is_named():
