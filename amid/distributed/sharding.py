@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from amid.distributed import ranks
+from amid.errors import InputError
 from amid.models.counted_states import forward_replaced
 from amid.models.layers import decoder_layers
 
@@ -31,11 +32,16 @@ class ShardedStudent:
         device: the device of this rank.
 
     Raises:
-        InputError: if the model's decoder layers cannot be found.
+        InputError: if the model's decoder layers cannot be found, or torch is too old.
     """
 
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
         layers = decoder_layers(model)
+        if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+            raise InputError(
+                f"trainer.strategy=fsdp: torch {torch.__version__} is too old to sum spread gradients; "
+                "install a newer torch, or use trainer.strategy=ddp"
+            )
         ranks.same_weights(model.parameters())
         self._shell = _without_weights(model, device)
         mesh = init_device_mesh(device.type, (ranks.number(),))

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from amid.config.data_files import RESPONSES
-from amid.estimates.memory import training_memory
+from amid.estimates.memory import spread, training_memory
 from amid.estimates.sizes import Facts, Lengths
 from amid.experiment.plan import Plan
 from amid.models.placement import bytes_on_a_device
@@ -202,6 +202,8 @@ def _memory(
     trained_by = teacher if plan.objective.needs_teacher else None
     quantization = None if teacher is None else plan.source("teacher").quantization
     memory = training_memory(student, trained_by, tokens, plan.trainer.precision, quantization)
+    if plan.trainer.strategy == "fsdp" and (devices := _devices(plan.trainer)) > 1:
+        memory = spread(memory, student, devices)
     head = 0 if teacher is None else int(_state_bytes(teacher)[1])
     if not body or trained_by is None:
         memory = replace(memory, teacher=head)

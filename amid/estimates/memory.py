@@ -1,7 +1,7 @@
 """The GPU memory of a training run, estimated from the models' shapes alone."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from amid.losses.fused import BLOCK_ELEMENTS, BUFFER_BYTES
+from amid.models.layers import decoder_layers
 from amid.models.quantization import weight_bytes
 from amid.models.vocabulary import output_rows
 
@@ -49,6 +50,22 @@ class TrainingMemory:
     def total(self) -> int:
         """The sum of all parts."""
         return sum(getattr(self, part.name) for part in fields(self))
+
+
+def spread(memory: TrainingMemory, student: PreTrainedModel, devices: int) -> TrainingMemory:
+    """The memory of each of several devices that a student's weights are spread over (FSDP2).
+
+    A device has its part of the weights, the gradients and the moments. It also has whole weights and
+    gradients of embeddings and head, and of two decoder layers.
+    """
+    layers = [_bytes(layer.parameters()) for layer in decoder_layers(student)]
+    whole = memory.weights - sum(layers) + 2 * max(layers)
+    return replace(
+        memory,
+        weights=memory.weights // devices + whole,
+        gradients=memory.gradients // devices + min(whole, memory.gradients),
+        optimizer=memory.optimizer // devices,
+    )
 
 
 def training_memory(

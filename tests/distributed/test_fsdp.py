@@ -28,7 +28,7 @@ from amid.training.module import DistillationModule, Optimisation
 from amid.training.resume import last_checkpoint, whole_state
 from amid.training.trainer import Training
 
-STEPS = 3
+STEPS = 2
 LORA = LoRA(r=2, dropout=0.0, target_modules="all-linear")
 
 
@@ -68,11 +68,10 @@ def cached(data, folder):
 CASES = {
     "tied": {"objective": Objective(KL(), AlphaMixture(-5.0, 0.1))},
     "untied": {"objective": Objective(AlphaBeta(), AlphaMixture(0.0, 0.3), order="qr"), "tied": False},
-    "logits": {"objective": Objective(JensenShannon(0.5), fused=False)},
-    "lora": {"objective": Objective(KL()), "lora": LORA},
-    "checkpointing": {"objective": Objective(KL()), "checkpointing": True, "lora": LORA},
+    "logits": {"objective": Objective(JensenShannon(0.5), fused=False), "packing": True},
+    "lora": {"objective": Objective(KL()), "checkpointing": True, "lora": LORA},
+    "bfloat16": {"objective": Objective(KL()), "lora": LORA, "dtype": torch.bfloat16},
     "cached": {"objective": Objective(KL()), "cached": True},
-    "packed": {"objective": Objective(KL()), "packing": True},
     "student": {"objective": Objective(KL()), "text": StudentText},
 }
 
@@ -86,6 +85,7 @@ def step(
     cached_teacher=False,
     text=None,
     packing=False,
+    dtype=torch.float32,
 ):
     """The gradients of the first step, the weights after some, and the loss of the last."""
     # One row a micro-batch, not packed: ranks have different numbers of them.
@@ -94,6 +94,7 @@ def step(
     student = network(tie_word_embeddings=tied, num_hidden_layers=2)
     if checkpointing:
         student = ModelSource(str(tmp_path / "student"), gradient_checkpointing=True).load(data.tokenizer)
+    student.to(dtype)
     if lora is not None:
         lora.add_to(student)
     teacher = cached(data, tmp_path / "teacher") if cached_teacher else None
@@ -102,7 +103,7 @@ def step(
     module, logged = fitted(data, of_text, student, teacher, **given)
     assert Kept.spread == (ranks.number() > 1)
     module.gather()
-    weights = [weight.detach().flatten() for weight in module.student.parameters()]
+    weights = [weight.detach().float().flatten() for weight in module.student.parameters()]
     return Kept.gradients, torch.cat(weights).numpy(), logged["train/loss"]
 
 

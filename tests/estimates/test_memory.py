@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from amid.config.compose import register_resolvers
 from amid.config.folders import CONF
-from amid.estimates.memory import training_memory
+from amid.estimates.memory import spread, training_memory
 from amid.estimates.sizes import HUB_FACTS
 from amid.losses import AlphaBeta, AlphaMixture, CrossEntropy, Objective
 from amid.models.source import ModelSource
@@ -54,6 +54,20 @@ def test_the_memory_that_a_pair_says_it_needs(file):
         training_memory(skeleton(student), skeleton(teacher, lora=None), tokens, cfg.trainer.precision),
     ]
     assert [int(group) for group in said.groups()] == [round(memory.total / 1e9) for memory in needed]
+
+
+def test_spread_weights_take_their_part_and_what_is_gathered():
+    config = AutoConfig.for_model("llama", hidden_size=64, num_hidden_layers=10, vocab_size=500)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    layer = 4 * sum(weight.numel() for weight in model.base_model.layers[0].parameters())
+    outside = 4 * (500 * 64 * 2 + 64)
+    whole = training_memory(model, None, 128, "32-true")
+    part = spread(whole, model, 4)
+    assert whole.weights == 10 * layer + outside
+    assert part.weights == part.gradients == whole.weights // 4 + outside + 2 * layer
+    assert part.optimizer == whole.optimizer // 4
+    assert (part.activations, part.loss) == (whole.activations, whole.loss)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
