@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from lightning.pytorch.callbacks import Callback
 
+from amid.distributed import ranks
 from amid.errors import InputError, choose_one
 from amid.experiment.plan import Plan
 from amid.measures import VALIDATION
@@ -57,13 +58,17 @@ def _check_objective(plan: Plan) -> None:
             f"objective={objective!r} needs text with the probabilities that it was sampled with; use "
             "text=rollouts"
         )
-    in_parts = objective.additive or data.mean == "micro_batch"
-    limits = {"micro_batch_size": data.micro_batch_size, "tokens_per_batch": data.tokens_per_batch}
-    for limit, value in limits.items():
-        if not in_parts and value is not None:
+    if objective.additive or data.mean == "micro_batch":
+        return
+    devices = plan.trainer.devices if ranks.number() == 1 else ranks.number()
+    whole = {"data.micro_batch_size": None, "data.tokens_per_batch": None, "trainer.devices": 1}
+    given = (data.micro_batch_size, data.tokens_per_batch, devices)
+    for (key, needed), value in zip(whole.items(), given, strict=True):
+        if value != needed and not (isinstance(value, list) and len(value) == 1):
             raise InputError(
-                f"data.{limit}={value} cuts a step into parts, but {objective!r} is no sum of "
-                f"parts; use data.{limit}=null, objective.maximum=token, or data.mean=micro_batch"
+                f"{key}={value} cuts a step into parts, but {objective!r} is no sum of parts; use "
+                f"{key}={'null' if needed is None else needed}, objective.maximum=token, or "
+                "data.mean=micro_batch"
             )
 
 

@@ -257,6 +257,12 @@ def test_a_loss_that_is_no_sum_of_parts_takes_no_micro_batches(quick, capsys, li
     assert "is no sum of parts" in capsys.readouterr().err
 
 
+def test_a_loss_that_is_no_sum_of_parts_takes_one_device(quick, capsys):
+    settings = [*quick, "method=alphanet", "objective.maximum=batch", "data.micro_batch_size=null"]
+    assert run("train", "-m", *settings, "seed=1,2", "trainer.devices=2") == 1
+    assert "trainer.devices=2 cuts a step into parts" in capsys.readouterr().err
+
+
 def test_a_maximum_over_a_batch_is_over_each_micro_batch_where_the_mean_is_over_them(
     quick, tmp_path, monkeypatch
 ):

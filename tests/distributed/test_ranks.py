@@ -1,5 +1,6 @@
 """What ranks say to each other, and that what they compute together is what one process computes."""
 
+import shutil
 from functools import partial
 
 import numpy
@@ -8,12 +9,29 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from in_ranks import in_ranks
-from small_models import data_of, fitted, network
+from small_models import CPU, data_of, fitted, network
 
 from amid.distributed import ranks
 from amid.distributed.shares import shares
 from amid.errors import InputError
-from amid.losses import KL, AlphaBeta, AlphaMixture, JensenShannon, Objective
+from amid.losses import (
+    KL,
+    AdaptiveKL,
+    AlphaBeta,
+    AlphaDivergence,
+    AlphaMixture,
+    AlphaNet,
+    BidirectionalKL,
+    CrossEntropy,
+    JensenShannon,
+    Objective,
+    ReverseKL,
+    TotalVariation,
+    WeightedSum,
+)
+from amid.models.lora import LoRA
+from amid.models.source import ModelSource
+from amid.teacher.supply import TeacherSupply
 from amid.text import AdaptiveText, DataText, StudentText
 
 
@@ -65,41 +83,87 @@ def test_gradients_are_summed_and_what_has_none_keeps_none():
 
 
 OBJECTIVES = {
-    "kl": lambda: Objective(KL(), AlphaMixture(-5.0, 0.1)),
-    "alpha_beta": lambda: Objective(AlphaBeta(), AlphaMixture(0.0, 0.3), order="qr"),
-    "jensen_shannon": lambda: Objective(JensenShannon(0.5), fused=False),
+    "amid": Objective(KL(), AlphaMixture(-5.0, 0.1)),
+    "abkd": Objective(AlphaBeta(0.2, 0.7), order="pq"),
+    "reverse": Objective(ReverseKL(), AlphaMixture(1.0, 0.9), order="pr"),
+    "of_student": Objective(AlphaDivergence(0.5), AlphaMixture(0.0, 0.3), order="qr"),
+    "gkd": Objective(JensenShannon(0.5), fused=False),
+    "tvd": Objective(TotalVariation()),
+    "akl": AdaptiveKL(),
+    "bdkd": BidirectionalKL(),
+    "alphanet": AlphaNet(maximum="token"),
+    "sft": CrossEntropy(),
+    "sum": WeightedSum([(0.5, Objective(KL())), (0.5, CrossEntropy())]),
 }
 
 
-def after_steps(tmp_path, objective, text, mean="step", size=13):
-    """The weights after five steps, the step's loss, and the weights of the first rank after each step."""
-    data = data_of(tmp_path, size=size, batch_size=7, micro_batch_size=2, mean=mean, valid_metric=None)
-    module, logged = fitted(data, text(), network(), objective=OBJECTIVES[objective](), steps=5)
-    weights = torch.cat([weight.detach().reshape(-1) for weight in module.student.parameters()])
-    first = ranks.from_first(weights.clone)
-    return weights.numpy(), logged["train/loss"], bool((weights == first).all())
+class Watched(torch.optim.SGD):
+    """Gradient descent that keeps its first gradient, and says whether all ranks have equal weights."""
+
+    def __init__(self, params):
+        super().__init__(params, lr=0.1)
+        Watched.gradient, Watched.equal = None, []
+
+    def step(self, closure=None):
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        if Watched.gradient is None:
+            Watched.gradient = torch.cat([weight.grad.flatten() for weight in weights]).numpy()
+        super().step(closure)
+        after = torch.cat([weight.detach().flatten() for weight in weights]).numpy().tobytes()
+        Watched.equal.append(len(set(ranks.gathered(after))) == 1)
 
 
-TEXTS = {
-    "data": DataText,
-    "student": partial(StudentText, max_new_tokens=8),
-    "adaptive": partial(AdaptiveText, max_new_tokens=8, threshold=0.7, capacity=10),
-}
+def after_steps(tmp_path, objective, text=DataText, steps=5, student=network, teacher=None, **given):
+    """The gradient of the first step, and the loss of the last; all ranks have equal weights after each."""
+    data = data_of(tmp_path, **{"size": 13, "batch_size": 7, "micro_batch_size": 2, **given})
+    how = {"objective": objective, "steps": steps, "optimizer": Watched}
+    _, logged = fitted(data, text(), student(), teacher and teacher(data), **how)
+    assert Watched.equal == [True] * steps
+    return Watched.gradient, logged["train/loss"]
+
+
+def check_equal(found, expected, of=""):
+    for gradient, loss in found:
+        assert numpy.linalg.norm(gradient - expected[0]) <= 1e-6 * numpy.linalg.norm(expected[0]), of
+        assert loss == pytest.approx(expected[1], rel=1e-5)
+
+
+def a_step_of_each(tmp_path):
+    return {name: after_steps(tmp_path, of, steps=1) for name, of in OBJECTIVES.items()}
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_the_gradient_of_every_objective_is_that_of_one_rank(tmp_path, n):
+    alone = a_step_of_each(tmp_path)
+    for found in in_ranks(n, a_step_of_each, tmp_path):
+        for name in OBJECTIVES:
+            check_equal([found[name]], alone[name], name)
+
+
+def adapted():
+    student = network()
+    LoRA(r=2, dropout=0.0, target_modules="all-linear").add_to(student)
+    return student
+
+
+def cached(data):
+    supply = TeacherSupply("cached", cache_dir=str(data.cache_dir), multirun=True)
+    source = ModelSource(str(data.cache_dir.parent / "teacher"))
+    return supply.teacher(source, data.tokenizer, [data.train_tokens], passes=1.0, **CPU)
 
 
 @pytest.mark.parametrize(
-    ("objective", "text", "mean"),
+    ("objective", "given"),
     [
-        ("kl", "data", "step"),
-        ("alpha_beta", "data", "micro_batch"),
-        ("jensen_shannon", "student", "step"),
-        ("kl", "adaptive", "step"),
+        ("abkd", {"mean": "micro_batch"}),
+        ("gkd", {"text": partial(StudentText, max_new_tokens=8)}),
+        ("amid", {"text": partial(AdaptiveText, max_new_tokens=8, threshold=0.7, capacity=10)}),
+        ("amid", {"student": adapted, "teacher": cached}),
     ],
 )
-def test_five_steps_of_one_two_and_four_ranks_are_equal(tmp_path, objective, text, mean):
-    alone, loss, _ = after_steps(tmp_path, objective, TEXTS[text], mean)
+def test_five_steps_of_one_two_and_four_ranks_are_equal(tmp_path, objective, given):
+    network(seed=5).save_pretrained(tmp_path / "teacher")
+    alone = after_steps(tmp_path, OBJECTIVES[objective], **given)
     for n in (2, 4):
-        for weights, of_rank, same in in_ranks(n, after_steps, tmp_path, objective, TEXTS[text], mean):
-            assert same  # to the last bit
-            assert numpy.linalg.norm(weights - alone) <= 1e-6 * numpy.linalg.norm(alone)
-            assert of_rank == pytest.approx(loss, rel=1e-5)
+        shutil.rmtree(tmp_path / "cache")  # written by these ranks
+        check_equal(in_ranks(n, partial(after_steps, **given), tmp_path, OBJECTIVES[objective]), alone)
