@@ -58,13 +58,17 @@ def forget_parts(folder: Path, name: str = "*") -> None:
         part.unlink()
 
 
+SECONDS_WITHOUT_A_WORD = 3.0
+"""The longest wait for another process that prints nothing."""
+
+
 @contextlib.contextmanager
 def only_writer(place: Path, what: str) -> Iterator[None]:
     """Waits until no other process writes `what` to a file or folder, and keeps others from it."""
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place.with_suffix(".lock"))
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=SECONDS_WITHOUT_A_WORD)
     except Timeout:
         announce(f"Waiting for another run that writes {what} in {place}")
         lock.acquire()

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from amid.cli.job_process import Command, job_of, lines_of_job, prefix_of, stopping_jobs
 from amid.config.compose import register_resolvers
 from amid.config.folders import CONF
+from amid.config.identity import leaves
 from amid.config.overrides import check_used
 from amid.config.own_modules import search_working_folder
 from amid.config.secrets import check_for_secrets, hide
@@ -112,11 +113,25 @@ def run_entry_point(name: str, cfg: DictConfig, directory: Path, of_several: boo
     """Runs an entry point in this process, alone or with the other ranks of its run; returns its value."""
     trainer = _trainer(cfg)
     with ranks.together(has_gpus(trainer)) if of_several else contextlib.nullcontext():
+        _check_same(cfg, directory)
         own_log = name != "cache" and ranks.is_first()  # a cache belongs to no run
         with logged(directory) if own_log else off_the_screen():
             value = importlib.import_module(f"amid.cli.{name}").run(cfg)
             ranks.wait_for_all()
             return value
+
+
+def _check_same(cfg: DictConfig, directory: Path) -> None:
+    """Raises InputError if a rank was started with other settings than the first."""
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    first, *others = ranks.gathered(dict(leaves(settings)) | {"the folder of the run": str(directory)})
+    for rank, other in enumerate(others, 1):
+        for key in {**first, **other}:
+            if first.get(key) != other.get(key):
+                raise InputError(
+                    f"{key} is {first.get(key)!r} on rank 0 and {other.get(key)!r} on rank {rank}; start all "
+                    "ranks of a run by the same command"
+                )
 
 
 def _trainer(cfg: DictConfig) -> Trainer:

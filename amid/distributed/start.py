@@ -33,7 +33,7 @@ def ranks_to_start(trainer: "Trainer", key: str = "trainer") -> int:
     if trainer.num_nodes > 1:
         raise InputError(
             f"{key}.num_nodes={trainer.num_nodes}: start amid on each machine, by torchrun or srun; "
-            f"docs/how-to/launcher.md has the commands"
+            "docs/how-to/several-devices.md has the commands"
         )
     if devices > 1:
         _check_gpus(trainer, given)
@@ -72,16 +72,18 @@ def _found_elsewhere(wanted: int) -> int:
         return 1
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment  # takes seconds to import
 
-    slurm = SLURMEnvironment()
-    nodes = int(os.environ.get("SLURM_NNODES", 1))
+    given = os.environ
+    nodes = given.get("SLURM_STEP_NODELIST") or given["SLURM_NODELIST"]
+    first = SLURMEnvironment.resolve_root_node_address(nodes)
+    port = 15000 + int(given["SLURM_JOB_ID"]) % 10000  # the same on all nodes
     os.environ |= {
-        "RANK": str(slurm.global_rank()),
-        "LOCAL_RANK": str(slurm.local_rank()),
-        "GROUP_RANK": str(slurm.node_rank()),
+        "RANK": given["SLURM_PROCID"],
+        "LOCAL_RANK": given["SLURM_LOCALID"],
+        "GROUP_RANK": given["SLURM_NODEID"],
         "WORLD_SIZE": str(tasks),
-        "LOCAL_WORLD_SIZE": str(tasks // nodes),
-        "MASTER_ADDR": slurm.main_address,
-        "MASTER_PORT": str(slurm.main_port),
+        "LOCAL_WORLD_SIZE": str(tasks // int(given.get("SLURM_NNODES", 1))),
+        "MASTER_ADDR": given.get("MASTER_ADDR", first),
+        "MASTER_PORT": given.get("MASTER_PORT", str(port)),
     }
     return tasks
 
