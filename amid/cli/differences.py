@@ -41,12 +41,7 @@ def print_differences(
         out.print("One prompt cannot show a difference; give two or more.\n", markup=False)
         return
     title = measure_of(name).title
-    table = Table(
-        box=SIMPLE_HEAD, pad_edge=False, title=escape(systems[0].dataset) or None, title_justify="left"
-    )
-    for column in ("First", "Second", f"{escape(title)} difference", "95% interval", "p", ""):
-        is_text = column in ("First", "Second", "")
-        table.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
+    table = _empty_table(systems[0].dataset, title)
     try:
         scores = [scores_of_prompts(name, metrics, system) for system in systems]
     except ValueError as error:
@@ -87,6 +82,14 @@ def print_differences(
         "\n",
         markup=False,
     )
+
+
+def _empty_table(dataset: str, title: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=escape(dataset) or None, title_justify="left")
+    for column in ("First", "Second", f"{escape(title)} difference", "95% interval", "p", ""):
+        is_text = column in ("First", "Second", "")
+        table.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
+    return table
 
 
 def scores_of_prompts(

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,19 +122,9 @@ def evaluate_sets(
         precision: makes the context that the model is run in.
     """
     started = time.perf_counter()
-    places = {rung: directory / (rung.folder if rung else "") for rung in (None, *sampling.rungs)}
-    folders = ranks.from_first(
-        lambda: {rung: _Folder(place, _kept(place, made_from)) for rung, place in places.items()}
-    )
+    folders, waiting = ranks.from_first(lambda: _folders(directory, made_from, sampling, sets))
     own = folders[None].known
     before = own.seconds
-    waiting = ranks.from_first(
-        lambda: [
-            name
-            for name in sets
-            if not all(folder.answered(name, sampling.seeds) for folder in folders.values())
-        ]
-    )
     unanswered = {name: [encoder.prompt(example) for example in sets[name]] for name in waiting}
     if answered_before := [name for name in sets if name not in unanswered]:
         announce(f"Answered before, and kept: {', '.join(answered_before)}")
@@ -148,16 +138,24 @@ def evaluate_sets(
             own.seconds = before + time.perf_counter() - started
             if ranks.is_first():
                 folders[rung].write(name, seed, _answered(sets[name], answers))
-    scores = ranks.from_first(
-        lambda: {
-            rung: _scored(folder, list(sets), sampling.seeds, metrics, pass_at)
-            for rung, folder in folders.items()
-        }
-    )
+    to_score = list(sets), sampling.seeds, metrics, pass_at
+    scores = ranks.from_first(lambda: {rung: _scored(of, *to_score) for rung, of in folders.items()})
     ladders: Ladders = {}
     for of in rungs_of(vars(sampling)):
         ladders.setdefault(of.ladder, {})[of.value] = scores.get(of, scores[None])
     return Evaluation(scores[None], ladders, before + time.perf_counter() - started)
+
+
+def _folders(
+    directory: Path, made_from: Mapping[str, Any], sampling: Sampling, sets: Iterable[str]
+) -> tuple[dict[Rung | None, "_Folder"], list[str]]:
+    """Returns the folder of each rung, and the sets without answers to every seed in all of them."""
+    places = {rung: directory / (rung.folder if rung else "") for rung in (None, *sampling.rungs)}
+    folders = {rung: _Folder(place, _kept(place, made_from)) for rung, place in places.items()}
+    answered = {
+        name: all(folder.answered(name, sampling.seeds) for folder in folders.values()) for name in sets
+    }
+    return folders, [name for name in sets if not answered[name]]
 
 
 def _answered(examples: Sequence[Example], answers: Sequence[list[Answer]]) -> list[Answered]:
