@@ -42,7 +42,7 @@ from amid.scoring.scores import (
     unread_by,
     unread_in_words,
 )
-from amid.settings.ladders import rungs_of
+from amid.settings.ladders import Rung, rungs_of
 from amid.tracking.progress import Progress
 from amid.tracking.status import record_status
 
