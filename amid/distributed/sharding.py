@@ -159,8 +159,8 @@ def spread(state: dict[str, Any], weights: Iterable[Tensor]) -> dict[str, Any]:
     def part(value: Any, weight: Tensor) -> Any:
         if not isinstance(weight, DTensor) or not isinstance(value, Tensor) or value.shape != weight.shape:
             return value
-        on_device = value.to(weight.device)
-        return distribute_tensor(on_device, weight.device_mesh, weight.placements, src_data_rank=None)
+        on_device, mesh = value.to(weight.device), weight.device_mesh
+        return distribute_tensor(on_device, mesh, weight.placements, src_data_rank=None)
 
     numbered = dict(enumerate(weights))
     of_weights = {

@@ -71,6 +71,7 @@ CASES = {
     "logits": {"objective": Objective(JensenShannon(0.5), fused=False), "packing": True},
     "lora": {"objective": Objective(KL()), "checkpointing": True, "lora": LORA},
     "bfloat16": {"objective": Objective(KL()), "lora": LORA, "dtype": torch.bfloat16},
+    "autocast": {"objective": Objective(KL()), "precision": "bf16-mixed"},
     "cached": {"objective": Objective(KL()), "cached": True},
     "student": {"objective": Objective(KL()), "text": StudentText},
 }
@@ -86,6 +87,7 @@ def step(
     text=None,
     packing=False,
     dtype=torch.float32,
+    precision="32-true",
 ):
     """The gradients of the first step, the weights after some, and the loss of the last."""
     # One row a micro-batch, not packed: ranks have different numbers of them.
@@ -100,6 +102,7 @@ def step(
     teacher = cached(data, tmp_path / "teacher") if cached_teacher else None
     of_text = DataText() if text is None else text(max_new_tokens=8)
     given = {"objective": objective, "steps": STEPS, "optimizer": Kept, "trainer": trainer()}
+    given["precision"] = precision
     module, logged = fitted(data, of_text, student, teacher, **given)
     assert Kept.spread == (ranks.number() > 1)
     module.gather()
