@@ -22,7 +22,7 @@ from amid.config.secrets import check_for_secrets
 from amid.errors import InputError, choose_one, first_line, shortened
 from amid.settings import check, check_values, has_argument, other_word
 from amid.settings.nodes import OfHydra
-from amid.settings.words import nearest_setting
+from amid.settings.words import NEED_A_SCORE, nearest_setting
 
 _CALL = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|int|float|str|bool|json_str)\(.*\)$")
 """A function of Hydra's command line. Its arguments may have names: glob(*, exclude=a*)."""
@@ -185,6 +185,11 @@ def _check_option(loader: ConfigLoader, override: Override) -> None:
             if str(name) not in options:
                 if group == launchers.GROUP:
                     raise InputError(launchers.refused(str(name), options))
+                if group.partition("@")[0] == "scheduler" and name in NEED_A_SCORE:
+                    raise InputError(
+                        f"{group}={name} needs a score at each step, which there is none of; use a schedule "
+                        f"over steps, one of {', '.join(options)}"
+                    )
                 package = f"hydra-{name}-{group.removeprefix('hydra/')}".replace("_", "-")
                 install = f"; pip install {package} where it is one of that package" * (group[:6] == "hydra/")
                 raise InputError(

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from amid.settings.types import (
     MOST_THREADS,
     Architecture,
+    Betas,
     ClipNorm,
     Count,
     CountOrAll,
@@ -215,14 +216,23 @@ class Checkpoint(Node):
     requeue: Flag = False
 
 
+class GroupedAdamW(Node):
+    """`amid.training.parameter_groups.adamw`."""
+
+    lr: NotNegative = 1e-3
+    betas: Betas = (0.9, 0.999)
+    eps: NotNegative = 1e-8
+    weight_decay: NotNegative = 1e-2
+    amsgrad: Flag = False
+    foreach: FlagOrNone = None
+    fused: FlagOrNone = None
+
+
 class AdamW(Node):
     """`torch.optim.AdamW`."""
 
     lr: NotNegative = 1e-3
-    betas: Annotated[
-        list[Annotated[float, Field(ge=0, lt=1)]],
-        Field(min_length=2, max_length=2, description="two numbers from 0, below 1, such as [0.9, 0.999]"),
-    ] = [0.9, 0.999]
+    betas: Betas = (0.9, 0.999)
     eps: NotNegative = 1e-8
     weight_decay: NotNegative = 1e-2
     amsgrad: Flag = False
@@ -243,6 +253,61 @@ class Cosine(WithWarmup):
     """`amid.training.learning_rate.cosine`."""
 
     eta_min: NotNegative = 0.0
+
+
+class CosineWithRestarts(WithWarmup):
+    """`amid.training.learning_rate.cosine_with_restarts`."""
+
+    num_cycles: Count = 1
+
+
+class Polynomial(WithWarmup):
+    """`amid.training.learning_rate.polynomial`."""
+
+    lr_end: NotNegative = 1e-7
+    power: Positive = 1.0
+
+
+class InverseSqrt(WithWarmup):
+    """`amid.training.learning_rate.inverse_sqrt`."""
+
+    timescale: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        Field(description="a whole number of steps from 1, or null for the warm-up's, 10,000 without one"),
+    ] = None
+
+
+class WarmupStableDecay(WithWarmup):
+    """`amid.training.learning_rate.warmup_stable_decay`."""
+
+    decay: Warmup = 0.1
+    warmup_type: Literal["linear", "cosine", "1-sqrt"] = "linear"
+    decay_type: Literal["linear", "cosine", "1-sqrt"] = "cosine"
+    min_lr_ratio: Share = 0.0
+    num_cycles: Positive = 0.5
+
+
+class CosineWithMinLR(WithWarmup):
+    """`amid.training.learning_rate.cosine_with_min_lr`."""
+
+    min_lr: Annotated[
+        Annotated[float, Field(ge=0, allow_inf_nan=False)] | None,
+        Field(description="a finite number from 0, or null if scheduler.min_lr_rate is set"),
+    ] = None
+    min_lr_rate: Annotated[
+        Annotated[float, Field(ge=0, le=1)] | None,
+        Field(description="a number from 0 to 1, or null if scheduler.min_lr is set"),
+    ] = None
+    num_cycles: Positive = 0.5
+
+
+class CosineWarmupWithMinLR(CosineWithMinLR):
+    """`amid.training.learning_rate.cosine_warmup_with_min_lr`."""
+
+    warmup_lr_rate: Annotated[
+        Annotated[float, Field(ge=0, le=1)] | None,
+        Field(description="a number from 0 to 1, or null for 1 / the steps of the warm-up"),
+    ] = None
 
 
 class AlphaMixture(Node):
@@ -584,11 +649,17 @@ BY_TARGET: dict[str, dict[str, type[Node]]] = {
     "source": {"amid.data.builtin.corpus": BuiltinCorpus, "amid.data.opus100.corpus": OpusCorpus},
     "trainer": {"lightning.Trainer": Trainer},
     "checkpoint": {"amid.training.checkpoints.Checkpoints": Checkpoint},
-    "optimizer": {"torch.optim.AdamW": AdamW},
+    "optimizer": {"torch.optim.AdamW": AdamW, "amid.training.parameter_groups.adamw": GroupedAdamW},
     "scheduler": {
         "amid.training.learning_rate.cosine": Cosine,
         "amid.training.learning_rate.linear": WithWarmup,
         "amid.training.learning_rate.constant": WithWarmup,
+        "amid.training.learning_rate.cosine_with_restarts": CosineWithRestarts,
+        "amid.training.learning_rate.polynomial": Polynomial,
+        "amid.training.learning_rate.inverse_sqrt": InverseSqrt,
+        "amid.training.learning_rate.warmup_stable_decay": WarmupStableDecay,
+        "amid.training.learning_rate.cosine_with_min_lr": CosineWithMinLR,
+        "amid.training.learning_rate.cosine_warmup_with_min_lr": CosineWarmupWithMinLR,
     },
     "assistant": {"amid.losses.AlphaMixture": AlphaMixture},
     "divergence": {

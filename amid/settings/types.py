@@ -229,6 +229,10 @@ Share = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]
 Inside = Annotated[float, Field(gt=0, lt=1, description="a number between 0 and 1, without the ends")]
 ShareAboveNone = Annotated[float, Field(gt=0, le=1, description="a number above 0, up to 1")]
 ShareBelowAll = Annotated[float, Field(ge=0, lt=1, description="a number from 0, below 1")]
+Betas = Annotated[
+    Sequence[Annotated[float, Field(ge=0, lt=1)]],
+    Field(min_length=2, max_length=2, description="two numbers from 0, below 1, such as [0.9, 0.999]"),
+]
 ClipNorm = Annotated[
     Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
     Field(description="a number above 0, or null not to clip"),

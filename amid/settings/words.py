@@ -43,6 +43,9 @@ OTHER_WORDS = {
 }
 """Names of Lightning's settings, each with amid's own setting."""
 
+NEED_A_SCORE = ("reduce_lr_on_plateau", "greedy")
+"""Learning-rate schedules of transformers that follow a measured score instead of the steps."""
+
 _BATCH = "use data.batch_size, the rows of an optimiser step"
 _EPOCHS = "use trainer.max_epochs"
 _WARMUP = "use scheduler.warmup, in steps or as a share of them"
@@ -69,7 +72,7 @@ OF_OTHER_TOOLS = {
     "bf16": _PRECISION,
     "fp16": _PRECISION,
     "mixed_precision": _PRECISION,
-    "lr_scheduler_type": "choose scheduler=cosine, linear or constant",
+    "lr_scheduler_type": "choose scheduler=linear or another option (amid help scheduler lists them)",
     "eval_steps": "use trainer.check_val_every_n_epoch",
     "eval_strategy": "use trainer.check_val_every_n_epoch",
     "evaluation_strategy": "use trainer.check_val_every_n_epoch",

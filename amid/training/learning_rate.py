@@ -15,8 +15,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from transformers.optimization import (
     get_constant_schedule_with_warmup,
+    get_cosine_with_hard_restarts_schedule_with_warmup,
     get_cosine_with_min_lr_schedule_with_warmup,
+    get_cosine_with_min_lr_schedule_with_warmup_lr_rate,
+    get_inverse_sqrt_schedule,
     get_linear_schedule_with_warmup,
+    get_polynomial_decay_schedule_with_warmup,
+    get_wsd_schedule,
 )
 
 from amid.config.calls import name_of
@@ -37,7 +42,7 @@ def warmup_steps(warmup: float, steps: int) -> int:
         InputError: if it is neither, or the warm-up is as long as the training.
     """
     check_arguments("scheduler.", nodes.WithWarmup, {"warmup": warmup})
-    warm = warmup if isinstance(warmup, int) else math.ceil(warmup * steps)
+    warm = _whole(warmup, steps)
     if warm >= steps > 0:
         raise InputError(
             f"scheduler.warmup={warmup}: {warm} steps of warm-up leave none of the {steps} steps of the "
@@ -91,6 +96,201 @@ def constant(optimizer: Optimizer, steps: int, warmup: float = 0) -> LRScheduler
     return made
 
 
+def cosine_with_restarts(
+    optimizer: Optimizer, steps: int, warmup: float = 0, num_cycles: int = 1
+) -> LRScheduler:
+    """Halves of a cosine, each from the learning rate of the optimiser to 0, after a linear warm-up from 0:
+    transformers' `get_cosine_with_hard_restarts_schedule_with_warmup`.
+
+    Args:
+        optimizer: the optimiser that gets the learning rates.
+        steps: optimiser steps of the whole training.
+        warmup: as in `warmup_steps`.
+        num_cycles: the number of halves.
+    """
+    warm = warmup_steps(warmup, steps)
+    made: LRScheduler = get_cosine_with_hard_restarts_schedule_with_warmup(optimizer, warm, steps, num_cycles)
+    return made
+
+
+def polynomial(
+    optimizer: Optimizer, steps: int, warmup: float = 0, lr_end: float = 1e-7, power: float = 1.0
+) -> LRScheduler:
+    """A polynomial from the learning rate of the optimiser to `lr_end`, after a linear warm-up from 0:
+    transformers' `get_polynomial_decay_schedule_with_warmup`.
+
+    Args:
+        optimizer: the optimiser that gets the learning rates.
+        steps: optimiser steps of the whole training.
+        warmup: as in `warmup_steps`.
+        lr_end: the last learning rate, below the learning rate of the optimiser.
+        power: the power of the share of steps that remain; 1 is a line.
+
+    Raises:
+        InputError: if `lr_end` is not below the learning rate of the optimiser.
+    """
+    lr = optimizer.defaults["lr"]
+    if lr_end >= lr:
+        raise InputError(
+            f"scheduler.lr_end={lr_end} must be below the learning rate, optimizer.lr={lr}; use a smaller one"
+        )
+    warm = warmup_steps(warmup, steps)
+    made: LRScheduler = get_polynomial_decay_schedule_with_warmup(optimizer, warm, steps, lr_end, power)
+    return made
+
+
+def inverse_sqrt(
+    optimizer: Optimizer, steps: int, warmup: float = 0, timescale: int | None = None
+) -> LRScheduler:
+    """The learning rate of the optimiser divided by a root of the steps, after a linear warm-up from 0:
+    transformers' `get_inverse_sqrt_schedule`.
+
+    Args:
+        optimizer: the optimiser that gets the learning rates.
+        steps: optimiser steps of the whole training.
+        warmup: as in `warmup_steps`.
+        timescale: the rate is halved 3 * `timescale` steps after the warm-up; None for the steps of the
+            warm-up, or 10,000 without one.
+    """
+    warm = warmup_steps(warmup, steps)
+    made: LRScheduler = get_inverse_sqrt_schedule(optimizer, warm, timescale)
+    return made
+
+
+def warmup_stable_decay(
+    optimizer: Optimizer,
+    steps: int,
+    warmup: float = 0,
+    decay: float = 0.1,
+    warmup_type: str = "linear",
+    decay_type: str = "cosine",
+    min_lr_ratio: float = 0.0,
+    num_cycles: float = 0.5,
+) -> LRScheduler:
+    """A warm-up, the learning rate of the optimiser, and a decay at the end of the training: transformers'
+    `get_wsd_schedule`.
+
+    Args:
+        optimizer: the optimiser that gets the learning rates.
+        steps: optimiser steps of the whole training.
+        warmup: as in `warmup_steps`.
+        decay: the steps of the decay, a whole number or a share of `steps` as for `warmup`.
+        warmup_type: linear, cosine or 1-sqrt.
+        decay_type: linear, cosine or 1-sqrt.
+        min_lr_ratio: the first learning rate of the warm-up and the last one of the decay, as a share of the
+            learning rate of the optimiser.
+        num_cycles: waves of a decay by cosine; 0.5 goes down once.
+
+    Raises:
+        InputError: if warm-up and decay are longer than the training.
+    """
+    warm = warmup_steps(warmup, steps)
+    check_arguments("scheduler.", nodes.WarmupStableDecay, {"decay": decay})
+    last = _whole(decay, steps)
+    if warm + last > steps:
+        raise InputError(
+            f"scheduler.decay={decay}: {warm} steps of warm-up and {last} of decay are more than the {steps} "
+            "steps of the training; use fewer"
+        )
+    made: LRScheduler = get_wsd_schedule(
+        optimizer,
+        warm,
+        last,
+        num_training_steps=steps,
+        warmup_type=warmup_type,
+        decay_type=decay_type,
+        min_lr_ratio=min_lr_ratio,
+        num_cycles=num_cycles,
+    )
+    return made
+
+
+def cosine_with_min_lr(
+    optimizer: Optimizer,
+    steps: int,
+    warmup: float = 0,
+    min_lr: float | None = None,
+    min_lr_rate: float | None = None,
+    num_cycles: float = 0.5,
+) -> LRScheduler:
+    """A cosine from the learning rate of the optimiser to a least one, after a linear warm-up from 0:
+    transformers' `get_cosine_with_min_lr_schedule_with_warmup`.
+
+    Args:
+        optimizer: the optimiser that gets the learning rates.
+        steps: optimiser steps of the whole training.
+        warmup: as in `warmup_steps`.
+        min_lr: the least learning rate.
+        min_lr_rate: the same as a share of the learning rate of the optimiser.
+        num_cycles: waves of the cosine; 0.5 goes down once.
+
+    Raises:
+        InputError: if not exactly one of `min_lr` and `min_lr_rate` is given.
+    """
+    _check_least(min_lr, min_lr_rate)
+    made: LRScheduler = get_cosine_with_min_lr_schedule_with_warmup(
+        optimizer,
+        warmup_steps(warmup, steps),
+        steps,
+        num_cycles=num_cycles,
+        min_lr=min_lr,
+        min_lr_rate=min_lr_rate,
+    )
+    return made
+
+
+def cosine_warmup_with_min_lr(
+    optimizer: Optimizer,
+    steps: int,
+    warmup: float = 0,
+    min_lr: float | None = None,
+    min_lr_rate: float | None = None,
+    warmup_lr_rate: float | None = None,
+    num_cycles: float = 0.5,
+) -> LRScheduler:
+    """`cosine_with_min_lr` with a warm-up that does not begin at 0: transformers'
+    `get_cosine_with_min_lr_schedule_with_warmup_lr_rate`.
+
+    Args:
+        optimizer: the optimiser that gets the learning rates.
+        steps: optimiser steps of the whole training.
+        warmup: as in `warmup_steps`.
+        min_lr: the least learning rate.
+        min_lr_rate: the same as a share of the learning rate of the optimiser.
+        warmup_lr_rate: the first learning rate as a share of the learning rate of the optimiser; None for
+            1 / the steps of the warm-up.
+        num_cycles: waves of the cosine; 0.5 goes down once.
+
+    Raises:
+        InputError: if not exactly one of `min_lr` and `min_lr_rate` is given.
+    """
+    _check_least(min_lr, min_lr_rate)
+    made: LRScheduler = get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
+        optimizer,
+        warmup_steps(warmup, steps),
+        steps,
+        num_cycles=num_cycles,
+        min_lr=min_lr,
+        min_lr_rate=min_lr_rate,
+        warmup_lr_rate=warmup_lr_rate,
+    )
+    return made
+
+
+def _check_least(min_lr: float | None, min_lr_rate: float | None) -> None:
+    if (min_lr is None) == (min_lr_rate is None):
+        given = [
+            f"scheduler.{name}={'null' if value is None else value}"
+            for name, value in (("min_lr", min_lr), ("min_lr_rate", min_lr_rate))
+        ]
+        raise InputError(f"{' and '.join(given)}: set exactly one of them, and null for the other")
+
+
+def _whole(part: float, steps: int) -> int:
+    """The steps of a part of a training, a whole number or a share of `steps`, which is rounded up."""
+    return part if isinstance(part, int) else math.ceil(part * steps)
+
+
 def scheduled(scheduler: Callable[..., Any], optimizer: Optimizer, steps: int) -> LRScheduler:
     """The schedule that `scheduler` makes for an optimiser, stepped after each optimiser step.
 
@@ -123,6 +323,11 @@ def scheduled(scheduler: Callable[..., Any], optimizer: Optimizer, steps: int) -
         raise InputError(
             f"scheduler={name} was called with {taken} and the settings of scheduler ({first_line(error)}); "
             f"its steps must be an argument with one of the names {', '.join(NAMES_OF_STEPS)}"
+        ) from error
+    except ZeroDivisionError as error:
+        raise InputError(
+            f"scheduler={name} cannot be made with optimizer.lr={optimizer.defaults.get('lr')} "
+            f"({first_line(error)}); use a learning rate above 0"
         ) from error
     if not isinstance(made, LRScheduler):
         raise InputError(

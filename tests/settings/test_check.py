@@ -226,7 +226,7 @@ def arguments(target):
     }
 
 
-PASSED_BY_AMID = {"tokenizer", "optimizer", "steps", "predictions", "references"}
+PASSED_BY_AMID = {"tokenizer", "params", "optimizer", "steps", "predictions", "references"}
 
 
 @pytest.mark.parametrize(

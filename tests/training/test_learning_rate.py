@@ -59,6 +59,70 @@ def test_our_options_are_those_of_transformers(warmup, steps):
     assert option("cosine", warmup=warmup, eta_min=1e-4) == pytest.approx(rates(expected), rel=1e-9)
 
 
+WITH_WARMUP = {
+    "linear": {},
+    "constant": {},
+    "constant_with_warmup": {},
+    "cosine_with_restarts": {"num_cycles": 3},
+    "polynomial": {"lr_end": 1e-4, "power": 2.0},
+    "inverse_sqrt": {"timescale": 7},
+    "warmup_stable_decay": {"min_lr_ratio": 0.2, "decay_type": "1-sqrt", "warmup_type": "cosine"},
+    "cosine_with_min_lr": {"min_lr_rate": 0.3},
+    "cosine_warmup_with_min_lr": {"min_lr_rate": 0.3, "warmup_lr_rate": 0.25},
+}
+NEED_A_SCORE = {"reduce_lr_on_plateau", "greedy"}
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(5, 5), (0.11, 5)])
+@pytest.mark.parametrize("name", WITH_WARMUP)
+def test_an_option_has_the_rates_of_transformers_name(name, warmup, steps):
+    given = WITH_WARMUP[name]
+    theirs = dict(given)
+    if name == "warmup_stable_decay":
+        given, theirs = given | {"decay": 0.3}, theirs | {"num_decay_steps": 12}
+    of_their_name = "constant_with_warmup" if name == "constant" else name
+    expected = of_transformers.get_scheduler(of_their_name, adamw(), steps, STEPS, theirs)
+    found = option(name, warmup=warmup, **given)
+    assert found == rates(expected)
+    assert len(set(found)) > 4, "it warms up"
+
+
+def test_every_schedule_of_transformers_over_steps_is_an_option():
+    ours = {file.stem for file in (CONF / "scheduler").glob("*.yaml")}
+    assert ours == {name.value for name in of_transformers.SchedulerType} - NEED_A_SCORE
+    for name in ours:
+        assert len(option(name)) == STEPS  # with the values of its file
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "message"),
+    [
+        ("polynomial", {"lr_end": 0.1}, r"a.scheduler.lr_end=0.1 must be below the learning rate, optimiz"),
+        ("warmup_stable_decay", {"warmup": 30, "decay": 11}, "decay=11: 30 steps of warm-up and 11 of decay"),
+        ("warmup_stable_decay", {"decay": 1.0}, "a.scheduler.decay=1.0 must be a whole number of steps"),
+        ("cosine_with_min_lr", {}, "min_lr=null and scheduler.min_lr_rate=null: set exactly one of them"),
+        (
+            "cosine_warmup_with_min_lr",
+            {"min_lr": 0.0, "min_lr_rate": 0.1},
+            "min_lr=0.0 and scheduler.min_lr_",
+        ),
+        ("cosine_with_restarts", {"warmup": 40}, "warmup=40: 40 steps of warm-up leave none of the 40 steps"),
+    ],
+)
+def test_values_that_do_not_fit_are_named(target, given, message):
+    node = {"_target_": f"amid.training.learning_rate.{target}", "_partial_": True, **given}
+    optimizer = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
+    with pytest.raises(InputError, match=message):
+        check_rates({"optimizer": optimizer, "scheduler": node}, STEPS, "a.")
+
+
+def test_a_least_rate_needs_a_learning_rate():
+    cfg = {"_target_": "amid.training.learning_rate.cosine_with_min_lr", "_partial_": True, "min_lr": 1e-4}
+    optimizer = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.0}
+    with pytest.raises(InputError, match=r"optimizer.lr=0.0 \(.*zero\); use a learning rate above 0"):
+        check_rates({"optimizer": optimizer, "scheduler": cfg}, STEPS)
+
+
 T, H = "torch.optim.lr_scheduler.", "transformers.optimization."
 
 
@@ -142,6 +206,7 @@ def test_a_warm_up_ends_before_the_training():
     [
         ({"_target_": f"{T}OneCycleLR"}, "a.scheduler=OneCycleLR was called with optimizer, total_steps"),
         ({"_target_": f"{T}ReduceLROnPlateau"}, "ReduceLROnPlateau needs a score at each step"),
+        ({"_target_": f"{H}get_reduce_on_plateau_schedule"}, "get_reduce_on_plateau_schedule needs a score"),
         ({"_target_": "builtins.dict"}, "scheduler=dict returned dict; it must return a schedule of"),
         (
             {"_target_": "amid.training.learning_rate.linear", "warmup": 2.5},
