@@ -164,6 +164,10 @@ def test_the_command_line_comes_after_a_preset():
         ("modell=tiny", "did you mean 'model'"),
         ("data.test.mine=my.jsonl", r"; to add an evaluation set: \+data.test.mine=my.jsonl"),
         (
+            "scheduler=reduce_lr_on_plateau",
+            "scheduler=reduce_lr_on_plateau needs a score at each step, .* one of constant, constant_with",
+        ),
+        (
             "model=tinny",
             "model=tinny is no option of 'model'; did you mean 'tiny'[?] Choose one of from_scratch",
         ),
