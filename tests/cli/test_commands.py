@@ -105,7 +105,7 @@ def test_several_values_without_multirun_are_one_line_with_the_command_for_them(
 def test_an_interrupt_that_a_library_turns_into_an_error_of_its_own_is_an_interrupt(
     quick, tmp_path, capsys, monkeypatch
 ):
-    def interrupted(self, *_):
+    def interrupted(self, *_, **__):
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt as error:
