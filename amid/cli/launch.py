@@ -123,7 +123,9 @@ def run_entry_point(name: str, cfg: DictConfig, directory: Path, of_several: boo
 
 def _check_same(cfg: DictConfig, directory: Path) -> None:
     """Raises InputError if a rank was started with other settings than the first."""
-    settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    if ranks.number() == 1:
+        return
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg))
     first, *others = ranks.gathered(dict(leaves(settings)) | {"the folder of the run": str(directory)})
     for rank, other in enumerate(others, 1):
         for key in {**first, **other}:
