@@ -124,7 +124,8 @@ class Mine(Callback):
 """
 
 
-@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_runs_side_by_side_have_the_results_of_runs_one_after_another(
     finished, quick, gpus, tmp_path, monkeypatch, capfd, launcher
 ):

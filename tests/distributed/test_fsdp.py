@@ -122,7 +122,9 @@ def apart(found, expected):
     return numpy.linalg.norm(found - expected) / numpy.linalg.norm(expected)
 
 
-@pytest.mark.parametrize(("n", "cases"), [(2, list(CASES)), (4, ["tied"])])
+@pytest.mark.parametrize(
+    ("n", "cases"), [(2, list(CASES)), pytest.param(4, ["tied"], marks=pytest.mark.slow)]
+)
 def test_steps_of_several_ranks_are_those_of_one(tmp_path, n, cases):
     network(seed=5).save_pretrained(tmp_path / "teacher")
     network(num_hidden_layers=2).save_pretrained(tmp_path / "student")
@@ -173,6 +175,7 @@ def trained(tmp_path, folder, stop=None):
     return torch.cat([weight.detach().flatten() for weight in module.student.parameters()]).numpy()
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_with_another_number_of_ranks(tmp_path):
     alone = trained(tmp_path, tmp_path / "alone")
     spread = in_ranks(2, trained, tmp_path, tmp_path / "fewer", 3)

@@ -132,7 +132,7 @@ def a_step_of_each(tmp_path):
     return {name: after_steps(tmp_path, of, steps=1) for name, of in OBJECTIVES.items()}
 
 
-@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("n", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_gradient_of_every_objective_is_that_of_one_rank(tmp_path, n):
     alone = a_step_of_each(tmp_path)
     for found in in_ranks(n, a_step_of_each, tmp_path):

@@ -49,6 +49,7 @@ def test_a_run_on_two_devices_is_the_run_on_one(quick, tmp_path, capfd):
             assert second.training[name] == pytest.approx(value, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_devices_that_was_interrupted_goes_on_with_one(quick, tmp_path, capfd):
     settings = [*quick, "trainer.accelerator=cpu", "checkpoint.every_n_steps=1", "trainer.max_epochs=20"]
     one, two = (f"hydra.run.dir={tmp_path / name}" for name in ("one", "two"))
@@ -70,6 +71,7 @@ def test_a_run_of_two_devices_that_was_interrupted_goes_on_with_one(quick, tmp_p
     assert second["response_tokens"] == first["response_tokens"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_two_devices_has_the_answers_and_scores_of_one(finished, tmp_path):
     given = [f"run={finished}", "trainer.accelerator=cpu", "data.test_prompts=7"]
     for name, devices in (("one", []), ("two", ON_TWO)):
