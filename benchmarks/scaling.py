@@ -23,6 +23,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from activations import STUDENT
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.profiler import ProfilerActivity, profile
@@ -39,18 +40,6 @@ from amid.text import DataText
 from amid.training.devices import environment, of_trainer, use_threads
 from amid.training.module import DistillationModule, Optimisation
 from amid.training.process_memory import forget_peak_memory, peak_memory
-
-STUDENT = {
-    "model_type": "llama",
-    "vocab_size": 49_152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 2048,
-}
 
 _HAND_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Makes glibc hand freed tensors back at once, so that a CPU's peak memory is the memory of live tensors."""

@@ -137,7 +137,7 @@ def _check_same(cfg: DictConfig, directory: Path) -> None:
 
 
 def _trainer(cfg: DictConfig) -> Trainer:
-    return Trainer.model_construct(**OmegaConf.to_container(cfg.trainer, resolve=True))  # type: ignore[arg-type]
+    return Trainer.model_construct(**cast(dict[str, Any], OmegaConf.to_container(cfg.trainer, resolve=True)))
 
 
 @dataclass

@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from amid.distributed.interruption import Stopped, signal_of, stopped_by_signals
-from amid.distributed.ranks import LostContact
+from amid.distributed.ranks import LostContact, that_can_be_sent
 from amid.distributed.screen import print_nothing
 from amid.errors import in_one_line, was_interrupted
 from amid.tracking.run_log import off_the_screen
@@ -178,23 +178,12 @@ def _rank(end: Connection, environment: dict[str, Any], job: Job, given: Sequenc
             interrupted = was_interrupted(error)
             status = 128 + signal_of(error) if interrupted else 1
             own = error if isinstance(error, Exception) else RuntimeError(in_one_line(error))
-            sent = None if interrupted else _Failure(own, traceback.format_exc())
+            sent = None if interrupted else _Failure(that_can_be_sent(own), traceback.format_exc())
     with contextlib.suppress(OSError):
-        end.send_bytes(_packed(sent))
+        end.send_bytes(pickle.dumps(sent))
     end.close()
     sys.stdout.flush()
     os._exit(status)  # threads of a broken connection would hold up an ordinary end
-
-
-def _packed(sent: Any) -> bytes:
-    try:
-        packed = pickle.dumps(sent)
-        pickle.loads(packed)
-    except Exception:
-        if not isinstance(sent, _Failure):
-            raise
-        packed = pickle.dumps(_Failure(RuntimeError(in_one_line(sent.error)), sent.traceback))
-    return packed
 
 
 def _end_with_parent() -> None:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from amid.errors import InputError
+from amid.errors import InputError, in_one_line
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from torch import Tensor, nn
@@ -113,9 +113,8 @@ def from_first(make: Callable[[], T]) -> T:
         try:
             made[0] = make()
         except Exception as error:
-            made[1] = error
+            made[1] = that_can_be_sent(error)
         _store().set(key, "made")
-        made[1] = _that_can_be_sent(made[1])
     else:
         _wait_for(key)
     with _contact():
@@ -300,10 +299,10 @@ def _wait_for(key: str) -> None:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _that_can_be_sent(error: Exception | None) -> Exception | None:
+def that_can_be_sent(error: Exception) -> Exception:
     """Returns an error, or where it cannot be pickled an error with its text."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # of whatever an error holds
-        return RuntimeError(f"{type(error).__name__}: {error}")
+        return RuntimeError(in_one_line(error))
     return error

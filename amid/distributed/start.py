@@ -19,8 +19,7 @@ def ranks_to_start(trainer: "Trainer", key: str = "trainer") -> int:
         InputError: if other processes were started than the settings ask for, a machine lacks devices, or a
             run of several machines is started by hand.
     """
-    devices = len(trainer.devices) if isinstance(trainer.devices, list) else trainer.devices
-    wanted = devices * trainer.num_nodes
+    wanted = _wanted(trainer)
     given = f"{key}.devices={trainer.devices}"
     found = _found_elsewhere(wanted)
     if found > 1:
@@ -35,9 +34,9 @@ def ranks_to_start(trainer: "Trainer", key: str = "trainer") -> int:
             f"{key}.num_nodes={trainer.num_nodes}: start amid on each machine, by torchrun or srun; "
             "docs/how-to/several-devices.md has the commands"
         )
-    if devices > 1:
+    if wanted > 1:
         _check_gpus(trainer, given)
-    return int(devices)
+    return wanted
 
 
 def _check_gpus(trainer: "Trainer", given: str) -> None:
@@ -55,8 +54,13 @@ def started_elsewhere(trainer: "Trainer") -> bool:
 
     Then RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set.
     """
+    return _found_elsewhere(_wanted(trainer)) > 1
+
+
+def _wanted(trainer: "Trainer") -> int:
+    """The number of processes that the settings ask for, on all machines."""
     devices = len(trainer.devices) if isinstance(trainer.devices, list) else trainer.devices
-    return _found_elsewhere(devices * trainer.num_nodes) > 1
+    return int(devices * trainer.num_nodes)
 
 
 def _found_elsewhere(wanted: int) -> int:
