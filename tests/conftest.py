@@ -2,6 +2,7 @@ import gc
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import absl.logging
@@ -9,6 +10,7 @@ import pytest
 import torch
 import yaml
 from compositions import compose_once
+from hub_server import Hub, serving
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
@@ -44,6 +46,14 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder} with real data")
     return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A stand-in of the Hugging Face hub, which this process asks, with an empty cache in `tmp_path/hf`."""
+    with serving() as served:
+        served.be_asked(monkeypatch, tmp_path / "hf")
+        yield served
 
 
 @pytest.fixture

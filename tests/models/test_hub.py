@@ -4,11 +4,14 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import constants
+from small_models import network
 
+from amid.data.builtin import tokenizer
 from amid.data.sources import load_examples
 from amid.errors import InputError
-from amid.models import hub
+from amid.models import hub as of_models
 from amid.models.source import ModelSource, load_tokenizer
 
 NOWHERE = "http://127.0.0.1:9"
@@ -18,7 +21,7 @@ NOWHERE = "http://127.0.0.1:9"
 def silent_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", NOWHERE)
-    monkeypatch.setattr(hub, "_asked", {})
+    monkeypatch.setattr(of_models, "_asked", {})
 
 
 @pytest.mark.usefixtures("silent_hub")
@@ -65,9 +68,28 @@ def test_what_is_in_the_cache_and_cannot_be_used_is_told_as_such(monkeypatch, tm
 
 
 def test_an_hf_hub_offline_of_the_user_is_told_as_such(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(hub, "_asked", {})
+    monkeypatch.setattr(of_models, "_asked", {})
     with pytest.raises(InputError, match="HF_HUB_OFFLINE keeps from asking the hub, and its cache has none"):
         load_tokenizer("owner/name")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small model with its tokenizer, as `save_pretrained` writes them."""
+    network().save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_model_of_the_hub_is_the_model_of_its_folder(hub, folder):
+    hub.add("owner/name", folder)
+    source = ModelSource("owner/name")
+    tok = load_tokenizer("owner/name")
+    assert tok.get_vocab() == load_tokenizer(str(folder)).get_vocab()
+    of_hub, of_folder = source.load(tok).state_dict(), ModelSource(str(folder)).load(tok).state_dict()
+    assert of_hub.keys() == of_folder.keys()
+    assert all(torch.equal(of_hub[name], of_folder[name]) for name in of_hub)
+    assert len(hub.asked("GET", "model.safetensors")) == 1
 
 
 def test_a_hub_that_answers_is_asked(monkeypatch: pytest.MonkeyPatch):
@@ -77,7 +99,7 @@ def test_a_hub_that_answers_is_asked(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", NOWHERE)
-    monkeypatch.setattr(hub, "get_session", Session)
-    monkeypatch.setattr(hub, "_asked", {})
-    hub.ask_its_cache_alone_if_it_is_silent()
+    monkeypatch.setattr(of_models, "get_session", Session)
+    monkeypatch.setattr(of_models, "_asked", {})
+    of_models.ask_its_cache_alone_if_it_is_silent()
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
