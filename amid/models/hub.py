@@ -1,11 +1,21 @@
 """The Hugging Face hub, where it answers and where it does not."""
 
 from huggingface_hub import constants, get_session
-from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from amid.errors import chain_of, first_line
 
 SECONDS_TO_ANSWER = 5.0
+
+HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
+"""The errors of the HTTP client that this version of huggingface_hub uses, such as a broken connection."""
 
 NOT_CACHED = "and its cache has none"
 """The end of the reason if the hub was not asked."""
@@ -38,7 +48,34 @@ def _answers(endpoint: str) -> bool:
 def reason_of(error: BaseException) -> str:
     """Returns the reason why a file of the hub could not be loaded, in one line."""
     if any(isinstance(link, LocalEntryNotFoundError | OfflineModeIsEnabled) for link in chain_of(error)):
-        silent = constants.ENDPOINT in _asked
+        silent = _asked.get(constants.ENDPOINT) is False
         why = "the hub does not answer" if silent else "HF_HUB_OFFLINE keeps from asking the hub"
         return f"{why}, {NOT_CACHED}"
     return first_line(error)
+
+
+def trouble_with(error: BaseException, repository: str) -> str | None:
+    """Returns why a repository of the hub could not be downloaded and what to do about it; None if the error
+    is of another kind.
+
+    Args:
+        error: the error of a download.
+        repository: its `OWNER/NAME`, of a data set `datasets/OWNER/NAME`.
+    """
+    kinds = {kind for link in chain_of(error) for kind in type(link).mro()}
+    page = f"{constants.ENDPOINT}/{repository}"
+    if GatedRepoError in kinds:
+        return f"is gated: accept its licence at {page}, and log in with `hf auth login` or set HF_TOKEN"
+    if RevisionNotFoundError in kinds:
+        return f"has a revision that does not exist; choose a branch, tag or commit from {page}/commits"
+    if RepositoryNotFoundError in kinds:
+        return (
+            f"is neither here nor at {page}; check the name, or log in with `hf auth login` if it is private"
+        )
+    if isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError):
+        reason = first_line(error)
+        return (
+            f"could not be downloaded from {constants.ENDPOINT} ({reason}); run the command again: it keeps "
+            "the files that have arrived"
+        )
+    return None

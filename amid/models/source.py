@@ -2,13 +2,11 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
@@ -20,12 +18,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import CONFIG_NAME
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
 from amid.errors import InputError, first_line, nearest, shortened
-from amid.files import checksum, key_of
-from amid.models.hub import ask_its_cache_alone_if_it_is_silent, reason_of
+from amid.models.hub import HTTPError
 from amid.models.layers import keep_layers
+from amid.models.location import Location
 from amid.models.lora import LoRA
 from amid.models.placement import check_device_map
 from amid.models.quantization import check_quantization, dequantize, quantize
@@ -38,25 +36,28 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 _OF_FILES = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError),
-    *(StrictDataclassError, SafetensorError),
+    *(StrictDataclassError, SafetensorError, HTTPError),
 )
-"""Errors, intended or not, that transformers raises for files that are not as it wrote them."""
+"""Errors, intended or not, that transformers raises for files that it cannot get, or did not write so."""
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """A stored tokenizer; padding stands on the left.
 
     Args:
-        path: a hub id, a folder written by `save_pretrained`, or a GGUF file.
+        path: a path as of `ModelSource`. Adapters without a tokenizer have their model's.
 
     Raises:
         InputError: if there is no such tokenizer, for example without a network or with a wrong name.
     """
-    location = _location(path)
+    location = Location.of(path)
+    base = location.base()
+    if base is not None and location.file(TOKENIZER_CONFIG_FILE) is None:
+        return load_tokenizer(base)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**location)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**location.arguments)
     except _OF_FILES as error:
-        raise _not_loadable("tokenizer", path, error) from error
+        raise location.not_loadable("tokenizer", error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -68,8 +69,10 @@ class ModelSource:
     """Where a model comes from: weights at a path, or random weights of an architecture.
 
     Args:
-        path: a hub id, a folder written by `save_pretrained` or by a run (`RUN/checkpoints/best`), or a
-            GGUF file; null for random weights.
+        path: a repository on the hub (`OWNER/NAME`, or `OWNER/NAME@REVISION` for a branch, tag or commit), a
+            folder written by `save_pretrained` or by a run (`RUN/checkpoints/best`), adapters of PEFT (their
+            folder or repository; they are merged into the model that they name), or a GGUF file (its path, or
+            `OWNER/NAME/FILE.gguf`); null for random weights.
         architecture: fields of a transformers configuration, `model_type` among them, for random weights;
             the tokenizer gives vocabulary size and special tokens.
         layers: indices of the layers to keep, in order; null for all.
@@ -165,27 +168,20 @@ class ModelSource:
     def fingerprint(self) -> dict[str, Any] | None:
         """Returns all that decides the model's values, without loading it; None for random weights.
 
-        `weights` is a hash of the files of a folder (configuration and weights) or of a GGUF file, or the
-        commit of a repository on the hub.
+        `weights` is a hash of the files of a folder or of a GGUF file, or the commit of a repository on the
+        hub (`Location.contents`); `base` is the same of the model that adapters belong to.
 
         Raises:
             InputError: if there is nothing at `path`.
         """
         if self.path is None:
             return None
-        place = Path(self.path)
-        if place.exists():
-            files = [place] if place.is_file() else sorted(f for f in place.iterdir() if f.suffix in _WEIGHTS)
-            weights = key_of({file.name: checksum(file) for file in files})
-        else:
-            repository = _location(self.path)["pretrained_model_name_or_path"]
-            try:
-                weights = Path(hf_hub_download(repository, CONFIG_NAME)).parent.name
-            except (OSError, ValueError) as error:
-                raise _not_loadable("model", self.path, error) from error
+        location = Location.of(self.path)
+        weights, base = location.contents(), location.base()
+        of_base = {} if base is None else {"base": ModelSource(base).fingerprint()}
         layers = None if self.layers is None else list(self.layers)
         quantization = {} if self.quantization is None else {"quantization": self.quantization}
-        return {"weights": weights, "layers": layers, "dtype": self.dtype, **quantization}
+        return {"weights": weights, "layers": layers, "dtype": self.dtype, **quantization, **of_base}
 
     def config(self, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
         """The configuration of the stored model, or of the architecture of random weights.
@@ -194,11 +190,13 @@ class ModelSource:
             InputError: if there is nothing at `path`, or the architecture is not usable.
         """
         if self.path is not None:
-            location = _location(self.path)
+            location = Location.of(self.path)
+            if (base := location.base()) is not None:
+                return ModelSource(base).config(tokenizer)
             try:
-                stored: PretrainedConfig = AutoConfig.from_pretrained(**location)
+                stored: PretrainedConfig = AutoConfig.from_pretrained(**location.arguments)
             except _OF_FILES as error:
-                raise _not_loadable("model", self.path, error) from error
+                raise location.not_loadable("model", error) from error
             if wrong := _no_numbers(stored.to_dict()):
                 raise InputError(
                     f"model path={self.path!r}: {wrong} of its config.json is NaN; write its number "
@@ -273,16 +271,18 @@ class ModelSource:
 
     def _stored(self) -> PreTrainedModel:
         assert self.path is not None
-        location = _location(self.path)
+        location = Location.of(self.path)
+        if (base := location.base()) is not None:
+            return self._merged(location, base)
         by_module = isinstance(self.device_map, Mapping)
         devices = dict(self.device_map) if by_module else self.device_map  # type: ignore[arg-type]
-        how: dict[str, Any] = _unpacked(self.path) | ({} if devices is None else {"device_map": devices})
+        how: dict[str, Any] = _unpacked(location) | ({} if devices is None else {"device_map": devices})
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                **location, **how, dtype=DTYPES[self.dtype], output_loading_info=True
+                **location.arguments, **how, dtype=DTYPES[self.dtype], output_loading_info=True
             )
         except _OF_FILES as error:
-            raise _not_loadable("model", self.path, error) from error
+            raise location.not_loadable("model", error) from error
         except RuntimeError as error:
             if self.device_map is not None and "device" in str(error):
                 raise InputError(
@@ -303,10 +303,35 @@ class ModelSource:
                 f"({len(foreign)} weights do not fit {type(model).__name__}: {min(map(str, foreign))}, ...); "
                 "give the folder that the weights were saved with"
             )
-        if self.path.endswith(".gguf"):  # its weights are plain ones by now, and can be saved as such
+        if location.gguf_file:  # its weights are plain ones by now, and can be saved as such
             vars(model.config).pop("quantization_config", None)
             model.hf_quantizer = None  # type: ignore[assignment]
         return model
+
+    def _merged(self, location: Location, base: str) -> PreTrainedModel:
+        """The stored model `base` with the adapters of a location merged into its weights.
+
+        Raises:
+            InputError: if the adapters do not fit the model, or cannot be merged.
+        """
+        import peft  # takes seconds
+
+        if self.device_map is not None:
+            raise InputError(
+                f"model path={self.path!r} holds adapters, which are merged on one device, and "
+                f"device_map={self.device_map}; make it null, or give the folder of the merged model"
+            )
+        model: Any = replace(self, path=base)._stored()
+        revision: Any = {} if location.revision is None else {"revision": location.revision}
+        try:
+            model = peft.PeftModel.from_pretrained(model, location.place, **revision).merge_and_unload()
+        except (*_OF_FILES, RuntimeError) as error:
+            raise InputError(
+                f"model path={self.path!r}: its adapters cannot be merged into {base} "
+                f"({shortened(first_line(error))}); give the folder of the merged model"
+            ) from error
+        merged: PreTrainedModel = model
+        return merged
 
 
 def _set_attention(model: PreTrainedModel, attention: str) -> None:
@@ -399,14 +424,10 @@ def _no_numbers(node: Any, key: str = "") -> str:
     return key if isinstance(node, float) and node != node else ""
 
 
-_WEIGHTS = (".json", ".safetensors", ".bin")
-"""Kinds of files in a folder that decide a model's values."""
-
-
-def _unpacked(path: str) -> dict[str, Any]:
+def _unpacked(location: Location) -> dict[str, Any]:
     """Asks for plain weights of a GGUF file: packed ones can neither be trained nor saved."""
     config = getattr(transformers, "GgufConfig", None)  # older releases always unpack
-    return {"quantization_config": config(dequantize=True)} if config and path.endswith(".gguf") else {}
+    return {"quantization_config": config(dequantize=True)} if config and location.gguf_file else {}
 
 
 def _of_config(config: PretrainedConfig, dtype: str) -> PreTrainedModel:
@@ -415,34 +436,3 @@ def _of_config(config: PretrainedConfig, dtype: str) -> PreTrainedModel:
         config, dtype=DTYPES[dtype], trust_remote_code=False
     )
     return model
-
-
-def _location(path: str) -> dict[str, Any]:
-    """Returns the arguments that name a path to transformers and forbid it to run code from there. For a path
-    on the hub it first looks whether the hub answers."""
-    if path.endswith(".gguf"):
-        if not Path(path).is_file():
-            raise InputError(f"model path={path!r} does not exist; give the path of a GGUF file")
-        return {
-            "pretrained_model_name_or_path": str(Path(path).parent),
-            "gguf_file": Path(path).name,
-            "trust_remote_code": False,
-        }
-    if not Path(path).is_dir():
-        ask_its_cache_alone_if_it_is_silent()
-    return {"pretrained_model_name_or_path": path, "trust_remote_code": False}
-
-
-def _not_loadable(what: str, path: str, error: Exception) -> InputError:
-    if "trust_remote_code" in str(error):
-        return InputError(
-            f"{what} path={path!r} needs code of its own, which amid does not run; choose a model whose "
-            "architecture transformers has"
-        )
-    is_there = Path(path).exists()
-    where = "is there, but" if is_there else "is no folder here, and"
-    reason = shortened(first_line(error) if is_there else reason_of(error))
-    return InputError(
-        f"{what} path={path!r} {where} could not be loaded ({reason}); give a hub id that can be "
-        "reached, a folder written by save_pretrained, or a GGUF file"
-    )

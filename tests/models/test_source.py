@@ -197,7 +197,7 @@ def test_layers_that_the_configuration_cannot_tell_are_not_pruned():
         keep_layers(network, [1, 2])
 
 
-def test_a_gguf_file_is_loaded_pruned_and_saved(tmp_path):
+def test_a_gguf_file_is_loaded_pruned_and_saved(tmp_path, hub):
     writer = gguf.GGUFWriter(tmp_path / "small.gguf", "llama")
     writer.add_context_length(64)
     writer.add_embedding_length(16)
@@ -232,6 +232,12 @@ def test_a_gguf_file_is_loaded_pruned_and_saved(tmp_path):
     ids = torch.randint(2, 1000, (1, 4))
     torch.testing.assert_close(again(ids).logits, network(ids).logits)
     assert again.config.num_hidden_layers == 1
+    commit = hub.add("owner/name", {"small.gguf": (tmp_path / "small.gguf").read_bytes()}, revision="v2")
+    of_hub = ModelSource(path="owner/name@v2/small.gguf", layers=[1])
+    torch.testing.assert_close(of_hub.load(tokenizer())(ids).logits, network(ids).logits)
+    assert of_hub.fingerprint()["weights"] == f"{commit}/small.gguf"
+    with pytest.raises(InputError, match=r"path='owner/none/small\.gguf' is neither here nor at http"):
+        ModelSource(path="owner/none/small.gguf").load(tokenizer())
 
 
 def test_weights_of_another_architecture(tmp_path):
