@@ -1,4 +1,4 @@
-"""Printing to the terminal: lines, tables, and commands to type."""
+"""Printing to the terminal: lines, and commands to type."""
 
 import logging
 import os
@@ -7,15 +7,8 @@ import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.text import Text
 
 from amid.errors import plain
-
-WIDTH_OF_FILES = 200
-"""Columns where the output is no terminal, so that nothing is folded."""
 
 
 def as_typed(words: Iterable[str]) -> str:
@@ -26,20 +19,6 @@ def as_typed(words: Iterable[str]) -> str:
 def _quoted(word: str) -> str:
     readable = "'" in word and not set(word) & set('"$`\\!')
     return f'"{word}"' if readable else shlex.quote(word)
-
-
-class _PlainConsole(Console):
-    """Prints what is given as a string, in cells too, without control characters."""
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """Renders the text without control characters."""
-        return super().render_str(plain(text), **options)
-
-
-def console() -> Console:
-    """A console on the standard output: as wide as the terminal, or `WIDTH_OF_FILES` where it is none."""
-    own = _PlainConsole(highlight=False)
-    return own if own.is_terminal else _PlainConsole(highlight=False, width=WIDTH_OF_FILES)
 
 
 def shown(path: Path) -> str:

@@ -15,13 +15,14 @@ from rich.table import Table
 from amid.config.compose import as_dict
 from amid.config.run_names import LONGEST_NAME
 from amid.config.sweeps import Sweep
-from amid.console import console, in_bytes
+from amid.console import in_bytes
 from amid.errors import InputError
 from amid.estimates.cost import Cost, Estimator, Once
 from amid.estimates.sizes import SAMPLE, Facts, reason_of
 from amid.experiment.plan import Plan
 from amid.results import load
 from amid.settings import check
+from amid.terminal import console
 
 MANY = 50
 """With more runs than this, the listing takes a while, and amid says so first."""

@@ -110,7 +110,7 @@ def target(path: str) -> Target | None:
     own = (here / f"{package}.py").is_file() or (here / package / "__init__.py").is_file()
     if package != "amid" and not own:
         return None
-    found: Any = (_package() if package == "amid" else griffe.load(package, search_paths=[str(here)]))[name]
+    found = _of_amid(name) if package == "amid" else griffe.load(package, search_paths=[str(here)])[name]
     found = found.final_target if found.is_alias else found
     if found.docstring is None:
         return None
@@ -123,7 +123,7 @@ def target(path: str) -> Target | None:
     }
     arguments = {
         parameter.name: Argument(_text(parameter.default), about[parameter.name])
-        for parameter in found.parameters
+        for parameter in _parameters(found)
         if parameter.name in about
     }
     return Target(sections[0].value.splitlines()[0], arguments)
@@ -300,9 +300,24 @@ def _targets(node: Any) -> Iterator[str]:
             yield from _targets(child)
 
 
+def _of_amid(path: str) -> Any:
+    """Returns an object of amid by its path within `amid`; reads its part of the package alone."""
+    part, _, name = path.partition(".")
+    found = _part(part)[name]
+    return _of_amid(found.target_path.removeprefix("amid.")) if found.is_alias else found
+
+
+def _parameters(found: Any) -> list[Any]:
+    """Returns the parameters of a function or class; of a dataclass also the fields that it inherits."""
+    inherits = found.is_class and "dataclass" in found.labels
+    bases = [base.canonical_path for base in found.bases] if inherits else []
+    own = [base.removeprefix("amid.") for base in bases if base.startswith("amid.")]
+    return [*(parameter for base in own for parameter in _parameters(_of_amid(base))), *found.parameters]
+
+
 @functools.cache
-def _package() -> Any:
-    return griffe.load("amid", resolve_aliases=True, search_paths=[str(Path(__file__).resolve().parents[2])])
+def _part(name: str) -> Any:
+    return griffe.load(name, search_paths=[str(Path(__file__).resolve().parents[1])])
 
 
 def _text(default: Any) -> str | None:

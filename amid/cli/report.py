@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 
 from amid.cli.arguments import Arguments
-from amid.console import console
 from amid.reporting import write_report
+from amid.terminal import console
 
 MARKS = {"*": "its 95% interval leaves out 0", "†": "read second-hand"}
 """The meaning of the marks in the further tables."""

@@ -19,7 +19,6 @@ from rich.table import Table
 from amid.cli.arguments import Arguments
 from amid.cli.differences import print_differences, scores_of_prompts
 from amid.cli.equal_diversity import DIVERSITIES, print_at_equal_diversity
-from amid.console import console
 from amid.errors import InputError
 from amid.files import written_whole
 from amid.measures import OF_ANSWERS, k_of, measure_of
@@ -46,6 +45,7 @@ from amid.scoring.systems import (
     read_systems,
     rivals,
 )
+from amid.terminal import console
 
 ALL = "all"
 """The name of the part with all prompts."""

@@ -6,8 +6,8 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.live import Live
 
-from amid.console import console
 from amid.errors import InputError
+from amid.terminal import console
 from amid.tracking.command_records import commands_of
 from amid.tracking.overview import to_terminal
 from amid.tracking.status import RunStatus, read_status

@@ -11,14 +11,16 @@ from typing import Any, cast
 
 import yaml
 from hydra import compose
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from amid.config.folders import OwnFolders, not_text
+from amid.config.folders import folders_to_search, not_text
 from amid.config.run_names import WITH_THE_REST, Naming
 from amid.config.secrets import remember
 from amid.errors import InputError
@@ -31,9 +33,18 @@ WANDB = "https://api.wandb.ai"
 SECONDS_TO_ANSWER = 5.0
 
 
+class _Folders(SearchPathPlugin):
+    """Makes Hydra look for configurations in the user's folders, after amid's own folders."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Adds the user's folders to the search path."""
+        for entry in folders_to_search():
+            search_path.append("amid", entry)
+
+
 def register_resolvers() -> None:
     """Makes the resolvers that conf/ uses known to OmegaConf, and the folders of configurations to Hydra."""
-    Plugins.instance().register(OwnFolders)
+    Plugins.instance().register(_Folders)
     for name, resolver in (
         ("minus", lambda a, b: a - b),
         ("run_name", _run_name),

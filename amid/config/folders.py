@@ -6,11 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from hydra.plugins.search_path_plugin import SearchPathPlugin
-
 from amid.errors import InputError, choose_one
 
 SEARCH_PATH = "hydra.searchpath"
@@ -31,13 +26,9 @@ _given: list[str] = []
 """Further folders from the command line, as Hydra writes them: `file:///my/conf`, `pkg://my.conf`."""
 
 
-class OwnFolders(SearchPathPlugin):
-    """Makes Hydra look for configurations in the user's folders, after amid's own folders."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Adds the user's folders to the search path."""
-        for entry in (f"file://{CONF}", *_own()):
-            search_path.append("amid", entry)
+def folders_to_search() -> list[str]:
+    """Returns amid's folder of configurations and the user's folders, as Hydra writes them."""
+    return [f"file://{CONF}", *_own()]
 
 
 def take_folders(arguments: Sequence[str]) -> list[str]:
@@ -209,6 +200,9 @@ def _listed(override: str) -> list[str]:
     Raises:
         InputError: if the value is no list of folders.
     """
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # slow to import
+    from hydra.errors import HydraException
+
     try:
         value: Any = OverridesParser.create().parse_override(override).value()
     except HydraException:

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from amid.cli.report import run as report
-from amid.console import console, plain
+from amid.errors import plain
 from amid.reporting import build_table
 from amid.reporting.formats import latex, markdown, markdown_code, markdown_line
 from amid.results import save
+from amid.terminal import console
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
