@@ -12,7 +12,10 @@ from amid.files import check_sums, damaged, json_with_sum, read_mapping, sums_of
 from amid.measures import OF_ANSWERS, VALIDATION, k_of, measure_of
 
 RESULT_FILE = "result.json"
-BEST = Path("checkpoints") / "best"
+CHECKPOINTS = "checkpoints"
+"""The folder of a run that holds its checkpoints."""
+
+BEST = Path(CHECKPOINTS) / "best"
 """The folder with a finished run's student, as `save_pretrained` writes it."""
 
 SCHEMA = 1

@@ -4,7 +4,7 @@ import math
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -16,13 +16,11 @@ from amid.console import announce, shown
 from amid.distributed import ranks
 from amid.distributed.interruption import requeue, signal_of
 from amid.experiment.plan import Plan
+from amid.experiment.record import finished_run
 from amid.measures import measure_of
 from amid.results import RESULT_FILE, RunResult, quality_metrics
 from amid.tracking.command_records import record_command
 from amid.tracking.status import end_of, only_process_in, watched
-
-if TYPE_CHECKING:
-    from amid.training.checkpoints import Checkpoints
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -42,8 +40,10 @@ def run(cfg: DictConfig) -> float | None:
                 ranks.from_first(lambda: record_command(directory, cfg))
             labels = labels_of(cfg, hydra.runtime.choices, overrides_of(hydra), directory)
             plan = Plan(as_dict(cfg))
-            plan.check()
-            result = _run(plan, directory, labels)
+            result = ranks.from_first(lambda: finished_run(directory, plan)) if finished else None
+            if result is None:
+                plan.check()
+                result = _run(plan, directory, labels)
     except KeyboardInterrupt as error:
         if cfg.checkpoint.requeue and signal_of(error) != signal.SIGINT and ranks.is_first():
             announce(requeue())
@@ -53,14 +53,14 @@ def run(cfg: DictConfig) -> float | None:
     if hydra.mode == RunMode.RUN:
         anew = " (to train it anew, delete the folder)" if finished else ""
         announce(f"Run: {shown(directory)}{anew}")
-    return _score(result, plan.checkpoints)
+    return _score(result, cfg.checkpoint.monitor, cfg.checkpoint.mode)
 
 
-def _score(result: RunResult, checkpoints: "Checkpoints") -> float | None:
+def _score(result: RunResult, monitor: str, mode: str) -> float | None:
     """Returns the validation score of a run: the score by which its checkpoint is chosen."""
     if result.diverged_step is not None:
-        return math.inf if checkpoints.mode == "min" else -math.inf
-    score = result.training.get(checkpoints.monitor.replace("/", "_"))
+        return math.inf if mode == "min" else -math.inf
+    score = result.training.get(monitor.replace("/", "_"))
     return None if score is None else float(score)
 
 

@@ -10,21 +10,21 @@ from amid import __version__
 from amid.config.identity import contents_of, differences
 from amid.config.run_settings import read_config, recorded_hash, write_settings
 from amid.config.secrets import without_secrets
+from amid.console import announce, shown
 from amid.errors import InputError
 from amid.experiment.plan import Plan
-from amid.results import RESULT_FILE, RunResult, load
-from amid.training.checkpoints import FOLDER
+from amid.results import CHECKPOINTS, RESULT_FILE, RunResult, load
 
 
 def finished_run(directory: Path, plan: Plan) -> RunResult | None:
-    """The result in `directory` of the run of a plan; None where it is not finished.
+    """The result in `directory` of the run of a plan, and says so; None where it is not finished.
 
     Raises:
         InputError: for a directory with a run of another configuration.
     """
     result = load(directory) if (directory / RESULT_FILE).exists() else None
     old = recorded_hash(directory) or (result and result.config_hash)
-    if old != plan.key and (result is not None or (directory / FOLDER).exists()):
+    if old != plan.key and (result is not None or (directory / CHECKPOINTS).exists()):
         changes = "; ".join(_changes(directory, plan.hashed)) or (
             "what differs is not recorded, as an earlier version of amid recorded less"
         )
@@ -32,6 +32,10 @@ def finished_run(directory: Path, plan: Plan) -> RunResult | None:
             f"{directory} holds a run of another configuration: {changes}; choose another output_dir= "
             "(or hydra.run.dir=, where that was given), or delete the folder"
         )
+    if result is not None:
+        lacks = plan.compared and "valid_kl_pq" not in result.training
+        hint = ", without a teacher to compare with; to have one, delete the folder" if lacks else ""
+        announce(f"{shown(directory)} is finished already{hint}")
     return result
 
 

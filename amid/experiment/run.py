@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedModel
 
 from amid.config.run_settings import recorded_hash
-from amid.console import announce, shown
+from amid.console import announce
 from amid.data import InstructionData
 from amid.data.prompts import Encoder
 from amid.data.tokens import Tokens
@@ -36,12 +36,11 @@ from amid.models.lora import merge
 from amid.models.saving import save as save_model
 from amid.models.source import ModelSource
 from amid.models.vocabulary import shared_vocabulary
-from amid.results import BEST, RunResult, Score, save, sums_of_run
+from amid.results import BEST, CHECKPOINTS, RunResult, Score, save, sums_of_run
 from amid.settings.together import check_shares
 from amid.teacher.signals import Teacher
 from amid.text import TeacherText
 from amid.tracking import wandb_runs as tracking
-from amid.training.checkpoints import FOLDER
 from amid.training.devices import of_trainer, one_device, use_threads
 from amid.training.length import Course
 from amid.training.module import DistillationModule, Optimisation
@@ -73,9 +72,6 @@ def run_experiment(plan: Plan, directory: Path, labels: Mapping[str, Any]) -> Ru
     check_shares(vars(plan.data_settings), ranks.number())
     finished = ranks.from_first(lambda: finished_run(directory, plan))
     if finished is not None:
-        lacks = plan.compared and "valid_kl_pq" not in finished.training
-        hint = ", without a teacher to compare with; to have one, delete the folder" if lacks else ""
-        announce(f"{shown(directory)} is finished already{hint}")
         return finished
     labels = {**labels, **plan.labels}
     one_device(plan.trainer)
@@ -222,7 +218,7 @@ def record(
         files=sums_of_run(directory),
     )
     save(result, directory)
-    for checkpoint in (directory / FOLDER).glob("*.ckpt*"):
+    for checkpoint in (directory / CHECKPOINTS).glob("*.ckpt*"):
         checkpoint.unlink()
     tracking.conclude(loggers, result, directory / "generations")
     return result

@@ -17,7 +17,7 @@ from amid.config.run_names import HYDRA_FOLDER
 from amid.config.secrets import without_secrets
 from amid.errors import Busy, Damaged, InputError, is_mistake, was_interrupted
 from amid.files import Record, check_own, forget_parts, read_record, write_json, written_whole
-from amid.results import RESULT_FILE, SKIPPED_FOLDERS, files_below, load
+from amid.results import CHECKPOINTS, RESULT_FILE, SKIPPED_FOLDERS, files_below, load
 from amid.tracking.command_records import planned
 
 STATUS_FILE = "status.json"
@@ -209,7 +209,7 @@ def only_process_in(directory: Path) -> Iterator[None]:
     """
     remedy = "remove the link, or choose another output_dir= (or hydra.run.dir=, where that was given)"
     rungs = (str(folder.relative_to(directory)) for folder in (directory / "generations").glob("*/"))
-    check_own(directory, (HYDRA_FOLDER, "checkpoints", "generations", *rungs), remedy)
+    check_own(directory, (HYDRA_FOLDER, CHECKPOINTS, "generations", *rungs), remedy)
     lock = FileLock(directory / LOCK_FILE)
     try:
         lock.acquire(timeout=0)

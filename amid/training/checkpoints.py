@@ -11,9 +11,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from amid.files import written_whole
 from amid.settings import check_arguments, nodes
 
-FOLDER = "checkpoints"
-"""The folder of a run that holds its checkpoints."""
-
 BEST_EPOCH, LAST, PREVIOUS = "best-epoch.ckpt", "last.ckpt", "previous.ckpt"
 """The state after the best validated epoch, the latest state, and the one before it."""
 

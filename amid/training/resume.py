@@ -17,7 +17,8 @@ from amid.console import announce, shown
 from amid.data import InstructionData
 from amid.distributed import interruption, ranks
 from amid.files import forget_parts, written_whole
-from amid.training.checkpoints import BEST_EPOCH, FOLDER, FORMAT, LAST, PREVIOUS, Checkpoints
+from amid.results import CHECKPOINTS
+from amid.training.checkpoints import BEST_EPOCH, FORMAT, LAST, PREVIOUS, Checkpoints
 from amid.training.length import Course
 
 
@@ -209,7 +210,7 @@ def last_checkpoint(directory: Path) -> Path | None:
 
 
 def _last_checkpoint(directory: Path) -> Path | None:
-    folder = directory / FOLDER
+    folder = directory / CHECKPOINTS
     forget_parts(folder)
     files = [folder / name for name in (LAST, PREVIOUS, BEST_EPOCH)]
     found = {file.name: _read(file) for file in files if file.exists()}

@@ -18,8 +18,9 @@ from amid.data import InstructionData
 from amid.distributed import interruption
 from amid.errors import InputError
 from amid.measures import VALIDATION, Measure, measure_of
+from amid.results import CHECKPOINTS
 from amid.tracking.progress import StatusRecords, progress
-from amid.training.checkpoints import FOLDER, Checkpoints, WholeFiles
+from amid.training.checkpoints import Checkpoints, WholeFiles
 from amid.training.devices import environment
 from amid.training.length import Course
 from amid.training.module import DistillationModule, Diverged
@@ -73,8 +74,8 @@ class Training:
             KeyboardInterrupt: where a signal or Ctrl-C stops it.
         """
         taking = _Taken()
-        best = self.checkpoints.best(directory / FOLDER)
-        trainer = self._trainer(directory / FOLDER, best, taking, loggers)
+        best = self.checkpoints.best(directory / CHECKPOINTS)
+        trainer = self._trainer(directory / CHECKPOINTS, best, taking, loggers)
         try:
             if last is None:
                 trainer.validate(module, datamodule=data, verbose=False)
