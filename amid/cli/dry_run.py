@@ -136,21 +136,14 @@ def _entries(sweep: Sweep) -> tuple[list[_Entry], Estimator]:
     """Returns the runs of a sweep, and the estimator of their cost."""
     estimator = Estimator()
     entries: list[_Entry] = []
-    of_settings: dict[frozenset[str], _Entry] = {}  # without the seed, which does not change the cost
-    for run, composed in sweep.configs():
-        settings = frozenset(override for override in run.overrides if not override.startswith("seed="))
-        refusal = _refusal(composed)
+    of_settings: dict[frozenset[str], _Entry] = {}
+    for run, cfg in sweep.configs(of_each_seed=False):
+        if run.without_seed not in of_settings:
+            of_settings[run.without_seed] = _entry(cfg, estimator)
         text = run.directory.name
         if len(text) >= LONGEST_NAME - 1:  # the name was cut
             text += "\n" + " ".join(o for o in run.overrides if not o.startswith("output_dir="))
-        if refusal is not None:
-            entries.append(_Entry(text, "", f"refused: {refusal}", Cost(), {}, None))
-            continue
-        if settings not in of_settings:
-            composed.logger = {}
-            plan = Plan(as_dict(composed))
-            of_settings[settings] = _estimated(plan, estimator)
-        entry = replace(of_settings[settings], text=text)
+        entry = replace(of_settings[run.without_seed], text=text)
         if run.finished:
             with contextlib.suppress(InputError):
                 entry = replace(entry, state="done", seconds=load(run.directory).own_seconds)
@@ -158,17 +151,14 @@ def _entries(sweep: Sweep) -> tuple[list[_Entry], Estimator]:
     return entries, estimator
 
 
-def _refusal(cfg: DictConfig) -> str | None:
-    """Returns the reason why a run would be refused at its start; None for a run that would start."""
+def _entry(cfg: DictConfig, estimator: Estimator) -> _Entry:
+    """Returns the entry of a run with this configuration: a run to do, or a refused one."""
     try:
         check(cfg)
     except InputError as error:
-        return str(error)
-    return None
-
-
-def _estimated(plan: Plan, estimator: Estimator) -> _Entry:
-    """Returns the entry of a run with this plan: a run to do, or a refused one."""
+        return _Entry("", "", f"refused: {error}", Cost(), {}, None)
+    cfg.logger = {}
+    plan = Plan(as_dict(cfg))
     cost, shared, state = Cost(), dict[str, Once](), "to do"
     try:
         plan.check()

@@ -91,19 +91,27 @@ class Sweep:
         baselines = f", {grid} of the grid and {runs - grid} baseline{'s' * (runs - grid > 1)}"
         return f"{runs} run{'s' * (runs > 1)}" + (baselines if runs > grid else "")
 
-    def configs(self) -> "Iterator[tuple[PlannedRun, DictConfig]]":
+    def configs(self, of_each_seed: bool = True) -> "Iterator[tuple[PlannedRun, DictConfig]]":
         """Yields every run with the configuration that it will have.
 
         Hydra composes once for all runs that differ only in the values of settings.
+
+        Args:
+            of_each_seed: False to yield the configuration of the first of several runs that differ only in
+                their seed, for all of them.
 
         Raises:
             InputError: naming a run that Hydra refuses.
         """
         register_resolvers()
         composed: dict[tuple[str, ...], DictConfig] = {}
+        of_first: dict[frozenset[str], DictConfig] = {}
         before = HydraConfig.instance().cfg
         try:
             for number, run in enumerate(self.runs()):
+                if not of_each_seed and (same := of_first.get(run.without_seed)) is not None:
+                    yield replace(run, directory=Path(same.output_dir) / run.directory.name), same
+                    continue
                 try:
                     cfg = self._config(run, composed)
                 except (HydraException, OmegaConfBaseException) as error:
@@ -112,6 +120,7 @@ class Sweep:
                     raise InputError(f"{self.in_words(number)}: {error}") from error
                 run = replace(run, directory=Path(cfg.output_dir) / run.directory.name)
                 _be_the_run(cfg, run, number)
+                of_first[run.without_seed] = cfg
                 yield run, cfg
         finally:
             HydraConfig.instance().cfg = before
@@ -185,6 +194,11 @@ class PlannedRun:
 
     overrides: list[str]
     directory: Path
+
+    @property
+    def without_seed(self) -> frozenset[str]:
+        """The overrides but the seed, which changes neither what a run needs nor whether it is refused."""
+        return frozenset(o for o in self.overrides if not re.fullmatch(r"seed=\d{1,9}", o))
 
     @property
     def finished(self) -> bool:

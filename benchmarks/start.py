@@ -1,0 +1,122 @@
+"""The seconds that a user waits for a command: `python benchmarks/start.py`.
+
+Each command runs in a process of its own, after one run of it that fills the caches of the disk. Wall time,
+median of `--rounds`; the commands take turns. The runs that they read lie in a temporary folder: a short run
+of the built-in pair, and copies of it with other labels.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from amid import results
+
+SHORT = (
+    "trainer.max_steps=2",
+    "model.teacher.sft.trainer.max_steps=2",
+    "model.student.sft.trainer.max_steps=2",
+    "data.valid_prompts=4",
+    "data.test_prompts=125",
+    "generation.seeds=[1,2]",
+    "generation.max_new_tokens=24",
+    "output_dir=short",
+)
+"""A run with 500 answers: 125 prompts of two sets, two seeds."""
+
+
+def amid(*words: str) -> list[str]:
+    """Returns an `amid` command as a list of words."""
+    return [sys.executable, "-m", "amid", *words]
+
+
+def seconds(command: list[str], status: int = 0) -> float:
+    """Runs a command; returns its seconds.
+
+    Raises:
+        RuntimeError: if the command ends with another status.
+    """
+    began = time.perf_counter()
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    took = time.perf_counter() - began
+    if ended.returncode != status:
+        raise RuntimeError(f"{command} ended with {ended.returncode}: {ended.stderr or ended.stdout}")
+    return took
+
+
+def seconds_to_first_step(command: list[str]) -> float:
+    """Starts a training; returns the seconds until it prints its first step, and ends it."""
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.lstrip().startswith("step 1/"):
+                took = time.perf_counter() - began
+                process.kill()
+                return took
+    raise RuntimeError(f"{command} printed no step")
+
+
+def copies(run: Path, folder: Path, number: int) -> Path:
+    """Copies a run `number` times, with an α of its own; returns their folder."""
+    result = results.load(run)
+    for i in range(number):
+        name = f"alpha={i / 10}"
+        shutil.copytree(run, folder / name)
+        labels = result.labels | {"alpha": i / 10}
+        results.save(dataclasses.replace(result, name=name, labels=labels), folder / name)
+    return folder
+
+
+def main() -> None:
+    """Prints a table of commands and seconds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--runs", type=int, nargs="+", default=[10, 100], help="of the reports")
+    rounds = (options := parser.parse_args()).rounds
+    with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
+        seconds(amid("train", *SHORT))
+        (run,) = (file.parent for file in Path("short").glob("*/result.json"))
+        longer = [word for word in SHORT if not word.startswith(("trainer.", "output_dir"))]
+        cases = {
+            "amid --help": lambda: seconds(amid("--help")),
+            "amid help assistant.alpha": lambda: seconds(amid("help", "assistant.alpha")),
+            "amid status FOLDER": lambda: seconds(amid("status", "short")),
+            "a wrong value is refused": lambda: seconds(amid("train", "assistant.lam=7"), status=1),
+            "a run is finished already": lambda: seconds(amid("train", *SHORT)),
+            "first step, models ready": lambda: seconds_to_first_step(
+                amid("train", *longer, f"output_dir=new{time.time_ns()}")
+            ),
+            "amid sweep main scale=full --dry-run": lambda: seconds(
+                amid("sweep", "main", "scale=full", "--dry-run")
+            ),
+        }
+        for number in options.runs:
+            folder = copies(run, Path(f"of{number}"), number)
+            cases[f"amid report, {number} runs"] = lambda folder=folder: seconds(amid("report", str(folder)))
+        for measure in cases.values():
+            measure()
+        taken = {name: [] for name in cases}
+        for _ in range(rounds):
+            for name, measure in cases.items():
+                taken[name].append(measure())
+        pages = {number: Path(f"of{number}/report/report.html").stat().st_size for number in options.runs}
+    table = Table("command", "seconds", title=f"medians of {rounds}")
+    for name, found in taken.items():
+        table.add_row(name, f"{statistics.median(found):.2f}")
+    Console(width=100).print(table)
+    for number, size in pages.items():
+        print(f"the page of {number} runs with 500 answers each: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
