@@ -111,6 +111,7 @@ def test_every_command_is_valid(command):
         "hydra.sweeper.",
         "divergence=hellinger",
         "method=mine",
+        "+callbacks.mine.",
     )
     check_overrides(name, [word for word in words if not word.startswith(own)])
 

@@ -208,10 +208,11 @@ def _of_another_choice(override: Override, cfg: DictConfig, said: Collection[str
     key, choices = override.key_or_group, cfg.hydra.runtime.choices
     group, _, name = key.partition(".")
     options = [file.stem for file in option_files(group) if {name, key} & _settings(group, file.stem)]
-    if group not in choices or not options or choices[group] in options:
+    chosen = choices.get(group)
+    if not options or chosen in options or (chosen is None and not isinstance(cfg.get(group), DictConfig)):
         return None
     remedies = [f"{group}={', '.join(options)}"]
-    present, what = f"{group}={choices[group]}", key
+    present, what = f"{group}={chosen}" if chosen is not None else f"the choice of {group}", key
     if group not in said and (methods := _methods_with(group, options)):
         remedies.insert(0, f"method={', '.join(methods)}")
         present = f"method={choices.method} ({present})"

@@ -4,7 +4,9 @@ import contextlib
 import re
 from collections.abc import Iterator
 
+from lightning.pytorch import callbacks as of_lightning
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from amid.distributed import ranks
 from amid.errors import InputError, choose_one
@@ -15,10 +17,21 @@ from amid.models.limits import check_lengths, check_reads_forwards
 from amid.models.source import load_tokenizer
 from amid.models.vocabulary import check_same_tokens, output_rows
 from amid.text import on_student_text
+from amid.training.averaging import AverageWeights
 from amid.training.checkpoints import Checkpoints
 
 _MANY_STEPS = 10**6
 """Taken for the steps of a training while its data are not read."""
+
+_NOT_TAKEN = {
+    "WeightAveraging": "averages the teacher too, and its average is not scored; use callbacks=ema",
+    "StochasticWeightAveraging": "has learning rates of its own, and no validation; use callbacks=swa",
+    "GradientAccumulationScheduler": "needs automatic optimisation; use data.micro_batch_size",
+    "LearningRateFinder": "needs automatic optimisation; compare rates with -m optimizer.lr=1e-4,1e-3",
+    "BatchSizeFinder": "changes the batch size; use data.tokens_per_batch, which bounds the memory",
+    "ModelPruning": "renames the student's weights; use model.student.layers for a smaller student",
+}
+"""Callbacks of Lightning that cannot work in a run, each with the reason and what to use."""
 
 
 def check_parts(plan: Plan) -> None:
@@ -86,12 +99,35 @@ def check_callbacks(plan: Plan) -> None:
             raise InputError(
                 f"callbacks.{name} is a {type(callback).__name__}; it must be a lightning.pytorch.Callback"
             )
+        _check_taken(name, callback)
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str) and monitor not in known and not monitor.startswith("train/"):
             raise InputError(
                 f"callbacks.{name}.monitor={monitor} is not measured{choose_one(monitor, known)}, or of each "
                 "logged step train/loss"
             )
+    averages = [name for name, callback in plan.callbacks.items() if isinstance(callback, AverageWeights)]
+    if len(averages) > 1:
+        raise InputError(
+            f"callbacks.{averages[0]} and callbacks.{averages[1]} both average the student's weights; use one"
+        )
+    if averages and plan.trainer.strategy == "fsdp":
+        raise InputError(
+            f"callbacks.{averages[0]} averages whole weights, which trainer.strategy=fsdp spreads over the "
+            "devices; use trainer.strategy=ddp, or leave the callback out"
+        )
+
+
+def _check_taken(name: str, callback: Callback) -> None:
+    """Refuses a callback that would fail later, or whose hooks are not called."""
+    for kind, reason in _NOT_TAKEN.items():
+        if isinstance(callback, getattr(of_lightning, kind)):
+            raise InputError(f"callbacks.{name}: Lightning's {kind} {reason}")
+    if is_overridden("on_before_zero_grad", callback):
+        raise InputError(
+            f"callbacks.{name}: on_before_zero_grad of {type(callback).__name__} is called by automatic "
+            "optimisation alone; use on_before_optimizer_step or on_train_batch_end"
+        )
 
 
 def check_models(plan: Plan) -> None:

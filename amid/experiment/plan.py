@@ -100,8 +100,15 @@ class Plan:
 
     @cached_property
     def callbacks(self) -> "dict[str, Callback]":
-        """The user's own callbacks of Lightning, by name."""
-        return made_by_name("callbacks", self._given.get("callbacks") or {})
+        """The user's own callbacks of Lightning, by name.
+
+        Early stopping checks where a validation ends: a resumed run may not call the hooks of an epoch's end.
+        """
+        made = made_by_name("callbacks", self._given.get("callbacks") or {})
+        for callback in made.values():
+            if getattr(callback, "_check_on_train_epoch_end", True) is None:
+                callback._check_on_train_epoch_end = False
+        return made
 
     @cached_property
     def trainer(self) -> nodes.Trainer:

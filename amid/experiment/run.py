@@ -53,6 +53,18 @@ FEW_STEPS = 20
 """A training with fewer steps than this announces its length."""
 
 
+class _Silent(Logger):
+    """The logger of all ranks but the first: some callbacks refuse a training without a logger."""
+
+    name = version = ""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Logs nothing."""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Logs nothing."""
+
+
 def run_experiment(plan: Plan, directory: Path, labels: Mapping[str, Any]) -> RunResult:
     """Trains and scores one student, unless `directory` already holds the result of this plan.
 
@@ -76,7 +88,7 @@ def run_experiment(plan: Plan, directory: Path, labels: Mapping[str, Any]) -> Ru
     labels = {**labels, **plan.labels}
     one_device(plan.trainer)
     plan.sampling.check_installed()
-    loggers = _loggers(plan, directory) if ranks.is_first() else []
+    loggers = _loggers(plan, directory) if ranks.is_first() else [_Silent()]
     prepared = prepare(plan, quiet="role" in labels)  # the run that a fine-tuning is for says the same
     last = last_checkpoint(directory)
     ranks.from_first(lambda: write_config(prepared.plan, directory))

@@ -14,6 +14,7 @@ from amid.config.calls import takes_names
 from amid.errors import InputError, choose_one, in_one_line, shortened
 from amid.settings import nodes
 from amid.settings.together import check_data, check_together
+from amid.settings.types import Node
 from amid.settings.words import as_number, keys_of, nearest_setting, other_word, shown
 
 Values = dict[str, Any]
@@ -216,7 +217,7 @@ def _model_nodes(model: Values) -> Iterator[tuple[str, str, Any]]:
                 yield f"{key}.sft.{kind}", kind, sft[kind]
 
 
-WITHOUT_TARGET: dict[str, tuple[type[nodes.Node], str]] = {
+WITHOUT_TARGET: dict[str, tuple[type[Node], str]] = {
     "lora": (nodes.LoRA, "settings, as {r: 16, alpha: 64}, or null"),
     "sft": (nodes.FineTuning, "settings of a fine-tuning, or null for none"),
     "pair": (nodes.Pair, "a tokenizer, a teacher and a student"),
@@ -272,7 +273,7 @@ def _check_set(key: str, source: Any) -> None:
 
 def check_values(
     prefix: str,
-    model: type[nodes.Node],
+    model: type[Node],
     values: Mapping[str, Any],
     may_lack: Callable[[str], bool] = lambda key: False,
 ) -> None:
@@ -309,7 +310,7 @@ def check_values(
 
 
 def check_arguments(
-    prefix: str, model: type[nodes.Node], arguments: Mapping[str, Any], without: Sequence[str] = ()
+    prefix: str, model: type[Node], arguments: Mapping[str, Any], without: Sequence[str] = ()
 ) -> None:
     """Checks the arguments of a class or function against the model of its node, as `check` does.
 

@@ -6,12 +6,12 @@ what the node makes, with the same default.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from amid.settings import optimisation
 from amid.settings.types import (
     MOST_THREADS,
     Architecture,
-    Betas,
     ClipNorm,
     Count,
     CountOrAll,
@@ -27,6 +27,7 @@ from amid.settings.types import (
     Layers,
     Limit,
     Natural,
+    Node,
     NotNegative,
     Number,
     OptionalText,
@@ -43,16 +44,9 @@ from amid.settings.types import (
     Temperatures,
     Text,
     TopPs,
-    Warmup,
     WithInput,
     WithoutInput,
 )
-
-
-class Node(BaseModel):
-    """The settings of one node. It refuses text and true in place of a number, and unknown keys."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class Root(Node):
@@ -104,7 +98,7 @@ class Data(Node):
     valid: Source
     test: Sets
     template: Any
-    metrics: Annotated[dict[str, Any], Field(description="functions by name")] = {}
+    metrics: Annotated[dict[str, Any], Field(default_factory=dict, description="functions by name")]
     valid_metric: Annotated[str | None, Field(description="the name of one of data.metrics, or null")] = None
     pass_at: PassAt = ()
     fields: Fields = None
@@ -214,100 +208,6 @@ class Checkpoint(Node):
         Field(description="a number of minutes above 0, or null for no limit"),
     ] = 5.0
     requeue: Flag = False
-
-
-class GroupedAdamW(Node):
-    """`amid.training.parameter_groups.adamw`."""
-
-    lr: NotNegative = 1e-3
-    betas: Betas = (0.9, 0.999)
-    eps: NotNegative = 1e-8
-    weight_decay: NotNegative = 1e-2
-    amsgrad: Flag = False
-    foreach: FlagOrNone = None
-    fused: FlagOrNone = None
-
-
-class AdamW(Node):
-    """`torch.optim.AdamW`."""
-
-    lr: NotNegative = 1e-3
-    betas: Betas = (0.9, 0.999)
-    eps: NotNegative = 1e-8
-    weight_decay: NotNegative = 1e-2
-    amsgrad: Flag = False
-    maximize: Annotated[Literal[False], Field(description="false: a loss is minimised")] = False
-    foreach: FlagOrNone = None
-    capturable: Flag = False
-    differentiable: Annotated[Literal[False], Field(description="false")] = False
-    fused: FlagOrNone = None
-
-
-class WithWarmup(Node):
-    """`amid.training.learning_rate.linear` and `.constant`."""
-
-    warmup: Warmup = 0
-
-
-class Cosine(WithWarmup):
-    """`amid.training.learning_rate.cosine`."""
-
-    eta_min: NotNegative = 0.0
-
-
-class CosineWithRestarts(WithWarmup):
-    """`amid.training.learning_rate.cosine_with_restarts`."""
-
-    num_cycles: Count = 1
-
-
-class Polynomial(WithWarmup):
-    """`amid.training.learning_rate.polynomial`."""
-
-    lr_end: NotNegative = 1e-7
-    power: Positive = 1.0
-
-
-class InverseSqrt(WithWarmup):
-    """`amid.training.learning_rate.inverse_sqrt`."""
-
-    timescale: Annotated[
-        Annotated[int, Field(ge=1)] | None,
-        Field(description="a whole number of steps from 1, or null for the warm-up's, 10,000 without one"),
-    ] = None
-
-
-class WarmupStableDecay(WithWarmup):
-    """`amid.training.learning_rate.warmup_stable_decay`."""
-
-    decay: Warmup = 0.1
-    warmup_type: Literal["linear", "cosine", "1-sqrt"] = "linear"
-    decay_type: Literal["linear", "cosine", "1-sqrt"] = "cosine"
-    min_lr_ratio: Share = 0.0
-    num_cycles: Positive = 0.5
-
-
-class CosineWithMinLR(WithWarmup):
-    """`amid.training.learning_rate.cosine_with_min_lr`."""
-
-    min_lr: Annotated[
-        Annotated[float, Field(ge=0, allow_inf_nan=False)] | None,
-        Field(description="a finite number from 0, or null if scheduler.min_lr_rate is set"),
-    ] = None
-    min_lr_rate: Annotated[
-        Annotated[float, Field(ge=0, le=1)] | None,
-        Field(description="a number from 0 to 1, or null if scheduler.min_lr is set"),
-    ] = None
-    num_cycles: Positive = 0.5
-
-
-class CosineWarmupWithMinLR(CosineWithMinLR):
-    """`amid.training.learning_rate.cosine_warmup_with_min_lr`."""
-
-    warmup_lr_rate: Annotated[
-        Annotated[float, Field(ge=0, le=1)] | None,
-        Field(description="a number from 0 to 1, or null for 1 / the steps of the warm-up"),
-    ] = None
 
 
 class AlphaMixture(Node):
@@ -649,17 +549,25 @@ BY_TARGET: dict[str, dict[str, type[Node]]] = {
     "source": {"amid.data.builtin.corpus": BuiltinCorpus, "amid.data.opus100.corpus": OpusCorpus},
     "trainer": {"lightning.Trainer": Trainer},
     "checkpoint": {"amid.training.checkpoints.Checkpoints": Checkpoint},
-    "optimizer": {"torch.optim.AdamW": AdamW, "amid.training.parameter_groups.adamw": GroupedAdamW},
+    "optimizer": {
+        "torch.optim.AdamW": optimisation.AdamW,
+        "amid.training.parameter_groups.adamw": optimisation.GroupedAdamW,
+    },
     "scheduler": {
-        "amid.training.learning_rate.cosine": Cosine,
-        "amid.training.learning_rate.linear": WithWarmup,
-        "amid.training.learning_rate.constant": WithWarmup,
-        "amid.training.learning_rate.cosine_with_restarts": CosineWithRestarts,
-        "amid.training.learning_rate.polynomial": Polynomial,
-        "amid.training.learning_rate.inverse_sqrt": InverseSqrt,
-        "amid.training.learning_rate.warmup_stable_decay": WarmupStableDecay,
-        "amid.training.learning_rate.cosine_with_min_lr": CosineWithMinLR,
-        "amid.training.learning_rate.cosine_warmup_with_min_lr": CosineWarmupWithMinLR,
+        "amid.training.learning_rate.cosine": optimisation.Cosine,
+        "amid.training.learning_rate.linear": optimisation.WithWarmup,
+        "amid.training.learning_rate.constant": optimisation.WithWarmup,
+        "amid.training.learning_rate.cosine_with_restarts": optimisation.CosineWithRestarts,
+        "amid.training.learning_rate.polynomial": optimisation.Polynomial,
+        "amid.training.learning_rate.inverse_sqrt": optimisation.InverseSqrt,
+        "amid.training.learning_rate.warmup_stable_decay": optimisation.WarmupStableDecay,
+        "amid.training.learning_rate.cosine_with_min_lr": optimisation.CosineWithMinLR,
+        "amid.training.learning_rate.cosine_warmup_with_min_lr": optimisation.CosineWarmupWithMinLR,
+    },
+    "callback": {
+        "amid.training.averaging.AverageWeights": optimisation.AverageWeights,
+        "lightning.pytorch.callbacks.EarlyStopping": optimisation.EarlyStopping,
+        "lightning.pytorch.callbacks.DeviceStatsMonitor": optimisation.DeviceStatsMonitor,
     },
     "assistant": {"amid.losses.AlphaMixture": AlphaMixture},
     "divergence": {

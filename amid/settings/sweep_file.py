@@ -6,8 +6,8 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from amid.errors import InputError, nearest
 from amid.settings.check import check_values, unknown_at_the_top
-from amid.settings.nodes import Node, Root
-from amid.settings.types import Folder, refuse
+from amid.settings.nodes import Root
+from amid.settings.types import Folder, Node, refuse
 from amid.settings.words import shown
 
 

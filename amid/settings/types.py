@@ -1,4 +1,4 @@
-"""Types of single settings; the description of each type completes the words "must be"."""
+"""Types of single settings, with descriptions that complete the words "must be"; the base of all nodes."""
 
 import math
 import os
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 MOST_THREADS = max(256, os.cpu_count() or 1)
@@ -18,6 +18,12 @@ LONGEST_PART = 255
 
 LONGEST_SET_NAME = 100
 """The most characters of an evaluation set's name, which stands in the names of its answer files."""
+
+
+class Node(BaseModel):
+    """The settings of one node. It refuses text and true in place of a number, and unknown keys."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 def refuse(text: str) -> NoReturn:
@@ -223,6 +229,7 @@ Seed = Annotated[
     int, Field(ge=0, lt=2**32, description=f"a whole number, from 0 to {2**32 - 1}")
 ]  # the range that numpy accepts
 Number = Annotated[float, AfterValidator(_finite), Field(description="a finite number")]
+NumberOrNone = Annotated[Number | None, Field(description="a finite number, or null for none")]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a finite number from 0")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a finite number above 0")]
 Share = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]

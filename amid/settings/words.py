@@ -13,7 +13,7 @@ OTHER_WORDS = {
     "gradient_clip_algorithm": "gradients are clipped by their norm, clip_norm",
     "val_check_interval": "a validation ends an epoch (trainer.check_val_every_n_epoch), and "
     "trainer.limit_train_batches makes epochs shorter",
-    "callbacks": "callbacks of your own have names at the top: +callbacks.mine._target_=mine.Callback",
+    "callbacks": "callbacks stand at the top: callbacks=ema, or +callbacks.mine._target_=mine.Callback",
     "sync_batchnorm": "language models have no batch normalisation",
     "use_distributed_sampler": "each device has its share of a step's rows, by tokens",
     "logger": "choose logger=csv or logger=wandb",

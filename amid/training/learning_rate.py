@@ -26,7 +26,7 @@ from transformers.optimization import (
 
 from amid.config.calls import name_of
 from amid.errors import InputError, first_line
-from amid.settings import check_arguments, nodes
+from amid.settings import check_arguments, optimisation
 from amid.settings.check import NAMES_OF_STEPS
 
 
@@ -41,7 +41,7 @@ def warmup_steps(warmup: float, steps: int) -> int:
     Raises:
         InputError: if it is neither, or the warm-up is as long as the training.
     """
-    check_arguments("scheduler.", nodes.WithWarmup, {"warmup": warmup})
+    check_arguments("scheduler.", optimisation.WithWarmup, {"warmup": warmup})
     warm = _whole(warmup, steps)
     if warm >= steps > 0:
         raise InputError(
@@ -185,7 +185,7 @@ def warmup_stable_decay(
         InputError: if warm-up and decay are longer than the training.
     """
     warm = warmup_steps(warmup, steps)
-    check_arguments("scheduler.", nodes.WarmupStableDecay, {"decay": decay})
+    check_arguments("scheduler.", optimisation.WarmupStableDecay, {"decay": decay})
     last = _whole(decay, steps)
     if warm + last > steps:
         raise InputError(

@@ -4,6 +4,7 @@ import csv
 import io
 import time
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from amid.console import announce, shown
 from amid.data import InstructionData
 from amid.distributed import interruption, ranks
+from amid.errors import InputError
 from amid.files import forget_parts, written_whole
 from amid.results import CHECKPOINTS
 from amid.training.checkpoints import BEST_EPOCH, FORMAT, LAST, PREVIOUS, Checkpoints
@@ -135,9 +137,16 @@ class States(Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Adds the log so far to the checkpoint; a resumed run appends the rest to it."""
+        """Adds the log so far to the checkpoint; a resumed run appends the rest to it.
+
+        Raises:
+            InputError: for a callback with a state that a resumed run could not read.
+        """
+        if self._kept is None:
+            _check_readable(checkpoint["callbacks"])
         checkpoint["format"] = FORMAT
-        checkpoint["ended"] = self._ended
+        step, validated_step = _now(trainer)
+        checkpoint["ended"] = self._ended or (trainer.should_stop and validated_step == step)
         checkpoint["has_best_epoch"] = bool(self._best.best_model_path)
         checkpoint["metrics"] = [_text(logger) for logger in _csv_loggers(trainer)]
 
@@ -160,6 +169,21 @@ class States(Callback):
             str(self._folder / Path(path).name): score for path, score in state["best_k_models"].items()
         }
         state["dirpath"] = self._best.dirpath
+
+
+def _check_readable(states: Mapping[str, Any]) -> None:
+    for name, state in states.items():
+        stream = io.BytesIO()
+        try:
+            torch.save(state, stream)
+            stream.seek(0)
+            torch.load(stream, weights_only=True)
+        except Exception as error:  # whatever a class of the user's own raises
+            own = name.rpartition("<locals>.")[2]
+            raise InputError(
+                f"the state of the callback {own} could not be read in a resumed run; "
+                "let its state_dict() return numbers, text, lists, dictionaries and tensors alone"
+            ) from error
 
 
 def _now(trainer: L.Trainer) -> tuple[int, int]:

@@ -184,3 +184,68 @@ def test_a_device_of_a_fine_tuning_that_is_not_there_is_refused_before_any(monke
 
     with pytest.raises(InputError, match=r"model.student.sft.trainer.accelerator=mps .* is not available"):
         with_prepared_models(plan, data, never)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            [f"+callbacks.x._target_={OF_LIGHTNING}.EMAWeightAveraging"],
+            "its average is not scored; use callbacks=ema",
+        ),
+        (
+            [f"+callbacks.x._target_={OF_LIGHTNING}.StochasticWeightAveraging", "+callbacks.x.swa_lrs=0.1"],
+            "callbacks.x: Lightning's StochasticWeightAveraging has learning rates of its own",
+        ),
+        (
+            [f"+callbacks.x={{_target_:{OF_LIGHTNING}.GradientAccumulationScheduler,scheduling:{{1:2}}}}"],
+            "GradientAccumulationScheduler needs automatic optimisation; use data.micro_batch_size",
+        ),
+        (
+            ["callbacks=[ema,swa]"],
+            "callbacks.ema and callbacks.swa both average the student's weights; use one",
+        ),
+        (
+            ["callbacks=[early_stopping,swa]", "trainer.strategy=fsdp"],
+            "callbacks.swa averages whole weights, which trainer.strategy=fsdp spreads",
+        ),
+        (
+            ["callbacks=early_stopping", "checkpoint.monitor=valid/los"],
+            "early_stopping.monitor=valid/los is not",
+        ),
+    ],
+)
+def test_a_callback_that_a_run_cannot_take(overrides, message):
+    with pytest.raises(InputError) as error:
+        plan_of(*overrides).check()
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_hook_that_is_never_called(tmp_path, monkeypatch):
+    (tmp_path / "waits.py").write_text(
+        "from lightning.pytorch import Callback\n\n\nclass Waits(Callback):\n"
+        "    def on_before_zero_grad(self, *given):\n        pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        InputError, match=r"callbacks.x: on_before_zero_grad of Waits is called by automatic opt"
+    ):
+        plan_of("+callbacks.x._target_=waits.Waits").check()
+
+
+def test_callbacks_are_chosen_by_a_list_and_change_the_run(tmp_path):
+    plan = plan_of(
+        "callbacks=[ema,early_stopping]",
+        "callbacks.ema.decay=0.9",
+        f"+callbacks.t._target_={OF_LIGHTNING}.Timer",
+    )
+    plan.check()
+    assert list(plan.callbacks) == ["ema", "early_stopping", "t"]
+    stopping = plan.callbacks["early_stopping"]
+    assert (stopping.monitor, stopping.mode, stopping.patience) == ("valid/rouge_l", "max", 3)
+    assert stopping._check_on_train_epoch_end is False
+    keys = {
+        plan_of(*given).key for given in ([], ["callbacks=ema"], ["callbacks=ema", "callbacks.ema.decay=0.9"])
+    }
+    assert len(keys) == 3

@@ -21,9 +21,9 @@ def adamw():
     return torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=LR)
 
 
-def rates(schedule):
+def rates(schedule, steps=STEPS):
     seen = []
-    for _ in range(STEPS):
+    for _ in range(steps):
         seen.append(schedule.get_last_lr()[0])
         schedule.optimizer.step()
         schedule.step()
@@ -89,9 +89,19 @@ def test_an_option_has_the_rates_of_transformers_name(name, warmup, steps):
 
 def test_every_schedule_of_transformers_over_steps_is_an_option():
     ours = {file.stem for file in (CONF / "scheduler").glob("*.yaml")}
-    assert ours == {name.value for name in of_transformers.SchedulerType} - NEED_A_SCORE
-    for name in ours:
+    assert ours - {"minillm"} == {name.value for name in of_transformers.SchedulerType} - NEED_A_SCORE
+    for name in ours - {"minillm"}:
         assert len(option(name)) == STEPS  # with the values of its file
+
+
+def test_the_published_schedule_of_minillm():
+    """`--warmup-iters 100`, with the constant schedule that its trainer takes by default."""
+    node = yaml.safe_load((CONF / "scheduler" / "minillm.yaml").read_text())
+    found = rates(scheduled(instantiate(node), adamw(), 200), 200)
+    expected = of_transformers.get_scheduler("constant_with_warmup", adamw(), num_warmup_steps=100)
+    assert found == rates(expected, 200)
+    assert found[50] == LR / 2
+    assert found[100:] == [LR] * 100
 
 
 @pytest.mark.parametrize(
