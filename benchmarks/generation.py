@@ -92,7 +92,7 @@ def ours(model: PreTrainedModel, prompts: list[list[int]], shape: Shape, samples
     """The same by `Sampling.answers_to_sets`."""
     sampling = Sampling(shape.max_new_tokens, range(seeds), samples, batch_size=shape.batch_size)
     drawn = sampling.answers_to_sets(model, TOKENIZER, {"prompts": prompts})
-    return sum(answer.tokens for _, _, answers in drawn for row in answers for answer in row)
+    return sum(answer.tokens for *_, answers in drawn for row in answers for answer in row)
 
 
 def main() -> None:

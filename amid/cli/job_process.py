@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from amid.cli.environment import set_environment
 from amid.cli.gpus import Gpu, take
 from amid.config.own_modules import search_working_folder
 from amid.distributed.interruption import ask_to_stop, hold_signals, release_signals, stop_requested
@@ -81,7 +82,7 @@ def job_of(command: Command, prefix: str) -> Iterator[None]:
             "machines see"
         ) from error
     search_working_folder()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    set_environment()
     keep_freed_memory()
     with contextlib.suppress(OSError):  # some launchers have done it
         os.setpgid(0, 0)  # Ctrl-C reaches the command alone, which lets its jobs finish their steps

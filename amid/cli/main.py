@@ -1,13 +1,13 @@
 """The `amid` command."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 
 from amid import __version__
+from amid.cli.environment import set_environment
 from amid.config.own_modules import search_working_folder
 from amid.console import as_typed, stop_printing
 from amid.distributed.interruption import signal_of, stopped_by_signals
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    set_environment()
     if is_other_rank_of_torchrun():
         print_nothing()
     keep_freed_memory()

@@ -103,7 +103,8 @@ def evaluate_sets(
 ) -> Evaluation:
     """Answers every set with every seed, at every rung of the ladders, keeps the answers, and scores them.
 
-    The ranks of a run share the prompts out; the first rank writes and scores the answers.
+    The ranks of a run share the prompts out; the first rank writes and scores the answers. The files are the
+    same byte for byte on any number of ranks with the same weights.
 
     The answers are written to `directory/SET-SEED.jsonl` (`write_answers`), the mean scores of each
     prompt to `directory/per_prompt.json`. Each further rung has a folder of the same kind in `directory`,
@@ -138,6 +139,7 @@ def evaluate_sets(
             own.seconds = before + time.perf_counter() - started
             if ranks.is_first():
                 folders[rung].write(name, seed, _answered(sets[name], answers))
+    own.seconds = 0.0  # all sets are answered
     to_score = list(sets), sampling.seeds, metrics, pass_at
     scores = ranks.from_first(lambda: {rung: _scored(of, *to_score) for rung, of in folders.items()})
     ladders: Ladders = {}

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice, product
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
 
 import numpy
 import torch
@@ -19,6 +19,7 @@ from amid.distributed.shares import shares
 from amid.errors import InputError
 from amid.generation.decoding import Batch, MixedBatch, holds_keys_and_values, left_padded, padding_mask
 from amid.generation.drawing import Warp, draw
+from amid.generation.parts import Part, parts, rounds
 from amid.generation.rows import Beginning, Integers, Rows
 from amid.scoring.answers import Answer
 from amid.settings import check_arguments, nodes
@@ -26,6 +27,12 @@ from amid.settings.ladders import Rung, rungs_of
 from amid.settings.together import check_sampling
 
 log = logging.getLogger(__name__)
+
+Texts = dict[tuple[int, ...], tuple[str, bool]]
+"""The text of token ids, and whether it ended."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def report_nothing(answers: int) -> None:
@@ -128,9 +135,13 @@ class Sampling:
         if not holds_keys_and_values(model):
             drawn = self.token_ids(model, tokenizer, prompts, seed, samples, len(tokenizer))
             return [[as_answer(ids, tokenizer, None) for ids in row] for row in drawn]
+        check_prompts(prompts)
         names = streams(prompts, seed, samples or self.samples)
-        (answers,) = self._noted_answers(model, tokenizer, prompts, names, [self._warp])
-        return answers
+        with _as_is(model):
+            batch = Batch(model, len(tokenizer), log_probs=True)
+            (rows,) = self._decode(batch, tokenizer, prompts, names, [self._warp])
+        known: Texts = {}
+        return [[_noted(drawn, tokenizer, known) for drawn in of_prompt] for of_prompt in rows]
 
     def answers_to_sets(
         self,
@@ -142,7 +153,7 @@ class Sampling:
         """Yields a set's name, a rung, a seed, and the answers to the set's prompts, for every set, rung and
         seed. The rung is None for the answers at the settings' own temperature and top-p.
 
-        The answers equal the answers of `answers` (`at` the rung). All rungs and seeds of a set are drawn
+        The answers equal the answers of `answers` (`at` the rung). All rungs and seeds of a prompt are drawn
         together: the model reads each prompt once for all its answers, and answers share the decoding of the
         tokens that they begin with. `finished` is called with the number of answers that have ended since its
         last call.
@@ -155,45 +166,57 @@ class Sampling:
                     finished(len(prompts) * self.samples)
                     yield name, rung, seed, of_seed
             return
-        for name, prompts in sets.items():
-            of_seeds = zip(*(streams(prompts, seed, self.samples) for seed in self.seeds), strict=True)
-            names = [list(chain(*of_prompt)) for of_prompt in of_seeds]
-            warps = [self.at(rung)._warp for rung in rungs]
-            drawn = self._noted_answers(model, tokenizer, prompts, names, warps, finished)
-            for rung, rows in zip(rungs, drawn, strict=True):
+        each = self.samples
+        for name, rows in self._decode_sets(model, tokenizer, sets, rungs, finished):
+            known: Texts = {}
+            for number, rung in enumerate(rungs):
+                answers = [[_noted(drawn, tokenizer, known) for drawn in of[number]] for of in rows]
                 for i, seed in enumerate(self.seeds):
-                    yield name, rung, seed, [row[i * self.samples : (i + 1) * self.samples] for row in rows]
+                    yield name, rung, seed, [of_prompt[i * each : (i + 1) * each] for of_prompt in answers]
 
-    def _noted_answers(
+    def _decode_sets(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        prompts: Sequence[Sequence[int]],
-        names: Iterable[Sequence[str]],
-        warps: Sequence[Warp],
-        finished: Callable[[int], None] = report_nothing,
-    ) -> Iterator[list[list[Answer]]]:
-        """Yields answers with log-probabilities, [prompts, names], of each warp.
+        sets: Mapping[str, Sequence[Sequence[int]]],
+        rungs: Sequence[Rung | None],
+        finished: Callable[[int], None],
+    ) -> Iterator[tuple[str, list[list[list[Drawn]]]]]:
+        """Yields each set's name with all answers to its prompts, [prompts, rungs, seeds * samples].
 
-        Args:
-            model: see `answers`.
-            tokenizer: see `answers`.
-            prompts: see `answers`.
-            names: the names of random numbers, by prompt.
-            warps: all answers are drawn with each of these.
-            finished: see `answers_to_sets`.
+        Each rank of a run decodes a part of a set at a time. The parts are the same on any number of ranks,
+        and no answer of one part changes the arithmetic of another. So the answers and their
+        log-probabilities are equal, bit by bit.
+
+        Raises:
+            FloatingPointError: on all ranks, if no token can be drawn on one of them.
         """
-        check_prompts(prompts)
-        with _as_is(model):
-            batch = Batch(model, len(tokenizer), log_probs=True)
-            rows = self._decode(batch, tokenizer, prompts, names, warps, finished)
-        known: dict[tuple[int, ...], tuple[str, bool]] = {}
+        warps = [self.at(rung)._warp for rung in rungs]
+        each = len(self.seeds) * self.samples
+        names: dict[str, list[list[str]]] = {}
+        for name, prompts in sets.items():
+            check_prompts(prompts)
+            of_seeds = zip(*(streams(prompts, seed, self.samples) for seed in self.seeds), strict=True)
+            names[name] = [list(chain(*of_prompt)) for of_prompt in of_seeds]
+        drawn: dict[str, dict[int, list[list[Drawn]]]] = {name: {} for name in sets}
 
-        def answer(drawn: Drawn) -> Answer:
-            return as_answer(drawn.ids, tokenizer, drawn.notes[: drawn.length, 0].tolist(), known)
+        def decode(part: Part) -> list[list[list[Drawn]]]:
+            given, streams = sets[part.of], names[part.of]
+            prompts = [given[i] for i in part.prompts], [streams[i] for i in part.prompts]
+            with _as_is(model):
+                batch = Batch(model, len(tokenizer), log_probs=True)
+                return self._decode_alone(batch, tokenizer, *prompts, warps, finished)
 
-        for of_warp in rows:
-            yield [[answer(row) for row in of_prompt] for of_prompt in of_warp]
+        waiting = deque(sets)
+        for at_once in rounds(parts(sets, each * len(warps), self.batch_size), ranks.number()):
+            for rank, (part, rows) in enumerate(zip(at_once, _on_each_rank(decode, at_once), strict=True)):
+                drawn[part.of] |= zip(part.prompts, map(list, zip(*rows, strict=True)), strict=True)
+                if rank != ranks.rank():
+                    finished(len(part.prompts) * each * len(warps))
+            while waiting and len(drawn[waiting[0]]) == len(sets[waiting[0]]):
+                name = waiting.popleft()
+                of_set, drawn[name] = drawn[name], {}
+                yield name, [of_set[i] for i in range(len(of_set))]
 
     def token_ids(
         self,
@@ -283,7 +306,6 @@ class Sampling:
         prompts: Sequence[Sequence[int]],
         names: Iterable[Sequence[str]],
         warps: Sequence[Warp],
-        finished: Callable[[int], None] = report_nothing,
     ) -> list[list[list[Drawn]]]:
         """Draws an answer with each of `warps` and each of a prompt's `names`: [warps, prompts, names].
 
@@ -292,22 +314,15 @@ class Sampling:
         Raises:
             FloatingPointError: on all ranks, if no token can be drawn on one of them.
         """
-        n = ranks.number()
-        if n == 1:
-            return self._decode_alone(batch, tokenizer, prompts, names, warps, finished)
         names = list(names)
-        of_ranks = shares(map(len, prompts), n)
-        mine = of_ranks[ranks.rank()]
-        of_mine = ([prompts[i] for i in mine], [names[i] for i in mine])
-        drawn: list[list[list[Drawn]]] | FloatingPointError
-        try:
-            drawn = self._decode_alone(batch, tokenizer, *of_mine, warps, lambda ended: finished(n * ended))
-        except FloatingPointError as error:
-            drawn = error
+
+        def decode(mine: Sequence[int]) -> list[list[list[Drawn]]]:
+            of_mine = [prompts[i] for i in mine], [names[i] for i in mine]
+            return self._decode_alone(batch, tokenizer, *of_mine, warps, report_nothing)
+
+        of_ranks = shares(map(len, prompts), ranks.number())
         answers: list[list[list[Drawn]]] = [[[] for _ in prompts] for _ in warps]
-        for numbers, of_rank in zip(of_ranks, ranks.gathered(drawn), strict=True):
-            if isinstance(of_rank, FloatingPointError):
-                raise of_rank
+        for numbers, of_rank in zip(of_ranks, _on_each_rank(decode, of_ranks), strict=True):
             for of_warp, rows in zip(answers, of_rank, strict=True):
                 for i, row in zip(numbers, rows, strict=True):
                     of_warp[i] = row
@@ -480,6 +495,30 @@ def _beginnings(
             yield Beginning(prompt, numbers, streams)
 
 
+def _on_each_rank(compute: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Returns what `compute` returns for each of `items`, on all ranks; rank i computes item i.
+
+    Raises:
+        FloatingPointError: on all ranks, if `compute` raises it on one of them.
+    """
+    mine: R | FloatingPointError | None = None
+    try:
+        if ranks.rank() < len(items):
+            mine = compute(items[ranks.rank()])
+    except FloatingPointError as error:
+        mine = error
+    of_ranks = ranks.gathered(mine)
+    for of_rank in of_ranks:
+        if isinstance(of_rank, FloatingPointError):
+            raise of_rank
+    return cast(list[R], of_ranks[: len(items)])
+
+
+def _noted(drawn: Drawn, tokenizer: PreTrainedTokenizerBase, known: Texts) -> Answer:
+    """The answer of drawn tokens, with their log-probabilities; `known` keeps texts of earlier calls."""
+    return as_answer(drawn.ids, tokenizer, drawn.notes[: drawn.length, 0].tolist(), known)
+
+
 def _cut(ids: list[int], eos: int | None) -> list[int]:
     """`ids` up to the first EOS; all of them where there is none."""
     return ids[: ids.index(eos) + 1] if eos is not None and eos in ids else ids
@@ -489,7 +528,7 @@ def as_answer(
     ids: list[int],
     tokenizer: PreTrainedTokenizerBase,
     log_probs: list[float] | None,
-    known: dict[tuple[int, ...], tuple[str, bool]] | None = None,
+    known: Texts | None = None,
 ) -> Answer:
     """The answer of these token ids, EOS included where it ended; `known` keeps texts of earlier calls."""
     known = {} if known is None else known

@@ -51,6 +51,7 @@ class MadeFrom(Record):
 
     made_from: dict[str, Any]
     seconds: float
+    """Seconds that the answers took so far; 0 once all sets are answered."""
     files: dict[str, str] = Field(default_factory=dict)
     """Checksums by name; empty where an earlier version wrote the answers."""
 
