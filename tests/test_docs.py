@@ -251,6 +251,7 @@ def test_the_pictures_are_those_of_their_script(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["torch_loop", "hf_trainer", "trl_sft_then_amid", "lightning_module"])
+@pytest.mark.slow
 def test_the_examples_lower_the_loss(name, monkeypatch, capsys):
     needs_trl(name.startswith("trl"))
     monkeypatch.syspath_prepend(ROOT / "examples")

@@ -70,6 +70,7 @@ def test_a_command_to_type_is_quoted_as_one_would():
     assert typed.startswith("""amid train "data.train='a.jsonl[:9]'" -m 'data.fields={output: b}' """)
 
 
+@pytest.mark.slow
 def test_help_of_several_words_and_options_behind_settings(capsys):
     assert run("help", "score", "assistant.alpha", "cache") == 0
     out = capsys.readouterr().out
@@ -161,6 +162,7 @@ def test_a_mistake_has_a_traceback_too_wherever_the_option_stands(capsys):
         assert head == "Traceback (most recent call last):"
 
 
+@pytest.mark.slow
 def test_each_of_several_failed_runs_has_its_line_and_traceback(quick, tmp_path, capsys, monkeypatch):
     def defective(plan, *_):
         raise RuntimeError(f"seed {plan.seed} is bad")

@@ -45,6 +45,7 @@ def without_account(monkeypatch, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_without_account_the_specification_is_written(without_account, capsys):
     assert main(["dashboard", "tasks", "project=mine"]) == 0
     out = capsys.readouterr().out

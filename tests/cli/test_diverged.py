@@ -7,6 +7,7 @@ from amid import results
 from amid.generation.sampling import Sampling
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_ends_at_once_and_is_neither_run_again_nor_scored(quick, tmp_path, capsys):
     arguments = ["train", *quick, "optimizer.lr=1e300"]
     assert run(*arguments) == 0
@@ -30,8 +31,10 @@ def test_a_run_that_diverges_ends_at_once_and_is_neither_run_again_nor_scored(qu
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["text=student"],  # the second step's answers
-        ["data.valid_metric=null", "checkpoint=loss", "trainer.max_steps=1"],  # the final answers
+        pytest.param(["text=student"], marks=pytest.mark.slow),  # the second step's answers
+        pytest.param(  # the final answers
+            ["data.valid_metric=null", "checkpoint=loss", "trainer.max_steps=1"], marks=pytest.mark.slow
+        ),
         ["trainer.max_steps=1"],  # the validation's
     ],
 )

@@ -57,6 +57,7 @@ def test_several_evaluations_one_of_which_would_be_refused_start_none(tmp_path, 
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.slow
 def test_evaluate_on_other_data_keeps_the_folder_of_each_run(quick, finished, tmp_path, jsonl):
     path = jsonl({"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"})
     assert run("train", *quick, "seed=2") == 0
@@ -102,6 +103,7 @@ def cut_off(*_):
     raise InputError("no more")
 
 
+@pytest.mark.slow
 def test_what_an_evaluation_is_given_goes_before_what_its_run_had(
     finished, tmp_path, jsonl, capsys, monkeypatch
 ):

@@ -117,6 +117,7 @@ def test_a_folder_of_runs_in_place_of_a_run(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_mistake_in_an_evaluation_set_comes_before_training_and_can_be_mended(
     quick, tmp_path, jsonl, capsys, monkeypatch
 ):
@@ -263,6 +264,7 @@ def test_a_loss_that_is_no_sum_of_parts_takes_one_device(quick, capsys):
     assert "trainer.devices=2 cuts a step into parts" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_maximum_over_a_batch_is_over_each_micro_batch_where_the_mean_is_over_them(
     quick, tmp_path, monkeypatch
 ):

@@ -74,6 +74,7 @@ def test_the_same_seed_gives_the_same_run(quick, tmp_path):
     assert {"train/alpha", "train/lam", "valid/loss", "valid/rouge_l"} <= logged
 
 
+@pytest.mark.slow
 def test_what_changes_speed_and_memory_changes_nothing_else(quick, tmp_path):
     curves, padding = [], []
     settings = ["data.micro_batch_size=null", "data.micro_batch_size=2", "data.tokens_per_batch=60"]
@@ -104,8 +105,11 @@ REFUSED = {
 
 @pytest.mark.parametrize(
     "limits",
-    [[], ["trainer.max_steps=4"], ["trainer.max_epochs=-1", "trainer.max_steps=5"]],
-    ids=["epochs", "steps", "within an epoch"],
+    [
+        pytest.param([], id="epochs", marks=pytest.mark.slow),
+        pytest.param(["trainer.max_steps=4"], id="steps", marks=pytest.mark.slow),
+        pytest.param(["trainer.max_epochs=-1", "trainer.max_steps=5"], id="within an epoch"),
+    ],
 )
 def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(
     quick, finished, tmp_path, monkeypatch, capsys, limits
@@ -155,6 +159,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(
 
 
 @pytest.mark.parametrize("last", [1.0, 9.0], ids=["worse", "equal"])
+@pytest.mark.slow
 def test_a_run_cut_after_its_training_keeps_the_first_of_its_best_epochs(
     quick, finished, monkeypatch, capsys, last
 ):
@@ -184,6 +189,7 @@ def test_a_run_cut_after_its_training_keeps_the_first_of_its_best_epochs(
 
 
 @pytest.mark.parametrize("cut", ["in an epoch", "while scoring"])
+@pytest.mark.slow
 def test_the_figures_of_a_run_that_went_on_are_those_of_its_whole_training(
     quick, finished, tmp_path, monkeypatch, cut
 ):
@@ -222,6 +228,7 @@ def test_the_figures_of_a_run_that_went_on_are_those_of_its_whole_training(
     assert seconds < result.timings["train"] < 5100
 
 
+@pytest.mark.slow
 def test_scoring_goes_on_with_the_sets_that_were_not_answered(quick, finished, tmp_path, monkeypatch):
     answers_to_sets, asked, later = Sampling.answers_to_sets, [], 0
 
@@ -258,6 +265,7 @@ def test_scoring_goes_on_with_the_sets_that_were_not_answered(quick, finished, t
     assert asked[2:] == [[first, second], [first, second], [second]]
 
 
+@pytest.mark.slow
 def test_a_run_whose_folder_was_moved_still_knows_its_best_epoch(
     quick, finished, tmp_path, monkeypatch, capsys
 ):
@@ -290,6 +298,7 @@ def test_a_run_whose_folder_was_moved_still_knows_its_best_epoch(
     assert "kept: step 2 of 4" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_of_equal_epochs_the_earlier_is_kept_also_where_the_last_is_validated_after_the_training(
     quick, monkeypatch, capsys
 ):
@@ -311,6 +320,7 @@ def test_a_limit_on_steps_that_is_not_reached_is_said(quick, tmp_path, capsys):
     assert told in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_before_its_first_step_starts_over_and_says_so(
     quick, finished, tmp_path, monkeypatch, capsys
 ):
@@ -331,6 +341,7 @@ def test_a_run_interrupted_before_its_first_step_starts_over_and_says_so(
     assert results.load(directory).training["steps"] == 4
 
 
+@pytest.mark.slow
 def test_the_schedule_of_taid_moves_lam_alike_however_a_step_is_cut_and_goes_on_after_a_kill(
     quick, tmp_path, monkeypatch, capsys
 ):

@@ -97,6 +97,7 @@ def test_a_failed_run_is_told_to_the_sweeper(tried, capsys):
     assert "amid: alpha=0.5: 0.5 is refused\n" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_search_for_the_worst_score_is_refused(tried, capsys):
     given = ["assistant.alpha=interval(-5,1)", "hydra.sweeper.direction=minimize"]
     assert main([*SEARCH, *given]) == 1

@@ -39,6 +39,7 @@ LOGGED = {
 """What steps tell of a method besides the loss."""
 
 
+@pytest.mark.slow
 def test_every_method_trains(quick, tmp_path):
     methods = sorted(file.stem for file in (CONF / "method").glob("*.yaml"))
     assert {"taid", "akl", "bdkd", "tvd", "jsd", "alphanet", "gkd", "amid", "sft"} <= set(methods)
@@ -87,6 +88,7 @@ def test_a_sweep_runs_grid_and_baselines_skips_the_finished_and_reports(quick, t
     assert out.count("is finished already") == 4
 
 
+@pytest.mark.slow
 def test_failed_runs_among_others_stand_in_the_report(quick, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "good.jsonl").write_text('{"instruction": "Say", "output": "so"}\n')
@@ -154,6 +156,7 @@ def test_several_runs_one_of_which_would_be_refused_start_none(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_runs_of_different_settings_are_different_rows(quick, tmp_path, monkeypatch, capsys):
     from amid.reporting import build_table
 
@@ -184,6 +187,7 @@ def test_runs_that_failed_in_other_processes_are_told(quick, tmp_path, capsys, m
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_is_at_is_left_alone(quick, tmp_path, capsys, monkeypatch):
     def refused(plan, directory, labels):
         raise InputError("enough")
@@ -227,6 +231,7 @@ def test_a_mistake_for_a_run_that_another_process_is_at_leaves_that_alone(quick,
     assert (folder / "status.json").read_text() == "{}"
 
 
+@pytest.mark.slow
 def test_a_missing_model_among_runs_that_a_sweeper_chooses_has_failed(quick, tmp_path, capsys):
     arguments = ["seed=1,2", "model.student.path=/none", "model.student.architecture=null"]
     assert run("train", *quick, "-m", "hydra/sweeper=basic", *arguments) == 1
@@ -235,6 +240,7 @@ def test_a_missing_model_among_runs_that_a_sweeper_chooses_has_failed(quick, tmp
     assert "2 runs: 2 failed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_runs_are_all_elsewhere_leaves_them_there(quick, tmp_path, capsys, monkeypatch):
     def elsewhere(directory):
         raise Busy(str(directory))

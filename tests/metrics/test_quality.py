@@ -80,6 +80,7 @@ def test_n_grams_by_hand():
         rouge_n(["a"], [["a"]], n=0)
 
 
+@pytest.mark.slow
 def test_equal_to_rouge_score_on_real_answers(real_texts):
     answers, others = real_texts[:80], real_texts[80:160]
     backwards = [" ".join(reversed(text.split())) for text in answers]

@@ -189,6 +189,7 @@ def test_a_run_trains_adapters_alone_and_leaves_a_plain_model(lora_run, tmp_path
     assert again.scores == result.scores
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_from_its_adapters(lora_run, tmp_path, monkeypatch):
     lora_run = [*lora_run, "checkpoint.every_n_steps=1"]
     assert run("train", *lora_run, f"output_dir={tmp_path / 'whole'}") == 0
@@ -212,6 +213,7 @@ def test_an_interrupted_run_goes_on_from_its_adapters(lora_run, tmp_path, monkey
     assert results.load(cut).training["valid_loss"] == results.load(whole).training["valid_loss"]
 
 
+@pytest.mark.slow
 def test_fused_and_reference_loss_agree_in_a_run(lora_run, tmp_path):
     curves = []
     for fused in ("true", "false"):

@@ -139,8 +139,17 @@ def train(directory, overrides):
     return run_experiment(plan, directory, {})
 
 
+QUICK = ("gpt2_xl_to_gpt2", "opt_2.7b_to_350m", "smollm2_1.7b_to_360m")
+"""Pairs that stand for all."""
+
+
 @pytest.mark.parametrize(
-    ("pair", "families"), [*PAIRS.items(), ("gemma_7b_it_to_2b_it", ("gemma2", "gemma2"))], ids=str
+    ("pair", "families"),
+    [
+        pytest.param(pair, families, marks=[] if pair in QUICK else [pytest.mark.slow])
+        for pair, families in [*PAIRS.items(), ("gemma_7b_it_to_2b_it", ("gemma2", "gemma2"))]
+    ],
+    ids=str,
 )
 def test_pair(pair, families, tmp_path, data, miniature):
     teacher, student = families
@@ -161,6 +170,7 @@ def test_pair(pair, families, tmp_path, data, miniature):
     assert config["eos_token_id"] == own.eos_token_id
 
 
+@pytest.mark.slow
 def test_from_scratch_makes_any_architecture_of_numbers(tmp_path, data):
     numbers = ["hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2"]
     student = [f"model.student.architecture.{number}" for number in numbers]

@@ -91,6 +91,7 @@ def test_models_that_cannot_be_quantised(saved, monkeypatch):
         ModelSource(str(saved), quantization="int8").load(TOKENS)
 
 
+@pytest.mark.slow
 def test_runs_with_a_quantised_teacher(quick, tmp_path, capsys):
     run = ["train", *quick, "model.student.sft=null", "model.teacher.quantization=nf4"]
     assert main([*run, "teacher=cached"]) == 0

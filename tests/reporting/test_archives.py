@@ -99,6 +99,7 @@ def test_an_archive_of_another_program_with_whole_folders_is_read(outputs, tmp_p
         assert files_of(folder / "outputs" / "alpha=1") == RECORDS
 
 
+@pytest.mark.slow
 def test_several_places_of_both_kinds_are_one_report(outputs, archive, tmp_path, make_run):
     store(tmp_path / "more" / "kd", make_run((30.0,), method="kd"))
     whole = tmp_path / "whole.zip"

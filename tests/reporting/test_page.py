@@ -63,6 +63,7 @@ class TestFigures:
             assert content.startswith(PNG)
             assert int.from_bytes(content[16:20]) > 800  # pixels wide
 
+    @pytest.mark.slow
     def test_a_long_legend_is_not_cut(self, make_run, tmp_path):
         settings = [
             ("kl", 0.1),
@@ -139,6 +140,7 @@ class TestFigures:
         runs = [make_run(alpha=a) for a in (-5.0, 1.0, "linear")]
         assert figures(runs, tmp_path) == ["alpha.png", "plane.png"]
 
+    @pytest.mark.slow
     def test_many_settings(self, make_run, tmp_path):
         runs = [
             make_run((50 + i - a,), (40 - a,), alpha=a, divergence=f"own_{i}")
@@ -196,6 +198,7 @@ class TestCurves:
         ]
         assert crosses == [[[25.0, 4.0]], [[20.0, high]]]
 
+    @pytest.mark.slow
     def test_a_panel_for_the_baselines_and_for_each_series(self, tmp_path, make_run):
         runs = [make_run(method="kd"), make_run(method="sft")]
         runs += [make_run(alpha=a, divergence=d) for a in (-5.0, 1.0) for d in ("kl", "alpha_beta")]

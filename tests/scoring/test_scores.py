@@ -211,7 +211,9 @@ def test_a_damaged_file_is_an_error_that_says_where(tmp_path, line, message):
     assert 'JSON Lines, an object a line, such as {"references"' in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["dolly", "selfinst", "vicuna"])
+@pytest.mark.parametrize(
+    "name", ["selfinst", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dolly", "vicuna"))]
+)
 def test_real_sets_are_scored_as_by_rouge_score_and_sacrebleu(shared, name):
     """Word for word copies, other prompts' references, empty and non-English answers: of 200 rows, chrF and
     ROUGE-L of 30 and Self-BLEU of 20, which take the others long.

@@ -370,6 +370,7 @@ def test_runs_from_the_cache_are_those_of_the_live_teacher(small_run, tmp_path, 
     assert not loads
 
 
+@pytest.mark.slow
 def test_a_run_with_lossy_states_is_another_run_and_says_so(quick, tmp_path, capsys):
     run = ["train", *quick, "model.student.sft=null", "teacher=cached"]
     assert main([*run, "teacher.states=int8"]) == 0
@@ -403,6 +404,7 @@ def test_the_cache_command_prepares_writes_and_tells(small_run, tmp_path, capsys
 
 
 @pytest.mark.parametrize("method", ["sft", "seqkd"])
+@pytest.mark.slow
 def test_a_run_without_a_teacher_is_compared_with_a_stored_one(quick, tmp_path, capsys, method):
     dropout = "+model.student.architecture.attention_dropout=0.2"
     run = ["train", *quick, f"method={method}", "model.student.sft=null", dropout]
