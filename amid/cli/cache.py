@@ -1,7 +1,5 @@
 """The entry point of `amid cache`."""
 
-from typing import Any
-
 from omegaconf import DictConfig
 
 from amid.config.compose import as_dict
@@ -14,12 +12,13 @@ from amid.training.devices import one_device, use_threads
 from amid.training.precision import announce_slow_bfloat16
 
 
-def check(settings: dict[str, Any]) -> Plan:
+def check(cfg: DictConfig) -> Plan:
     """Checks what needs no row of the data and no weight of the teacher; returns the plan.
 
     Raises:
         InputError: see `run`.
     """
+    settings = as_dict(cfg)
     models = {name: node for name, node in settings["model"].items() if name != "student"}
     plan = Plan({**settings, "model": models}, trains=False)
     if plan.supply.mode != "cached":
@@ -41,7 +40,7 @@ def run(cfg: DictConfig) -> None:
         InputError: if `teacher` is not `cached`, teacher or data cannot be used, or the disk is too full.
     """
     silence_bars()
-    plan = check(as_dict(cfg))
+    plan = check(cfg)
     use_threads(plan.threads)
     one_device(plan.trainer)
     data = plan.data()

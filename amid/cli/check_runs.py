@@ -47,14 +47,13 @@ def check_others(name: str, sweep: Sweep) -> None:
         InputError: naming the first one with a wrong value. If there is none, it names the first one that
             would be refused for its model or its files.
     """
-    _, to_cache = check_values(sweep)
+    check_values(sweep)
     module = importlib.import_module(f"amid.cli.{name}")
     try:
         for number, (run, cfg) in enumerate(sweep.configs()):
-            with _about(sweep.in_words(number)):
-                if number in to_cache:
-                    module.check(to_cache[number])
-                elif not run.finished:
+            if not run.finished:
+                with _about(sweep.in_words(number)):
+                    cfg.logger = {}
                     module.check(cfg)
     except InputError as error:
         raise InputError(f"{error}; nothing was started") from error
@@ -64,7 +63,7 @@ def check_values(sweep: Sweep) -> tuple[list[Path], dict[int, dict[str, Any]]]:
     """Checks the settings of all unfinished runs at once, as `amid.settings.check` does.
 
     Returns:
-        The folders of the runs, in order, and by run number the settings of the runs to train or to cache.
+        The folders of the runs, in order, and by run number the settings of the runs to train.
 
     Raises:
         InputError: naming the first run with a wrong value.

@@ -176,6 +176,8 @@ class _Jobs:
         trainer = _trainer(cfg)
         n = ranks_to_start(trainer)
         if n > 1:
+            if not (directory / RESULT_FILE).exists():
+                importlib.import_module(f"amid.cli.{self.name}").check(cfg)  # before processes start
             # Plain values: processes that a launcher started have other classes of the launcher's settings.
             of_hydra = OmegaConf.create(OmegaConf.to_container(HydraConfig.instance().cfg))
             return run_in_processes(n, run_as_rank, self.name, cfg, of_hydra, directory)

@@ -23,6 +23,17 @@ from amid.tracking.command_records import record_command
 from amid.tracking.status import end_of, only_process_in, watched
 
 
+def check(cfg: DictConfig) -> None:
+    """Checks what needs no row of the data and no weight of a model.
+
+    Raises:
+        InputError: for what the run would refuse too.
+    """
+    plan = Plan(as_dict(cfg))
+    plan.check()
+    plan.check_inputs()
+
+
 def run(cfg: DictConfig) -> float | None:
     """Trains, scores and records the run that `cfg` describes, in Hydra's folder for it.
 

@@ -11,6 +11,7 @@ from amid.distributed import ranks
 from amid.errors import Damaged, InputError
 from amid.experiment.plan import Plan
 from amid.files import only_writer
+from amid.models.counted_states import check_takes_packed
 from amid.results import BEST, REMEDY, RESULT_FILE, RunResult, check_student, load
 from amid.tracking.status import PREPARING, record_status, watched
 from amid.training.devices import one_device
@@ -30,7 +31,8 @@ def with_prepared_models(plan: Plan, data: InstructionData, run: Run) -> Plan:
     end, and the run adds new ones.
 
     Raises:
-        InputError: if a fine-tuning diverged, or its schedule does not fit its steps.
+        InputError: if a fine-tuning diverged, its schedule does not fit its steps, or the student does not
+            take packed rows, which is known before its teacher is fine-tuned.
     """
     courses = {role: course_over_rows(tuning, data) for role, tuning in plan.fine_tunings.items()}
     for role, course in courses.items():
@@ -39,7 +41,7 @@ def with_prepared_models(plan: Plan, data: InstructionData, run: Run) -> Plan:
         one_device(tuning.trainer, f"{tuning.at}trainer")
     given = plan
     for role, course in courses.items():
-        plan = plan.with_model(role, _fine_tuned(given, role, course, run))
+        plan = plan.with_model(role, _fine_tuned(given, role, course, data, run))
     return plan
 
 
@@ -61,7 +63,7 @@ def forget_damaged(directory: Path) -> None:
         directory.mkdir()
 
 
-def _fine_tuned(plan: Plan, role: str, course: Course, run: Run) -> Path:
+def _fine_tuned(plan: Plan, role: str, course: Course, data: InstructionData, run: Run) -> Path:
     """The folder of the fine-tuned model, which is made where it is not there."""
     tuning, directory = plan.fine_tunings[role], plan.fine_tuning_folder(role)
     directory.mkdir(parents=True, exist_ok=True)
@@ -69,6 +71,8 @@ def _fine_tuned(plan: Plan, role: str, course: Course, run: Run) -> Path:
     with ranks.first_in(lambda: only_writer(directory, f"the fine-tuned {role}")):
         ranks.from_first(lambda: forget_damaged(directory))
         if not ranks.from_first((directory / RESULT_FILE).exists):
+            if role == "teacher" and data.packing and "student" in plan.models:
+                check_takes_packed(plan.source("student").load(data.tokenizer))  # not only once it is trained
             length = tuning.length.in_words(course)
             announce(f"Fine-tuning the {role} first, once, in {directory}: {length}")
             with ranks.first_in(lambda: watched(directory)):

@@ -230,7 +230,10 @@ def test_a_model_with_another_vocabulary_is_refused(quick, tmp_path, capsys):
         ("trainer.precision=bf16", "must be bf16-mixed"),
         ("trainer.devices=0", "trainer.devices=0 must be a number of devices from 1, or the numbers of GPUs"),
         ("trainer.devices=[1,1]", "or the numbers of GPUs, such as"),
-        ("trainer.strategy=deepspeed", "trainer.strategy=deepspeed must be auto or ddp"),
+        (
+            "trainer.strategy=deepspeed",
+            "trainer.strategy=deepspeed must be auto or ddp: each device has the whole student",
+        ),
         ("trainer.num_nodes=2", "trainer.num_nodes=2: start amid on each machine, by torchrun or srun"),
         ("model.student.sft.trainer.devices=2", "fine-tuned on the devices of its run; use"),
         (
@@ -256,6 +259,14 @@ def test_a_loss_that_is_no_sum_of_parts_takes_no_micro_batches(quick, capsys, li
     base = [o for o in quick if not o.startswith(key)]
     assert run("train", *base, "method=alphanet", "objective.maximum=batch", limit) == 1
     assert "is no sum of parts" in capsys.readouterr().err
+
+
+def test_a_mistake_is_known_before_the_processes_of_a_run_start(quick, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("amid.cli.launch.run_in_processes", None)
+    settings = [o for o in quick if not o.startswith("model.student")]
+    assert run("train", *settings, "model.student.layers=[0,9]", "trainer.devices=2") == 1
+    assert "model.student.layers=[0, 9]: choose indices from 0 to 0" in capsys.readouterr().err
+    assert not list((tmp_path / "runs").glob("*"))
 
 
 def test_a_loss_that_is_no_sum_of_parts_takes_one_device(quick, capsys):

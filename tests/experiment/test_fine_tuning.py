@@ -88,3 +88,15 @@ def test_a_preparation_that_diverges_is_an_error_each_time(quick, tmp_path, caps
     for _ in range(2):
         assert run("train", *arguments) == 1
         assert "diverged at step 2; lower model.teacher.sft.optimizer.lr" in capsys.readouterr().err
+
+
+def test_a_student_that_takes_no_packed_rows_is_refused_before_its_teacher_is_fine_tuned(
+    quick, tmp_path, capsys
+):
+    opt = "{model_type: opt, hidden_size: 16, ffn_dim: 32, num_hidden_layers: 1, num_attention_heads: 2}"
+    student = ["~model.student.architecture", f"+model.student.architecture={opt}"]
+    given = [*student, "data.packing=true", f"prepared_dir={tmp_path / 'none'}"]
+    assert run("train", *quick, *given) == 1
+    out, err = capsys.readouterr()
+    assert "OPTForCausalLM does not keep packed rows apart" in err
+    assert "Fine-tuning" not in out
