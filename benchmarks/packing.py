@@ -89,7 +89,7 @@ def rows_of(rows: int, seed: int, in_random_order: bool) -> list[Row]:
     start = rows * rng.randrange(50)
     chosen = (drawn if in_random_order else sorted(drawn))[start : start + rows]
     lengths = [min(max(round(length), 16), 512) for length in chosen]
-    return [(torch.randint(0, 40_000, (n,)), n // 2, number) for number, n in enumerate(lengths)]
+    return [Row(torch.randint(0, 40_000, (n,)), n // 2, number) for number, n in enumerate(lengths)]
 
 
 if __name__ == "__main__":

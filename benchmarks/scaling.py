@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from amid.data import InstructionData
 from amid.data.builtin import TEMPLATE, TEMPLATE_WITH_INPUT, corpus, tokenizer
-from amid.data.prompts import Template
+from amid.data.templates import Template
 from amid.distributed import ranks
 from amid.distributed.processes import run_in_processes
 from amid.losses import CrossEntropy

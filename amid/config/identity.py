@@ -81,8 +81,14 @@ def _decisive(cfg: Mapping[str, Any]) -> Any:
     for ladder in LADDERS.values():
         if isinstance(what.get("generation"), dict) and what["generation"].get(ladder, "") is None:
             del what["generation"][ladder]
-    if (what.get("data") or {}).get("special_tokens") == "text":  # no effect if no row has special tokens
-        del what["data"]["special_tokens"]
+    data = what.get("data") or {}
+    if data.get("special_tokens") == "text":  # no effect if no row has special tokens
+        del data["special_tokens"]
+    if data.get("turns") == "all":  # no effect if no row has several turns
+        del data["turns"]
+    for name, usual in {"system": None, "thinking": "keep"}.items():
+        if (data.get("template") or {}).get(name, ...) == usual:
+            del data["template"][name]
     if not (what.get("data") or {}).get("pass_at", True):  # as in settings without pass@k
         del what["data"]["pass_at"]
     states = (cfg.get("teacher") or {}).get("states", "exact")

@@ -2,6 +2,6 @@
 
 from amid.data.datamodule import InstructionData
 from amid.data.examples import Example
-from amid.data.prompts import Template
+from amid.data.templates import Template
 
 __all__ = ["Example", "InstructionData", "Template"]

@@ -20,11 +20,14 @@ from amid.console import announce
 from amid.data import notes
 from amid.data.batches import Batches, endless
 from amid.data.examples import Example
-from amid.data.prompts import Encoder, SpecialTokens, Template, Truncation
+from amid.data.prompts import Encoder, SpecialTokens, Truncation, Turns
 from amid.data.rows import Fields, checked
 from amid.data.sources import Loaded, Source, TextSource, load_documents, loaded
-from amid.data.tokens import NO_ROW, Mean, MicroBatch, Row, SampledRow, Tokens, cut, pack, packed, pad
+from amid.data.templates import Template
+from amid.data.thoughts import without_thoughts
+from amid.data.tokens import NO_ROW, Mean, MicroBatch, Row, Tokens, cut, pack, packed, pad
 from amid.distributed.shares import shares
+from amid.errors import InputError
 from amid.files import forget_parts, key_of, only_writer
 from amid.settings import check_arguments, check_data, nodes
 from amid.tensor_files import read_tensors, write_tensors
@@ -58,6 +61,7 @@ class InstructionData(L.LightningDataModule):
             "right", its own end with the end of the template, as in published scripts.
         special_tokens: how to read a special token of the tokenizer that a row or a document contains: as
             "text", or as "tokens", the token itself (`amid.data.prompts.Encoder`).
+        turns: the answers of a conversation that count: "all", or the "last" alone.
         batch_size: rows of an optimiser step.
         micro_batch_size: rows that go through the models at once; null for all of the step. Changes
             memory, speed and the random numbers of dropout, nothing else of the gradient.
@@ -105,6 +109,7 @@ class InstructionData(L.LightningDataModule):
         max_length: int = 512,
         truncation: Truncation = "input",
         special_tokens: SpecialTokens = "text",
+        turns: Turns = "all",
         batch_size: int = 8,
         micro_batch_size: int | None = None,
         tokens_per_batch: int | None = None,
@@ -124,7 +129,9 @@ class InstructionData(L.LightningDataModule):
         check_data(given)
         self.metrics, self.valid_metric = _main_first(given["metrics"], valid_metric), valid_metric
         self.pass_at = tuple(pass_at)
-        self.encoder = Encoder(tokenizer, template, max_prompt_length, max_length, truncation, special_tokens)
+        self.encoder = Encoder(
+            tokenizer, template, max_prompt_length, max_length, truncation, special_tokens, turns
+        )
         self.tokenizer = _with_eos(tokenizer, template.end(tokenizer))
         self.batch_size, self.seed = batch_size, seed
         self.micro_batch_size, self.tokens_per_batch = micro_batch_size, tokens_per_batch
@@ -152,19 +159,32 @@ class InstructionData(L.LightningDataModule):
 
     @cached_property
     def _train_loaded(self) -> Loaded:
-        return loaded(self._train, fields=self._fields)
+        return self._loaded(self._train)
 
     @cached_property
     def _valid_loaded(self) -> Loaded:
-        return loaded(self._valid, self._valid_rows, self._fields)
+        return self._loaded(self._valid, self._valid_rows)
 
     @cached_property
     def _test_loaded(self) -> dict[str, Loaded]:
-        return {
-            name: loaded(source, self._test_prompts, self._fields)
+        found = {
+            name: self._loaded(source, self._test_prompts)
             for name, source in self._test.items()
             if source is not None
         }
+        for name, of in found.items():
+            if any(example.is_text for example in of.examples):
+                raise InputError(
+                    f"data.test.{name} has plain text (rows with text alone), which has no prompt to answer; "
+                    "give rows with questions, or null for no such set"
+                )
+        return found
+
+    def _loaded(self, source: Source | None, limit: int | None = None) -> Loaded:
+        found = loaded(source, limit, self._fields)
+        if self.encoder.template.thinking == "keep":
+            return found
+        return replace(found, examples=[without_thoughts(example) for example in found.examples])
 
     @cached_property
     def train_tokens(self) -> Tokens:
@@ -193,6 +213,7 @@ class InstructionData(L.LightningDataModule):
         documents = self._documents if "train" in splits else ()
         for line in (
             *notes.rows(found),
+            *notes.turns(self.encoder, rows),
             *notes.cuts(self.encoder, {name: of[1] for name, of in cut.items()}),
             *notes.special_tokens(self.encoder, rows, documents),
             *notes.thoughts(self.encoder, rows),
@@ -236,12 +257,12 @@ class InstructionData(L.LightningDataModule):
         """Leaves the rows where they are: a training step moves only its own micro-batches."""
         return batch
 
-    def micro_batches(self, rows: Sequence[Row | SampledRow]) -> list[MicroBatch]:
+    def micro_batches(self, rows: Sequence[Row]) -> list[MicroBatch]:
         """The micro-batches of an optimiser step over `rows`, within the limits of the settings."""
         (parts,) = self.shares(rows, 1)
         return [self.micro_batch(part) for part in parts]
 
-    def shares(self, rows: Sequence[Row | SampledRow], n: int) -> list[list[list[Row | SampledRow]]]:
+    def shares(self, rows: Sequence[Row], n: int) -> list[list[list[Row]]]:
         """Shares out an optimiser step over `rows` among `n` devices: the rows of each one's micro-batches.
 
         The shares have about equally many tokens. With a mean of micro-batches, whole micro-batches are
@@ -250,12 +271,12 @@ class InstructionData(L.LightningDataModule):
         limits = (self.micro_batch_size, self.tokens_per_batch, self.mean == "step", self.packing)
         if self.mean == "micro_batch":
             parts = cut(rows, *limits)
-            sizes = [sum(len(row[0]) for row in part) for part in parts]
+            sizes = [sum(len(row.ids) for row in part) for part in parts]
             return [[parts[number] for number in numbers] for numbers in shares(sizes, n)]
-        of_devices = shares([len(row[0]) for row in rows], n)
+        of_devices = shares([len(row.ids) for row in rows], n)
         return [cut([rows[number] for number in numbers], *limits) for numbers in of_devices]
 
-    def micro_batch(self, rows: Sequence[Row | SampledRow]) -> MicroBatch:
+    def micro_batch(self, rows: Sequence[Row]) -> MicroBatch:
         """The micro-batch of these rows, padded or packed."""
         if self.packing:
             return pack(rows)
@@ -296,7 +317,7 @@ class InstructionData(L.LightningDataModule):
         assert tokens is not None
         places = range(number * self.batch_size, (number + 1) * self.batch_size)
         chosen = [tokens[index] for index in endless(places, len(tokens), f"{self.seed}-plain")]
-        return [(ids, n_prompt, NO_ROW) for ids, n_prompt, _ in chosen]
+        return [row._replace(number=NO_ROW) for row in chosen]
 
     def _loader(self, tokens: Tokens, batch_size: int, seed: int | None) -> DataLoader[Row]:
         batches = Batches(tokens.lengths, batch_size, seed, self.mean == "step", self._begins_at)
@@ -317,10 +338,11 @@ class InstructionData(L.LightningDataModule):
         def encode() -> dict[str, Tensor]:
             rows = [encoder.example(example) for example in examples]
             cut = torch.tensor([(row.prompt_cut, row.response_cut) for row in rows], dtype=torch.bool)
-            return {**Tokens.of((row.ids, row.n_prompt) for row in rows).tensors, "cut": cut.reshape(-1, 2)}
+            tokens = Tokens.of_turns((row.ids, row.n_prompt, row.counts) for row in rows)
+            return {**tokens.tensors, "cut": cut.reshape(-1, 2)}
 
         made_from = [
-            [(e.instruction, e.input, e.outputs[0]) for e in examples],
+            [_read_by_models(example) for example in examples],
             encoder.template.made_from(self.tokenizer),
             [encoder.max_prompt_length, encoder.max_length, encoder.truncation],
             tokenizer_fingerprint(self.tokenizer),
@@ -329,6 +351,8 @@ class InstructionData(L.LightningDataModule):
             encoder.special_in_prompt(e) or encoder.special_in(e.outputs[0]) for e in examples
         ):
             made_from.append(_AS_TEXT)
+        if any(example.conversation for example in examples):
+            made_from.append(encoder.turns)
         kept = self._kept(made_from, encode)
         return Tokens.of_tensors(kept), kept["cut"]
 
@@ -348,6 +372,15 @@ class InstructionData(L.LightningDataModule):
 def _main_first(metrics: dict[str, Callable[..., Any]], main: str | None) -> dict[str, Callable[..., Any]]:
     """`metrics` with the one that is named `main` in front."""
     return {name: metrics[name] for name in sorted(metrics, key=lambda name: name != main)}
+
+
+def _read_by_models(example: Example) -> object:
+    """Returns the parts of an example that models read."""
+    if example.conversation is not None:
+        conversation = example.conversation
+        return [conversation.messages, conversation.given, conversation.tools]
+    texts = (example.instruction, example.input, example.outputs[0])
+    return [*texts, "text"] if example.is_text else texts
 
 
 def _with_eos(tokenizer: PreTrainedTokenizerBase, eos: str) -> PreTrainedTokenizerBase:

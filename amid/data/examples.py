@@ -2,14 +2,45 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+Message = Mapping[str, Any]
+"""A message of a conversation: its `role` (system, user, assistant or tool), its `content`, and whatever else
+a chat template reads in it, such as `tool_calls`."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages of one or several turns. The last message is an answer of the assistant."""
+
+    messages: tuple[Message, ...]
+    given: int = 0
+    """The number of first messages that are a given prompt: no answer among them counts."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Descriptions of the tools, for the chat template."""
+    place: str = field(default="", compare=False)
+    """Where it stands, for messages of errors: file and line."""
+
+    @property
+    def answers(self) -> list[int]:
+        """The numbers of the assistant's messages that can count."""
+        return [i for i, m in enumerate(self.messages) if m["role"] == "assistant" and i >= self.given]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One instruction with its optional input and its acceptable responses; training aims at the first."""
+    """One instruction with its optional input and its acceptable responses; training aims at the first.
+
+    An example may also be a conversation: `instruction` is then the last question, `input` the messages
+    before it, and the response the last answer. Or it may be plain text, a response without a prompt.
+    """
 
     instruction: str
     input: str
     outputs: tuple[str, ...]
     fields: Mapping[str, str | int | float] = field(default_factory=dict, compare=False)
     """Further fields of its row, such as a category. No model sees them; scores can be split by them."""
+    conversation: Conversation | None = None
+    """The conversation, which models read in place of `instruction` and `input`."""
+    is_text: bool = False
+    """Whether it is plain text: models read its response alone, and all of its tokens count."""

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor
 
 from amid.data.examples import Example
-from amid.data.prompts import THOUGHTS, Encoder
+from amid.data.prompts import Encoder
 from amid.data.rows import has_text
 from amid.data.sources import Loaded
+from amid.data.thoughts import THOUGHTS
 
 _TRAINED = ("train", "valid")
 """Sets with responses that are used, not only their prompts."""
@@ -18,19 +19,31 @@ _SHOWN = 4
 
 
 def rows(sets: Mapping[str, Loaded]) -> Iterator[str]:
-    """Yields how many rows are left out, have an empty prompt, or are read without the usual fields."""
+    """Yields how many rows have each form, have several answers, are left out, or have an empty prompt."""
     n = {name: of.rows for name, of in sets.items()}
     for taken in sorted({what for of in sets.values() for what in of.taken}):
         counts = {name: of.taken.get(taken, 0) for name, of in sets.items()}
-        yield f"Taken {taken}: {_of(counts, n, 'rows')}"
+        yield f"Read as {taken}: {_of(counts, n, 'rows')}"
     if empty := _of({name: of.empty for name, of in sets.items()}, n, "rows"):
         yield f"Left out, as their output is empty: {empty}"
     silent = {
-        name: sum(not has_text(row.instruction + row.input) for row in of.examples)
+        name: sum(not row.is_text and not has_text(row.instruction + row.input) for row in of.examples)
         for name, of in sets.items()
     }
     if said := _of(silent, {name: len(of.examples) for name, of in sets.items()}, "rows"):
         yield f"Prompts of the template alone, as instruction and input are empty: {said}"
+
+
+def turns(encoder: Encoder, sets: Mapping[str, Sequence[Example]]) -> Iterator[str]:
+    """Yields how many conversations have several answers, and which of the answers count."""
+    several = {
+        name: sum(row.conversation is not None and len(row.conversation.answers) > 1 for row in rows)
+        for name, rows in sets.items()
+        if name in _TRAINED
+    }
+    if said := _of(several, {name: len(rows) for name, rows in sets.items()}, "rows"):
+        which, other = {"all": ("every one", "last"), "last": ("the last one", "all")}[encoder.turns]
+        yield f"Several answers, of which {which} counts (or data.turns={other}): {said}"
 
 
 def cuts(encoder: Encoder, cut: Mapping[str, Tensor]) -> Iterator[str]:
@@ -99,6 +112,10 @@ def _changed(encoder: Encoder, rows: Sequence[Example]) -> Counter[str]:
     counts: Counter[str] = Counter()
     plain = 0
     for row in rows:
+        if (
+            row.conversation is not None or row.is_text
+        ):  # the template writes answers itself, or there is none
+            continue
         if THOUGHTS.search(row.outputs[0]):
             counts[_change(encoder, row.outputs[0])] += 1
         else:

@@ -1,18 +1,18 @@
 """From an example to token ids: the template around it, the limits on its length, the counted tokens."""
 
-import copy
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from amid.data.examples import Example
+from amid.data.examples import Conversation, Example, Message
 from amid.data.row_text import RowText, marks_in, special_tokens
-from amid.errors import InputError, first_line
+from amid.data.templates import Template
+from amid.data.thoughts import THOUGHTS
+from amid.data.turns import Span, written
+from amid.errors import InputError
 from amid.settings import check_arguments, check_data, nodes
 
 IGNORE = -100
@@ -21,221 +21,11 @@ IGNORE = -100
 Truncation = Literal["input", "right"]
 """The part that is cut from a prompt over the limit."""
 
-CHAT_VARIABLES = {"enable_thinking": False, "date_string": "26 Jul 2024"}
-"""The variables that `chat="auto"` gives to a chat template. With them Qwen3 answers without a part for
-thoughts, and Llama 3 writes this date into its system message in place of today's date."""
-
-_DATE = datetime(2024, 7, 26)
-"""The same date, for templates that ask for today's by `strftime_now`: prompts do not depend on the day."""
-
-_ASKS_FOR_TODAY = re.compile(r"\bstrftime_now\(\s*(['\"])(.*?)\1\s*\)")
-
-_ASKED, _ANSWERED = "amid-question", "amid-answer"
-"""Messages that are rendered to find how a chat template writes messages."""
-
-THOUGHTS = re.compile(r"<(/?)(?:\w+:)?think(?:ing)?>|\[(/?)THINK\]")
-"""Where a model's thoughts begin and end."""
-
-_NO_THOUGHT = re.compile(r"<(\w+:)?think(ing)?>\s*(</(\w+:)?think(ing)?>\s*)?|\[THINK\]\s*(\[/THINK\]\s*)?")
-"""An empty thought, or the beginning of one."""
-
 SpecialTokens = Literal["text", "tokens"]
 """How to read a special token of the tokenizer that is written in a row."""
 
-
-@dataclass(frozen=True)
-class Template:
-    """The prompt of an example: format strings, and the chat template around them where there is one.
-
-    Args:
-        without_input: the prompt of an example without input, with the field `{instruction}`.
-        with_input: the prompt of an example with input, with the fields `{instruction}` and `{input}`.
-        chat: variables of the tokenizer's own chat template (for example `{enable_thinking: false}`; it
-            ignores those that it does not know), in which the formatted text is the user's message. A
-            response then ends with the token that ends a turn, whatever the tokenizer's EOS is. null for
-            the text as it stands. "auto": `CHAT_VARIABLES` where the tokenizer has a chat template, null
-            where it has none.
-
-    Raises:
-        InputError: for a format string without its fields, or with others, and for another `chat`.
-    """
-
-    without_input: str
-    with_input: str
-    chat: Mapping[str, Any] | Literal["auto"] | None = "auto"
-
-    def __post_init__(self) -> None:
-        check_arguments("data.template.", nodes.Template, vars(self))
-
-    def render(self, tokenizer: PreTrainedTokenizerBase, instruction: str, input: str) -> str:
-        """The prompt's text, BOS included where the chat template writes it.
-
-        Raises:
-            InputError: if a chat template is wanted and the tokenizer has none.
-        """
-        text = (self.with_input if input else self.without_input).format(instruction=instruction, input=input)
-        return text if self.is_plain(tokenizer) else self._conversation(tokenizer, text, answer=None)
-
-    def end(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The token that ends a response: EOS, or in a chat template the end of a turn.
-
-        Raises:
-            InputError: if there is no such token, or a chat template is wanted and the tokenizer has none.
-        """
-        if self.is_plain(tokenizer):
-            if tokenizer.eos_token is None:
-                raise InputError(
-                    "tokenizer has no EOS token, so no response could end; choose another tokenizer"
-                )
-            return str(tokenizer.eos_token)
-        special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-        after = self._around_answer(tokenizer)[1].lstrip()
-        if not after:  # some templates end a turn only where another one follows
-            after = self._around_answer(tokenizer, goes_on=True)[1].lstrip()
-        ends = [token for token in special if after.startswith(token)]
-        if not ends:
-            raise InputError(
-                f"the tokenizer's chat template ends a turn with {after!r}, which is no special token, so "
-                "nothing could stop an answer; use data.template.chat=null"
-            )
-        return max(ends, key=len)
-
-    def heading(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """Returns the text that the chat template writes before an answer but not at the end of a prompt.
-
-        White space and thoughts do not count. It is empty if a prompt ends with all that begins an answer.
-        """
-        if self.is_plain(tokenizer):
-            return ""
-        prompt = self._conversation(tokenizer, _ASKED, answer=None)
-        texts = (text.partition(_ASKED)[2] for text in (prompt, self._around_answer(tokenizer)[0]))
-        asked, answered = (_NO_THOUGHT.sub("", text).strip() for text in texts)
-        return answered.removeprefix(asked).strip() if answered.startswith(asked) else ""
-
-    def turns(self, tokenizer: PreTrainedTokenizerBase, response: str) -> tuple[str, str]:
-        """A prompt and `response` as they are trained on, and as the chat template itself writes the two."""
-        prompt = self._conversation(tokenizer, "x", answer=None)
-        return prompt + response, self._conversation(tokenizer, "x", answer=response)
-
-    def made_from(self, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-        """Returns all that decides the prompt besides the example and the tokens."""
-        plain = self.is_plain(tokenizer)
-        chat = None if plain else [dict(self._variables), tokenizer.chat_template]
-        return [self.without_input, self.with_input, chat]
-
-    def choice(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        """Says whether prompts stand in the tokenizer's chat template, and how to change that.
-
-        None where there is no choice: `chat` is null, and the tokenizer has no chat template.
-        """
-        if not self.is_plain(tokenizer):
-            return (
-                f"Prompts stand in the tokenizer's chat template, and an answer ends with "
-                f"{self.end(tokenizer)} (data.template.chat=null for the text as it stands)"
-            )
-        if tokenizer.chat_template is not None:
-            return (
-                "Prompts stand as they are, without the chat template that the tokenizer has "
-                "(data.template.chat=auto for it)"
-            )
-        return None if self.chat is None else "Prompts stand as they are: the tokenizer has no chat template"
-
-    def tokenizer_of_model(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-        """The tokenizer to save with a model that was trained on these prompts, for use in other programs.
-
-        Its EOS is the token that ends a response. Its chat template makes the same prompts as this template,
-        and needs no variable; it has no chat template if prompts are used as they are. It adds no BOS or EOS
-        to a text, since prompts hold only the text of the template.
-
-        Raises:
-            InputError: see `end`.
-        """
-        saved = copy.deepcopy(tokenizer)
-        saved.eos_token = self.end(tokenizer)
-        if saved.pad_token is None:
-            saved.pad_token = saved.eos_token
-        for name in ("add_bos_token", "add_eos_token"):
-            saved.init_kwargs[name] = False  # which is written, and so read by other programs
-            setattr(saved, name, False)
-        if self.is_plain(tokenizer):
-            saved.chat_template = None
-            return saved
-        told = {
-            name: f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}"
-            for name, value in self._variables.items()
-        }
-        if saved.eos_token != tokenizer.eos_token:
-            told["eos_token"] = f"{{% set eos_token = {tokenizer.eos_token or ''!r} %}}"
-
-        def completed(text: str) -> str:
-            text = _dated(text)
-            before = "".join(line for name, line in told.items() if name in text)
-            return f"{before}{{{{ '' }}}}{text}" if before else text  # '': a newline that begins it stays
-
-        templates: Any = saved.chat_template
-        if isinstance(templates, dict):
-            saved.chat_template = {name: completed(text) for name, text in templates.items()}
-        else:
-            saved.chat_template = completed(templates)
-        return saved
-
-    def is_plain(self, tokenizer: PreTrainedTokenizerBase) -> bool:
-        """Whether prompts stand as they are, in no chat template."""
-        return self.chat is None or (self.chat == "auto" and tokenizer.chat_template is None)
-
-    @property
-    def _variables(self) -> Mapping[str, Any]:
-        return self.chat if isinstance(self.chat, Mapping) else CHAT_VARIABLES
-
-    def _around_answer(self, tokenizer: PreTrainedTokenizerBase, goes_on: bool = False) -> tuple[str, str]:
-        """Returns the text that the chat template writes before and after an answer, perhaps with one more
-        message after it.
-
-        Raises:
-            InputError: if it does not write messages as they are.
-        """
-        written = self._conversation(tokenizer, _ASKED, _ANSWERED, goes_on)
-        before, answer, after = written.partition(_ANSWERED)
-        if not answer or _ASKED not in self._conversation(tokenizer, _ASKED, answer=None):
-            raise InputError(
-                "the tokenizer's chat template does not write the text of a message as it is, as one for "
-                "images may not; use data.template.chat=null, or a tokenizer with another template"
-            )
-        return before, after
-
-    def _conversation(
-        self, tokenizer: PreTrainedTokenizerBase, message: str, answer: str | None, goes_on: bool = False
-    ) -> str:
-        if tokenizer.chat_template is None:
-            raise InputError(
-                "data.template.chat needs the tokenizer of a chat model, and this one has no chat template; "
-                "use data.template.chat=null, or a model that was tuned to follow instructions"
-            )
-        turns = [{"role": "user", "content": message}]
-        if answer is not None:
-            turns.append({"role": "assistant", "content": answer})
-        if goes_on:
-            turns.append({"role": "user", "content": message})
-        try:
-            text = tokenizer.apply_chat_template(
-                turns,
-                chat_template=_dated(tokenizer.get_chat_template()),
-                tokenize=False,
-                add_generation_prompt=answer is None,
-                **self._variables,
-            )
-        except Exception as error:  # a template is a program, which may fail in any way
-            raise InputError(
-                f"the tokenizer's chat template refuses the prompt ({first_line(error)}); give it other "
-                "variables (data.template.chat={NAME: VALUE}), or data.template.chat=null for the text as it "
-                "stands"
-            ) from error
-        return str(text)
-
-
-def _dated(chat_template: str) -> str:
-    """A chat template that writes `_DATE` in place of the day on which it is used."""
-    return _ASKS_FOR_TODAY.sub(lambda found: repr(_DATE.strftime(found[2])), chat_template)
+Turns = Literal["all", "last"]
+"""The answers of a conversation that count."""
 
 
 class Encoded(NamedTuple):
@@ -244,11 +34,19 @@ class Encoded(NamedTuple):
     ids: list[int]
     """Token ids of prompt, response (the first output) and EOS."""
     n_prompt: int
-    """The length of the prompt."""
+    """The length of the prompt. In a conversation, the prompt is what stands before the last answer that
+    begins within `max_prompt_length`."""
     prompt_cut: bool
-    """Whether the prompt lost its end."""
+    """Whether the prompt lost a part."""
     response_cut: bool
-    """Whether the response lost its end, and with it EOS."""
+    """Whether the response lost its end, and with it EOS; or a conversation its last tokens."""
+    counts: list[bool] | None = None
+    """Whether each token counts; None if the tokens after the prompt count, and no others."""
+
+    @property
+    def counted(self) -> int:
+        """The number of tokens that count."""
+        return len(self.ids) - self.n_prompt if self.counts is None else sum(self.counts)
 
 
 @dataclass(frozen=True)
@@ -268,10 +66,13 @@ class Encoder:
         special_tokens: how to read a special token of the tokenizer, such as `<|endoftext|>`, in a row.
             "text": as text like any other, so that only the template and the end of a response add such
             tokens. "tokens": as the token, as the tokenizer reads it.
+        turns: the answers of a conversation that count. "all": every answer of the assistant; a conversation
+            over `max_length` loses its end. "last": the last answer; a conversation with a prompt over
+            `max_prompt_length` loses its first turns, but not its system message.
 
     Raises:
         InputError: if the template alone does not fit the limits, nothing can end a response, or
-            `truncation` or `special_tokens` is neither of its two.
+            `truncation`, `special_tokens` or `turns` is neither of its two.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -280,6 +81,7 @@ class Encoder:
     max_length: int
     truncation: Truncation = "input"
     special_tokens: SpecialTokens = "text"
+    turns: Turns = "all"
 
     def __post_init__(self) -> None:
         check_arguments("data.", nodes.Data, vars(self), without=["template"])
@@ -293,11 +95,31 @@ class Encoder:
         check_data(vars(self))
 
     def prompt(self, example: Example) -> list[int]:
-        """The prompt's token ids, at most `max_prompt_length`."""
+        """The prompt's token ids, at most `max_prompt_length`; in a conversation, all before the last answer.
+
+        Raises:
+            InputError: for plain text, which has no prompt; see also `amid.data.turns.written`.
+        """
+        if example.is_text:
+            raise InputError(
+                "plain text (rows with text alone) has no prompt to answer: use such rows as data.train or "
+                "data.plain_text, and rows with questions as data.test and for data.valid_metric"
+            )
+        if example.conversation is not None:
+            shortened = self._shortened_conversation(self._opened(example.conversation))
+            return self._asked(shortened)[: self.max_prompt_length]
         return self._shortened(example, self._prompt(example.instruction, example.input))
 
     def example(self, example: Example) -> Encoded:
-        """The example's token ids, at most `max_length`."""
+        """The example's token ids, at most `max_length`.
+
+        Raises:
+            InputError: see `amid.data.turns.written`.
+        """
+        if example.is_text:
+            return self._document(example.outputs[0])
+        if example.conversation is not None:
+            return self._conversation(self._opened(example.conversation))
         whole = self._prompt(example.instruction, example.input)
         prompt = self._shortened(example, whole)
         response = [*self.texts([example.outputs[0]])[0], self._end]
@@ -315,12 +137,128 @@ class Encoder:
         return of.all_ids([of.marked(text) for text in texts] if self.special_tokens == "text" else texts)
 
     def special_in_prompt(self, example: Example) -> set[str]:
-        """The special tokens that the row itself writes into the prompt of `example`."""
+        """The special tokens that the row itself writes into the prompt of `example`, or its conversation."""
+        if example.conversation is not None:
+            return {
+                token
+                for message in example.conversation.messages
+                for token in self._of(message["role"]).written(message["content"])
+            }
         return self._of_prompt.written(f"{example.instruction}\0{example.input}")
 
     def special_in(self, text: str) -> set[str]:
         """The special tokens that are written in a text without a template."""
         return self._of_text.written(text)
+
+    def _document(self, text: str) -> Encoded:
+        """Plain text between the tokenizer's own BOS, if it adds one to texts, and EOS; all tokens count."""
+        tokenizer = self.tokenizer
+        begin = [i for i in tokenizer("")["input_ids"][:1] if i == tokenizer.bos_token_id]
+        end = self._end if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
+        ids = begin + self.texts([text])[0]
+        ids += [end] * (ids[-1:] != [end])
+        return Encoded(ids[: self.max_length], 0, prompt_cut=False, response_cut=len(ids) > self.max_length)
+
+    def _conversation(self, conversation: Conversation) -> Encoded:
+        if self.turns == "all":
+            ids, answers, counted = self._turns(conversation)
+            begins = [begin for begin, _ in answers if begin <= self.max_prompt_length]
+            if begins:
+                return self._encoded(ids, begins[-1], counted, prompt_cut=False)
+            first = conversation.messages[: conversation.answers[0] + 1]
+            conversation = replace(conversation, messages=first)
+        shortened = self._shortened_conversation(conversation)
+        ids, ((begin, _),), counted = self._turns(shortened, last_alone=True)
+        over = max(0, begin - self.max_prompt_length)
+        ids = ids[: begin - over] + ids[begin:]
+        counted = [(a - over, b - over) for a, b in counted]
+        return self._encoded(
+            ids, begin - over, counted, prompt_cut=bool(over) or shortened is not conversation
+        )
+
+    def _encoded(self, ids: list[int], n_prompt: int, counted: Sequence[Span], prompt_cut: bool) -> Encoded:
+        kept = ids[: self.max_length]
+        counts = [False] * len(ids)
+        for begin, end in counted:
+            counts[begin:end] = [True] * (end - begin)
+        counts = counts[: self.max_length]
+        simple = counts == [place >= n_prompt for place in range(len(kept))]
+        return Encoded(kept, n_prompt, prompt_cut, len(ids) > len(kept), None if simple else counts)
+
+    def _turns(
+        self, conversation: Conversation, last_alone: bool = False
+    ) -> tuple[list[int], list[Span], list[Span]]:
+        """Token ids of a conversation, the tokens of each of its answers, and the tokens that count."""
+        if not self.template.is_plain(self.tokenizer):
+            found = written(self.template, self.tokenizer, conversation, self._end_token, last_alone)
+            ids, spans = self._of_prompt.located(found.text, [*found.answers, *found.counted])
+            return ids, spans[: len(found.answers)], spans[len(found.answers) :]
+        ids, answers = [], []
+        for prompt, answer in self.template.plain_turns(conversation):
+            ids += self._of_prompt.ids(prompt)
+            begin = len(ids)
+            ids += [*self._of_text.ids(answer), self._end]
+            answers.append((begin, len(ids)))
+        last = answers[-1:] if last_alone else answers[-len(conversation.answers) :]
+        return ids, last, last
+
+    def _asked(self, conversation: Conversation) -> list[int]:
+        """The token ids of all that stands before the last answer."""
+        if not self.template.is_plain(self.tokenizer):
+            n = len(conversation.messages) - 1
+            text = self.template.rendered(self.tokenizer, conversation, n, add_generation_prompt=True)
+            return self._of_prompt.ids(text)
+        ids, ((begin, _),), _ = self._turns(conversation, last_alone=True)
+        return ids[:begin]
+
+    def _shortened_conversation(self, conversation: Conversation) -> Conversation:
+        """`conversation` without as many first turns as its prompt is too long for, or with a cut question.
+
+        The system message stays. `truncation="right"` leaves it to others to cut a single turn.
+
+        Raises:
+            InputError: if the other messages of the last turn alone are too long.
+        """
+        if len(self._asked(conversation)) <= self.max_prompt_length:
+            return conversation
+        messages = conversation.messages
+        before = messages[:1] if messages[0]["role"] == "system" else ()
+        asked = [number for number, message in enumerate(messages) if message["role"] == "user"]
+        for number in asked[1:]:
+            conversation = _with(conversation, (*before, *messages[number:]))
+            if len(self._asked(conversation)) <= self.max_prompt_length:
+                return conversation
+        if self.truncation == "right":
+            return conversation
+        rest = messages[asked[-1] + 1 :]
+
+        def cut(text: str) -> Conversation:
+            return _with(conversation, (*before, {**messages[asked[-1]], "content": text}, *rest))
+
+        question = messages[asked[-1]]["content"]
+        n = self._fitting(question, lambda text: self._asked(cut(text)))
+        least = len(self._asked(cut(question[:n])))
+        if least > self.max_prompt_length:
+            raise InputError(
+                f"{conversation.place}: the messages before the last answer have {least} tokens without the "
+                f"text of the question, above data.max_prompt_length={self.max_prompt_length}; raise it, or "
+                "leave the row out"
+            )
+        return cut(question[:n])
+
+    def _opened(self, conversation: Conversation) -> Conversation:
+        """`conversation` with its system message, and with special tokens of its texts marked as text."""
+        opened = self.template.opened(conversation)
+        if self.special_tokens == "tokens":
+            return opened
+        marked = [
+            {**message, "content": self._of(message["role"]).marked(message["content"])}
+            for message in opened.messages
+        ]
+        return replace(opened, messages=tuple(marked))
+
+    def _of(self, role: str) -> RowText:
+        return self._of_text if role == "assistant" else self._of_prompt
 
     @cached_property
     def _of_text(self) -> RowText:
@@ -339,8 +277,12 @@ class Encoder:
         return marks_in(self.tokenizer, "".join(self.template.turns(self.tokenizer, "x")))
 
     @cached_property
+    def _end_token(self) -> str:
+        return self.template.end(self.tokenizer)
+
+    @cached_property
     def _end(self) -> int:
-        return int(self.tokenizer.convert_tokens_to_ids(self.template.end(self.tokenizer)))  # type: ignore[arg-type]
+        return int(self.tokenizer.convert_tokens_to_ids(self._end_token))  # type: ignore[arg-type]
 
     def _prompt(self, instruction: str, input: str) -> list[int]:
         of = self._of_prompt
@@ -362,7 +304,11 @@ class Encoder:
         return self._longest(instruction, lambda text: self._prompt(text, ""))
 
     def _longest(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
-        """Returns `encode` of the longest beginning of `text` that fits, by bisection; of "" if none fits."""
+        """Returns `encode` of the longest beginning of `text` that fits; of "" if none fits."""
+        return encode(text[: self._fitting(text, encode)])
+
+    def _fitting(self, text: str, encode: Callable[[str], list[int]]) -> int:
+        """Returns the length of the longest beginning of `text` that fits, by bisection; 0 if none fits."""
         low, high = 0, len(text)
         while low < high:
             middle = (low + high + 1) // 2
@@ -370,4 +316,9 @@ class Encoder:
                 low = middle
             else:
                 high = middle - 1
-        return encode(text[:low])
+        return low
+
+
+def _with(conversation: Conversation, messages: tuple[Message, ...]) -> Conversation:
+    """`conversation` with other messages, the last of which counts."""
+    return replace(conversation, messages=messages, given=len(messages) - 1 if conversation.given else 0)

@@ -3,8 +3,10 @@
 import json
 import re
 import uuid
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
@@ -61,15 +63,43 @@ class RowText:
             return self._plain([text])[0]
         if getattr(self.tokenizer, "backend_tokenizer", None) is None:
             return self._by_parts(text)
+        encoded = self._renaming.encode(self._renamed(text), add_special_tokens=False)
+        return [self._id(index) for index in encoded.ids]
+
+    def _renamed(self, text: str) -> str:
+        """`text` as `_renaming` reads it: marked tokens as they are, others by their names."""
         name_of = {token: name for name, token in self._names.items()}
-        renamed = self._any.sub(lambda found: found[1] or name_of[found[2]], text)
-        return [self._id(index) for index in self._renaming.encode(renamed, add_special_tokens=False).ids]
+        return self._any.sub(lambda found: found[1] or name_of[found[2]], text)
 
     def all_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """`ids` of each text, many at once."""
         return (
             self._plain(texts) if not any(_BEGIN in text for text in texts) else [self.ids(t) for t in texts]
         )
+
+    def located(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
+        """`ids` of `text`, and for each span of its characters the span of tokens that have some of them."""
+        if getattr(self.tokenizer, "backend_tokenizer", None) is None:
+            ids = self.ids(text)
+            return ids, [(self._shared(text[:a], ids), self._shared(text[:b], ids)) for a, b in spans]
+        if _BEGIN not in text:
+            found = self.tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+            ids, offsets = found["input_ids"], found["offset_mapping"]
+        else:
+            places = sorted({place for span in spans for place in span} | {0, len(text)})
+            parts = [self._renamed(text[a:b]) for a, b in pairwise(places)]
+            moved = dict(zip(places, accumulate(map(len, parts), initial=0), strict=True))
+            spans = [(moved[a], moved[b]) for a, b in spans]
+            encoded = self._renaming.encode("".join(parts), add_special_tokens=False)
+            ids, offsets = [self._id(index) for index in encoded.ids], encoded.offsets
+        begins, ends = [begin for begin, _ in offsets], [end for _, end in offsets]
+        return ids, [(bisect_right(ends, a), bisect_left(begins, b)) for a, b in spans]
+
+    def _shared(self, beginning: str, ids: Sequence[int]) -> int:
+        """How many of `ids` are also the first ids of `beginning`."""
+        own = self.ids(beginning)
+        pairs = enumerate(zip(own, ids, strict=False))
+        return next((n for n, (a, b) in pairs if a != b), min(len(own), len(ids)))
 
     def _plain(self, texts: Sequence[str], **settings: bool) -> list[list[int]]:
         encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False, **settings)

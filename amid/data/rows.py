@@ -1,12 +1,14 @@
 """From a row of a file to an example, or to a document."""
 
+import json
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from amid.data.examples import Example
-from amid.data.formats import Unreadable
+from amid.data.conversations import MESSAGES, checked_text, conversation_of
+from amid.data.examples import Example, Message
 from amid.errors import InputError
 from amid.settings import check_arguments, nodes
 
@@ -16,16 +18,11 @@ of a field, dotted for one inside another: `translation.de`."""
 
 FIELDS: Fields = {"instruction": "instruction", "input": "input", "output": "output"}
 
-CONVERSATION = "conversations of one turn, the user's message as instruction and the assistant's as output"
-PROMPT_AND_COMPLETION = "prompt as instruction and completion as output"
-"""How rows without `instruction` and `output` are read, if both can be found in other fields."""
+INSTRUCTION = "instruction, input and output"
+PROMPT_AND_COMPLETION = "prompt and completion (instruction and output)"
+TEXT = "plain text, of which all tokens count"
+"""The names of forms that rows have, besides the forms of conversations."""
 
-_PARTS = ("instruction", "output")
-_CONVERSATIONS = ("messages", "conversations")
-_BEFORE = ("system", "tools", "history")
-"""Fields beside a conversation that belong to it: no row of one turn has them."""
-
-_ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 _ASKS = ("prompt", "question", "query", "problem", "instruction", "input", "article", "dialogue", "document")
 _ANSWERS = ("completion", "response", "answer", "output", "reply", "target", "summary", "solution", "chosen")
 
@@ -43,22 +40,44 @@ def checked(fields: Fields | None) -> Fields:
 
 
 def example_of(row: Mapping[str, Any], place: str, fields: Fields) -> tuple[Example, str | None]:
-    """The example in a row, perhaps without an output that has text, and what was taken in place of fields.
+    """The example in a row, perhaps without an output that has text, and the name of the row's form.
 
     Raises:
-        InputError: naming `place` and the field, for one that is missing, is no string, or cannot be kept.
+        InputError: naming `place` and the field, for one that is missing, is no string, or cannot be kept;
+            for a row of no known form; see also `amid.data.conversations.conversation_of`.
     """
     if fields == FIELDS and not {"instruction", "output"} & row.keys():
-        plain = _plain(row, place)
-        if plain is not None:
-            found, taken, used = plain
-            return _example(row, place, found, used), taken
+        return _of_other_form(row, place)
     values: _Values = []
     for name in ("output", "instruction", "input"):
         if name in fields:
             value = _value(row, fields[name], place, optional=name == "input")
             values.append((name, fields[name], "" if name == "input" and value is None else value))
-    return _example(row, place, values, list(fields.values())), None
+    return _example(row, place, values, list(fields.values())), INSTRUCTION
+
+
+def _of_other_form(row: Mapping[str, Any], place: str) -> tuple[Example, str]:
+    """The example in a row that has neither `instruction` nor `output`, and the name of its form."""
+    if all(isinstance(row.get(name), str) for name in ("prompt", "completion")):
+        values = [("instruction", "prompt", row["prompt"]), ("output", "completion", row["completion"])]
+        return _example(row, place, values, ["prompt", "completion"]), PROMPT_AND_COMPLETION
+    found = conversation_of(row, place)
+    if found is not None:
+        conversation, form, used = found
+        *before, question, answer = conversation.messages
+        values = [
+            ("instruction", form, question["content"]),
+            ("input", form, "\n\n".join(f"{message['role']}: {_said(message)}" for message in before)),
+            ("output", form, _said(answer)),
+        ]
+        return replace(_example(row, place, values, used), conversation=conversation), form
+    if "text" in row:
+        values = [("instruction", "text", ""), ("output", "text", document_of(row, place))]
+        return replace(_example(row, place, values, ["text"]), is_text=True), TEXT
+    raise InputError(
+        f"{place}: the form of the row is not recognised ({_has(row)}); give instruction and output, prompt "
+        f"and completion, messages, conversations, or text; {_remedy(row)}"
+    )
 
 
 _Values = list[tuple[str, str, Any]]
@@ -71,7 +90,7 @@ def _example(row: Mapping[str, Any], place: str, values: _Values, used: Sequence
     for name, field, value in values:
         several = name == "output" and isinstance(value, list)
         for one in value if several else [value]:
-            text(one, field, place)
+            checked_text(one, field, place)
         texts[name] = tuple(value) if several else value
     outputs = texts.pop("output")
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -81,6 +100,13 @@ def _example(row: Mapping[str, Any], place: str, values: _Values, used: Sequence
         outputs=tuple(output for output in outputs if has_text(output)),
         fields={name: value for name, value in others.items() if value is not None},
     )
+
+
+def _said(message: Message) -> str:
+    """The text of a message, with its calls of tools."""
+    calls = message.get("tool_calls")
+    called = [json.dumps(calls, ensure_ascii=False, default=str)] if calls else []
+    return "\n".join(filter(None, [message["content"], *called]))
 
 
 def has_text(value: str) -> bool:
@@ -96,36 +122,16 @@ def document_of(row: Mapping[str, Any], place: str) -> str:
     """
     if "text" not in row:
         raise InputError(f"{place}: field 'text' is missing ({_has(row)}); plain text needs one in each row")
-    return text(row["text"], "text", place)
-
-
-def text(value: Any, field: str, place: str) -> str:
-    """`value`, which is to be a string that can be written.
-
-    Raises:
-        InputError: if it is not a string, or has half of a surrogate pair in it.
-    """
-    if isinstance(value, Unreadable):
-        raise InputError(f"{place}: field {field!r} is {value}")
-    if not isinstance(value, str):
-        raise InputError(f"{place}: field {field!r} is {_shown(value)}, not a string; make it one")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{place}: field {field!r} has half of a surrogate pair, {value[error.start]!a}, which "
-            "is no character; repair or remove it"
-        ) from error
-    return value
+    return checked_text(row["text"], "text", place)
 
 
 def _further(value: Any, name: str, place: str) -> str | int | float | None:
     """Returns a further string or number of a row; None, which stands for no value, for anything else."""
     if not isinstance(value, str | int | float) or (isinstance(value, float) and math.isnan(value)):
         return None
-    text(name, name, place)
+    checked_text(name, name, place)
     if isinstance(value, str):
-        return text(value, name, place)
+        return checked_text(value, name, place)
     if isinstance(value, float) and math.isinf(value):
         raise InputError(f"{place}: field {name!r} is {value}; give a finite number or null")
     return value
@@ -152,7 +158,7 @@ def _is_row(value: Any) -> bool:
 
 def _remedy(row: Mapping[str, Any]) -> str:
     inside = next((n for n, of in row.items() if isinstance(of, list) and of[:1] and _is_row(of[0])), None)
-    if inside is not None and inside not in _CONVERSATIONS:
+    if inside is not None and inside not in MESSAGES:
         return f"if the rows are those in {inside!r}, give that array alone"
     ask = next((name for name in _ASKS if name in row), None)
     answer = next((name for name in _ANSWERS if name in row and name != ask), None)
@@ -165,54 +171,8 @@ def _remedy(row: Mapping[str, Any]) -> str:
     return "data.fields says how they are called"
 
 
-def _plain(row: Mapping[str, Any], place: str) -> tuple[_Values, str, list[str]] | None:
-    """The values of a conversation of one turn, or of a prompt and its completion; None of other rows.
-
-    Raises:
-        InputError: for a conversation of more than one turn, or with other roles.
-    """
-    both = {"prompt", "completion"} <= row.keys()
-    if both and isinstance(row["prompt"], str) and isinstance(row["completion"], str):
-        used = ["prompt", "completion"]
-        values = [(part, name, row[name]) for part, name in zip(_PARTS, used, strict=True)]
-        return values, PROMPT_AND_COMPLETION, used
-    if both and isinstance(row["prompt"], list) and isinstance(row["completion"], list):
-        turns, used = [*row["prompt"], *row["completion"]], ["prompt", "completion"]
-    else:
-        name = next((name for name in _CONVERSATIONS if isinstance(row.get(name), list)), "")
-        if not name:
-            return None
-        turns, used = row[name], [name]
-    name = ", ".join(used)
-    if not all(isinstance(turn, Mapping) for turn in turns):
-        return None
-    roles = [str(turn.get("role", turn.get("from"))) for turn in turns]
-    roles = [key for key in _BEFORE if row.get(key)] + roles
-    if [_ROLES.get(role, role) for role in roles] != ["user", "assistant"]:
-        shown = ", ".join(roles[:6]) + (", …" if len(roles) > 6 else "")
-        raise InputError(
-            f"{place}: a conversation ({name}) of {shown or 'no messages'}; only one message of the user and "
-            "the assistant's answer to it are read; write other rows as instruction and output"
-        )
-    keys = ["content" if "content" in turn else "value" for turn in turns]
-    values = [
-        (part, f"{name}[{number}].{key}", turn.get(key))
-        for number, (part, turn, key) in enumerate(zip(_PARTS, turns, keys, strict=True))
-    ]
-    return values, CONVERSATION, used
-
-
 def _has(row: Mapping[str, Any]) -> str:
     """`the row has a, b`, in one line and not long."""
     names = ", ".join(name.encode(errors="backslashreplace").decode() for name in [*row][:12])
     names = names[:200] + ("…" if len(names) > 200 else "") + (", …" if len(row) > 12 else "")
     return f"the row has {names or 'none'}"
-
-
-def _shown(value: Any) -> str:
-    """Returns a short JSON text of a value that is not a string."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, int | float):
-        return str(value)[:40]
-    return {"dict": "an object", "list": "a list"}.get(type(value).__name__, f"a {type(value).__name__}")

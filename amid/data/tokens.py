@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,18 +16,11 @@ from amid.data.prompts import IGNORE
 MicroBatch = dict[str, Tensor]
 """`input_ids`, `attention_mask` and `labels`, [rows, longest] each, padded on the right, and `rows` [rows]:
 the number of each row's sequence: training sequences come first, then validation sequences; `NO_ROW` for
-neither. Sampled rows also have `sampling` [rows, longest, 2], see `SampledRow`.
+neither. Sampled rows also have `sampling` [rows, longest, 2], see `Row`.
 
 A packed micro-batch is one row, [1, length], of all its sequences one after the other, without padding. It
 also has `position_ids` [1, length], which begin at 0 in each sequence. A sequence's first token is no
 label."""
-
-Row = tuple[Tensor, int, int]
-"""A sequence: its token ids, the length of its prompt, and its number."""
-
-SampledRow = tuple[Tensor, int, int, Tensor]
-"""A sequence with a sampled response: a `Row`, followed by what `amid.losses.MiniLLM` takes as `sampling` for
-each token of the response, [response, 2]."""
 
 Mean = Literal["step", "micro_batch"]
 """The unit that the loss is averaged over."""
@@ -39,36 +32,70 @@ _AT_ONCE = 1000
 """Documents that are tokenised at once."""
 
 
+class Row(NamedTuple):
+    """A sequence of token ids: a prompt, its response, and which of the tokens count."""
+
+    ids: Tensor
+    """[length]"""
+    n_prompt: int
+    """The tokens before the last response. A model that answers the row reads them as its prompt."""
+    number: int = NO_ROW
+    """The number of the sequence in the training and validation data; `NO_ROW` for a sequence in neither."""
+    counts: Tensor | None = None
+    """Whether each token counts, [length]: in a conversation, earlier answers count too. None if the
+    tokens after the prompt count, and no others."""
+    sampling: Tensor | None = None
+    """What `amid.losses.MiniLLM` takes as `sampling` for each token of a sampled response, [response, 2]."""
+
+
 @dataclass(frozen=True)
 class Tokens(Dataset[Row]):
     """Token ids of many sequences: `ids` [total], `ends` [n] of each, `prompts` [n] prompt lengths.
 
-    An item is a sequence, the length of its prompt, and its number; `first` is the first sequence's number.
+    `counts` [total] says which tokens count; None if the tokens after a prompt count, and no others. An item
+    is a `Row`; `first` is the first sequence's number.
     """
 
     ids: Tensor
     ends: Tensor
     prompts: Tensor
     first: int = 0
+    counts: Tensor | None = None
 
     @classmethod
     def of(cls, sequences: Iterable[tuple[Sequence[int], int]]) -> "Tokens":
         """Makes `Tokens` from sequences, each with its token ids and the length of its prompt."""
+        return cls.of_turns((ids, n_prompt, None) for ids, n_prompt in sequences)
+
+    @classmethod
+    def of_turns(cls, sequences: Iterable[tuple[Sequence[int], int, Sequence[bool] | None]]) -> "Tokens":
+        """Makes `Tokens` from token ids, the length of the prompt, and whether each token counts.
+
+        None stands for a sequence that counts after its prompt alone.
+        """
         encoded = list(sequences)
-        ids = torch.tensor([i for row, _ in encoded for i in row], dtype=torch.int32)
-        lengths = torch.tensor([len(row) for row, _ in encoded], dtype=torch.int64)
-        prompts = torch.tensor([n_prompt for _, n_prompt in encoded], dtype=torch.int64)
-        return cls(ids, lengths.cumsum(0), prompts)
+        ids = torch.tensor([i for row, *_ in encoded for i in row], dtype=torch.int32)
+        lengths = torch.tensor([len(row) for row, *_ in encoded], dtype=torch.int64)
+        prompts = torch.tensor([n_prompt for _, n_prompt, _ in encoded], dtype=torch.int64)
+        counts = None
+        if any(of_row is not None for *_, of_row in encoded):
+            every = (
+                [place >= n_prompt for place in range(len(row))] if of_row is None else of_row
+                for row, n_prompt, of_row in encoded
+            )
+            counts = torch.tensor([one for of_row in every for one in of_row], dtype=torch.bool)
+        return cls(ids, lengths.cumsum(0), prompts, counts=counts)
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "Tokens":
         """Makes `Tokens` from the `tensors` of another object."""
-        return cls(tensors["ids"], tensors["ends"], tensors["prompts"])
+        return cls(tensors["ids"], tensors["ends"], tensors["prompts"], counts=tensors.get("counts"))
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Plain tensors from which `of_tensors` makes the same sequences, without `first`."""
-        return {"ids": self.ids, "ends": self.ends, "prompts": self.prompts}
+        counts = {} if self.counts is None else {"counts": self.counts}
+        return {"ids": self.ids, "ends": self.ends, "prompts": self.prompts, **counts}
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -77,8 +104,9 @@ class Tokens(Dataset[Row]):
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Row:
-        start = int(self.ends[index - 1]) if index > 0 else 0
-        return self.ids[start : int(self.ends[index])], int(self.prompts[index]), self.first + index
+        start, end = int(self.ends[index - 1]) if index > 0 else 0, int(self.ends[index])
+        counts = None if self.counts is None else self.counts[start:end]
+        return Row(self.ids[start:end], int(self.prompts[index]), self.first + index, counts)
 
     @property
     def lengths(self) -> list[int]:
@@ -87,21 +115,26 @@ class Tokens(Dataset[Row]):
 
     @property
     def counted(self) -> list[int]:
-        """Counted tokens of each sequence: response and EOS."""
-        starts = self.ends - torch.tensor(self.lengths)
-        return (self.ends - starts - self.prompts.clamp(min=1)).clamp(min=0).tolist()
+        """Counted tokens of each sequence, such as response and EOS. A first token is not predicted."""
+        lengths = torch.tensor(self.lengths, dtype=torch.int64)
+        if self.counts is None:
+            return (lengths - self.prompts.clamp(min=1)).clamp(min=0).tolist()
+        predicted = self.counts.clone()
+        predicted[(self.ends - lengths)[lengths > 0]] = False
+        sums = torch.cat([torch.zeros(1, dtype=torch.int64), predicted.cumsum(0)])
+        return torch.diff(sums[self.ends], prepend=sums[:1]).tolist()
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all token ids and prompt lengths."""
+        """A hash of all token ids, prompt lengths and `counts`."""
         digest = hashlib.sha256()
-        for tensor in (self.ids, self.ends, self.prompts):
+        for tensor in self.tensors.values():
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 
 def collate(
-    rows: Sequence[Row | SampledRow],
+    rows: Sequence[Row],
     pad_token_id: int,
     micro_batch_size: int | None = None,
     tokens_per_batch: int | None = None,
@@ -113,21 +146,21 @@ def collate(
 
 
 def cut(
-    rows: Sequence[Row | SampledRow],
+    rows: Sequence[Row],
     micro_batch_size: int | None = None,
     tokens_per_batch: int | None = None,
     by_length: bool = True,
     packing: bool = False,
-) -> list[list[Row | SampledRow]]:
+) -> list[list[Row]]:
     """Cuts the rows of one optimiser step into micro-batches, the shortest rows first.
 
     A micro-batch holds at most `micro_batch_size` rows and at most `tokens_per_batch` tokens, padding
     included unless they are for `packing`; a longer row makes one of its own. Without `by_length`, rows stay
     in their order.
     """
-    parts: list[list[Row | SampledRow]] = []
-    for row in sorted(rows, key=lambda row: len(row[0])) if by_length else rows:
-        lengths = [len(ids) for ids, *_ in [*(parts[-1] if parts else []), row]]
+    parts: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: len(row.ids)) if by_length else rows:
+        lengths = [len(one.ids) for one in [*(parts[-1] if parts else []), row]]
         tokens = sum(lengths) if packing else len(lengths) * lengths[-1]
         if (
             not parts
@@ -139,58 +172,65 @@ def cut(
     return parts
 
 
-def counted(row: Row | SampledRow) -> int:
-    """The counted tokens of a row: response and EOS."""
-    return max(0, len(row[0]) - max(1, row[1]))
+def counted(row: Row) -> int:
+    """The counted tokens of a row, such as response and EOS."""
+    return int(_counts(row)[1:].sum())
+
+
+def _counts(row: Row) -> Tensor:
+    """Whether each token of a row counts, [length]."""
+    return torch.arange(len(row.ids)) >= row.n_prompt if row.counts is None else row.counts
 
 
 def counted_positions(batch: MicroBatch) -> Tensor:
-    """Where [rows, length] a counted token, of a response or its EOS, is predicted."""
+    """Where [rows, length] a counted token, such as one of a response or its EOS, is predicted."""
     positions = torch.zeros_like(batch["labels"], dtype=torch.bool)
     positions[:, :-1] = batch["labels"][:, 1:] != IGNORE
     return positions
 
 
-def pad(rows: Sequence[Row | SampledRow], pad_token_id: int) -> MicroBatch:
+def pad(rows: Sequence[Row], pad_token_id: int) -> MicroBatch:
     """Pads rows on the right, to the longest of them.
 
-    Labels are the token ids at response and EOS, `IGNORE` at prompt and padding (unshifted: the label
-    at t is predicted from the tokens before t). `sampling` stands where the labels do, 0 elsewhere.
+    Labels are the token ids where tokens count, `IGNORE` elsewhere (unshifted: the label at t is predicted
+    from the tokens before t). `sampling` stands where the labels do, 0 elsewhere.
     """
-    sequences, prompts, numbers, *sampled = zip(*rows, strict=True)
-    lengths = torch.tensor([len(ids) for ids in sequences]).unsqueeze(1)
-    input_ids = pad_sequence(list(sequences), batch_first=True, padding_value=pad_token_id).long()
-    place = torch.arange(input_ids.shape[1])
-    response = (place >= torch.tensor(prompts).unsqueeze(1)) & (place < lengths)
+    lengths = torch.tensor([len(row.ids) for row in rows]).unsqueeze(1)
+    input_ids = pad_sequence([row.ids for row in rows], batch_first=True, padding_value=pad_token_id).long()
+    counts = pad_sequence([_counts(row) for row in rows], batch_first=True)
     batch = {
         "input_ids": input_ids,
-        "attention_mask": (place < lengths).long(),
-        "labels": input_ids.masked_fill(~response, IGNORE),
-        "rows": torch.tensor(numbers),
+        "attention_mask": (torch.arange(input_ids.shape[1]) < lengths).long(),
+        "labels": input_ids.masked_fill(~counts, IGNORE),
+        "rows": torch.tensor([row.number for row in rows]),
     }
-    if sampled:
-        batch["sampling"] = torch.zeros(*input_ids.shape, 2)
-        batch["sampling"][response] = torch.cat(sampled[0])
-    return batch
+    return batch | _sampling(rows, counts)
 
 
-def pack(rows: Sequence[Row | SampledRow]) -> MicroBatch:
+def pack(rows: Sequence[Row]) -> MicroBatch:
     """Packs rows into one, without padding (see `MicroBatch`); labels and `sampling` are those of `pad`."""
-    ids, prompts, numbers, *sampled = zip(*rows, strict=True)
-    lengths = torch.tensor([len(of) for of in ids])
-    place = torch.cat([torch.arange(n) for n in lengths.tolist()])
-    response = place >= torch.tensor(prompts).repeat_interleave(lengths)
-    input_ids = torch.cat(ids).long()
+    place = torch.cat([torch.arange(len(row.ids)) for row in rows])
+    counts = torch.cat([_counts(row) for row in rows])
+    input_ids = torch.cat([row.ids for row in rows]).long()
     batch = {
         "input_ids": input_ids,
         "attention_mask": torch.ones_like(input_ids),
-        "labels": input_ids.masked_fill(~response | (place == 0), IGNORE),
+        "labels": input_ids.masked_fill(~counts | (place == 0), IGNORE),
         "position_ids": place,
-    }
-    if sampled:
-        batch["sampling"] = torch.zeros(len(place), 2)
-        batch["sampling"][response] = torch.cat(sampled[0])
-    return {name: value.unsqueeze(0) for name, value in batch.items()} | {"rows": torch.tensor(numbers)}
+    } | _sampling(rows, counts)
+    numbers = torch.tensor([row.number for row in rows])
+    return {name: value.unsqueeze(0) for name, value in batch.items()} | {"rows": numbers}
+
+
+def _sampling(rows: Sequence[Row], counts: Tensor) -> dict[str, Tensor]:
+    """`sampling` [*counts.shape, 2] of sampled rows, where `counts` is true; nothing of other rows."""
+    of_rows = [row.sampling for row in rows if row.sampling is not None]
+    if not of_rows:
+        return {}
+    assert len(of_rows) == len(rows), "sampled rows and others in one micro-batch"
+    sampling = torch.zeros(*counts.shape, 2)
+    sampling[counts] = torch.cat(of_rows)
+    return {"sampling": sampling}
 
 
 def packed(

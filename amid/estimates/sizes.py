@@ -118,8 +118,8 @@ class Facts:
             encoder = plan.data(self.tokenizer(plan), without=ROWS).encoder
             chosen = examples[:: max(1, len(examples) // SAMPLE)][:SAMPLE]
             rows = [encoder.example(example) for example in chosen]
-            prompts = sum(row.n_prompt for row in rows)
-            return Lengths(prompts / len(rows), (sum(len(row.ids) for row in rows) - prompts) / len(rows))
+            counted = sum(row.counted for row in rows)
+            return Lengths((sum(len(row.ids) for row in rows) - counted) / len(rows), counted / len(rows))
 
         def assume(fact: Mapping[str, Any]) -> Lengths:
             prompt = min(fact["lengths"]["prompt"], data.max_prompt_length)

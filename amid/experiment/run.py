@@ -20,6 +20,7 @@ from amid.data import InstructionData
 from amid.data.prompts import Encoder
 from amid.data.tokens import Tokens
 from amid.distributed import ranks
+from amid.errors import InputError
 from amid.experiment.evaluation import (
     Evaluation,
     ValidationScore,
@@ -297,6 +298,11 @@ def supply_text(plan: Plan, data: InstructionData) -> None:
         InputError: see `TeacherText.training_set`.
     """
     text = plan.text
+    if (text.from_student or isinstance(text, TeacherText)) and not bool(data.train_tokens.prompts.all()):
+        raise InputError(
+            "data.train has plain text (rows with text alone), which has no prompt to answer; use text=data, "
+            "or rows with questions"
+        )
     if isinstance(text, TeacherText):
         answered = text.training_set(
             data.train_tokens,

@@ -106,6 +106,7 @@ class Data(Node):
     max_length: Count
     truncation: Literal["input", "right"] = "input"
     special_tokens: Literal["text", "tokens"] = "text"
+    turns: Literal["all", "last"] = "all"
     batch_size: Count
     micro_batch_size: CountOrAll
     tokens_per_batch: CountOrAll
@@ -136,6 +137,10 @@ class Template(Node):
         dict[str, Any] | Literal["auto"] | None,
         Field(description="auto, variables of a chat template, as {}, or null for none"),
     ] = "auto"
+    system: Annotated[
+        Annotated[str, Field(min_length=1)] | None, Field(description="the text of a system message, or null")
+    ] = None
+    thinking: Literal["keep", "cut"] = "keep"
 
 
 class BuiltinCorpus(Node):

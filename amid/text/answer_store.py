@@ -15,6 +15,7 @@ from amid.files import Record, checksum, forget_parts, key_of, read_made, write_
 from amid.generation.sampling import Sampling
 from amid.teacher.state_store import MANIFEST
 from amid.tensor_files import write_tensors
+from amid.text.base import prompts_of
 from amid.tracking.progress import Progress
 
 FORMAT = 1
@@ -63,7 +64,7 @@ class AnswerFolder:
         KEY is a hash of the teacher's weights, layers and dtype (its fingerprint), of the precision and the
         version of transformers, of the prompts, and of the settings that change an answer.
         """
-        prompts = [ids[:n_prompt].tolist() for ids, n_prompt, _ in tokens]
+        prompts = prompts_of(tokens)
         settings = ("max_new_tokens", "temperature", "top_p", "top_k")
         made_from = {
             "format": FORMAT,
@@ -85,8 +86,8 @@ class AnswerFolder:
         rows: list[tuple[list[int], int]] = [([], 0)] * len(self.prompts)
         for part, places in enumerate(self._parts):
             tokens = Tokens.of_tensors(load_file(self.folder / self._file(part)))
-            for place, (ids, n_prompt, _) in zip(places, tokens, strict=True):
-                rows[place] = (ids.tolist(), n_prompt)
+            for place, row in zip(places, tokens, strict=True):
+                rows[place] = (row.ids.tolist(), row.n_prompt)
         return Tokens.of(rows)
 
     def write(self, answer: Callable[[Sequence[Sequence[int]], int], list[list[int]]]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from amid.data.tokens import NO_ROW, Row, SampledRow, Tokens
+from amid.data.tokens import NO_ROW, Row, Tokens
 from amid.generation.sampling import MixedAnswer, Sampling
 from amid.losses import Loss, WeightedSum
 
@@ -55,7 +55,7 @@ class Text:
 
     def rows(
         self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer
-    ) -> Sequence[Row | SampledRow] | None:
+    ) -> Sequence[Row] | None:
         """Returns the rows to train on in place of the data's rows; None for the data's rows.
 
         The choice depends only on the settings, the step and the validations so far.
@@ -83,9 +83,9 @@ class DataText(Text):
     """The data's own responses."""
 
 
-def prompts_of(rows: Iterable[Row | SampledRow]) -> list[list[int]]:
+def prompts_of(rows: Iterable[Row]) -> list[list[int]]:
     """The token ids of the prompts of all rows."""
-    return [row[0][: row[1]].tolist() for row in rows]
+    return [row.ids[: row.n_prompt].tolist() for row in rows]
 
 
 def on_student_text(objective: Loss) -> Loss | None:
@@ -103,7 +103,7 @@ def on_student_text(objective: Loss) -> Loss | None:
 def rows_of_answers(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[Row]:
     """Returns a row for each prompt and its answer; it stands for no row of the data."""
     return [
-        (torch.tensor([*prompt, *ids], dtype=torch.int32), len(prompt), NO_ROW)
+        Row(torch.tensor([*prompt, *ids], dtype=torch.int32), len(prompt), NO_ROW)
         for prompt, ids in zip(prompts, answers, strict=True)
     ]
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from amid.data.batches import endless
-from amid.data.tokens import NO_ROW, Row, SampledRow, Tokens
+from amid.data.tokens import NO_ROW, Row, Tokens
 from amid.generation.sampling import MixedAnswer, Sampling
 from amid.losses import rewards_to_go
 from amid.settings import check_arguments, nodes
-from amid.text.base import Answerer, Text, rows_of_answers, seed_of
+from amid.text.base import Answerer, Text, prompts_of, rows_of_answers, seed_of
 
 
 class RolloutText(Text):
@@ -56,7 +56,7 @@ class RolloutText(Text):
         self.rows_per_step: int = rows_per_step
         self.batches, self.epochs = batches, epochs
         self.teacher_share, self.normalise, self.seed = teacher_share, normalise, seed
-        self.sample: list[SampledRow] = []
+        self.sample: list[Row] = []
         self._tokens = Tokens.of([])
 
     @property
@@ -70,7 +70,7 @@ class RolloutText(Text):
 
     def rows(
         self, prompts: Sequence[Sequence[int]], step: int, steps: int, answer: Answerer
-    ) -> Sequence[Row | SampledRow] | None:
+    ) -> Sequence[Row] | None:
         """Returns rows of the current sample, and draws a new sample when its epochs are over.
 
         `prompts` are not used: a sample has prompts of its own.
@@ -84,13 +84,15 @@ class RolloutText(Text):
         n = self.rows_per_step
         return [self.sample[i] for i in order[batch * n : (batch + 1) * n]]
 
-    def _sample(self, number: int, answer: Answerer) -> list[SampledRow]:
+    def _sample(self, number: int, answer: Answerer) -> list[Row]:
         n = self.batches * self.rows_per_step
         chosen = endless(range(number * n, (number + 1) * n), len(self._tokens), f"{self.seed} prompts")
-        prompts = [ids[:n_prompt].tolist() for ids, n_prompt, _ in map(self._tokens.__getitem__, chosen)]
+        prompts = prompts_of(map(self._tokens.__getitem__, chosen))
         answers = answer.mixed(self.sampling, prompts, seed_of(self.seed, number), self.teacher_share)
         rows = rows_of_answers(prompts, [drawn.tokens for drawn in answers])
-        return [(*row, self._of_sampling(drawn)) for row, drawn in zip(rows, answers, strict=True)]
+        return [
+            row._replace(sampling=self._of_sampling(drawn)) for row, drawn in zip(rows, answers, strict=True)
+        ]
 
     def _of_sampling(self, drawn: MixedAnswer) -> Tensor:
         """log q̃ and R of each token, [tokens, 2]."""
@@ -100,10 +102,10 @@ class RolloutText(Text):
 
     def state(self) -> dict[str, Any]:
         """Returns the current sample, as tensors."""
-        kept = Tokens.of((ids.tolist(), n_prompt) for ids, n_prompt, _, _ in self.sample)
-        return {"sampling": [sampling for _, _, _, sampling in self.sample], **kept.tensors}
+        kept = Tokens.of((row.ids.tolist(), row.n_prompt) for row in self.sample)
+        return {"sampling": [row.sampling for row in self.sample], **kept.tensors}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continues with a stored sample."""
         rows = zip(Tokens.of_tensors(state), state["sampling"], strict=True)
-        self.sample = [(ids, n_prompt, NO_ROW, sampling) for (ids, n_prompt, _), sampling in rows]
+        self.sample = [row._replace(number=NO_ROW, sampling=sampling) for row, sampling in rows]

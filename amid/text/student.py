@@ -31,8 +31,10 @@ class _OnStudentText(Text):
         # The first token passes for one of the prompt; without a predicted EOS, one stands in for what was.
         end = torch.tensor([answer.end], dtype=torch.int32)
         return [
-            (ids if ids[-1] == end else torch.cat([ids, end]), n_prompt + 1, number)
-            for ids, n_prompt, number in rows
+            row._replace(
+                ids=row.ids if row.ids[-1] == end else torch.cat([row.ids, end]), n_prompt=row.n_prompt + 1
+            )
+            for row in rows
         ]
 
 
@@ -173,7 +175,7 @@ class AdaptiveText(_OnStudentText):
 
     def state(self) -> dict[str, Any]:
         """Returns φ, the reference and the buffer."""
-        kept = Tokens.of((ids.tolist(), n_prompt) for ids, n_prompt, _ in self.buffer)
+        kept = Tokens.of((row.ids.tolist(), row.n_prompt) for row in self.buffer)
         return {"threshold": self.threshold, "reference": self.reference, **kept.tensors}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -181,9 +183,7 @@ class AdaptiveText(_OnStudentText):
         self.threshold, self.reference = state["threshold"], state["reference"]
         kept = Tokens.of_tensors(state)
         self.buffer.clear()
-        self.buffer.extend(
-            (ids, n_prompt, NO_ROW) for ids, n_prompt, _ in (kept[i] for i in range(len(kept)))
-        )
+        self.buffer.extend(row._replace(number=NO_ROW) for row in kept)
 
 
 def _uniform(seed: int, step: int) -> float:

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amid.data import InstructionData
-from amid.data.tokens import MicroBatch, Row, SampledRow, counted, counted_positions
+from amid.data.tokens import MicroBatch, Row, counted, counted_positions
 from amid.distributed import ranks
 from amid.distributed.sharding import ShardedStudent
 from amid.errors import InputError
@@ -199,7 +199,7 @@ class DistillationModule(L.LightningModule):
         self.student.train()
         self._seed = torch.initial_seed()
 
-    def training_step(self, rows: Sequence[Row | SampledRow], batch_idx: int) -> Tensor:
+    def training_step(self, rows: Sequence[Row], batch_idx: int) -> Tensor:
         """One optimiser step over all its rows; returns its loss.
 
         Raises:
@@ -250,7 +250,7 @@ class DistillationModule(L.LightningModule):
         self._stop_at_the_last_step()
         return total
 
-    def _share(self, rows: Sequence[Row | SampledRow]) -> Iterator[tuple[MicroBatch | None, int]]:
+    def _share(self, rows: Sequence[Row]) -> Iterator[tuple[MicroBatch | None, int]]:
         """Yields this rank's micro-batches of a step, each with the divisor of its loss.
 
         With a sharded student all ranks have equally many, and some may be None.
@@ -287,7 +287,7 @@ class DistillationModule(L.LightningModule):
         return self._sharded.compute(lambda: loss(objective, batch, denominator, **given))
 
     def _backward(
-        self, objective: Loss, rows: Sequence[Row | SampledRow], with_stats: bool
+        self, objective: Loss, rows: Sequence[Row], with_stats: bool
     ) -> tuple[Tensor, dict[str, float | Tensor], int]:
         """Adds this rank's part of the gradient of a step.
 
@@ -345,7 +345,7 @@ class DistillationModule(L.LightningModule):
         if self.trainer.global_step >= self.steps:
             self.trainer.should_stop = True
 
-    def _student_text(self, of_data: Sequence[Row | SampledRow]) -> Sequence[Row | SampledRow] | None:
+    def _student_text(self, of_data: Sequence[Row]) -> Sequence[Row] | None:
         """Returns the student's rows that this step trains on in place of the data; None for the data.
 
         All ranks have all rows.
@@ -360,7 +360,7 @@ class DistillationModule(L.LightningModule):
         if rows is None:
             return None
         self.text_counts["student_rows"] += len(rows)
-        self.text_counts["student_tokens"] += sum(len(ids) - n_prompt for ids, n_prompt, *_ in rows)
+        self.text_counts["student_tokens"] += sum(len(row.ids) - row.n_prompt for row in rows)
         return rows
 
     @contextlib.contextmanager

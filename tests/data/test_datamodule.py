@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from amid.data import Example, InstructionData
 from amid.data.batches import Batches
 from amid.data.builtin import TEMPLATE, TEMPLATE_WITH_INPUT, corpus, tokenizer
-from amid.data.prompts import IGNORE, Encoder, Template
-from amid.data.tokens import collate
+from amid.data.prompts import IGNORE, Encoder
+from amid.data.templates import Template
+from amid.data.tokens import Row, collate
 from amid.errors import InputError
 
 
@@ -52,7 +53,7 @@ def test_batches_hold_rows_of_like_lengths():
 
 
 def test_labels_are_response_and_eos_only_and_padding_is_to_the_longest():
-    rows = [(torch.tensor([5, 6, 7, 8]), 2, 0), (torch.tensor([5, 9]), 1, 1)]
+    rows = [Row(torch.tensor([5, 6, 7, 8]), 2, 0), Row(torch.tensor([5, 9]), 1, 1)]
     (batch,) = collate(rows, pad_token_id=0, micro_batch_size=None)
     assert batch["input_ids"].tolist() == [[5, 9, 0, 0], [5, 6, 7, 8]]
     assert batch["labels"].tolist() == [[IGNORE, 9, IGNORE, IGNORE], [IGNORE, IGNORE, 7, 8]]
@@ -66,7 +67,7 @@ ROWS = st.lists(st.integers(1, 30), min_size=1, max_size=20)
 
 def rows_of(lengths):
     """Rows that tell each other apart: the first token is the row's number."""
-    return [(torch.tensor([100 + i, *range(1, n)]), min(1, n - 1), i) for i, n in enumerate(lengths)]
+    return [Row(torch.tensor([100 + i, *range(1, n)]), min(1, n - 1), i) for i, n in enumerate(lengths)]
 
 
 @given(ROWS, st.integers(1, 80))
@@ -81,7 +82,7 @@ def test_a_step_is_cut_at_the_token_budget_and_holds_every_row_once(lengths, bud
             part["input_ids"], part["attention_mask"].bool(), part["rows"].tolist(), strict=True
         ):
             held.append((row, ids[kept].tolist()))
-    assert sorted(held) == [(row, ids.tolist()) for ids, _, row in rows]
+    assert sorted(held) == [(row.number, row.ids.tolist()) for row in rows]
     # As few parts as there can be: no two neighbours would fit into one.
     for first, second in itertools.pairwise(parts):
         n, longest = len(first["input_ids"]) + 1, int(second["attention_mask"].sum(1).min())
@@ -249,7 +250,9 @@ def test_rows_left_out_empty_prompts_and_what_is_taken_are_said_once(tmp_path, j
     )
     module.announce_cuts()
     assert capsys.readouterr().out.splitlines() == [
-        "Taken prompt as instruction and completion as output: 1 of 3 rows of data.train",
+        "Read as instruction, input and output: 2 of 3 rows of data.train, 2 of 2 rows of data.valid, "
+        "2 of 2 rows of data.test.mine",
+        "Read as prompt and completion (instruction and output): 1 of 3 rows of data.train",
         "Left out, as their output is empty: 1 of 3 rows of data.train, 1 of 2 rows of data.valid, "
         "1 of 2 rows of data.test.mine",
         "Prompts of the template alone, as instruction and input are empty: 1 of 1 rows of data.valid",

@@ -38,7 +38,7 @@ def test_a_long_prompt_cut_on_the_right_loses_the_end_of_the_template():
     enc = Encoder(tokenizer(), TEMPLATE, 40, 48, truncation="right")
     whole = Encoder(tokenizer(), TEMPLATE, 1000, 1008).prompt(example)
     assert enc.prompt(example) == whole[:40]
-    ids, n_prompt, prompt_cut, _ = enc.example(example)
+    ids, n_prompt, prompt_cut, *_ = enc.example(example)
     assert (ids[:n_prompt], n_prompt, prompt_cut) == (whole[:40], 40, True)
     assert "Answer:" not in enc.tokenizer.decode(ids)
     with pytest.raises(InputError, match=r"data.truncation=left must be input or right"):
@@ -56,7 +56,7 @@ def test_a_long_instruction_is_cut_where_cutting_the_input_is_not_enough():
 
 def test_a_long_response_is_cut_and_has_no_eos():
     enc = encoder(40, 48)
-    ids, _, prompt_cut, response_cut = enc.example(Example("x", "", ("word " * 100,)))
+    ids, _, prompt_cut, response_cut, _ = enc.example(Example("x", "", ("word " * 100,)))
     assert len(ids) == 48
     assert (prompt_cut, response_cut) == (False, True)
     assert enc.tokenizer.eos_token_id not in ids

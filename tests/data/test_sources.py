@@ -196,8 +196,8 @@ def row_with(rest):
         (f"[\n{A}\n{B}]".encode(), r":3: no , or \] after a row"),
         (f"[\n{A},\n{A[:-1]}".encode(), r":3: not valid JSON .*; repair the array"),
         (f"[{A}]\n{B}".encode(), r":2: the file goes on after its array"),
-        (f'[\n{A},\n{{"x": 1}}\n]'.encode(), r":3: field 'output' is missing \(the row has x\)"),
-        (b'{\n"a": 1\n}\n{\n"b": 2,\n}', r":1: field 'output' is missing"),
+        (f'[\n{A},\n{{"x": 1}}\n]'.encode(), r":3: the form of the row is not recognised \(the row has x\)"),
+        (b'{\n"a": 1\n}\n{\n"b": 2,\n}', r":1: the form of the row is not recognised \(the row has a\)"),
         (f"{{\n{A[1:]}\n{{\n'b': 2}}".encode(), r":3: not valid JSON \(.* at line 4, character 1\)"),
         (json.dumps({"data": [json.loads(A)]}, indent=1).encode(), r":1: .*'data', give that array alone"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", r"is a pointer of Git LFS"),
@@ -232,43 +232,22 @@ def test_mistakes_of_tables_and_packed_files(tmp_path):
         examples_of(tmp_path)
 
 
-TURN = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-SHARED = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
-
-
-@pytest.mark.parametrize(
-    ("row", "taken"),
-    [
-        ({"messages": TURN}, "conversations of one turn"),
-        ({"conversations": SHARED}, "conversations of one turn"),
-        ({"prompt": TURN[:1], "completion": TURN[1:]}, "conversations of one turn"),
-        ({"prompt": "a", "completion": "b"}, "prompt as instruction and completion as output"),
-    ],
-)
-def test_rows_of_one_turn_are_read_and_what_is_taken_is_counted(jsonl, row, taken):
-    found = loaded(str(jsonl(ROW, row | {"id": 3})))
+def test_a_prompt_and_its_completion_are_instruction_and_output(jsonl):
+    found = loaded(str(jsonl(ROW, {"prompt": "a", "completion": "b", "id": 3})))
     assert found.examples[1] == Example("a", "", ("b",))
     assert found.examples[1].fields == {"id": 3}
-    ((what, n),) = found.taken.items()
-    assert (what.startswith(taken), n) == (True, 1)
+    assert found.taken == {
+        "instruction, input and output": 1,
+        "prompt and completion (instruction and output)": 1,
+    }
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         (
-            {"messages": [{"role": "system", "content": "s"}, *TURN]},
-            r":1: a conversation \(messages\) of system, user, assistant; only one message of the user",
-        ),
-        ({"conversations": SHARED * 9}, r"a conversation \(conversations\) of human, gpt, .*, …; only one"),
-        ({"messages": []}, r"a conversation \(messages\) of no messages"),
-        (
-            {"system": "s", "conversations": SHARED},
-            r"a conversation \(conversations\) of system, human, gpt;",
-        ),
-        (
-            {"messages": [TURN[0], {"role": "assistant"}]},
-            r"field 'messages\[1\]\.value' is null, not a string",
+            {"a b": 1, "c": "d"},
+            r":1: the form of the row is not recognised \(the row has a b, c\); give instr",
         ),
         ({"question": "a", "answer": "b"}, r"'data.fields={instruction: question, output: answer}'"),
         (

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from amid.data import InstructionData
 from amid.data.builtin import TEMPLATE, TEMPLATE_WITH_INPUT, corpus, tokenizer
-from amid.data.prompts import Template
+from amid.data.templates import Template
 from amid.losses import KL, Objective
 from amid.teacher.signals import LiveTeacher
 from amid.training.module import DistillationModule, Optimisation

@@ -3,7 +3,7 @@ import torch
 from families import TOKENS, VOCAB, network, prompts_of
 from transformers import AutoConfig
 
-from amid.data.tokens import collate
+from amid.data.tokens import Row, collate
 from amid.errors import InputError
 from amid.losses import AlphaBeta, AlphaMixture, Objective
 from amid.models.counted_states import CountedStates
@@ -32,7 +32,7 @@ def saved(request, tmp_path):
 def step(model, fused):
     """The loss and gradients of a step in train mode."""
     loss_of = CountedLoss(model.train(), LiveTeacher(network(num_hidden_layers=1)), None)
-    rows = [(torch.tensor(ids), 4, row) for row, ids in enumerate(prompts_of([32, 20]))]
+    rows = [Row(torch.tensor(ids), 4, row) for row, ids in enumerate(prompts_of([32, 20]))]
     (batch,) = collate(rows, pad_token_id=0)
     objective = Objective(AlphaBeta(0.2, 0.7), AlphaMixture(-5.0, 0.1), fused=fused)
     torch.manual_seed(3)

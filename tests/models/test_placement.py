@@ -55,7 +55,7 @@ def test_its_cache_is_that_of_the_whole_teacher(saved, tmp_path, make_tokens):
     stored = cache.open()
     whole = LiveTeacher(ModelSource(str(saved)).load(TOKENS))
     for row in range(len(tokens)):
-        ids, n_prompt, _ = tokens[row]
+        ids, n_prompt, *_ = tokens[row]
         positions = torch.zeros(1, len(ids), dtype=torch.bool)
         positions[:, n_prompt - 1 : -1] = True
         batch = {"input_ids": ids.unsqueeze(0), "rows": torch.tensor([row])}

@@ -14,7 +14,7 @@ from amid import results
 from amid.cli.main import main
 from amid.data import InstructionData
 from amid.data.builtin import TEMPLATE, TEMPLATE_WITH_INPUT, corpus, tokenizer
-from amid.data.prompts import Template
+from amid.data.templates import Template
 from amid.data.tokens import counted_positions
 from amid.errors import InputError
 from amid.measures import VALIDATION

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import EOS, answer_with
 
-from amid.data.tokens import NO_ROW
+from amid.data.tokens import NO_ROW, Row
 from amid.text import AdaptiveText, DataText, RolloutText, StudentText, TeacherText, Text
 from amid.text import student as student_text
 
@@ -53,7 +53,7 @@ def test_every_step_has_a_seed_of_its_own_and_rows_have_no_number():
     for step in range(100):
         rows = on_policy.rows([[1, 2], [3]], step, 100, answer)
     assert len(set(seeds)) == 100
-    assert [(ids.tolist(), n_prompt, number) for ids, n_prompt, number in rows] == [
+    assert [(ids.tolist(), n_prompt, number) for ids, n_prompt, number, *_ in rows] == [
         ([1, 2, 7, EOS], 2, NO_ROW),
         ([3, 7, EOS], 1, NO_ROW),
     ]
@@ -78,14 +78,14 @@ def test_every_step_has_a_seed_of_its_own_and_rows_have_no_number():
 def test_distillm_chooses_data_student_or_replay(monkeypatch, threshold, full, step, u, expected):
     monkeypatch.setattr(student_text, "_uniform", lambda seed, step: u)
     adaptive = AdaptiveText(9, threshold=threshold, capacity=4)
-    adaptive.buffer.extend((torch.tensor([9, i]), 1, NO_ROW) for i in range(4 if full else 3))
+    adaptive.buffer.extend(Row(torch.tensor([9, i]), 1) for i in range(4 if full else 3))
     before, answer = list(adaptive.buffer), answer_with(7, EOS)
     rows = adaptive.rows([[1], [2]], step, 100, answer)
     assert answer.calls == (expected == "student")
     if expected == "data":
         assert rows is None
     elif expected == "student":
-        assert [ids.tolist() for ids, _, _ in rows] == [[1, 7, EOS], [2, 7, EOS]]
+        assert [ids.tolist() for ids, *_ in rows] == [[1, 7, EOS], [2, 7, EOS]]
         assert list(adaptive.buffer) == (before + rows)[-4:]
     else:
         assert len(rows) == 2
@@ -122,19 +122,19 @@ def test_the_buffer_keeps_the_latest_rows_and_outlives_a_checkpoint(steps, capac
     written = []
     for step, prompts in enumerate(steps):
         rows = adaptive.rows([[p] for p in prompts], step, 10**9, answer_with(step, EOS))
-        written += [ids.tolist() for ids, _, _ in rows]
-    assert [ids.tolist() for ids, _, _ in adaptive.buffer] == written[-capacity:]
+        written += [ids.tolist() for ids, *_ in rows]
+    assert [ids.tolist() for ids, *_ in adaptive.buffer] == written[-capacity:]
     file = io.BytesIO()
     torch.save(adaptive.state(), file)
     file.seek(0)
     other = AdaptiveText(9, threshold=0.3, capacity=capacity)
     other.load_state(torch.load(file, weights_only=True))
     assert (other.threshold, other.reference) == (1.0, 2.0)
-    assert [(ids.tolist(), n, number) for ids, n, number in other.buffer] == [
-        (ids.tolist(), n, number) for ids, n, number in adaptive.buffer
+    assert [(ids.tolist(), n, number) for ids, n, number, *_ in other.buffer] == [
+        (ids.tolist(), n, number) for ids, n, number, *_ in adaptive.buffer
     ]
     replayed = [part.rows([[1], [2]], 10**9, 10**9, answer_with(1)) for part in (adaptive, other)]
-    mine, theirs = [[ids.tolist() for ids, _, _ in rows] for rows in replayed]
+    mine, theirs = [[ids.tolist() for ids, *_ in rows] for rows in replayed]
     assert mine == theirs
 
 

@@ -40,7 +40,7 @@ def test_the_loss_on_plain_text_is_the_one_computed_by_hand(tmp_path):
             parts.append(F.cross_entropy(logits[:-1], ids[1:].long(), reduction="none")[n_prompt - 1 :])
         return torch.cat(parts).mean()
 
-    on_data = mean((ids, n_prompt) for ids, n_prompt, _ in data.train_tokens)
+    on_data = mean((ids, n_prompt) for ids, n_prompt, *_ in data.train_tokens)
     plain = mean((ids, 1) for ids in pieces)
     assert logged["train/plain_text_loss"] == pytest.approx(float(plain.detach()), rel=1e-5)
     (on_data + 0.7 * plain).backward()
@@ -75,7 +75,7 @@ def test_all_plain_text_is_gone_through_again_and_again(tmp_path):
         for batch in data.micro_batches(data.plain_batch(number))
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
     ]
-    whole = sorted(tuple(ids.tolist()) for ids, _, _ in data.plain_tokens)
+    whole = sorted(tuple(ids.tolist()) for ids, *_ in data.plain_tokens)
     assert sorted(pieces) == sorted(whole * 3)
     again = data_of(tmp_path, plain_text=documents, batch_size=3)
     assert torch.equal(again.plain_batch(5)[0][0], data.plain_batch(5)[0][0])
@@ -96,7 +96,7 @@ def test_the_responses_of_the_data_in_the_place_of_plain_text(tmp_path):
             batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
         )
     ]
-    whole = [(tuple(ids.tolist()), len(ids) - n_prompt) for ids, n_prompt, _ in data.train_tokens]
+    whole = [(tuple(ids.tolist()), len(ids) - n_prompt) for ids, n_prompt, *_ in data.train_tokens]
     assert sorted(seen) == sorted(whole * 2)
 
 

@@ -55,7 +55,7 @@ def test_a_sample_is_gone_through_in_batches_again_and_again(rows_per_step, batc
             start = (number * epochs + epoch) * batches
             rows = [row for step in steps[start : start + batches] for row in step]
             assert sorted(ids.tolist() for ids, *_ in rows) == sorted([*p, number + 1, EOS] for p in prompts)
-            for ids, n_prompt, number_of_row, sampling in rows:
+            for ids, n_prompt, number_of_row, _, sampling in rows:
                 assert (n_prompt, number_of_row) == (1, NO_ROW)
                 assert sampling.tolist() == [[-int(ids[0]), 0.0]] * 2
     taken = [prompt for prompts, *_ in models.asked for (prompt,) in prompts]
@@ -73,7 +73,7 @@ def test_a_sample_is_gone_through_in_batches_again_and_again(rows_per_step, batc
         if cut % (batches * epochs):
             mine, theirs = after.rows([[0]], cut, 10**6, None), before.rows([[0]], cut, 10**6, None)
             assert [ids.tolist() for ids, *_ in mine] == [ids.tolist() for ids, *_ in theirs]
-            assert all(torch.equal(a[3], b[3]) for a, b in zip(mine, theirs, strict=True))
+            assert all(torch.equal(a.sampling, b.sampling) for a, b in zip(mine, theirs, strict=True))
 
 
 @pytest.mark.parametrize("fused", [True, False])

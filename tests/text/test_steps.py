@@ -125,7 +125,7 @@ def test_a_step_on_student_text_is_one_on_the_same_text_given_as_data(tmp_path, 
     module, logged = fitted(data, on_policy, network(), precision=precision)
     ((prompts, written),) = asked
     assert logged["train/student_text"] == 1
-    lengths = [len(ids) - n_prompt for ids, n_prompt, _ in written]
+    lengths = [len(ids) - n_prompt for ids, n_prompt, *_ in written]
     assert logged["train/student_text_tokens"] == pytest.approx(sum(lengths) / 8)
     assert module.response_tokens == sum(lengths)
     assert all(weight.grad is None for weight in module.student.parameters())  # no memory while it answers
@@ -133,9 +133,9 @@ def test_a_step_on_student_text_is_one_on_the_same_text_given_as_data(tmp_path, 
     drawn = on_policy.sampling.token_ids  # in eval mode, by the student before the step
     with torch.autocast("cpu", torch.bfloat16, enabled=precision != "32-true"):
         again = drawn(network(), data.tokenizer, prompts, seed_of(2, 0), vocabulary=len(TOKENS))
-    assert [ids.tolist() for ids, _, _ in written] == [p + a for p, (a,) in zip(prompts, again, strict=True)]
+    assert [ids.tolist() for ids, *_ in written] == [p + a for p, (a,) in zip(prompts, again, strict=True)]
 
-    data.train_on(Tokens.of((ids.tolist(), n_prompt) for ids, n_prompt, _ in written))
+    data.train_on(Tokens.of((ids.tolist(), n_prompt) for ids, n_prompt, *_ in written))
     other, _ = fitted(data, DataText(), network(), precision=precision)
     mine, theirs = module.student.state_dict(), other.student.state_dict()
     for name, value in theirs.items():

@@ -51,7 +51,7 @@ def test_the_teacher_answers_every_prompt_once(saved, tmp_path, small_parts, ask
     prompts = [data.encoder.prompt(example) for example in data.train_examples]
     model = AutoModelForCausalLM.from_pretrained(saved)
     greedy = Sampling(6, temperature=0.0).token_ids(model, TOKENS, prompts, 0, vocabulary=len(TOKENS))
-    for (ids, n_prompt, _), prompt, (answer,) in zip(answered, prompts, greedy, strict=True):
+    for (ids, n_prompt, *_), prompt, (answer,) in zip(answered, prompts, greedy, strict=True):
         assert ids.tolist() == prompt + answer
         assert n_prompt == len(prompt)
     calls = len(asked)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from small_models import TOKENS, data_of, fitted, network
 
 from amid.data.prompts import IGNORE
-from amid.data.tokens import NO_ROW, cut, pack
+from amid.data.tokens import NO_ROW, Row, cut, pack
 from amid.losses import KL, AlphaBeta, AlphaMixture, CrossEntropy, MiniLLM, Objective, WeightedSum
 from amid.models.source import ModelSource
 from amid.teacher.signals import LiveTeacher
@@ -18,7 +18,8 @@ from amid.training.counted_loss import CountedLoss
 
 
 def test_a_packed_batch_is_its_sequences_one_after_the_other():
-    rows = [(torch.tensor([5, 6, 7, 8]), 2, 3), (torch.tensor([5, 9]), 1, 1), (torch.tensor([4, 7, 2]), 0, 0)]
+    lists = [([5, 6, 7, 8], 2, 3), ([5, 9], 1, 1), ([4, 7, 2], 0, 0)]
+    rows = [Row(torch.tensor(ids), n_prompt, number) for ids, n_prompt, number in lists]
     batch = pack(rows)
     assert {name: value.tolist() for name, value in batch.items()} == {
         "input_ids": [[5, 6, 7, 8, 5, 9, 4, 7, 2]],
@@ -32,12 +33,12 @@ def test_a_packed_batch_is_its_sequences_one_after_the_other():
 @settings(max_examples=40)
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=20), st.integers(1, 80), st.booleans())
 def test_packed_batches_hold_every_row_once_within_the_limit(lengths, limit, in_tokens):
-    rows = [(torch.tensor([100 + i, *range(1, n)]), 1, i) for i, n in enumerate(lengths)]
+    rows = [Row(torch.tensor([100 + i, *range(1, n)]), 1, i) for i, n in enumerate(lengths)]
     limits = {"tokens_per_batch" if in_tokens else "micro_batch_size": limit}
     parts = cut(rows, **limits, packing=True)
     for part in parts:
-        assert len(part) == 1 or (sum(len(ids) for ids, *_ in part) if in_tokens else len(part)) <= limit
-    assert sorted(row for part in parts for _, _, row in part) == list(range(len(rows)))
+        assert len(part) == 1 or (sum(len(row.ids) for row in part) if in_tokens else len(part)) <= limit
+    assert sorted(row.number for part in parts for row in part) == list(range(len(rows)))
     assert len(parts) <= len(cut(rows, **limits))
 
 
@@ -90,14 +91,14 @@ def test_loss_and_gradients_of_packed_rows_with_a_cached_teacher(tmp_path):
     rows = [data.train_tokens[i] for i in (7, 3, 40, 11, 0)] + [data.valid_tokens[2]]
     assert_same_step(tmp_path, AMID, teacher, rows)
     partly = supply.teacher(source, TOKENS, sets, fabric, "32-true", 1.0, with_student_text=True)
-    assert_same_step(tmp_path, AMID, partly, [(ids, n_prompt, NO_ROW) for ids, n_prompt, _ in rows])
+    assert_same_step(tmp_path, AMID, partly, [row._replace(number=NO_ROW) for row in rows])
 
 
 def test_loss_and_gradients_of_packed_samples(tmp_path):
     torch.manual_seed(1)
     rows = [
-        (ids, n_prompt, NO_ROW, torch.randn(len(ids) - n_prompt, 2))
-        for ids, n_prompt, _ in list(data_of(tmp_path).train_tokens)[:7]
+        row._replace(number=NO_ROW, sampling=torch.randn(len(row.ids) - row.n_prompt, 2))
+        for row in list(data_of(tmp_path).train_tokens)[:7]
     ]
     assert_same_step(tmp_path, MiniLLM(), LiveTeacher(network(seed=5)), rows)
 

@@ -1,0 +1,190 @@
+"""From the messages of a row to a conversation, with checks of roles, turns and contents."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from amid.data.examples import Conversation, Message
+from amid.data.formats import Unreadable
+from amid.errors import InputError
+
+MESSAGES = ("messages", "conversations")
+"""Fields of a row that hold a conversation."""
+
+_ROLES = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("tool", "observation", "function", "function_response"), "tool"),
+}
+"""The names that data sets give to the roles."""
+
+_AFTER = {
+    None: ("system", "user"),
+    "system": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("assistant", "tool"),
+}
+"""The roles that may follow a role; None stands for the beginning."""
+
+_SHOWN = 6
+"""How many roles an error names."""
+
+
+def conversation_of(row: Mapping[str, Any], place: str) -> tuple[Conversation, str, list[str]] | None:
+    """The conversation of a row, the name of its form, and the fields it is made of; None if it has none.
+
+    Messages after the last answer are left out.
+
+    Raises:
+        InputError: naming `place`, for messages that are no conversation: an unknown role, turns that do not
+            alternate, no answer, or a content that is no text.
+    """
+    given = 0
+    name = next((name for name in MESSAGES if isinstance(row.get(name), list | tuple)), "")
+    if {"prompt", "completion"} <= row.keys() and not name:
+        name = "prompt, completion"
+        prompt, completion = (_list_of(row[field], role) for field, role in _SIDES.items())
+        if prompt is None or completion is None:
+            return None
+        turns, given, form = [*prompt, *completion], len(prompt), "prompt and completion of messages"
+    elif name:
+        turns = list(row[name])
+        shared = any(isinstance(turn, Mapping) and "from" in turn for turn in turns)
+        form = f"{'ShareGPT ' if shared else ''}{name}"
+    else:
+        return None
+    used = [*name.split(", "), "system", "tools"]
+    if row.get("history"):
+        raise InputError(
+            f"{place}: field 'history' stands beside a conversation ({name}); move it into the messages"
+        )
+    messages = [_message(turn, f"{name}[{number}]", place) for number, turn in enumerate(turns)]
+    system = row.get("system")
+    if isinstance(system, str) and system.strip():
+        messages, given = [{"role": "system", "content": system}, *messages], given + bool(given)
+    messages = _checked(messages, name, place)
+    if given >= len(messages):
+        raise InputError(
+            f"{place}: the completion has no message of the assistant; give it the answer to learn"
+        )
+    return Conversation(tuple(messages), given, _tools(row.get("tools"), place), place), form, used
+
+
+_SIDES = {"prompt": "user", "completion": "assistant"}
+"""Fields of a prompt and its completion: the role of a string beside a list of messages."""
+
+
+def _list_of(value: Any, role: str) -> list[Any] | None:
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [{"role": role, "content": value}] if isinstance(value, str) else None
+
+
+def _message(turn: Any, name: str, place: str) -> Message:
+    """Returns a turn with its role and its content under the usual names, without fields that are null."""
+    if not isinstance(turn, Mapping):
+        raise InputError(f"{place}: {name} is no message; write {{role: user, content: TEXT}}")
+    by_role = "role" in turn
+    role, field = (turn.get("role"), "content") if by_role else (turn.get("from"), "value")
+    if role not in _ROLES:
+        raise InputError(
+            f"{place}: {name} has the unknown role {str(role)[:40]!r}; name one of "
+            f"{', '.join(dict.fromkeys(_ROLES.values()))}"
+        )
+    message = {
+        key: value for key, value in turn.items() if value is not None and key not in ("from", "value")
+    }
+    content = turn.get(field)
+    if content is None and message.get("tool_calls"):
+        content = ""
+    return {**message, "role": _ROLES[role], "content": _text(content, f"{name}.{field}", place)}
+
+
+def _text(content: Any, field: str, place: str) -> str:
+    """The text of a content, which may be a list of parts.
+
+    Raises:
+        InputError: for another content, such as an image.
+    """
+    if isinstance(content, list | tuple):
+        return "".join(_part(part, f"{field}[{number}]", place) for number, part in enumerate(content))
+    return checked_text(content, field, place)
+
+
+def _part(part: Any, field: str, place: str) -> str:
+    if not isinstance(part, Mapping):
+        return checked_text(part, field, place)
+    kind = part.get("type", "text")
+    if kind != "text":
+        raise InputError(
+            f"{place}: {field} is of type {str(kind)[:40]!r}; only text is read, so leave the row out"
+        )
+    return checked_text(part.get("text"), f"{field}.text", place)
+
+
+def _checked(messages: Sequence[Message], name: str, place: str) -> list[Message]:
+    """Returns the messages up to the last answer, if roles follow each other as in a conversation."""
+    roles = [message["role"] for message in messages]
+    shown = ", ".join(roles[:_SHOWN]) + (", …" if len(roles) > _SHOWN else "")
+    what = f"{place}: a conversation ({name}) of {shown or 'no messages'}"
+    if not roles:
+        raise InputError(
+            f"{what}; give a message of the user and the assistant's answer, or leave the row out"
+        )
+    if "assistant" not in roles:
+        raise InputError(f"{what} has no message of the assistant; add the answer, or leave the row out")
+    before = None
+    for number, role in enumerate(roles):
+        if role not in _AFTER[before]:
+            where = "begins with" if before is None else f"has {before}, then"
+            raise InputError(
+                f"{what} {where} {role} ({name}[{number}]): the turns do not alternate; after "
+                f"{before or 'nothing'} comes {' or '.join(_AFTER[before])}; merge or remove messages"
+            )
+        before = role
+    return list(messages[: len(roles) - roles[::-1].index("assistant")])
+
+
+def _tools(tools: Any, place: str) -> tuple[Mapping[str, Any], ...]:
+    """The descriptions of tools in a row, which may be JSON text."""
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise InputError(f"{place}: field 'tools' is no JSON ({error}); write a list of tools") from error
+    if not tools:
+        return ()
+    if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise InputError(f"{place}: field 'tools' is no list of objects; write one object for each tool")
+    return tuple(tools)
+
+
+def checked_text(value: Any, field: str, place: str) -> str:
+    """`value`, which is to be a string that can be written.
+
+    Raises:
+        InputError: if it is not a string, or has half of a surrogate pair in it.
+    """
+    if isinstance(value, Unreadable):
+        raise InputError(f"{place}: field {field!r} is {value}")
+    if not isinstance(value, str):
+        raise InputError(f"{place}: field {field!r} is {shown(value)}, not a string; make it one")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{place}: field {field!r} has half of a surrogate pair, {value[error.start]!a}, which "
+            "is no character; repair or remove it"
+        ) from error
+    return value
+
+
+def shown(value: Any) -> str:
+    """Returns a short JSON text of a value that is not a string."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int | float):
+        return str(value)[:40]
+    return {"dict": "an object", "list": "a list"}.get(type(value).__name__, f"a {type(value).__name__}")

@@ -1,0 +1,43 @@
+"""Blocks of thoughts (`<think>…</think>`) in answers."""
+
+import re
+from dataclasses import replace
+
+from amid.data.examples import Example, Message
+
+THOUGHTS = re.compile(r"<(/?)(?:\w+:)?think(?:ing)?>|\[(/?)THINK\]")
+"""Where a model's thoughts begin and end."""
+
+NO_THOUGHT = re.compile(r"<(\w+:)?think(ing)?>\s*(</(\w+:)?think(ing)?>\s*)?|\[THINK\]\s*(\[/THINK\]\s*)?")
+"""An empty thought, or the beginning of one."""
+
+_BLOCK = re.compile(
+    r"(?:<(\w+:)?think(?:ing)?>|\A(?=(?:(?!<(?:\w+:)?think(?:ing)?>).)*</(?:\w+:)?think(?:ing)?>)).*?"
+    r"</(?:\w+:)?think(?:ing)?>\s*|\[THINK\].*?\[/THINK\]\s*",
+    re.DOTALL,
+)
+"""A whole block, and the white space after it. The prompt may have opened a block that begins a text."""
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Further fields of a message that hold thoughts."""
+
+
+def cut_thoughts(text: str) -> str:
+    """`text` without its blocks of thoughts."""
+    return _BLOCK.sub("", text)
+
+
+def without_thoughts(example: Example) -> Example:
+    """`example` without blocks of thoughts in its answers; further outputs may become empty."""
+    outputs = tuple(map(cut_thoughts, example.outputs))
+    conversation = example.conversation
+    if conversation is not None:
+        conversation = replace(conversation, messages=tuple(map(_without, conversation.messages)))
+    return replace(example, outputs=outputs, conversation=conversation)
+
+
+def _without(message: Message) -> Message:
+    if message["role"] != "assistant":
+        return message
+    kept = {name: value for name, value in message.items() if name not in REASONING}
+    return {**kept, "content": cut_thoughts(message["content"])}
