@@ -161,14 +161,14 @@ class Encoder:
 
     def _conversation(self, conversation: Conversation) -> Encoded:
         if self.turns == "all":
-            ids, answers, counted = self._turns(conversation)
-            begins = [begin for begin, _ in answers if begin <= self.max_prompt_length]
+            ids, begins, counted = self._turns(conversation)
+            begins = [begin for begin in begins if begin <= self.max_prompt_length]
             if begins:
                 return self._encoded(ids, begins[-1], counted, prompt_cut=False)
             first = conversation.messages[: conversation.answers[0] + 1]
             conversation = replace(conversation, messages=first)
         shortened = self._shortened_conversation(conversation)
-        ids, ((begin, _),), counted = self._turns(shortened, last_alone=True)
+        ids, (begin,), counted = self._turns(shortened, last_alone=True)
         over = max(0, begin - self.max_prompt_length)
         ids = ids[: begin - over] + ids[begin:]
         counted = [(a - over, b - over) for a, b in counted]
@@ -187,12 +187,13 @@ class Encoder:
 
     def _turns(
         self, conversation: Conversation, last_alone: bool = False
-    ) -> tuple[list[int], list[Span], list[Span]]:
-        """Token ids of a conversation, the tokens of each of its answers, and the tokens that count."""
+    ) -> tuple[list[int], list[int], list[Span]]:
+        """Token ids of a conversation, where each of its answers begins, and the tokens that count."""
         if not self.template.is_plain(self.tokenizer):
             found = written(self.template, self.tokenizer, conversation, self._end_token, last_alone)
-            ids, spans = self._of_prompt.located(found.text, [*found.answers, *found.counted])
-            return ids, spans[: len(found.answers)], spans[len(found.answers) :]
+            rests = [(begin, len(found.text)) for begin in found.begins]
+            ids, spans = self._of_prompt.located(found.text, [*rests, *found.counted])
+            return ids, [begin for begin, _ in spans[: len(rests)]], spans[len(rests) :]
         ids, answers = [], []
         for prompt, answer in self.template.plain_turns(conversation):
             ids += self._of_prompt.ids(prompt)
@@ -200,7 +201,7 @@ class Encoder:
             ids += [*self._of_text.ids(answer), self._end]
             answers.append((begin, len(ids)))
         last = answers[-1:] if last_alone else answers[-len(conversation.answers) :]
-        return ids, last, last
+        return ids, [begin for begin, _ in last], last
 
     def _asked(self, conversation: Conversation) -> list[int]:
         """The token ids of all that stands before the last answer."""
@@ -208,7 +209,7 @@ class Encoder:
             n = len(conversation.messages) - 1
             text = self.template.rendered(self.tokenizer, conversation, n, add_generation_prompt=True)
             return self._of_prompt.ids(text)
-        ids, ((begin, _),), _ = self._turns(conversation, last_alone=True)
+        ids, (begin,), _ = self._turns(conversation, last_alone=True)
         return ids[:begin]
 
     def _shortened_conversation(self, conversation: Conversation) -> Conversation:

@@ -1,6 +1,7 @@
 """The text around an example: format strings, and the chat template of a tokenizer."""
 
 import copy
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -328,6 +329,7 @@ def _tools(conversation: Conversation) -> list[Any] | None:
     return [dict(tool) for tool in conversation.tools] or None  # some templates take [] for tools
 
 
+@functools.cache
 def _dated(chat_template: str) -> str:
     """A chat template that writes `_DATE` in place of the day on which it is used."""
     return _ASKS_FOR_TODAY.sub(lambda found: repr(_DATE.strftime(found[2])), chat_template)

@@ -21,10 +21,11 @@ class Written(NamedTuple):
     """A conversation as text."""
 
     text: str
-    answers: list[Span]
-    """The characters of each answer, from the end of its prompt to the beginning of the next message."""
+    begins: list[int]
+    """Where each answer begins, at the end of its prompt."""
     counted: list[Span]
-    """The characters that count: the marks of the template (`{% generation %}`), or else the answers."""
+    """The characters that count: the marks of the template (`{% generation %}`), or else each answer up to
+    the next message."""
 
 
 def written(
@@ -51,56 +52,74 @@ def written(
             others follow, so that answers cannot be found.
     """
     text = template.rendered(tokenizer, conversation)
-    numbers = conversation.answers[-1:] if last_alone else conversation.answers
     marks = None if conversation.given else template.marks(tokenizer, conversation)
-    begun = _begun(conversation, marks)
-    answers = []
-    for number in numbers:
-        found = _answer(template, tokenizer, conversation, text, number, end) or begun.get(number)
-        if found is None:
+    marked = _by_answer(conversation, marks)
+    begins, counted = [], []
+    for number in conversation.answers[-1:] if last_alone else conversation.answers:
+        begin = _begin(template, tokenizer, conversation, text, number)
+        begin = marked.get(number) if begin is None else begin
+        stop: int | None = 0
+        if marks is None and begin is not None:
+            stop = _stop(template, tokenizer, conversation, text, number, begin, end)
+        if begin is None or stop is None:
             raise InputError(
                 f"{conversation.place}: the tokenizer's chat template writes messages in another way once "
                 f"others follow, so the answer in message {number + 1} cannot be found; use "
                 + ("" if last_alone else "data.turns=last, ")
                 + "a template with {% generation %} marks, or data.template.chat=null"
             )
-        answers.append(found)
-    if marks is None:
-        counted = answers
-    else:
-        counted = [(max(a, answers[0][0]), b) if last_alone else (a, b) for a, b in marks]
-        counted = [(a, b) for a, b in counted if a < b]
-    if end not in text[answers[-1][0] :]:
-        added = len(text), len(text) + len(end)
-        text, counted = text + end, [*counted, added]
-    return Written(text, answers, counted)
+        begins.append(begin)
+        counted.append((begin, stop))
+    if marks is not None:
+        least = begins[0] if last_alone else 0
+        counted = [(max(begin, least), stop) for begin, stop in marks if stop > least]
+    if not counted:
+        raise InputError(
+            f"{conversation.place}: the {{% generation %}} marks of the tokenizer's chat template hold no "
+            "answer; use a template with other marks or with none"
+        )
+    if end not in text[begins[-1] :]:
+        counted.append((len(text), len(text) + len(end)))
+        text += end
+    return Written(text, begins, counted)
 
 
-def _begun(conversation: Conversation, marks: Sequence[Span] | None) -> dict[int, Span]:
-    """Returns the marks by the numbers of the messages, if there is one for each answer."""
+def _by_answer(conversation: Conversation, marks: Sequence[Span] | None) -> dict[int, int]:
+    """Returns where the marks begin, by the numbers of the messages, if there is a mark for each answer."""
     numbers = conversation.answers
-    return dict(zip(numbers, marks, strict=True)) if marks and len(marks) == len(numbers) else {}
+    if marks is None or len(marks) != len(numbers):
+        return {}
+    return {number: begin for number, (begin, _) in zip(numbers, marks, strict=True)}
 
 
-def _answer(
+def _begin(
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
     conversation: Conversation,
     text: str,
     number: int,
-    end: str,
-) -> Span | None:
-    """Returns where the answer in message `number` stands in `text`; None if that cannot be found."""
+) -> int | None:
+    """Returns where the answer in message `number` begins in `text`; None if its prompt does not begin it."""
     prompt = template.rendered(tokenizer, conversation, number, add_generation_prompt=True)
     if not text.startswith(prompt):  # some templates give thoughts to the last answer alone
         prompt = _EMPTY_AT_THE_END.sub("", prompt)
-        if not text.startswith(prompt):
-            return None
-    begin = len(prompt)
+    return len(prompt) if text.startswith(prompt) else None
+
+
+def _stop(
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    text: str,
+    number: int,
+    begin: int,
+    end: str,
+) -> int | None:
+    """Returns where the answer in message `number` stops in `text`; None if that cannot be found."""
     if number == len(conversation.messages) - 1:
-        return begin, len(text)
+        return len(text)
     upto = template.rendered(tokenizer, conversation, number + 1)
-    if not upto.startswith(prompt):
+    if not upto.startswith(text[:begin]):
         return None
     first = len(text) - len(text[begin:].lstrip())
     bare = cut_thoughts(upto[begin:]).lstrip()  # what earlier answers are in such templates
@@ -110,5 +129,5 @@ def _answer(
             rest = text[stop:].lstrip()
             if end not in answer and rest.startswith(end):  # it ends a turn only where another one follows
                 stop = len(text) - len(rest) + len(end)
-            return begin, stop
+            return stop
     return None

@@ -125,7 +125,8 @@ class Facts:
             prompt = min(fact["lengths"]["prompt"], data.max_prompt_length)
             return Lengths(prompt, min(fact["lengths"]["response"], data.max_length - prompt))
 
-        limits = [f"data.{name}" for name in ("template", "max_length", "max_prompt_length", "fields")]
+        names = ("template", "max_length", "max_prompt_length", "fields", "turns")
+        limits = [f"data.{name}" for name in names]
         found = self._known(
             f"the lengths of rows of {_name(source)}",
             ["lengths", source, plan.fingerprint("model.tokenizer", *limits)],

@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import TOKENS, data_of, fitted, network
 
+from amid.data import Example, InstructionData, Template
+from amid.data.examples import Conversation
 from amid.data.prompts import IGNORE
 from amid.data.tokens import NO_ROW, Row, cut, pack
 from amid.losses import KL, AlphaBeta, AlphaMixture, CrossEntropy, MiniLLM, Objective, WeightedSum
@@ -101,6 +103,42 @@ def test_loss_and_gradients_of_packed_samples(tmp_path):
         for row in list(data_of(tmp_path).train_tokens)[:7]
     ]
     assert_same_step(tmp_path, MiniLLM(), LiveTeacher(network(seed=5)), rows)
+
+
+def test_the_answers_of_a_conversation_count_as_rows_of_their_own(tmp_path):
+    roles = ["user", "assistant"] * 3
+    talks = [[f"say {word}", f"{word} {word}"] * 3 for word in ("moon", "tree")]
+    messages = [tuple({"role": r, "content": c} for r, c in zip(roles, talk, strict=True)) for talk in talks]
+    rows = [Example("", "", ("x",), conversation=Conversation(of)) for of in messages]
+    data = InstructionData(
+        TOKENS,
+        rows,
+        rows[:1],
+        {},
+        Template("{instruction}:", "{input}{instruction}"),
+        cache_dir=str(tmp_path),
+        max_length=300,
+    )
+    tokens = data.train_tokens
+    apart = []
+    for ids, _, _, counts, _ in tokens:
+        edges = [i for i in range(1, len(ids)) if counts[i] != counts[i - 1]] + [len(ids)]
+        apart += [Row(ids[:end], begin) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
+    assert len(apart) == 6
+    live = LiveTeacher(network(seed=5))
+    loss, sums, gradients = step_of(data, AMID, live, apart)
+    network(seed=5).save_pretrained(tmp_path / "teacher")
+    TOKENS.save_pretrained(tmp_path / "teacher")
+    supply = TeacherSupply("cached", cache_dir=str(tmp_path / "cache"), tokens_per_forward=200)
+    fabric = L.Fabric(accelerator="cpu", devices=1)
+    source, sets = ModelSource(path=str(tmp_path / "teacher")), [tokens, data.valid_tokens]
+    for teacher in (live, supply.teacher(source, TOKENS, sets, fabric, "32-true", 1.0)):
+        found_loss, found_sums, found = step_of(data, AMID, teacher, list(tokens))
+        torch.testing.assert_close(found_loss, loss, rtol=1e-5, atol=1e-7)
+        assert found_sums == pytest.approx(sums, rel=1e-4)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+    assert sum(tokens.counted) == sum(len(row.ids) - row.n_prompt for row in apart)
 
 
 def test_a_training_on_student_text_is_the_same_with_packed_rows(tmp_path):
