@@ -307,7 +307,7 @@ def test_plain_text_counts_whole_and_has_no_prompt(tmp_path, jsonl):
     (row,) = data.train_tokens
     assert data.tokenizer.decode(row.ids) == "<bos>some words<eos>"
     assert (row.n_prompt, data.train_tokens.counted) == (0, [len(row.ids) - 1])
-    with pytest.raises(InputError, match="plain text .* has no prompt to answer"):
+    with pytest.raises(InputError, match=r"plain text .* has no prompt to answer"):
         data.encoder.prompt(data.train_examples[0])
     data._test = {"mine": path}
     with pytest.raises(InputError, match=r"data\.test\.mine has plain text .* null for no such set"):
