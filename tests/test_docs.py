@@ -1,6 +1,7 @@
 """The documentation is right: its commands, Python and YAML, the reference made of conf/, the examples."""
 
 import csv
+import importlib
 import importlib.util
 import re
 import runpy
@@ -221,6 +222,18 @@ def test_the_pair_of_the_page_becomes_an_option(tmp_path, monkeypatch):
         None,
     )
     assert cfg.model.teacher.sft.trainer.max_epochs == 3
+
+
+PUBLIC = ("data", "generation", "losses", "metrics", "models", "reporting", "teacher", "text")
+"""Packages with names that users import."""
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_the_reference_has_every_public_name(package):
+    """The site's build fails for a name that there is none of."""
+    shown = {name for text in PAGES.values() for name in re.findall(r"^::: (amid\S+)", text, flags=re.M)}
+    public = importlib.import_module(f"amid.{package}").__all__
+    assert {f"amid.{package}.{name}" for name in public} <= shown
 
 
 def test_the_configuration_reference_has_every_option_and_every_key():
