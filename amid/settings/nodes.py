@@ -98,7 +98,7 @@ class Data(Node):
     valid: Source
     test: Sets
     template: Any
-    metrics: Annotated[dict[str, Any], Field(default_factory=dict, description="functions by name")]
+    metrics: Annotated[dict[str, Any], Field(description="functions by name")] = {}  # noqa: RUF012
     valid_metric: Annotated[str | None, Field(description="the name of one of data.metrics, or null")] = None
     pass_at: PassAt = ()
     fields: Fields = None
