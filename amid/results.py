@@ -18,6 +18,9 @@ CHECKPOINTS = "checkpoints"
 BEST = Path(CHECKPOINTS) / "best"
 """The folder with a finished run's student, as `save_pretrained` writes it."""
 
+ADAPTER = Path("checkpoints") / "adapter"
+"""The folder with the adapters of a finished run with LoRA, before they were merged, as PEFT writes them."""
+
 SCHEMA = 1
 """Version of the file's layout, raised when a reader of the old one would misread the new one."""
 
@@ -234,17 +237,18 @@ REMEDY = "delete it and run again"
 
 
 def sums_of_run(directory: Path) -> dict[str, str]:
-    """Returns the checksums of the files that a finished run keeps: its student and its curves."""
-    return sums_of(directory, [*(directory / BEST).glob("*"), *directory.glob("metrics*.csv")])
+    """Returns the checksums of the files that a finished run keeps: student, adapters and curves."""
+    kept = [file for folder in (BEST, ADAPTER) for file in (directory / folder).glob("*")]
+    return sums_of(directory, [*kept, *directory.glob("metrics*.csv")])
 
 
-def check_student(directory: Path, result: RunResult, remedy: str) -> None:
-    """Checks that the files of a run's student are the files that the run wrote.
+def check_student(directory: Path, result: RunResult, remedy: str, folder: Path = BEST) -> None:
+    """Checks that the files of a run's student, or of its adapters, are the files that the run wrote.
 
     Raises:
         Damaged: naming the file.
     """
-    sums = {name: found for name, found in result.files.items() if Path(name).parent == BEST}
+    sums = {name: found for name, found in result.files.items() if Path(name).parent == folder}
     check_sums(directory, sums, remedy)
 
 

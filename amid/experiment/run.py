@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,10 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
-from transformers import PreTrainedModel
 
 from amid.config.run_settings import recorded_hash
 from amid.console import announce
 from amid.data import InstructionData
-from amid.data.prompts import Encoder
 from amid.data.tokens import Tokens
 from amid.distributed import ranks
 from amid.errors import InputError
@@ -33,11 +31,11 @@ from amid.experiment.plan import Plan, made_by_name
 from amid.experiment.record import finished_run, versions, write_config
 from amid.generation.sampling import Sampling
 from amid.models.counted_states import check_takes_packed
-from amid.models.lora import merge
+from amid.models.lora import merge, save_adapters
 from amid.models.saving import save as save_model
 from amid.models.source import ModelSource
 from amid.models.vocabulary import shared_vocabulary
-from amid.results import BEST, CHECKPOINTS, RunResult, Score, save, sums_of_run
+from amid.results import ADAPTER, BEST, CHECKPOINTS, RunResult, Score, save, sums_of_run
 from amid.settings.together import check_shares
 from amid.teacher.signals import Teacher
 from amid.text import TeacherText
@@ -184,8 +182,12 @@ def score(prepared: Prepared, trained: Trained, directory: Path, loggers: Sequen
     evaluation = Evaluation({name: {} for name in data.test_examples}, {}, 0.0)
     if trained.diverged:
         return evaluation
+    if plan.models["student"].lora is not None:
+        base = plan.models["student"].path
+        ranks.from_first(lambda: _whole(directory / ADAPTER, partial(save_adapters, student, base)))
     merge(student)
-    ranks.from_first(lambda: _export(student, data.encoder, directory / BEST))
+    tokenizer = data.encoder.template.tokenizer_of_model(data.encoder.tokenizer)
+    ranks.from_first(lambda: _whole(directory / BEST, partial(save_model, student, tokenizer)))
     prepared.module.to(trained.trainer.strategy.root_device)
     try:
         evaluation = evaluate_sets(
@@ -346,9 +348,10 @@ def _log_scores(loggers: Sequence[Logger], scores: Mapping[str, Mapping[str, Sco
         logger.finalize("success")
 
 
-def _export(student: PreTrainedModel, encoder: Encoder, directory: Path) -> None:
-    """Writes model and tokenizer into a folder that appears whole or not at all."""
+def _whole(directory: Path, write: Callable[[Path], None]) -> None:
+    """Has a function write a folder that appears whole or not at all."""
     part = directory.with_name(directory.name + ".part")
-    save_model(student, encoder.template.tokenizer_of_model(encoder.tokenizer), part)
+    shutil.rmtree(part, ignore_errors=True)
+    write(part)
     shutil.rmtree(directory, ignore_errors=True)
     part.rename(directory)

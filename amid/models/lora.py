@@ -1,7 +1,9 @@
 """Low-rank adapters (LoRA), by peft: added to a model's layers for training, merged into them after it."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,6 +116,27 @@ def merge(model: PreTrainedModel) -> None:
             continue
         setattr(model.get_submodule(parent), child, plain)
     del model.peft_config
+
+
+def save_adapters(model: PreTrainedModel, base: str | None, folder: Path) -> None:
+    """Writes the adapters of a model, not merged yet, into a folder that PEFT loads onto the model `base`.
+
+    Args:
+        model: a model with adapters.
+        base: the path of the model without them, which the folder names; None for no name.
+        folder: the folder to write, with adapter_config.json and adapter_model.safetensors.
+    """
+    import peft
+    from safetensors.torch import save_file
+
+    (config,) = model.peft_config.values()
+    weights = peft.get_peft_model_state_dict(model, adapter_name="default")
+    stored = {f"base_model.model.{name}": weight.contiguous().cpu() for name, weight in weights.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = copy.copy(config)
+    settings.base_model_name_or_path, settings.inference_mode = base, True
+    settings.save_pretrained(str(folder))
+    save_file(stored, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def plain_head(model: PreTrainedModel) -> nn.Linear | None:

@@ -184,6 +184,16 @@ def test_a_run_trains_adapters_alone_and_leaves_a_plain_model(lora_run, tmp_path
         network = ModelSource(path=str(folder / "checkpoints" / "best")).load(tokenizer())
         assert not any("lora" in name for name, _ in network.named_modules())
     assert json.loads((directory / "checkpoints" / "best" / "config.json").read_text())["dtype"] == "float32"
+    adapters = ModelSource(path=str(directory / "checkpoints" / "adapter")).load(tokenizer())
+    whole = ModelSource(path=str(directory / "checkpoints" / "best")).load(tokenizer())
+    ids = torch.arange(2, 40)[None]
+    torch.testing.assert_close(adapters(ids).logits, whole(ids).logits)
+    (base,) = (
+        path.parent for path in (tmp_path / "prepared").glob("*/result.json") if "student" in path.read_text()
+    )
+    start = ModelSource(path=str(base / "checkpoints" / "best")).load(tokenizer())
+    assert (start(ids).logits - whole(ids).logits).abs().max() > 1e-3
+    assert "checkpoints/adapter/adapter_model.safetensors" in result.files
     assert run("evaluate", f"run={directory}", f"output_dir={tmp_path / 'again'}") == 0
     (again,) = results.load_all(tmp_path / "again")
     assert again.scores == result.scores
