@@ -18,7 +18,7 @@ CHECKPOINTS = "checkpoints"
 BEST = Path(CHECKPOINTS) / "best"
 """The folder with a finished run's student, as `save_pretrained` writes it."""
 
-ADAPTER = Path("checkpoints") / "adapter"
+ADAPTER = Path(CHECKPOINTS) / "adapter"
 """The folder with the adapters of a finished run with LoRA, before they were merged, as PEFT writes them."""
 
 SCHEMA = 1

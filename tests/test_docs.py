@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from amid import results
-from amid.cli import report, score
+from amid.cli import card, push, report, score
 from amid.cli.main import main
 from amid.config import folders
 from amid.config.compose import register_resolvers
@@ -90,8 +90,8 @@ def test_there_is_something_to_check():
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))
 def test_every_command_is_valid(command):
     _, name, *words = shlex.split(command)
-    if name in ("score", "report"):
-        parser = {"score": score, "report": report}[name].parser()
+    if name in ("score", "report", "card", "push"):
+        parser = {"score": score, "report": report, "card": card, "push": push}[name].parser()
         assert parser.parse_args([word for word in words if word != "--traceback"])  # of every command
         return
     words = [word for word in words if not word.startswith("-")]

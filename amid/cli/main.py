@@ -17,7 +17,13 @@ from amid.errors import InputError, choose_one, print_error, was_interrupted, wi
 from amid.tracking.run_log import off_the_screen
 from amid.training.process_memory import keep_freed_memory
 
-COMMANDS = ("train", "evaluate", "cache", "sweep", "score", "report", "status", "dashboard", "help")
+COMMANDS = (
+    *("train", "evaluate", "cache", "sweep", "score", "report", "card", "push", "status", "dashboard"),
+    "help",
+)
+
+READERS = ("report", "card", "push", "status", "dashboard")
+"""Commands that read files of other people, and run none of their code."""
 
 USAGE = """\
 amid: distil large language models into small ones with the α-mixture assistant.
@@ -29,6 +35,8 @@ amid: distil large language models into small ones with the α-mixture assistant
   amid cache [KEY=VALUE ...]        write the teacher's hidden states for model= and data= to disk
   amid score FILE|RUN ...           score files of answers from any system, and test the differences
   amid report FOLDER|ZIP ...        write a page, tables and figures of all finished runs in FOLDER
+  amid card RUN                     write the model card of a run's student
+  amid push RUN OWNER/NAME          upload the student with its card to the Hugging Face hub; private
   amid status FOLDER                show how far each run is; --follow refreshes until all have finished
   amid dashboard SWEEP              save a W&B workspace for a sweep; entity=, project=
 
@@ -61,8 +69,8 @@ def _run(arguments: list[str]) -> int:
         print_nothing()
     keep_freed_memory()
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    if command not in ("report", "status", "dashboard") and (command != "score" or "--trust-run" in rest):
-        search_working_folder()  # these commands read files of other people and run none of their code
+    if command not in READERS and (command != "score" or "--trust-run" in rest):
+        search_working_folder()
     try:
         with stopped_by_signals():
             if command in ("-h", "--help"):

@@ -116,6 +116,16 @@ def commands_of(directory: Path, names: Sequence[str]) -> list[str]:
     return commands
 
 
+def overrides_of_run(run: Path) -> list[str] | None:
+    """Returns the overrides that the run in a folder was started with; None if they were not recorded.
+
+    Raises:
+        Damaged: if the file that records them is damaged.
+    """
+    found = _overrides_in(run / HYDRA_FOLDER / "hydra.yaml")
+    return None if found is None else found.task
+
+
 def _as_amid(plan: _Plan, directory: Path) -> str:
     """Returns the command of a plan as a command of amid alone, whatever else the file holds."""
     try:

@@ -45,6 +45,8 @@ def test_a_closed_pipe_ends_it_quietly(command, tmp_path):
     ("command", "words"),
     [
         ("report", "finished runs in FOLDER"),
+        ("card", "Writes the model card"),
+        ("push", "Uploads a run's student"),
         ("status", "--follow refreshes"),
         ("dashboard", "a W&B workspace for a sweep"),
         ("sweep", "--dry-run lists the runs"),
@@ -80,7 +82,7 @@ def test_help_of_several_words_and_options_behind_settings(capsys):
     assert "alpha: -2" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["status", "report", "score", "dashboard"])
+@pytest.mark.parametrize("command", ["status", "report", "score", "card", "push", "dashboard"])
 def test_an_interrupt_of_what_has_no_runs_says_nothing(command, tmp_path, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

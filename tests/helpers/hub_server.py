@@ -457,7 +457,9 @@ class _Answers(BaseHTTPRequestHandler):
 
     def commit(self, kind: str, name: str, revision: str) -> None:
         self._writer(name.split("/")[0])
-        repository, files, message = self._repository(KINDS[kind], name), {}, ""
+        repository, message = self._repository(KINDS[kind], name), ""
+        files: dict[str, bytes] = {}
+        gone: list[str] = []
         for line in self.body.splitlines():
             operation = json.loads(line)
             value = operation["value"]
@@ -468,9 +470,13 @@ class _Answers(BaseHTTPRequestHandler):
             elif operation["key"] == "lfsFile":
                 files[value["path"]] = self.hub.blobs[value["oid"]]
                 repository.large.add(value["path"])
+            elif operation["key"] == "deletedFile":
+                gone.append(value["path"])
             else:
                 raise _Refused(400, f"the stand-in has no operation {operation['key']}")
         commit = repository.commit(files, revision, message)
+        for path in gone:
+            del repository.commits[commit][path]
         url = f"{self.hub.url}/{name}/commit/{commit}"
         self._json({"success": True, "commitUrl": url, "commitOid": commit, "hookOutput": uuid.uuid4().hex})
 

@@ -1,0 +1,1 @@
+"""Students on the Hugging Face hub: their model cards, and their upload."""
