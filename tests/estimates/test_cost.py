@@ -55,7 +55,7 @@ class Hand:
 
     @staticmethod
     def means(tokens):
-        prompt = sum(n for _, n, _ in tokens) / len(tokens)
+        prompt = sum(row.n_prompt for row in tokens) / len(tokens)
         return prompt, sum(tokens.lengths) / len(tokens) - prompt
 
 

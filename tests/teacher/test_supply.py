@@ -331,7 +331,7 @@ def test_settings_out_of_range():
 
 def test_the_commit_names_a_model_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "amid.models.source.hf_hub_download", lambda *_: str(tmp_path / "abc" / "config.json")
+        "amid.models.location.hf_hub_download", lambda *_, **__: str(tmp_path / "abc" / "config.json")
     )
     assert ModelSource(path="some/model").fingerprint() == {
         "weights": "abc",
