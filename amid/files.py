@@ -282,6 +282,14 @@ def key_of(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def digest_of(values: Iterable[Any]) -> str:
+    """Returns a hash of a series of JSON values, which are taken one after the other."""
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(json.dumps(value, default=str).encode() + b"\n")
+    return digest.hexdigest()
+
+
 def checksum(file: Path) -> str | None:
     """Returns the checksum of a file's bytes; None if there is no file.
 

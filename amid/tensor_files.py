@@ -1,5 +1,6 @@
 """Files of tensors that appear whole or not at all, and carry a checksum of what is in them."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from amid.console import announce
@@ -18,10 +19,10 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> str:
     """Writes a safetensors file, with a checksum of the tensors in it, that appears whole or not at all;
     returns the checksum of the file."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    data = save(tensors, {SUM: _sum(tensors)})
     with written_whole(file) as part:
-        part.write_bytes(data)
-    return xxhash.xxh3_128_hexdigest(data)
+        save_file(tensors, part, {SUM: _sum(tensors)})
+        with part.open("rb") as stream:
+            return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
 
 
 def read_tensors(file: Path) -> dict[str, Tensor] | None:

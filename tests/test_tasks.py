@@ -65,8 +65,8 @@ TASKS = {
 def hub(tmp_path, monkeypatch):
     """The stand-ins, in place of the hub."""
 
-    def path(url):
-        name = url.removeprefix("hf://datasets/")
+    def path(place):
+        name = place.path
         file = tmp_path / "hub" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".csv":
@@ -78,7 +78,7 @@ def hub(tmp_path, monkeypatch):
             parquet.write_table(pa.Table.from_pylist(FILES[name]), file)
         return file
 
-    monkeypatch.setattr("amid.data.sources._download", path)
+    monkeypatch.setattr("amid.data.sets.downloaded", path)
 
 
 def data_of(task, *overrides):

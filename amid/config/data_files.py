@@ -1,8 +1,12 @@
-"""Checks the data files that a configuration names, before any is read."""
+"""What data sources name: files, folders and data sets of the hub. Checks that those on disk are there."""
 
+import glob
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from amid.errors import InputError
 from amid.settings.nodes import Data
@@ -12,6 +16,91 @@ HUB_PREFIX = f"{HUB}/"
 
 RESPONSES = "responses"
 """The value that stands for the training data's own responses in place of a file of plain text."""
+
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+"""Suffixes of compressed files that are read."""
+
+_FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".zip", *PACKED)
+"""Suffixes of files: a missing path that ends in one is no OWNER/NAME of the hub."""
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a data source names, and which of its rows."""
+
+    source: str
+    kind: Literal["files", "folder", "hub set", "hub file"]
+    path: str
+    """A file or a pattern of files, a folder, OWNER/NAME, or OWNER/NAME/FILE."""
+    names: tuple[str, ...] = ()
+    """CONFIGURATION and SPLIT of a folder or a hub set. A single one may be either; an empty one is open."""
+    revision: str | None = None
+    """Branch, tag or commit of what is on the hub."""
+    rows: slice = field(default_factory=lambda: slice(0, None))
+
+    @property
+    def files(self) -> list[str]:
+        """The files that `path` names, in the order of their names; several only for a pattern.
+
+        Raises:
+            InputError: for a pattern that no file matches.
+        """
+        if os.path.exists(self.path) or not glob.has_magic(self.path):
+            return [self.path]
+        found = sorted(name for name in glob.glob(self.path, recursive=True) if os.path.isfile(name))
+        if not found:
+            raise InputError(
+                f"data source {self.source!r}: no file matches {self.path}; check the folder and the pattern"
+            )
+        return found
+
+
+def place_of(source: str) -> Place:
+    """Returns what a data source names. A file or folder that exists goes before a data set of the hub.
+
+    Raises:
+        InputError: for an address on the hub that is not whole.
+    """
+    path, rows = path_and_rows(source)
+    if path.startswith(HUB_PREFIX):
+        return _on_hub(source, path.removeprefix(HUB_PREFIX), rows)
+    if os.path.isdir(path):
+        return Place(source, "folder", path, rows=rows)
+    if os.path.exists(path) or glob.has_magic(path):
+        return Place(source, "files", path, rows=rows)
+    begin, *names = path.split(":")
+    if names and len(names) <= 2 and os.path.isdir(begin):
+        return Place(source, "folder", begin, tuple(names), rows=rows)
+    name = begin.partition("@")[0]
+    if _HUB_NAME.fullmatch(name) and not name.lower().endswith(_FILES):
+        return _on_hub(source, path, rows)
+    return Place(source, "files", path, rows=rows)
+
+
+def _on_hub(source: str, rest: str, rows: slice) -> Place:
+    """Returns what `OWNER/NAME[@REVISION][:CONFIGURATION[:SPLIT]]` or `OWNER/NAME[@REVISION]/FILE` names."""
+    revision = r"refs/(?:convert|pr)/[^/:]+|[^/:]+"
+    found = re.fullmatch(rf"([^/@:]+/[^/@:]+)(?:@({revision}))?(?:/(.+)|((?::[^:/]*){{0,2}}))", rest)
+    if found is None:
+        raise InputError(
+            f"data source {source!r} is incomplete; write OWNER/NAME, OWNER/NAME:CONFIGURATION:SPLIT or "
+            f"{HUB_PREFIX}OWNER/NAME/FILE"
+        )
+    name, revision, file, names = found.groups()
+    if file is not None:
+        return Place(source, "hub file", f"{name}/{file}", revision=revision, rows=rows)
+    return Place(source, "hub set", name, tuple((names or "").split(":")[1:]), revision, rows)
+
+
+def parts_of(source: object) -> list[str]:
+    """Returns the data sources in a setting, which is one or a list of several; none if it is neither."""
+    if isinstance(source, str):
+        return [source]
+    if isinstance(source, Sequence) and all(isinstance(part, str) for part in source):
+        return list(source)
+    return []
 
 
 def check_files(data: Data) -> None:
@@ -25,22 +114,21 @@ def check_files(data: Data) -> None:
     for key, source in sources.items():
         if source != RESPONSES:
             try:
-                _check_source(source)
+                for part in parts_of(source):
+                    _check_source(part)
             except InputError as error:
                 raise InputError(f"{key}={source}: {error}") from error
 
 
-def _check_source(source: object) -> None:
+def _check_source(source: str) -> None:
     """Raises InputError if `source` is a file on disk that cannot be opened, or a slice without rows."""
-    if not isinstance(source, str):
-        return
     check_slice(source)
-    if not source.startswith(HUB_PREFIX):
-        path = Path(path_and_rows(source)[0])
+    place = place_of(source)
+    for file in place.files if place.kind == "files" else ():
         try:
-            path.open("rb").close()
+            Path(file).open("rb").close()
         except OSError as error:
-            raise unreadable(path, error) from error
+            raise unreadable(Path(file), error) from error
 
 
 def check_slice(source: str) -> None:
@@ -55,7 +143,7 @@ def check_slice(source: str) -> None:
 
 
 def path_and_rows(source: str) -> tuple[str, slice]:
-    """Returns the path in `source`, on disk or on the hub, and the slice after it; without one, all rows."""
+    """Returns what `source` names, on disk or on the hub, and the slice after it; without one, all rows."""
     match = re.fullmatch(r"(.*?)(?:\[(\d{0,18}):(\d{0,18})\])?", source, flags=re.DOTALL)
     assert match is not None
     path, start, stop = match.groups()
@@ -66,5 +154,5 @@ def unreadable(path: Path, error: OSError) -> InputError:
     """Returns the message about a file that cannot be opened."""
     return InputError(
         f"data file {path} cannot be read ({error.strerror or error}); "
-        "give the path of a JSON, CSV, TSV or Parquet file"
+        "give the path of a JSON, CSV, TSV, Parquet or Arrow file"
     )

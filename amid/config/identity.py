@@ -1,5 +1,6 @@
 """The identity of a run: the hash of its configuration, and the differences between two configurations."""
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -10,9 +11,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from amid.config.compose import as_dict
-from amid.config.data_files import path_and_rows
+from amid.config.data_files import Place, parts_of, place_of
 from amid.config.run_names import LIMITS, PLACES
 from amid.config.secrets import without_secrets
+from amid.errors import InputError
 from amid.files import checksum, key_of
 from amid.settings.ladders import LADDERS
 
@@ -23,8 +25,8 @@ _WAYS_TO_COMPUTE = {"objective": ("fused", "compiled")}
 def config_hash(cfg: Mapping[str, Any]) -> str:
     """Returns a hash of everything that decides a run's result.
 
-    The hash covers the configuration without the places that the run writes to, and the content of the data
-    files and local models that it names.
+    The hash covers the configuration without the places that the run writes to, the content of the data
+    files and local models that it names, and the commit of each data set of the hub.
     """
     text = json.dumps([_decisive(cfg), contents_of(cfg)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -39,8 +41,21 @@ def setting_hash(cfg: DictConfig, directory: Path) -> str:
 
 
 def contents_of(cfg: Mapping[str, Any]) -> dict[str, str]:
-    """Returns a hash of the content of each data file and local model that a configuration names, by path."""
-    return {path: _content_hash(Path(path)) for path in sorted(set(_local_paths(cfg)))}
+    """Returns a hash of the content of each data file and local model that a configuration names, by path.
+
+    A data set of the hub has its commit, by its name.
+
+    If the commit is not known, as the hub is not asked and its cache has none, the data set is left out.
+    """
+    places = [place_of(part) for source in _data_sources(cfg) for part in parts_of(source)]
+    sets = {(place.path, place.revision) for place in places if place.kind == "hub set"}
+    commits = {f"{name}@{revision}" if revision else name: _commit(name, revision) for name, revision in sets}
+    local = [place.path for place in places if place.kind == "folder"]
+    local += [file for place in places if place.kind == "files" for file in _files_of(place)]
+    models = [path for path in _model_paths(cfg) if Path(path).exists()]
+    found = {path: _data_hash(Path(path)) for path in local}
+    found |= {path: _content_hash(Path(path)) for path in models}
+    return dict(sorted((found | {name: commit for name, commit in commits.items() if commit}).items()))
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -108,21 +123,44 @@ def _effective(node: Any, counts: Collection[str], name: str = "") -> Any:
     return {key: _effective(child, counts, str(key)) for key, child in node.items() if key not in idle}
 
 
-def _local_paths(cfg: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the data files and local models that `cfg` names."""
-    data, model = cfg.get("data") or {}, cfg.get("model") or {}
-    sources = [
-        data.get("train"),
-        data.get("valid"),
-        data.get("plain_text"),
-        *(data.get("test") or {}).values(),
-    ]
-    sources += [(model.get(role) or {}).get("path") for role in ("teacher", "student", "tokenizer")]
-    for source in sources:
-        if isinstance(source, str):
-            path, _ = path_and_rows(source)
-            if Path(path).exists():
-                yield path
+def _data_sources(cfg: Mapping[str, Any]) -> Iterator[Any]:
+    """Yields the data sources that `cfg` names."""
+    data = cfg.get("data") or {}
+    yield from (data.get(name) for name in ("train", "valid", "plain_text"))
+    yield from (data.get("test") or {}).values()
+
+
+def _model_paths(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the paths of models and of a tokenizer that `cfg` names."""
+    model = cfg.get("model") or {}
+    paths = ((model.get(role) or {}).get("path") for role in ("teacher", "student", "tokenizer"))
+    yield from (path for path in paths if isinstance(path, str))
+
+
+def _files_of(place: Place) -> list[str]:
+    """Returns the files of a place that exist; those that do not are named when the data are checked."""
+    with contextlib.suppress(InputError):
+        return [file for file in place.files if Path(file).exists()]
+    return []
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    """Returns the commit of a data set of the hub; None if it cannot be known."""
+    from amid.models.hub import ask_its_cache_alone_if_it_is_silent, commit_of
+
+    ask_its_cache_alone_if_it_is_silent()
+    with contextlib.suppress(Exception):  # whatever the hub refuses is named when the data are read
+        return commit_of(name, "dataset", revision)
+    return None
+
+
+def _data_hash(path: Path) -> str:
+    """Returns the hash of a data file, or of all files in a folder that are not hidden."""
+    if path.is_file():
+        return _content_hash(path)
+    files = [file.relative_to(path) for file in path.rglob("*") if file.is_file()]
+    shown = [file for file in files if not any(part.startswith(".") for part in file.parts)]
+    return key_of({str(file): checksum(path / file) for file in shown})
 
 
 def _content_hash(path: Path) -> str:

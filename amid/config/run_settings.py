@@ -154,9 +154,9 @@ def _check_text(text: str, keys: tuple[str, ...], where: str) -> None:
             return  # the template itself refuses it
         if any(name not in ("instruction", "input") or spec or convert for name, spec, convert in fields):
             raise InputError(f"{where}={text!r} has other fields than {{instruction}} and {{input}}")
-    elif _place(keys) in ("train", "valid", "plain_text", "test.*"):
+    elif {_place(keys), _place(keys[:-1])} & {"train", "valid", "plain_text", "test.*"}:  # one, or of a list
         path = Path(path_and_rows(text)[0])
-        if path.exists() and not path.is_file():
+        if path.exists() and not (path.is_file() or path.is_dir()):
             raise InputError(f"{where}={text} is no file of data; give one: {'.'.join(keys)}=FILE")
 
 

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,19 +20,21 @@ from amid.console import announce
 from amid.data import notes
 from amid.data.batches import Batches, endless
 from amid.data.examples import Example
+from amid.data.on_disk import OnDisk
 from amid.data.prompts import Encoder, SpecialTokens, Truncation, Turns
 from amid.data.rows import Fields, checked
+from amid.data.sets import Use
 from amid.data.sources import Loaded, Source, TextSource, load_documents, loaded
 from amid.data.templates import Template
 from amid.data.thoughts import without_thoughts
 from amid.data.tokens import NO_ROW, Mean, MicroBatch, Row, Tokens, cut, pack, packed, pad
 from amid.distributed.shares import shares
 from amid.errors import InputError
-from amid.files import forget_parts, key_of, only_writer
+from amid.files import digest_of, forget_parts, key_of, only_writer
 from amid.settings import check_arguments, check_data, nodes
 from amid.tensor_files import read_tensors, write_tensors
 
-FORMAT = 3
+FORMAT = 4
 """Version of the files of token ids; another version makes another cache."""
 
 _AS_TEXT = "special tokens are text"
@@ -44,8 +46,8 @@ class InstructionData(L.LightningDataModule):
 
     Args:
         tokenizer: the tokenizer of teacher and student.
-        train: examples to train on: the path of a JSON, CSV, TSV or Parquet file, on disk or on the hub as
-            `hf://datasets/OWNER/NAME/FILE`, or the examples; null where nothing is trained.
+        train: examples to train on: a file, a folder, a pattern of files, a data set of the hub, a list of
+            such (`amid.data.sources.Source`), or the examples; null where nothing is trained.
         valid: examples to choose the checkpoint on.
         test: evaluation sets by name; one that is null is left out.
         template: the prompt around an example.
@@ -78,12 +80,13 @@ class InstructionData(L.LightningDataModule):
         valid_rows: validation rows used for the validation loss; null for all.
         valid_prompts: validation rows that the student also answers, for `valid_metric`.
         test_prompts: prompts of each evaluation set; null for all.
-        plain_text: text for an additional language-model loss: a path or `hf://datasets/OWNER/NAME/FILE` as
-            above with a `text` in each row, the path of a text file (`.txt`), or the documents; `responses`
-            for the training data's own responses, after their prompts; null for none.
+        plain_text: text for an additional language-model loss: a source as above with a `text` in
+            each row, the path of a text file (`.txt`), or the documents; `responses` for the training data's
+            own responses, after their prompts; null for none.
         plain_text_weight: the weight of the language-model loss, above 0.
         seed: fixes the order of the batches.
-        cache_dir: the folder for tokenised data; file names are hashes of data, tokenizer and settings.
+        cache_dir: the folder for tokenised data, with hashes of data, tokenizer and settings as file names.
+            Examples that are read from files are on its disk too, without a name, as long as they are used.
 
     The attribute `tokenizer` is used to draw answers and saved with models. Its EOS is the token that ends a
     response in the template.
@@ -143,32 +146,32 @@ class InstructionData(L.LightningDataModule):
         self._begins_at = (0, 0)
 
     @cached_property
-    def train_examples(self) -> list[Example]:
+    def train_examples(self) -> Sequence[Example]:
         """The training examples."""
         return self._train_loaded.examples
 
     @cached_property
-    def valid_examples(self) -> list[Example]:
+    def valid_examples(self) -> Sequence[Example]:
         """The validation examples."""
         return self._valid_loaded.examples
 
     @cached_property
-    def test_examples(self) -> dict[str, list[Example]]:
+    def test_examples(self) -> dict[str, Sequence[Example]]:
         """The examples of each evaluation set."""
         return {name: found.examples for name, found in self._test_loaded.items()}
 
     @cached_property
     def _train_loaded(self) -> Loaded:
-        return self._loaded(self._train)
+        return self._loaded(self._train, "train")
 
     @cached_property
     def _valid_loaded(self) -> Loaded:
-        return self._loaded(self._valid, self._valid_rows)
+        return self._loaded(self._valid, "valid", self._valid_rows)
 
     @cached_property
     def _test_loaded(self) -> dict[str, Loaded]:
         found = {
-            name: self._loaded(source, self._test_prompts)
+            name: self._loaded(source, "test", self._test_prompts)
             for name, source in self._test.items()
             if source is not None
         }
@@ -180,11 +183,11 @@ class InstructionData(L.LightningDataModule):
                 )
         return found
 
-    def _loaded(self, source: Source | None, limit: int | None = None) -> Loaded:
-        found = loaded(source, limit, self._fields)
+    def _loaded(self, source: Source | None, use: Use, limit: int | None = None) -> Loaded:
+        found = loaded(source, limit, self._fields, use, self.cache_dir)
         if self.encoder.template.thinking == "keep":
             return found
-        return replace(found, examples=[without_thoughts(example) for example in found.examples])
+        return replace(found, examples=OnDisk(map(without_thoughts, found.examples), self.cache_dir))
 
     @cached_property
     def train_tokens(self) -> Tokens:
@@ -295,18 +298,18 @@ class InstructionData(L.LightningDataModule):
             return self.train_tokens
         encoder, documents = self.encoder, self._documents
         tokenizer = encoder.tokenizer  # with its own EOS: a document is no turn of a conversation
-        made_from = ["plain text", documents, encoder.max_length, tokenizer_fingerprint(tokenizer)]
+        made_from = ["plain text", digest_of(documents), encoder.max_length, tokenizer_fingerprint(tokenizer)]
         if encoder.special_tokens == "text" and any(map(encoder.special_in, documents)):
             made_from.append(_AS_TEXT)
         eos = int(tokenizer.eos_token_id)
         pieces = ((ids, 0) for ids in packed(documents, encoder.texts, eos, encoder.max_length))
-        return Tokens.of_tensors(self._kept(made_from, lambda: Tokens.of(pieces).tensors))
+        return Tokens.of_tensors(self._kept(made_from, lambda: Tokens.of(pieces, self.cache_dir).tensors))
 
     @cached_property
-    def _documents(self) -> list[str]:
+    def _documents(self) -> Sequence[str]:
         """The documents of plain text; empty if there is no plain text besides the training set."""
         source = self._plain_text
-        return [] if source is None or source == RESPONSES else load_documents(source)
+        return [] if source is None or source == RESPONSES else load_documents(source, self.cache_dir)
 
     def plain_batch(self, number: int) -> list[Row]:
         """The rows of the `number`th batch of plain text, of endlessly many: `batch_size` pieces.
@@ -331,18 +334,23 @@ class InstructionData(L.LightningDataModule):
     def _valid_encoded(self) -> tuple[Tokens, Tensor]:
         return self._encoded(self.valid_examples)
 
-    def _encoded(self, examples: list[Example]) -> tuple[Tokens, Tensor]:
+    def _encoded(self, examples: Sequence[Example]) -> tuple[Tokens, Tensor]:
         """Token ids of `examples`, and whether prompt and response of each were cut, [n, 2]."""
         encoder = self.encoder
 
         def encode() -> dict[str, Tensor]:
-            rows = [encoder.example(example) for example in examples]
-            cut = torch.tensor([(row.prompt_cut, row.response_cut) for row in rows], dtype=torch.bool)
-            tokens = Tokens.of_turns((row.ids, row.n_prompt, row.counts) for row in rows)
-            return {**tokens.tensors, "cut": cut.reshape(-1, 2)}
+            cut = bytearray()
+
+            def rows() -> Iterator[tuple[Sequence[int], int, Sequence[bool] | None]]:
+                for row in map(encoder.example, examples):
+                    cut.extend((row.prompt_cut, row.response_cut))
+                    yield row.ids, row.n_prompt, row.counts
+
+            tokens = Tokens.of_turns(rows(), self.cache_dir).tensors
+            return {**tokens, "cut": torch.tensor(cut, dtype=torch.bool).reshape(-1, 2)}
 
         made_from = [
-            [_read_by_models(example) for example in examples],
+            digest_of(map(_read_by_models, examples)),
             encoder.template.made_from(self.tokenizer),
             [encoder.max_prompt_length, encoder.max_length, encoder.truncation],
             tokenizer_fingerprint(self.tokenizer),

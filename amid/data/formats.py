@@ -1,17 +1,23 @@
-"""The rows of data files: JSON Lines, a JSON array, CSV, TSV or Parquet, and what is wrong with a file."""
+"""The rows of data files, in JSON, CSV, TSV, Parquet, Arrow or plain text, and what is wrong with a file.
 
+All but a JSON array and objects over many lines are read in a stream, a row or a block of rows at a time.
+"""
+
+import bz2
 import csv
 import gzip
 import io
+import itertools
 import json
+import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
-from amid.config.data_files import unreadable
-from amid.errors import InputError
+from amid.config.data_files import PACKED, unreadable
+from amid.errors import InputError, first_line
 
 Rows = Iterator[tuple[str, Mapping[str, Any]]]
 """Where each row stands, for messages, and the row."""
@@ -28,11 +34,11 @@ _OTHER_FILES = {
     b"\x1f\x8b": "is packed with gzip; unpack it, or let its name end in .gz",
     b"PAR1": "is a Parquet file; let its name end in .parquet",
     b"PK\x03\x04": "is a zip archive or a spreadsheet; unpack it, or export it as CSV in UTF-8",
-    b"\x28\xb5\x2f\xfd": "is packed with zstd; unpack it",
-    b"BZh": "is packed with bzip2; unpack it",
-    b"\xfd7zXZ": "is packed with xz; unpack it",
-    b"ARROW1": "is an Arrow file; write it as Parquet",
-    b"\xff\xff\xff\xff": "is an Arrow file, as save_to_disk writes it; write it by to_parquet or to_json",
+    b"\x28\xb5\x2f\xfd": "is packed with zstd; unpack it, or let its name end in .zst",
+    b"BZh": "is packed with bzip2; unpack it, or let its name end in .bz2",
+    b"\xfd7zXZ": "is packed with xz; unpack it, or let its name end in .xz",
+    b"ARROW1": "is an Arrow file; let its name end in .arrow",
+    b"\xff\xff\xff\xff": "is an Arrow file; let its name end in .arrow",
     b"version https://git-lfs": "is a pointer of Git LFS, not the file itself; fetch that: git lfs pull",
 }
 """Kinds of files that are not UTF-8 text, or not data, by their first bytes."""
@@ -45,6 +51,8 @@ class Unreadable(str):
 def rows_of(path: Path) -> Rows:
     """The rows of a file, at least one, in the format that its suffix names; JSON where it names no other.
 
+    A text file (`.txt`) is one row, with its `text`.
+
     Raises:
         InputError: naming the file and where it can the line, for a file that cannot be read, is empty, or
             is not what its suffix says.
@@ -52,61 +60,120 @@ def rows_of(path: Path) -> Rows:
     readers: dict[str, Callable[[Path], Rows]] = {
         ".csv": lambda path: _table_rows(path, ","),
         ".tsv": lambda path: _table_rows(path, "\t"),
-        ".parquet": _parquet_rows,
+        ".parquet": lambda path: _column_rows(path, "Parquet", _parquet_batches),
+        ".arrow": lambda path: _column_rows(path, "Arrow", _arrow_batches),
+        ".txt": lambda path: iter([(str(path), {"text": "".join(_lines(path))})]),
     }
-    name = Path(path.stem) if path.suffix.lower() == ".gz" else path
     empty = True
-    for place, row in readers.get(name.suffix.lower(), _json_rows)(path):
+    for place, row in readers.get(_suffix(path), _json_rows)(path):
         empty = False
         yield place, row
     if empty:
         raise InputError(f"data file {path} is empty; give a file with one example a row")
 
 
-def text_of(path: Path) -> str:
-    """The text of a file in UTF-8, unpacked where its name ends in .gz, without a byte order mark.
+def is_read(path: Path) -> bool:
+    """Whether the file's suffix names a format that `rows_of` reads."""
+    return _suffix(path) in (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+
+
+def _suffix(path: Path) -> str:
+    """The suffix that names the format of a file, which may be compressed."""
+    packed = path.suffix.lower() in PACKED
+    return (Path(path.stem) if packed else path).suffix.lower()
+
+
+def _zstd(stream: BinaryIO) -> Iterable[bytes]:
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(stream), "zstd"))
+
+
+_UNPACK: Mapping[str, tuple[str, Callable[[BinaryIO], Iterable[bytes]]]] = {
+    ".gz": ("gzip", lambda stream: gzip.GzipFile(fileobj=stream)),
+    ".bz2": ("bzip2", bz2.BZ2File),
+    ".xz": ("xz", lzma.LZMAFile),
+    ".zst": ("zstd", _zstd),
+}
+"""The name of each kind of compression in `PACKED`, and what unpacks a stream of it."""
+
+_NOT_WHOLE = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
+"""Errors about compressed bytes that are not as they were written."""
+
+
+def _raw_lines(path: Path) -> Iterator[bytes]:
+    """Yields the unpacked bytes of a file up to each line feed."""
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    kind, unpacked = _UNPACK.get(path.suffix.lower(), (None, lambda stream: stream))
+    with stream:
+        try:
+            yield from unpacked(stream)
+        except _NOT_WHOLE as error:
+            if kind is None:
+                raise InputError(f"data file {path} cannot be read ({error}); repair it") from error
+            raise InputError(
+                f"data file {path} is not a whole {kind} file ({error}); pack it anew"
+            ) from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yields the lines of a file in UTF-8 with their ends, without a byte order mark at the beginning.
 
     Raises:
         InputError: naming the file, and the line that is not UTF-8.
     """
-    packed = path.suffix.lower() == ".gz"
-    try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if packed else content
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"data file {path} is not a whole gzip file ({error}); pack it anew") from error
-    except OSError as error:
-        raise unreadable(path, error) from error
+    number = 1
+    for raw in _raw_lines(path):
+        if number == 1:
+            _check_beginning(path, raw)
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path}:{number}: not UTF-8 (byte 0x{raw[error.start]:02x}: {error.reason}); "
+                "convert the file to UTF-8"
+            ) from error
+        for line in io.StringIO(text, newline="") if "\r" in text else (text,):
+            number += 1
+            yield line
+
+
+def _check_beginning(path: Path, raw: bytes) -> None:
     for beginning, what in _OTHER_FILES.items():
-        if content.startswith(beginning):
+        if raw.startswith(beginning):
             raise InputError(f"data file {path} {what}")
-    if content[:1] == b"\0" or content[1:2] == b"\0":
+    if raw[:1] == b"\0" or raw[1:2] == b"\0":
         raise InputError(
             f"data file {path} begins with NUL bytes: it is UTF-16, or was not written whole; convert it to "
             "UTF-8, or write it anew"
         )
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{path}:{line}: not UTF-8 (byte 0x{content[error.start]:02x}: {error.reason}); "
-            "convert the file to UTF-8"
-        ) from error
+
+
+def _begun(lines: Iterator[str]) -> tuple[str, Iterator[str]]:
+    """Returns the first line that is not blank, and all lines."""
+    before: list[str] = []
+    for line in lines:
+        before.append(line)
+        if line.strip():
+            break
+    return before[-1] if before else "", itertools.chain(before, lines)
 
 
 def _json_rows(path: Path) -> Rows:
-    text = text_of(path)
-    if text.lstrip().startswith("["):
-        return _array_rows(path, text)
-    over_lines = re.match(r"\s*\{[ \t]*[\r\n]", text)
-    return _object_rows(path, text) if over_lines else _line_rows(path, text)
+    first, lines = _begun(_lines(path))
+    if first.lstrip().startswith("["):
+        return _array_rows(path, "".join(lines))
+    over_lines = re.match(r"\s*\{[ \t]*[\r\n]", first)
+    return _object_rows(path, "".join(lines)) if over_lines else _line_rows(path, lines)
 
 
-def _line_rows(path: Path, text: str) -> Rows:
-    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
-        line = line.removeprefix("\ufeff")  # of a file that was put after another
+def _line_rows(path: Path, lines: Iterable[str]) -> Rows:
+    for number, line in enumerate(lines, 1):
+        line = line.rstrip("\r\n").removeprefix("\ufeff")  # of a file that was put after another
         if line.strip():
             place = f"{path}:{number}"
             if "\0" in line:
@@ -202,8 +269,8 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_integer)
 def _table_rows(path: Path, delimiter: str) -> Rows:
     what = "TSV" if delimiter == "\t" else "CSV"
     csv.field_size_limit(2**31 - 1)
-    text = text_of(path)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    first, lines = _begun(_lines(path))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     names: list[str] | None = None
     before = 0
     try:
@@ -219,9 +286,8 @@ def _table_rows(path: Path, delimiter: str) -> Rows:
                     )
                 yield place, dict(zip(names, values, strict=True))
     except csv.Error as error:
-        first = text.lstrip("\r\n").partition("\n")[0]
         if names is None and delimiter not in first:
-            _names(f"{path}:{before + 1}", [first], what)
+            _names(f"{path}:{before + 1}", [first.rstrip("\r\n")], what)
         raise InputError(
             f"data file {path} is not valid {what} near line {before + 1} ({error}); repair it: a value that "
             "begins with a quote ends with one, and quotes within it are written twice"
@@ -240,21 +306,47 @@ def _names(place: str, names: list[str], what: str) -> list[str]:
     return names
 
 
-def _parquet_rows(path: Path) -> Rows:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
+def _column_rows(path: Path, kind: str, batches: Callable[[Path], Iterator[Any]]) -> Rows:
+    """The rows of a file of record batches."""
     from pyarrow import ArrowException
-    from pyarrow.parquet import read_metadata
 
     try:
         path.open("rb").close()
     except OSError as error:
         raise unreadable(path, error) from error
+    number = 0
     try:
-        if read_metadata(path).num_rows == 0:
-            return
-        rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-        for number, row in enumerate(rows, 1):
-            yield f"{path} row {number}", row
-    except (ArrowException, DatasetGenerationError) as error:
-        raise InputError(f"data file {path} is not a whole Parquet file ({error}); repair it") from error
+        for batch in batches(path):
+            for start in range(0, len(batch), _AT_ONCE):
+                for row in batch.slice(start, _AT_ONCE).to_pylist():
+                    number += 1
+                    yield f"{path} row {number}", row
+    except (ArrowException, OSError) as error:
+        raise InputError(
+            f"data file {path} is not a whole {kind} file ({first_line(error)}); repair it"
+        ) from error
+
+
+_AT_ONCE = 1000
+"""Rows of a file of columns that are in memory at once."""
+
+
+def _parquet_batches(path: Path) -> Iterator[Any]:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        yield from file.iter_batches(_AT_ONCE)
+
+
+def _arrow_batches(path: Path) -> Iterator[Any]:
+    """The record batches of an Arrow file, or of a stream, as `save_to_disk` writes it."""
+    import pyarrow
+
+    with path.open("rb") as file:
+        is_file = file.read(6) == b"ARROW1"
+    with pyarrow.memory_map(str(path)) as source:
+        if is_file:
+            reader = pyarrow.ipc.open_file(source)
+            yield from map(reader.get_batch, range(reader.num_record_batches))
+        else:
+            yield from pyarrow.ipc.open_stream(source)

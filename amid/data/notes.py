@@ -1,7 +1,7 @@
 """Lines that a run prints once about the rows of its data, before the training."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -19,8 +19,13 @@ _SHOWN = 4
 
 
 def rows(sets: Mapping[str, Loaded]) -> Iterator[str]:
-    """Yields how many rows have each form, have several answers, are left out, or have an empty prompt."""
+    """Yields which rows are read and their forms, how many are left out or have an empty prompt."""
     n = {name: of.rows for name, of in sets.items()}
+    read = [
+        f"{of.rows:,} of data.{name} from {_shown(of.sources)}" for name, of in sets.items() if of.sources
+    ]
+    if read:
+        yield f"Rows: {'; '.join(read)}"
     for taken in sorted({what for of in sets.values() for what in of.taken}):
         counts = {name: of.taken.get(taken, 0) for name, of in sets.items()}
         yield f"Read as {taken}: {_of(counts, n, 'rows')}"
@@ -61,18 +66,29 @@ def special_tokens(
     encoder: Encoder, sets: Mapping[str, Sequence[Example]], documents: Sequence[str] = ()
 ) -> Iterator[str]:
     """Yields how many rows have a special token of the tokenizer in their text, and how it is read."""
-    found = {
-        name: [encoder.special_in_prompt(row) | _in_response(encoder, name, row) for row in rows]
+    tokens: set[str] = set()
+
+    def count(found: Iterable[set[str]]) -> int:
+        """Counts the rows that have some, and keeps what they have."""
+        n = 0
+        for of in found:
+            tokens.update(of)
+            n += bool(of)
+        return n
+
+    counts = {
+        name: count(encoder.special_in_prompt(row) | _in_response(encoder, name, row) for row in rows)
         for name, rows in sets.items()
     }
-    found["plain_text"] = [encoder.special_in(text) for text in documents]
-    counts = {name: sum(map(bool, of)) for name, of in found.items()}
-    n = {name: len(of) for name, of in found.items()}
-    documents_of = counts.pop("plain_text")
-    said = [_of(counts, n, "rows"), _of({"plain_text": documents_of}, n, "documents")]
+    of_documents = count(map(encoder.special_in, documents))
+    n = {name: len(rows) for name, rows in sets.items()}
+    said = [
+        _of(counts, n, "rows"),
+        _of({"plain_text": of_documents}, {"plain_text": len(documents)}, "documents"),
+    ]
     if not any(said):
         return
-    names = sorted({token for of in found.values() for tokens in of for token in tokens})
+    names = sorted(tokens)
     named = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
     what = {
         "text": "Kept as text, special tokens that rows have in theirs",
@@ -101,6 +117,10 @@ def thoughts(encoder: Encoder, sets: Mapping[str, Sequence[Example]]) -> Iterato
             f"Blocks of thoughts: the chat template {'; it '.join(parts)}; responses are trained on as they "
             "stand after the prompt; to have them otherwise, change data.template.chat or the rows"
         )
+
+
+def _shown(sources: Sequence[str]) -> str:
+    return sources[0] if len(sources) == 1 else f"{len(sources)} sources, {sources[0]} and others"
 
 
 def _in_response(encoder: Encoder, name: str, row: Example) -> set[str]:

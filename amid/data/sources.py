@@ -1,41 +1,49 @@
 """Where data come from: files on disk or on the Hugging Face hub, or lists of examples and documents."""
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
-from amid.config.data_files import HUB_PREFIX, check_slice, path_and_rows
+from amid.config.data_files import check_slice, parts_of, place_of
 from amid.data.examples import Example
-from amid.data.formats import rows_of, text_of
+from amid.data.on_disk import OnDisk
 from amid.data.rows import Fields, checked, document_of, example_of, has_text
+from amid.data.sets import Use, rows_at
 from amid.errors import InputError
-from amid.models.hub import ask_its_cache_alone_if_it_is_silent, reason_of
 
-Source = str | Sequence[Example]
-"""The path of a JSON Lines file, a JSON array, or by its suffix a CSV, TSV or Parquet file; the same on the
-hub, `hf://datasets/OWNER/NAME/FILE`; or the examples themselves.
+Source = str | Sequence[str] | Sequence[Example]
+"""What rows are read from: a path, several paths, or the examples themselves. A path is one of
 
-A slice of rows may follow the path: `FILE[1000:]`, `FILE[:60]`. A row has the strings `instruction`, `input`
-(may be missing or empty) and `output`, or other names that `fields` gives. `output` may be a list of
-acceptable strings. The row's other strings and finite numbers become the example's `fields`. Rows with empty
-outputs only are left out; blank lines are skipped. Rows with neither `instruction` nor `output` may be a
-prompt and its completion, or a conversation of one turn.
+- a file: JSON Lines, a JSON array, or by its suffix a CSV, TSV, Parquet or Arrow file. A JSON, CSV or TSV
+  file may be compressed (`.gz`, `.bz2`, `.xz`, `.zst`);
+- a pattern of files, `data/*.jsonl`, which are read in the order of their names;
+- a folder with such files, as `datasets.load_dataset` finds them, or as `save_to_disk` wrote it;
+- a data set of the hub, `OWNER/NAME`, or `OWNER/NAME@REVISION`. A file or folder that exists here goes before
+  it;
+- a file of the hub, `hf://datasets/OWNER/NAME/FILE`.
+
+`:CONFIGURATION:SPLIT` after a folder or `OWNER/NAME` chooses from a data set with several. One of the two may
+stand alone. Without them the only one is taken, or the one that fits: the split `train` for training.
+
+A slice of rows may follow the path: `FILE[1000:]`, `OWNER/NAME:main:train[:60]`. A row has the strings
+`instruction`, `input` (may be missing or empty) and `output`, or other names that `fields` gives. `output`
+may be a list of acceptable strings. The row's other strings and finite numbers become the example's `fields`.
+Rows with empty outputs only are left out; blank lines are skipped. Rows with neither `instruction` nor
+`output` may be a prompt and its completion, or a conversation of one turn.
 """
 
 TextSource = str | Sequence[str]
-"""Plain text: a file as above with a `text` in each row, a text file (`.txt`), which is one document, or a
+"""Plain text: a source as above with a `text` in each row, a text file (`.txt`), which is one document, or a
 list of documents. A slice of documents may follow a path."""
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Loaded:
     """The examples of a source, and what became of its rows."""
 
-    examples: list[Example]
+    examples: Sequence[Example]
     rows: int
     """Rows that were read for the examples: with a slice or a limit, the rows within it and the rows that
     were left out before each of them."""
@@ -43,23 +51,41 @@ class Loaded:
     """Rows that are left out because none of their outputs has text."""
     taken: Mapping[str, int] = field(default_factory=dict)
     """The number of rows that were read without `fields`, by the way they were read."""
+    sources: Sequence[str] = ()
+    """The files and data sets that were read, in words; none for examples."""
 
 
 def load_examples(
-    source: Source | None, limit: int | None = None, fields: Fields | None = None
+    source: Source | None, limit: int | None = None, fields: Fields | None = None, use: Use = "train"
 ) -> list[Example]:
-    """The examples of `source`, the first `limit` of them.
+    """The examples of `source`, the first `limit` of them (`loaded`).
 
     Raises:
         InputError: for `fields` that do not fit, or a `limit` that is not positive; naming file and line (or
-            row), for a line that cannot be read, a missing or mistyped field; naming the file, where it does
-            not exist, cannot be downloaded, is empty, or has no output that is not empty.
+            row), for a line that cannot be read, a missing or mistyped field; naming the source, where it
+            does not exist, has no such split or configuration, cannot be downloaded, is empty, or has no
+            output that is not empty.
     """
-    return loaded(source, limit, fields).examples
+    return list(loaded(source, limit, fields, use).examples)
 
 
-def loaded(source: Source | None, limit: int | None = None, fields: Fields | None = None) -> Loaded:
+def loaded(
+    source: Source | None,
+    limit: int | None = None,
+    fields: Fields | None = None,
+    use: Use = "train",
+    folder: Path | None = None,
+) -> Loaded:
     """The examples of `source`, the first `limit` of them, and what became of the other rows.
+
+    Rows are read once, in order, and only as far as a slice and the limit reach.
+
+    Args:
+        source: where the rows are.
+        limit: the most examples; null for all.
+        fields: where a row has what an example needs; null for the usual names.
+        use: what the examples are for, which chooses the split of a data set.
+        folder: where the examples are kept on disk; null keeps them in memory.
 
     Raises:
         InputError: see `load_examples`.
@@ -68,21 +94,59 @@ def loaded(source: Source | None, limit: int | None = None, fields: Fields | Non
         raise InputError(f"data limit must be at least 1, got {limit}; use null for all examples")
     if source is None:
         raise InputError("data.train and data.valid must not be null for a training run; give a path")
-    if isinstance(source, str):
-        check_slice(source)
-        path, rows = _located(source)
-        found = _read(path, fields)
-    else:
-        rows, found = slice(0, None), [(example, None) for example in _examples(source)]
-    usable = [index for index, (example, _) in enumerate(found) if any(map(has_text, example.outputs))]
+    paths = parts_of(source)
+    if not paths:
+        return _of_examples(_examples(source), limit)
+    reading = _Reading(checked(fields), use)
+    found = itertools.islice(itertools.chain.from_iterable(map(reading.examples, paths)), limit)
+    examples: Sequence[Example] = list(found) if folder is None else OnDisk(found, folder)
+    return Loaded(examples, reading.rows, reading.empty, reading.taken, reading.sources)
+
+
+def _of_examples(given: Sequence[Example], limit: int | None) -> Loaded:
+    usable = [index for index, example in enumerate(given) if any(map(has_text, example.outputs))][:limit]
     if not usable:
         raise InputError("a data source gives no example with a response; give at least one")
-    chosen = _sliced(usable, rows, str(source))[:limit]
-    last = rows.start + len(chosen) - 1
-    begin = usable[rows.start - 1] + 1 if rows.start else 0
-    end = usable[last] + 1 if last + 1 < len(usable) else len(found)
-    taken = Counter(instead for _, instead in found[begin:end] if instead is not None)
-    return Loaded([found[index][0] for index in chosen], end - begin, end - begin - len(chosen), taken)
+    rows = len(given) if limit is None else usable[-1] + 1
+    return Loaded([given[index] for index in usable], rows, rows - len(usable))
+
+
+class _Reading:
+    """Reads paths one after the other, and counts what became of their rows."""
+
+    def __init__(self, fields: Fields, use: Use) -> None:
+        self._fields, self._use = fields, use
+        self.rows = self.empty = 0
+        self.taken: Counter[str] = Counter()
+        self.sources: list[str] = []
+
+    def examples(self, path: str) -> Iterator[Example]:
+        """Yields the examples with a response in the slice of a path."""
+        check_slice(path)
+        place = place_of(path)
+        found = rows_at(place, self._use)
+        self.sources.append(found.what)
+        first, stop, usable, n = place.rows.start, place.rows.stop, 0, 0
+        for where, row in found.rows:
+            n += 1
+            example, instead = example_of(row, where, self._fields)
+            has_response = any(map(has_text, example.outputs))
+            if usable >= first:
+                self.rows += 1
+                self.empty += not has_response
+                self.taken.update(filter(None, [instead]))
+            usable += has_response
+            if has_response and usable > first:
+                yield example
+            if usable == stop:
+                return
+        if not usable:
+            raise InputError(
+                f"data source {path!r}: all {n} rows have an empty {self._fields['output']!r}; "
+                "give at least one response"
+            )
+        if usable <= first:
+            raise InputError(f"data source {path!r} is a slice without rows of {usable:,}; widen it")
 
 
 def _examples(source: object) -> list[Example]:
@@ -102,62 +166,34 @@ def _examples(source: object) -> list[Example]:
         ) from error
 
 
-def load_documents(source: TextSource) -> list[str]:
+def load_documents(source: TextSource, folder: Path | None = None) -> Sequence[str]:
     """Returns the documents of `source`; at least one is not empty.
 
+    Args:
+        source: where the documents are.
+        folder: where they are kept on disk; null keeps them in memory.
+
     Raises:
-        InputError: if the file is not there, cannot be downloaded or read, or holds no text, or a row of it
+        InputError: if the source is not there, cannot be downloaded or read, or holds no text, or a row of it
             has no string `text`.
     """
-    if isinstance(source, str):
-        path, rows = _located(source)
-        is_text = ".txt" in (path.suffix.lower(), Path(path.stem).suffix.lower())
-        found = [text_of(path)] if is_text else [document_of(row, place) for place, row in rows_of(path)]
-        documents = _sliced(found, rows, source)
-    else:
-        documents = list(source)
+    found: Iterable[str] = _documents(source) if isinstance(source, str) else source
+    documents: Sequence[str] = list(found) if folder is None else OnDisk(found, folder)
     if not any(map(has_text, documents)):
         raise InputError(f"data.plain_text={source!r} holds no text; give another file, or null for none")
     return documents
 
 
-def _located(source: str) -> tuple[Path, slice]:
-    """The file that `source` names, downloaded if need be, and the rows of it."""
-    path, rows = path_and_rows(source)
-    return _download(path) if path.startswith(HUB_PREFIX) else Path(path), rows
-
-
-def _sliced(items: list[_T], rows: slice, source: str) -> list[_T]:
-    if not items[rows]:
-        raise InputError(f"data source {source!r} is a slice without rows of {len(items):,}; widen it")
-    return items[rows]
-
-
-def _read(path: Path, fields: Fields | None) -> list[tuple[Example, str | None]]:
-    """The example of each row, perhaps without an output that has text, and what was taken for its fields."""
-    fields = checked(fields)
-    found = [example_of(row, place, fields) for place, row in rows_of(path)]
-    if not any(example.outputs for example, _ in found):
-        raise InputError(
-            f"data file {path}: all {len(found)} rows have an empty {fields['output']!r}; "
-            "give a file with at least one response"
-        )
-    return found
-
-
-def _download(url: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
-
-    owner, _, rest = url.removeprefix(HUB_PREFIX).partition("/")
-    name, _, file = rest.partition("/")
-    if not (owner and name and file):
-        raise InputError(f"data source {url!r} is incomplete; write {HUB_PREFIX}OWNER/NAME/FILE")
-    ask_its_cache_alone_if_it_is_silent()
-    try:
-        return Path(hf_hub_download(f"{owner}/{name}", file, repo_type="dataset"))
-    except (RepositoryNotFoundError, EntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise InputError(
-            f"data source {url!r} cannot be had ({reason_of(error)}); check the name and the network, "
-            "or give the path of a file"
-        ) from error
+def _documents(path: str) -> Iterator[str]:
+    """Yields the documents in the slice of a path."""
+    check_slice(path)
+    place = place_of(path)
+    first, stop, n = place.rows.start, place.rows.stop, 0
+    for n, (where, row) in enumerate(rows_at(place, "train").rows, 1):  # used after the loop
+        document = document_of(row, where)
+        if n > first:
+            yield document
+        if n == stop:
+            return
+    if n <= first:
+        raise InputError(f"data source {path!r} is a slice without rows of {n:,}; widen it")

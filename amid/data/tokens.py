@@ -1,11 +1,15 @@
 """Sequences of token ids, packed text, and the padded micro-batches that are made of them."""
 
 import hashlib
+import tempfile
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import IO, Literal, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -28,8 +32,53 @@ Mean = Literal["step", "micro_batch"]
 NO_ROW = -1
 """The number of a sequence that is in neither set."""
 
+_IN_MEMORY = 2**22
+"""Numbers that are held in memory before they are written to a file."""
+
 _AT_ONCE = 1000
 """Documents that are tokenised at once."""
+
+
+class _Growing:
+    """Numbers that grow, in a file without a name in `folder` once there are many; in memory without one.
+
+    `kind` is the type of `array` that holds them.
+    """
+
+    def __init__(self, kind: str, folder: Path | None) -> None:
+        self._held = array(kind)
+        self._n = 0
+        self._folder = folder
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def extend(self, values: Iterable[int]) -> None:
+        """Adds numbers at the end."""
+        self._held.extend(values)
+        if self._folder is not None and len(self._held) >= _IN_MEMORY:
+            self._write()
+
+    def tensor(self, dtype: torch.dtype) -> Tensor:
+        """All numbers; they are read from the file as they are needed."""
+        if self._file is None:
+            return torch.from_numpy(np.array(self._held)).view(dtype)
+        self._write()
+        stored = np.memmap(self._file, self._held.typecode, "c", shape=(self._n,))
+        return torch.from_numpy(stored).view(dtype)
+
+    def _write(self) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  # closed with this object
+        self._n += len(self._held)
+        self._held.tofile(self._file)
+        self._file.flush()
+        del self._held[:]
 
 
 class Row(NamedTuple):
@@ -63,28 +112,37 @@ class Tokens(Dataset[Row]):
     counts: Tensor | None = None
 
     @classmethod
-    def of(cls, sequences: Iterable[tuple[Sequence[int], int]]) -> "Tokens":
-        """Makes `Tokens` from sequences, each with its token ids and the length of its prompt."""
-        return cls.of_turns((ids, n_prompt, None) for ids, n_prompt in sequences)
+    def of(cls, sequences: Iterable[tuple[Sequence[int], int]], folder: Path | None = None) -> "Tokens":
+        """Makes `Tokens` from the token ids of sequences and the lengths of their prompts (`of_turns`)."""
+        return cls.of_turns(((ids, n_prompt, None) for ids, n_prompt in sequences), folder)
 
     @classmethod
-    def of_turns(cls, sequences: Iterable[tuple[Sequence[int], int, Sequence[bool] | None]]) -> "Tokens":
+    def of_turns(
+        cls,
+        sequences: Iterable[tuple[Sequence[int], int, Sequence[bool] | None]],
+        folder: Path | None = None,
+    ) -> "Tokens":
         """Makes `Tokens` from token ids, the length of the prompt, and whether each token counts.
 
-        None stands for a sequence that counts after its prompt alone.
+        None stands for a sequence that counts after its prompt alone. If there is a `folder`, it holds the
+        ids of many sequences in files without names, which go with them; otherwise the memory does.
         """
-        encoded = list(sequences)
-        ids = torch.tensor([i for row, *_ in encoded for i in row], dtype=torch.int32)
-        lengths = torch.tensor([len(row) for row, *_ in encoded], dtype=torch.int64)
-        prompts = torch.tensor([n_prompt for _, n_prompt, _ in encoded], dtype=torch.int64)
-        counts = None
-        if any(of_row is not None for *_, of_row in encoded):
-            every = (
-                [place >= n_prompt for place in range(len(row))] if of_row is None else of_row
-                for row, n_prompt, of_row in encoded
+        ends, prompts, total, has_counts = array("q"), array("q"), 0, False
+        with _Growing("i", folder) as ids, _Growing("b", folder) as counts:
+            for row, n_prompt, of_row in sequences:
+                total += len(row)
+                ends.append(total)
+                prompts.append(n_prompt)
+                ids.extend(row)
+                first = min(n_prompt, len(row))
+                counts.extend(b"\0" * first + b"\1" * (len(row) - first) if of_row is None else bytes(of_row))
+                has_counts |= of_row is not None
+            return cls(
+                ids.tensor(torch.int32),
+                torch.from_numpy(np.array(ends)),
+                torch.from_numpy(np.array(prompts)),
+                counts=counts.tensor(torch.bool) if has_counts else None,
             )
-            counts = torch.tensor([one for of_row in every for one in of_row], dtype=torch.bool)
-        return cls(ids, lengths.cumsum(0), prompts, counts=counts)
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "Tokens":
@@ -129,7 +187,7 @@ class Tokens(Dataset[Row]):
         """A hash of all token ids, prompt lengths and `counts`."""
         digest = hashlib.sha256()
         for tensor in self.tensors.values():
-            digest.update(tensor.contiguous().numpy().tobytes())
+            digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
 

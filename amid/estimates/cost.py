@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from amid.config.data_files import RESPONSES
+from amid.data.sets import Use
 from amid.estimates.memory import spread, training_memory
 from amid.estimates.sizes import Facts, Lengths
 from amid.experiment.plan import Plan
@@ -128,15 +129,15 @@ class Estimator:
         """Returns a key of the student and the data: runs with the same key cost the same for each token."""
         return plan.fingerprint("model.student", *_TEXT)
 
-    def _rows(self, plan: Plan, split: str, name: str | None = None) -> float:
+    def _rows(self, plan: Plan, split: Use, name: str | None = None) -> float:
         data = plan.data_settings
         source = getattr(data, split) if name is None else data.test[name]
         limit = {"train": None, "valid": data.valid_rows, "test": data.test_prompts}[split]
-        rows = self.facts.rows(source, data.fields)
+        rows = self.facts.rows(source, data.fields, split)
         return rows if limit is None else _at_most(rows, limit)
 
-    def _lengths(self, plan: Plan, split: str) -> Lengths:
-        return self.facts.lengths(plan, getattr(plan.data_settings, split))
+    def _lengths(self, plan: Plan, split: Use) -> Lengths:
+        return self.facts.lengths(plan, getattr(plan.data_settings, split), split)
 
     def _answer(self, plan: Plan, text: Text | None = None) -> float:
         """Mean tokens of an answer that is trained on, or without `text` of one that is scored."""
@@ -157,7 +158,7 @@ class Estimator:
         answers = seeds * plan.sampling.samples * self._answer(plan)
         for name, source in plan.data_settings.test.items():
             if source is not None:
-                rows, lengths = self._rows(plan, "test", name), self.facts.lengths(plan, source)
+                rows, lengths = self._rows(plan, "test", name), self.facts.lengths(plan, source, "test")
                 size += rows * (seeds * TEXT_BYTES * lengths.row + ANSWER_BYTES * answers)
         return size
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +14,10 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from amid.config.data_files import HUB, HUB_PREFIX, path_and_rows
+from amid.config.data_files import HUB, HUB_PREFIX, parts_of, path_and_rows
 from amid.data.examples import Example
-from amid.data.sources import load_examples
+from amid.data.sets import Use
+from amid.data.sources import loaded
 from amid.experiment.plan import ROWS, Plan
 from amid.models.hub import NOT_CACHED
 
@@ -95,26 +97,26 @@ class Facts:
             (_SIZES, str(source.path)),
         )
 
-    def rows(self, source: Any, fields: Any) -> float:
+    def rows(self, source: Any, fields: Any, use: Use = "train") -> float:
         """The number of rows of a data source; NaN for unknown."""
         found = self._known(
             f"the number of rows of {_name(source)}",
-            ["rows", source, fields],
-            lambda: len(self._examples(source, fields)),
+            ["rows", source, fields, use],
+            lambda: len(self._examples(source, fields, use)),
             lambda fact: _rows(source, fact["rows"]),
             _fact(source),
             (_ROWS, _name(source)),
         )
         return math.nan if found is None else found
 
-    def lengths(self, plan: Plan, source: Any) -> Lengths:
+    def lengths(self, plan: Plan, source: Any, use: Use = "train") -> Lengths:
         """The lengths of the rows of a data source, with the tokenizer and the limits of a plan; NaN for
         unknown."""
         data = plan.data_settings
         fact = _fact(source)
 
         def measure() -> Lengths:
-            examples = self._examples(source, data.fields)
+            examples = self._examples(source, data.fields, use)
             encoder = plan.data(self.tokenizer(plan), without=ROWS).encoder
             chosen = examples[:: max(1, len(examples) // SAMPLE)][:SAMPLE]
             rows = [encoder.example(example) for example in chosen]
@@ -129,7 +131,7 @@ class Facts:
         limits = [f"data.{name}" for name in names]
         found = self._known(
             f"the lengths of rows of {_name(source)}",
-            ["lengths", source, plan.fingerprint("model.tokenizer", *limits)],
+            ["lengths", source, use, plan.fingerprint("model.tokenizer", *limits)],
             measure,
             assume,
             fact,
@@ -145,11 +147,12 @@ class Facts:
         """
         return self._once(["tokenizer", plan.fingerprint("model.tokenizer")], lambda: plan.tokenizer)
 
-    def _examples(self, source: Any, fields: Any) -> Sequence[Example]:
+    def _examples(self, source: Any, fields: Any, use: Use) -> Sequence[Example]:
         def load() -> Sequence[Example]:
-            return load_examples(instantiate(source) if isinstance(source, dict) else source, fields=fields)
+            rows = instantiate(source) if isinstance(source, dict) else source
+            return loaded(rows, None, fields, use, Path(tempfile.gettempdir())).examples
 
-        return self._once(["examples", source, fields], load)
+        return self._once(["examples", source, fields, use], load)
 
     def _known(
         self,
@@ -200,6 +203,8 @@ def _fact(source: Any) -> Mapping[str, Any] | None:
     wanted: list[Any]
     if isinstance(source, str):
         wanted = [source, path_and_rows(source)[0]]
+    elif not isinstance(source, Mapping):
+        return None
     else:
         idle = (("size", source.get("size")), ("hub", HUB))
         wanted = [dict(item for item in source.items() if item not in idle)]
@@ -214,6 +219,6 @@ def _rows(source: Any, rows: int) -> int:
 
 
 def _name(source: Any) -> str:
-    if isinstance(source, str):
-        return path_and_rows(source)[0].removeprefix(HUB_PREFIX)
+    if paths := parts_of(source):
+        return ", ".join(path_and_rows(path)[0].removeprefix(HUB_PREFIX) for path in paths)
     return f"{source['_target_']} ({source.get('split')})"

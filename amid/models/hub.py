@@ -1,7 +1,12 @@
 """The Hugging Face hub, where it answers and where it does not."""
 
-from huggingface_hub import constants, get_session
+import contextlib
+import re
+from pathlib import Path
+
+from huggingface_hub import constants, get_session, hf_hub_download
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -9,6 +14,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 
 from amid.errors import chain_of, first_line
 
@@ -43,6 +49,35 @@ def _answers(endpoint: str) -> bool:
         except Exception:  # whatever the HTTP client of this version of the hub raises
             _asked[endpoint] = False
     return _asked[endpoint]
+
+
+def commit_of(name: str, kind: str, revision: str | None = None) -> str:
+    """Returns the commit that a branch or tag of a repository stands for; its cache says so if the hub is not
+    asked.
+
+    Args:
+        name: OWNER/NAME.
+        kind: model or dataset.
+        revision: a branch, a tag or a commit; null for main.
+
+    Raises:
+        HfHubHTTPError: if the hub has no such repository or revision, or keeps it from the user.
+        LocalEntryNotFoundError: if the hub is not asked, and the cache does not know the commit.
+    """
+    revision = revision or constants.DEFAULT_REVISION
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    if not constants.HF_HUB_OFFLINE:
+        with contextlib.suppress(
+            EntryNotFoundError
+        ):  # a repository without a card: its commit is known all the same
+            card = hf_hub_download(name, constants.REPOCARD_NAME, repo_type=kind, revision=revision)
+            return Path(card).parent.name
+    known = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind), "refs", revision)
+    try:
+        return known.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise LocalEntryNotFoundError(f"the cache knows no commit of {name}") from error
 
 
 def reason_of(error: BaseException) -> str:

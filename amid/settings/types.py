@@ -82,14 +82,23 @@ def _source(value: Any) -> Any:
     """Checks a source of rows: a path, or a node with a `_target_`, which is checked by itself."""
     if isinstance(value, str) and "://" in value and not value.startswith("hf://datasets/"):
         refuse(
-            "the path of a file, and it is an address; download the file, or write "
-            "hf://datasets/OWNER/NAME/FILE for one on the Hugging Face hub"
+            "a path, and it is an address; download the file, or write OWNER/NAME or "
+            "hf://datasets/OWNER/NAME/FILE for what is on the Hugging Face hub"
         )
-    if isinstance(value, list):
-        refuse("the path of a single file; join the files into one")
-    if value is None or (isinstance(value, str) and value.strip()):
+    if isinstance(value, list) and not (value and all(isinstance(v, str) and v.strip() for v in value)):
+        refuse("a path, or a list of paths")
+    for path in value if isinstance(value, list) else ():
+        _source(path)
+    if value is None or isinstance(value, list) or (isinstance(value, str) and value.strip()):
         return value
     return value if isinstance(value, dict) and "_target_" in value else refuse("")
+
+
+def _text_source(value: Any) -> Any:
+    """Checks a source of plain text: a path, or null."""
+    if isinstance(value, list):
+        refuse("a single path; a pattern names several files: 'texts/*.txt'")
+    return _source(value)
 
 
 def _sets(value: Any) -> Any:
@@ -248,7 +257,10 @@ Folder = Annotated[str, AfterValidator(_folder), Field(description=FOLDER)]
 Source = Annotated[
     Any,
     BeforeValidator(_source),
-    Field(description="the path of a file, a node with a _target_ that makes the rows, or null"),
+    Field(
+        description="a file, a folder, a pattern of files, OWNER/NAME of the hub, a list of such, a node "
+        "with a _target_ that makes the rows, or null"
+    ),
 ]
 
 Hub = Annotated[
@@ -320,5 +332,5 @@ Layers = Annotated[
     Any, BeforeValidator(_layers), Field(description="a list of layer numbers from 0, or null for all")
 ]
 PlainText = Annotated[
-    Any, BeforeValidator(_source), Field(description="the path of a file, responses, or null for none")
+    Any, BeforeValidator(_text_source), Field(description="a path, responses, or null for none")
 ]

@@ -83,7 +83,7 @@ OF_OTHER_TOOLS = {
     "model_name_or_path": "give model.student.path and model.teacher.path",
     "train_file": "use data=jsonl data.train=FILE",
     "validation_file": "use data=jsonl data.valid=FILE",
-    "dataset_name": "use data=jsonl data.train=hf://datasets/OWNER/NAME/FILE",
+    "dataset_name": "use data=jsonl data.train=OWNER/NAME",
     "output_folder": "it is called output_dir here",
 }
 """Names of settings in the trainers of transformers and other tools, each with amid's own setting."""

@@ -126,9 +126,13 @@ def test_a_prompt_has_its_own_fields_alone(stored, text):
 
 def test_data_are_files(stored, tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path, tmp_path / "pipe", f"{tmp_path / 'pipe'}[:3]", "/dev/zero"):
-        with pytest.raises(InputError, match="is no file of data"):
-            stored.check({**DATA, "test": {"a": str(path)}}, "data")
+    for path in (tmp_path / "pipe", f"{tmp_path / 'pipe'}[:3]", "/dev/zero"):
+        for given in (str(path), [str(tmp_path), str(path)]):
+            with pytest.raises(InputError, match="is no file of data"):
+                stored.check({**DATA, "test": {"a": given}}, "data")
+            with pytest.raises(InputError, match="is no file of data"):
+                stored.check({**DATA, "train": given}, "data")
+    stored.check({**DATA, "train": [str(tmp_path)]}, "data")
 
 
 def test_settings_come_back_as_they_were(tmp_path):

@@ -250,6 +250,7 @@ def test_rows_left_out_empty_prompts_and_what_is_taken_are_said_once(tmp_path, j
     )
     module.announce_cuts()
     assert capsys.readouterr().out.splitlines() == [
+        f"Rows: 3 of data.train from {train}; 2 of data.valid from {valid}; 2 of data.test.mine from {test}",
         "Read as instruction, input and output: 2 of 3 rows of data.train, 2 of 2 rows of data.valid, "
         "2 of 2 rows of data.test.mine",
         "Read as prompt and completion (instruction and output): 1 of 3 rows of data.train",

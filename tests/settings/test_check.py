@@ -362,10 +362,11 @@ def test_what_can_do_its_part_is_not_refused(own, line):
 
 
 WHERE_ROWS_COME_FROM = {
-    "https://host/rows.jsonl": "and it is an address; download the file",
-    "s3://bucket/rows.jsonl": "and it is an address; download the file",
-    "[a.jsonl,b.jsonl]": "must be the path of a single file; join the files into one",
-    "7": "must be the path of a file",
+    "https://host/rows.jsonl": "and it is an address; download the file, or write OWNER/NAME",
+    "s3://bucket/rows.jsonl": "and it is an address; download the file, or write OWNER/NAME",
+    "[a.jsonl,7]": "must be a path, or a list of paths",
+    "[]": "must be a path, or a list of paths",
+    "7": "must be a file, a folder, a pattern of files, OWNER/NAME of the hub",
 }
 
 

@@ -1,0 +1,279 @@
+"""The rows that a data source names: files, folders, and data sets of the hub by configuration and split."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from amid.config.data_files import HUB_PREFIX, Place
+from amid.data.formats import Rows, is_read, rows_of
+from amid.errors import InputError, chain_of, first_line, shortened
+from amid.models.hub import ask_its_cache_alone_if_it_is_silent, commit_of, reason_of, trouble_with
+
+Use = Literal["train", "valid", "test"]
+"""What the rows are for, which chooses the split where a source names none."""
+
+_SPLITS: Mapping[Use, Sequence[str]] = {
+    "train": ("train",),
+    "valid": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The rows that a source names, before its slice is taken."""
+
+    what: str
+    """The source in words: its file or files, or its name, configuration, split and revision."""
+    rows: Rows
+
+
+def rows_at(place: Place, use: Use) -> Found:
+    """Returns the rows at a place, which are read in a stream.
+
+    A data set of the hub is downloaded whole, into the cache of `datasets`. If the slice has an end, rows
+    are read from the hub as far as they are asked for, and nothing is kept.
+
+    Raises:
+        InputError: for what is not there, has no such configuration or split, or cannot be read. While rows
+            are read, it is raised for the row that cannot be read.
+    """
+    if place.kind == "files":
+        files = [Path(file) for file in place.files]
+        what = place.path if len(files) == 1 else f"{len(files):,} files {place.path}"
+        return Found(what, chain.from_iterable(map(rows_of, files)))
+    if place.kind == "hub file":
+        return Found(_address(place), rows_of(downloaded(place)))
+    with _refused_in_one_line(place):
+        if place.kind == "hub set":
+            return _of_hub(place, use)
+        is_saved = any((Path(place.path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
+        return _saved(place, use) if is_saved else _of_folder(place, use)
+
+
+def downloaded(place: Place) -> Path:
+    """Returns the file of the hub at a place, in the hub's cache.
+
+    Raises:
+        InputError: if it is not there and cannot be downloaded.
+    """
+    from huggingface_hub import hf_hub_download
+
+    owner, name, file = place.path.split("/", 2)
+    ask_its_cache_alone_if_it_is_silent()
+    with _refused_in_one_line(place):
+        return Path(hf_hub_download(f"{owner}/{name}", file, repo_type="dataset", revision=place.revision))
+
+
+def _saved(place: Place, use: Use) -> Found:
+    """The rows of a folder that `save_to_disk` wrote."""
+    from datasets import DatasetDict, load_from_disk
+
+    found = load_from_disk(place.path)
+    split = None
+    if isinstance(found, DatasetDict):
+        split = _split(place, use, [*found], place.names[-1] if place.names else "")
+        found = found[split]
+    elif any(place.names):
+        raise InputError(
+            f"data source {place.source!r}: {place.path} is a single split, as save_to_disk wrote it; give "
+            "the folder alone"
+        )
+    what = _described(place.path, "", split)
+    return Found(what, _numbered(place, what, found.to_iterable_dataset()))
+
+
+def _of_folder(place: Place, use: Use) -> Found:
+    """The rows of a folder of data files, as `datasets.load_dataset` finds them."""
+    path = str(Path(place.path).resolve())
+    builder, configuration, split = _builder(place, use, _Set(path))
+    what = _described(place.path, configuration, split)
+    files = [Path(file) for file in (builder.config.data_files or {}).get(split, ())]
+    if files and all(file.is_file() and is_read(file) for file in files) and _is_plain(builder):
+        shown = [
+            Path(place.path) / file.relative_to(path) if file.is_relative_to(path) else file for file in files
+        ]
+        return Found(what, chain.from_iterable(map(rows_of, shown)))
+    return Found(what, _numbered(place, what, builder.as_streaming_dataset(split=split)))
+
+
+def _is_plain(builder: Any) -> bool:
+    """Whether the card of a data set says nothing of how its files are read, but for tabs in TSV."""
+    given = vars(builder.config)
+    usual = vars(type(builder.config)())
+    named = {"name", "version", "data_dir", "data_files", "description"}
+    other = {name for name in given.keys() - named if given[name] != usual.get(name)}
+    return not other or (other <= {"sep", "delimiter"} and given["sep"] == "\t")
+
+
+def _of_hub(place: Place, use: Use) -> Found:
+    """The rows of a data set of the hub, at the commit that the revision stands for."""
+    import datasets
+
+    ask_its_cache_alone_if_it_is_silent()
+    datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE
+    commit = commit_of(place.path, "dataset", place.revision)
+    offline = constants.HF_HUB_OFFLINE
+    builder, configuration, split = _builder(
+        place, use, _Cached(place.path, commit) if offline else _Set(place.path, commit)
+    )
+    what = _described(place.path, configuration, split, commit)
+    if place.rows.stop is not None and not offline:
+        return Found(what, _numbered(place, what, builder.as_streaming_dataset(split=split)))
+    builder.download_and_prepare()
+    return Found(what, _numbered(place, what, builder.as_dataset(split=split).to_iterable_dataset()))
+
+
+class _Set:
+    """A folder or a repository as `datasets.load_dataset` finds it."""
+
+    def __init__(self, path: str, commit: str | None = None) -> None:
+        import datasets
+
+        datasets.disable_progress_bars()
+        datasets.logging.set_verbosity_error()
+        self.path, self.commit = path, commit
+        self.configurations: list[str] = datasets.get_dataset_config_names(path, revision=commit)
+
+    @property
+    def default(self) -> str | None:
+        """The configuration that is taken if none is named; None if there is none."""
+        import datasets
+
+        name: str | None = datasets.get_dataset_default_config_name(self.path, revision=self.commit)
+        return name
+
+    def builder(self, configuration: str) -> Any:
+        """What reads a configuration."""
+        import datasets
+
+        return datasets.load_dataset_builder(self.path, configuration, revision=self.commit)
+
+
+class _Cached:
+    """What the cache of `datasets` has of a commit, for a hub that is not asked."""
+
+    default = None
+
+    def __init__(self, name: str, commit: str) -> None:
+        import datasets
+        from datasets.naming import camelcase_to_snakecase
+
+        owner, _, self.name = name.partition("/")
+        folder = Path(datasets.config.HF_DATASETS_CACHE, f"{owner}___{camelcase_to_snakecase(self.name)}")
+        found = [place.parts for place in sorted(folder.glob(f"*/*/{commit}")) if place.is_dir()]
+        if not found:
+            raise LocalEntryNotFoundError(f"the cache of data sets has no commit {commit} of {name}")
+        self.versions = {parts[-3]: parts[-2] for parts in found}
+        self.repository, self.commit, self.configurations = name, commit, [*self.versions]
+
+    def builder(self, configuration: str) -> Any:
+        """What reads a configuration."""
+        from datasets.packaged_modules.cache.cache import Cache
+
+        given = {"repo_id": self.repository, "dataset_name": self.name, "hash": self.commit}
+        return Cache(**given, config_name=configuration, version=self.versions[configuration])
+
+
+def _builder(place: Place, use: Use, found: _Set | _Cached) -> tuple[Any, str, str]:
+    """Returns what reads the configuration that a source names, or else the default or only one; the name of
+    the configuration; and the split."""
+    names = found.configurations
+    first, *others = place.names or ("",)
+    is_split = not others and first not in names
+    configuration = "" if is_split else first
+    if not configuration:
+        configuration = names[0] if len(names) == 1 else found.default or ""
+    if configuration not in names:
+        wrong = f"no configuration {configuration!r}" if configuration else "several configurations"
+        if is_split and first:
+            wrong = f"neither a configuration {first!r} nor a default one with such a split"
+        raise InputError(
+            f"data source {place.source!r}: {place.path} has {wrong}; name one of {', '.join(names)}, as in "
+            f"{place.path}:{names[0]}"
+        )
+    builder = found.builder(configuration)
+    splits = [str(split) for split in (builder.config.data_files or builder.info.splits or ())]
+    return (
+        builder,
+        configuration,
+        _split(place, use, splits, others[0] if others else first if is_split else ""),
+    )
+
+
+def _split(place: Place, use: Use, splits: Sequence[str], asked: str) -> str:
+    """Returns the split that is asked for, or else the one that fits the use, or the only one."""
+    fitting = [split for split in _SPLITS[use] if split in splits]
+    if asked in splits:
+        return asked
+    if not asked and (fitting or len(splits) == 1):
+        return (fitting or splits)[0]
+    wrong = f"no split {asked!r}" if asked else f"no split {_SPLITS[use][0]!r}"
+    example = (
+        f"{place.path}:{place.names[0] if len(place.names) > 1 else ''}:{splits[0] if splits else 'SPLIT'}"
+    )
+    raise InputError(
+        f"data source {place.source!r}: {place.path} has {wrong}; name one of {', '.join(splits)}, as in "
+        f"{example}"
+    )
+
+
+def _described(path: str, configuration: str, split: str | None, commit: str = "") -> str:
+    shown = "" if configuration == "default" else configuration
+    parts = {"configuration": shown, "split": split, "revision": commit[:7]}
+    said = ", ".join(f"{name} {value}" for name, value in parts.items() if value)
+    return f"{path} ({said})" if said else path
+
+
+def _address(place: Place) -> str:
+    name, file = place.path.rsplit("/", place.path.count("/") - 1)[0], place.path.split("/", 2)[2]
+    return f"{HUB_PREFIX}{name}{f'@{place.revision}' if place.revision else ''}/{file}"
+
+
+def _numbered(place: Place, what: str, rows: Any) -> Rows:
+    """The rows that `datasets` reads, each with its number; images and sounds stay as they are stored."""
+    with _refused_in_one_line(place):
+        for number, row in enumerate(rows if rows.features is None else rows.decode(False), 1):
+            yield f"{what} row {number}", row
+
+
+@contextlib.contextmanager
+def _refused_in_one_line(place: Place) -> Iterator[None]:
+    """Turns an error of the hub or of `datasets` into an InputError that says what to do."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # each format and each client of the hub has its own
+        raise InputError(f"data source {place.source!r} {_refusal(place, error)}") from error
+
+
+def _refusal(place: Place, error: Exception) -> str:
+    """The end of the message about a data set that cannot be read."""
+    name = "/".join(place.path.split("/")[:2])
+    if place.kind.startswith("hub") and (trouble := trouble_with(error, f"datasets/{name}")):
+        return trouble
+    kinds = {type(link).__name__ for link in chain_of(error)}
+    text = " ".join(first_line(link) for link in chain_of(error))
+    if "EntryNotFoundError" in kinds or "RemoteEntryNotFoundError" in kinds:
+        return "is no file that the hub has; check the name"
+    if "scripts are no longer supported" in text:
+        return (
+            "needs a script of its own, which amid does not run; take its copy in Parquet, if the hub has "
+            f"made one ({name}@refs/convert/parquet), or its files"
+        )
+    if kinds & {"EmptyDatasetError", "DataFilesNotFoundError"}:
+        return "holds no data files; give a folder with JSON, CSV, Parquet or Arrow files"
+    if place.kind in ("hub set", "hub file"):
+        return (
+            f"cannot be had ({shortened(reason_of(error))}); check the name and the network, or give the "
+            "path of a file or a folder"
+        )
+    cause = chain_of(error)[-1] if "DatasetGenerationError" in kinds else error
+    return f"cannot be read ({shortened(first_line(cause))}); repair its files"

@@ -1,0 +1,41 @@
+"""What decides the identity of a run: the content of what its data sources name."""
+
+from amid.config.identity import config_hash, contents_of
+
+
+def of(train):
+    return {"data": {"train": train, "valid": None, "test": {}}, "seed": 0}
+
+
+def test_the_content_of_files_patterns_folders_and_lists_is_hashed(tmp_path):
+    first, second = tmp_path / "1.jsonl", tmp_path / "in" / "2.jsonl"
+    second.parent.mkdir()
+    for file in (first, second):
+        file.write_text("a")
+    sources = {
+        f"{first}[:3]": {str(first)},
+        f"{tmp_path}/*/*.jsonl": {str(second)},
+        str(tmp_path): {str(tmp_path)},
+        f"{tmp_path}:main:train": {str(tmp_path)},
+        (str(first), f"{tmp_path}/in/*"): {str(first), str(second)},
+        f"{tmp_path}/*.csv": set(),
+        f"{tmp_path}/3.csv": set(),
+    }
+    before = {source: config_hash(of(source)) for source in sources}
+    for source, names in sources.items():
+        assert set(contents_of(of(source))) == names
+    second.write_text("other")
+    changed = {source for source in sources if config_hash(of(source)) != before[source]}
+    assert changed == {source for source, names in sources.items() if names & {str(second), str(tmp_path)}}
+
+
+def test_a_set_of_the_hub_has_its_commit(hub):
+    commit = hub.add("owner/set", {"train.csv": "a"}, "dataset")
+    assert contents_of(of("owner/set:main[:3]")) == {"owner/set": commit}
+    assert contents_of(of("owner/none")) == {}
+    before = config_hash(of("owner/set"))
+    assert before == config_hash(of("owner/set"))
+    later = hub.add("owner/set", {"train.csv": "b"}, "dataset")
+    assert config_hash(of("owner/set")) != before
+    assert contents_of(of(f"owner/set@{commit}")) == {f"owner/set@{commit}": commit}
+    assert contents_of(of(["owner/set"])) == {"owner/set": later}
