@@ -150,7 +150,8 @@ def test_a_callback_that_watches_what_is_measured(monitor):
     ("key", "source", "words"),
     [
         ("train", "no.jsonl", "data file no.jsonl cannot be read (No such file"),
-        ("valid", ".", "data file . cannot be read (Is a directory)"),
+        ("valid", "no/*.csv", "no file matches no/*.csv"),
+        ("valid", ["docs", "no.csv"], "data file no.csv cannot be read"),
         ("plain_text", "no/text.txt[:9]", "data file no/text.txt cannot be read"),
         ("test.mine", "no.csv", "data file no.csv cannot be read"),
         ("test.mine", "no.csv[9:3]", "is a slice without rows"),
