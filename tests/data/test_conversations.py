@@ -279,7 +279,7 @@ def test_rows_batches_and_notes_of_conversations(tmp_path, jsonl, capsys):
     )
     data = data_of(tmp_path, path)
     data.announce_cuts(["train", "valid"])
-    assert capsys.readouterr().out.splitlines()[1:3] == [
+    assert capsys.readouterr().out.splitlines()[2:4] == [
         "Read as messages: 2 of 3 rows of data.train, 2 of 3 rows of data.valid",
         "Several answers, of which every one counts (or data.turns=last): 1 of 3 rows of data.train, "
         "1 of 3 rows of data.valid",
