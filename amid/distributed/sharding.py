@@ -132,39 +132,26 @@ def _without_weights(model: PreTrainedModel, device: torch.device) -> PreTrained
     return shell
 
 
-def whole(tensors: Any) -> Any:
-    """Returns nested dicts and lists with spread tensors put together, on the CPU of the first rank.
-
-    Other ranks have None in their place.
-    """
-    if isinstance(tensors, dict):
-        return {name: whole(value) for name, value in tensors.items()}
-    if isinstance(tensors, list | tuple):
-        return type(tensors)(whole(value) for value in tensors)
-    if not isinstance(tensors, DTensor):
-        return tensors
-    with ranks.exchanging():
-        full = tensors.full_tensor().detach()
-    return full.cpu() if ranks.is_first() else None
+def spread_as(value: Any, weight: Tensor) -> Any:
+    """Returns a whole tensor spread as a weight is, if it has the weight's shape; else the value itself."""
+    whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
+    if not whole or not isinstance(weight, DTensor) or value.shape != weight.shape:
+        return value
+    return distribute_tensor(
+        value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None
+    )
 
 
 def spread(state: dict[str, Any], weights: Iterable[Tensor]) -> dict[str, Any]:
     """Returns the state of an optimiser with each whole tensor spread as its weight is.
 
     Args:
-        state: `Optimizer.state_dict()` of whole tensors, the same on all ranks.
+        state: `Optimizer.state_dict()`, with the same whole tensors on all ranks.
         weights: the optimiser's weights, in its order.
     """
-
-    def part(value: Any, weight: Tensor) -> Any:
-        if not isinstance(weight, DTensor) or not isinstance(value, Tensor) or value.shape != weight.shape:
-            return value
-        on_device, mesh = value.to(weight.device), weight.device_mesh
-        return distribute_tensor(on_device, mesh, weight.placements, src_data_rank=None)
-
     numbered = dict(enumerate(weights))
     of_weights = {
-        number: {name: part(value, numbered[number]) for name, value in values.items()}
+        number: {name: spread_as(value, numbered[number]) for name, value in values.items()}
         for number, values in state["state"].items()
     }
     return {**state, "state": of_weights}

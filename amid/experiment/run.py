@@ -40,6 +40,7 @@ from amid.settings.together import check_shares
 from amid.teacher.signals import Teacher
 from amid.text import TeacherText
 from amid.tracking import wandb_runs as tracking
+from amid.training.checkpoints import forget_states
 from amid.training.devices import of_trainer, one_device, use_threads
 from amid.training.length import Course
 from amid.training.module import DistillationModule, Optimisation
@@ -233,8 +234,7 @@ def record(
         files=sums_of_run(directory),
     )
     save(result, directory)
-    for checkpoint in (directory / CHECKPOINTS).glob("*.ckpt*"):
-        checkpoint.unlink()
+    forget_states(directory / CHECKPOINTS)
     tracking.conclude(loggers, result, directory / "generations")
     return result
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from amid.distributed.sharding import spread_as
 from amid.settings import check_arguments, optimisation
 
 _KEY = "weight_average"
@@ -99,7 +100,7 @@ class AverageWeights(L.Callback):
             weights = list(_trained(pl_module))
             self._steps = kept["steps"]
             self._average = [
-                average.to(weight.device, copy=True)
+                spread_as(average, weight).to(weight.device, copy=True)
                 for average, weight in zip(kept["average"], weights, strict=True)
             ]
             _set(pl_module, kept["latest"])
@@ -117,4 +118,4 @@ def _wide(weight: Tensor) -> Tensor:
 def _set(module: nn.Module, values: list[Tensor]) -> None:
     with torch.no_grad():
         for weight, value in zip(_trained(module), values, strict=True):
-            weight.copy_(value)
+            weight.copy_(spread_as(value, weight))

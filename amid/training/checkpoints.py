@@ -1,18 +1,25 @@
 """The checkpoints of a training: the best epoch's student, and the states from which a run goes on."""
 
 import os
+import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.distributed.device_mesh import DeviceMesh
 
-from amid.files import written_whole
+from amid.distributed.shards import with_tensors
+from amid.files import checksum, written_whole
 from amid.settings import check_arguments, nodes
 
 BEST_EPOCH, LAST, PREVIOUS = "best-epoch.ckpt", "last.ckpt", "previous.ckpt"
 """The state after the best validated epoch, the latest state, and the one before it."""
+
+SHARDS = "shards"
+"""The key of a checkpoint that names the folder of its spread tensors, and the checksums of its files."""
 
 FORMAT = 1
 """Version of what a checkpoint holds; a run does not go on from another one."""
@@ -66,7 +73,10 @@ class Checkpoints:
 
 class WholeFiles(TorchCheckpointIO):
     """Writes each checkpoint beside its place, to the disk, and then renames it; `last.ckpt` becomes
-    `previous.ckpt` when a new one is whole."""
+    `previous.ckpt` when a new one is whole.
+
+    A checkpoint of a spread student names a folder with its tensors, which is whole before the checkpoint is.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Writes a checkpoint, whole or not at all.
@@ -89,3 +99,68 @@ class WholeFiles(TorchCheckpointIO):
                     os.link(target, before)
                 except OSError:  # where the file system has no hard links
                     os.replace(target, before)
+        _forget_unnamed_shards(target.parent)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Returns the content of a checkpoint, with whole tensors on the CPU."""
+        content = stored(Path(path))
+        loaded: dict[str, Any] = with_stored_tensors(content, content, Path(path))
+        return loaded
+
+
+def new_shards(path: Path) -> Path:
+    """Makes an empty folder for the spread tensors of a checkpoint that is to be at `path`."""
+    folder = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    folder.mkdir(parents=True)
+    return folder
+
+
+def stored(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """Returns the content of a checkpoint, with names in place of spread tensors."""
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    return content
+
+
+def with_stored_tensors(
+    part: Any, content: dict[str, Any], path: Path, mesh: DeviceMesh | None = None
+) -> Any:
+    """Returns a part of the content of the checkpoint at `path`, with the spread tensors that it names.
+
+    Args:
+        part: the part.
+        content: the whole content (`stored`).
+        path: the path of the checkpoint.
+        mesh: the ranks that the tensors are to be spread over; None for whole tensors on the CPU.
+    """
+    shards = content.get(SHARDS)
+    return part if shards is None else with_tensors(part, path.parent / shards["folder"], mesh)
+
+
+def shards_are_whole(content: dict[str, Any], path: Path) -> bool:
+    """Whether the files of spread tensors of a checkpoint are as they were written."""
+    shards = content.get(SHARDS, {"folder": "", "checksums": {}})
+    folder = path.parent / shards["folder"]
+    return all(checksum(folder / name) == value for name, value in shards["checksums"].items())
+
+
+def forget_states(folder: Path) -> None:
+    """Deletes the checkpoints in `folder`; the exported student stays."""
+    for state in folder.glob("*.ckpt*"):
+        if state.is_dir():
+            shutil.rmtree(state)
+        else:
+            state.unlink()
+
+
+def _forget_unnamed_shards(folder: Path) -> None:
+    """Deletes the folders of spread tensors that no checkpoint names any more."""
+    if not (found := {shards for shards in folder.glob("*.ckpt.*") if shards.is_dir()}):
+        return
+    files = [file for name in (LAST, PREVIOUS, BEST_EPOCH) if (file := folder / name).exists()]
+    named = {
+        folder / content[SHARDS]["folder"] for file in files if SHARDS in (content := stored(file, mmap=True))
+    }
+    for shards in found - named:
+        shutil.rmtree(shards)

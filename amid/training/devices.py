@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,13 +14,15 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.optim import Optimizer
+from torch.distributed.tensor import DTensor
 
 from amid.distributed import ranks
-from amid.distributed.sharding import spread, whole
+from amid.distributed.sharding import spread, spread_as
+from amid.distributed.shards import without_spread, write
 from amid.distributed.start import has_gpus
 from amid.errors import InputError
 from amid.settings.nodes import Trainer
+from amid.training.checkpoints import SHARDS, new_shards, stored, with_stored_tensors
 from amid.training.module import DistillationModule
 
 # SLURM may start several processes, each with runs of its own: all of them log.
@@ -42,8 +46,8 @@ class DataParallel(DDPStrategy):
 class Sharded(DataParallel):
     """Data parallelism with the student's weights, gradients and optimiser states spread over the ranks.
 
-    Checkpoints hold whole tensors, as on one device. The first rank writes them, and a run resumes from them
-    with any strategy on any number of devices.
+    Each rank writes its parts of a checkpoint. A run resumes from it with any strategy on any number of
+    devices.
     """
 
     def setup(self, trainer: L.Trainer) -> None:
@@ -58,16 +62,43 @@ class Sharded(DataParallel):
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The whole trained weights, on the first rank; other ranks have None for a weight."""
-        frozen = self._module.frozen()
-        state = self._module.state_dict()
-        return {name: whole(value) for name, value in state.items() if name not in frozen}
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """True: each rank reads the parts of weights that are spread already."""
+        return True
 
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimiser's state in whole tensors, on the first rank."""
-        state: dict[str, Any] = whole(super().optimizer_state(optimizer))
-        return state
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The trained weights, spread."""
+        frozen = self._module.frozen()
+        return {name: value for name, value in self._module.state_dict().items() if name not in frozen}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Writes a checkpoint: each rank its parts of spread tensors, and then the first one the rest.
+
+        Raises:
+            OSError: on all ranks, if one of them cannot write.
+        """
+        tensors: dict[str, DTensor] = {}
+        rest = without_spread(checkpoint, tensors)
+        path = Path(filepath)
+        folder = ranks.from_first(partial(new_shards, path))
+        rest[SHARDS] = {"folder": folder.name, "checksums": write(tensors, folder)}
+        ranks.from_first(partial(self.checkpoint_io.save_checkpoint, rest, path))
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """The content of a checkpoint, with each rank's parts of the tensors that were spread."""
+        path = Path(checkpoint_path)
+        content = stored(path, mmap=True)
+        mesh = next(of.device_mesh for of in self._module.parameters() if isinstance(of, DTensor))
+        loaded: dict[str, Any] = with_stored_tensors(content, content, path, mesh)
+        return loaded
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Gives each rank its parts of the trained weights."""
+        now = self._module.state_dict()
+        given = checkpoint["state_dict"].items()
+        parts = {name: spread_as(value, now[name]) if name in now else value for name, value in given}
+        self._module.load_state_dict(parts, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Gives each rank its part of the optimisers' states."""

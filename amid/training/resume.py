@@ -20,7 +20,15 @@ from amid.distributed import interruption, ranks
 from amid.errors import InputError
 from amid.files import forget_parts, written_whole
 from amid.results import CHECKPOINTS
-from amid.training.checkpoints import BEST_EPOCH, FORMAT, LAST, PREVIOUS, Checkpoints
+from amid.training.checkpoints import (
+    BEST_EPOCH,
+    FORMAT,
+    LAST,
+    PREVIOUS,
+    Checkpoints,
+    shards_are_whole,
+    stored,
+)
 from amid.training.length import Course
 
 
@@ -260,13 +268,13 @@ def _last_checkpoint(directory: Path) -> Path | None:
 def _read(path: Path) -> _Found | None:
     """Reads a checkpoint; returns None if it is damaged, or written by another version."""
     state = whole_state(path)
-    if state is None or state.get("format") != FORMAT:
+    if state is None or state.get("format") != FORMAT or not shards_are_whole(state, path):
         return None
     return _Found(path, state["global_step"], state["validated_step"], state["has_best_epoch"])
 
 
 def whole_state(path: Path) -> dict[str, Any] | None:
-    """Returns the content of a checkpoint, read as far as it is used; None if a part fails its checksum.
+    """Returns the content of a checkpoint (`stored`), read as far as it is used; None if it is damaged.
 
     Raises:
         OSError: if it cannot be opened.
@@ -275,7 +283,6 @@ def whole_state(path: Path) -> dict[str, Any] | None:
         try:
             if zipfile.ZipFile(stream).testzip() is not None:
                 return None
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            return state
+            return stored(path, mmap=True)
         except Exception:  # damaged bytes raise nearly anything
             return None

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from lightning.pytorch.loggers import Logger
 
 from amid.console import announce
 from amid.data import InstructionData
-from amid.distributed import interruption
+from amid.distributed import interruption, ranks
 from amid.errors import InputError
 from amid.measures import VALIDATION, Measure, measure_of
 from amid.results import CHECKPOINTS
 from amid.tracking.progress import StatusRecords, progress
-from amid.training.checkpoints import Checkpoints, WholeFiles
+from amid.training.checkpoints import Checkpoints, WholeFiles, shards_are_whole, with_stored_tensors
 from amid.training.devices import environment
 from amid.training.length import Course
 from amid.training.module import DistillationModule, Diverged
@@ -194,10 +195,10 @@ def _keep(module: DistillationModule, best: Path | None, steps: int, metric: str
     kept: Mapping[str, Any] = {"validation": module.validation}
     if best is not None:
         state = whole_state(best)
-        if state is None:
+        if state is None or not ranks.from_first(partial(shards_are_whole, state, best)):
             raise InputError(f"{best} is damaged; run the same command again, which makes it anew")
         kept = state
-        module.load_state_dict(kept["state_dict"])
+        module.load_state_dict(with_stored_tensors(kept["state_dict"], state, best))
     announce(f"  kept: {_in_words(kept, module.before, steps, metric)}")
     return {**module.before, **kept["validation"], **last}
 

@@ -1,5 +1,6 @@
 """A student with its weights spread over the ranks takes the steps that one process takes."""
 
+import shutil
 from functools import partial
 
 import lightning as L
@@ -181,7 +182,13 @@ def test_a_training_goes_on_with_another_number_of_ranks(tmp_path):
     spread = in_ranks(2, trained, tmp_path, tmp_path / "fewer", 3)
     assert spread == [None, None]
     assert whole_state(last_checkpoint(tmp_path / "fewer"))["global_step"] == 3
+    shutil.copytree(tmp_path / "fewer", tmp_path / "others")
     assert apart(trained(tmp_path, tmp_path / "fewer"), alone) <= 1e-6
+    (part, *_) = (tmp_path / "others" / "checkpoints").glob("last.ckpt.*/*.safetensors")
+    part.write_bytes(part.read_bytes()[:-1] + b"?")
+    for weights in in_ranks(3, trained, tmp_path, tmp_path / "others"):  # from the checkpoint before
+        assert apart(weights, alone) <= 1e-6
+    assert not list((tmp_path / "fewer" / "checkpoints").glob("*.ckpt.*"))  # no checkpoint names them now
     assert trained(tmp_path, tmp_path / "more", 1) is None
     for weights in in_ranks(2, trained, tmp_path, tmp_path / "more"):
         assert apart(weights, alone) <= 1e-6

@@ -5,6 +5,8 @@ import os
 import socket
 import traceback
 
+import lightning.fabric.utilities.rank_zero  # noqa: F401  # here, so that not each process imports it
+
 from amid.distributed import ranks
 
 
