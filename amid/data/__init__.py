@@ -1,7 +1,7 @@
 """Instruction data: examples, prompts, batches."""
 
 from amid.data.datamodule import InstructionData
-from amid.data.examples import Example
+from amid.data.examples import Conversation, Example
 from amid.data.templates import Template
 
-__all__ = ["Example", "InstructionData", "Template"]
+__all__ = ["Conversation", "Example", "InstructionData", "Template"]

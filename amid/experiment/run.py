@@ -258,6 +258,7 @@ def _read_data(plan: Plan, quiet: bool) -> InstructionData:
     data = plan.data()
     plan.check_rates(course_over_rows(plan, data).steps)
     answered = {"data.valid": data.valid_examples[: data.valid_prompts]} | data.test_examples
+    _check_prompts(plan, data)
     check_metrics(data.metrics, answered)
     _ = data.plain_tokens
     if not quiet:
@@ -293,6 +294,21 @@ def _valid_score(data: InstructionData, sampling: Sampling) -> ValidationScore |
     )
 
 
+def _check_prompts(plan: Plan, data: InstructionData) -> None:
+    """Checks that rows which a model is to answer have a prompt.
+
+    Raises:
+        InputError: for plain text.
+    """
+    what = "has plain text (rows with text alone), which has no prompt to answer; use rows with questions, or"
+    written = plan.text.from_student or isinstance(plan.text, TeacherText)
+    if written and any(example.is_text for example in data.train_examples):
+        raise InputError(f"data.train {what} text=data")
+    answered = () if data.valid_metric is None else data.valid_examples[: data.valid_prompts]
+    if any(example.is_text for example in answered):
+        raise InputError(f"data.valid {what} data.valid_metric=null checkpoint=loss")
+
+
 def supply_text(plan: Plan, data: InstructionData) -> None:
     """Gives the text of a plan the training set; if the text is the teacher's, the set holds its answers.
 
@@ -300,11 +316,6 @@ def supply_text(plan: Plan, data: InstructionData) -> None:
         InputError: see `TeacherText.training_set`.
     """
     text = plan.text
-    if (text.from_student or isinstance(text, TeacherText)) and not bool(data.train_tokens.prompts.all()):
-        raise InputError(
-            "data.train has plain text (rows with text alone), which has no prompt to answer; use text=data, "
-            "or rows with questions"
-        )
     if isinstance(text, TeacherText):
         answered = text.training_set(
             data.train_tokens,

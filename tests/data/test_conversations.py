@@ -1,5 +1,7 @@
 """Conversations: how rows are read, which tokens count, what the limits cut, and the errors."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from chat import chat_tokenizer, messages, template_of
@@ -10,6 +12,8 @@ from amid.data.prompts import IGNORE, Encoder
 from amid.data.rows import FIELDS, example_of
 from amid.data.sources import loaded
 from amid.errors import InputError
+from amid.experiment import run
+from amid.text import DataText, StudentText
 
 VERBATIM = Template("{instruction}", "{instruction}\n\n{input}")
 SHARED = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
@@ -309,6 +313,12 @@ def test_plain_text_counts_whole_and_has_no_prompt(tmp_path, jsonl):
     assert (row.n_prompt, data.train_tokens.counted) == (0, [len(row.ids) - 1])
     with pytest.raises(InputError, match=r"plain text .* has no prompt to answer"):
         data.encoder.prompt(data.train_examples[0])
+    for data.valid_metric, text, message in (
+        ("rouge_l", DataText(), r"data\.valid has plain text .* data\.valid_metric=null checkpoint=loss"),
+        (None, StudentText(9), r"data\.train has plain text .* text=data"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run._check_prompts(SimpleNamespace(text=text), data)
     data._test = {"mine": path}
     with pytest.raises(InputError, match=r"data\.test\.mine has plain text .* null for no such set"):
         _ = data.test_examples
