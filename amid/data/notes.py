@@ -26,9 +26,9 @@ def rows(sets: Mapping[str, Loaded]) -> Iterator[str]:
     ]
     if read:
         yield f"Rows: {'; '.join(read)}"
-    for taken in sorted({what for of in sets.values() for what in of.taken}):
-        counts = {name: of.taken.get(taken, 0) for name, of in sets.items()}
-        yield f"Read as {taken}: {_of(counts, n, 'rows')}"
+    for form in sorted({what for of in sets.values() for what in of.forms}):
+        counts = {name: of.forms.get(form, 0) for name, of in sets.items()}
+        yield f"Read as {form}: {_of(counts, n, 'rows')}"
     if empty := _of({name: of.empty for name, of in sets.items()}, n, "rows"):
         yield f"Left out, as their output is empty: {empty}"
     silent = {

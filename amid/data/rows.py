@@ -39,7 +39,7 @@ def checked(fields: Fields | None) -> Fields:
     return {name: field for name, field in fields.items() if field is not None}
 
 
-def example_of(row: Mapping[str, Any], place: str, fields: Fields) -> tuple[Example, str | None]:
+def example_of(row: Mapping[str, Any], place: str, fields: Fields) -> tuple[Example, str]:
     """The example in a row, perhaps without an output that has text, and the name of the row's form.
 
     Raises:

@@ -31,7 +31,7 @@ A slice of rows may follow the path: `FILE[1000:]`, `OWNER/NAME:main:train[:60]`
 `instruction`, `input` (may be missing or empty) and `output`, or other names that `fields` gives. `output`
 may be a list of acceptable strings. The row's other strings and finite numbers become the example's `fields`.
 Rows with empty outputs only are left out; blank lines are skipped. Rows with neither `instruction` nor
-`output` may be a prompt and its completion, or a conversation of one turn.
+`output` may be of another form: `prompt` and `completion`, `messages`, `conversations`, or `text`.
 """
 
 TextSource = str | Sequence[str]
@@ -49,8 +49,8 @@ class Loaded:
     were left out before each of them."""
     empty: int = 0
     """Rows that are left out because none of their outputs has text."""
-    taken: Mapping[str, int] = field(default_factory=dict)
-    """The number of rows that were read without `fields`, by the way they were read."""
+    forms: Mapping[str, int] = field(default_factory=dict)
+    """The number of rows of each form."""
     sources: Sequence[str] = ()
     """The files and data sets that were read, in words; none for examples."""
 
@@ -100,7 +100,7 @@ def loaded(
     reading = _Reading(checked(fields), use)
     found = itertools.islice(itertools.chain.from_iterable(map(reading.examples, paths)), limit)
     examples: Sequence[Example] = list(found) if folder is None else OnDisk(found, folder)
-    return Loaded(examples, reading.rows, reading.empty, reading.taken, reading.sources)
+    return Loaded(examples, reading.rows, reading.empty, reading.forms, reading.sources)
 
 
 def _of_examples(given: Sequence[Example], limit: int | None) -> Loaded:
@@ -117,7 +117,7 @@ class _Reading:
     def __init__(self, fields: Fields, use: Use) -> None:
         self._fields, self._use = fields, use
         self.rows = self.empty = 0
-        self.taken: Counter[str] = Counter()
+        self.forms: Counter[str] = Counter()
         self.sources: list[str] = []
 
     def examples(self, path: str) -> Iterator[Example]:
@@ -129,12 +129,12 @@ class _Reading:
         first, stop, usable, n = place.rows.start, place.rows.stop, 0, 0
         for where, row in found.rows:
             n += 1
-            example, instead = example_of(row, where, self._fields)
+            example, form = example_of(row, where, self._fields)
             has_response = any(map(has_text, example.outputs))
             if usable >= first:
                 self.rows += 1
                 self.empty += not has_response
-                self.taken.update(filter(None, [instead]))
+                self.forms[form] += 1
             usable += has_response
             if has_response and usable > first:
                 yield example
@@ -157,7 +157,14 @@ def _examples(source: object) -> list[Example]:
         return [
             item
             if isinstance(item, Example)
-            else Example(item.instruction, item.input, tuple(item.outputs), dict(item.fields))
+            else Example(
+                item.instruction,
+                item.input,
+                tuple(item.outputs),
+                dict(item.fields),
+                item.conversation,
+                item.is_text,
+            )
             for item in source
         ]
     except (AttributeError, TypeError) as error:

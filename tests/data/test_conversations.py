@@ -59,7 +59,7 @@ def counted(enc, row):
 )
 def test_forms_of_conversations(jsonl, row, form, roles):
     found = loaded(str(jsonl({"instruction": "a", "output": "b"}, row | {"id": 3})))
-    assert found.taken == {"instruction, input and output": 1, form: 1}
+    assert found.forms == {"instruction, input and output": 1, form: 1}
     example = found.examples[1]
     assert example.fields["id"] == 3
     assert "".join(message["role"][0] for message in example.conversation.messages) == roles

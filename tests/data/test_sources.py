@@ -234,7 +234,7 @@ def test_a_prompt_and_its_completion_are_instruction_and_output(jsonl):
     found = loaded(str(jsonl(ROW, {"prompt": "a", "completion": "b", "id": 3})))
     assert found.examples[1] == Example("a", "", ("b",))
     assert found.examples[1].fields == {"id": 3}
-    assert found.taken == {
+    assert found.forms == {
         "instruction, input and output": 1,
         "prompt and completion (instruction and output)": 1,
     }
