@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import constants
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from amid.config.data_files import HUB_PREFIX, Place
 from amid.data.formats import Rows, is_read, rows_of
 from amid.errors import InputError, chain_of, first_line, shortened
-from amid.models.hub import ask_its_cache_alone_if_it_is_silent, commit_of, reason_of, trouble_with
+from amid.models.hub import HTTPError, ask_its_cache_alone_if_it_is_silent, commit_of, reason_of, trouble_with
 
 Use = Literal["train", "valid", "test"]
 """What the rows are for, which chooses the split where a source names none."""
@@ -270,10 +270,20 @@ def _refusal(place: Place, error: Exception) -> str:
         )
     if kinds & {"EmptyDatasetError", "DataFilesNotFoundError"}:
         return "holds no data files; give a folder with JSON, CSV, Parquet or Arrow files"
-    if place.kind in ("hub set", "hub file"):
+    from_hub = place.kind.startswith("hub")
+    if from_hub and any(isinstance(link, _NOT_REACHED) for link in chain_of(error)):
         return (
             f"cannot be had ({shortened(reason_of(error))}); check the name and the network, or give the "
             "path of a file or a folder"
         )
-    cause = chain_of(error)[-1] if "DatasetGenerationError" in kinds else error
-    return f"cannot be read ({shortened(first_line(cause))}); repair its files"
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    remedy = (
+        f"take files one by one: {HUB_PREFIX}{name}/FILE" if from_hub else "repair it, or take other files"
+    )
+    return f"cannot be read ({shortened(first_line(cause))}); {remedy}"
+
+
+_NOT_REACHED = (HfHubHTTPError, HTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError)
+"""Errors of a hub that gives no answer, or another one than it should."""

@@ -170,7 +170,7 @@ def test_folders_of_save_to_disk(tmp_path):
     ):
         load_examples(f"{tmp_path}/one:train")
     (tmp_path / "one" / "data-00000-of-00001.arrow").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"cannot be read \(.*repair its files"):
+    with pytest.raises(InputError, match=r"cannot be read \(.*repair it, or take other files"):
         load_examples(str(tmp_path / "one"))
 
 
@@ -286,7 +286,10 @@ def test_what_the_hub_does_not_give_is_one_line_with_a_remedy(hub):
         ),
         ("owner/script", r"needs a script .* does not run; .*owner/script@refs/convert/parquet"),
         ("owner/empty", r"holds no data files"),
-        ("owner/torn", r"cannot be had \(.*Parquet.*\); check"),
+        (
+            "owner/torn",
+            r"cannot be read \(.*Parquet.*\); take files one by one: hf://datasets/owner/torn/FILE",
+        ),
         ("hf://datasets/owner/set/none.jsonl", r"is no file that the hub has; check the name"),
     ):
         with pytest.raises(InputError, match=message) as error:
