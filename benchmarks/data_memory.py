@@ -5,8 +5,8 @@
 
 It writes JSON Lines with short rows, reads them as a run does, and makes the batches. "peak" is the most
 memory that the process had resident until then, with the pages of mapped files; "own" is what it has without
-them. Each row takes up to 40 token ids that are made without a tokenizer, unless --tokenizer is given, which is
-slow and takes the same memory.
+them. Each row takes up to 40 token ids, made without a tokenizer. With --tokenizer, which is slow, the
+built-in one makes them.
 """
 
 import argparse

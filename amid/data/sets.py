@@ -93,8 +93,8 @@ def _of_folder(place: Place, use: Use) -> Found:
     """The rows of a folder of data files, as `datasets.load_dataset` finds them."""
     path = str(Path(place.path).resolve())
     builder, configuration, split = _builder(place, use, _Set(path))
-    what = _described(place.path, configuration, split)
     files = [Path(file) for file in (builder.config.data_files or {}).get(split, ())]
+    what = _described(place.path, configuration, split, files=len(files))
     if files and all(file.is_file() and is_read(file) for file in files) and _is_plain(builder):
         shown = [
             Path(place.path) / file.relative_to(path) if file.is_relative_to(path) else file for file in files
@@ -224,10 +224,11 @@ def _split(place: Place, use: Use, splits: Sequence[str], asked: str) -> str:
     )
 
 
-def _described(path: str, configuration: str, split: str | None, commit: str = "") -> str:
+def _described(path: str, configuration: str, split: str | None, commit: str = "", files: int = 1) -> str:
     shown = "" if configuration == "default" else configuration
     parts = {"configuration": shown, "split": split, "revision": commit[:7]}
     said = ", ".join(f"{name} {value}" for name, value in parts.items() if value)
+    said += f", {files:,} files" * (files > 1)
     return f"{path} ({said})" if said else path
 
 

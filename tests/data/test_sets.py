@@ -109,6 +109,7 @@ def test_a_folder_of_files_by_split(tmp_path):
     assert read(f"{source}:test") == read(f"{source}::test") == read(source, use="test") == "t"
     found = loaded(f"{source}:test")
     assert found.sources == [f"{source} (split test)"]
+    assert loaded(source).sources == [f"{source} (split train, 2 files)"]
     with pytest.raises(InputError, match=r"no split 'dev'; name one of train, test, as in .*::train"):
         load_examples(f"{source}:dev")
     with pytest.raises(InputError, match=r"no split 'validation'; name one of train, test"):
