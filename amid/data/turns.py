@@ -7,6 +7,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from amid.data.examples import Conversation
+from amid.data.row_text import special_tokens
 from amid.data.templates import Template
 from amid.data.thoughts import NO_THOUGHT, cut_thoughts
 from amid.errors import InputError
@@ -130,4 +131,27 @@ def _stop(
             if end not in answer and rest.startswith(end):  # it ends a turn only where another one follows
                 stop = len(text) - len(rest) + len(end)
             return stop
-    return None
+    return _after_end(tokenizer, conversation, text, upto, number, begin)
+
+
+def _after_end(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    text: str,
+    upto: str,
+    number: int,
+    begin: int,
+) -> int | None:
+    """Returns where the special token after the answer in message `number` ends, with white space after it.
+
+    It serves templates that end the last answer in another way. `upto` is the text up to this answer, and
+    must agree with `text` up to the answer's last word; None otherwise.
+    """
+    said = conversation.messages[number]["content"].strip()
+    stop = text.find(said, begin) + len(said)
+    if stop < begin + len(said) or not upto.startswith(text[:stop]):
+        return None
+    rest = text[stop:].lstrip()
+    ends = [token for token in special_tokens(tokenizer) if rest.startswith(token)]
+    after = rest[len(max(ends, key=len)) :].lstrip() if ends else None
+    return None if after is None else len(text) - len(after)

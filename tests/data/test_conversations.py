@@ -217,6 +217,24 @@ def test_a_template_that_refuses_a_system_message_or_drops_messages():
         Encoder(tok, VERBATIM, 100, 200).example(read({"messages": TALK}))
 
 
+@pytest.mark.parametrize(
+    ("after_last", "earlier", "last"),
+    [
+        ("<|im_end|>\n{{ eos_token }}", "<|im_end|>\n", "<|im_end|>\n<eos>"),
+        ("<|eot_id|>", "<|im_end|>\n", "<|eot_id|>"),
+    ],
+)
+def test_a_template_that_ends_the_last_answer_in_another_way(after_last, earlier, last):
+    tok = chat_tokenizer(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{% if loop.last and m.role == 'assistant' %}"
+        f"{after_last}{{% else %}}<|im_end|>\n{{% endif %}}{{% endfor %}}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    runs, _ = counted(Encoder(tok, VERBATIM, 100, 200), {"messages": TALK})
+    assert runs == [f"first{earlier}", f"second{earlier}", f"third{last}"]
+
+
 def test_a_system_message_of_the_template():
     template = Template("{instruction}", "{instruction} {input}", system="Be <|im_end|> kind.")
     enc = encoder(template=template)
