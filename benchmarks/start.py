@@ -8,6 +8,7 @@ of the built-in pair, and copies of it with other labels.
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import shutil
 import statistics
 import subprocess
@@ -67,13 +68,14 @@ def seconds_to_first_step(command: list[str]) -> float:
 
 
 def copies(run: Path, folder: Path, number: int) -> Path:
-    """Copies a run `number` times, with an α of its own; returns their folder."""
+    """Copies a run `number` times, as a grid of α and divergences with five seeds; returns their folder."""
     result = results.load(run)
-    for i in range(number):
-        name = f"alpha={i / 10}"
+    grid = itertools.product(("kl", "reverse_kl", "alpha_beta", "js"), (-5.0, -3.0, -1.0, 0.0, 1.0), range(5))
+    for divergence, alpha, seed in itertools.islice(grid, number):
+        labels = result.labels | {"alpha": alpha, "divergence": divergence}
+        name = f"alpha={alpha},divergence={divergence},seed={seed}"
         shutil.copytree(run, folder / name)
-        labels = result.labels | {"alpha": i / 10}
-        results.save(dataclasses.replace(result, name=name, labels=labels), folder / name)
+        results.save(dataclasses.replace(result, name=name, labels=labels, seed=seed), folder / name)
     return folder
 
 

@@ -74,6 +74,7 @@ def draw_figures(
         for file, canvas, caption in _drawings(table, logged, fronts):
             if canvas is not None:
                 canvas.savefig(directory / file, dpi=DPI)
+                canvas.set_layout_engine("none")  # the PDF keeps the layout, which takes most of the time
                 canvas.savefig((directory / file).with_suffix(".pdf"), metadata={"CreationDate": None})
                 figures.append(Figure(file, caption))
     return figures
