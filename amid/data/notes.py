@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from amid.data.examples import Example
+from amid.data.examples import Conversation, Example
 from amid.data.prompts import Encoder
 from amid.data.rows import has_text
 from amid.data.sources import Loaded
-from amid.data.thoughts import THOUGHTS
+from amid.data.thoughts import THOUGHTS, thoughts_of
 
 _TRAINED = ("train", "valid")
 """Sets with responses that are used, not only their prompts."""
@@ -117,6 +117,13 @@ def thoughts(encoder: Encoder, sets: Mapping[str, Sequence[Example]]) -> Iterato
             f"Blocks of thoughts: the chat template {'; it '.join(parts)}; responses are trained on as they "
             "stand after the prompt; to have them otherwise, change data.template.chat or the rows"
         )
+    lost = {
+        name: sum(_loses_thoughts(encoder, row.conversation) for row in rows if row.conversation is not None)
+        for name, rows in sets.items()
+        if name in _TRAINED
+    }
+    if said := _of(lost, n, "rows"):
+        yield f"Thoughts that the chat template leaves out of conversations, as in earlier turns: {said}"
 
 
 def _shown(sources: Sequence[str]) -> str:
@@ -132,10 +139,8 @@ def _changed(encoder: Encoder, rows: Sequence[Example]) -> Counter[str]:
     counts: Counter[str] = Counter()
     plain = 0
     for row in rows:
-        if (
-            row.conversation is not None or row.is_text
-        ):  # the template writes answers itself, or there is none
-            continue
+        if row.conversation is not None or row.is_text:
+            continue  # the template writes the answers itself, or there is no template
         if THOUGHTS.search(row.outputs[0]):
             counts[_change(encoder, row.outputs[0])] += 1
         else:
@@ -143,6 +148,16 @@ def _changed(encoder: Encoder, rows: Sequence[Example]) -> Counter[str]:
     if plain:
         counts[_change(encoder, "x")] += plain
     return counts
+
+
+def _loses_thoughts(encoder: Encoder, conversation: Conversation) -> bool:
+    """Returns whether the template leaves out a thought of an answer."""
+    answers = (message["content"] for message in conversation.messages if message["role"] == "assistant")
+    thoughts = [thought for answer in answers for thought in thoughts_of(answer)]
+    if not thoughts:
+        return False
+    text = encoder.template.rendered(encoder.tokenizer, encoder.template.opened(conversation))
+    return any(thought not in text for thought in thoughts)
 
 
 def _change(encoder: Encoder, response: str) -> str:

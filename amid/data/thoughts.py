@@ -12,11 +12,12 @@ NO_THOUGHT = re.compile(r"<(\w+:)?think(ing)?>\s*(</(\w+:)?think(ing)?>\s*)?|\[T
 """An empty thought, or the beginning of one."""
 
 _BLOCK = re.compile(
-    r"(?:<(\w+:)?think(?:ing)?>|\A(?=(?:(?!<(?:\w+:)?think(?:ing)?>).)*</(?:\w+:)?think(?:ing)?>)).*?"
-    r"</(?:\w+:)?think(?:ing)?>\s*|\[THINK\].*?\[/THINK\]\s*",
-    re.DOTALL,
+    r"<(?:\w+:)?think(?:ing)?>(.*?)</(?:\w+:)?think(?:ing)?>\s*|\[THINK\](.*?)\[/THINK\]\s*", re.DOTALL
 )
-"""A whole block, and the white space after it. The prompt may have opened a block that begins a text."""
+"""A whole block, and the white space after it."""
+
+_REST = re.compile(r"\A.*?(?:</(?:\w+:)?think(?:ing)?>|\[/THINK\])\s*", re.DOTALL)
+"""The rest of a block that the prompt has opened."""
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Further fields of a message that hold thoughts."""
@@ -24,7 +25,12 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 
 def cut_thoughts(text: str) -> str:
     """`text` without its blocks of thoughts."""
-    return _BLOCK.sub("", text)
+    return _REST.sub("", _BLOCK.sub("", text))
+
+
+def thoughts_of(text: str) -> list[str]:
+    """The thoughts in `text`, without white space around them; empty ones are left out."""
+    return [said for found in _BLOCK.finditer(text) if (said := (found[1] or found[2] or "").strip())]
 
 
 def without_thoughts(example: Example) -> Example:

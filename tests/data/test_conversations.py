@@ -275,7 +275,7 @@ def data_of(folder, train, tok=None, valid=(), template=VERBATIM, **settings):
     )
 
 
-def test_thoughts_are_kept_or_cut(tmp_path, jsonl):
+def test_thoughts_are_kept_or_cut(tmp_path, jsonl, capsys):
     thought = "<think>\nso\n</think>\n\nyes"
     path = str(
         jsonl(
@@ -287,6 +287,9 @@ def test_thoughts_are_kept_or_cut(tmp_path, jsonl):
     kept = data_of(tmp_path, path, template=thinking)
     assert kept.train_examples[1].outputs[1] == thought
     assert "thought before" in kept.tokenizer.decode(kept.train_tokens.ids)
+    kept.announce_cuts(["train"])
+    said = "Thoughts that the chat template leaves out of conversations, as in earlier turns: 1 of 2 rows"
+    assert said in capsys.readouterr().out
     template = Template("{instruction}", "{instruction} {input}", thinking="cut")
     cut = data_of(tmp_path, path, template=template)
     first, second = cut.train_examples
