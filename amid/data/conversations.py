@@ -28,6 +28,9 @@ _AFTER = {
 }
 """The roles that may follow a role; None stands for the beginning."""
 
+_VARIABLES = "chat_template_kwargs"
+"""The field of a row that holds variables of the chat template, as in TRL."""
+
 _SHOWN = 6
 """How many roles an error names."""
 
@@ -55,7 +58,7 @@ def conversation_of(row: Mapping[str, Any], place: str) -> tuple[Conversation, s
         form = f"{'ShareGPT ' if shared else ''}{name}"
     else:
         return None
-    used = [*name.split(", "), "system", "tools"]
+    used = [*name.split(", "), "system", "tools", _VARIABLES]
     if row.get("history"):
         raise InputError(
             f"{place}: field 'history' stands beside a conversation ({name}); move it into the messages"
@@ -69,7 +72,12 @@ def conversation_of(row: Mapping[str, Any], place: str) -> tuple[Conversation, s
         raise InputError(
             f"{place}: the completion has no message of the assistant; give it the answer to learn"
         )
-    return Conversation(tuple(messages), given, _tools(row.get("tools"), place), place), form, used
+    variables = row.get(_VARIABLES) or {}
+    if not isinstance(variables, Mapping):
+        raise InputError(f"{place}: field {_VARIABLES!r} is {shown(variables)}; write an object of variables")
+    variables = {variable: value for variable, value in variables.items() if value is not None}
+    tools = _tools(row.get("tools"), place)
+    return Conversation(tuple(messages), given, tools, variables, place), form, used
 
 
 _SIDES = {"prompt": "user", "completion": "assistant"}

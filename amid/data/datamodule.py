@@ -386,7 +386,7 @@ def _read_by_models(example: Example) -> object:
     """Returns the parts of an example that models read."""
     if example.conversation is not None:
         conversation = example.conversation
-        return [conversation.messages, conversation.given, conversation.tools]
+        return [conversation.messages, conversation.given, conversation.tools, conversation.variables]
     texts = (example.instruction, example.input, example.outputs[0])
     return [*texts, "text"] if example.is_text else texts
 

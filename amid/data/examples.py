@@ -18,6 +18,8 @@ class Conversation:
     """The number of first messages that are a given prompt: no answer among them counts."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """Descriptions of the tools, for the chat template."""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of the chat template, which go before those of `amid.data.Template.chat`."""
     place: str = field(default="", compare=False)
     """Where it stands, for messages of errors: file and line."""
 

@@ -271,7 +271,7 @@ class Template:
                 chat_template=self._dated(tokenizer, tools),
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
-                **self._variables,
+                **{**self._variables, **conversation.variables},
             )
         except Exception as error:  # a template is a program, which may fail in any way
             raise InputError(self._refusal(tokenizer, conversation, first_line(error))) from error
@@ -289,7 +289,7 @@ class Template:
             tools=tools,
             chat_template=self._dated(tokenizer, tools),
             return_assistant_tokens_mask=True,
-            **{**tokenizer.special_tokens_map, **self._variables},
+            **{**tokenizer.special_tokens_map, **self._variables, **conversation.variables},
         )
         return [(int(begin), int(end)) for begin, end in spans]
 

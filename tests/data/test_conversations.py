@@ -121,6 +121,10 @@ IMAGE = [{"type": "image", "image": "x.png"}]
         ),
         ({"messages": messages("a", "b"), "tools": "[x"}, r"field 'tools' is no JSON"),
         ({"messages": messages("a", "b"), "tools": ["x"]}, r"field 'tools' is no list of objects"),
+        (
+            {"messages": messages("a", "b"), "chat_template_kwargs": 3},
+            r"'chat_template_kwargs' is 3; write an obj",
+        ),
     ],
 )
 def test_a_mistake_in_a_conversation_is_one_line_with_its_place(row, message):

@@ -111,11 +111,12 @@ def test_prompt_and_completion_of_messages(family, turns):
     assert encoded(rows, tok, turns=turns) == prepared(rows, tok)
 
 
-def test_answers_without_thoughts():
+def test_answers_without_thoughts_as_the_template_or_the_row_says():
     conversation = conversations("qwen3")[1]
     rows, tok = completions([conversation], thinking=False), chat_tokenizer(template_of("qwen3"))
-    found = encoded(rows, tok, WITHOUT_THOUGHTS)
-    assert found == prepared(rows, tok) != encoded(rows, tok)
+    found = encoded(rows, tok)
+    assert found == prepared(rows, tok) != encoded(completions([conversation]), tok)
+    assert found == encoded([{**rows[0], "chat_template_kwargs": None}], tok, WITHOUT_THOUGHTS)
     assert tok.decode([i for i in found[0][1] if i >= 0]) == "end<|im_end|>\n"
 
 
