@@ -1,5 +1,6 @@
 """Teacher and student: where they come from, whether they fit together, and their logits where they count."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -58,10 +60,20 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**location.arguments)
     except _OF_FILES as error:
         raise location.not_loadable("tokenizer", error) from error
+    if location.gguf_file is not None and len(tokenizer) > tokenizer.vocab_size:
+        _forget_tokens_beyond(tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+def _forget_tokens_beyond(tokenizer: Any) -> None:
+    """Takes tokens out of a GGUF file's tokenizer that the file does not have (in place): transformers adds
+    `<|endoftext|>` to byte-level vocabularies without it, for which the model has no embedding."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend["added_tokens"] = [one for one in backend["added_tokens"] if one["id"] < tokenizer.vocab_size]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(backend))
 
 
 @dataclass(frozen=True)

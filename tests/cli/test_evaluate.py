@@ -1,16 +1,20 @@
 """`amid evaluate`."""
 
+import json
 import shutil
 
+import peft
 import pytest
 import torch
 from command_line import run
 from families import network
+from gguf_files import write_gguf
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from amid import results
 from amid.data.builtin import tokenizer
 from amid.errors import InputError
+from amid.models.source import ModelSource, load_tokenizer
 
 
 def test_evaluate_without_a_model_or_a_whole_seed_says_what_it_takes(tmp_path, capsys):
@@ -147,6 +151,39 @@ def test_a_model_that_is_evaluated_has_its_own_name(finished, tmp_path, jsonl):
     assert run("evaluate", *given, out, "generation.seeds=[1]") == 0
     (scored,) = [results.load(file) for file in (tmp_path / "scores").glob("*/result.json")]
     assert (scored.labels["method"], scored.labels["model"]) == ("best", "best")
+
+
+@pytest.mark.parametrize("kind", ["hub", "adapters", "gguf"])
+def test_models_from_elsewhere_score_as_their_plain_copies(kind, hub, tmp_path, jsonl):
+    tok = tokenizer()
+    path = {"hub": "owner/name@v2", "adapters": str(tmp_path / "adapters"), "gguf": "owner/name/a.gguf"}[kind]
+    if kind == "gguf":
+        write_gguf(tmp_path / "a.gguf", tok, vocabulary=len(tok))
+        hub.add("owner/name", {"a.gguf": (tmp_path / "a.gguf").read_bytes()})
+    else:
+        network().save_pretrained(tmp_path / "model")
+        tok.save_pretrained(tmp_path / "model")
+        hub.add("owner/name", tmp_path / "model", revision="v2")
+    if kind == "adapters":
+        config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+        adapted = peft.get_peft_model(network(), config)
+        adapted.peft_config["default"].base_model_name_or_path = "owner/name@v2"
+        adapted.save_pretrained(tmp_path / "adapters")
+    own = load_tokenizer(path)
+    ModelSource(path).load(own).save_pretrained(tmp_path / "plain")
+    own.save_pretrained(tmp_path / "plain")
+    rows = jsonl(*({"instruction": word, "output": word} for word in ("one", "two", "three")))
+    given = ["data=jsonl", "data/template=builtin", f"+data.test.own={rows}", "generation.max_new_tokens=6"]
+    for place, out in ((path, "one"), (tmp_path / "plain", "other")):
+        assert run("evaluate", f"model.student.path={place}", *given, f"output_dir={tmp_path / out}") == 0
+    ((one,), (other,)) = (results.load_all(tmp_path / out) for out in ("one", "other"))
+    for name, score in one.scores["own"].items():
+        assert score.values == pytest.approx(other.scores["own"][name].values, rel=1e-5, nan_ok=True)
+    answers = [next((tmp_path / out).rglob("own-10.jsonl")).read_text() for out in ("one", "other")]
+    texts = [[json.loads(line)["answers"][0]["text"] for line in text.splitlines()] for text in answers]
+    assert texts[0] == texts[1]
+    assert any(texts[0])
+    assert one.labels["method"] == {"hub": "name@v2", "adapters": "adapters", "gguf": "a.gguf"}[kind]
 
 
 @pytest.mark.parametrize(

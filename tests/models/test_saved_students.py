@@ -44,7 +44,7 @@ ASKED = [
 READ = """
 import json, sys
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 for folder in sys.argv[1:]:
     asked = json.load(open(folder + "/asked.json"))
@@ -59,7 +59,13 @@ for folder in sys.argv[1:]:
         inputs = tokenizer(asked["texts"], padding=True, return_tensors="pt")
     with torch.inference_mode():
         tokens = model.generate(**inputs, max_new_tokens=24)[:, inputs["input_ids"].shape[1]:]
+    answer = pipeline("text-generation", model=folder)
+    in_pipeline = [
+        answer(one, max_new_tokens=24, return_full_text=False, do_sample=False)[0]["generated_text"]
+        for one in (talks if asked["chat"] else asked["texts"])
+    ]
     read = {
+        "pipeline": in_pipeline,
         "answers": tokenizer.batch_decode(tokens, skip_special_tokens=True),
         "tokens": [row[row != tokenizer.pad_token_id].tolist() for row in tokens],
         "ids": [
@@ -159,6 +165,7 @@ def test_plain_transformers_give_the_answers(case, found):
     ours, theirs = found[case]
     assert theirs["ids"] == ours["ids"]
     assert [answer.text for answer in ours["answers"]] == [text.strip() for text in theirs["answers"]]
+    assert theirs["pipeline"] == theirs["answers"]
     for mine, their, answer in zip(ours["tokens"], theirs["tokens"], ours["answers"], strict=True):
         assert their == (mine[:-1] if answer.ended and theirs["pad"][0] == theirs["eos"][0] else mine)
     assert len(set(theirs["eos"])) == len(set(theirs["pad"])) == 1

@@ -4,10 +4,9 @@ import json
 import logging
 import math
 
-import gguf
-import numpy as np
 import pytest
 import torch
+from gguf_files import write_gguf
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
 from transformers.masking_utils import flash_attention_mask
 
@@ -198,34 +197,7 @@ def test_layers_that_the_configuration_cannot_tell_are_not_pruned():
 
 
 def test_a_gguf_file_is_loaded_pruned_and_saved(tmp_path, hub):
-    writer = gguf.GGUFWriter(tmp_path / "small.gguf", "llama")
-    writer.add_context_length(64)
-    writer.add_embedding_length(16)
-    writer.add_block_count(2)
-    writer.add_feed_forward_length(32)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(8)
-    writer.add_vocab_size(1000)
-    rng = np.random.default_rng(0)
-
-    def add(name, *shape):
-        writer.add_tensor(name, rng.normal(size=shape, scale=0.1).astype(np.float32))
-
-    add("token_embd.weight", 1000, 16)
-    add("output_norm.weight", 16)
-    for i in range(2):
-        for name in ("attn_norm", "ffn_norm"):
-            add(f"blk.{i}.{name}.weight", 16)
-        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            add(f"blk.{i}.{name}.weight", 16, 16)
-        for name, shape in (("ffn_gate", (32, 16)), ("ffn_up", (32, 16)), ("ffn_down", (16, 32))):
-            add(f"blk.{i}.{name}.weight", *shape)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_gguf(tmp_path / "small.gguf")
     network = ModelSource(path=str(tmp_path / "small.gguf"), layers=[1]).load(tokenizer())
     network.save_pretrained(tmp_path / "saved")
     again = ModelSource(path=str(tmp_path / "saved")).load(tokenizer())
