@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from amid.config.data_files import HUB_PREFIX, Place
+from amid.console import announce
 from amid.data.formats import Rows, is_read, rows_of
 from amid.errors import InputError, chain_of, first_line, shortened
 from amid.models.hub import HTTPError, ask_its_cache_alone_if_it_is_silent, commit_of, reason_of, trouble_with
@@ -112,22 +113,41 @@ def _is_plain(builder: Any) -> bool:
     return not other or (other <= {"sep", "delimiter"} and given["sep"] == "\t")
 
 
+def rows_by_card(place: Place, use: Use) -> int | None:
+    """Returns the number of rows of a data set of the hub, by its card or its copy in the cache, before the
+    slice is taken; None if they do not say it. No data are downloaded.
+
+    Raises:
+        InputError: if the hub has no such data set, configuration or split.
+    """
+    with _refused_in_one_line(place):
+        builder, _, split, _ = _at_hub(place, use)
+        known = (builder.info.splits or {}).get(split)
+        return known.num_examples if known else None
+
+
 def _of_hub(place: Place, use: Use) -> Found:
-    """The rows of a data set of the hub, at the commit that the revision stands for."""
+    """The rows of a data set of the hub."""
+    builder, configuration, split, commit = _at_hub(place, use)
+    what = _described(place.path, configuration, split, commit)
+    if place.rows.stop is not None and not constants.HF_HUB_OFFLINE:
+        return Found(what, _numbered(place, what, builder.as_streaming_dataset(split=split)))
+    if not Path(builder.cache_dir).exists():
+        announce(f"Downloading {what} from the hub")
+    builder.download_and_prepare()
+    return Found(what, _numbered(place, what, builder.as_dataset(split=split).to_iterable_dataset()))
+
+
+def _at_hub(place: Place, use: Use) -> tuple[Any, str, str, str]:
+    """Returns what reads a data set of the hub at the commit that its revision stands for; the name of its
+    configuration; its split; and the commit."""
     import datasets
 
     ask_its_cache_alone_if_it_is_silent()
     datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE
     commit = commit_of(place.path, "dataset", place.revision)
-    offline = constants.HF_HUB_OFFLINE
-    builder, configuration, split = _builder(
-        place, use, _Cached(place.path, commit) if offline else _Set(place.path, commit)
-    )
-    what = _described(place.path, configuration, split, commit)
-    if place.rows.stop is not None and not offline:
-        return Found(what, _numbered(place, what, builder.as_streaming_dataset(split=split)))
-    builder.download_and_prepare()
-    return Found(what, _numbered(place, what, builder.as_dataset(split=split).to_iterable_dataset()))
+    found = (_Cached if constants.HF_HUB_OFFLINE else _Set)(place.path, commit)
+    return (*_builder(place, use, found), commit)
 
 
 class _Set:

@@ -14,9 +14,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from amid.config.data_files import HUB, HUB_PREFIX, parts_of, path_and_rows
+from amid.config.data_files import HUB, HUB_PREFIX, parts_of, path_and_rows, place_of
 from amid.data.examples import Example
-from amid.data.sets import Use
+from amid.data.sets import Use, rows_by_card
 from amid.data.sources import loaded
 from amid.experiment.plan import ROWS, Plan
 from amid.models.hub import NOT_CACHED
@@ -102,7 +102,7 @@ class Facts:
         found = self._known(
             f"the number of rows of {_name(source)}",
             ["rows", source, fields, use],
-            lambda: len(self._examples(source, fields, use)),
+            lambda: self._counted(source, use) or len(self._examples(source, fields, use)),
             lambda fact: _rows(source, fact["rows"]),
             _fact(source),
             (_ROWS, _name(source)),
@@ -116,7 +116,7 @@ class Facts:
         fact = _fact(source)
 
         def measure() -> Lengths:
-            examples = self._examples(source, data.fields, use)
+            examples = self._examples(_first_rows(source), data.fields, use)
             encoder = plan.data(self.tokenizer(plan), without=ROWS).encoder
             chosen = examples[:: max(1, len(examples) // SAMPLE)][:SAMPLE]
             rows = [encoder.example(example) for example in chosen]
@@ -146,6 +146,16 @@ class Facts:
             ValueError: or another error of its source, if it cannot be loaded.
         """
         return self._once(["tokenizer", plan.fingerprint("model.tokenizer")], lambda: plan.tokenizer)
+
+    def _counted(self, source: Any, use: Use) -> int | None:
+        """Returns the rows that a source takes of a data set of the hub, by its card; None if it is no such
+        source, or has a card that does not say it."""
+        if not _is_hub_set(source):
+            return None
+        rows = self._once(
+            ["card", path_and_rows(source)[0], use], lambda: rows_by_card(place_of(source), use)
+        )
+        return None if rows is None else _rows(source, rows)
 
     def _examples(self, source: Any, fields: Any, use: Use) -> Sequence[Example]:
         def load() -> Sequence[Example]:
@@ -209,6 +219,19 @@ def _fact(source: Any) -> Mapping[str, Any] | None:
         idle = (("size", source.get("size")), ("hub", HUB))
         wanted = [dict(item for item in source.items() if item not in idle)]
     return next((fact for fact in HUB_FACTS["data"] if fact["source"] in wanted), None)
+
+
+def _is_hub_set(source: Any) -> bool:
+    return isinstance(source, str) and place_of(source).kind == "hub set"
+
+
+def _first_rows(source: Any) -> Any:
+    """Returns the source of the first `SAMPLE` rows of a data set of the hub; other sources as they are."""
+    if not _is_hub_set(source):
+        return source
+    path, rows = path_and_rows(source)
+    stop = rows.start + SAMPLE
+    return f"{path}[{rows.start}:{stop if rows.stop is None else min(stop, rows.stop)}]"
 
 
 def _rows(source: Any, rows: int) -> int:

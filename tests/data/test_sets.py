@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from amid.data.sources import load_documents, load_examples, loaded
 from amid.errors import InputError
+from amid.estimates.sizes import Facts
 
 
 def rows(*names):
@@ -296,3 +297,14 @@ def test_what_the_hub_does_not_give_is_one_line_with_a_remedy(hub):
         with pytest.raises(InputError, match=message) as error:
             load_examples(source)
         assert "\n" not in str(error.value)
+
+
+def test_an_estimate_downloads_no_set(hub):
+    """The card says how many rows there are; otherwise they are counted."""
+    known = "---\ndataset_info:\n  splits:\n  - {name: train, num_examples: 900000}\n---\n"
+    hub.add("owner/large", {"README.md": known, "train.jsonl": json_lines(*"abc")}, "dataset")
+    hub.add("owner/small", {"train.jsonl": json_lines(*"abc")}, "dataset")
+    assert Facts().rows("owner/large", None) == 900_000
+    assert Facts().rows("owner/large[100:300]", None) == 200
+    assert not hub.asked("GET", "train.jsonl")
+    assert Facts().rows("owner/small[1:]", None) == 2

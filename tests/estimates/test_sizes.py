@@ -9,7 +9,9 @@ from omegaconf import OmegaConf
 from amid.config.compose import register_resolvers
 from amid.config.folders import CONF
 from amid.data.builtin import tokenizer
-from amid.estimates.sizes import HUB_FACTS, Facts
+from amid.data.examples import Example
+from amid.data.sources import Loaded
+from amid.estimates.sizes import HUB_FACTS, SAMPLE, Facts
 from amid.experiment.plan import Plan
 
 register_resolvers()
@@ -99,3 +101,19 @@ def test_what_the_cache_has_is_read(hub):
     expected = [len(ours("x " * n, add_special_tokens=False)["input_ids"]) + 1 for n in (2, 3)]
     assert lengths.response == sum(expected) / 2
     assert (facts.assumed, facts.unknown) == (None, {})
+
+
+@pytest.mark.parametrize(
+    ("source", "read"),
+    [
+        ("owner/set:main[5:]", f"owner/set:main[5:{5 + SAMPLE}]"),
+        ("owner/set[:20]", "owner/set[0:20]"),
+        ("rows.jsonl[5:]", "rows.jsonl[5:]"),
+    ],
+)
+def test_the_lengths_of_a_set_of_the_hub_are_those_of_its_first_rows(monkeypatch, source, read):
+    asked = []
+    found = Loaded([Example("a", "", ("b c",))], 1)
+    monkeypatch.setattr("amid.estimates.sizes.loaded", lambda rows, *_: asked.append(rows) or found)
+    assert Facts().lengths(Plan(configured(), trains=False), source).response > 0
+    assert asked == [read]
