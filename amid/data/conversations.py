@@ -1,5 +1,6 @@
 """From the messages of a row to a conversation, with checks of roles, turns and contents."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,8 +21,8 @@ _ROLES = {
 """The names that data sets give to the roles."""
 
 _AFTER = {
-    None: ("system", "user"),
-    "system": ("user",),
+    None: ("system", "user", "assistant"),
+    "system": ("user", "assistant"),
     "user": ("assistant",),
     "assistant": ("user", "tool"),
     "tool": ("assistant", "tool"),
@@ -45,7 +46,8 @@ def conversation_of(row: Mapping[str, Any], place: str) -> tuple[Conversation, s
             alternate, no answer, or a content that is no text.
     """
     given = 0
-    name = next((name for name in MESSAGES if isinstance(row.get(name), list | tuple)), "")
+    found = {name: of for name in MESSAGES if (of := _list_in(row.get(name))) is not None}
+    name = next(iter(found), "")
     if {"prompt", "completion"} <= row.keys() and not name:
         name = "prompt, completion"
         prompt, completion = (_list_of(row[field], role) for field, role in _SIDES.items())
@@ -53,7 +55,7 @@ def conversation_of(row: Mapping[str, Any], place: str) -> tuple[Conversation, s
             return None
         turns, given, form = [*prompt, *completion], len(prompt), "prompt and completion of messages"
     elif name:
-        turns = list(row[name])
+        turns = found[name]
         shared = any(isinstance(turn, Mapping) and "from" in turn for turn in turns)
         form = f"{'ShareGPT ' if shared else ''}{name}"
     else:
@@ -78,6 +80,16 @@ def conversation_of(row: Mapping[str, Any], place: str) -> tuple[Conversation, s
     variables = {variable: value for variable, value in variables.items() if value is not None}
     tools = _tools(row.get("tools"), place)
     return Conversation(tuple(messages), given, tools, variables, place), form, used
+
+
+def _list_in(value: Any) -> list[Any] | None:
+    """Returns a list, or the list that a cell of a table holds as JSON text; None for anything else."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):
+            return list(json.loads(value))
+    return None
 
 
 _SIDES = {"prompt": "user", "completion": "assistant"}
@@ -141,15 +153,16 @@ def _checked(messages: Sequence[Message], name: str, place: str) -> list[Message
         raise InputError(
             f"{what}; give a message of the user and the assistant's answer, or leave the row out"
         )
-    if "assistant" not in roles:
-        raise InputError(f"{what} has no message of the assistant; add the answer, or leave the row out")
+    if "assistant" not in (roles[roles.index("user") :] if "user" in roles else ()):
+        raise InputError(f"{what} has no answer of the assistant; add one, or leave the row out")
     before = None
     for number, role in enumerate(roles):
         if role not in _AFTER[before]:
             where = "begins with" if before is None else f"has {before}, then"
             raise InputError(
-                f"{what} {where} {role} ({name}[{number}]): the turns do not alternate; after "
-                f"{before or 'nothing'} comes {' or '.join(_AFTER[before])}; merge or remove messages"
+                f"{what} {where} {role} ({name}[{number}]): the turns do not alternate; "
+                f"{'at first' if before is None else f'after {before}'} comes {' or '.join(_AFTER[before])}; "
+                "merge or remove messages"
             )
         before = role
     return list(messages[: len(roles) - roles[::-1].index("assistant")])

@@ -25,8 +25,10 @@ class Conversation:
 
     @property
     def answers(self) -> list[int]:
-        """The numbers of the assistant's messages that can count."""
-        return [i for i, m in enumerate(self.messages) if m["role"] == "assistant" and i >= self.given]
+        """The numbers of the assistant's messages that can count; a greeting before any question is none."""
+        roles = [message["role"] for message in self.messages]
+        first = max(self.given, roles.index("user"))
+        return [number for number, role in enumerate(roles) if role == "assistant" and number >= first]
 
 
 @dataclass(frozen=True)

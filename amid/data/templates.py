@@ -98,10 +98,14 @@ class Template:
                 f"{conversation.place}: a conversation with tools needs a chat template; use the tokenizer "
                 "of a chat model, or leave the row out"
             )
-        messages = [message["content"] for message in conversation.messages]
-        before = f"{messages.pop(0)}\n\n" if conversation.messages[0]["role"] == "system" else ""
-        asked = [self.without_input.format(instruction=text) for text in messages[::2]]
-        return [(before * (i == 0) + ask, messages[2 * i + 1]) for i, ask in enumerate(asked)]
+        roles = [message["role"] for message in conversation.messages]
+        messages, first = [message["content"] for message in conversation.messages], roles.index("user")
+        before = "".join(f"{text}\n\n" for text in messages[:first])  # system message and greeting
+        asked = [self.without_input.format(instruction=text) for text in messages[first::2]]
+        return [
+            (before * (number == 0) + ask, answer)
+            for number, (ask, answer) in enumerate(zip(asked, messages[first + 1 :: 2], strict=True))
+        ]
 
     def end(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """The token that ends a response: EOS, or in a chat template the end of a turn.

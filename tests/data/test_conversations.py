@@ -1,5 +1,6 @@
 """Conversations: how rows are read, which tokens count, what the limits cut, and the errors."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,10 @@ from amid.text import DataText, StudentText
 
 VERBATIM = Template("{instruction}", "{instruction}\n\n{input}")
 SHARED = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+TALK_SHARED = [
+    {"from": role, "value": text}
+    for role, text in zip(["human", "gpt"] * 2, ["one", "first", "two", "second"], strict=True)
+]
 TALK = messages("one", "first", "two", "second", "three", "third", system="Be brief.")
 
 
@@ -55,6 +60,8 @@ def counted(enc, row):
         ({"prompt": TALK[:2], "completion": TALK[2:3]}, "prompt and completion of messages", "sua"),
         ({"prompt": "a", "completion": messages("a", "b")[1:]}, "prompt and completion of messages", "ua"),
         ({"messages": messages("a", "b", "thanks")}, "messages", "ua"),
+        ({"messages": json.dumps(messages("a", "b"))}, "messages", "ua"),
+        ({"conversations": SHARED[1:] + SHARED}, "ShareGPT conversations", "aua"),
     ],
 )
 def test_forms_of_conversations(jsonl, row, form, roles):
@@ -86,13 +93,17 @@ IMAGE = [{"type": "image", "image": "x.png"}]
     ("row", "message"),
     [
         ({"messages": []}, r"\(messages\) of no messages; give a message of the user"),
-        ({"messages": messages("a")}, r"of user has no message of the assistant; add the answer"),
+        ({"messages": messages("a")}, r"of user has no answer of the assistant; add one"),
+        ({"conversations": SHARED[1:]}, r"of assistant has no answer of the assistant"),
         (
             {"messages": [*messages("a"), *messages("b", "c")]},
             r"of user, user, assistant has user, then user \(messages\[1\]\): the turns do not alternate; "
             r"after user comes assistant",
         ),
-        ({"conversations": SHARED[1:] + SHARED}, r"begins with assistant .*do not alternate"),
+        (
+            {"messages": [{"role": "tool", "content": "3"}, *messages("a", "b")]},
+            r"begins with tool .*not alternate",
+        ),
         (
             {"messages": messages("a", "b", "c", "d") + TALK[:1] + TALK[1:3]},
             r"system, user, … has assistant, then system",
@@ -145,6 +156,15 @@ def test_all_answers_count_or_the_last_alone():
     assert counted(enc, {"prompt": TALK[:4], "completion": TALK[4:]}) == (ends[1:], prompt)
     smol = encoder("smollm2", marks=True)
     assert counted(smol, {"messages": TALK})[0] == [end.rstrip() for end in ends], "where its marks are"
+
+
+@pytest.mark.parametrize("family", [None, "llama3"])
+def test_a_greeting_is_read_and_does_not_count(family):
+    enc = encoder(family)
+    runs, prompt = counted(enc, {"conversations": SHARED[1:] + TALK_SHARED})
+    assert [run.partition("<")[0] for run in runs] == ["first", "second"]
+    assert prompt.index("b") < prompt.index("one")
+    assert encoder(family, turns="last").example(read({"conversations": SHARED[1:] + SHARED})).n_prompt > 1
 
 
 def test_without_a_chat_template_each_question_stands_in_the_text_of_the_template():
