@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amid.config.data_files import HUB, HUB_PREFIX, path_and_rows
+from amid.config.data_files import HUB, HUB_PREFIX, path_and_rows, place_of
 from amid.config.identity import leaves
 from amid.config.run_settings import REMEDY, Settings, read_config
 from amid.config.secrets import hide
@@ -20,7 +20,6 @@ MOST_NAMED = 5
 """At most this many runs of a folder are named."""
 
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@(.+))?")
-_DATA_OF_HUB = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@[^:]+)?(?::[^/:]*){0,2}")
 
 _PLACES = ("output_dir", "prepared_dir", "hub", "data.cache_dir", "teacher.cache_dir", "logger", "hydra")
 """Settings that say where a run reads and writes, and not what it computes."""
@@ -101,11 +100,12 @@ class FinishedRun:
             return []
         path = path_and_rows(source)[0]
         copies = f"{str(self.settings.get('hub', HUB)).rstrip('/')}/"
-        for prefix in (HUB_PREFIX, copies):
-            if path.startswith(prefix) and prefix != "/":
-                return ["/".join(path.removeprefix(prefix).partition("@")[0].split("/")[:2])]
-        found = _DATA_OF_HUB.fullmatch(path)
-        return [] if found is None or self._is_local(path) or Path(path).suffix in _FILES else [found[1]]
+        if copies != HUB_PREFIX and path.startswith(copies):
+            return ["/".join(path.removeprefix(copies).split("/")[:2])]
+        if self._is_local(path):
+            return []
+        place = place_of(source)
+        return ["/".join(place.path.split("/")[:2])] if place.kind in ("hub set", "hub file") else []
 
     @property
     def command(self) -> str | None:
@@ -131,7 +131,6 @@ class FinishedRun:
         return path in self.local or _is_absolute(path) or Path(path).exists()
 
 
-_FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst", ".zip")
 _ABSOLUTE = re.compile(r"(?<![\w:/.~-])(?:~|\.\.)?/[\w.@+-]+(?:/[\w.@+-]+)+")
 """A path from the root, the home folder or the folder above, of at least two parts."""
 

@@ -207,9 +207,12 @@ def test_a_chat_model_named_by_its_path_is_asked_in_its_chat_template(
     tok.save_pretrained(tmp_path / "model")
     path = jsonl({"instruction": "say it", "output": "it"})
     seen = []
-    monkeypatch.setattr(
-        "amid.generation.Sampling._noted_answers", lambda *given: seen.append(given[3]) or cut_off()
-    )
+
+    def decode(self, model, tokenizer, sets, *_, **__):
+        seen.append(sets["own"])
+        cut_off()
+
+    monkeypatch.setattr("amid.generation.Sampling._decode_sets", decode)
     given = [f"model.student.path={tmp_path / 'model'}", "data=jsonl", f"+data.test.own={path}"]
     assert run("evaluate", *given, *setting, f"output_dir={tmp_path / 'scores'}") == 1
     assert said in capsys.readouterr().out
