@@ -50,6 +50,7 @@ def check(found, name, folder):
     assert found["evaluated"] == pytest.approx(alone["evaluated"], rel=10 * tolerance)
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_step_of_one(tmp_path):
     names = ("ddp_lora_checkpointing", "fsdp")
     for name, found in launched(tmp_path, 2, names).items():

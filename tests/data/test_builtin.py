@@ -22,6 +22,7 @@ def tok():
     return tokenizer()
 
 
+@pytest.mark.slow
 def test_depends_on_its_arguments_alone_across_processes():
     script = (
         "import hashlib; from amid.data.builtin import corpus, tokenizer\n"

@@ -26,6 +26,7 @@ def answers(run: Path) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_on_two_devices_is_the_run_on_one(quick, tmp_path, capfd):
     settings = [
         *quick,

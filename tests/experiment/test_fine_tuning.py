@@ -10,6 +10,7 @@ def prepared_names(folder):
     return sorted(path.parent.name for path in folder.glob("*/result.json"))
 
 
+@pytest.mark.slow
 def test_neither_sampling_nor_speed_makes_the_models_anew(quick, prepared, finished):
     before = prepared_names(prepared)
     further = ["generation.seeds=[3]", "data.valid_prompts=2", "data.tokens_per_batch=99", "threads=1"]

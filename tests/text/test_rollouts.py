@@ -134,6 +134,7 @@ def test_steps_on_a_sample_are_those_computed_by_hand(tmp_path, fused):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_kl_of_sampled_sequences_falls(tmp_path):
     data = data_of(tmp_path, size=64)
     teacher = network(seed=5)

@@ -38,6 +38,7 @@ def test_every_text_trains(quick, tmp_path, overrides, expected):
     assert expected <= {key for row in curve(directory) for key in row}
 
 
+@pytest.mark.slow
 def test_an_offloaded_teacher_waits_on_the_cpu_while_the_student_answers(
     quick, tmp_path, monkeypatch, capsys
 ):
@@ -80,6 +81,7 @@ def test_an_offloaded_teacher_waits_on_the_cpu_while_the_student_answers(
     assert "teacher.offload=true with text=rollouts: the teacher answers" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_micro_batches_change_neither_the_coin_nor_the_text(quick, tmp_path):
     curves = []
     for setting in ("data.micro_batch_size=null", "data.micro_batch_size=3"):
@@ -106,6 +108,7 @@ def test_micro_batches_change_neither_the_coin_nor_the_text(quick, tmp_path):
     ],
     ids=lambda overrides: overrides[0],
 )
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_a_whole_one(quick, tmp_path, jsonl, monkeypatch, capsys, method):
     base = [o for o in quick if not o.startswith("trainer.max_epochs")]
     given = [*base, *method, "trainer.max_epochs=4", "checkpoint=loss", "data.batch_size=8"]

@@ -58,6 +58,7 @@ def test_the_score_is_that_of_the_task(capsys):
     assert capsys.readouterr().out.startswith("  step 1/2  loss 1.250  valid BLEU 20.0  ")
 
 
+@pytest.mark.slow
 def test_a_job_without_a_terminal_prints_lines_and_no_control_characters(small_run):
     """As under SLURM, whose log is a file."""
     command = [sys.executable, "-m", "amid", "train", *small_run, "teacher=cached"]

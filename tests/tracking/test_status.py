@@ -248,6 +248,7 @@ def test_time_left():
     assert seconds_left([done, RunStatus("e", "running")]) is None
 
 
+@pytest.mark.slow
 def test_a_sweep_is_followed_while_it_runs(small_run, tmp_path, capsys, monkeypatch):
     seen, step = [], DistillationModule.training_step
 

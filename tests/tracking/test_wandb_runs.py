@@ -144,6 +144,7 @@ def test_a_diverged_run_and_a_failed_one_can_be_told(offline, small_run, tmp_pat
     assert wandb.run is None
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_the_same_one_whose_state_is_its_own(
     offline, small_run, tmp_path, monkeypatch, capfd
 ):

@@ -216,10 +216,24 @@ def five_steps(shortened, prepared, tmp_path_factory):
 @pytest.mark.parametrize(
     ("cut", "at", "number", "goes_on"),
     [
-        ("training_step", 1, signal.SIGUSR2, "goes on after step 2 of its training\n"),
+        pytest.param(
+            "training_step",
+            1,
+            signal.SIGUSR2,
+            "goes on after step 2 of its training\n",
+            marks=pytest.mark.slow,
+        ),
         ("training_step", 4, signal.SIGTERM, "goes on after step 5 of its training\n"),
-        ("validation_step", 3, signal.SIGTERM, "goes on after step 3 of its training\n"),
-        ("_score", 5, signal.SIGINT, "goes on after step 5 of its training\n"),
+        pytest.param(
+            "validation_step",
+            3,
+            signal.SIGTERM,
+            "goes on after step 3 of its training\n",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "_score", 5, signal.SIGINT, "goes on after step 5 of its training\n", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_from_there(
