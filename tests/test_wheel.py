@@ -58,7 +58,7 @@ def test_an_installed_wheel_runs_a_sweep_outside_of_the_clone(wheel, tmp_path):
     short += [f"model.{role}.sft.trainer.max_steps=2" for role in ("teacher", "student")]
     grid = ["divergence=kl", "assistant.alpha=-1,1", "seed=1", "generation.seeds=[1]"]
     said = run(amid, "sweep", "alpha", *grid, *short, "output_dir=runs", cwd=work)
-    assert (work / "runs" / "report.html").exists(), said
-    assert len(list(work.glob("runs/*/result.json"))) >= 2
+    assert (work / "runs" / "report" / "report.html").exists(), said
+    assert len(list(work.glob("runs/*/result.json"))) == 6, "two of the grid, four baselines"
     code = "import amid, amid.losses, pathlib; print(pathlib.Path(amid.__file__).parent)"
     assert run(own / "bin" / "python", "-c", code, cwd=work).strip().startswith(str(own))
