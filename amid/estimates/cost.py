@@ -17,6 +17,7 @@ from amid.results import RESULT_FILE
 from amid.settings.nodes import Trainer
 from amid.teacher.state_codes import EXACT, bytes_of_position
 from amid.text import Text
+from amid.training.averaging import AverageWeights
 from amid.training.length import Length
 
 TEXT_BYTES = 4.5
@@ -41,8 +42,8 @@ class Cost:
     disk: float = math.nan
     """Bytes on disk after it: its weights, and its answers to the evaluation sets."""
     checkpoints: float = math.nan
-    """Further bytes on disk while it trains: the best epoch's checkpoint, the two latest, and
-    the next one as it is written, with the optimiser's moments."""
+    """Further bytes on disk while it trains: the best epoch's checkpoint, the two latest, and the next one as
+    it is written, with the optimiser's moments and the average of the weights, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ class Estimator:
             + steps * batch_size * self._plain_row(plan),
             memory=_memory(plan, student, teacher, body=text.from_student or not _is_cached(plan)),
             disk=_bytes(student) + self._answers_on_disk(plan),
-            checkpoints=4 * 3 * _bytes(student, trained=True) if steps != 0 else 0.0,
+            checkpoints=4 * (3 * _bytes(student, trained=True) + _average(plan, student))
+            if steps != 0
+            else 0.0,
         )
 
     def shared(self, plan: Plan) -> dict[str, Once]:
@@ -208,7 +211,7 @@ def _memory(
     head = 0 if teacher is None else int(_state_bytes(teacher)[1])
     if not body or trained_by is None:
         memory = replace(memory, teacher=head)
-    return memory.total
+    return memory.total + _average(plan, student)
 
 
 def _steps(length: Length, rows: float, batch_size: int) -> float:
@@ -224,6 +227,15 @@ def _bytes(model: PreTrainedModel | None, trained: bool = False) -> float:
     if model is None:
         return math.nan
     return sum(weight.nbytes for weight in model.parameters() if weight.requires_grad or not trained)
+
+
+def _average(plan: Plan, student: PreTrainedModel | None) -> float:
+    """Returns the bytes of an average of the trained weights, in float32; 0 without one."""
+    if not any(isinstance(callback, AverageWeights) for callback in plan.callbacks.values()):
+        return 0.0
+    if student is None:
+        return math.nan
+    return sum(4.0 * weight.numel() for weight in student.parameters() if weight.requires_grad)
 
 
 def _devices(trainer: Trainer) -> int:

@@ -33,6 +33,9 @@ _NOT_TAKEN = {
 }
 """Callbacks of Lightning that cannot work in a run, each with the reason and what to use."""
 
+_LOGGING = (of_lightning.DeviceStatsMonitor, of_lightning.LearningRateMonitor)
+"""Callbacks of Lightning that refuse a training without a logger."""
+
 
 def check_parts(plan: Plan) -> None:
     """Checks the parts of a run that need neither data nor models, and the fine-tunings of its models.
@@ -100,6 +103,8 @@ def check_callbacks(plan: Plan) -> None:
                 f"callbacks.{name} is a {type(callback).__name__}; it must be a lightning.pytorch.Callback"
             )
         _check_taken(name, callback)
+        if isinstance(callback, _LOGGING) and not plan.loggers:
+            raise InputError(f"callbacks.{name} logs, and the run has no logger; choose logger=csv")
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str) and monitor not in known and not monitor.startswith("train/"):
             raise InputError(

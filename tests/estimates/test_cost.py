@@ -96,6 +96,16 @@ def test_adapters_take_little_room():
     assert adapted.checkpoints == pytest.approx(4 * 3 * 4 * adapters)
 
 
+def test_an_average_of_the_weights_is_one_more_copy_of_them():
+    plain, averaged = (
+        Estimator().run(planned("method=sft", *SIZES, *STEPS, f"callbacks={chosen}"))
+        for chosen in ("[]", "[ema,early_stopping]")
+    )
+    copy = averaged.memory - plain.memory
+    assert copy == plain.checkpoints / 12  # the weights of four checkpoints, each with two moments
+    assert averaged.checkpoints - plain.checkpoints == 4 * copy
+
+
 def test_what_the_teacher_does_once():
     cfg = configured("method=kd", "text=teacher", "text.max_new_tokens=2", *SIZES, *STEPS)
     hand = Hand(cfg)
