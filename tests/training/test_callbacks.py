@@ -21,9 +21,9 @@ from amid.training.module import DistillationModule, Optimisation
 from amid.training.resume import last_checkpoint
 from amid.training.trainer import Training
 
-DECAY = 0.6
+DECAY, STEPS = 0.6, 6
 EPOCH = 2
-"""Steps of an epoch, each of which ends with a validation."""
+"""Steps of an epoch, each of which ends with a validation. With shorter epochs, not every epoch does."""
 
 
 class Scored:
@@ -55,7 +55,7 @@ class Killed(L.Callback):
         self.weights.append([weight.detach().clone() for weight in pl_module.student.parameters()])
 
 
-def trained(tmp_path, folder, *callbacks, steps=6, lr=0.05, monitor="valid/loss", score=None):
+def trained(tmp_path, folder, *callbacks, monitor="valid/loss", score=None, epoch=EPOCH):
     """The module after a training in `folder`, which goes on if it was begun there; None if it is killed."""
     data = data_of(tmp_path, size=13, batch_size=7, micro_batch_size=7, valid_metric=None)
     module = DistillationModule(
@@ -65,7 +65,7 @@ def trained(tmp_path, folder, *callbacks, steps=6, lr=0.05, monitor="valid/loss"
         data=data,
         text=DataText(),
         optimisation=Optimisation(
-            partial(torch.optim.AdamW, lr=lr), partial(LambdaLR, lr_lambda=lambda step: 1.0), 1.0, steps
+            partial(torch.optim.AdamW, lr=0.05), partial(LambdaLR, lr_lambda=lambda step: 1.0), 1.0, STEPS
         ),
         valid_score=score,
     )
@@ -74,7 +74,8 @@ def trained(tmp_path, folder, *callbacks, steps=6, lr=0.05, monitor="valid/loss"
     )
     mode = "max" if monitor == "valid/rouge_l" else "min"
     checkpoints = Checkpoints(monitor, mode, every_n_steps=1)
-    training = Training(Course(steps, EPOCH, epochs_to_validation=1), checkpoints, callbacks, lightning)
+    course = Course(STEPS, epoch, epochs_to_validation=EPOCH // epoch)
+    training = Training(course, checkpoints, callbacks, partial(lightning, limit_train_batches=epoch))
     try:
         training.fit(module, data, folder, [], last_checkpoint(folder))
     except InterruptedError:
@@ -135,15 +136,18 @@ def test_a_resumed_training_with_callbacks_equals_an_undisturbed_one(tmp_path, h
     assert equal(parts[0]._average, whole[0]._average)
 
 
+@pytest.mark.parametrize("epoch", [EPOCH, EPOCH // 2])
 @pytest.mark.parametrize("hook", [None, "on_validation_batch_start", "on_train_epoch_end"])
-def test_early_stopping_ends_a_training_also_a_resumed_one(tmp_path, hook):
+def test_early_stopping_ends_a_training_also_a_resumed_one(tmp_path, hook, epoch):
+    """With the shorter epoch the best student is kept before the epoch's end."""
+
     def stopping():
         return EarlyStopping("valid/loss", stopping_threshold=1e9, check_on_train_epoch_end=False)
 
     if hook is not None:
-        assert trained(tmp_path, tmp_path / "run", stopping(), Killed(hook, EPOCH)) is None
+        assert trained(tmp_path, tmp_path / "run", stopping(), Killed(hook, EPOCH), epoch=epoch) is None
     seen = Killed()
-    module = trained(tmp_path, tmp_path / "run", stopping(), seen)
+    module = trained(tmp_path, tmp_path / "run", stopping(), seen, epoch=epoch)
     assert len(seen.weights) == (EPOCH if hook is None else 0), "no step follows the validation"
     assert module.validated_step == EPOCH
 
