@@ -87,7 +87,7 @@ def model_card(
         "## Licence",
         _licence(run, licence),
         "## Citation",
-        "Please cite the method:",
+        "Please cite the method:" if _method(run) == "amid" else "Please cite amid:",
         f"```bibtex\n{CITATION}\n```",
     ]
     body = "\n\n".join(run.without_paths(part) for part in parts)
@@ -197,14 +197,20 @@ def _method(run: FinishedRun) -> str:
 
 
 def _summary(run: FinishedRun, adapter: bool) -> str:
-    what = "These are the LoRA adapters of" if adapter else "This is"
-    student = f"{what} {_model_in_words(run, 'student')}"
-    by = f"amid {__version__}, a framework to distil language models"
+    begin, it = ("These are LoRA adapters of", "them") if adapter else ("This student began as", "it")
     if not _trained(run):
-        return f"{student}, scored without further training by {by}."
-    if not _distilled(run):
-        return f"{student}, fine-tuned without a teacher by {by}."
-    return f"{student}, distilled from {_model_in_words(run, 'teacher')} by {by}."
+        did = f"scored {it} without further training"
+    elif _distilled(run):
+        did = f"distilled {it} from {_model_in_words(run, 'teacher')}"
+    else:
+        did = f"fine-tuned {it} without a teacher"
+    by = f"amid {_version(run)}, a framework to distil language models,"
+    return f"{begin} {_model_in_words(run, 'student')}. {by} {did}."
+
+
+def _version(run: FinishedRun) -> str:
+    """Returns the version of amid that trained the run."""
+    return run.result.versions.get("amid-distill", __version__)
 
 
 def _model_in_words(run: FinishedRun, role: str) -> str:
@@ -214,7 +220,7 @@ def _model_in_words(run: FinishedRun, role: str) -> str:
     if (found := run.hub_id(role)) is not None:
         words = f"[{found}]({HUB}/{found})"
     elif isinstance(architecture, dict):
-        size = [f"{key}={architecture.get(key)}" for key in ("hidden_size", "num_hidden_layers")]
+        size = [markdown(f"{key}={architecture.get(key)}") for key in ("hidden_size", "num_hidden_layers")]
         words = f"a {markdown(architecture.get('model_type'))} of random weights ({', '.join(size)})"
     else:
         words = "a model that is not on the hub"
@@ -332,7 +338,7 @@ def _again(run: FinishedRun) -> Iterator[str]:
     if command is None:
         yield "The command of this run was not recorded."
         return
-    yield f"```bash\npip install amid-distill=={__version__}\n{command}\n```"
+    yield f"```bash\npip install amid-distill=={_version(run)}\n{command}\n```"
     yield "A path of the author's machine is shortened to its last part."
 
 

@@ -117,7 +117,7 @@ class FinishedRun:
         from amid.console import as_typed
 
         kept = [word for word in words if not re.match(rf"[+~]*({'|'.join(_PLACES)})[=./@]", word)]
-        return hide(as_typed(["train", *map(self.without_paths, kept)]))
+        return hide(" ".join(as_typed(["train", *map(self.without_paths, kept)]).split("\n")))
 
     def without_paths(self, text: str) -> str:
         """Returns text in which the last part stands for each path of this machine."""

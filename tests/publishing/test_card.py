@@ -10,7 +10,7 @@ from command_line import run
 from huggingface_hub import ModelCard, metadata_load
 from published import STUDENT, TEACHER
 
-from amid import results
+from amid import __version__, results
 from amid.metrics import paired_bootstrap
 from amid.publishing.card import CITATION, model_card
 from amid.publishing.finished import FinishedRun
@@ -51,11 +51,9 @@ def test_the_metadata_name_models_data_and_tags(of_hub, hub, tmp_path):
 def test_the_text_says_what_was_distilled_from_what_and_how(of_hub):
     card = model_card(of_hub, "me/student")
     text = str(card)
-    assert (
-        f"This is [{STUDENT}](https://huggingface.co/{STUDENT}), cut to 3 of its layers, distilled from"
-        in text
-    )
-    assert f"[{TEACHER}](https://huggingface.co/{TEACHER}), fine-tuned on the data first" in text
+    student, teacher = (f"[{name}](https://huggingface.co/{name})" for name in (STUDENT, TEACHER))
+    assert f"This student began as {student}, cut to 3 of its layers. amid {__version__}, a" in text
+    assert f"distilled it from {teacher}, fine-tuned on the data first.\n" in text
     rows = dict(table_of(card, "Training")[2:])
     assert rows["Method"] == "`amid`"
     assert rows["Divergence"] == "D(p, r) = `AlphaBeta(alpha=0.2, beta=0.7)`"
@@ -159,12 +157,12 @@ def test_no_path_of_the_machine_and_no_secret_is_in_it(changed, monkeypatch):
         """amid train data=jsonl "data.train='train.jsonl[:9]'" data.valid=valid.jsonl """
         "model.teacher.path=teacher +data.test.mine=test.jsonl optimizer.lr=1e-3\n"
     ) in text
-    assert "distilled from a model that is not on the hub by amid" in text
+    assert "distilled it from a model that is not on the hub.\n" in text
 
 
 def test_a_run_without_a_teacher_is_not_called_distilled(changed):
     card = model_card(changed(labels={"method": "sft", "alpha": None, "lam": None}))
-    assert "fine-tuned without a teacher" in str(card)
+    assert "fine-tuned it without a teacher" in str(card)
     assert not {"distillation", "knowledge-distillation"} & {*card.data.tags}
     names = [row[0] for row in table_of(card, "Training")]
     assert not {"Teacher p", "Divergence", "α"} & {*names}
@@ -172,7 +170,7 @@ def test_a_run_without_a_teacher_is_not_called_distilled(changed):
 
 def test_a_run_without_training_says_so(changed):
     text = str(model_card(changed(labels={"method": "start"}, training={"steps": 0.0})))
-    assert "scored without further training" in text
+    assert "scored it without further training" in text
 
 
 def test_translation_data_name_their_languages(changed):

@@ -1,5 +1,9 @@
 """`amid push`, against a stand-in of the hub."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from command_line import run
@@ -49,10 +53,15 @@ def test_a_student_arrives_whole_and_private_in_one_commit(mine, changed, capsys
     assert torch.equal(of_hub.lm_head.weight, own.lm_head.weight)
 
 
-def test_a_public_one_is_public(mine, finished, capsys):
-    assert run("push", finished, "me/student", "--public") == 0
-    assert not mine.repositories["model", "me/student"].private
-    assert "(public)" in capsys.readouterr().out
+@pytest.mark.slow
+def test_the_address_of_the_hub_comes_from_the_environment(hub, finished, tmp_path):
+    hub.tokens["hf_mine"] = Token("me")
+    command = [sys.executable, "-m", "amid", "push", str(finished), "me/student", "--public"]
+    env = os.environ | hub.environment(tmp_path / "home", token="hf_mine")
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout == f"Student: {hub.url}/me/student (public)\n"
+    assert not hub.repositories["model", "me/student"].private
+    assert "hf_mine" not in done.stderr
 
 
 def test_a_dry_run_prints_the_files_and_asks_nothing(hub, finished, capsys):
