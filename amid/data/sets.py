@@ -95,13 +95,26 @@ def _of_folder(place: Place, use: Use) -> Found:
     path = str(Path(place.path).resolve())
     builder, configuration, split = _builder(place, use, _Set(path))
     files = [Path(file) for file in (builder.config.data_files or {}).get(split, ())]
-    what = _described(place.path, configuration, split, files=len(files))
+    what = _described(place.path, configuration, split, "", len(files), _left_out(Path(path), builder))
     if files and all(file.is_file() and is_read(file) for file in files) and _is_plain(builder):
         shown = [
             Path(place.path) / file.relative_to(path) if file.is_relative_to(path) else file for file in files
         ]
         return Found(what, chain.from_iterable(map(rows_of, shown)))
     return Found(what, _numbered(place, what, builder.as_streaming_dataset(split=split)))
+
+
+def _left_out(folder: Path, builder: Any) -> int:
+    """The number of data files that `datasets` leaves out of a folder, where most files have another format.
+
+    It is 0 where a card says which files to take.
+    """
+    if (folder / "README.md").exists():
+        return 0
+    taken = {str(file) for files in (builder.config.data_files or {}).values() for file in files}
+    there = [file for file in folder.rglob("*") if file.is_file() and is_read(file)]
+    shown = [file for file in there if not any(part[0] == "." for part in file.relative_to(folder).parts)]
+    return sum(str(file) not in taken for file in shown)
 
 
 def _is_plain(builder: Any) -> bool:
@@ -244,12 +257,14 @@ def _split(place: Place, use: Use, splits: Sequence[str], asked: str) -> str:
     )
 
 
-def _described(path: str, configuration: str, split: str | None, commit: str = "", files: int = 1) -> str:
+def _described(
+    path: str, configuration: str, split: str | None, commit: str = "", files: int = 1, left_out: int = 0
+) -> str:
     shown = "" if configuration == "default" else configuration
     parts = {"configuration": shown, "split": split, "revision": commit[:7]}
-    said = ", ".join(f"{name} {value}" for name, value in parts.items() if value)
-    said += f", {files:,} files" * (files > 1)
-    return f"{path} ({said})" if said else path
+    said = [f"{name} {value}" for name, value in parts.items() if value]
+    said += [f"{files:,} files"] * (files > 1) + [f"left out: {left_out:,} of other formats"] * (left_out > 0)
+    return f"{path} ({', '.join(said)})" if said else path
 
 
 def _address(place: Place) -> str:
@@ -293,10 +308,9 @@ def _refusal(place: Place, error: Exception) -> str:
         return "holds no data files; give a folder with JSON, CSV, Parquet or Arrow files"
     from_hub = place.kind.startswith("hub")
     if from_hub and any(isinstance(link, _NOT_REACHED) for link in chain_of(error)):
-        return (
-            f"cannot be had ({shortened(reason_of(error))}); check the name and the network, or give the "
-            "path of a file or a folder"
-        )
+        where = "is no file or folder here, and " * (place.kind == "hub set")
+        reason = shortened(reason_of(error))
+        return f"{where}cannot be had ({reason}); check the name and the network, or give a path that is here"
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

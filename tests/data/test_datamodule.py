@@ -11,7 +11,7 @@ from amid.data.batches import Batches
 from amid.data.builtin import TEMPLATE, TEMPLATE_WITH_INPUT, corpus, tokenizer
 from amid.data.prompts import IGNORE, Encoder
 from amid.data.templates import Template
-from amid.data.tokens import Row, collate
+from amid.data.tokens import Row, Tokens, collate
 from amid.errors import InputError
 
 
@@ -317,3 +317,25 @@ def test_an_epoch_that_is_begun_within_lacks_its_first_batches_alone():
         within.set_epoch(epoch)
         assert len(within) == 10
         assert list(within) == list(whole)[6 if epoch == 1 else 0 :]
+
+
+def test_many_token_ids_are_held_in_a_file(tmp_path, monkeypatch):
+    sequences = [
+        ([1, 2, 3, 4, 5], 2, None),
+        ([6], 1, None),
+        ([7, 8, 9], 1, [False, True, False]),
+        ([], 0, None),
+    ]
+    monkeypatch.setattr("amid.data.tokens._IN_MEMORY", 4)
+    for part in (sequences, sequences[:2], sequences[:1], []):
+        stored, held = Tokens.of_turns(part, tmp_path), Tokens.of_turns(part)
+        assert stored.fingerprint == held.fingerprint
+        assert (stored.counts is None) == (len(part) < 3)
+        for name, tensor in held.tensors.items():
+            assert torch.equal(stored.tensors[name], tensor)
+            assert stored.tensors[name].dtype == tensor.dtype
+    assert held.ids.dtype == torch.int32
+    whole = Tokens.of_turns(sequences, tmp_path)
+    assert [(row.ids.tolist(), row.n_prompt) for row in whole] == [(ids, n) for ids, n, _ in sequences]
+    assert whole.counts.tolist() == [False, False, True, True, True, False, False, True, False]
+    assert not any(tmp_path.iterdir())

@@ -111,6 +111,8 @@ def test_a_folder_of_files_by_split(tmp_path):
     found = loaded(f"{source}:test")
     assert found.sources == [f"{source} (split test)"]
     assert loaded(source).sources == [f"{source} (split train, 2 files)"]
+    (tmp_path / "train-2.csv").write_text("instruction,output\na,b\n")
+    assert loaded(source).sources == [f"{source} (split train, 2 files, left out: 1 of other formats)"]
     with pytest.raises(InputError, match=r"no split 'dev'; name one of train, test, as in .*::train"):
         load_examples(f"{source}:dev")
     with pytest.raises(InputError, match=r"no split 'validation'; name one of train, test"):
