@@ -133,7 +133,7 @@ def measured(args: argparse.Namespace, strategy: str) -> dict[str, float]:
     device = trainer.strategy.root_device
     forget_peak_memory(device)
     before = 0 if device.type == "cuda" else peak_memory(device)
-    trainer.fit(module_of(args, data), train_dataloaders=Steps(args))
+    trainer.fit(module_of(args, data, strategy), train_dataloaders=Steps(args))
     return {
         "step": statistics.median(watch.seconds[1:-1] or watch.seconds),
         "exchange": watch.exchange,
@@ -142,14 +142,14 @@ def measured(args: argparse.Namespace, strategy: str) -> dict[str, float]:
     }
 
 
-def module_of(args: argparse.Namespace, data: InstructionData) -> DistillationModule:
+def module_of(args: argparse.Namespace, data: InstructionData, strategy: str) -> DistillationModule:
     """The student and how it is trained."""
     torch.manual_seed(0)
     architecture = STUDENT | {"num_hidden_layers": args.layers}
     source = ModelSource(architecture=architecture, gradient_checkpointing=args.checkpointing)
     adamw: Any = partial(torch.optim.AdamW, lr=1e-4)
     return DistillationModule(
-        student=source.load(tokenizer()),
+        student=source.load(tokenizer(), values=strategy == "ddp" or ranks.is_first()),
         teacher=None,
         objective=CrossEntropy(),
         data=data,

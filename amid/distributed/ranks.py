@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from amid.errors import InputError, in_one_line
 
 if TYPE_CHECKING:  # torch takes seconds to import
+    import torch
     from torch import Tensor, nn
 
 MEET_WITHIN = timedelta(minutes=5)
@@ -226,6 +227,17 @@ def same_weights(parameters: Iterable["Tensor"]) -> None:
         with _contact():
             for weight in parameters:
                 _dist().broadcast(weight.data, 0)
+
+
+def of_first(value: "Tensor", device: "torch.device") -> "Tensor":
+    """Returns the first rank's tensor on `device`; on other ranks `value` gives its shape and type alone."""
+    import torch
+
+    found = value.to(device) if is_first() else torch.empty_like(value, device=device)
+    if number() > 1:
+        with _contact():
+            _dist().broadcast(found, 0)
+    return found
 
 
 def wait_for_all() -> None:

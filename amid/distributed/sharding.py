@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -28,7 +29,8 @@ class ShardedStudent:
     must make equally many passes.
 
     Args:
-        model: the student; all ranks get the weights of the first one.
+        model: the student; all ranks get the weights of the first one, one at a time. On other ranks it may
+            have no values, on the meta device.
         device: the device of this rank.
 
     Raises:
@@ -42,12 +44,21 @@ class ShardedStudent:
                 f"trainer.strategy=fsdp: torch {torch.__version__} is too old to sum spread gradients; "
                 "install a newer torch, or use trainer.strategy=ddp"
             )
-        ranks.same_weights(model.parameters())
+        values = model.state_dict() if ranks.is_first() else {}
+        fixed = [place[name] for place, name in _fixed_tensors(model)]
+        _forget_weights(model)
         self._shell = _without_weights(model, device)
         mesh = init_device_mesh(device.type, (ranks.number(),))
         for layer in layers:
             fully_shard(layer, mesh=mesh)
         root: Any = fully_shard(model, mesh=mesh)
+        root.to_empty(device=device)
+        with ranks.exchanging():
+            set_model_state_dict(root, values, options=_FROM_FIRST)
+        places = zip(_fixed_tensors(root), _fixed_tensors(self._shell), fixed, strict=True)
+        for (place, name), (in_shell, _), value in places:
+            place[name] = ranks.of_first(value, device)
+            in_shell[name] = place[name].clone()
         self._root, self._device = root, device
         for module in root.modules():
             if isinstance(module, FSDPModule):
@@ -119,16 +130,37 @@ class ShardedStudent:
         return torch.autocast(of, torch.get_autocast_dtype(of), cache_enabled=False)
 
 
+_FROM_FIRST = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+
+
+def _forget_weights(model: PreTrainedModel) -> None:
+    """Gives a model weights without values, on the meta device (in place); shared ones stay shared."""
+    empty: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                meta = torch.empty_like(weight, device="meta")
+                module._parameters[name] = empty.setdefault(weight, nn.Parameter(meta, weight.requires_grad))
+
+
+def _fixed_tensors(model: PreTrainedModel) -> list[tuple[dict[str, Any], str]]:
+    """The tensors of a model that are no weights: each as the dictionary that holds it, and its key there."""
+    return [
+        (place, name)
+        for module in model.modules()
+        for place in (module._buffers, vars(module))
+        for name, value in place.items()
+        if isinstance(value, Tensor)
+    ]
+
+
 def _without_weights(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """Returns a copy of a model, with its buffers on `device`, and with empty weights."""
+    """Returns a copy of a model with empty weights on `device`."""
     empty: dict[int, Any] = {
         id(weight): nn.Parameter(torch.empty(0, dtype=weight.dtype, device=device), weight.requires_grad)
         for weight in model.parameters()
     }
     shell: PreTrainedModel = copy.deepcopy(model, empty)
-    for name, buffer in shell.named_buffers():
-        parent, _, own = name.rpartition(".")
-        setattr(shell.get_submodule(parent), own, buffer.to(device))
     return shell
 
 

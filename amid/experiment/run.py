@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
+from transformers import PreTrainedModel
 
 from amid.config.run_settings import recorded_hash
 from amid.console import announce
@@ -139,9 +140,7 @@ def prepare(plan: Plan, quiet: bool) -> Prepared:
     with _timed(timings, "load"):
         free_gpu_memory()
         L.seed_everything(plan.seed, workers=True, verbose=False)
-        student = plan.source("student").load(data.tokenizer, trained=True)
-        if data.packing:
-            check_takes_packed(student)
+        student = _student(plan, data)
     with _timed(timings, "teacher"):
         teacher = None
         if plan.asks_teacher:
@@ -267,6 +266,27 @@ def _read_data(plan: Plan, quiet: bool) -> InstructionData:
         announce_unread(data.metrics, answered)
     announce_slow_bfloat16(plan.trainer, plan.models)
     return data
+
+
+def _student(plan: Plan, data: InstructionData) -> PreTrainedModel:
+    """Loads the student; with trainer.strategy=fsdp only the first rank has the values of its weights.
+
+    Raises:
+        InputError: on all ranks, if it cannot be loaded, or does not keep packed rows apart.
+    """
+    source = plan.source("student")
+    loaded: list[PreTrainedModel] = []
+
+    def load() -> None:
+        loaded.append(source.load(data.tokenizer, trained=True))
+        if data.packing:
+            check_takes_packed(loaded[0])
+
+    if plan.trainer.strategy != "fsdp":
+        load()
+    else:
+        ranks.from_first(load)
+    return loaded[0] if loaded else source.load(data.tokenizer, trained=True, values=False)
 
 
 def _course(plan: Plan, data: InstructionData) -> Course:

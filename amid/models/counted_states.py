@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 from transformers.utils.generic import is_flash_attention_requested
 
+from amid.distributed import ranks
 from amid.errors import InputError
 from amid.losses import Head
 from amid.models.limits import check_ignores_what_follows
@@ -98,15 +99,38 @@ class CountedStates:
         self.model = model
         self._body = model.base_model
         self._takes_packed = False
-        with _attention_of_its_device(model):
-            check_ignores_what_follows(model)
-            head = split_head(model)
-        self._shape = None if head is None else (head.scale, head.softcap)
-        if head is None:
+        self._shape: tuple[float, float | None] | None = None
+        if model.device.type != "meta":  # else the first rank of the run knows, see `agree`
+            self._try_out()
+
+    def _try_out(self) -> None:
+        with _attention_of_its_device(self.model):
+            check_ignores_what_follows(self.model)
+            head = split_head(self.model)
+        if head is not None:
+            self._shape = head.scale, head.softcap
+        else:
             log.warning(
                 "%s: logits are taken at all positions, its head's weight alone gives others",
-                type(model).__name__,
+                type(self.model).__name__,
             )
+
+    def agree(self, packed: bool) -> None:
+        """Gives all ranks what the first one knows of the model: others may have no values of its weights.
+
+        Args:
+            packed: whether rows will be packed; the check of `check_packed` then happens now.
+
+        Raises:
+            InputError: on all ranks, if the model does not keep packed rows apart.
+        """
+
+        def known() -> tuple[tuple[float, float | None] | None, bool]:
+            if packed:
+                self.check_packed()
+            return self._shape, self._takes_packed
+
+        self._shape, self._takes_packed = ranks.from_first(known)
 
     @property
     def head(self) -> Head | None:

@@ -1,5 +1,6 @@
 """Teacher and student: where they come from, whether they fit together, and their logits where they count."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -140,13 +141,17 @@ class ModelSource:
             )
         self._adapters()
 
-    def load(self, tokenizer: PreTrainedTokenizerBase, trained: bool = False) -> PreTrainedModel:
+    def load(
+        self, tokenizer: PreTrainedTokenizerBase, trained: bool = False, values: bool = True
+    ) -> PreTrainedModel:
         """The model, in eval mode; random weights follow torch's global seed.
 
         Args:
             tokenizer: the tokenizer of the data.
             trained: whether the model is trained or saved. A quantised one then gets the plain weights that
                 it computes with.
+            values: whether the weights have values. Otherwise they are on the meta device, for a rank that
+                gets its parts of them from another rank.
 
         Raises:
             InputError: if it cannot be loaded, its weights belong to another architecture, its
@@ -156,13 +161,17 @@ class ModelSource:
         """
         if isinstance(self.device_map, Mapping):
             self.skeleton(self.config(tokenizer))  # checks the mapping
-        model = _of_config(self.config(tokenizer), self.dtype) if self.path is None else self._stored()
+        if not values:
+            model = self._empty(self.config(tokenizer))
+        else:
+            model = _of_config(self.config(tokenizer), self.dtype) if self.path is None else self._stored()
         self.check_rows(model, tokenizer)
         agree_with_tokenizer(model, tokenizer)
         model.eval()
         if self.attention is not None:
             _set_attention(model, self.attention)
-        return self._shaped(model, trained)
+        with contextlib.nullcontext() if values else torch.device("meta"):
+            return self._shaped(model, trained)
 
     def check_rows(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Checks that the model, perhaps without its values, has an embedding for each token.
@@ -245,13 +254,17 @@ class ModelSource:
             InputError: if there is no model of the configuration, `layers` or `lora` names a layer it does
                 not have, or it has no gradient checkpointing or cannot be quantised, and that is asked for.
         """
+        model = self._empty(config)
         with torch.device("meta"):
-            try:
-                model: PreTrainedModel = _of_config(config, self.dtype)
-            except Exception as error:  # whatever a model raises for a value
-                what = self.path or f"architecture={dict(self.architecture or {})}"
-                raise InputError(f"model {what} is not usable: {shortened(str(error))}") from error
             return self._shaped(model)
+
+    def _empty(self, config: PretrainedConfig) -> PreTrainedModel:
+        try:
+            with torch.device("meta"):
+                return _of_config(config, self.dtype)
+        except Exception as error:  # whatever a model raises for a value
+            what = self.path or f"architecture={dict(self.architecture or {})}"
+            raise InputError(f"model {what} is not usable: {shortened(str(error))}") from error
 
     def _shaped(self, model: PreTrainedModel, trained: bool = False) -> PreTrainedModel:
         if isinstance(self.device_map, Mapping):

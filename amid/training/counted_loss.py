@@ -34,13 +34,13 @@ class CountedLoss:
         """Whether the student's head can be split off."""
         return self._states.head is not None
 
-    def check_packed(self) -> None:
-        """Checks once that the student takes packed rows, before the first of them comes.
+    def agree(self, packed: bool) -> None:
+        """Gives all ranks what the first one knows of the student (`CountedStates.agree`).
 
         Raises:
-            InputError: if it does not keep them apart.
+            InputError: if rows will be `packed`, and the student does not keep them apart.
         """
-        self._states.check_packed()
+        self._states.agree(packed)
 
     def __call__(
         self,

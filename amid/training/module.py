@@ -181,8 +181,7 @@ class DistillationModule(L.LightningModule):
         """
         if self._sharded is None:
             for loss in filter(None, (self._loss, self._comparison)):
-                if self._data.packing:  # later a rank without rows would not run the check
-                    loss.check_packed()
+                loss.agree(packed=self._data.packing)
             self._sharded = ShardedStudent(self.student, device)
 
     def gather(self) -> None:

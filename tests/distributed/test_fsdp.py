@@ -1,6 +1,7 @@
 """A student with its weights spread over the ranks takes the steps that one process takes."""
 
 import shutil
+from contextlib import nullcontext
 from functools import partial
 
 import lightning as L
@@ -94,12 +95,15 @@ def step(
     # One row a micro-batch, not packed: ranks have different numbers of them.
     given = {"batch_size": 7, "micro_batch_size": 1 + packing, "valid_metric": None, "packing": packing}
     data = data_of(tmp_path, size=13, **given)
-    student = network(tie_word_embeddings=tied, num_hidden_layers=2)
-    if checkpointing:
-        student = ModelSource(str(tmp_path / "student"), gradient_checkpointing=True).load(data.tokenizer)
-    student.to(dtype)
-    if lora is not None:
-        lora.add_to(student)
+    first = ranks.is_first()
+    with nullcontext() if first else torch.device("meta"):  # the other ranks get their parts from it
+        student = network(tie_word_embeddings=tied, num_hidden_layers=2)
+        if checkpointing:
+            source = ModelSource(str(tmp_path / "student"), gradient_checkpointing=True)
+            student = source.load(data.tokenizer, values=first)
+        student.to(dtype)
+        if lora is not None:
+            lora.add_to(student)
     teacher = cached(data, tmp_path / "teacher") if cached_teacher else None
     of_text = DataText() if text is None else text(max_new_tokens=8)
     given = {"objective": objective, "steps": STEPS, "optimizer": Kept, "trainer": trainer()}
