@@ -28,16 +28,28 @@ _IN_FILES = "name of a tensor in the files beside"
 logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)  # it says that a process is alone
 
 
-def without_spread(content: Any, found: dict[str, DTensor], at: str = "") -> Any:
-    """Returns nested dicts and lists with names in place of spread tensors, which are added to `found`."""
-    if isinstance(content, DTensor):
-        found[at] = content
-        return {_IN_FILES: at}
-    if isinstance(content, dict):
-        return {key: without_spread(value, found, f"{at}/{key}") for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return type(content)(without_spread(value, found, f"{at}/{i}") for i, value in enumerate(content))
-    return content
+def without_spread(content: Any) -> tuple[Any, dict[str, DTensor]]:
+    """Returns nested dicts and lists with names in place of spread tensors, and the tensors by name.
+
+    Tensors that share their memory, such as tied weights, have one name.
+    """
+    found: dict[str, DTensor] = {}
+    names: dict[tuple[Any, ...], str] = {}
+
+    def emptied(part: Any, at: str) -> Any:
+        if isinstance(part, DTensor):
+            place = part.to_local()
+            memory = place.untyped_storage().data_ptr()  # also of an empty part of a weight, which is padded
+            name = names.setdefault((memory, place.storage_offset(), part.shape), at) if memory else at
+            found.setdefault(name, part)
+            return {_IN_FILES: name}
+        if isinstance(part, dict):
+            return {key: emptied(value, f"{at}/{key}") for key, value in part.items()}
+        if isinstance(part, list | tuple):
+            return type(part)(emptied(value, f"{at}/{number}") for number, value in enumerate(part))
+        return part
+
+    return emptied(content, ""), found
 
 
 def with_tensors(content: Any, folder: Path, mesh: DeviceMesh | None = None) -> Any:

@@ -78,8 +78,7 @@ class Sharded(DataParallel):
         Raises:
             OSError: on all ranks, if one of them cannot write.
         """
-        tensors: dict[str, DTensor] = {}
-        rest = without_spread(checkpoint, tensors)
+        rest, tensors = without_spread(checkpoint)
         path = Path(filepath)
         folder = ranks.from_first(partial(new_shards, path))
         rest[SHARDS] = {"folder": folder.name, "checksums": write(tensors, folder)}

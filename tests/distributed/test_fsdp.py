@@ -159,7 +159,7 @@ def trained(tmp_path, folder, stop=None):
     """The weights that a training of four steps keeps; None where it stops before a step."""
     data = data_of(tmp_path, size=13, batch_size=7, micro_batch_size=2, valid_metric=None)
     module = DistillationModule(
-        student=network(num_hidden_layers=2),
+        student=network(num_hidden_layers=2, tie_word_embeddings=True),
         teacher=LiveTeacher(network(seed=5)),
         objective=Objective(KL()),
         data=data,

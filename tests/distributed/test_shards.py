@@ -22,8 +22,7 @@ def mesh():
 
 def written(folder):
     spread = {name: distribute_tensor(value, mesh(), [Shard(0)]) for name, value in TENSORS.items()}
-    found = {}
-    content = without_spread({"at": [spread, 7], "text": "a"}, found)
+    content, found = without_spread({"at": [spread, 7], "text": "a", "tied": spread["even"].detach()})
     assert len(found) == 3
     return content, sorted(write(found, folder))
 
@@ -39,6 +38,7 @@ def test_any_number_of_processes_reads_what_three_have_written(tmp_path):
     assert files == sorted(file.name for file in tmp_path.iterdir())
     loaded = with_tensors(content, tmp_path)
     assert (loaded["at"][1], loaded["text"]) == (7, "a")
+    assert loaded["tied"].tolist() == TENSORS["even"].tolist()
     for name, value in TENSORS.items():
         torch.testing.assert_close(loaded["at"][0][name], value, rtol=0, atol=0)
     for of_rank in in_ranks(2, read, tmp_path, content):
