@@ -345,14 +345,6 @@ class _Answers(BaseHTTPRequestHandler):
             paths = parse_qs(self.body.decode())["paths"]
         self._json([row for row in _rows(files) if row["path"] in paths])
 
-    def refs(self, kind: str, name: str) -> None:
-        repository = self._repository(KINDS[kind], name)
-        branches = [
-            {"name": branch, "ref": f"refs/heads/{branch}", "targetCommit": commit}
-            for branch, commit in repository.branches.items()
-        ]
-        self._json({"branches": branches, "converts": [], "tags": []})
-
     def resolve(self, name: str, revision: str, path: str, kind: str | None = None) -> None:
         repository = self._repository(KINDS[kind or "models"], name)
         self._check_gate(repository)
@@ -534,7 +526,6 @@ ROUTES: list[tuple[str, Any]] = [
     (r"POST /api/validate-yaml", _Answers.validate_yaml),
     (rf"GET {_OF}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", _Answers.tree),
     (rf"POST {_OF}/paths-info/(?P<revision>.+)", _Answers.paths_info),
-    (rf"GET {_OF}/refs", _Answers.refs),
     (rf"POST {_OF}/preupload/(?P<revision>.+)", _Answers.preupload),
     (rf"POST {_OF}/commit/(?P<revision>.+)", _Answers.commit),
     (rf"GET {_OF}/revision/(?P<revision>.+)", _Answers.info),
