@@ -1,8 +1,10 @@
 """The rows that a data source names: files, folders, and data sets of the hub by configuration and split."""
 
 import contextlib
+import fnmatch
+import glob
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -50,7 +52,7 @@ def rows_at(place: Place, use: Use) -> Found:
         what = place.path if len(files) == 1 else f"{len(files):,} files {place.path}"
         return Found(what, chain.from_iterable(map(rows_of, files)))
     if place.kind == "hub file":
-        return Found(_address(place), rows_of(downloaded(place)))
+        return Found(_address(place), chain.from_iterable(map(rows_of, map(downloaded, _hub_files(place)))))
     with _refused_in_one_line(place):
         if place.kind == "hub set":
             return _of_hub(place, use)
@@ -70,6 +72,25 @@ def downloaded(place: Place) -> Path:
     ask_its_cache_alone_if_it_is_silent()
     with _refused_in_one_line(place):
         return Path(hf_hub_download(f"{owner}/{name}", file, repo_type="dataset", revision=place.revision))
+
+
+def _hub_files(place: Place) -> list[Place]:
+    """The files of the hub that a place names, in the order of their names; several only for a pattern."""
+    if not glob.has_magic(place.path):
+        return [place]
+    from huggingface_hub import HfApi
+
+    owner, name, pattern = place.path.split("/", 2)
+    ask_its_cache_alone_if_it_is_silent()
+    with _refused_in_one_line(place):
+        there = HfApi().list_repo_files(f"{owner}/{name}", repo_type="dataset", revision=place.revision)
+    found = [file for file in sorted(there) if fnmatch.fnmatchcase(file, pattern)]
+    if not found:
+        raise InputError(
+            f"data source {place.source!r}: no file of {owner}/{name} matches {pattern}; it has "
+            f"{shortened(', '.join(sorted(there)), 200)}"
+        )
+    return [replace(place, path=f"{owner}/{name}/{file}") for file in found]
 
 
 def _saved(place: Place, use: Use) -> Found:

@@ -247,6 +247,14 @@ def test_a_set_of_the_hub_by_configuration_split_slice_and_revision(hub):
     assert read("owner/set@v1") == read("hf://datasets/owner/set@v1/train.csv") == "v"
 
 
+def test_a_pattern_of_files_of_the_hub(hub):
+    hub.add("owner/set", FILES, "dataset")
+    assert read("hf://datasets/owner/set/main/*.jsonl") == "tabc"
+    assert read("hf://datasets/owner/set/*/train.jsonl[2:]") == "cm"
+    with pytest.raises(InputError, match=r"no file of owner/set matches \*.csv; it has README.md, main/test"):
+        load_examples("hf://datasets/owner/set/*.csv")
+
+
 def test_a_slice_of_a_set_of_the_hub_is_read_in_a_stream(hub):
     hub.add("owner/set", FILES, "dataset")
     assert read("owner/set:main:train[1:2]") == "b"
