@@ -15,14 +15,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from amid.distributed import ranks
 from amid.errors import InputError
-from amid.losses import KL, AlphaBeta, AlphaMixture, JensenShannon, Objective
+from amid.losses import KL, AlphaBeta, AlphaMixture, JensenShannon, MiniLLM, Objective
 from amid.models.layers import decoder_layers
 from amid.models.lora import LoRA
 from amid.models.source import ModelSource
 from amid.settings import nodes
 from amid.teacher.signals import LiveTeacher
 from amid.teacher.supply import TeacherSupply
-from amid.text import DataText, StudentText
+from amid.text import DataText, RolloutText, StudentText
 from amid.training.checkpoints import Checkpoints
 from amid.training.devices import environment, of_trainer
 from amid.training.length import Course
@@ -76,6 +76,7 @@ CASES = {
     "autocast": {"objective": Objective(KL()), "precision": "bf16-mixed"},
     "cached": {"objective": Objective(KL()), "cached": True},
     "student": {"objective": Objective(KL()), "text": StudentText},
+    "rollouts": {"objective": MiniLLM(), "text": partial(RolloutText, rows_per_step=7, batches=1)},
 }
 
 

@@ -51,8 +51,9 @@ def test_a_run_on_two_devices_is_the_run_on_one(quick, tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_devices_that_was_interrupted_goes_on_with_one(quick, tmp_path, capfd):
+def test_a_run_with_spread_weights_that_was_interrupted_goes_on_with_one_device(quick, tmp_path, capfd):
     settings = [*quick, "trainer.accelerator=cpu", "checkpoint.every_n_steps=1", "trainer.max_epochs=20"]
+    settings.append("trainer.strategy=fsdp")
     one, two = (f"hydra.run.dir={tmp_path / name}" for name in ("one", "two"))
     assert main(["train", *settings, one]) == 0
 
