@@ -9,7 +9,7 @@ from amid.data.examples import Conversation, Example
 from amid.data.prompts import Encoder
 from amid.data.rows import has_text
 from amid.data.sources import Loaded
-from amid.data.thoughts import THOUGHTS, thoughts_of
+from amid.data.thoughts import EMPTY_AT_THE_END, REASONING, THOUGHTS, thoughts_of
 
 _TRAINED = ("train", "valid")
 """Sets with responses that are used, not only their prompts."""
@@ -124,6 +124,15 @@ def thoughts(encoder: Encoder, sets: Mapping[str, Sequence[Example]]) -> Iterato
     }
     if said := _of(lost, n, "rows"):
         yield f"Thoughts that the chat template leaves out of conversations, as in earlier turns: {said}"
+    other = {name: _opened_otherwise(encoder, rows) for name, rows in sets.items() if name in _TRAINED}
+    if said := _of({name: of.total() for name, of in other.items()}, n, "rows"):
+        block, _ = sum(other.values(), Counter()).most_common(1)[0]
+        yield (
+            f"Blocks of thoughts: prompts in evaluation end with {block!r}, and the conversations that are "
+            f"trained on have other thoughts or none there: {said}; data.template.thinking=cut trains "
+            "without the thoughts; data.template.chat={enable_thinking: true} leaves the block out of "
+            "prompts, if the template knows this variable"
+        )
 
 
 def _shown(sources: Sequence[str]) -> str:
@@ -158,6 +167,43 @@ def _loses_thoughts(encoder: Encoder, conversation: Conversation) -> bool:
         return False
     text = encoder.template.rendered(encoder.tokenizer, encoder.template.opened(conversation))
     return any(thought not in text for thought in thoughts)
+
+
+def _opened_otherwise(encoder: Encoder, rows: Sequence[Example]) -> Counter[str]:
+    """Counts the conversations with a last answer that begins in another way than its prompt ends.
+
+    They are counted by the end of the prompt: what the chat template writes there and not in the text that
+    is trained on.
+    """
+    counts: Counter[str] = Counter()
+    plain = 0
+    for conversation in (row.conversation for row in rows):
+        if conversation is None:
+            continue
+        answer = conversation.messages[-1]
+        if THOUGHTS.search(answer["content"]) or any(answer.get(field) for field in REASONING):
+            counts[_lost_opening(encoder, conversation)] += 1
+        else:
+            plain += 1
+    if plain:
+        counts[_lost_opening(encoder, _PLAIN)] += plain
+    del counts[""]
+    return counts
+
+
+_PLAIN = Conversation(({"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}))
+"""It stands for all conversations without thoughts in the last answer."""
+
+
+def _lost_opening(encoder: Encoder, conversation: Conversation) -> str:
+    """Returns the end of the last prompt from its block of thoughts on, if the conversation does not go on
+    from it; else ""."""
+    opened = encoder.template.opened(conversation)
+    n = len(opened.messages) - 1
+    prompt = encoder.template.rendered(encoder.tokenizer, opened, n, add_generation_prompt=True)
+    found = EMPTY_AT_THE_END.search(prompt)
+    text = encoder.template.rendered(encoder.tokenizer, opened)
+    return "" if found is None or text.startswith(prompt) else found[0]
 
 
 def _change(encoder: Encoder, response: str) -> str:

@@ -11,6 +11,9 @@ THOUGHTS = re.compile(r"<(/?)(?:\w+:)?think(?:ing)?>|\[(/?)THINK\]")
 NO_THOUGHT = re.compile(r"<(\w+:)?think(ing)?>\s*(</(\w+:)?think(ing)?>\s*)?|\[THINK\]\s*(\[/THINK\]\s*)?")
 """An empty thought, or the beginning of one."""
 
+EMPTY_AT_THE_END = re.compile(rf"(?:{NO_THOUGHT.pattern})\Z")
+"""The same at the end of a prompt."""
+
 _BLOCK = re.compile(
     r"<(?:\w+:)?think(?:ing)?>(.*?)</(?:\w+:)?think(?:ing)?>\s*|\[THINK\](.*?)\[/THINK\]\s*", re.DOTALL
 )

@@ -1,6 +1,5 @@
 """A conversation in a chat template: its text, and where each answer stands in it."""
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,13 +8,11 @@ from transformers import PreTrainedTokenizerBase
 from amid.data.examples import Conversation
 from amid.data.row_text import special_tokens
 from amid.data.templates import Template
-from amid.data.thoughts import NO_THOUGHT, cut_thoughts
+from amid.data.thoughts import EMPTY_AT_THE_END, cut_thoughts
 from amid.errors import InputError
 
 Span = tuple[int, int]
 """Where a part begins, and where it ends."""
-
-_EMPTY_AT_THE_END = re.compile(rf"(?:{NO_THOUGHT.pattern})\Z")
 
 
 class Written(NamedTuple):
@@ -103,7 +100,7 @@ def _begin(
     """Returns where the answer in message `number` begins in `text`; None if its prompt does not begin it."""
     prompt = template.rendered(tokenizer, conversation, number, add_generation_prompt=True)
     if not text.startswith(prompt):  # some templates give thoughts to the last answer alone
-        prompt = _EMPTY_AT_THE_END.sub("", prompt)
+        prompt = EMPTY_AT_THE_END.sub("", prompt)
     return len(prompt) if text.startswith(prompt) else None
 
 

@@ -322,6 +322,43 @@ def test_thoughts_are_kept_or_cut(tmp_path, jsonl, capsys):
     assert "so" not in cut.tokenizer.decode(cut.train_tokens.ids)
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ({}, "2 of 3 rows of data.train"),  # Qwen3 thinks only if asked to, and rows have thoughts
+        ({"chat": {"enable_thinking": True}}, None),
+        ({"thinking": "cut"}, None),
+    ],
+)
+def test_a_note_on_prompts_that_end_with_an_empty_block_of_thoughts(tmp_path, jsonl, capsys, template, said):
+    answer = {"role": "assistant", "content": "<think>\nso\n</think>\n\nyes"}
+    question = {"role": "user", "content": "a"}
+    data = data_of(
+        tmp_path,
+        str(
+            jsonl(
+                {"messages": [question, answer]},
+                {"messages": messages("a", "b")},
+                {"messages": [*TALK[:2], answer]},
+            )
+        ),
+        template=Template("{instruction}", "{instruction} {input}", **template),
+    )
+    data.announce_cuts(["train"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Blocks of thoughts")]
+    (prompt, trained) = (
+        data.tokenizer.decode(ids)
+        for ids in (data.encoder.prompt(data.train_examples[0]), data.train_tokens[0].ids)
+    )
+    assert trained.startswith(prompt) == (said is None)
+    assert len(lines) == (said is not None)
+    if said:
+        (line,) = lines
+        assert r"end with '<think>\n\n</think>\n\n'" in line
+        assert f" there: {said}; data.template.thinking=cut" in line
+        assert "data.template.chat={enable_thinking: true}" in line
+
+
 def test_rows_batches_and_notes_of_conversations(tmp_path, jsonl, capsys):
     path = str(
         jsonl({"messages": TALK}, {"instruction": "one", "output": "first"}, {"messages": messages("a", "b")})
