@@ -19,6 +19,7 @@ from amid.models.vocabulary import check_same_tokens, output_rows
 from amid.text import on_student_text
 from amid.training.averaging import AverageWeights
 from amid.training.checkpoints import Checkpoints
+from amid.training.low_bit import adamw_8bit
 
 _MANY_STEPS = 10**6
 """Taken for the steps of a training while its data are not read."""
@@ -46,6 +47,7 @@ def check_parts(plan: Plan) -> None:
     _check_objective(plan)
     most = plan.length.max_steps
     plan.check_rates(most if most > 0 else _MANY_STEPS)
+    check_optimizer(plan)
     if not isinstance(plan.checkpoints, Checkpoints):
         raise InputError(
             f"{plan.at}checkpoint._target_ makes a {type(plan.checkpoints).__name__}; use "
@@ -59,6 +61,15 @@ def check_parts(plan: Plan) -> None:
     plan.sampling  # noqa: B018
     for fine_tuning in plan.fine_tunings.values():
         check_parts(fine_tuning)
+
+
+def check_optimizer(plan: Plan) -> None:
+    """Raises InputError for an optimiser with states that cannot be spread, if they are to be spread."""
+    if plan.trainer.strategy == "fsdp" and getattr(plan.optimizer, "func", None) is adamw_8bit:
+        raise InputError(
+            f"{plan.at}optimizer=adamw_8bit with {plan.at}trainer.strategy=fsdp: the scales of 8-bit moments "
+            "cannot be divided anew for other devices; use optimizer=adamw, or trainer.strategy=ddp"
+        )
 
 
 def _check_objective(plan: Plan) -> None:

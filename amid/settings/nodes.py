@@ -557,6 +557,7 @@ BY_TARGET: dict[str, dict[str, type[Node]]] = {
     "optimizer": {
         "torch.optim.AdamW": optimisation.AdamW,
         "amid.training.parameter_groups.adamw": optimisation.GroupedAdamW,
+        "amid.training.low_bit.adamw_8bit": optimisation.EightBitAdamW,
     },
     "scheduler": {
         "amid.training.learning_rate.cosine": optimisation.Cosine,

@@ -32,6 +32,15 @@ class GroupedAdamW(Node):
     fused: FlagOrNone = None
 
 
+class EightBitAdamW(Node):
+    """`amid.training.low_bit.adamw_8bit`."""
+
+    lr: NotNegative = 1e-3
+    betas: Betas = (0.9, 0.999)
+    eps: NotNegative = 1e-8
+    weight_decay: NotNegative = 1e-2
+
+
 class AdamW(Node):
     """`torch.optim.AdamW`."""
 
