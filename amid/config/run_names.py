@@ -121,7 +121,7 @@ def run_name(overrides: Sequence[str], varying: Collection[str] = (), rest: bool
     first = sorted(_shown(o) for o in _telling(overrides) if _key(o) in varying)
     last = sorted(_shown(o) for o in _telling(overrides) if _key(o) not in varying) if rest else []
     whole = ",".join([*first, *last]) or "default"
-    name = re.sub(r"[^\w.=,+-]+", "_", whole.replace(":", "-"), flags=re.ASCII)
+    name = in_folder_name(whole)
     if name != whole or len(name) > LONGEST_NAME:
         begin = name
         if len(name) > LONGEST_NAME - 9:
@@ -129,6 +129,11 @@ def run_name(overrides: Sequence[str], varying: Collection[str] = (), rest: bool
             begin = begin.rpartition(",")[0] or begin  # cut between two settings
         name = f"{begin}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
     return name
+
+
+def in_folder_name(text: str) -> str:
+    """Returns text as it stands in a folder name: `_` for slashes and other characters, `-` for colons."""
+    return re.sub(r"[^\w.=,+-]+", "_", text.replace(":", "-"), flags=re.ASCII)
 
 
 def further_settings(overrides: Sequence[str]) -> str | None:

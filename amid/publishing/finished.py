@@ -9,6 +9,7 @@ from typing import Any
 
 from amid.config.data_files import HUB, HUB_PREFIX, path_and_rows, place_of
 from amid.config.identity import leaves
+from amid.config.run_names import in_folder_name
 from amid.config.run_settings import REMEDY, Settings, read_config
 from amid.config.secrets import hide
 from amid.errors import InputError
@@ -120,11 +121,13 @@ class FinishedRun:
         return hide(" ".join(as_typed(["train", *map(self.without_paths, kept)]).split("\n")))
 
     def without_paths(self, text: str) -> str:
-        """Returns text in which the last part stands for each path of this machine."""
+        """Returns text in which the last part stands for each path of this machine and of the run's name."""
         places = {str(self.directory.resolve()), str(Path.cwd()), str(Path.home()), *self.local}
         places |= {path_and_rows(value)[0] for value in _texts(self.settings) if _is_absolute(value)}
-        for place in sorted(filter(_leads_elsewhere, places), key=len, reverse=True):
+        longest_first = sorted(filter(_leads_elsewhere, places), key=len, reverse=True)
+        for place in longest_first:
             text = text.replace(place, Path(place).name)
+        text = text.replace(self.directory.name, _name_without(longest_first, self.directory.name))
         return _ABSOLUTE.sub(lambda found: Path(found[0]).name, text)
 
     def _is_local(self, path: str) -> bool:
@@ -142,6 +145,18 @@ def _is_absolute(text: str) -> bool:
 def _leads_elsewhere(place: str) -> bool:
     """Whether a path has several parts, so that its last one is shorter."""
     return len(Path(place).parts) > 1 and Path(place).name != place
+
+
+def _name_without(places: Sequence[str], name: str) -> str:
+    """Returns a run's name in which the last part stands for each place; a long name may cut the last one."""
+    for place in places:
+        whole, last = in_folder_name(place), in_folder_name(Path(place).name)
+        name = name.replace(whole, last)
+        begin, equals, rest = name.rpartition("=")
+        cut, dash, hashed = rest.rpartition("-")
+        if cut.strip("_") and whole.startswith(cut):
+            name = f"{begin}{equals}{last}{dash}{hashed}"
+    return name
 
 
 def _texts(settings: Settings) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Uploads a student, its card and its report page to the Hugging Face hub."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from yaml import YAMLError
 from amid.config.run_settings import stored_student
 from amid.errors import InputError, first_line, shortened
 from amid.models.hub import HTTPError
-from amid.publishing.card import PAGE, model_card
+from amid.publishing.card import NO_NAME, PAGE, model_card
 from amid.publishing.finished import FinishedRun
 from amid.reporting.interactive import PageTooLarge, interactive_page
 from amid.reporting.page import sections
@@ -30,6 +31,9 @@ from amid.results import ADAPTER, check_student
 
 CARD = "README.md"
 """The file of the card, on the hub and in a run's folder."""
+
+_LOADED = re.compile(r'(?:\bmodel=|from_pretrained\()"([^"\s/]+/[^"\s/]+)"')
+"""The repository in the code of a card that loads a model."""
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin")
 """Ends of the names of files of weights: an update deletes those it does not replace."""
@@ -137,7 +141,8 @@ def upload_of(
 ) -> Upload:
     """Collects the files to upload: the student or its adapters, the card and the report page.
 
-    The card is README.md in the run's folder if there is one, else a new one; for adapters a new one.
+    The card is README.md in the run's folder if there is one, else a new one; for adapters a new one. A card
+    that `amid card` wrote for another name, and nobody edited, is written anew for the upload.
 
     Args:
         run: the run.
@@ -148,8 +153,8 @@ def upload_of(
         adapter: whether only the adapters are uploaded, without the weights that they belong to.
 
     Raises:
-        InputError: for a name that the hub does not allow, a damaged file, or adapters that nobody else
-            could use.
+        InputError: for a name that the hub does not allow, a damaged file, an edited card of another name, or
+            adapters that nobody else could use.
     """
     check_repository(repository)
     files = _adapter(run) if adapter else _student(run)
@@ -160,7 +165,7 @@ def upload_of(
             raise InputError(
                 f"--license={licence}: the licence stands in {own}; change it there, or delete it"
             )
-        card = _checked(own)
+        card = _own_card(run, own, repository, page is not None)
     else:
         text = str(model_card(run, repository, licence, adapter, page=page is not None))
         card = text.encode()
@@ -168,17 +173,32 @@ def upload_of(
     return Upload(repository, {CARD: card, **files, **pages}, public, update)
 
 
-def _checked(card: Path) -> bytes:
-    """Returns the text of a card that the user may have changed, after a check of its metadata."""
-    content = card.read_bytes()
+def _own_card(run: FinishedRun, file: Path, repository: str, page: bool) -> bytes:
+    """Returns the card in a run's folder, or a new one if that is unedited and of another repository.
+
+    Raises:
+        InputError: if its metadata cannot be read, or if it is edited and names another repository.
+    """
+    content = file.read_bytes()
     try:
-        ModelCard(content.decode("utf-8"))
+        text = content.decode("utf-8")
+        licence = ModelCard(text).data.get("license")
     except (ValueError, TypeError, YAMLError) as error:
         reason = shortened(str(error), 200)
         raise InputError(
-            f"{card}: its metadata cannot be read ({reason}); correct its first lines"
+            f"{file}: its metadata cannot be read ({reason}); correct its first lines"
         ) from error
-    return content
+    others = {*_LOADED.findall(text)} - {run.hub_id("student"), run.hub_id("teacher")}
+    if not others or re.search(rf"(?<![\w./-]){re.escape(repository)}(?![\w/-])", text):
+        return content
+    other = min(others)
+    if text == str(model_card(run, other, licence)):
+        return str(model_card(run, repository, licence, page=page)).encode()
+    push = "" if other == NO_NAME else f", or push to {other}"
+    raise InputError(
+        f"{file} is edited, and names {other} in place of {repository}; write {repository} there, or delete "
+        f"the file for a new card{push}"
+    )
 
 
 def check_repository(repository: str) -> None:

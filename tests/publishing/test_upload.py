@@ -15,6 +15,8 @@ from amid import results
 from amid.data.builtin import tokenizer
 from amid.models.location import Location
 from amid.models.source import ModelSource, load_tokenizer
+from amid.publishing.finished import FinishedRun
+from amid.publishing.upload import upload_of
 
 
 @pytest.fixture
@@ -97,6 +99,55 @@ def test_the_card_of_the_run_goes_along(mine, changed, tmp_path, capsys):
     line = refused(capsys, folder, "me/other")
     assert line == f"README.md: Invalid metadata in README.md. - {wrong}; correct the lines at its top"
     assert ("model", "me/other") not in mine.repositories
+
+
+@pytest.mark.parametrize("named", [["me/first"], []])
+def test_a_card_of_another_name_is_not_uploaded(named, mine, changed, capsys):
+    """An unedited one is written anew; an edited one is refused, and stays as it is."""
+    folder = changed().directory
+    assert run("card", folder, *named, "--license=mit") == 0
+    card, name = folder / "README.md", named[0] if named else "OWNER/NAME"
+    text = card.read_text()
+    assert run("push", folder, "me/second") == 0
+    there = mine.repositories["model", "me/second"].files["README.md"].decode()
+    assert 'pipeline("text-generation", model="me/second")' in there
+    assert "\n# second\n" in there
+    assert "\nlicense: mit\n" in there
+    assert name not in there
+    assert card.read_text() == text
+    card.write_text(edited := text.replace("## Use", "My own words.\n\n## Use"))
+    for option in ([], ["--dry-run"]):
+        line = refused(capsys, folder, "me/third", *option)
+        assert line == (
+            f"{card} is edited, and names {name} in place of me/third; write me/third there, or delete the "
+            f"file for a new card{', or push to me/first' if named else ''}"
+        )
+    assert card.read_text() == edited
+    assert ("model", "me/third") not in mine.repositories
+    card.write_text(corrected := edited.replace(name, "me/third"))
+    assert run("push", folder, "me/third") == 0
+    assert mine.repositories["model", "me/third"].files["README.md"].decode() == corrected
+
+
+def test_no_path_of_the_machine_stands_in_what_is_uploaded(changed):
+    """Neither as it is nor as it stands in the name of the run, in full or cut."""
+    place = "/home/me/zqxj/a place/of_mine.jsonl"
+    data = {"train": f"{place}[:9]", "test": {"a": "/home/me/zqxj/test.jsonl"}}
+    first = changed(settings={"data": data}).directory
+    cut = "seed=2,data.train=_home_me_zqxj_a_pla-0198779f"
+    whole = "data.test.a=_home_me_zqxj_test.jsonl,data.train=_home_me_zqxj_a_place_of_mine.jsonl_9_-0198779f"
+    for name, public in (
+        (cut, "seed=2,data.train=of_mine.jsonl-0198779f"),
+        (whole, "data.test.a=test.jsonl,data.train=of_mine.jsonl_9_-0198779f"),
+    ):
+        folder = first.rename(first.parent / name)
+        upload = upload_of(FinishedRun.read(folder), "me/student")
+        assert public.encode() in upload.files["report.html"]
+        for file, content in upload.files.items():
+            text = content if isinstance(content, bytes) else content.read_bytes()
+            for private in (b"zqxj", b"home_me", str(first.parent).encode()):
+                assert private not in text, file
+        first = folder
 
 
 @pytest.mark.parametrize(
