@@ -26,7 +26,7 @@ from amid.data.rows import Fields, checked
 from amid.data.sets import Use
 from amid.data.sources import Loaded, Source, TextSource, load_documents, loaded
 from amid.data.templates import Template
-from amid.data.thoughts import without_thoughts
+from amid.data.thoughts import example_without_thoughts
 from amid.data.tokens import NO_ROW, Mean, MicroBatch, Row, Tokens, cut, pack, packed, pad
 from amid.distributed.shares import shares
 from amid.errors import InputError
@@ -187,7 +187,7 @@ class InstructionData(L.LightningDataModule):
         found = loaded(source, limit, self._fields, use, self.cache_dir)
         if self.encoder.template.thinking == "keep":
             return found
-        return replace(found, examples=OnDisk(map(without_thoughts, found.examples), self.cache_dir))
+        return replace(found, examples=OnDisk(map(example_without_thoughts, found.examples), self.cache_dir))
 
     @cached_property
     def train_tokens(self) -> Tokens:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 
-from amid.data.examples import Example, Message
+from amid.data.examples import Conversation, Example, Message
 
 THOUGHTS = re.compile(r"<(/?)(?:\w+:)?think(?:ing)?>|\[(/?)THINK\]")
 """Where a model's thoughts begin and end."""
@@ -36,13 +36,19 @@ def thoughts_of(text: str) -> list[str]:
     return [said for found in _BLOCK.finditer(text) if (said := (found[1] or found[2] or "").strip())]
 
 
-def without_thoughts(example: Example) -> Example:
+def without_thoughts(conversation: Conversation) -> Conversation:
+    """`conversation` without thoughts in its answers."""
+    return replace(conversation, messages=tuple(map(_without, conversation.messages)))
+
+
+def example_without_thoughts(example: Example) -> Example:
     """`example` without blocks of thoughts in its answers; further outputs may become empty."""
-    outputs = tuple(map(cut_thoughts, example.outputs))
-    conversation = example.conversation
-    if conversation is not None:
-        conversation = replace(conversation, messages=tuple(map(_without, conversation.messages)))
-    return replace(example, outputs=outputs, conversation=conversation)
+    talk = example.conversation
+    return replace(
+        example,
+        outputs=tuple(map(cut_thoughts, example.outputs)),
+        conversation=None if talk is None else without_thoughts(talk),
+    )
 
 
 def _without(message: Message) -> Message:

@@ -1,6 +1,7 @@
 """A conversation in a chat template: its text, and where each answer stands in it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -8,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from amid.data.examples import Conversation
 from amid.data.row_text import special_tokens
 from amid.data.templates import Template
-from amid.data.thoughts import EMPTY_AT_THE_END, cut_thoughts
+from amid.data.thoughts import EMPTY_AT_THE_END, cut_thoughts, without_thoughts
 from amid.errors import InputError
 
 Span = tuple[int, int]
@@ -47,8 +48,63 @@ def written(
 
     Raises:
         InputError: if the chat template refuses the conversation, or writes messages in another way once
-            others follow, so that answers cannot be found.
+            others follow, so that answers cannot be found. It names what would help.
     """
+    try:
+        return _written(template, tokenizer, conversation, end, last_alone)
+    except _NotFoundError as error:
+
+        def helps(other: Conversation, last_alone: bool = last_alone) -> bool:
+            try:
+                _written(template, tokenizer, other, end, last_alone)
+            except (_NotFoundError, InputError):
+                return False
+            return True
+
+        remedies = [
+            *_other_messages(template, conversation, helps),
+            *["data.turns=last"] * (not last_alone and helps(conversation, True)),
+            "a template with {% generation %} marks",
+            "data.template.chat=null",
+        ]
+        raise InputError(
+            f"{conversation.place}: the tokenizer's chat template writes messages in another way once "
+            f"others follow, so the answer in message {error.number + 1} cannot be found; use "
+            f"{', '.join(remedies[:-1])}, or {remedies[-1]}"
+        ) from error
+
+
+class _NotFoundError(Exception):
+    """An answer that cannot be found in the text of its conversation."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _other_messages(
+    template: Template, conversation: Conversation, helps: Callable[[Conversation], bool]
+) -> Iterator[str]:
+    """Yields the changes to the messages with which the answers can be found, as remedies of an error."""
+    if helps(without_thoughts(conversation)):
+        yield "data.template.thinking=cut"
+    first, *others = conversation.messages
+    if first["role"] != "system" or not others or others[0]["role"] != "user":
+        return
+    asked = {**others[0], "content": f"{first['content']}\n\n{others[0]['content']}"}
+    if helps(replace(conversation, messages=(asked, *others[1:]), given=max(0, conversation.given - 1))):
+        own = first["content"] == template.system
+        yield f"{'data.template.system=null with ' * own}the system text in the first user message"
+
+
+def _written(
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    end: str,
+    last_alone: bool,
+) -> Written:
+    """`written`, but with `_NotFoundError` for an answer that cannot be found."""
     text = template.rendered(tokenizer, conversation)
     marks = None if conversation.given else template.marks(tokenizer, conversation)
     marked = _by_answer(conversation, marks)
@@ -60,12 +116,7 @@ def written(
         if marks is None and begin is not None:
             stop = _stop(template, tokenizer, conversation, text, number, begin, end)
         if begin is None or stop is None:
-            raise InputError(
-                f"{conversation.place}: the tokenizer's chat template writes messages in another way once "
-                f"others follow, so the answer in message {number + 1} cannot be found; use "
-                + ("" if last_alone else "data.turns=last, ")
-                + "a template with {% generation %} marks, or data.template.chat=null"
-            )
+            raise _NotFoundError(number)
         begins.append(begin)
         counted.append((begin, stop))
     if marks is not None:

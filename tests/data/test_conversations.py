@@ -14,6 +14,7 @@ from amid.data.rows import FIELDS, example_of
 from amid.data.sources import loaded
 from amid.errors import InputError
 from amid.experiment import run
+from amid.models import load_tokenizer
 from amid.text import DataText, StudentText
 
 VERBATIM = Template("{instruction}", "{instruction}\n\n{input}")
@@ -234,11 +235,40 @@ def test_a_template_that_refuses_a_system_message_or_drops_messages():
         InputError, match=r"^the tokenizer's .* a system message .*use data\.template\.system=null"
     ):
         encoder("gemma", template=Template("{instruction}", "{instruction}{input}", system="Be brief."))
-    tok = chat_tokenizer("{% for m in messages[-2:] %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}")
-    with pytest.raises(
-        InputError, match=r"here:7: .* another way once others follow, .*data\.turns=last, a templ"
-    ):
-        Encoder(tok, VERBATIM, 100, 200).example(read({"messages": TALK}))
+
+
+LAST_TWO = "{% for m in messages[-2:] %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+SYSTEM_LAST = """{% set s = messages[0].content + '\n' if messages[0].role == 'system' else '' %}
+{%- for m in messages if m.role != 'system' %}<|im_start|>
+{{- s if loop.last and m.role == 'user' }}{{ m.content }}<|im_end|>{% endfor %}"""  # as some of Mistral's
+NO_PROMPT_FOR_THOUGHTS = """{% for m in messages %}<|im_start|>
+{%- if m.role == 'assistant' and '</think>' in m.content and loop.last %}{{ m.content }}
+{%- elif m.role == 'assistant' %}<think></think>{{ m.content.split('</think>')[-1] }}
+{%- else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}
+{%- if add_generation_prompt %}<|im_start|><think></think>{% endif %}"""
+THOUGHT = "<think>so</think>"
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "texts", "turns", "remedies"),
+    [
+        (LAST_TWO, TALK, "all", []),
+        (SYSTEM_LAST, TALK, "all", ["the system text in the first user message"]),
+        (SYSTEM_LAST, TALK[:3], "last", ["the system text in the first user message"]),
+        (
+            NO_PROMPT_FOR_THOUGHTS,
+            messages("one", f"{THOUGHT}first", "two", f"{THOUGHT}second"),
+            "all",
+            ["data.template.thinking=cut", "data.turns=last"],
+        ),
+    ],
+)
+def test_an_answer_that_cannot_be_found_names_what_helps(chat_template, texts, turns, remedies):
+    enc = Encoder(chat_tokenizer(chat_template), VERBATIM, 100, 200, turns=turns)
+    with pytest.raises(InputError, match=r"here:7: .* another way once others follow") as error:
+        enc.example(read({"messages": texts}))
+    always = ["a template with {% generation %} marks", "or data.template.chat=null"]
+    assert str(error.value).partition("; use ")[2].split(", ") == [*remedies, *always]
 
 
 @pytest.mark.parametrize(
@@ -274,6 +304,13 @@ def test_a_system_message_of_the_template():
         assert text == asked or not kind
     plain = encoder(None, template=template)
     assert plain.tokenizer.decode(plain.prompt(Example("one", "", ("x",)))) == "Be <|im_end|> kind.\n\none"
+
+
+def test_a_chat_template_of_ones_own_stands_in_a_folder_with_the_tokenizer(tmp_path):
+    chat_tokenizer(template_of("qwen2.5", marks=False)).save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(template_of("qwen2.5").replace("assistant", "helper"))
+    enc = Encoder(load_tokenizer(str(tmp_path)), VERBATIM, 100, 200)
+    assert enc.tokenizer.decode(enc.prompt(read({"messages": TALK}))).endswith("<|im_start|>helper\n")
 
 
 def test_special_tokens_in_messages_stay_text():

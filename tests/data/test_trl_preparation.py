@@ -120,6 +120,15 @@ def test_answers_without_thoughts_as_the_template_or_the_row_says():
     assert tok.decode([i for i in found[0][1] if i >= 0]) == "end<|im_end|>\n"
 
 
+def test_thoughts_in_place_of_the_empty_block_of_the_prompt():
+    rows, tok = completions(conversations("qwen3")[2:3], thinking=False), chat_tokenizer(template_of("qwen3"))
+    (ids, labels), (their_ids, their_labels) = encoded(rows, tok)[0], prepared(rows, tok)[0]
+    assert ids == their_ids
+    counted, theirs = (tok.decode([i for i in of if i >= 0]) for of in (labels, their_labels))
+    assert counted == "<think>\nwell\n</think>\n\nno<|im_end|>\n"
+    assert theirs == counted.removeprefix("<think>\n")  # it begins both
+
+
 @pytest.mark.parametrize("name", SHIPPED_NAMES)
 def test_the_templates_that_trl_ships(name):
     tok = chat_tokenizer(shipped(name))
