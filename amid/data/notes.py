@@ -40,7 +40,8 @@ def rows(sets: Mapping[str, Loaded]) -> Iterator[str]:
 
 
 def turns(encoder: Encoder, sets: Mapping[str, Sequence[Example]]) -> Iterator[str]:
-    """Yields how many conversations have several answers, and which of the answers count."""
+    """Yields how many conversations have several answers, which of the answers count, and how many of these
+    are empty."""
     several = {
         name: sum(row.conversation is not None and len(row.conversation.answers) > 1 for row in rows)
         for name, rows in sets.items()
@@ -49,6 +50,13 @@ def turns(encoder: Encoder, sets: Mapping[str, Sequence[Example]]) -> Iterator[s
     if said := _of(several, {name: len(rows) for name, rows in sets.items()}, "rows"):
         which, other = {"all": ("every one", "last"), "last": ("the last one", "all")}[encoder.turns]
         yield f"Several answers, of which {which} counts (or data.turns={other}): {said}"
+    silent = {
+        name: sum(row.conversation is not None and _has_empty_answer(row.conversation) for row in rows)
+        for name, rows in sets.items()
+        if name in _TRAINED and encoder.turns == "all"
+    }
+    if said := _of(silent, {name: len(rows) for name, rows in sets.items()}, "rows"):
+        yield f"Conversations with an empty answer, of which the end of the turn alone counts: {said}"
 
 
 def cuts(encoder: Encoder, cut: Mapping[str, Tensor]) -> Iterator[str]:
@@ -157,6 +165,11 @@ def _changed(encoder: Encoder, rows: Sequence[Example]) -> Counter[str]:
     if plain:
         counts[_change(encoder, "x")] += plain
     return counts
+
+
+def _has_empty_answer(conversation: Conversation) -> bool:
+    answers = (conversation.messages[number] for number in conversation.answers)
+    return any(not has_text(answer["content"]) and not answer.get("tool_calls") for answer in answers)
 
 
 def _loses_thoughts(encoder: Encoder, conversation: Conversation) -> bool:

@@ -424,6 +424,23 @@ def test_rows_batches_and_notes_of_conversations(tmp_path, jsonl, capsys):
     assert torch.equal(again.counts, tokens.counts)
 
 
+def test_an_empty_answer_in_the_middle_counts_its_end_and_is_noted(tmp_path, jsonl, capsys):
+    silent = {"messages": messages("one", " ", "two", "second")}
+    assert counted(encoder(), {"messages": messages("one", "", "two", "second")})[0] == [
+        "<|im_end|>\n",
+        "second<|im_end|>\n",
+    ]
+    calling = messages("one", "", "two", "second")
+    calling[1]["tool_calls"] = [{"function": {"name": "f", "arguments": {}}}]
+    path = str(jsonl(silent, {"messages": calling}, {"messages": messages("one", "")}))
+    for turns, said in (("all", True), ("last", False)):
+        data_of(tmp_path, path, turns=turns).announce_cuts(["train"])
+        out = capsys.readouterr().out
+        assert "Left out, as their output is empty: 1 of 3 rows of data.train" in out
+        line = "an empty answer, of which the end of the turn alone counts: 1 of 2 rows of data.train"
+        assert (line in out) == said
+
+
 def test_plain_text_counts_whole_and_has_no_prompt(tmp_path, jsonl):
     path = str(jsonl({"text": "some words"}))
     data = data_of(tmp_path, path)
