@@ -61,7 +61,7 @@ def place_of(source: str) -> Place:
     """Returns what a data source names. A file or folder that exists goes before a data set of the hub.
 
     Raises:
-        InputError: for an address on the hub that is not whole.
+        InputError: for an address on the hub that is not whole, or a split of a file.
     """
     path, rows = path_and_rows(source)
     if path.startswith(HUB_PREFIX):
@@ -73,6 +73,8 @@ def place_of(source: str) -> Place:
     begin, *names = path.split(":")
     if names and len(names) <= 2 and os.path.isdir(begin):
         return Place(source, "folder", begin, tuple(names), rows=rows)
+    if names and os.path.isfile(begin):
+        raise InputError(f"data source {source!r}: {begin} is a file and has no split; give {begin} alone")
     name = begin.partition("@")[0]
     if _HUB_NAME.fullmatch(name) and not name.lower().endswith(_FILES):
         return _on_hub(source, path, rows)
@@ -132,14 +134,33 @@ def _check_source(source: str) -> None:
 
 
 def check_slice(source: str) -> None:
-    """Raises InputError if the slice that follows the path in `source` has no rows, or is no such slice."""
+    """Raises InputError if a source is empty or a list in quotes, or if its slice has no rows, is written
+    otherwise, or does not come last."""
     path, rows = path_and_rows(source)
+    if not source.strip():
+        raise InputError(f"data source {source!r} is empty; give a file, a folder or OWNER/NAME")
     if rows.stop is not None and rows.start >= rows.stop:
         raise InputError(f"data source {source!r} is a slice without rows; widen it")
-    if re.search(r"\[-?\d*(:-?\d*)*\]$", path) and not os.path.exists(path):
+    if os.path.exists(path):
+        return
+    if re.fullmatch(r"\[.*[,/].*\]", path) and not glob.glob(path, recursive=True):
+        raise InputError(
+            f"data source {source!r} is a list in quotes; put quotes around the whole argument and around "
+            f'each source with a slice: "KEY={list_as_typed(path)}"'
+        )
+    if re.search(r"\[(-?\d*|[^][/]*:[^][/]*)\]$", path):
         raise InputError(
             f"data source {source!r}: write rows as FILE[START:STOP], with whole numbers from 0 or none"
         )
+    if early := re.fullmatch(r"(.+)(\[\d*:\d*\])(:[^/]*)", path):
+        begin, rows_of_it, names = early.groups()
+        raise InputError(f"data source {source!r}: the slice comes last; write {begin}{names}{rows_of_it}")
+
+
+def list_as_typed(listed: str) -> str:
+    """Returns a list of sources, `[a.jsonl,b.csv[:5]]`, with quotes around each source that needs them."""
+    parts = [part.strip(" '\"") for part in listed[1:-1].split(",")]
+    return f"[{','.join(repr(part) if re.search(r'[][ ]', part) else part for part in parts)}]"
 
 
 def path_and_rows(source: str) -> tuple[str, slice]:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from amid.config import launchers
 from amid.config.compose import composed, overrides_of, register_resolvers
+from amid.config.data_files import list_as_typed
 from amid.config.folders import CONF, built_on, is_group, option_file, option_files
 from amid.config.secrets import check_for_secrets
 from amid.errors import InputError, choose_one, first_line, shortened
@@ -62,9 +63,19 @@ def parsed_overrides(overrides: Sequence[str]) -> list[Override]:
             reason = first_line(error).partition(" expecting ")[0]  # which lists the grammar's tokens
             raise InputError(
                 f"{shortened(override)} cannot be read ({reason}); write KEY=VALUE, and a value "
-                "with spaces or brackets in quotes that the shell leaves: \"KEY='VALUE'\""
+                f'with spaces or brackets in quotes that the shell leaves: "{_as_typed(override)}"'
             ) from error
     return parsed
+
+
+def _as_typed(override: str) -> str:
+    """Returns an override of data sources with slices as it can be read; for others their form."""
+    key, _, value = override.partition("=")
+    if re.fullmatch(r"\[.*\[\d*:\d*\].*\]", value):
+        return f"{key}={list_as_typed(value)}"
+    if re.fullmatch(r"[^][' ]+\[\d*:\d*\]", value):
+        return f"{key}='{value}'"
+    return "KEY='VALUE'"
 
 
 def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:

@@ -3,6 +3,7 @@
 import contextlib
 import fnmatch
 import glob
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -97,9 +98,16 @@ def _saved(place: Place, use: Use) -> Found:
     """The rows of a folder that `save_to_disk` wrote."""
     from datasets import DatasetDict, load_from_disk
 
+    _check_saved(place)
     found = load_from_disk(place.path)
     split = None
     if isinstance(found, DatasetDict):
+        first, *others = place.names or ("",)
+        if others and first not in ("", "default"):
+            raise InputError(
+                f"data source {place.source!r}: {place.path} has no configuration {first!r}, as save_to_disk "
+                f"wrote it; name the split alone, as in {place.path}::{others[0] or next(iter(found))}"
+            )
         split = _split(place, use, [*found], place.names[-1] if place.names else "")
         found = found[split]
     elif any(place.names):
@@ -109,6 +117,19 @@ def _saved(place: Place, use: Use) -> Found:
         )
     what = _described(place.path, "", split)
     return Found(what, _numbered(place, what, found.to_iterable_dataset()))
+
+
+def _check_saved(place: Place) -> None:
+    """Raises InputError if a file in which `save_to_disk` describes the data cannot be read."""
+    for name, key in (("dataset_dict.json", "splits"), ("state.json", "_data_files")):
+        for file in (*Path(place.path).glob(name), *Path(place.path).glob(f"*/{name}")):
+            try:
+                found = json.loads(file.read_bytes())
+                wrong = "" if isinstance(found, dict) and key in found else f"has no {key!r}"
+            except ValueError as error:
+                wrong = f"is not valid JSON ({first_line(error)})"
+            if wrong:
+                raise InputError(f"data source {place.source!r}: {file} {wrong}; save the data set again")
 
 
 def _of_folder(place: Place, use: Use) -> Found:

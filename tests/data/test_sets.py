@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import shlex
 from pathlib import Path
 
 import datasets
@@ -13,6 +14,8 @@ from datasets import Dataset, DatasetDict
 from huggingface_hub import constants
 from pyarrow import parquet
 
+from amid.config.data_files import parts_of
+from amid.config.overrides import parsed_overrides
 from amid.data.sources import load_documents, load_examples, loaded
 from amid.errors import InputError
 from amid.estimates.sizes import Facts
@@ -173,6 +176,17 @@ def test_folders_of_save_to_disk(tmp_path):
         InputError, match=r"is a single split, as save_to_disk wrote it; give the folder alone"
     ):
         load_examples(f"{tmp_path}/one:train")
+    assert read(f"{tmp_path}/several:default:test") == "b"
+    with pytest.raises(
+        InputError, match=r"no configuration 'other', .* name the split alone, as in .*/several::train$"
+    ):
+        load_examples(f"{tmp_path}/several:other:train")
+    (tmp_path / "several" / "test" / "state.json").write_text("{")
+    with pytest.raises(InputError, match=r"several/test/state.json is not valid JSON \(.*; save the data"):
+        load_examples(f"{tmp_path}/several")
+    (tmp_path / "several" / "dataset_dict.json").write_text("{}")
+    with pytest.raises(InputError, match=r"several/dataset_dict.json has no 'splits'; save the data set"):
+        load_examples(f"{tmp_path}/several")
     (tmp_path / "one" / "data-00000-of-00001.arrow").write_bytes(b"x")
     with pytest.raises(InputError, match=r"cannot be read \(.*repair it, or take other files"):
         load_examples(str(tmp_path / "one"))
@@ -184,6 +198,70 @@ def test_a_folder_that_holds_no_data(tmp_path):
     (tmp_path / f"{tmp_path.name}.py").write_text("raise SystemExit")
     with pytest.raises(InputError, match=r"needs a script of its own, which amid does not run"):
         load_examples(str(tmp_path))
+
+
+def test_the_guide_quotes_sources_as_the_shell_and_the_command_line_read_them():
+    guide = (Path(__file__).parents[2] / "docs" / "how-to" / "data.md").read_text()
+    rows_ = [
+        line.split("`")[1] for line in guide.splitlines() if line.startswith(("| `data.t", '| `"data.t'))
+    ]
+    read_ = [parts_of(parsed_overrides(shlex.split(row))[0].value()) for row in rows_]
+    assert read_ == [
+        ["my/train.jsonl"],
+        ["my/train.jsonl.zst"],
+        ["my/*.jsonl"],
+        ["my/folder"],
+        ["OWNER/NAME"],
+        ["OWNER/NAME:main:train"],
+        ["hf://datasets/OWNER/NAME/FILE"],
+        ["hf://datasets/OWNER/NAME/data/*.jsonl"],
+        ["my/*.jsonl[1000:]"],
+        ["my/a.jsonl", "my/b.csv[:5]", "OWNER/NAME:main"],
+    ]
+
+
+def test_a_list_that_is_quoted_wrongly_is_shown_quoted_rightly():
+    typed = "[my/train.jsonl,f/a.csv[:5]]"
+    right = "\"{}=[my/train.jsonl,'f/a.csv[:5]']\""
+    with pytest.raises(InputError) as error:
+        load_examples(typed)
+    assert str(error.value) == (
+        f"data source {typed!r} is a list in quotes; put quotes around the whole argument and around each "
+        f"source with a slice: {right.format('KEY')}"
+    )
+    with pytest.raises(InputError) as error:
+        parsed_overrides([f"data.train={typed}"])
+    assert str(error.value).endswith(right.format("data.train"))
+    (again,) = parsed_overrides(shlex.split(right.format("data.train")))
+    assert again.value() == ["my/train.jsonl", "f/a.csv[:5]"]
+    with pytest.raises(InputError, match=r"""the shell leaves: "data.train='my/a.jsonl\[1:\]'"$"""):
+        parsed_overrides(["data.train=my/a.jsonl[1:]"])
+
+
+def test_what_is_no_source_is_one_line_with_a_remedy(tmp_path, jsonl):
+    file = str(jsonl(*rows("a", "b")))
+    DatasetDict(train=Dataset.from_list(rows("a"))).save_to_disk(tmp_path / "saved")
+    saved = str(tmp_path / "saved")
+    slices = "write rows as FILE[START:STOP], with whole numbers from 0 or none"
+    for source, message in (
+        ("", "data source '' is empty; give a file, a folder or OWNER/NAME"),
+        (
+            f"{file}::train",
+            f"data source '{file}::train': {file} is a file and has no split; give {file} alone",
+        ),
+        (
+            f"{saved}[:1]::test",
+            f"data source '{saved}[:1]::test': the slice comes last; write {saved}::test[:1]",
+        ),
+        *(
+            (f"{of}{rows_}", f"data source '{of}{rows_}': {slices}")
+            for of in (file, "owner/set:main")
+            for rows_ in ("[:10%]", "[a:b]", "[3]", "[-3:]", "[::2]", "[]")
+        ),
+    ):
+        with pytest.raises(InputError) as error:
+            load_examples(source)
+        assert str(error.value) == message
 
 
 def test_text_files_are_documents(tmp_path):
