@@ -82,6 +82,20 @@ def conversation_of(row: Mapping[str, Any], place: str) -> tuple[Conversation, s
     return Conversation(tuple(messages), given, tools, variables, place), form, used
 
 
+def check_messages(row: Mapping[str, Any], place: str) -> None:
+    """Checks that a field for messages holds some.
+
+    Raises:
+        InputError: naming `place` and the field, for one of another type.
+    """
+    for name in MESSAGES:
+        if name in row and _list_in(row[name]) is None:
+            raise InputError(
+                f"{place}: field {name!r} is {shown(row[name])}, not a list of messages; write "
+                "[{role: user, content: TEXT}, {role: assistant, content: TEXT}]"
+            )
+
+
 def _list_in(value: Any) -> list[Any] | None:
     """Returns a list, or the list that a cell of a table holds as JSON text; None for anything else."""
     if isinstance(value, list | tuple):
@@ -102,23 +116,28 @@ def _list_of(value: Any, role: str) -> list[Any] | None:
     return [{"role": role, "content": value}] if isinstance(value, str) else None
 
 
+_KEYS = (("role", "content"), ("from", "value"))
+"""The keys of a message's role and text."""
+
+
 def _message(turn: Any, name: str, place: str) -> Message:
     """Returns a turn with its role and its content under the usual names, without fields that are null."""
     if not isinstance(turn, Mapping):
         raise InputError(f"{place}: {name} is no message; write {{role: user, content: TEXT}}")
-    by_role = "role" in turn
-    role, field = (turn.get("role"), "content") if by_role else (turn.get("from"), "value")
-    if role not in _ROLES:
+    given = {key: value for key, value in turn.items() if value is not None}
+    label, field = next((keys for keys in _KEYS if keys[0] in given), _KEYS[0])
+    role, content = given.get(label), given.get(field, "" if given.get("tool_calls") else None)
+    if role is None or (content is None and field not in turn):
+        raise InputError(
+            f"{place}: {name} has {', '.join(map(str, given))[:80] or 'no keys'}; amid reads the keys role "
+            "and content, or from and value; rename or add keys"
+        )
+    if not isinstance(role, str) or role not in _ROLES:
         raise InputError(
             f"{place}: {name} has the unknown role {str(role)[:40]!r}; name one of "
             f"{', '.join(dict.fromkeys(_ROLES.values()))}"
         )
-    message = {
-        key: value for key, value in turn.items() if value is not None and key not in ("from", "value")
-    }
-    content = turn.get(field)
-    if content is None and message.get("tool_calls"):
-        content = ""
+    message = {key: value for key, value in given.items() if key not in ("from", "value")}
     return {**message, "role": _ROLES[role], "content": _text(content, f"{name}.{field}", place)}
 
 
@@ -203,7 +222,9 @@ def checked_text(value: Any, field: str, place: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Returns a short JSON text of a value that is not a string."""
+    """Returns a value in the words of a message, in short."""
+    if isinstance(value, str):
+        return f"the string {value[:40]!r}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):

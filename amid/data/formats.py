@@ -295,7 +295,7 @@ def _table_rows(path: Path, delimiter: str) -> Rows:
 
 
 def _names(place: str, names: list[str], what: str) -> list[str]:
-    twice = [name for name in names if names.count(name) > 1]
+    twice = [name for name in names if name and names.count(name) > 1]
     if twice:
         raise InputError(f"{place}: the name {twice[0]!r} stands there twice; rename one column")
     other = next((mark for mark in ",;\t|" if len(names) == 1 and mark in names[0]), None)

@@ -31,6 +31,8 @@ def rows(sets: Mapping[str, Loaded]) -> Iterator[str]:
         yield f"Read as {form}: {_of(counts, n, 'rows')}"
     if empty := _of({name: of.empty for name, of in sets.items()}, n, "rows"):
         yield f"Left out, as their output is empty: {empty}"
+    if unnamed := _of({name: of.unnamed for name, of in sets.items()}, n, "rows"):
+        yield f"Left out, a column without a name: {unnamed}"
     silent = {
         name: sum(not row.is_text and not has_text(row.instruction + row.input) for row in of.examples)
         for name, of in sets.items()

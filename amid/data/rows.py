@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from amid.data.conversations import MESSAGES, checked_text, conversation_of
+from amid.data.conversations import MESSAGES, check_messages, checked_text, conversation_of
 from amid.data.examples import Example, Message
 from amid.errors import InputError
 from amid.settings import check_arguments, nodes
@@ -51,7 +51,7 @@ def example_of(row: Mapping[str, Any], place: str, fields: Fields) -> tuple[Exam
     values: _Values = []
     for name in ("output", "instruction", "input"):
         if name in fields:
-            value = _value(row, fields[name], place, optional=name == "input")
+            value = _value(row, name, fields, place)
             values.append((name, fields[name], "" if name == "input" and value is None else value))
     return _example(row, place, values, list(fields.values())), INSTRUCTION
 
@@ -74,6 +74,7 @@ def _of_other_form(row: Mapping[str, Any], place: str) -> tuple[Example, str]:
     if "text" in row:
         values = [("instruction", "text", ""), ("output", "text", document_of(row, place))]
         return replace(_example(row, place, values, ["text"]), is_text=True), TEXT
+    check_messages(row, place)
     raise InputError(
         f"{place}: the form of the row is not recognised ({_has(row)}); give instruction and output, prompt "
         f"and completion, messages, conversations, or text; {_remedy(row)}"
@@ -109,6 +110,12 @@ def _said(message: Message) -> str:
     return "\n".join(filter(None, [message["content"], *called]))
 
 
+def output_in(form: str, fields: Fields) -> str:
+    """The part of a row of this form that is its output, in the words of a message."""
+    names = {INSTRUCTION: fields["output"], PROMPT_AND_COMPLETION: "completion", TEXT: "text"}
+    return repr(names[form]) if form in names else f"last answer ({form})"
+
+
 def has_text(value: str) -> bool:
     """Whether a string has more than white space and characters without a shape (byte order marks, …)."""
     return any(not c.isspace() and unicodedata.category(c) != "Cf" for c in value)
@@ -137,19 +144,31 @@ def _further(value: Any, name: str, place: str) -> str | int | float | None:
     return value
 
 
-def _value(row: Mapping[str, Any], name: str, place: str, optional: bool = False) -> Any:
-    """The field of a row; one inside another by its dotted name."""
+def _value(row: Mapping[str, Any], part_of_example: str, fields: Fields, place: str) -> Any:
+    """The field of a row for a part of an example; one inside another by its dotted name."""
     value: Any = row
+    name = fields[part_of_example]
     for part in [name] if name in row else name.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            if optional:
+            if part_of_example == "input":
                 return None
             raise InputError(
                 f"{place}: field {name!r} is missing ({_has(row)}); each row needs an instruction and an "
-                f"output; {_remedy(row)}"
+                f"output; {_remedy(row) if fields == FIELDS else _remedy_of(fields, row)}"
             )
         value = value[part]
     return value
+
+
+def _remedy_of(fields: Fields, row: Mapping[str, Any]) -> str:
+    """The remedy where `data.fields` names a field that the row lacks."""
+    try:
+        _, form = example_of(row, "", FIELDS)
+    except InputError:
+        form = TEXT
+    if form == TEXT:
+        return _remedy(row)
+    return f"leave data.fields out, and the row is read as {form}"
 
 
 def _is_row(value: Any) -> bool:

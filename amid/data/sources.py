@@ -9,7 +9,7 @@ from pathlib import Path
 from amid.config.data_files import check_slice, parts_of, place_of
 from amid.data.examples import Example
 from amid.data.on_disk import OnDisk
-from amid.data.rows import Fields, checked, document_of, example_of, has_text
+from amid.data.rows import Fields, checked, document_of, example_of, has_text, output_in
 from amid.data.sets import Use, rows_at
 from amid.errors import InputError
 
@@ -49,6 +49,8 @@ class Loaded:
     were left out before each of them."""
     empty: int = 0
     """Rows that are left out because none of their outputs has text."""
+    unnamed: int = 0
+    """Rows with a field without a name, such as a table's column of row numbers; it is left out."""
     forms: Mapping[str, int] = field(default_factory=dict)
     """The number of rows of each form."""
     sources: Sequence[str] = ()
@@ -100,7 +102,7 @@ def loaded(
     reading = _Reading(checked(fields), use)
     found = itertools.islice(itertools.chain.from_iterable(map(reading.examples, paths)), limit)
     examples: Sequence[Example] = list(found) if folder is None else OnDisk(found, folder)
-    return Loaded(examples, reading.rows, reading.empty, reading.forms, reading.sources)
+    return Loaded(examples, reading.rows, reading.empty, reading.unnamed, reading.forms, reading.sources)
 
 
 def _of_examples(given: Sequence[Example], limit: int | None) -> Loaded:
@@ -116,7 +118,7 @@ class _Reading:
 
     def __init__(self, fields: Fields, use: Use) -> None:
         self._fields, self._use = fields, use
-        self.rows = self.empty = 0
+        self.rows = self.empty = self.unnamed = 0
         self.forms: Counter[str] = Counter()
         self.sources: list[str] = []
 
@@ -127,13 +129,17 @@ class _Reading:
         found = rows_at(place, self._use)
         self.sources.append(found.what)
         first, stop, usable, n = place.rows.start, place.rows.stop, 0, 0
+        outputs: set[str] = set()
         for where, row in found.rows:
             n += 1
-            example, form = example_of(row, where, self._fields)
+            named = {name: value for name, value in row.items() if name}
+            example, form = example_of(named, where, self._fields)
+            outputs.add(output_in(form, self._fields))
             has_response = any(map(has_text, example.outputs))
             if usable >= first:
                 self.rows += 1
                 self.empty += not has_response
+                self.unnamed += "" in row
                 self.forms[form] += 1
             usable += has_response
             if has_response and usable > first:
@@ -142,7 +148,7 @@ class _Reading:
                 return
         if not usable:
             raise InputError(
-                f"data source {path!r}: all {n} rows have an empty {self._fields['output']!r}; "
+                f"data source {path!r}: all {n} rows have an empty {' or '.join(sorted(outputs))}; "
                 "give at least one response"
             )
         if usable <= first:

@@ -113,6 +113,17 @@ IMAGE = [{"type": "image", "image": "x.png"}]
             {"messages": [{"role": "bard", "content": "a"}]},
             r"messages\[0\] has the unknown role 'bard'; name one of",
         ),
+        (
+            {"conversations": [{"speaker": "human", "text": "x"}]},
+            r"conversations\[0\] has speaker, text; amid reads the keys role and content, or from and value",
+        ),
+        ({"messages": [{"role": "user", "text": "x"}]}, r"messages\[0\] has role, text; amid reads the keys"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, r"has the unknown role \"\['user'\]\"; name"),
+        (
+            {"messages": "hello"},
+            r"field 'messages' is the string 'hello', not a list of messages; write \[{r",
+        ),
+        ({"conversations": None}, r"field 'conversations' is null, not a list of messages"),
         ({"messages": messages("a", None)}, r"field 'messages\[1\].content' is null, not a string"),
         (
             {"conversations": [{"from": "human", "value": 3}]},

@@ -4,11 +4,12 @@ import json
 
 import pyarrow as pa
 import pytest
+from chat import messages
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from amid.data import Example
+from amid.data import Example, notes
 from amid.data.rows import has_text
 from amid.data.sources import load_documents, load_examples, loaded
 from amid.errors import InputError
@@ -37,6 +38,10 @@ def test_reads_one_output_or_several_and_leaves_out_empty_ones(jsonl):
         ([{"instruction": 3, "output": "x"}], r":1: field 'instruction' is 3, not a string"),
         ([], r"is empty"),
         ([{"instruction": "x", "output": " "}], r"all 1 rows have an empty 'output'"),
+        (
+            [{"prompt": "x", "completion": ""}, {"messages": messages("x", " ")}],
+            r"all 2 rows have an empty 'completion' or last answer \(messages\)",
+        ),
     ],
 )
 def test_names_file_line_and_field_of_a_mistake(jsonl, lines, message):
@@ -85,6 +90,34 @@ def test_fields_by_their_names_nested_and_in_a_list(table, jsonl):
         InputError, match=r"field 'pair.fr' is missing \(the row has pair, a.b\).*data.fields"
     ):
         examples_of(path, fields | {"output": "pair.fr"})
+
+
+@pytest.mark.parametrize(
+    ("row", "remedy"),
+    [
+        (ROW, "leave data.fields out, and the row is read as instruction, input and output"),
+        ({"prompt": "a", "completion": "b"}, "leave data.fields out, and the row is read as prompt and"),
+        ({"messages": messages("a", "b")}, "leave data.fields out, and the row is read as messages"),
+        ({"text": "a", "title": "b"}, "data.fields says how they are called"),
+        ({"problem": "a", "solution": "b"}, "'data.fields={instruction: problem, output: solution}'"),
+    ],
+)
+def test_wrong_fields_name_the_remedy(jsonl, row, remedy):
+    with pytest.raises(InputError, match=r":1: field 'reply' is missing") as error:
+        examples_of(jsonl(row), {"instruction": "ask", "input": "context", "output": "reply"})
+    assert remedy in str(error.value)
+
+
+@pytest.mark.parametrize("text", [",instruction,output,\n0,a,b,c\n", "instruction,output,\na,b,\n"])
+def test_a_column_without_a_name_is_left_out_with_a_line(tmp_path, text):
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    found = loaded(str(path))
+    assert [example.fields for example in found.examples] == [{}]
+    assert (
+        list(notes.rows({"train": found}))[-1]
+        == "Left out, a column without a name: 1 of 1 rows of data.train"
+    )
 
 
 def test_null_is_no_text_but_may_be_an_input(table):
