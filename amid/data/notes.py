@@ -125,7 +125,8 @@ def thoughts(encoder: Encoder, sets: Mapping[str, Sequence[Example]]) -> Iterato
     if parts:
         yield (
             f"Blocks of thoughts: the chat template {'; it '.join(parts)}; responses are trained on as they "
-            "stand after the prompt; to have them otherwise, change data.template.chat or the rows"
+            "stand after the prompt; to have them otherwise, change data.template.chat (such as "
+            "{enable_thinking: true}), or cut them out of rows: data.template.thinking=cut"
         )
     lost = {
         name: sum(_loses_thoughts(encoder, row.conversation) for row in rows if row.conversation is not None)
