@@ -184,6 +184,8 @@ MEASURES = (
             "optimiser steps that were done"),
     Measure("run", "diverged_step", "Diverged at", "", None, 0, (),
             "step that ended a run which diverged"),
+    Measure("run", "train_rows", "Training rows", "rows", None, 0, (),
+            "rows of the training data that have a response"),
     Measure("run", "response_tokens", "Response tokens", "tokens", None, 0, (),
             "counted tokens of all steps"),
     Measure("run", "step_seconds", "Step", "ms", "lower", 1, ("section",),

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from amid import __version__
 from amid.config.data_files import path_and_rows
 from amid.config.secrets import hide
-from amid.measures import in_order, k_of, measure_of
+from amid.measures import RUN, in_order, k_of, measure_of
 from amid.metrics import FEW, Comparison, Metric, bleu, chrf
 from amid.publishing.finished import FinishedRun
 from amid.reporting.formats import markdown, markdown_code, markdown_line
@@ -177,8 +177,8 @@ def _sets(run: FinishedRun) -> list[str]:
 
 
 def _ends(interval: Comparison | None) -> tuple[float, float] | None:
-    """Returns the ends of an interval; None if the prompts are too few for one."""
-    if interval is None or not math.isfinite(interval.low + interval.high):
+    """Returns the ends of an interval; None if the prompts are too few for one, or have the same score."""
+    if interval is None or not math.isfinite(interval.low + interval.high) or interval.low == interval.high:
         return None
     return round(interval.low, 2), round(interval.high, 2)
 
@@ -247,6 +247,10 @@ def _training(run: FinishedRun) -> Iterator[tuple[str, str]]:
     if isinstance(lora := run.model("student").get("lora"), dict):
         yield "LoRA", markdown_code(", ".join(f"{key}={value}" for key, value in lora.items()))
     yield "Training data", _source_in_words(run, data.get("train"))
+    if (rows := run.result.training.get("train_rows")) is not None:
+        yield RUN["train_rows"].title, f"{rows:,.0f}"
+    if data.get("valid") is not None:
+        yield "Validation data", _source_in_words(run, data["valid"])
     if data.get("plain_text") is not None:
         yield "Plain text", _source_in_words(run, data["plain_text"])
     for key in ("text", "optimizer", "scheduler"):
@@ -307,6 +311,7 @@ def _scores(run: FinishedRun, shown: Mapping[str, Sequence[str]], intervals: Int
         yield "This run has no scores."
         return
     rows = []
+    found = [_ends(intervals[dataset].get(name)) for dataset in shown for name in shown[dataset]]
     for dataset in shown:
         scores = run.result.scores[dataset]
         cells = [
@@ -322,10 +327,20 @@ def _scores(run: FinishedRun, shown: Mapping[str, Sequence[str]], intervals: Int
     how = {key: generation.get(key) for key in ("temperature", "top_p", "max_new_tokens", "samples")}
     meanings = " ".join(f"{measure_of(name).title}: {measure_of(name).meaning}." for name in names)
     yield (
-        f"Scores go from 0 to 100. {meanings} In brackets: the 95% interval over the choice of prompts, by "
-        f"bootstrap, or exactly for fewer than {FEW} prompts. It does not cover the training seed. Answers "
-        f"were drawn with {markdown_code(', '.join(f'{key}={value}' for key, value in how.items()))} and "
+        f"Scores go from 0 to 100. {meanings} {_intervals_in_words(found)} Answers were drawn with "
+        f"{markdown_code(', '.join(f'{key}={value}' for key, value in how.items()))} and "
         f"{len(generation.get('seeds') or [])} sampling seeds."
+    )
+
+
+def _intervals_in_words(found: Sequence[tuple[float, float] | None]) -> str:
+    """Says what the brackets in the table of scores mean, given the interval of each score."""
+    if not any(found):
+        return "There are no intervals: they need more prompts, with different scores."
+    lacking = " A score without brackets has too few prompts for an interval, or the same value for each."
+    return (
+        "In brackets: the 95% interval over the choice of prompts, by bootstrap, or exactly for fewer than "
+        f"{FEW} prompts. It does not cover the training seed.{'' if all(found) else lacking}"
     )
 
 

@@ -96,6 +96,7 @@ class Training:
             interruption.release_signals(quiet=True)
         figures = _keep(module, kept, trainer.global_step, data.valid_metric) | {
             **_figures(module, taken),
+            "train_rows": float(len(data.train_examples)),
             "peak_memory": taken["peak_memory"],
             "response_tokens_per_second": module.response_tokens / taken["fit_seconds"],
         }

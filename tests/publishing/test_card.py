@@ -62,6 +62,7 @@ def test_the_text_says_what_was_distilled_from_what_and_how(of_hub):
     assert rows["Training data"] == (
         "[MiniLLM/dolly](https://huggingface.co/datasets/MiniLLM/dolly) `raw.jsonl[1000:]`"
     )
+    assert rows["Validation data"] == "`corpus(split=valid, size=16, seed=0)`"
     assert 'pipeline("text-generation", model="me/student")' in text
     assert "<instruction>Name three primary colours.<response>" in text
     assert (
@@ -77,6 +78,7 @@ def test_scores_stand_with_their_intervals_in_table_and_metadata(changed, finish
     (folder / "per_prompt.json").write_text(json.dumps({"open": {"rouge_l": values, "prompts": "0"}}))
     (folder / ".made_from.json").unlink()
     card = model_card(FinishedRun.read(run_.directory), "me/student")
+    assert "A score without brackets" not in str(card)
     expected = paired_bootstrap(values, [0.0] * 50)
     assert expected.low < 49 < expected.high
     head, _, row = table_of(card, "Scores")
@@ -85,6 +87,28 @@ def test_scores_stand_with_their_intervals_in_table_and_metadata(changed, finish
     (one,) = card.data.eval_results
     assert (one.metric_type, one.metric_name, one.metric_value) == ("rouge", "ROUGE-L", 49.0)
     assert one.metric_args["interval_95"] == [round(expected.low, 2), round(expected.high, 2)]
+
+
+def test_the_rows_of_training_are_counted(finished, changed):
+    run_ = FinishedRun.read(finished)
+    rows = dict(table_of(model_card(run_), "Training")[2:])
+    assert rows["Training rows"] == str(run_.settings["data"]["train"]["size"])
+    of_many = changed(training={"train_rows": 1234567.0})
+    assert dict(table_of(model_card(of_many), "Training")[2:])["Training rows"] == "1,234,567"
+
+
+def test_prompts_of_the_same_score_have_no_interval(changed):
+    score = results.Score.over_seeds([0.0])
+    run_ = changed(scores={"open": {"rouge_l": score, "rouge_1": score}})
+    values = {"rouge_l": [0.0] * 50, "rouge_1": [0.0, 9.0] * 25, "prompts": "0"}
+    (run_.directory / "generations" / "per_prompt.json").write_text(json.dumps({"open": values}))
+    (run_.directory / "generations" / ".made_from.json").unlink()
+    card = model_card(FinishedRun.read(run_.directory))
+    head, _, row = table_of(card, "Scores")
+    cells = dict(zip(head, row, strict=True))
+    assert cells["ROUGE-L"] == "0.0"
+    assert re.fullmatch(r"0\.0 \([\d.]+ to [\d.]+\)", cells["ROUGE-1"])
+    assert "A score without brackets has too few prompts for an interval, or the same value" in str(card)
 
 
 def test_the_interval_of_a_score_of_a_whole_set_is_computed_from_its_answers(changed):
@@ -113,7 +137,9 @@ def test_too_few_prompts_have_no_interval(finished):
     assert [row[0] for row in rows] == [*found]
     for row in rows:
         for cell in row[2:]:
-            assert re.fullmatch(r"[\d.]+( \(0\.0 to 0\.0\))?", cell)
+            assert re.fullmatch(r"[\d.]+", cell)
+    assert "There are no intervals: they need more prompts, with different scores." in str(card)
+    assert "In brackets" not in str(card)
 
 
 def test_no_path_of_the_machine_and_no_secret_is_in_it(changed, monkeypatch):
