@@ -196,8 +196,8 @@ def _own_card(run: FinishedRun, file: Path, repository: str, page: bool) -> byte
         return str(model_card(run, repository, licence, page=page)).encode()
     push = "" if other == NO_NAME else f", or push to {other}"
     raise InputError(
-        f"{file} is edited, and names {other} in place of {repository}; write {repository} there, or delete "
-        f"the file for a new card{push}"
+        f"{file} names {other} in place of {repository}, and may hold your own words; write {repository} "
+        f"there, or delete the file for a new card{push}"
     )
 
 

@@ -119,8 +119,8 @@ def test_a_card_of_another_name_is_not_uploaded(named, mine, changed, capsys):
     for option in ([], ["--dry-run"]):
         line = refused(capsys, folder, "me/third", *option)
         assert line == (
-            f"{card} is edited, and names {name} in place of me/third; write me/third there, or delete the "
-            f"file for a new card{', or push to me/first' if named else ''}"
+            f"{card} names {name} in place of me/third, and may hold your own words; write me/third there, "
+            f"or delete the file for a new card{', or push to me/first' if named else ''}"
         )
     assert card.read_text() == edited
     assert ("model", "me/third") not in mine.repositories
