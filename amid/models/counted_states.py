@@ -15,7 +15,7 @@ from amid.errors import InputError
 from amid.losses import Head
 from amid.models.limits import check_ignores_what_follows
 from amid.models.lora import plain_head
-from amid.models.placement import input_device, weights_of
+from amid.models.placement import input_device, is_spread, weights_of
 from amid.models.source import log
 
 
@@ -100,7 +100,8 @@ class CountedStates:
         self._body = model.base_model
         self._takes_packed = False
         self._shape: tuple[float, float | None] | None = None
-        if model.device.type != "meta":  # else the first rank of the run knows, see `agree`
+        if is_spread(model) or not all(weight.is_meta for weight in model.parameters()):
+            # Without any values, the first rank of the run knows, see `agree`.
             self._try_out()
 
     def _try_out(self) -> None:

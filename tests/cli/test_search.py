@@ -17,7 +17,6 @@ from amid.config.sweeps import read_sweep
 from amid.errors import InputError
 from amid.results import RunResult
 from amid.tracking.command_records import commands_of
-from amid.training.checkpoints import Checkpoints
 
 RETURNED = []
 
@@ -157,9 +156,7 @@ def test_options_by_pattern_are_runs(tried):
 
 def test_a_run_returns_what_its_checkpoint_is_chosen_by():
     def of(monitor, mode, **training):
-        return _score(
-            RunResult("a", {}, "", 1, {}, training, {}, {}), Checkpoints(monitor=monitor, mode=mode)
-        )
+        return _score(RunResult("a", {}, "", 1, {}, training, {}, {}), monitor, mode)
 
     assert of("valid/rouge_l", "max", valid_rouge_l=12.5, valid_loss=1.0) == 12.5
     assert of("valid/loss", "min", valid_rouge_l=12.5, valid_loss=1.0) == 1.0
