@@ -88,7 +88,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
         seconds(amid("train", *SHORT))
         (run,) = (file.parent for file in Path("short").glob("*/result.json"))
-        longer = [word for word in SHORT if not word.startswith(("trainer.", "output_dir"))]
+        anew = [word for word in SHORT if not word.startswith("output_dir")]
         cases = {
             "amid --help": lambda: seconds(amid("--help")),
             "amid help assistant.alpha": lambda: seconds(amid("help", "assistant.alpha")),
@@ -96,7 +96,7 @@ def main() -> None:
             "a wrong value is refused": lambda: seconds(amid("train", "assistant.lam=7"), status=1),
             "a run is finished already": lambda: seconds(amid("train", *SHORT)),
             "first step, models ready": lambda: seconds_to_first_step(
-                amid("train", *longer, f"output_dir=new{time.time_ns()}")
+                amid("train", *anew, f"output_dir=new{time.time_ns()}")
             ),
             "amid sweep main scale=full --dry-run": lambda: seconds(
                 amid("sweep", "main", "scale=full", "--dry-run")
