@@ -6,7 +6,7 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TypeVar, overload
 
 T = TypeVar("T")
 
@@ -54,9 +54,7 @@ class OnDisk(Sequence[T]):
             return False
         return all(one == two for one, two in zip(self, other, strict=True))
 
-    __hash__ = None  # type: ignore[assignment]
-
     def _read(self, number: int) -> T:
         start, end = self._ends[number], self._ends[number + 1]
-        value: Any = pickle.loads(os.pread(self._file.fileno(), end - start, start))
-        return value  # type: ignore[no-any-return]
+        value: T = pickle.loads(os.pread(self._file.fileno(), end - start, start))  # of this process alone
+        return value

@@ -20,34 +20,30 @@ from amid.settings.types import (
 )
 
 
-class GroupedAdamW(Node):
-    """`amid.training.parameter_groups.adamw`."""
+class _AdamW(Node):
+    """The settings that every AdamW has."""
 
     lr: NotNegative = 1e-3
     betas: Betas = (0.9, 0.999)
     eps: NotNegative = 1e-8
     weight_decay: NotNegative = 1e-2
+
+
+class EightBitAdamW(_AdamW):
+    """`amid.training.low_bit.adamw_8bit`."""
+
+
+class GroupedAdamW(_AdamW):
+    """`amid.training.parameter_groups.adamw`."""
+
     amsgrad: Flag = False
     foreach: FlagOrNone = None
     fused: FlagOrNone = None
 
 
-class EightBitAdamW(Node):
-    """`amid.training.low_bit.adamw_8bit`."""
-
-    lr: NotNegative = 1e-3
-    betas: Betas = (0.9, 0.999)
-    eps: NotNegative = 1e-8
-    weight_decay: NotNegative = 1e-2
-
-
-class AdamW(Node):
+class AdamW(_AdamW):
     """`torch.optim.AdamW`."""
 
-    lr: NotNegative = 1e-3
-    betas: Betas = (0.9, 0.999)
-    eps: NotNegative = 1e-8
-    weight_decay: NotNegative = 1e-2
     amsgrad: Flag = False
     maximize: Annotated[Literal[False], Field(description="false: a loss is minimised")] = False
     foreach: FlagOrNone = None

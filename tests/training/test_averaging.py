@@ -36,7 +36,7 @@ def averaged(tmp_path, callback, student=None, steps=STEPS, **given):
     return [w.detach() for w in module.student.parameters()], seen.weights
 
 
-def close(found, expected, **tolerance):
+def assert_near(found, expected, **tolerance):
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.double(), theirs, **(tolerance or {"rtol": 1e-5, "atol": 1e-6}))
 
@@ -46,24 +46,24 @@ def test_an_exponential_average_is_that_of_its_formula(tmp_path):
     expected = weights[0]
     for later in weights[1:]:
         expected = [0.7 * average + 0.3 * weight for average, weight in zip(expected, later, strict=True)]
-    close(found, expected)
+    assert_near(found, expected)
 
 
 def test_it_equals_the_average_of_lightning(tmp_path):
     found, _ = averaged(tmp_path, AverageWeights(decay=0.9))
     theirs, _ = averaged(tmp_path, EMAWeightAveraging(decay=0.9))
-    close(found, [weight.double() for weight in theirs], rtol=1e-6, atol=1e-7)
+    assert_near(found, [weight.double() for weight in theirs], rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(("start", "first"), [(0, 0), (4, 4), (0.5, 3)])
 def test_without_a_decay_it_is_the_mean_of_the_steps_from_its_start_on(tmp_path, start, first):
     found, weights = averaged(tmp_path, AverageWeights(decay=None, start=start))
-    close(found, [torch.stack(of_steps).mean(0) for of_steps in zip(*weights[first:], strict=True)])
+    assert_near(found, [torch.stack(of_steps).mean(0) for of_steps in zip(*weights[first:], strict=True)])
 
 
 def test_a_training_that_ends_before_the_start_keeps_its_weights(tmp_path):
     found, weights = averaged(tmp_path, AverageWeights(start=100))
-    close(found, weights[-1], rtol=0, atol=0)
+    assert_near(found, weights[-1], rtol=0, atol=0)
 
 
 def test_an_average_of_bfloat16_weights_moves_by_less_than_they_can(tmp_path):
@@ -73,7 +73,7 @@ def test_an_average_of_bfloat16_weights_moves_by_less_than_they_can(tmp_path):
     expected = weights[0]
     for later in weights[1:]:
         expected = [0.999 * average + 0.001 * weight for average, weight in zip(expected, later, strict=True)]
-    close(callback._average, expected, rtol=1e-6, atol=1e-8)
+    assert_near(callback._average, expected, rtol=1e-6, atol=1e-8)
     assert any((ours != first).any() for ours, first in zip(callback._average, weights[0], strict=True))
 
 
