@@ -205,7 +205,9 @@ def _memory(
     tokens = data.tokens_per_batch or rows * data.max_length
     trained_by = teacher if plan.objective.needs_teacher else None
     quantization = None if teacher is None else plan.source("teacher").quantization
-    memory = training_memory(student, trained_by, tokens, plan.trainer.precision, quantization)
+    memory = training_memory(
+        student, trained_by, tokens, plan.trainer.precision, quantization, plan.optimizer
+    )
     if plan.trainer.strategy == "fsdp" and (devices := _devices(plan.trainer)) > 1:
         memory = spread(memory, student, devices)
     head = 0 if teacher is None else int(_state_bytes(teacher)[1])

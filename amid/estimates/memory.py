@@ -1,10 +1,12 @@
 """The GPU memory of a training run, estimated from the models' shapes alone."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
@@ -26,8 +28,8 @@ _WORKING_COPIES, _WORKING_COPIES_WITHOUT_TEACHER = 18, 3
 class TrainingMemory:
     """Bytes that a training step takes, part by part.
 
-    Some parts are counted: the weights of both models, and for trained weights their gradients, both moments
-    of AdamW and, under autocast, the bfloat16 copies of float32 weights.
+    Some parts are counted: the weights of both models, and for trained weights their gradients, the states of
+    the optimiser and, under autocast, the bfloat16 copies of float32 weights.
 
     Two parts are estimated within a factor of two. The activations that are kept for the backward pass follow
     from the sizes of the student's linear layers; with gradient checkpointing they are the inputs of the
@@ -74,8 +76,9 @@ def training_memory(
     tokens: int,
     precision: str,
     quantization: str | None = None,
+    optimizer: Callable[[list[Tensor]], Optimizer] = AdamW,
 ) -> TrainingMemory:
-    """The memory that a step of AdamW on `tokens` tokens (padding included) at once takes on a device.
+    """The memory that a step on `tokens` tokens (padding included) at once takes on a device.
 
     Args:
         student: the student, with its weights' dtypes and `requires_grad` as in training; on any device, also
@@ -84,6 +87,7 @@ def training_memory(
         tokens: tokens that go through the models at once: `data.tokens_per_batch`, or rows times length.
         precision: Lightning's precision.
         quantization: how the teacher's weights are quantised; None for not.
+        optimizer: makes the optimiser of given weights.
     """
     trained = [weight for weight in student.parameters() if weight.requires_grad]
     wide = [weight for weight in student.parameters() if weight.dtype == torch.float32]
@@ -102,12 +106,37 @@ def training_memory(
         weights=_bytes(student.parameters()),
         copies=sum(2 * weight.numel() for weight in wide) if mixed else 0,
         gradients=_bytes(trained),
-        optimizer=2 * _bytes(trained),
+        optimizer=_state_bytes(optimizer, trained),
         activations=int(tokens * _activations(student, product_bytes)),
         loss=positions * logit_bytes
         + 4 * working * min(positions * max(vocabularies), BLOCK_ELEMENTS["cuda"])
         + head_gradient,
     )
+
+
+def _state_bytes(optimizer: Callable[[list[Tensor]], Optimizer], trained: Iterable[Tensor]) -> int:
+    """The bytes of an optimiser's states, by a step of it on a small matrix of each dtype."""
+    sizes = Counter[torch.dtype]()
+    for weight in trained:
+        sizes[weight.dtype] += weight.numel()
+    total = 0.0
+    for dtype, size in sizes.items():
+        matrix = nn.Parameter(torch.zeros(64, 1024, dtype=dtype))
+        matrix.grad = torch.zeros_like(matrix)
+        made = optimizer([matrix])
+        made.step()
+        states = [
+            state for state in made.state[matrix].values() if isinstance(state, Tensor) and state.numel() > 1
+        ]
+        total += size * sum(map(_stored_bytes, states)) / matrix.numel()
+    return int(total)
+
+
+def _stored_bytes(tensor: Tensor) -> int:
+    """The bytes of a tensor, or of the tensors that it is made of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return tensor.nbytes
+    return sum(getattr(tensor, name).nbytes for name in tensor.__tensor_flatten__()[0])
 
 
 def _activations(student: PreTrainedModel, product_bytes: int) -> float:

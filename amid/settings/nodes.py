@@ -180,8 +180,9 @@ class Trainer(Node):
     precision: Annotated[
         Literal["32-true", "bf16-mixed", "64-true"],
         Field(
-            description="bf16-mixed, 32-true or 64-true; losses and counts are summed in float32 at least, "
-            "and gradients clipped as they are"
+            description="bf16-mixed, 32-true or 64-true (for bf16-true: 32-true with "
+            "model.student.dtype=bfloat16 optimizer=adamw_master_weights); losses and counts are summed in "
+            "float32 at least, and gradients clipped as they are"
         ),
     ]
     log_every_n_steps: Count
@@ -558,6 +559,7 @@ BY_TARGET: dict[str, dict[str, type[Node]]] = {
         "torch.optim.AdamW": optimisation.AdamW,
         "amid.training.parameter_groups.adamw": optimisation.GroupedAdamW,
         "amid.training.low_bit.adamw_8bit": optimisation.EightBitAdamW,
+        "amid.training.master_weights.AdamWWithMasterWeights": optimisation.AdamWWithMasterWeights,
     },
     "scheduler": {
         "amid.training.learning_rate.cosine": optimisation.Cosine,

@@ -41,6 +41,13 @@ class GroupedAdamW(_AdamW):
     fused: FlagOrNone = None
 
 
+class AdamWWithMasterWeights(_AdamW):
+    """`amid.training.master_weights.AdamWWithMasterWeights`."""
+
+    foreach: FlagOrNone = None
+    fused: FlagOrNone = None
+
+
 class AdamW(_AdamW):
     """`torch.optim.AdamW`."""
 

@@ -23,9 +23,10 @@ from amid.settings import nodes
 from amid.teacher.signals import LiveTeacher
 from amid.teacher.supply import TeacherSupply
 from amid.text import DataText, RolloutText, StudentText
-from amid.training.checkpoints import Checkpoints
+from amid.training.checkpoints import Checkpoints, with_stored_tensors
 from amid.training.devices import environment, of_trainer
 from amid.training.length import Course
+from amid.training.master_weights import AdamWWithMasterWeights
 from amid.training.module import DistillationModule, Optimisation
 from amid.training.resume import last_checkpoint, whole_state
 from amid.training.trainer import Training
@@ -34,7 +35,7 @@ STEPS = 2
 LORA = LoRA(r=2, dropout=0.0, target_modules="all-linear")
 
 
-class Kept(torch.optim.AdamW):
+class Kept(AdamWWithMasterWeights):
     """AdamW that keeps the gradients of its first step, and says whether all weights are spread."""
 
     def __init__(self, params):
@@ -45,7 +46,7 @@ class Kept(torch.optim.AdamW):
         if Kept.gradients is None:
             weights = [weight for group in self.param_groups for weight in group["params"]]
             Kept.spread = all(isinstance(weight, DTensor) for weight in weights)
-            Kept.gradients = torch.cat([whole(weight.grad).flatten() for weight in weights]).numpy()
+            Kept.gradients = torch.cat([whole(weight.grad).float().flatten() for weight in weights]).numpy()
         return super().step(closure)
 
 
@@ -156,11 +157,11 @@ class Stop(L.Callback):
             raise InterruptedError
 
 
-def trained(tmp_path, folder, stop=None):
+def trained(tmp_path, folder, stop=None, dtype=torch.float32):
     """The weights that a training of four steps keeps; None where it stops before a step."""
     data = data_of(tmp_path, size=13, batch_size=7, micro_batch_size=2, valid_metric=None)
     module = DistillationModule(
-        student=network(num_hidden_layers=2, tie_word_embeddings=True),
+        student=network(num_hidden_layers=2, tie_word_embeddings=True).to(dtype),
         teacher=LiveTeacher(network(seed=5)),
         objective=Objective(KL()),
         data=data,
@@ -178,7 +179,7 @@ def trained(tmp_path, folder, stop=None):
         training.fit(module, data, folder, [], last_checkpoint(folder))
     except InterruptedError:
         return None
-    return torch.cat([weight.detach().flatten() for weight in module.student.parameters()]).numpy()
+    return torch.cat([weight.detach().float().flatten() for weight in module.student.parameters()]).numpy()
 
 
 @pytest.mark.slow
@@ -197,6 +198,23 @@ def test_a_training_goes_on_with_another_number_of_ranks(tmp_path):
     assert trained(tmp_path, tmp_path / "more", 1) is None
     for weights in in_ranks(2, trained, tmp_path, tmp_path / "more"):
         assert apart(weights, alone) <= 1e-6
+
+
+@pytest.mark.slow
+def test_master_weights_are_spread_and_go_on_with_one_rank(tmp_path):
+    alone = trained(tmp_path, tmp_path / "alone", dtype=torch.bfloat16)
+    assert in_ranks(2, trained, tmp_path, tmp_path / "spread", 3, torch.bfloat16) == [None, None]
+    file = last_checkpoint(tmp_path / "spread")
+    content = with_stored_tensors(whole_state(file), whole_state(file), file)
+    masters = [state["master"] for state in content["optimizer_states"][0]["state"].values()]
+    weights = list(content["state_dict"].values())
+    assert len(masters) > 10
+    assert all(any(torch.equal(master.bfloat16(), weight) for weight in weights) for master in masters)
+    assert not any(torch.equal(master, master.bfloat16().float()) for master in masters if master.dim() > 1)
+    start = network(num_hidden_layers=2, tie_word_embeddings=True).parameters()
+    before = torch.cat([weight.detach().bfloat16().float().flatten() for weight in start]).numpy()
+    resumed = trained(tmp_path, tmp_path / "spread", dtype=torch.bfloat16)
+    assert apart(resumed - before, alone - before) < 0.1
 
 
 def test_a_model_without_layers_that_are_found_is_named():

@@ -1,10 +1,12 @@
 import re
 import weakref
+from functools import partial
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from torch.optim import AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -15,6 +17,8 @@ from amid.estimates.memory import spread, training_memory
 from amid.estimates.sizes import HUB_FACTS
 from amid.losses import AlphaBeta, AlphaMixture, CrossEntropy, Objective
 from amid.models.source import ModelSource
+from amid.training.low_bit import adamw_8bit
+from amid.training.master_weights import AdamWWithMasterWeights
 
 register_resolvers()
 
@@ -54,6 +58,29 @@ def test_the_memory_that_a_pair_says_it_needs(file):
         training_memory(skeleton(student), skeleton(teacher, lora=None), tokens, cfg.trainer.precision),
     ]
     assert [int(group) for group in said.groups()] == [round(memory.total / 1e9) for memory in needed]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "optimizer", "bytes_of_a_weight"),
+    [
+        (torch.float32, AdamW, 8),
+        (torch.bfloat16, AdamW, 4),
+        (torch.float32, partial(AdamW, amsgrad=True), 12),
+        (torch.bfloat16, AdamWWithMasterWeights, 12),
+        (torch.float32, AdamWWithMasterWeights, 8),
+        (torch.float32, adamw_8bit, 2 + 2 * 4 / 256),  # with a float32 scale of each 256 values
+        (torch.float32, partial(torch.optim.SGD, lr=1.0), 0),
+    ],
+)
+def test_the_states_of_an_optimiser(dtype, optimizer, bytes_of_a_weight):
+    config = AutoConfig.for_model("llama", hidden_size=64, num_hidden_layers=2, vocab_size=500)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if optimizer is adamw_8bit:
+        pytest.importorskip("torchao")
+    found = training_memory(model, None, 128, "32-true", optimizer=optimizer).optimizer
+    weights = sum(weight.numel() for weight in model.parameters())
+    assert found == pytest.approx(bytes_of_a_weight * weights, rel=0.02)
 
 
 def test_spread_weights_take_their_part_and_what_is_gathered():
