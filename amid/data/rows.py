@@ -145,19 +145,39 @@ def _further(value: Any, name: str, place: str) -> str | int | float | None:
 
 
 def _value(row: Mapping[str, Any], part_of_example: str, fields: Fields, place: str) -> Any:
-    """The field of a row for a part of an example; one inside another by its dotted name."""
-    value: Any = row
+    """The field of a row for a part of an example."""
     name = fields[part_of_example]
+    found = _at(row, name)
+    if not found and part_of_example != "input":
+        raise InputError(
+            f"{place}: field {name!r} is missing ({_has(row)}); each row needs an instruction and an "
+            f"output; {_remedy(row) if fields == FIELDS else _remedy_of(fields, row)}"
+        )
+    return found[0] if found else None
+
+
+def _at(row: Mapping[str, Any], name: str) -> list[Any]:
+    """The value of a field, one inside another by its dotted name; an empty list where there is none."""
+    value: Any = row
     for part in [name] if name in row else name.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            if part_of_example == "input":
-                return None
-            raise InputError(
-                f"{place}: field {name!r} is missing ({_has(row)}); each row needs an instruction and an "
-                f"output; {_remedy(row) if fields == FIELDS else _remedy_of(fields, row)}"
-            )
+            return []
         value = value[part]
-    return value
+    return [value]
+
+
+def missing_input(row: Mapping[str, Any], fields: Fields) -> str | None:
+    """The error of an `input` of `data.fields` that no row has, by one of the rows; None if this row has it.
+
+    Rows may lack the usual `input`.
+    """
+    name = fields.get("input", FIELDS["input"])
+    if name == FIELDS["input"] or _at(row, name):
+        return None
+    return (
+        f"data.fields.input={name}: no row has this field ({_has(row)}); name another, or leave input out "
+        "for rows without one"
+    )
 
 
 def _remedy_of(fields: Fields, row: Mapping[str, Any]) -> str:

@@ -9,7 +9,15 @@ from pathlib import Path
 from amid.config.data_files import check_slice, parts_of, place_of
 from amid.data.examples import Example
 from amid.data.on_disk import OnDisk
-from amid.data.rows import Fields, checked, document_of, example_of, has_text, output_in
+from amid.data.rows import (
+    Fields,
+    checked,
+    document_of,
+    example_of,
+    has_text,
+    missing_input,
+    output_in,
+)
 from amid.data.sets import Use, rows_at
 from amid.errors import InputError
 
@@ -90,7 +98,7 @@ def loaded(
         folder: where the examples are kept on disk; null keeps them in memory.
 
     Raises:
-        InputError: see `load_examples`.
+        InputError: see `load_examples`; for an `input` of `fields` that no row has.
     """
     if limit is not None and limit < 1:
         raise InputError(f"data limit must be at least 1, got {limit}; use null for all examples")
@@ -102,6 +110,8 @@ def loaded(
     reading = _Reading(checked(fields), use)
     found = itertools.islice(itertools.chain.from_iterable(map(reading.examples, paths)), limit)
     examples: Sequence[Example] = list(found) if folder is None else OnDisk(found, folder)
+    if reading.missing_input is not None:
+        raise InputError(f"data source {source!r}: {reading.missing_input}")
     return Loaded(examples, reading.rows, reading.empty, reading.unnamed, reading.forms, reading.sources)
 
 
@@ -121,6 +131,8 @@ class _Reading:
         self.rows = self.empty = self.unnamed = 0
         self.forms: Counter[str] = Counter()
         self.sources: list[str] = []
+        self.missing_input: str | None = None
+        self._has_input = False
 
     def examples(self, path: str) -> Iterator[Example]:
         """Yields the examples with a response in the slice of a path."""
@@ -134,6 +146,9 @@ class _Reading:
             n += 1
             named = {name: value for name, value in row.items() if name}
             example, form = example_of(named, where, self._fields)
+            if not self._has_input:
+                self.missing_input = missing_input(named, self._fields)
+                self._has_input = self.missing_input is None
             outputs.add(output_in(form, self._fields))
             has_response = any(map(has_text, example.outputs))
             if usable >= first:

@@ -320,6 +320,19 @@ def test_a_field_that_is_mapped_to_nothing(jsonl, field):
     assert examples_of(jsonl(ROW | {"input": "x"}), without)[0].input == ""
 
 
+def test_an_input_that_no_row_has(jsonl):
+    fields = {"instruction": "q", "input": "context", "output": "a"}
+    message = r"data\.fields\.input=context: no row has this field \(the row has q, a, ctx\); name another"
+    with pytest.raises(InputError, match=message):
+        examples_of(jsonl({"q": "1", "a": "2", "ctx": "3"}, {"q": "1", "a": "2", "ctx": "4"}), fields)
+    some = jsonl({"q": "1", "a": "2"}, {"q": "1", "a": "2", "context": "3"})
+    assert [example.input for example in examples_of(some, fields)] == ["", "3"]
+    empty = jsonl({"q": "1", "a": "2", "context": None})
+    assert [example.input for example in examples_of(empty, fields)] == [""]
+    usual = fields | {"input": "input"}
+    assert [example.input for example in examples_of(jsonl({"q": "1", "a": "2"}), usual)] == [""]
+
+
 @pytest.mark.parametrize("source", [5, [{"instruction": "a"}], {"a": 1}])
 def test_a_source_that_is_neither_path_nor_examples(source):
     with pytest.raises(InputError, match=r"is neither a path nor a list of amid.data.Example"):
