@@ -11,16 +11,16 @@ from typing import Any
 
 import griffe
 import yaml
+from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from amid.config.folders import built_on, option_file, option_files
+from amid.config.compose import composed, register_resolvers
+from amid.config.folders import CONF, built_on, option_file, option_files
 from amid.config.folders import group_names as groups
-from amid.config.overrides import check_overrides
 from amid.errors import InputError, choose_one
-from amid.settings.words import keys_of
 
 
 @dataclass(frozen=True)
@@ -166,13 +166,18 @@ def _remedy(name: str) -> str:
 
 def _settings() -> list[str]:
     """Returns the names of all settings of `amid train` with its default choices."""
+    from amid.settings.words import keys_of  # imports pydantic's models of all settings
+
     return list(keys_of({key: value for key, value in _composed("").items() if key != "hydra"}))
 
 
 @functools.cache
 def _composed(choice: str) -> dict[str, Any]:
     """Returns the unresolved configuration of `amid train`, with `choice` if it is not empty."""
-    content: Any = OmegaConf.to_container(check_overrides("train", [choice] if choice else []), resolve=False)
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = composed("train", [choice] if choice else [])
+    content: Any = OmegaConf.to_container(cfg, resolve=False)
     return dict(content)
 
 

@@ -6,12 +6,14 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import hydra
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -92,12 +94,25 @@ def launch(
     try:
         sys.argv = [f"amid {name}", *arguments]
         with stopping_jobs(command):
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+            if any(argument.startswith("-") for argument in arguments):
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+            else:
+                _run_one(name, arguments, task)
     finally:
         sys.argv = before
     if jobs.refused:
         raise jobs.refused[0]
     return list(jobs.failed)
+
+
+def _run_one(name: str, overrides: Sequence[str], task: Callable[[DictConfig], Any]) -> None:
+    """Runs a task once through Hydra, as `hydra.main` does without an option.
+
+    `hydra.main` would first compose the configuration once more, to look up `hydra.mode`.
+    """
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="launch"):
+        launcher: Any = GlobalHydra.instance().hydra
+        launcher.run(name, task, [*overrides, "hydra.mode=RUN"])
 
 
 def run_as_rank(name: str, cfg: DictConfig, hydra: Any, directory: Path) -> Any:

@@ -49,10 +49,10 @@ def run(cfg: DictConfig) -> float | None:
         with ranks.first_in(lambda: only_process_in(directory)), ranks.first_in(lambda: watched(directory)):
             if not finished:
                 ranks.from_first(lambda: record_command(directory, cfg))
-            labels = labels_of(cfg, hydra.runtime.choices, overrides_of(hydra), directory)
             plan = Plan(as_dict(cfg))
             result = ranks.from_first(lambda: finished_run(directory, plan)) if finished else None
             if result is None:
+                labels = labels_of(cfg, hydra.runtime.choices, overrides_of(hydra), directory)
                 plan.check()
                 result = _run(plan, directory, labels)
     except KeyboardInterrupt as error:

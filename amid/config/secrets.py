@@ -4,12 +4,13 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
-from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
-from omegaconf import DictConfig, OmegaConf
+from typing import TYPE_CHECKING, Any
 
 from amid.errors import InputError
+
+if TYPE_CHECKING:  # commands that only read results do without Hydra
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
 
 HIDDEN = "hidden"
 """The text that replaces a secret."""
@@ -102,28 +103,34 @@ def remember(cfg: Mapping[str, Any]) -> None:
             _known.add(child)
 
 
-def check_overrides_for_secrets(overrides: Sequence[Override]) -> None:
+def check_overrides_for_secrets(overrides: "Sequence[Override]") -> None:
     """Refuses KEY=VALUE with a secret: it would show in folder names, files and the shell's history.
 
     Raises:
         InputError: naming the setting, not the value.
     """
+    from hydra.core.override_parser.types import ChoiceSweep
+
     for override in overrides:
         value: Any = None if override.is_delete() else override.value()
         for one in value.list if isinstance(value, ChoiceSweep) else [value]:
             _refuse_in(override.key_or_group, one)
 
 
-def check_for_secrets(cfg: DictConfig, key: str = "") -> None:
+def check_for_secrets(cfg: "DictConfig", key: str = "") -> None:
     """Refuses a composed configuration, or its part called `key`, if a secret stands in its YAML files.
 
     Raises:
         InputError: naming the setting, not the value.
     """
+    from omegaconf import OmegaConf
+
     _refuse_in(key, OmegaConf.to_container(cfg, resolve=False))
 
 
 def _refuse_in(key: str, value: Any) -> None:
+    from hydra.core.override_parser.types import QuotedString
+
     for name, child in _leaves(value, key):
         text = child.text if isinstance(child, QuotedString) else child
         if name.startswith(_OF_HYDRA):

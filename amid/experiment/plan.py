@@ -314,6 +314,16 @@ class Plan:
         """The hash of what decides the result (`amid.config.identity.config_hash`)."""
         return config_hash(self.hashed)
 
+    def has_key(self, key: str | None) -> bool:
+        """Returns whether `key` is the key of this plan; None is not.
+
+        The objective says whether the teacher is hashed, and making it imports torch, which takes seconds.
+        The settings of the objective are hashed too. So a key with the teacher was computed with an objective
+        that needs it, a key without the teacher with one that does not: either is the key of this plan.
+        """
+        either = [self._given, _without_teacher(self._given)] if self._trains else [self._given]
+        return any(config_hash(settings) == key for settings in either) or key == self.key
+
     def fingerprint(self, *names: str) -> str:
         """A text that is the same for runs with the same settings, such as model.tokenizer or data, with the
         models as they were given; data.seed, which orders rows, has no part in it."""

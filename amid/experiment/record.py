@@ -23,8 +23,8 @@ def finished_run(directory: Path, plan: Plan) -> RunResult | None:
         InputError: for a directory with a run of another configuration.
     """
     result = load(directory) if (directory / RESULT_FILE).exists() else None
-    old = recorded_hash(directory) or (result and result.config_hash)
-    if old != plan.key and (result is not None or (directory / CHECKPOINTS).exists()):
+    old = recorded_hash(directory) or (result.config_hash if result else None)
+    if not plan.has_key(old) and (result is not None or (directory / CHECKPOINTS).exists()):
         changes = "; ".join(_changes(directory, plan.hashed)) or (
             "what differs is not recorded, as an earlier version of amid recorded less"
         )
@@ -33,7 +33,7 @@ def finished_run(directory: Path, plan: Plan) -> RunResult | None:
             "(or hydra.run.dir=, where that was given), or delete the folder"
         )
     if result is not None:
-        lacks = plan.compared and "valid_kl_pq" not in result.training
+        lacks = "valid_kl_pq" not in result.training and plan.compared
         hint = ", without a teacher to compare with; to have one, delete the folder" if lacks else ""
         announce(f"{shown(directory)} is finished already{hint}")
     return result

@@ -3,16 +3,16 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from typing import TYPE_CHECKING, Any
 
 from amid.config.run_names import HYDRA_FOLDER
 from amid.config.secrets import hide, without_secrets
 from amid.console import as_typed
 from amid.errors import InputError
 from amid.files import Record, damaged, read_record, write_json, written_whole
+
+if TYPE_CHECKING:  # commands that only read records do without Hydra
+    from omegaconf import DictConfig
 
 PLAN_FILE = "sweep.json"
 MULTIRUN_FILE = "multirun.yaml"
@@ -21,11 +21,14 @@ _ANEW = "start its runs again with the command that began them, which writes it 
 """The remedy for a damaged file that only lists the runs."""
 
 
-def record_command(directory: Path, cfg: DictConfig) -> None:
+def record_command(directory: Path, cfg: "DictConfig") -> None:
     """Writes the overrides and the configuration of the run in `directory` into `.hydra/`.
 
     Hydra itself would write them before anything is checked, and overwrite the files of an earlier command.
     """
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
     folder = directory / HYDRA_FOLDER
     folder.mkdir(exist_ok=True)
     hydra: Any = OmegaConf.to_container(HydraConfig.get())

@@ -53,6 +53,8 @@ def nodes(content):
         ("assistant.alpha", ["assistant.alpha: -5.0", "mode-seeking", "alpha of amid.losses.AlphaMixture"]),
         ("text.share", ["text.share: 0.5", "the probability, in (0, 1]", "text=mixed, text=student:"]),
         ("+text.share=abc", ["text.share: 0.5   (with text=mixed)"]),
+        ("schedule.start", ["(with schedule=taid)", "start of amid.schedule.TAID"]),
+        ("data=jsonl", ["valid_prompts: 64", "amid.data.InstructionData", "pass_at"]),
         ("taid", ["method=taid", "lam: 0.4", "schedule=taid", "amid.schedule.TAID"]),
         ("alpha", ["assistant.alpha: -5.0", "divergence.alpha: 0.2", "divergence=alpha"]),
         ("text=mixed", ["share: 0.5", "amid.text.StudentText", "max_new_tokens"]),

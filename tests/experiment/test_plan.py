@@ -53,6 +53,20 @@ def test_a_teacher_without_a_use_is_left_out_of_a_training_alone():
     assert "teacher" in plan_of("method=seqkd").models
 
 
+@pytest.mark.parametrize(
+    "line", ["", "method=sft", "method=sft teacher=cached", "method=seqkd", "method=teacher teacher=cached"]
+)
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_plan_knows_its_key_without_its_objective(line, trains):
+    settings = settings_of(*line.split())
+    key = Plan(settings, trains).key
+    plan = Plan(settings, trains)
+    assert plan.has_key(key)
+    assert "objective" not in vars(plan), "it imports torch"
+    assert not plan.has_key(None)
+    assert not plan.has_key(plan_of(*line.split(), "seed=3").key)
+
+
 def test_a_fine_tuning_is_a_plan_of_its_own_whose_folder_does_not_depend_on_its_log(tmp_path):
     plan = plan_of("model.teacher.sft.trainer.max_steps=7", "model.teacher.sft.seed=4", "prepared_dir=models")
     tuning = plan.fine_tunings["teacher"]
