@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -12,12 +14,28 @@ from amid.losses import KL, AlphaBeta, CrossEntropy, JensenShannon, ReverseKL
 from amid.settings import check
 
 register_resolvers()
-OPTIONS = [
-    (group.name, file.stem)
-    for group in sorted(CONF.iterdir())
-    if group.is_dir() and group.name not in ("hydra", "sft")
-    for file in sorted(group.glob("*.yaml"))
+PARTS_OF_A_METHOD = ("assistant", "divergence", "objective", "schedule", "text", "text_of_pair")
+"""Groups that a method chooses from: their options are composed one by one, with the usual method."""
+
+
+def options(*groups):
+    return [f"{group}={file.stem}" for group in groups for file in sorted((CONF / group).glob("*.yaml"))]
+
+
+OTHERS = [g.name for g in sorted(CONF.iterdir()) if g.is_dir() and g.name not in ("hydra", "sft")]
+OTHERS = [options(group) for group in OTHERS if group not in PARTS_OF_A_METHOD]
+CHOICES = [
+    *((option,) for option in options(*PARTS_OF_A_METHOD)),
+    *(tuple(filter(None, row)) for row in itertools.zip_longest(*OTHERS)),
 ]
+"""Every option of every group. Options of groups that do not depend on each other are composed together."""
+NEEDS = {
+    "divergence=none": ["method=sft"],
+    "text_of_pair=": ["text=adaptive"],
+    "schedule=taid": ["objective.order=rq"],  # as method=taid has it
+    "assistant=none": ["objective.order=pq"],
+    "generation=greedy": ["generation.samples=1"],  # of the tiny pair: 4
+}
 
 
 def composed(*overrides, name="train"):
@@ -25,21 +43,19 @@ def composed(*overrides, name="train"):
         return compose(name, list(overrides))
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_composes_and_its_parts_can_be_made(group, option):
-    overrides = [f"{group}={option}"]
-    if (group, option) == ("divergence", "none"):
-        overrides = ["method=sft"]
-    if group == "text_of_pair":
-        overrides.append("text=adaptive")
-    if (group, option) == ("schedule", "taid"):
-        overrides.append("objective.order=rq")  # as method=taid has it
-    if (group, option) == ("assistant", "none"):
-        overrides.append("objective.order=pq")
-    if (group, option) == ("generation", "greedy"):
-        overrides.append("generation.samples=1")  # of the tiny pair: 4
-    if group == "data" and not option.startswith("builtin"):  # their rows are no files
-        overrides += ["data.train=a", "data.valid=b"]
+def test_every_option_is_composed():
+    files = [file for file in CONF.glob("*/*.yaml") if file.parent.name not in ("hydra", "sft")]
+    assert sorted(itertools.chain(*CHOICES)) == sorted(f"{file.parent.name}={file.stem}" for file in files)
+
+
+@pytest.mark.parametrize("choices", CHOICES, ids=",".join)
+def test_every_option_composes_and_its_parts_can_be_made(choices):
+    overrides = [*choices]
+    for choice, needed in NEEDS.items():
+        if any(chosen.startswith(choice) for chosen in choices):
+            overrides += needed
+    if any(chosen.startswith("data=") and "builtin" not in chosen for chosen in choices):
+        overrides += ["data.train=a", "data.valid=b"]  # their rows are no files
     cfg = composed(*overrides)
     check(cfg)
     made = [instantiate(cfg.objective), instantiate(cfg.generation), instantiate(cfg.optimizer)]
