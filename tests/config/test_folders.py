@@ -57,8 +57,14 @@ def composed(monkeypatch):
 
 
 @pytest.mark.parametrize("far", FAR)
-def test_every_command_finds_them(here, far, composed, capsys):
-    given = ["divergence=far", "method=amid,mine"]
+def test_each_way_to_name_a_folder_finds_its_options(here, far):
+    given = take_folders([*far, "divergence=far", "optimizer=slow"])
+    cfg = check_overrides("train", given)
+    assert (cfg.optimizer.eps, cfg.divergence._target_) == (1, "amid.losses.KL")
+
+
+def test_every_command_finds_them(here, composed, capsys):
+    far, given = FAR[0], ["divergence=far", "method=amid,mine"]
     assert main(["train", *far, given[0], "optimizer=slow"]) == 1  # without a result
     assert (composed[0].optimizer.eps, composed[0].divergence._target_) == (1, "amid.losses.KL")
     assert main(["train", "-m", *given, *far]) == 1

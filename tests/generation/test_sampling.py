@@ -57,10 +57,11 @@ def test_greedy_answers_are_those_of_transformers(family, monkeypatch):
 @pytest.mark.parametrize("batch_sizes", [(3, 100), pytest.param((2, 7), marks=pytest.mark.slow)])
 def test_samples_do_not_depend_on_the_batch_size(batch_sizes, family):
     model = network(family, eos_bias=4.0)
-    alone = drawn(model, samples=3, batch_size=1)
+    prompts = PROMPTS[:8]
+    alone = drawn(model, prompts, samples=3, batch_size=1)
     assert len({answer.tokens for row in alone for answer in row}) > 3
     for batch_size in batch_sizes:
-        assert drawn(model, samples=3, batch_size=batch_size) == alone
+        assert drawn(model, prompts, samples=3, batch_size=batch_size) == alone
 
 
 # The same examples each time: once in many, the last digits, which the batch changes, decide about a token.
@@ -192,7 +193,11 @@ def test_samples_share_a_prefill_and_finished_rows_leave():
 def test_answers_to_sets_are_those_to_each_set_with_each_seed(family):
     fields = {"conv_L_cache": 3, "layer_types": ["conv", "full_attention"], **MLP} if family == "lfm2" else {}
     model = network(family, eos_bias=4.0, **fields)
-    sets = {"first": PROMPTS, "none": [], "second": [PROMPTS[3], *prompts_of([4, 9, 6], seed=5), PROMPTS[3]]}
+    sets = {
+        "first": PROMPTS[:6],
+        "none": [],
+        "second": [PROMPTS[3], *prompts_of([4, 9, 6], seed=5), PROMPTS[3]],
+    }
     for fields in ({"samples": 2, "batch_size": 9}, {"batch_size": 2}, {"temperature": 0}):
         sampling = Sampling(**{"max_new_tokens": 12, "seeds": [5, 6, 7], **fields})
         expected = [
@@ -208,13 +213,32 @@ def test_answers_to_sets_are_those_to_each_set_with_each_seed(family):
 LADDERS = {"temperatures": [1.5, 0.3, 1.0], "top_ps": [0.5, 0.9]}
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "lfm2"])
-@pytest.mark.parametrize("fields", [{}, {"batch_size": 3, "no_repeat_ngram_size": 2, "top_k": 30}])
+IN_SMALL_BATCHES = {"batch_size": 3, "no_repeat_ngram_size": 2, "top_k": 30}
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("llama", {}),
+        ("mistral", IN_SMALL_BATCHES),
+        ("lfm2", {}),
+        ("gpt2", IN_SMALL_BATCHES),
+        *(
+            pytest.param(family, fields, marks=pytest.mark.slow)
+            for family, fields in [
+                ("llama", IN_SMALL_BATCHES),
+                ("mistral", {}),
+                ("lfm2", IN_SMALL_BATCHES),
+                ("gpt2", {}),
+            ]
+        ),
+    ],
+)
 def test_an_answer_at_a_rung_is_the_answer_drawn_with_its_temperature_alone(family, fields):
     other = {"conv_L_cache": 3, "layer_types": ["conv", "full_attention"], **MLP} if family == "lfm2" else {}
     model = network(family, eos_bias=3.0, **other)
     given = {"max_new_tokens": 12, "seeds": [5, 6], "samples": 2, "batch_size": 30, **fields}
-    sets = {"first": PROMPTS, "second": [PROMPTS[3], PROMPTS[3], PROMPTS[0]]}
+    sets = {"first": PROMPTS[:6], "second": [PROMPTS[3], PROMPTS[3], PROMPTS[0]]}
     ladder = list(Sampling(**given, **LADDERS).answers_to_sets(model, TOKENS, sets))
     rungs = [("temperature", 0.3), ("temperature", 1.5), ("top_p", 0.5), ("top_p", 0.9)]
     assert {rung for _, rung, _, _ in ladder} == {None, *rungs}
