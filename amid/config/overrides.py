@@ -1,5 +1,6 @@
 """Overrides as they are typed, KEY=VALUE: read, checked against the YAML files, refused by name."""
 
+import functools
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -262,8 +263,9 @@ def takes(overrides: Sequence[str], setting: str) -> bool:
 def _settings(group: str, option: str) -> set[str]:
     """Returns the settings of an option and of the options that it builds on: `KEY` and `KEY.KEY`."""
     content = _content(group, option)
-    entries = [entry for entry in content.pop("defaults", []) if isinstance(entry, str)]
-    return {*_flat(content)}.union(*(_settings(*built_on(group, e)) for e in entries if e != "_self_"))
+    entries = [entry for entry in content.get("defaults", []) if isinstance(entry, str)]
+    own = {*_flat(content)} - {"defaults"}
+    return own.union(*(_settings(*built_on(group, e)) for e in entries if e != "_self_"))
 
 
 def _defaults(group: str, option: str) -> dict[str, str]:
@@ -286,12 +288,17 @@ def _content(group: str, option: str) -> Any:
     """
     file = option_file(group, option)
     try:
-        content = OmegaConf.load(file) if file else OmegaConf.create()
+        content = _loaded(file, file.stat().st_mtime_ns) if file else OmegaConf.create()
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, DictConfig):
         raise InputError(f"{file} has no settings; write KEY: VALUE into it")
     return content
+
+
+@functools.lru_cache  # a sweep asks for the files of its methods many times
+def _loaded(file: Path, changed_at: int) -> Any:
+    return OmegaConf.load(file)
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[str]:

@@ -13,6 +13,8 @@ from amid.scoring.answers import Answer, Answered, write_answers
 
 SIZES = ["data.train.size=256", "data.valid.size=64", "data.test.open.size=48", "data.test.closed.size=16"]
 STEPS = ["trainer.limit_train_batches=null", "trainer.max_epochs=4"]  # 4 epochs of 8 steps of 32 rows
+ESTIMATOR = Estimator()
+"""It reads each model and each data set once for all tests."""
 LENGTHS = ["generation.max_new_tokens=3", "generation.samples=2", "generation.seeds=[1,2,3]"]
 
 
@@ -76,7 +78,7 @@ def test_steps_and_tokens_are_those_of_hand(overrides, on_answers):
     if overrides != ["text=data"]:
         given.append("text.max_new_tokens=2")
     cfg = configured(*given, *overrides)
-    cost, hand = Estimator().run(Plan(cfg)), Hand(cfg)
+    cost, hand = ESTIMATOR.run(Plan(cfg)), Hand(cfg)
     rollouts, plain = "text=rollouts" in overrides, "data.plain_text=responses" in overrides
     assert cost.steps == 32
     on_data = 0 if rollouts else 1024 - on_answers
@@ -87,7 +89,7 @@ def test_steps_and_tokens_are_those_of_hand(overrides, on_answers):
 
 def test_adapters_take_little_room():
     plain, adapted = (
-        Estimator().run(planned("method=sft", *SIZES, *STEPS, f"model.student.lora={lora}"))
+        ESTIMATOR.run(planned("method=sft", *SIZES, *STEPS, f"model.student.lora={lora}"))
         for lora in ("null", "{r: 4, alpha: 8}")
     )
     adapters = (adapted.disk - plain.disk) / 4
@@ -98,7 +100,7 @@ def test_adapters_take_little_room():
 
 def test_an_average_of_the_weights_is_one_more_copy_of_them():
     plain, averaged = (
-        Estimator().run(planned("method=sft", *SIZES, *STEPS, f"callbacks={chosen}"))
+        ESTIMATOR.run(planned("method=sft", *SIZES, *STEPS, f"callbacks={chosen}"))
         for chosen in ("[]", "[ema,early_stopping]")
     )
     copy = averaged.memory - plain.memory
@@ -109,7 +111,7 @@ def test_an_average_of_the_weights_is_one_more_copy_of_them():
 def test_what_the_teacher_does_once():
     cfg = configured("method=kd", "text=teacher", "text.max_new_tokens=2", *SIZES, *STEPS)
     hand = Hand(cfg)
-    works = {work.what: work.cost for work in Estimator().shared(Plan(cfg)).values()}
+    works = {work.what: work.cost for work in ESTIMATOR.shared(Plan(cfg)).values()}
     answers = works["the teacher's answers (random weights)"]
     tokens = 256 * (hand.prompt + 2)
     assert answers.disk == pytest.approx(4 * tokens)
@@ -123,7 +125,7 @@ def test_what_the_teacher_does_once():
     assert tuning.checkpoints == 4 * 3 * 4 * hand.teacher
     assert tuning.disk == 4 * hand.teacher
     data, text = (
-        Estimator().run(planned("method=sft", *SIZES, *STEPS, f"text={name}", *max_new))
+        ESTIMATOR.run(planned("method=sft", *SIZES, *STEPS, f"text={name}", *max_new))
         for name, max_new in (("data", []), ("teacher", ["text.max_new_tokens=2"]))
     )
     assert data.tokens - text.tokens == pytest.approx(1024 * (hand.response - 2))
@@ -133,19 +135,19 @@ def test_a_comparison_with_a_stored_teacher_is_of_the_validation_text():
     alone, compared = (
         configured("method=sft", *SIZES, *STEPS, f"teacher={name}") for name in ("auto", "cached")
     )
-    hand, one, other = Hand(alone), Estimator().run(Plan(alone)), Estimator().run(Plan(compared))
+    hand, one, other = Hand(alone), ESTIMATOR.run(Plan(alone)), ESTIMATOR.run(Plan(compared))
     assert other.memory - one.memory == 4 * hand.head
-    works = {work.what: work.cost for work in Estimator().shared(Plan(compared)).values()}
+    works = {work.what: work.cost for work in ESTIMATOR.shared(Plan(compared)).values()}
     shared = "the teacher's states at validations (random weights)"
     assert works.keys() == {"fine-tuning of the teacher (random weights)", shared} | {
-        work.what for work in Estimator().shared(Plan(alone)).values()
+        work.what for work in ESTIMATOR.shared(Plan(alone)).values()
     }
     assert works[shared].disk == pytest.approx(4 * (hand.width * 64 * hand.valid_response + hand.head))
     of_kd, of_seqkd = (
-        Estimator().shared(planned(f"method={name}", *SIZES, *STEPS, "teacher=cached"))
+        ESTIMATOR.shared(planned(f"method={name}", *SIZES, *STEPS, "teacher=cached"))
         for name in ("kd", "seqkd")
     )
-    assert Estimator().shared(Plan(compared)).keys() < of_kd.keys()
+    assert ESTIMATOR.shared(Plan(compared)).keys() < of_kd.keys()
     assert len(of_kd.keys() & of_seqkd.keys()) == 3  # both fine-tunings, and the states at validations
 
 
@@ -153,9 +155,9 @@ def test_the_disk_of_a_run_has_its_answers(tmp_path):
     cfg = configured(*SIZES, *STEPS, *LENGTHS, "generation.temperatures=null")
     hand = Hand(cfg)
     answers = sum(3 * TEXT_BYTES * tokens + n * 6 * 3 * ANSWER_BYTES for n, _, tokens in hand.tests.values())
-    assert Estimator().run(Plan(cfg)).disk == pytest.approx(4 * hand.student + answers)
+    assert ESTIMATOR.run(Plan(cfg)).disk == pytest.approx(4 * hand.student + answers)
     ladder = configured(*SIZES, *STEPS, *LENGTHS, "generation.temperatures=[0.5,0.7,1.0]")
-    assert Estimator().run(Plan(ladder)).disk == pytest.approx(4 * hand.student + 3 * answers)
+    assert ESTIMATOR.run(Plan(ladder)).disk == pytest.approx(4 * hand.student + 3 * answers)
     words = ["Bread ", "is ", "baked ", "in ", "an ", "oven."] * 10  # of 4.5 letters with their spaces
     answer = Answer("".join(words), len(words), True, [-0.123456 * i for i in range(len(words))])
     rows = [Answered("".join(words), "", ("".join(words),), [answer] * 2)] * 20
@@ -168,7 +170,7 @@ def test_the_live_teacher_counts_where_the_text_is_the_students():
     costs = {}
     for text in ("data", "student"):
         cfg = configured("assistant.alpha=-1", f"text={text}")
-        costs[text] = Estimator().run(Plan(cfg))
+        costs[text] = ESTIMATOR.run(Plan(cfg))
     teacher = ModelSource(architecture=cfg["model"]["teacher"]["architecture"]).load(tokenizer())
     head = teacher.get_output_embeddings().weight.nbytes
     weights = sum(w.nbytes for w in teacher.parameters())
@@ -177,10 +179,10 @@ def test_the_live_teacher_counts_where_the_text_is_the_students():
 
 def test_memory_and_disk_of_a_large_teacher_and_of_several_devices():
     def live(*overrides):
-        return Estimator().run(planned("method=kd", "teacher=live", *SIZES, *STEPS, *overrides)).memory
+        return ESTIMATOR.run(planned("method=kd", "teacher=live", *SIZES, *STEPS, *overrides)).memory
 
     exact = live()
-    skeleton = Estimator().facts.skeleton(planned("method=kd"), "teacher")
+    skeleton = ESTIMATOR.facts.skeleton(planned("method=kd"), "teacher")
     for to in ("int8", "nf4"):
         saved = weight_bytes(skeleton) - weight_bytes(skeleton, to)
         assert saved > 0.5 * weight_bytes(skeleton)
@@ -193,7 +195,7 @@ def test_memory_and_disk_of_a_large_teacher_and_of_several_devices():
 
     def states(*overrides):
         plan = planned("method=kd", *SIZES, *STEPS, "teacher=cached", *overrides)
-        works = {work.what: work.cost for work in Estimator().shared(plan).values()}
+        works = {work.what: work.cost for work in ESTIMATOR.shared(plan).values()}
         return works["the teacher's states in training (random weights)"]
 
     width = skeleton.config.hidden_size
