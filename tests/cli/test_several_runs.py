@@ -39,18 +39,27 @@ LOGGED = {
 """What steps tell of a method besides the loss."""
 
 
+FEW = {
+    "trainer.max_epochs": 1,
+    "generation.seeds": "[1]",
+    "generation.samples": 1,
+    "data.test_prompts": 1,
+    "data.valid_prompts": 1,
+    "generation.max_new_tokens": 2,
+    "trainer.log_every_n_steps": 1,
+}
+
+
+def of_few_answers(overrides):
+    """Overrides of a run that trains for an epoch and answers a prompt of each set."""
+    return [o for o in overrides if o.split("=")[0] not in FEW] + [f"{k}={value}" for k, value in FEW.items()]
+
+
 @pytest.mark.slow
 def test_every_method_trains(quick, tmp_path):
     methods = sorted(file.stem for file in (CONF / "method").glob("*.yaml"))
     assert {"taid", "akl", "bdkd", "tvd", "jsd", "alphanet", "gkd", "amid", "sft"} <= set(methods)
-    few = {
-        "trainer.max_epochs": 1,
-        "generation.seeds": "[1]",
-        "generation.samples": 1,
-        "data.test_prompts": 1,
-    }
-    few |= {"data.valid_prompts": 1, "generation.max_new_tokens": 2, "trainer.log_every_n_steps": 1}
-    base = [o for o in quick if o.split("=")[0] not in few] + [f"{key}={value}" for key, value in few.items()]
+    base = of_few_answers(quick)
     assert run("train", "-m", *base, f"method={','.join(methods)}") == 0
     found = {result.labels["method"]: result for result in results.load_all(tmp_path / "runs")}
     assert sorted(found) == methods
@@ -71,7 +80,8 @@ def test_every_method_trains(quick, tmp_path):
 
 
 def test_a_sweep_runs_grid_and_baselines_skips_the_finished_and_reports(quick, tmp_path, capsys):
-    sweep = ["sweep", "alpha", *quick, "assistant.alpha=-1", "divergence=kl", "seed=1"]
+    sweep = ["sweep", "alpha", *of_few_answers(quick), "assistant.alpha=-1", "divergence=kl", "seed=1"]
+    sweep.append("generation.samples=2")  # the diversity of answers to a prompt
     assert run(*sweep) == 0
     out = capsys.readouterr().out
     runs = sorted(p.parent.name for p in (tmp_path / "runs").glob("*/result.json"))

@@ -274,9 +274,9 @@ def test_the_checkpoints_are_the_largest_of_what_is_still_to_do(offline, capsys)
 
 
 def test_what_is_neither_read_nor_public_is_named(offline, capsys):
-    given = ["model=gpt2_xl_to_gpt2", "data=dolly", "method=kd", "model.student.path=someone/gpt2"]
+    given = ["model=gpt2_xl_to_gpt2", "data=dolly", "model.student.path=someone/gpt2", "assistant.lam=0.1"]
     given += ["data.test.unni=hf://datasets/someone/unni/all.jsonl"]
-    assert main(["sweep", "main", "--dry-run", "seed=1", *given]) == 0
+    assert main(["sweep", "lambda", "--dry-run", "seed=1", *given]) == 0
     out = capsys.readouterr().out
     (line,) = [line for line in out.splitlines() if line.startswith("Not known: ")]
     assert "the size of someone/gpt2" in line

@@ -152,18 +152,25 @@ def cached(data):
     return supply.teacher(source, data.tokenizer, [data.train_tokens], passes=1.0, **CPU)
 
 
+FIVE_STEPS = {
+    "micro_batches": ("abkd", {"mean": "micro_batch"}),
+    "student_text": ("gkd", {"text": partial(StudentText, max_new_tokens=8)}),
+    "adaptive_text": ("amid", {"text": partial(AdaptiveText, max_new_tokens=8, threshold=0.7, capacity=10)}),
+    "adapters": ("amid", {"student": adapted, "teacher": cached}),
+}
+
+
 @pytest.mark.parametrize(
-    ("objective", "given"),
+    ("case", "n"),
     [
-        ("abkd", {"mean": "micro_batch"}),
-        ("gkd", {"text": partial(StudentText, max_new_tokens=8)}),
-        ("amid", {"text": partial(AdaptiveText, max_new_tokens=8, threshold=0.7, capacity=10)}),
-        ("amid", {"student": adapted, "teacher": cached}),
+        *((case, 2) for case in FIVE_STEPS),
+        ("adaptive_text", 4),
+        *(pytest.param(case, 4, marks=pytest.mark.slow) for case in FIVE_STEPS if case != "adaptive_text"),
     ],
 )
-def test_five_steps_of_one_two_and_four_ranks_are_equal(tmp_path, objective, given):
+def test_five_steps_of_several_ranks_are_those_of_one(tmp_path, case, n):
+    objective, given = FIVE_STEPS[case]
     network(seed=5).save_pretrained(tmp_path / "teacher")
     alone = after_steps(tmp_path, OBJECTIVES[objective], **given)
-    for n in (2, 4):
-        shutil.rmtree(tmp_path / "cache")  # written by these ranks
-        check_equal(in_ranks(n, partial(after_steps, **given), tmp_path, OBJECTIVES[objective]), alone)
+    shutil.rmtree(tmp_path / "cache")  # written by these ranks
+    check_equal(in_ranks(n, partial(after_steps, **given), tmp_path, OBJECTIVES[objective]), alone)

@@ -392,15 +392,25 @@ def has_compiler() -> bool:
 needs_a_compiler = pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
 
 
+MOVES = [(-5, 0.1), (-3, 0.2), (0.5, 0.3), (1, 0.3), (1, 0.7), (0.99, 0.9)]
+"""Values of alpha and lam, one after the other."""
+
+
 @pytest.mark.parametrize(
-    "backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_a_compiler])]
+    ("backend", "moves"),
+    [
+        ("aot_eager", [(-5, 0.1), (-3, 0.2), (1, 0.7)]),
+        pytest.param("inductor", MOVES, marks=[pytest.mark.slow, needs_a_compiler]),
+    ],
 )
-def test_compiled_arithmetic_while_alpha_and_lam_move(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_arithmetic_while_alpha_and_lam_move(
+    backend: str, moves: list[tuple[float, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first backend traces the arithmetic and runs it as it is; the second is the one that users have."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     given = inputs()
     loss = Objective(AlphaBeta(), AlphaMixture(-5, 0.1), compiled=True)
-    for alpha, lam in [(-5, 0.1), (-3, 0.2), (0.5, 0.3), (1, 0.3), (1, 0.7), (0.99, 0.9)]:
+    for alpha, lam in moves:
         assert isinstance(loss.assistant, AlphaMixture)
         loss.assistant.alpha, loss.assistant.lam = alpha, lam
         for n in (7, 5):

@@ -453,14 +453,15 @@ def test_a_file_in_the_place_of_a_folder(key, tmp_path):
 def test_a_wrong_value_is_told_without_torch(tmp_path):
     """In a process of its own: neither torch nor Lightning is imported for it, with -m neither."""
     program = (
-        "import sys; from amid.cli.main import main; status = main(sys.argv[1:]); "
-        "print(status, *({'torch', 'lightning', 'transformers'} & {*sys.modules}))"
+        "import sys; from amid.cli.main import main\n"
+        "statuses = [main(line.split()) for line in sys.argv[1:]]\n"
+        "print(*statuses, *({'torch', 'lightning', 'transformers'} & {*sys.modules}))"
     )
-    for line in ("train seed=x", "train -m seed=1,1.5", "train +trainer.foo=1", "sweep alpha seed=1,x"):
-        command = [sys.executable, "-c", program, *line.split()]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-        assert done.stdout.splitlines()[-1] == "1", done.stderr
-        assert not [*tmp_path.iterdir()]
+    lines = ["train seed=x", "train -m seed=1,1.5", "train +trainer.foo=1", "sweep alpha seed=1,x"]
+    command = [sys.executable, "-c", program, *lines]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.splitlines()[-1] == "1 1 1 1", done.stderr
+    assert not [*tmp_path.iterdir()]
 
 
 SPREAD = "model.teacher.device_map=auto"
