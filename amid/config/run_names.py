@@ -35,7 +35,7 @@ LOSSY = "teacher.states"
 """The key that says whether the states of the teacher cache are exact."""
 
 LIMITS = {
-    "data": ("cache_dir", "micro_batch_size", "tokens_per_batch", "packing"),
+    "data": ("cache_dir", "micro_batch_size", "tokens_per_batch", "packing", "sharing"),
     "trainer": ("log_every_n_steps", "devices", "num_nodes", "strategy"),
     "text": ("batch_size",),
     "generation": ("batch_size",),

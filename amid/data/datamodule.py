@@ -27,7 +27,7 @@ from amid.data.sets import Use
 from amid.data.sources import Loaded, Source, TextSource, load_documents, loaded
 from amid.data.templates import Template
 from amid.data.thoughts import example_without_thoughts
-from amid.data.tokens import NO_ROW, Mean, MicroBatch, Row, Tokens, cut, pack, packed, pad
+from amid.data.tokens import NO_ROW, Mean, MicroBatch, Row, Sharing, Tokens, cut, pack, packed, pad
 from amid.distributed.shares import shares
 from amid.errors import InputError
 from amid.files import digest_of, forget_parts, key_of, only_writer
@@ -73,6 +73,10 @@ class InstructionData(L.LightningDataModule):
             padding. No row attends to another. Changes memory, speed, rounding and the random numbers of
             dropout, nothing else. Models that do not keep packed rows apart are refused
             (`amid.models.counted_states.check_takes_packed`).
+        sharing: what the devices of a run share out: "rows", which each cuts into its own micro-batches;
+            "micro_batches", the same ones on any number of devices. Then gradients are summed in float64, and
+            the random numbers of dropout follow from the micro-batch, so a run has the same numbers, to the
+            bit, on any number of devices (`amid.training.gradient_sums`).
         mean: how the loss is averaged: "step", over all counted tokens of a step; "micro_batch", the mean of
             the micro-batches' means, as published scripts average over GPUs. With "micro_batch", batches
             and micro-batches hold random rows, not rows of similar lengths, and `micro_batch_size` is the
@@ -117,6 +121,7 @@ class InstructionData(L.LightningDataModule):
         micro_batch_size: int | None = None,
         tokens_per_batch: int | None = None,
         packing: bool = False,
+        sharing: Sharing = "rows",
         mean: Mean = "step",
         valid_rows: int | None = None,
         valid_prompts: int = 64,
@@ -138,7 +143,7 @@ class InstructionData(L.LightningDataModule):
         self.tokenizer = _with_eos(tokenizer, template.end(tokenizer))
         self.batch_size, self.seed = batch_size, seed
         self.micro_batch_size, self.tokens_per_batch = micro_batch_size, tokens_per_batch
-        self.packing, self.mean = packing, mean
+        self.packing, self.sharing, self.mean = packing, sharing, mean
         self.valid_prompts, self.cache_dir = valid_prompts, Path(cache_dir)
         self._train, self._valid, self._test, self._fields = train, valid, test, checked(fields)
         self._plain_text, self.plain_text_weight = plain_text, plain_text_weight
@@ -268,16 +273,24 @@ class InstructionData(L.LightningDataModule):
     def shares(self, rows: Sequence[Row], n: int) -> list[list[list[Row]]]:
         """Shares out an optimiser step over `rows` among `n` devices: the rows of each one's micro-batches.
 
-        The shares have about equally many tokens. With a mean of micro-batches, whole micro-batches are
-        shared out: the same ones for any `n`.
+        The shares have about equally many tokens. With `sharing=micro_batches`, or a mean of micro-batches,
+        whole micro-batches are shared out: the same ones for any `n`.
         """
         limits = (self.micro_batch_size, self.tokens_per_batch, self.mean == "step", self.packing)
-        if self.mean == "micro_batch":
+        if self.sharing == "micro_batches" or self.mean == "micro_batch":
             parts = cut(rows, *limits)
             sizes = [sum(len(row.ids) for row in part) for part in parts]
             return [[parts[number] for number in numbers] for numbers in shares(sizes, n)]
         of_devices = shares([len(row.ids) for row in rows], n)
         return [cut([rows[number] for number in numbers], *limits) for numbers in of_devices]
+
+    @property
+    def prompts_apart(self) -> int | None:
+        """How many prompts are answered together in training; None where that depends on the devices."""
+        if self.sharing == "rows":
+            return None
+        longest = self.encoder.max_length
+        return self.micro_batch_size or max(1, (self.tokens_per_batch or longest) // longest)
 
     def micro_batch(self, rows: Sequence[Row]) -> MicroBatch:
         """The micro-batch of these rows, padded or packed."""

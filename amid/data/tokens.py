@@ -29,6 +29,9 @@ label."""
 Mean = Literal["step", "micro_batch"]
 """The unit that the loss is averaged over."""
 
+Sharing = Literal["rows", "micro_batches"]
+"""The unit that the devices of a run share out."""
+
 NO_ROW = -1
 """The number of a sequence that is in neither set."""
 

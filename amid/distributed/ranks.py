@@ -4,7 +4,7 @@ import contextlib
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -163,12 +163,12 @@ def any_of(flags: Iterable[bool]) -> list[bool]:
 
 
 def totals(sums: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
-    """Returns the sums over the ranks, by name: scalars, added in float64 on the CPU.
+    """Returns the sums over the ranks in float32, by name: scalars, added in float64 on the CPU.
 
     A rank may lack a name: its sum is 0. The result is on the device of the first of its own tensors.
     """
     if number() == 1:
-        return dict(sums)
+        return {name: value.float() for name, value in sums.items()}
     import torch
 
     of_ranks = gathered({name: float(value) for name, value in sums.items()})
@@ -185,26 +185,41 @@ def sum_gradients(parameters: Iterable["nn.Parameter"]) -> None:
 
     A gradient that only some ranks have is 0 on the others. One that no rank has stays None.
     """
+    if number() > 1:
+        trained = [weight for weight in parameters if weight.requires_grad]
+        gradients = summed([weight.grad for weight in trained], trained)
+        for weight, gradient in zip(trained, gradients, strict=True):
+            weight.grad = gradient
+
+
+def summed(
+    own: Sequence["Tensor | None"], of: Sequence["Tensor"], dtype: "torch.dtype | None" = None
+) -> list["Tensor | None"]:
+    """Returns the sums over the ranks of this rank's tensors, the same on all ranks to the last bit.
+
+    Args:
+        own: the tensors, which the sums replace; None for one that this rank has not. It stays None if no
+            rank has it.
+        of: for each one a tensor of its shape, and of its dtype if `dtype` is None.
+        dtype: the dtype of all of them.
+    """
     if number() == 1:
-        return
+        return list(own)
     import torch
 
-    dist = _dist()
-    trained = [weight for weight in parameters if weight.requires_grad]
-    somewhere = any_of(weight.grad is not None for weight in trained)
-    gradients = []
-    for weight, known in zip(trained, somewhere, strict=True):
-        if known:
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-            gradients.append(weight.grad)
+    somewhere = any_of(tensor is not None for tensor in own)
+    sums = [
+        torch.zeros_like(like, dtype=dtype) if known and tensor is None else tensor
+        for tensor, like, known in zip(own, of, somewhere, strict=True)
+    ]
     with _contact():
-        for bucket in _buckets(gradients):
-            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            dist.all_reduce(flat)
-            parts = flat.split([gradient.numel() for gradient in bucket])
-            for gradient, part in zip(bucket, parts, strict=True):
-                gradient.copy_(part.view_as(gradient))
+        for bucket in _buckets(tensor for tensor in sums if tensor is not None):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            _dist().all_reduce(flat)
+            parts = flat.split([tensor.numel() for tensor in bucket])
+            for tensor, part in zip(bucket, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+    return sums
 
 
 def clip_gradients(parameters: Iterable["nn.Parameter"], largest: float) -> "Tensor":

@@ -47,7 +47,7 @@ def check_parts(plan: Plan) -> None:
     _check_objective(plan)
     most = plan.length.max_steps
     plan.check_rates(most if most > 0 else _MANY_STEPS)
-    check_optimizer(plan)
+    check_strategy(plan)
     if not isinstance(plan.checkpoints, Checkpoints):
         raise InputError(
             f"{plan.at}checkpoint._target_ makes a {type(plan.checkpoints).__name__}; use "
@@ -63,8 +63,13 @@ def check_parts(plan: Plan) -> None:
         check_parts(fine_tuning)
 
 
-def check_optimizer(plan: Plan) -> None:
-    """Raises InputError for an optimiser with states that cannot be spread, if they are to be spread."""
+def check_strategy(plan: Plan) -> None:
+    """Raises InputError for sums or states of an optimiser that the strategy cannot have."""
+    if plan.trainer.strategy == "fsdp" and plan.data_settings.sharing == "micro_batches":
+        raise InputError(
+            f"{plan.at}data.sharing=micro_batches with {plan.at}trainer.strategy=fsdp: FSDP sums gradients "
+            "in the order of the devices; use trainer.strategy=ddp, or data.sharing=rows"
+        )
     if plan.trainer.strategy == "fsdp" and getattr(plan.optimizer, "func", None) is adamw_8bit:
         raise InputError(
             f"{plan.at}optimizer=adamw_8bit with {plan.at}trainer.strategy=fsdp: the scales of 8-bit moments "

@@ -72,6 +72,7 @@ class ValidationScore:
         prompts: token ids of each prompt.
         references: acceptable answers to each prompt.
         sampling: draws the answers.
+        apart: how many prompts are answered together (`Sampling.token_ids`).
     """
 
     name: str
@@ -79,12 +80,13 @@ class ValidationScore:
     prompts: Sequence[Sequence[int]]
     references: Sequence[Sequence[str]]
     sampling: Sampling
+    apart: int | None = None
 
     def __call__(self, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
         """Draws the answers and scores them: 0 to 100."""
         seed = self.sampling.seeds[0]
         answers = self.sampling.answers(
-            model=student, tokenizer=tokenizer, prompts=self.prompts, seed=seed, samples=1
+            model=student, tokenizer=tokenizer, prompts=self.prompts, seed=seed, samples=1, apart=self.apart
         )
         return set_score(self.metric, [answer[0].text for answer in answers], self.references).value
 

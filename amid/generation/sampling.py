@@ -127,10 +127,11 @@ class Sampling:
         prompts: Sequence[Sequence[int]],
         seed: int,
         samples: int | None = None,
+        apart: int | None = None,
     ) -> list[list[Answer]]:
         """Draws `samples` answers (default: the settings' number) to each prompt, in the prompts' order.
 
-        The answers are the sequences of `token_ids` with the tokenizer's vocabulary, as text.
+        The answers are the sequences of `token_ids` (with `apart`) and the tokenizer's vocabulary, as text.
         """
         if not holds_keys_and_values(model):
             drawn = self.token_ids(model, tokenizer, prompts, seed, samples, len(tokenizer))
@@ -139,7 +140,7 @@ class Sampling:
         names = streams(prompts, seed, samples or self.samples)
         with _as_is(model):
             batch = Batch(model, len(tokenizer), log_probs=True)
-            (rows,) = self._decode(batch, tokenizer, prompts, names, [self._warp])
+            (rows,) = self._decode(batch, tokenizer, prompts, names, [self._warp], apart)
         known: Texts = {}
         return [[_noted(drawn, tokenizer, known) for drawn in of_prompt] for of_prompt in rows]
 
@@ -226,6 +227,7 @@ class Sampling:
         seed: int,
         samples: int | None = None,
         vocabulary: int | None = None,
+        apart: int | None = None,
     ) -> list[list[list[int]]]:
         """The token ids of `samples` answers to each prompt: EOS is the last, unless the answer was cut.
 
@@ -240,7 +242,8 @@ class Sampling:
         change if its random number lies within the rounding error of the border between two tokens, and then
         the rest of the answer changes too. That happens about once in a million tokens in float32, and more
         often in bfloat16. The same call on the same machine gives the same answers if the model's own
-        arithmetic is deterministic. Probabilities are rounded to multiples of 2^-30.
+        arithmetic is deterministic. Probabilities are rounded to multiples of 2^-30. With `apart`, so many
+        prompts are decoded together on any number of devices, and the answers are equal to the bit.
 
         The global random state is neither used nor changed, and the model stays in its mode. If a model's
         cache holds more than keys and values, `model.generate` runs it, with a warning; there the samples
@@ -254,7 +257,8 @@ class Sampling:
         with _as_is(model):
             if holds_keys_and_values(model):
                 names = streams(prompts, seed, samples or self.samples)
-                (rows,) = self._decode(Batch(model, vocabulary), tokenizer, prompts, names, [self._warp])
+                batch = Batch(model, vocabulary)
+                (rows,) = self._decode(batch, tokenizer, prompts, names, [self._warp], apart)
                 return [[row.ids for row in of_prompt] for of_prompt in rows]
             drawn = self._generate(model, tokenizer, prompts, seed, samples or self.samples, vocabulary)
         return [[_cut(ids, tokenizer.eos_token_id) for ids in row] for row in drawn]
@@ -267,6 +271,7 @@ class Sampling:
         prompts: Sequence[Sequence[int]],
         seed: int,
         teacher_share: float = 0.2,
+        apart: int | None = None,
     ) -> list[MixedAnswer]:
         """Draws an answer to each prompt, each token from q̃ = a p + (1-a) q, a = `teacher_share`.
 
@@ -296,7 +301,7 @@ class Sampling:
         with _as_is(student), _as_is(teacher):
             batch = MixedBatch(student, teacher, teacher_share, len(tokenizer))
             names = streams(prompts, seed, samples=1)
-            (rows,) = self._decode(batch, tokenizer, prompts, names, [self._warp])
+            (rows,) = self._decode(batch, tokenizer, prompts, names, [self._warp], apart)
         return [MixedAnswer(row.ids, *torch.tensor(row.notes[: row.length]).T.unbind()) for (row,) in rows]
 
     def _decode(
@@ -306,6 +311,7 @@ class Sampling:
         prompts: Sequence[Sequence[int]],
         names: Iterable[Sequence[str]],
         warps: Sequence[Warp],
+        apart: int | None = None,
     ) -> list[list[list[Drawn]]]:
         """Draws an answer with each of `warps` and each of a prompt's `names`: [warps, prompts, names].
 
@@ -316,16 +322,20 @@ class Sampling:
         """
         names = list(names)
 
-        def decode(mine: Sequence[int]) -> list[list[list[Drawn]]]:
-            of_mine = [prompts[i] for i in mine], [names[i] for i in mine]
-            return self._decode_alone(batch, tokenizer, *of_mine, warps, report_nothing)
+        def decode(mine: Sequence[Sequence[int]]) -> list[list[list[list[Drawn]]]]:
+            of_groups = [([prompts[i] for i in group], [names[i] for i in group]) for group in mine]
+            return [
+                self._decode_alone(batch, tokenizer, *of_group, warps, report_nothing)
+                for of_group in of_groups
+            ]
 
-        of_ranks = shares(map(len, prompts), ranks.number())
+        of_ranks = _groups(prompts, ranks.number(), apart)
         answers: list[list[list[Drawn]]] = [[[] for _ in prompts] for _ in warps]
-        for numbers, of_rank in zip(of_ranks, _on_each_rank(decode, of_ranks), strict=True):
-            for of_warp, rows in zip(answers, of_rank, strict=True):
-                for i, row in zip(numbers, rows, strict=True):
-                    of_warp[i] = row
+        for groups, of_rank in zip(of_ranks, _on_each_rank(decode, of_ranks), strict=True):
+            for numbers, of_group in zip(groups, of_rank, strict=True):
+                for of_warp, rows in zip(answers, of_group, strict=True):
+                    for i, row in zip(numbers, rows, strict=True):
+                        of_warp[i] = row
         return answers
 
     def _decode_alone(
@@ -493,6 +503,19 @@ def _beginnings(
         for start in range(0, len(answers), most):
             numbers, streams = zip(*answers[start : start + most], strict=True)
             yield Beginning(prompt, numbers, streams)
+
+
+def _groups(prompts: Sequence[Sequence[int]], n: int, apart: int | None) -> list[list[list[int]]]:
+    """The numbers of the prompts that each of `n` ranks decodes together, [ranks, groups, prompts].
+
+    Groups of `apart` prompts are the same for any `n`; without it each rank has one group.
+    """
+    if apart is None:
+        return [[numbers] for numbers in shares(map(len, prompts), n)]
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i])))
+    groups = [sorted(order[start : start + apart]) for start in range(0, len(order), apart)]
+    of_ranks = shares((sum(len(prompts[i]) for i in group) for group in groups), n)
+    return [[groups[number] for number in numbers] for numbers in of_ranks]
 
 
 def _on_each_rank(compute: Callable[[T], R], items: Sequence[T]) -> list[R]:

@@ -111,6 +111,13 @@ class Data(Node):
     micro_batch_size: CountOrAll
     tokens_per_batch: CountOrAll
     packing: Flag = False
+    sharing: Annotated[
+        Literal["rows", "micro_batches"],
+        Field(
+            description="rows, which each device cuts into micro-batches; or micro_batches, cut before, for "
+            "the same numbers to the bit on any number of devices"
+        ),
+    ] = "rows"
     mean: Literal["step", "micro_batch"] = "step"
     valid_rows: CountOrAll = None
     valid_prompts: Count = 64

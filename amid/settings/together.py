@@ -99,7 +99,8 @@ def _check_devices(settings: Values) -> None:
 def check_shares(data: Mapping[str, Any], devices: int) -> None:
     """Raises InputError if a step has less than a row, or a micro-batch, for each of the devices."""
     rows, size = data["batch_size"], data.get("micro_batch_size")
-    each, of = (size, "micro-batches") if size and data.get("mean") == "micro_batch" else (1, "rows")
+    whole = data.get("mean") == "micro_batch" or data.get("sharing") == "micro_batches"
+    each, of = (size, "micro-batches") if size and whole else (1, "rows")
     if rows <= each * (devices - 1):
         raise InputError(
             f"data.batch_size={rows} has {-(-rows // each)} {of}, and trainer.devices asks for {devices}; "
@@ -146,7 +147,7 @@ def check_data(data: Mapping[str, Any]) -> None:
             f"data.max_prompt_length={prompt} tokens; use at least {prompt + 1}, or lower "
             "data.max_prompt_length"
         )
-    _check_limits("data.", data)
+    _check_limits("data.", data, data)
     if data.get("mean") == "micro_batch" and data.get("tokens_per_batch") is not None:
         raise InputError(
             "data.mean=micro_batch weighs rows by the micro-batch that they are in, and "
@@ -167,12 +168,18 @@ def check_data(data: Mapping[str, Any]) -> None:
         )
 
 
-def _check_limits(prefix: str, limits: Mapping[str, Any]) -> None:
+def _check_limits(prefix: str, limits: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     rows, tokens = limits.get("micro_batch_size"), limits.get("tokens_per_batch")
     if rows is not None and tokens is not None:
         raise InputError(
             f"{prefix}micro_batch_size={rows} and {prefix}tokens_per_batch={tokens} set the same limit in "
             "two ways; make one of them null"
+        )
+    if data.get("sharing") == "micro_batches" and rows is None and tokens is None:
+        some = max(1, limits.get("batch_size", 8) // 4)
+        raise InputError(
+            f"data.sharing=micro_batches with {prefix}micro_batch_size=null: a step is one micro-batch, "
+            f"which cannot be shared out; use {prefix}micro_batch_size={some}, or {prefix}tokens_per_batch"
         )
 
 
@@ -183,7 +190,7 @@ def _check_training(prefix: str, settings: Values, data: Values, batch_size: str
             f"{prefix}trainer.max_epochs=-1 and {prefix}trainer.max_steps=-1 never end; set one of them"
         )
     if prefix:
-        _check_limits(prefix, settings)
+        _check_limits(prefix, settings, data)
     scheduler = settings["scheduler"]
     warmup = scheduler.get("warmup", 0) if str(scheduler["_target_"]).startswith("amid.") else 0
     rows = int((settings if prefix else data).get("batch_size", 1))

@@ -1,6 +1,7 @@
 """The training loop of distillation, on Lightning."""
 
 import contextlib
+import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from amid.schedule import Schedule
 from amid.teacher.signals import CachedTeacher, Teacher
 from amid.text import Text, on_student_text, prompts_of
 from amid.training.counted_loss import CountedLoss
+from amid.training.gradient_sums import GradientSums
 from amid.training.learning_rate import scheduled
 from amid.training.normalisation import denominators
 from amid.training.validation import Measured, token_measures
@@ -154,7 +156,8 @@ class DistillationModule(L.LightningModule):
         )
         self._measured = Measured(objective, measures) if with_teacher else objective
         self._compared = Measured(Objective(KL(), fused=objective.uses_fused), measures)
-        self._valid_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        self._valid_sums: dict[str, Tensor] = defaultdict(self._zero)
+        self._sums: GradientSums | None = None
         self.best_score = float("-inf")
         self.response_tokens = 0
         self.text_counts = {"rows": 0, "student_rows": 0, "student_tokens": 0}
@@ -197,6 +200,8 @@ class DistillationModule(L.LightningModule):
         """Puts the student into train mode: models come in eval mode."""
         self.student.train()
         self._seed = torch.initial_seed()
+        if self._data.sharing == "micro_batches":
+            self._sums = GradientSums(self.student.parameters())
 
     def training_step(self, rows: Sequence[Row], batch_idx: int) -> Tensor:
         """One optimiser step over all its rows; returns its loss.
@@ -221,7 +226,9 @@ class DistillationModule(L.LightningModule):
         total, weight = loss, self._data.plain_text_weight
         if (plain_text_loss := self._plain_text_backward()) is not None:
             total = loss + weight * plain_text_loss
-        if self._sharded is None:  # which sums them itself
+        if self._sums is not None:
+            self._sums.finish()
+        elif self._sharded is None:  # which sums them itself
             ranks.sum_gradients(self.student.parameters())
         clip_norm = self._optimisation.clip_norm
         norm = ranks.clip_gradients(
@@ -292,8 +299,9 @@ class DistillationModule(L.LightningModule):
 
         Returns the loss of the step, the means of its measures and its counted tokens, of all ranks.
         """
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        sums: dict[str, Tensor] = defaultdict(self._zero)
         for batch, denominator in self._share(rows):
+            self._seed_micro_batch(batch)
             part, stats = self._computed(self._loss, objective, batch, denominator, return_stats=with_stats)
             self._add_gradient(part)
             sums[_LOSS] += part.detach()
@@ -312,6 +320,13 @@ class DistillationModule(L.LightningModule):
     def _add_gradient(self, loss: Tensor) -> None:
         with ranks.exchanging():
             self.manual_backward(loss)
+        if self._sums is not None:
+            self._sums.add()
+
+    def _zero(self) -> Tensor:
+        """Returns a 0 to add to: in float64, which only Apple's GPUs lack."""
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        return torch.zeros((), dtype=dtype, device=self.device)
 
     def _assistant_rates(self) -> dict[str, float | Tensor]:
         """The α and λ of the assistant, as far as it has them."""
@@ -336,6 +351,13 @@ class DistillationModule(L.LightningModule):
         step = self._seed * _STEPS_OF_A_SEED + self.trainer.global_step
         torch.manual_seed((step + ranks.rank() * _SEEDS_OF_A_RANK) % 2**63)
 
+    def _seed_micro_batch(self, batch: MicroBatch | None) -> None:
+        """Makes dropout depend on the micro-batch in place of the rank, if whole ones are shared out."""
+        if self._sums is not None and batch is not None:
+            digest = hashlib.blake2b(f"{self._seed} {self.trainer.global_step} ".encode(), digest_size=8)
+            digest.update(batch["input_ids"].cpu().numpy().tobytes())
+            torch.manual_seed(int.from_bytes(digest.digest()) % 2**63)
+
     def _stop_at_the_last_step(self) -> None:
         """Ends the training where its steps are done, within an epoch if need be.
 
@@ -349,8 +371,9 @@ class DistillationModule(L.LightningModule):
 
         All ranks have all rows.
         """
-        answer = _Answerer(self.whole_student, self.teacher, self._data.tokenizer)
-        in_order = chain(*self._data.shares(of_data, 1)[0])
+        data = self._data
+        answer = _Answerer(self.whole_student, self.teacher, data.tokenizer, data.prompts_apart)
+        in_order = chain(*data.shares(of_data, 1)[0])
         with self._answering():
             rows = self._text.rows(
                 prompts=prompts_of(in_order), step=self.trainer.global_step, steps=self.steps, answer=answer
@@ -390,8 +413,9 @@ class DistillationModule(L.LightningModule):
             return None
         rows = self._data.plain_batch(self.trainer.global_step)
         objective = CrossEntropy(fused=self.objective.uses_fused)
-        total = torch.zeros((), device=self.device)
+        total = self._zero()
         for batch, denominator in self._share(rows):
+            self._seed_micro_batch(batch)
             loss, _ = self._computed(self._loss, objective, batch, denominator)
             self._add_gradient(self._data.plain_text_weight * loss)
             total += loss.detach()
@@ -491,6 +515,7 @@ class _Answerer:
     student: Callable[[], AbstractContextManager[PreTrainedModel]]
     teacher: Teacher | None
     tokenizer: PreTrainedTokenizerBase
+    apart: int | None
 
     @property
     def end(self) -> int:
@@ -500,7 +525,7 @@ class _Answerer:
         vocabulary = len(self.tokenizer)
         with _aside(self.teacher), self.student() as student:
             drawn = sampling.token_ids(
-                model=student, tokenizer=self.tokenizer, prompts=prompts, seed=seed, vocabulary=vocabulary
+                student, self.tokenizer, prompts, seed, vocabulary=vocabulary, apart=self.apart
             )
         torch.clear_autocast_cache()  # it holds weights cast without a gradient
         return [ids for (ids,) in drawn]
@@ -512,6 +537,6 @@ class _Answerer:
         assert not isinstance(self.teacher, CachedTeacher)  # see TeacherSupply
         teacher, tokenizer = self.teacher.model, self.tokenizer
         with self.student() as student:
-            drawn = sampling.mixed(student, teacher, tokenizer, prompts, seed, teacher_share)
+            drawn = sampling.mixed(student, teacher, tokenizer, prompts, seed, teacher_share, self.apart)
         torch.clear_autocast_cache()
         return drawn

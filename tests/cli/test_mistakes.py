@@ -240,6 +240,10 @@ def test_a_model_with_another_vocabulary_is_refused(quick, tmp_path, capsys):
             "trainer.devices=64",
             "data.batch_size=32 has 32 rows, and trainer.devices asks for 64; use",
         ),
+        (
+            "data.sharing=micro_batches",
+            "data.sharing=micro_batches with data.micro_batch_size=null: a step is one micro-batch",
+        ),
         ("clip_norm=-1", "clip_norm=-1 must be a number above 0"),
         ("trainer.max_epochs=-1", "never end"),
         ("optimizer.lr=fast", "optimizer.lr=fast must be a finite number from 0"),

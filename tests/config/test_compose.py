@@ -200,6 +200,7 @@ def test_the_nearest_name_answers_a_misspelt_one(override, message):
 def test_limits_of_memory_tell_no_runs_apart():
     limits = [
         "data.micro_batch_size=2",
+        "data.sharing=micro_batches",
         "data.tokens_per_batch=9",
         "generation.batch_size=3",
         "trainer.devices=[1]",

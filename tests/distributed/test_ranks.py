@@ -140,9 +140,9 @@ def test_the_gradient_of_every_objective_is_that_of_one_rank(tmp_path, n):
             check_equal([found[name]], alone[name], name)
 
 
-def adapted():
+def adapted(dropout=0.0):
     student = network()
-    LoRA(r=2, dropout=0.0, target_modules="all-linear").add_to(student)
+    LoRA(r=2, dropout=dropout, target_modules="all-linear").add_to(student)
     return student
 
 
@@ -174,3 +174,22 @@ def test_five_steps_of_several_ranks_are_those_of_one(tmp_path, case, n):
     alone = after_steps(tmp_path, OBJECTIVES[objective], **given)
     shutil.rmtree(tmp_path / "cache")  # written by these ranks
     check_equal(in_ranks(n, partial(after_steps, **given), tmp_path, OBJECTIVES[objective]), alone)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"student": partial(adapted, dropout=0.5), "packing": True},
+        {"plain_text": "responses", "mean": "micro_batch"},
+        {"text": partial(StudentText, max_new_tokens=8), "tokens_per_batch": 128, "micro_batch_size": None},
+    ],
+    ids=["all weights", "dropout, packed", "plain text", "student's text"],
+)
+def test_whole_micro_batches_give_the_same_numbers_to_the_bit(tmp_path, given):
+    given = {"steps": 3, "sharing": "micro_batches", "micro_batch_size": 2, **given}
+    expected, expected_loss = after_steps(tmp_path, OBJECTIVES["amid"], **given)
+    for n in (2, 3):
+        for gradient, loss in in_ranks(n, partial(after_steps, **given), tmp_path, OBJECTIVES["amid"]):
+            assert gradient.tobytes() == expected.tobytes()
+            assert loss == expected_loss

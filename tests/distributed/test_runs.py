@@ -51,6 +51,22 @@ def test_a_run_on_two_devices_is_the_run_on_one(quick, tmp_path, capfd):
 
 
 @pytest.mark.slow
+def test_whole_micro_batches_give_the_same_files_to_the_bit(quick, tmp_path):
+    def files(devices, *settings):
+        folder = tmp_path / str(devices)
+        places = [f"prepared_dir={folder / 'prepared'}", f"hydra.run.dir={folder / 'run'}"]
+        shared = ["data.sharing=micro_batches", "data.micro_batch_size=8", f"trainer.devices={devices}"]
+        assert main(["train", *quick, "trainer.accelerator=cpu", *settings, *shared, *places]) == 0
+        found = [*folder.rglob("best/*.safetensors"), *(folder / "run").glob("generations/*.jsonl")]
+        losses = (folder / "run" / "metrics.csv").read_text()
+        return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(found)} | {"": losses}
+
+    one, two = (files(n, "method=gkd", "text=student", "trainer.log_every_n_steps=1") for n in (1, 2))
+    assert len(one) == 8  # two models that are fine-tuned, the student, four files of answers, and losses
+    assert one == two
+
+
+@pytest.mark.slow
 def test_a_run_with_spread_weights_that_was_interrupted_goes_on_with_one_device(quick, tmp_path, capfd):
     settings = [*quick, "trainer.accelerator=cpu", "checkpoint.every_n_steps=1", "trainer.max_epochs=20"]
     settings.append("trainer.strategy=fsdp")

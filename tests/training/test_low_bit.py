@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from amid.errors import InputError
-from amid.experiment.check_plan import check_optimizer
+from amid.experiment.check_plan import check_strategy
 from amid.training.low_bit import adamw_8bit
 
 pytest.importorskip("torchao")
@@ -53,7 +53,11 @@ def _tensors(moment):
 
 
 def test_its_moments_cannot_be_spread():
-    strategy = SimpleNamespace(strategy="fsdp")
-    plan = SimpleNamespace(trainer=strategy, optimizer=SimpleNamespace(func=adamw_8bit), at="")
+    strategy, data = SimpleNamespace(strategy="fsdp"), SimpleNamespace(sharing="rows")
+    optimizer = SimpleNamespace(func=adamw_8bit)
+    plan = SimpleNamespace(trainer=strategy, data_settings=data, optimizer=optimizer, at="")
     with pytest.raises(InputError, match=r"optimizer=adamw_8bit with trainer\.strategy=fsdp"):
-        check_optimizer(plan)
+        check_strategy(plan)
+    data.sharing, optimizer.func = "micro_batches", torch.optim.AdamW
+    with pytest.raises(InputError, match=r"data\.sharing=micro_batches with trainer\.strategy=fsdp"):
+        check_strategy(plan)
