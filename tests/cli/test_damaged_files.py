@@ -293,7 +293,7 @@ def evaluate(folder):
 
 
 def train(folder):
-    return finished_run(folder, SimpleNamespace(key=KEY[0], hashed={}, compared=False))
+    return finished_run(folder, SimpleNamespace(has_key=KEY[0].__eq__, hashed={}, compared=False))
 
 
 KEY = []
