@@ -293,6 +293,10 @@ def _mean_over_sets(scores: Sequence[Score | None]) -> Score | None:
     return Score(sum(means) / len(means), None, means)
 
 
+_LONG_NUMBER = re.compile(r"(?<==)-?\d+\.\d{6,}(e[+-]?\d+)?(?=,|$)")
+"""A number of a setting that a search chose, such as a learning rate, with more digits than a table has."""
+
+
 def label_text(row: Row, label: str) -> str:
     """Returns the value of a label of `row` as tables write it."""
     if label == "method":
@@ -302,7 +306,9 @@ def label_text(row: Row, label: str) -> str:
     value = row.labels.get(label)
     if value is None:
         return MISSING
-    return f"{value:g}" if isinstance(value, float) else plain(str(value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return _LONG_NUMBER.sub(lambda number: f"{float(number[0]):g}", plain(str(value)))
 
 
 def score_text(row: Row, score: Score | None, digits: int, plus_minus: str = " ± ") -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from amid.errors import InputError
 from amid.reporting import Table, build_table
+from amid.reporting.rows import label_text
 from amid.reporting.table import AVERAGE
 from amid.results import Score
 
@@ -450,6 +451,17 @@ class TestSettings:
             row.labels["settings"] for row in build_table([make_run(settings=s) for s in (None, "c=0")]).rows
         ]
         assert set(labels) == {None, "c=0"}
+
+    def test_numbers_that_a_search_chose_are_short_and_rows_stay_apart(self, make_run):
+        given = [
+            "lr=0.0001529949829431265,b=1",
+            "lr=0.0001529949829431266,b=1",
+            "lr=1.5299498294e-05",
+            "lr=0.25",
+        ]
+        rows = build_table([make_run(settings=settings) for settings in given]).rows
+        shown = ["lr=0.000152995,b=1", "lr=0.000152995,b=1", "lr=1.52995e-05", "lr=0.25"]
+        assert sorted(label_text(row, "settings") for row in rows) == sorted(shown)
 
 
 class TestPlaces:
