@@ -24,12 +24,17 @@ register_resolvers()
 
 
 MODELS = HUB_FACTS["models"]
+SKELETONS = {path: {} for path in MODELS}
+"""The skeletons that were made, by their settings: several pairs have the same models."""
 
 
 def skeleton(source, **changes):
-    architecture = MODELS[source.path]["architecture"]
     settings = {"dtype": source.dtype, "lora": source.lora, "layers": source.layers} | changes
-    return ModelSource(path=source.path, **settings).skeleton(AutoConfig.for_model(**architecture))
+    if repr(settings) not in SKELETONS[source.path]:
+        config = AutoConfig.for_model(**MODELS[source.path]["architecture"])
+        made = ModelSource(path=source.path, **settings).skeleton(config)
+        SKELETONS[source.path][repr(settings)] = made
+    return SKELETONS[source.path][repr(settings)]
 
 
 @pytest.mark.parametrize("path", MODELS)

@@ -42,7 +42,7 @@ DIVERGENCES: list[Divergence] = [
 ]
 ORDERS = ("pr", "rp", "qr", "rq")
 each_divergence = pytest.mark.parametrize("divergence", DIVERGENCES, ids=repr)
-draws = pytest.mark.parametrize("n", [10, pytest.param(40, marks=pytest.mark.slow)])
+draws = pytest.mark.parametrize("n", [5, pytest.param(40, marks=pytest.mark.slow)])
 """How many pairs of models are drawn: the first ones, or many."""
 
 
