@@ -173,14 +173,16 @@ def check_values(text: str, content: Any) -> None:
     """
     nodes = [content]
     for _ in range(DEEPEST):
-        if not nodes:
+        kinds = set(map(type, nodes))
+        if strange := kinds - _KINDS:
+            first = next(kind for kind in map(type, nodes) if kind in strange)
+            raise ValueError(f"it has a {first.__name__}")
+        if not kinds & {dict, list}:
             break
-        strange = [node for node in nodes if not isinstance(node, (dict, list, *_PLAIN))]
-        if strange:
-            raise ValueError(f"it has a {type(strange[0]).__name__}")
         nodes = [child for node in nodes if isinstance(node, dict | list) for child in _children(node)]
-    if nodes:
-        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+    else:
+        if nodes:
+            raise ValueError(f"it is nested more than {DEEPEST} levels deep")
     if _HALF.search(text):
         try:
             json.dumps(content, ensure_ascii=False, default=str).encode()
@@ -192,7 +194,7 @@ def _children(node: dict[Any, Any] | list[Any]) -> list[Any]:
     return [*node, *node.values()] if isinstance(node, dict) else node
 
 
-_PLAIN = (str, int, float, type(None))  # bool is an int
+_KINDS = {dict, list, str, int, float, bool, type(None)}
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 

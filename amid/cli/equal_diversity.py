@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from amid.config.ladders import LADDERS
 from amid.errors import InputError
 from amid.measures import measure_of
 from amid.metrics import Comparison, Front, Resampled, signed
@@ -16,7 +17,6 @@ from amid.metrics.fronts import Curves, difference_of_areas, differences_at
 from amid.scoring.ladders import similarity
 from amid.scoring.scores import diversity_per_prompt, self_bleus_by_seed
 from amid.scoring.systems import System
-from amid.settings.ladders import LADDERS
 
 DIVERSITIES = ("self_bleu", "distinct_1", "distinct_2")
 """The measures of diversity that each prompt has a value of."""

@@ -6,10 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from amid.errors import InputError
-from amid.settings.nodes import Data
+
+if TYPE_CHECKING:  # commands that only read results do without the models of all settings
+    from amid.settings.nodes import Data
 
 HUB = "hf://datasets"
 HUB_PREFIX = f"{HUB}/"
@@ -105,7 +107,7 @@ def parts_of(source: object) -> list[str]:
     return []
 
 
-def check_files(data: Data) -> None:
+def check_files(data: "Data") -> None:
     """Checks that the data files exist.
 
     Raises:

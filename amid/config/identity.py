@@ -6,17 +6,17 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
-from amid.config.compose import as_dict
 from amid.config.data_files import Place, parts_of, place_of
+from amid.config.ladders import LADDERS
 from amid.config.run_names import LIMITS, PLACES
 from amid.config.secrets import without_secrets
 from amid.errors import InputError
 from amid.files import checksum, key_of
-from amid.settings.ladders import LADDERS
+
+if TYPE_CHECKING:  # commands that only read results do without Hydra
+    from omegaconf import DictConfig
 
 _WAYS_TO_COMPUTE = {"objective": ("fused", "compiled")}
 """Keys that change no result and still separate runs: their values are timed against each other."""
@@ -32,8 +32,10 @@ def config_hash(cfg: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def setting_hash(cfg: DictConfig, directory: Path) -> str:
+def setting_hash(cfg: "DictConfig", directory: Path) -> str:
     """Returns a hash of the settings, without the seed, that decide the result of the run in `directory`."""
+    from amid.config.compose import as_dict
+
     other = copy.deepcopy(cfg)
     other.seed = 0
     text = json.dumps(_decisive(as_dict(other)), sort_keys=True, default=str)

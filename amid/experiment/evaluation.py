@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from amid.config.ladders import Rung, rungs_of
 from amid.console import announce
 from amid.data.examples import Example
 from amid.data.prompts import Encoder
@@ -42,7 +43,6 @@ from amid.scoring.scores import (
     unread_by,
     unread_in_words,
 )
-from amid.settings.ladders import Rung, rungs_of
 from amid.tracking.progress import Progress
 from amid.tracking.status import record_status
 

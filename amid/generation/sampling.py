@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from amid.config.ladders import Rung, rungs_of
 from amid.distributed import ranks
 from amid.distributed.shares import shares
 from amid.errors import InputError
@@ -23,7 +24,6 @@ from amid.generation.parts import Part, parts, rounds
 from amid.generation.rows import Beginning, Integers, Rows
 from amid.scoring.answers import Answer
 from amid.settings import check_arguments, nodes
-from amid.settings.ladders import Rung, rungs_of
 from amid.settings.together import check_sampling
 
 log = logging.getLogger(__name__)

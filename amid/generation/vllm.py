@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from amid.config.ladders import Rung
 from amid.errors import InputError
 from amid.generation.sampling import Sampling, as_answer, check_prompts, report_nothing, streams
 from amid.models.vocabulary import output_rows
 from amid.scoring.answers import Answer
 from amid.settings import nodes
-from amid.settings.ladders import Rung
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from math import exp, log, nan
 from statistics import fmean
 from typing import Literal
 
-from sacrebleu.metrics.bleu import BLEU, MAX_NGRAM_ORDER
-
 from amid.metrics.quality import check_pairs
 from amid.metrics.words import check_tokenize, sacrebleu_tokenizer
 
 Smoothing = Literal["none", "floor", "add-k", "exp", "method1"]
 """The smoothing of n-gram orders without a match: sacrebleu's, or `method1` of NLTK, as in Texygen."""
+
+MAX_NGRAM_ORDER = 4
+"""sacrebleu's longest n-grams."""
 
 METHOD1 = "method1"
 _EPSILON = 0.1
@@ -63,6 +64,8 @@ def self_bleu(
     if isinstance(texts, str) or len(texts) < 2:
         got = f"the string {texts!r}" if isinstance(texts, str) else f"{len(texts)}"
         raise ValueError(f"self_bleu compares texts with each other and needs at least 2, got {got}")
+    from sacrebleu.metrics.bleu import BLEU  # a report reads scores without it
+
     if smooth_method not in (*BLEU.SMOOTH_DEFAULTS, METHOD1):
         known = ", ".join([*BLEU.SMOOTH_DEFAULTS, METHOD1])
         raise ValueError(f"smooth_method must be one of {known}, got {smooth_method!r}")
@@ -88,6 +91,8 @@ def _bleu(
     total = [max(own - n, 0) for n in range(len(correct))]
     if smooth_method == METHOD1:
         return _by_method1(correct, total, own, nearest, _EPSILON if smooth_value is None else smooth_value)
+    from sacrebleu.metrics.bleu import BLEU
+
     bleu = BLEU.compute_bleu(
         correct=list(correct),
         total=total,

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy
 from numpy.typing import NDArray
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
 
 from amid.metrics.quality import check_pairs
 from amid.metrics.scores import SetScore
@@ -43,6 +41,8 @@ def bleu(
 
     Reference: Post 2018, "A Call for Clarity in Reporting BLEU Scores".
     """
+    from sacrebleu.metrics.bleu import BLEU  # a report reads scores without it
+
     check_tokenize(tokenize)
     sacrebleu_tokenizer(tokenize)
     return _of_the_set(BLEU(tokenize=tokenize, lowercase=lowercase), predictions, references)
@@ -65,6 +65,8 @@ def chrf(predictions: Sequence[str], references: Sequence[Sequence[str]], *, wor
 
     Reference: Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation".
     """
+    from sacrebleu.metrics.chrf import CHRF
+
     if word_order < 0:
         raise ValueError(f"word_order must be at least 0, got {word_order}")
     return _of_the_set(CHRF(word_order=word_order), predictions, references)

@@ -8,8 +8,6 @@ from functools import cache, lru_cache
 from itertools import chain
 from typing import Any
 
-from rouge_score.tokenizers import DefaultTokenizer
-
 ROUGE_SCORE = "rouge_score"
 """The published tokenisation of ROUGE: runs of a-z and 0-9 of lower-cased text, stemmed."""
 
@@ -66,6 +64,8 @@ def words_of(tokenize: str) -> Callable[[str], list[str]]:
     """
     check_tokenize(tokenize, ROUGE_SCORE)
     if tokenize == ROUGE_SCORE:
+        from rouge_score.tokenizers import DefaultTokenizer  # imports all of NLTK
+
         split = DefaultTokenizer(use_stemmer=False).tokenize
         stem = lru_cache(maxsize=65536)(DefaultTokenizer(use_stemmer=True).tokenize)  # a list of one stem
         return lru_cache(maxsize=4096)(lambda text: [s for word in split(text) for s in stem(word)])

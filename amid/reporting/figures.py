@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
@@ -75,7 +76,8 @@ def draw_figures(
             if canvas is not None:
                 canvas.savefig(directory / file, dpi=DPI)
                 canvas.set_layout_engine("none")  # the PDF keeps the layout, which takes most of the time
-                canvas.savefig((directory / file).with_suffix(".pdf"), metadata={"CreationDate": None})
+                pdf = (directory / file).with_suffix(".pdf")
+                FigureCanvasPdf(canvas).print_pdf(pdf, metadata={"CreationDate": None})  # draws once only
                 figures.append(Figure(file, caption))
     return figures
 

@@ -244,12 +244,11 @@ def cost(table: Table, records: Mapping[Path, RunResult]) -> Section | None:
         return [{k: v for k, v in of.items() if not f"{k}.".startswith(own)} for of in found if of]
 
     trained = [row for row in table.rows if _figure(row, "step_seconds")]  # not runs that were scored again
-    grid = [(row, without_assistant(row)) for row in trained if not row.baseline]
+    directly = [row for row in trained if row.labels.get("alpha") is None and row.labels.get("order") == "pq"]
+    grid = [(row, without_assistant(row)) for row in trained if directly and not row.baseline]
     lines: list[list[str]] = []
     compared: list[Row] = []
-    for direct in trained if grid else []:
-        if direct.labels.get("alpha") is not None or direct.labels.get("order") != "pq":
-            continue
+    for direct in directly if grid else []:
         same = without_assistant(direct)
         if rows := [row for row, others in grid if any(other in same for other in others)]:
             lines += [_cost_line(table, row, direct) for row in (direct, *rows)]

@@ -292,10 +292,11 @@ def _of_record(answer: Any) -> Answer:
         raise ValueError(f"tokens must be a number of tokens, got {str(tokens)[:40]!r}")
     if not (ended is None or isinstance(ended, bool)):
         raise ValueError(f"ended must be true or false, got {str(ended)[:40]!r}")
-    if not (log_probs is None or (isinstance(log_probs, list) and all(map(_is_number, log_probs)))):
+    if not (log_probs is None or (isinstance(log_probs, list) and _are_below_largest(log_probs))):
         raise ValueError(f"log_probs must be a list of numbers, one a token, got {str(log_probs)[:40]!r}")
     return Answer(answer["text"], tokens, ended, log_probs)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+def _are_below_largest(values: list[Any]) -> bool:
+    """Returns whether all values are numbers below `LARGEST`, also without their sign; NaN is not."""
+    return {*map(type, values)} <= {int, float} and all(-LARGEST < value < LARGEST for value in values)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amid.config.ladders import LADDERS, rungs_of
 from amid.config.run_settings import CONFIG_FILE, read_settings
 from amid.errors import InputError, choose_one
 from amid.files import damaged
@@ -13,7 +14,6 @@ from amid.measures import OF_ANSWERS, measure_of
 from amid.metrics.fronts import Front
 from amid.results import quality_metrics
 from amid.scoring.answers import PER_PROMPT, PROMPTS, REMEDY, UNREAD, read_per_prompt
-from amid.settings.ladders import LADDERS, rungs_of
 
 
 @dataclass(frozen=True)

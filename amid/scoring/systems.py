@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 
 from amid.config.folders import CONF
+from amid.config.ladders import Rung, rungs_of
 from amid.config.run_settings import CONFIG_FILE, Stored, read_settings
 from amid.errors import InputError, choose_one, first_line
 from amid.files import damaged
@@ -21,7 +22,6 @@ from amid.metrics import Metric, tokenize_of
 from amid.results import run_below
 from amid.scoring.answers import Answered, answers_files, read_answers
 from amid.scoring.scores import tokenize_for_answers
-from amid.settings.ladders import Rung, rungs_of
 
 
 def _known() -> dict[str, Metric]:

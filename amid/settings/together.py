@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from amid.config.ladders import check_ladders
 from amid.errors import InputError
 from amid.measures import RIGHT_OR_WRONG, VALIDATION
-from amid.settings.ladders import check_ladders
 from amid.settings.nodes import BY_TARGET, BuiltinCorpus, Sampling
 from amid.settings.words import shown
 

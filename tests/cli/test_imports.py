@@ -34,3 +34,10 @@ def test_a_command_that_computes_nothing_imports_nothing_slow(finished, prepared
     assert third == ["hydra", "pydantic"]
     assert "is finished already" in trained
     assert last == ["hydra", "pydantic"]
+
+
+def test_a_report_imports_neither_hydra_nor_the_metrics_packages():
+    program = "import sys, amid.cli.report, amid.metrics; print(*sorted({*sys.argv[1:]} & {*sys.modules}))"
+    slow = ["torch", "pandas", "hydra", "omegaconf", "nltk", "sacrebleu", "amid.settings", "matplotlib"]
+    done = subprocess.run([sys.executable, "-c", program, *slow], capture_output=True, text=True, check=True)
+    assert done.stdout == "matplotlib\n"

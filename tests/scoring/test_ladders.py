@@ -3,6 +3,7 @@ import json
 import numpy
 import pytest
 
+from amid.config.ladders import Rung
 from amid.config.run_settings import write_settings
 from amid.errors import Damaged, InputError
 from amid.files import write_json
@@ -10,7 +11,6 @@ from amid.metrics import distinct_n, self_bleu
 from amid.scoring.answers import MANIFEST, PER_PROMPT, Answer, Answered
 from amid.scoring.ladders import fronts
 from amid.scoring.scores import diversity_per_prompt, score_answers, self_bleus_by_seed
-from amid.settings.ladders import Rung
 
 
 def scores(quality, alike, prompts="key"):
