@@ -1,5 +1,6 @@
 """The cost of a run, estimated from its configuration before it starts: steps, tokens, memory and disk."""
 
+import json
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,6 +66,8 @@ class Estimator:
 
     def __init__(self) -> None:
         self.facts = Facts()
+        self._of_settings: dict[str, Cost] = {}
+        """The costs of fine-tunings, by their settings: most runs of a sweep share them."""
 
     def run(self, plan: Plan) -> Cost:
         """Returns the cost of a run by itself, with all shared work done.
@@ -123,8 +126,13 @@ class Estimator:
         works = {}
         for role, tuning in plan.fine_tunings.items():
             directory, name = plan.fine_tuning_folder(role), plan.models[role].path or "random weights"
+            settings = json.dumps(tuning.settings, sort_keys=True, default=str)
+            if settings not in self._of_settings:
+                self._of_settings[settings] = self.run(tuning)
             works[str(directory)] = Once(
-                f"fine-tuning of the {role} ({name})", self.run(tuning), (directory / RESULT_FILE).exists()
+                f"fine-tuning of the {role} ({name})",
+                self._of_settings[settings],
+                (directory / RESULT_FILE).exists(),
             )
         return works
 

@@ -1,9 +1,13 @@
+import itertools
+
 import pytest
+from compositions import compose_anew, compose_once
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from amid.cli.main import main
 from amid.config.compose import as_dict
-from amid.config.folders import SWEEPS, sweep_names
+from amid.config.folders import CONF, SWEEPS, sweep_names
 from amid.config.sweeps import read_sweep
 from amid.errors import InputError
 from amid.estimates.cost import Estimator
@@ -314,3 +318,35 @@ def test_a_configuration_composed_with_others_is_its_own():
         if "method" not in given:
             expected = tuple(float(given[f"assistant.{name}"]) for name in ("alpha", "lam"))
             assert (cfg.assistant.alpha, cfg.assistant.lam) == expected
+
+
+def check_composed(sweep, most=None):
+    """Compares each kind of run, up to `most`, with Hydra's own composition; returns the configurations."""
+    compose_anew()
+    try:
+        kinds: dict = {}
+        for run, cfg in itertools.islice(sweep.configs(of_each_seed=False), most):
+            kinds.setdefault(run.without_seed, (run, cfg))
+        for run, cfg in kinds.values():
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                own = compose(sweep.name, run.overrides)
+            assert OmegaConf.to_yaml(cfg) == OmegaConf.to_yaml(own)
+            assert cfg._get_flag("struct") == own._get_flag("struct")
+    finally:
+        compose_once()
+    return [cfg for _, cfg in kinds.values()]
+
+
+def test_runs_composed_from_files_that_are_read_once_are_as_hydra_composes_them():
+    """With an option that two choices name together (text_of_pair), a deletion and an addition."""
+    given = ["model=openllama2_7b_to_3b,qwen2.5_7b_to_1.5b", "seed=1"]
+    given += ["~data.test.unni", "+data.test.mine='a=b'"]
+    llama, qwen, _ = check_composed(read_sweep("main", given, "full"), 3)
+    assert (llama.text.threshold, qwen.text.threshold) == (0.2, 0.0)
+    assert llama.data.test.mine == "a=b"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "scale"), SWEEPS_AT_SCALES)
+def test_every_run_of_every_sweep_is_composed_as_by_hydra(name, scale):
+    assert check_composed(read_sweep(name, [], scale))
