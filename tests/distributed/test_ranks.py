@@ -176,20 +176,28 @@ def test_five_steps_of_several_ranks_are_those_of_one(tmp_path, case, n):
     check_equal(in_ranks(n, partial(after_steps, **given), tmp_path, OBJECTIVES[objective]), alone)
 
 
+WHOLE_MICRO_BATCHES = {
+    "all weights": {},
+    "dropout, packed": {"student": partial(adapted, dropout=0.5), "packing": True},
+    "plain text": {"plain_text": "responses", "mean": "micro_batch"},
+    "student's text": {
+        "text": partial(StudentText, max_new_tokens=8),
+        "tokens_per_batch": 128,
+        "micro_batch_size": None,
+    },
+}
+
+
 @pytest.mark.parametrize(
-    "given",
+    ("case", "n"),
     [
-        {},
-        {"student": partial(adapted, dropout=0.5), "packing": True},
-        {"plain_text": "responses", "mean": "micro_batch"},
-        {"text": partial(StudentText, max_new_tokens=8), "tokens_per_batch": 128, "micro_batch_size": None},
+        *((case, 3) for case in WHOLE_MICRO_BATCHES),
+        *(pytest.param(case, 2, marks=pytest.mark.slow) for case in WHOLE_MICRO_BATCHES),
     ],
-    ids=["all weights", "dropout, packed", "plain text", "student's text"],
 )
-def test_whole_micro_batches_give_the_same_numbers_to_the_bit(tmp_path, given):
-    given = {"steps": 3, "sharing": "micro_batches", "micro_batch_size": 2, **given}
+def test_whole_micro_batches_give_the_same_numbers_to_the_bit(tmp_path, case, n):
+    given = {"steps": 3, "sharing": "micro_batches", "micro_batch_size": 2, **WHOLE_MICRO_BATCHES[case]}
     expected, expected_loss = after_steps(tmp_path, OBJECTIVES["amid"], **given)
-    for n in (2, 3):
-        for gradient, loss in in_ranks(n, partial(after_steps, **given), tmp_path, OBJECTIVES["amid"]):
-            assert gradient.tobytes() == expected.tobytes()
-            assert loss == expected_loss
+    for gradient, loss in in_ranks(n, partial(after_steps, **given), tmp_path, OBJECTIVES["amid"]):
+        assert gradient.tobytes() == expected.tobytes()
+        assert loss == expected_loss

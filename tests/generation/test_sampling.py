@@ -53,7 +53,14 @@ def test_greedy_answers_are_those_of_transformers(family, monkeypatch):
     assert min(lengths) < 12
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+LIKE_OTHERS = ("opt", "qwen2", "qwen3", "gemma2")
+"""Families with the caches and positions of another family."""
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[pytest.mark.slow] if f in LIKE_OTHERS else []) for f in FAMILIES],
+)
 @pytest.mark.parametrize("batch_sizes", [(3, 100), pytest.param((2, 7), marks=pytest.mark.slow)])
 def test_samples_do_not_depend_on_the_batch_size(batch_sizes, family):
     model = network(family, eos_bias=4.0)

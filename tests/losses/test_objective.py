@@ -78,7 +78,7 @@ def test_matches_brute_force(
 @pytest.mark.parametrize("divergence", [divergence for divergence, _ in DIVERGENCES], ids=repr)
 def test_gradcheck(order: str, divergence: Divergence) -> None:
     student, teacher = random_logits(2, 2, 5, scale=1.0), random_logits(3, 2, 5, scale=1.0)
-    for alpha in (-5.0, 1.0, 3.0):
+    for alpha in (-5.0, 1.0, 3.0) if "r" in order else (1.0,):  # of the assistant
         objective = Objective(divergence, AlphaMixture(alpha, 0.3) if "r" in order else None, order)
         assert torch.autograd.gradcheck(
             lambda z, objective=objective: objective(student_logits=z, teacher_logits=teacher),

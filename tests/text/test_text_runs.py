@@ -32,7 +32,9 @@ def curve(directory):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_every_text_trains(quick, tmp_path, overrides, expected):
-    assert trained(*quick, *overrides) == 0
+    few = {"generation.seeds": "[1]", "data.test_prompts": 1, "data.valid_prompts": 1}
+    base = [o for o in quick if o.split("=")[0] not in few] + [f"{key}={value}" for key, value in few.items()]
+    assert trained(*base, *overrides) == 0
     (directory,) = (tmp_path / "runs").iterdir()
     assert results.load(directory).training["steps"] == 4
     assert expected <= {key for row in curve(directory) for key in row}
