@@ -1,7 +1,8 @@
 """The seconds that a user waits for a command: `python benchmarks/start.py`.
 
-Each command runs in a process of its own, after one run of it that fills the caches of the disk. Wall time,
-median of `--rounds`; the commands take turns. The runs that they read lie in a temporary folder: a short run
+Each command runs in a process of its own, after one run of it that fills the caches of the disk and of
+Python. Wall time, median of `--rounds`; the commands take turns. A command whose first run takes longer than
+`--long` seconds is measured in one round only. The runs that they read lie in a temporary folder: a short run
 of the built-in pair, and copies of it with other labels.
 """
 
@@ -9,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
+import os
 import shutil
 import statistics
 import subprocess
@@ -81,10 +83,12 @@ def copies(run: Path, folder: Path, number: int) -> Path:
 
 def main() -> None:
     """Prints a table of commands and seconds."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # Python would compile a clone's modules each time
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--long", type=float, default=15.0, help="seconds above which one round is enough")
     parser.add_argument("--runs", type=int, nargs="+", default=[10, 100], help="of the reports")
-    rounds = (options := parser.parse_args()).rounds
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
         seconds(amid("train", *SHORT))
         (run,) = (file.parent for file in Path("short").glob("*/result.json"))
@@ -105,16 +109,16 @@ def main() -> None:
         for number in options.runs:
             folder = copies(run, Path(f"of{number}"), number)
             cases[f"amid report, {number} runs"] = lambda folder=folder: seconds(amid("report", str(folder)))
-        for measure in cases.values():
-            measure()
+        long = {name for name, measure in cases.items() if measure() > options.long}
         taken = {name: [] for name in cases}
-        for _ in range(rounds):
+        for round in range(options.rounds):
             for name, measure in cases.items():
-                taken[name].append(measure())
+                if round == 0 or name not in long:
+                    taken[name].append(measure())
         pages = {number: Path(f"of{number}/report/report.html").stat().st_size for number in options.runs}
-    table = Table("command", "seconds", title=f"medians of {rounds}")
+    table = Table("command", "seconds", "rounds", title="medians")
     for name, found in taken.items():
-        table.add_row(name, f"{statistics.median(found):.2f}")
+        table.add_row(name, f"{statistics.median(found):.2f}", str(len(found)))
     Console(width=100).print(table)
     for number, size in pages.items():
         print(f"the page of {number} runs with 500 answers each: {size / 1e6:.1f} MB")
