@@ -36,7 +36,6 @@ from amid.results import RESULT_FILE
 from amid.settings import check
 from amid.settings.nodes import Trainer
 from amid.tracking.command_records import MULTIRUN_FILE
-from amid.tracking.overview import time_left
 from amid.tracking.run_log import RUN_LOG, logged, off_the_screen
 from amid.tracking.status import LOCK_FILE, STATUS_FILE, only_process_in, read_status_record
 
@@ -209,6 +208,8 @@ class _Jobs:
         """Prints which run begins."""
         place, left = "", ""
         if directory in self.runs:
+            from amid.tracking.overview import time_left  # imports Rich
+
             place = f" {self.runs.index(directory) + 1} of {len(self.runs)}:"
             left = time_left(directory, self.runs)
         else:

@@ -13,7 +13,6 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra._internal import defaults_list
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
@@ -21,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from amid.config.compose import register_resolvers
+from amid.config.compose import maps_built_if_used, register_resolvers
 from amid.config.folders import CONF, group_names, is_group, search_also, sweep_file
 from amid.config.overrides import check_overrides, check_used, parsed_overrides, takes, values_of
 from amid.config.run_names import Naming
@@ -180,24 +179,11 @@ class _Files:
 
     @contextlib.contextmanager
     def read_once(self) -> Iterator[None]:
-        """Lets Hydra's present loader, which ends with the block, take files from here.
-
-        Within the block, Hydra also builds the map for interpolations in a defaults list only for a list that
-        has some; it builds it for each file, which takes a third of the time.
-        """
+        """Lets Hydra's present loader, which ends with the block, take files from here."""
         loader: Any = GlobalHydra.instance().config_loader()
         self._repository, loader.repository = loader.repository, self
-        build = defaults_list._create_interpolation_map
-
-        def build_if_used(overrides: Any, entries: list[Any], self_added: bool) -> DictConfig:
-            used = any(entry.is_interpolation() for entry in entries if not entry.is_self())
-            return build(overrides, entries, self_added) if used else OmegaConf.create()
-
-        defaults_list._create_interpolation_map = build_if_used  # type: ignore[assignment]
-        try:
+        with maps_built_if_used():
             yield
-        finally:
-            defaults_list._create_interpolation_map = build
 
     def __deepcopy__(self, memo: Any) -> "_Files":
         return self  # Hydra copies its repository for each composition
