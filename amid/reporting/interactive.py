@@ -78,7 +78,9 @@ def interactive_page(runs: Runs, table: Table, sections: Sequence[Section]) -> s
         return template.replace("{{DATA}}", embedded(data | {"generations": shown}))
 
     most = max((len(rows) for rows in sets.values()), default=0)
-    left_out = bisect_left(range(most + 1), True, key=lambda n: len(page(most - n).encode()) <= LARGEST)
+    if len((whole := page(most)).encode()) <= LARGEST:
+        return whole
+    left_out = bisect_left(range(most + 1), True, lo=1, key=lambda n: len(page(most - n).encode()) <= LARGEST)
     if left_out > most:
         raise PageTooLarge(
             f"the page of {len(places)} runs has more than {LARGEST / 1e6:g} MB without any answer; "
