@@ -29,7 +29,7 @@ test: .venv/installed  ## the test suite
 coverage: .venv/installed  ## the test suite, and which lines of amid/ it runs
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal --cov=amid --cov-report=term
 
-test-slow: .venv/installed  ## the slower checks
+test-slow: .venv/installed  ## the slower tests
 	$(BIN)/python -m pytest -m slow -n auto --dist worksteal
 
 BENCH := loss step packing activations generation ladder metrics sweep
