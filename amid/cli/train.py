@@ -3,6 +3,7 @@
 import math
 import signal
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from amid.measures import measure_of
 from amid.results import RESULT_FILE, RunResult, quality_metrics
 from amid.tracking.command_records import record_command
 from amid.tracking.status import end_of, only_process_in, watched
+from amid.training.process_memory import without_collection
 
 
 def check(cfg: DictConfig) -> None:
@@ -53,7 +55,9 @@ def run(cfg: DictConfig) -> float | None:
             result = ranks.from_first(lambda: finished_run(directory, plan)) if finished else None
             if result is None:
                 labels = labels_of(cfg, hydra.runtime.choices, overrides_of(hydra), directory)
-                plan.check()
+                with without_collection():
+                    plan.check()
+                    import_module("amid.experiment.run")
                 result = _run(plan, directory, labels)
     except KeyboardInterrupt as error:
         if cfg.checkpoint.requeue and signal_of(error) != signal.SIGINT and ranks.is_first():

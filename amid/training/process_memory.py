@@ -1,9 +1,11 @@
 """The memory of the process: how freed memory is handed back, and how much was taken at most."""
 
+import contextlib
 import ctypes
 import gc
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,21 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Within the block, Python looks for no unused objects: importing torch makes a million that all stay.
+
+    Imports take about a sixth less time.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def free_gpu_memory() -> None:
