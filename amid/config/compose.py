@@ -1,15 +1,13 @@
 """Composes the configuration, registers its resolvers, and checks it before a run."""
 
-import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 from hydra import compose
-from hydra._internal import defaults_list
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -114,32 +112,11 @@ def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
         InputError: saying what Hydra or YAML cannot read.
     """
     try:
-        with maps_built_if_used():
-            return compose(config_name, list(overrides), return_hydra_config=True)
+        return compose(config_name, list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(reason_of_hydra(error)) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{not_text()}: {error}; save your YAML files as UTF-8") from error
-
-
-@contextlib.contextmanager
-def maps_built_if_used() -> Iterator[None]:
-    """Within the block, Hydra composes faster: it makes no maps that it does not use.
-
-    Hydra maps all choices, for the interpolations in the defaults list of a file, for each file. Here it does
-    so only for a defaults list that has an interpolation.
-    """
-    build = defaults_list._create_interpolation_map
-
-    def build_if_used(overrides: Any, entries: list[Any], self_added: bool) -> DictConfig:
-        used = any(entry.is_interpolation() for entry in entries if not entry.is_self())
-        return build(overrides, entries, self_added) if used else OmegaConf.create()
-
-    defaults_list._create_interpolation_map = build_if_used  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        defaults_list._create_interpolation_map = build
 
 
 def reason_of_hydra(error: BaseException) -> str:

@@ -1,6 +1,5 @@
 """Sweeps: the runs that a file in `sweeps/` defines, at one of its scales."""
 
-import contextlib
 import copy
 import functools
 import itertools
@@ -20,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from amid.config.compose import maps_built_if_used, register_resolvers
+from amid.config.compose import register_resolvers
 from amid.config.folders import CONF, group_names, is_group, search_also, sweep_file
 from amid.config.overrides import check_overrides, check_used, parsed_overrides, takes, values_of
 from amid.config.run_names import Naming
@@ -144,7 +143,8 @@ class Sweep:
         values = [override for override in overrides if _only_sets_a_value(override)]
         choices = tuple(o.input_line or "" for o in overrides if o not in values)
         if choices not in composed:
-            with initialize_config_dir(str(CONF), version_base="1.3"), files.read_once():
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                files.give_to(GlobalHydra.instance().config_loader())
                 composed[choices] = compose(self.name, [*choices], return_hydra_config=True)
             check_for_secrets(composed[choices])
         cfg = copy.deepcopy(composed[choices])
@@ -177,13 +177,9 @@ class _Files:
         self._repository: Any = None
         self._parsed: dict[str, bytes] = {}
 
-    @contextlib.contextmanager
-    def read_once(self) -> Iterator[None]:
-        """Lets Hydra's present loader, which ends with the block, take files from here."""
-        loader: Any = GlobalHydra.instance().config_loader()
+    def give_to(self, loader: Any) -> None:
+        """Lets a loader of Hydra take files from here."""
         self._repository, loader.repository = loader.repository, self
-        with maps_built_if_used():
-            yield
 
     def __deepcopy__(self, memo: Any) -> "_Files":
         return self  # Hydra copies its repository for each composition
