@@ -94,18 +94,22 @@ def _wait(processes: Sequence[BaseProcess], ends: Sequence[Connection], said: li
     Returns:
         The ranks that failed by themselves.
     """
-    while alive := [process for process in processes if process.is_alive()]:
-        wait([*(process.sentinel for process in alive), *(end for end in ends if not end.closed)])
-        _listen(ends, said)
+    while True:
+        # A process may fail at any time: it is among the living here, or has a status in the next line.
+        alive = [process.sentinel for process in processes if process.is_alive()]
         if any(process.exitcode for process in processes):
-            _let_end(processes, LAST_WORDS)
-            _listen(ends, said)
-            failed = [rank for rank, process in enumerate(processes) if process.exitcode]
-            for process in processes:
-                process.terminate()
-            _let_end(processes, PATIENCE)
-            return failed
-    return []
+            break
+        if not alive:
+            return []
+        wait([*alive, *(end for end in ends if not end.closed)])
+        _listen(ends, said)
+    _let_end(processes, LAST_WORDS)
+    _listen(ends, said)
+    failed = [rank for rank, process in enumerate(processes) if process.exitcode]
+    for process in processes:
+        process.terminate()
+    _let_end(processes, PATIENCE)
+    return failed
 
 
 def _stop(processes: Sequence[BaseProcess], signum: int) -> None:
@@ -117,9 +121,9 @@ def _stop(processes: Sequence[BaseProcess], signum: int) -> None:
                     os.kill(process.pid, signum)
         try:
             while alive := [process.sentinel for process in processes if process.is_alive()]:
-                wait(alive)
                 if any(process.exitcode for process in processes) and not _let_end(processes, PATIENCE):
                     return
+                wait(alive)
         except Stopped as again:
             signum = again.signum
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from amid.distributed import interruption
+from amid.distributed import interruption, processes
 from amid.distributed.interruption import Stopped, stopped_by_signals
 from amid.distributed.processes import RankFailed, run_in_processes
 from amid.errors import InputError
@@ -48,6 +48,42 @@ def test_a_rank_that_ends_ends_the_run_and_is_named(monkeypatch, rank, how, erro
     with pytest.raises(error, match=said):
         run_in_processes(2, fails, rank, how)
     assert time.monotonic() - began < 500  # the other one would sleep on
+
+
+class OfRank:
+    """A stand-in of a process, which fails when it is looked at for the `fails_at`-th time."""
+
+    def __init__(self, fails_at):
+        self.sentinel, self.looks, self.status, self._fails_at = object(), 0, None, fails_at
+
+    @property
+    def exitcode(self):
+        self.looks += 1
+        if self.looks == self._fails_at:
+            self.status = -signal.SIGSEGV
+        return self.status
+
+    def is_alive(self):
+        return self.exitcode is None
+
+    def join(self, seconds):
+        pass
+
+    def terminate(self):
+        self.status = self.status or -signal.SIGTERM
+
+
+@pytest.mark.parametrize("fails_at", range(1, 9))
+def test_a_failure_is_seen_whenever_it_comes(monkeypatch, fails_at):
+    failing, other = of_ranks = OfRank(fails_at), OfRank(None)
+
+    def wait(waited_for):
+        assert failing.status is None or failing.sentinel in waited_for, "nothing would end the waiting"
+
+    monkeypatch.setattr("amid.distributed.processes.wait", wait)
+    monkeypatch.setattr("amid.distributed.processes.LAST_WORDS", 0.0)
+    assert processes._wait(of_ranks, [], []) == [0]
+    assert other.status == -signal.SIGTERM
 
 
 def saves_when_asked(folder):
