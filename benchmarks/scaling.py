@@ -31,6 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 from amid.data import InstructionData
 from amid.data.builtin import TEMPLATE, TEMPLATE_WITH_INPUT, corpus, tokenizer
 from amid.data.templates import Template
+from amid.data.tokens import Row
 from amid.distributed import ranks
 from amid.distributed.processes import run_in_processes
 from amid.losses import CrossEntropy
@@ -173,7 +174,7 @@ class Steps:
         for step in range(len(self)):
             random = torch.Generator().manual_seed(step)
             ids = torch.randint(0, STUDENT["vocab_size"], (args.rows, args.tokens), generator=random)
-            yield [(row, 1, number) for number, row in enumerate(ids)]
+            yield [Row(row, 1, number) for number, row in enumerate(ids)]
 
 
 class Watch(L.Callback):
