@@ -285,7 +285,7 @@ class InstructionData(L.LightningDataModule):
         return [cut([rows[number] for number in numbers], *limits) for numbers in of_devices]
 
     @property
-    def prompts_apart(self) -> int | None:
+    def answer_group_size(self) -> int | None:
         """How many prompts are answered together in training; None where that depends on the devices."""
         if self.sharing == "rows":
             return None

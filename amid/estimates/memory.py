@@ -106,7 +106,7 @@ def training_memory(
         weights=_bytes(student.parameters()),
         copies=sum(2 * weight.numel() for weight in wide) if mixed else 0,
         gradients=_bytes(trained),
-        optimizer=_state_bytes(optimizer, trained),
+        optimizer=_optimizer_bytes(optimizer, trained),
         activations=int(tokens * _activations(student, product_bytes)),
         loss=positions * logit_bytes
         + 4 * working * min(positions * max(vocabularies), BLOCK_ELEMENTS["cuda"])
@@ -114,7 +114,7 @@ def training_memory(
     )
 
 
-def _state_bytes(optimizer: Callable[[list[Tensor]], Optimizer], trained: Iterable[Tensor]) -> int:
+def _optimizer_bytes(optimizer: Callable[[list[Tensor]], Optimizer], trained: Iterable[Tensor]) -> int:
     """The bytes of an optimiser's states, by a step of it on a small matrix of each dtype."""
     sizes = Counter[torch.dtype]()
     for weight in trained:

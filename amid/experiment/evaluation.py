@@ -72,7 +72,7 @@ class ValidationScore:
         prompts: token ids of each prompt.
         references: acceptable answers to each prompt.
         sampling: draws the answers.
-        apart: how many prompts are answered together (`Sampling.token_ids`).
+        group_size: how many prompts are answered together (`Sampling.token_ids`).
     """
 
     name: str
@@ -80,13 +80,18 @@ class ValidationScore:
     prompts: Sequence[Sequence[int]]
     references: Sequence[Sequence[str]]
     sampling: Sampling
-    apart: int | None = None
+    group_size: int | None = None
 
     def __call__(self, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
         """Draws the answers and scores them: 0 to 100."""
         seed = self.sampling.seeds[0]
         answers = self.sampling.answers(
-            model=student, tokenizer=tokenizer, prompts=self.prompts, seed=seed, samples=1, apart=self.apart
+            model=student,
+            tokenizer=tokenizer,
+            prompts=self.prompts,
+            seed=seed,
+            samples=1,
+            group_size=self.group_size,
         )
         return set_score(self.metric, [answer[0].text for answer in answers], self.references).value
 

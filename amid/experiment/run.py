@@ -311,7 +311,7 @@ def _valid_score(data: InstructionData, sampling: Sampling) -> ValidationScore |
         [data.encoder.prompt(example) for example in examples],
         [list(example.outputs) for example in examples],
         sampling,
-        data.prompts_apart,
+        data.answer_group_size,
     )
 
 

@@ -16,11 +16,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from amid.config.ladders import Rung, rungs_of
 from amid.distributed import ranks
-from amid.distributed.shares import shares
 from amid.errors import InputError
 from amid.generation.decoding import Batch, MixedBatch, holds_keys_and_values, left_padded, padding_mask
 from amid.generation.drawing import Warp, draw
-from amid.generation.parts import Part, parts, rounds
+from amid.generation.parts import Part, groups_of_ranks, parts, rounds
 from amid.generation.rows import Beginning, Integers, Rows
 from amid.scoring.answers import Answer
 from amid.settings import check_arguments, nodes
@@ -127,11 +126,11 @@ class Sampling:
         prompts: Sequence[Sequence[int]],
         seed: int,
         samples: int | None = None,
-        apart: int | None = None,
+        group_size: int | None = None,
     ) -> list[list[Answer]]:
         """Draws `samples` answers (default: the settings' number) to each prompt, in the prompts' order.
 
-        The answers are the sequences of `token_ids` (with `apart`) and the tokenizer's vocabulary, as text.
+        The answers are the sequences of `token_ids` with the tokenizer's vocabulary, as text.
         """
         if not holds_keys_and_values(model):
             drawn = self.token_ids(model, tokenizer, prompts, seed, samples, len(tokenizer))
@@ -140,7 +139,7 @@ class Sampling:
         names = streams(prompts, seed, samples or self.samples)
         with _as_is(model):
             batch = Batch(model, len(tokenizer), log_probs=True)
-            (rows,) = self._decode(batch, tokenizer, prompts, names, [self._warp], apart)
+            (rows,) = self._decode(batch, tokenizer, prompts, names, [self._warp], group_size)
         known: Texts = {}
         return [[_noted(drawn, tokenizer, known) for drawn in of_prompt] for of_prompt in rows]
 
@@ -227,7 +226,7 @@ class Sampling:
         seed: int,
         samples: int | None = None,
         vocabulary: int | None = None,
-        apart: int | None = None,
+        group_size: int | None = None,
     ) -> list[list[list[int]]]:
         """The token ids of `samples` answers to each prompt: EOS is the last, unless the answer was cut.
 
@@ -242,8 +241,8 @@ class Sampling:
         change if its random number lies within the rounding error of the border between two tokens, and then
         the rest of the answer changes too. That happens about once in a million tokens in float32, and more
         often in bfloat16. The same call on the same machine gives the same answers if the model's own
-        arithmetic is deterministic. Probabilities are rounded to multiples of 2^-30. With `apart`, so many
-        prompts are decoded together on any number of devices, and the answers are equal to the bit.
+        arithmetic is deterministic. Probabilities are rounded to multiples of 2^-30. With `group_size`,
+        so many prompts are decoded together on any number of devices: the answers are equal to the bit.
 
         The global random state is neither used nor changed, and the model stays in its mode. If a model's
         cache holds more than keys and values, `model.generate` runs it, with a warning; there the samples
@@ -258,7 +257,7 @@ class Sampling:
             if holds_keys_and_values(model):
                 names = streams(prompts, seed, samples or self.samples)
                 batch = Batch(model, vocabulary)
-                (rows,) = self._decode(batch, tokenizer, prompts, names, [self._warp], apart)
+                (rows,) = self._decode(batch, tokenizer, prompts, names, [self._warp], group_size)
                 return [[row.ids for row in of_prompt] for of_prompt in rows]
             drawn = self._generate(model, tokenizer, prompts, seed, samples or self.samples, vocabulary)
         return [[_cut(ids, tokenizer.eos_token_id) for ids in row] for row in drawn]
@@ -271,7 +270,7 @@ class Sampling:
         prompts: Sequence[Sequence[int]],
         seed: int,
         teacher_share: float = 0.2,
-        apart: int | None = None,
+        group_size: int | None = None,
     ) -> list[MixedAnswer]:
         """Draws an answer to each prompt, each token from q̃ = a p + (1-a) q, a = `teacher_share`.
 
@@ -301,7 +300,7 @@ class Sampling:
         with _as_is(student), _as_is(teacher):
             batch = MixedBatch(student, teacher, teacher_share, len(tokenizer))
             names = streams(prompts, seed, samples=1)
-            (rows,) = self._decode(batch, tokenizer, prompts, names, [self._warp], apart)
+            (rows,) = self._decode(batch, tokenizer, prompts, names, [self._warp], group_size)
         return [MixedAnswer(row.ids, *torch.tensor(row.notes[: row.length]).T.unbind()) for (row,) in rows]
 
     def _decode(
@@ -311,7 +310,7 @@ class Sampling:
         prompts: Sequence[Sequence[int]],
         names: Iterable[Sequence[str]],
         warps: Sequence[Warp],
-        apart: int | None = None,
+        group_size: int | None = None,
     ) -> list[list[list[Drawn]]]:
         """Draws an answer with each of `warps` and each of a prompt's `names`: [warps, prompts, names].
 
@@ -329,7 +328,7 @@ class Sampling:
                 for of_group in of_groups
             ]
 
-        of_ranks = _groups(prompts, ranks.number(), apart)
+        of_ranks = groups_of_ranks(prompts, ranks.number(), group_size)
         answers: list[list[list[Drawn]]] = [[[] for _ in prompts] for _ in warps]
         for groups, of_rank in zip(of_ranks, _on_each_rank(decode, of_ranks), strict=True):
             for numbers, of_group in zip(groups, of_rank, strict=True):
@@ -503,19 +502,6 @@ def _beginnings(
         for start in range(0, len(answers), most):
             numbers, streams = zip(*answers[start : start + most], strict=True)
             yield Beginning(prompt, numbers, streams)
-
-
-def _groups(prompts: Sequence[Sequence[int]], n: int, apart: int | None) -> list[list[list[int]]]:
-    """The numbers of the prompts that each of `n` ranks decodes together, [ranks, groups, prompts].
-
-    Groups of `apart` prompts are the same for any `n`; without it each rank has one group.
-    """
-    if apart is None:
-        return [[numbers] for numbers in shares(map(len, prompts), n)]
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i])))
-    groups = [sorted(order[start : start + apart]) for start in range(0, len(order), apart)]
-    of_ranks = shares((sum(len(prompts[i]) for i in group) for group in groups), n)
-    return [[groups[number] for number in numbers] for numbers in of_ranks]
 
 
 def _on_each_rank(compute: Callable[[T], R], items: Sequence[T]) -> list[R]:

@@ -372,7 +372,7 @@ class DistillationModule(L.LightningModule):
         All ranks have all rows.
         """
         data = self._data
-        answer = _Answerer(self.whole_student, self.teacher, data.tokenizer, data.prompts_apart)
+        answer = _Answerer(self.whole_student, self.teacher, data.tokenizer, data.answer_group_size)
         in_order = chain(*data.shares(of_data, 1)[0])
         with self._answering():
             rows = self._text.rows(
@@ -515,7 +515,7 @@ class _Answerer:
     student: Callable[[], AbstractContextManager[PreTrainedModel]]
     teacher: Teacher | None
     tokenizer: PreTrainedTokenizerBase
-    apart: int | None
+    group_size: int | None
 
     @property
     def end(self) -> int:
@@ -525,7 +525,7 @@ class _Answerer:
         vocabulary = len(self.tokenizer)
         with _aside(self.teacher), self.student() as student:
             drawn = sampling.token_ids(
-                student, self.tokenizer, prompts, seed, vocabulary=vocabulary, apart=self.apart
+                student, self.tokenizer, prompts, seed, vocabulary=vocabulary, group_size=self.group_size
             )
         torch.clear_autocast_cache()  # it holds weights cast without a gradient
         return [ids for (ids,) in drawn]
@@ -537,6 +537,6 @@ class _Answerer:
         assert not isinstance(self.teacher, CachedTeacher)  # see TeacherSupply
         teacher, tokenizer = self.teacher.model, self.tokenizer
         with self.student() as student:
-            drawn = sampling.mixed(student, teacher, tokenizer, prompts, seed, teacher_share, self.apart)
+            drawn = sampling.mixed(student, teacher, tokenizer, prompts, seed, teacher_share, self.group_size)
         torch.clear_autocast_cache()
         return drawn
