@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
 from amid.metrics import distinct_n, overlong, repetition, self_bleu, self_bleu_per_prompt
+from amid.metrics.diversity import MAX_NGRAM_ORDER
 
 BLEU13A = Tokenizer13a()
 SMOOTHINGS = [
@@ -242,3 +243,7 @@ class TestDistinctAndRepeated:
     def test_what_is_refused(self, call, message):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_the_longest_ngrams_are_those_of_sacrebleu():
+    assert MAX_NGRAM_ORDER == sacrebleu.metrics.bleu.MAX_NGRAM_ORDER
