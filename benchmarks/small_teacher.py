@@ -25,7 +25,14 @@ from amid.models.source import ModelSource
 from amid.teacher.signals import LiveTeacher
 from amid.teacher.state_codes import bytes_of_position, decoded, encoded
 
-WAYS = [(None, "exact"), (None, "int8"), ("int8", "exact"), ("nf4", "exact"), ("nf4", "int8")]
+WAYS = [
+    (None, "exact"),
+    (None, "int8"),
+    ("int8", "exact"),
+    ("int4", "exact"),
+    ("nf4", "exact"),
+    ("nf4", "int8"),
+]
 
 
 def main() -> None:

@@ -99,7 +99,7 @@ class ModelSource:
         gradient_checkpointing: whether a training keeps the inputs of the layers alone, and computes what is
             in a layer again in the backward pass, with the same dropout. It takes less memory and more
             time, also with `lora`; the gradients are the same.
-        quantization: `int8` or `nf4`, for a teacher with its layers' weights in 8 or 4 bits
+        quantization: `int8`, `int4` or `nf4`, for a teacher with its layers' weights in 8 or 4 bits
             (`amid.models.quantization`). It is another teacher, with a cache of its own. null keeps `dtype`.
         device_map: how accelerate spreads a teacher over GPUs, the CPU and the disk, to write its cache:
             `auto`, `balanced` or `sequential`, or the device of each module (`{model.layers.0: 0, ...: cpu,
@@ -136,8 +136,8 @@ class ModelSource:
         check_arguments("model ", nodes.ModelSource, settings)
         if self.quantization is not None and self.device_map is not None:
             raise InputError(
-                f"model quantization={self.quantization} with device_map={self.device_map}: torchao does not "
-                "quantise a model that is spread over devices; make one of them null"
+                f"model quantization={self.quantization} with device_map={self.device_map}: a model that is "
+                "spread over devices cannot be quantised; make one of them null"
             )
         self._adapters()
 

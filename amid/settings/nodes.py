@@ -430,7 +430,8 @@ class ModelSource(Node):
     lora: Any = None
     gradient_checkpointing: Flag = False
     quantization: Annotated[
-        Literal["int8", "nf4"] | None, Field(description="int8, nf4, or null for the weights as they are")
+        Literal["int8", "int4", "nf4"] | None,
+        Field(description="int8, int4, nf4, or null for the weights as they are"),
     ] = None
     device_map: DeviceMap = None
     attention: Annotated[

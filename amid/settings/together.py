@@ -256,7 +256,7 @@ def _check_source(key: str, source: Values) -> None:
     if source.get("quantization") is not None and source.get("device_map") is not None:
         raise InputError(
             f"{key}.quantization={source['quantization']} with {key}.device_map="
-            f"{shown(source['device_map'])}: torchao does not quantise a model that is spread over devices; "
+            f"{shown(source['device_map'])}: a model that is spread over devices cannot be quantised; "
             "make one of them null"
         )
     if key == "model.teacher" and source.get("lora") is not None and not source.get("sft"):

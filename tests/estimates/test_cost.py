@@ -183,7 +183,7 @@ def test_memory_and_disk_of_a_large_teacher_and_of_several_devices():
 
     exact = live()
     skeleton = ESTIMATOR.facts.skeleton(planned("method=kd"), "teacher")
-    for to in ("int8", "nf4"):
+    for to in ("int8", "int4", "nf4"):
         saved = weight_bytes(skeleton) - weight_bytes(skeleton, to)
         assert saved > 0.5 * weight_bytes(skeleton)
         assert exact - live(f"model.teacher.quantization={to}") == saved

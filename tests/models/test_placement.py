@@ -73,7 +73,7 @@ def make_tokens():
 
 
 def test_what_cannot_be_spread(saved):
-    with pytest.raises(InputError, match=r"quantization=int8 with device_map=auto: torchao does not"):
+    with pytest.raises(InputError, match=r"quantization=int8 with device_map=auto: a model that is"):
         ModelSource(str(saved), device_map="auto", quantization="int8")
     with pytest.raises(InputError, match="device_map=everywhere must be auto, balanced or sequential"):
         ModelSource(str(saved), device_map="everywhere")

@@ -478,7 +478,7 @@ LARGE = cases(
     model.teacher.device_map=here -> model.teacher.device_map=here must be auto, balanced or sequential
     model.student.device_map=auto -> model.student.device_map=auto is for a teacher, and a student is trained
     model.student.quantization=int8 -> model.student.quantization=int8 is for a teacher, and a student is
-    model.teacher.quantization=int4 -> model.teacher.quantization=int4 must be int8, nf4, or null
+    model.teacher.quantization=int2 -> model.teacher.quantization=int2 must be int8, int4, nf4, or null
     model.student.gradient_checkpointing=1 -> model.student.gradient_checkpointing=1 must be true or false
     teacher.states=int8 -> teacher.states=int8 is for stored states alone, and teacher=auto may run the
     teacher=cached teacher.states=int4 -> teacher.states=int4 must be exact or int8
