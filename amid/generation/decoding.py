@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,7 +37,10 @@ class Batch:
         self._vocabulary = vocabulary
         self._log_probs = log_probs
         self._output = plain_head(model) if log_probs else None
-        self._head = split_head(model) if self._output is not None and _rounds(self._output) else None
+        self._head = None
+        if self._output is not None and _rounds(self._output) and (head := split_head(model)) is not None:
+            head = head.cut(vocabulary)
+            self._head = replace(head, weight=head.weight.detach().to(operand_dtype(head.weight)))
         self._accepted = inspect.signature(model.forward).parameters
         self._empty()
 
@@ -143,7 +147,7 @@ class Batch:
         """log p of the next token at each place, [places, V], from logits that are not rounded."""
         logits, *states = self._last
         if self._head is not None and states:
-            logits = self._head.cut(self._vocabulary).logits(states[0])
+            logits = self._head.logits(states[0])
         return log_normalise(logits.float())
 
     @property
