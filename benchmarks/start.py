@@ -3,7 +3,8 @@
 Each command runs in a process of its own, after one run of it that fills the caches of the disk and of
 Python. Wall time, median of `--rounds`; the commands take turns. A command whose first run takes longer than
 `--long` seconds is measured in one round only. The runs that they read lie in a temporary folder: a short run
-of the built-in pair, and copies of it with other labels.
+of the built-in pair, and copies of it with other labels. Where Chromium is installed, the seconds in which it
+reads and lays out each report's page are measured too, from the start of the navigation.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -69,6 +71,24 @@ def seconds_to_first_step(command: list[str]) -> float:
     raise RuntimeError(f"{command} printed no step")
 
 
+def seconds_to_lay_out(page: Path, browser: str) -> float:
+    """Opens a page without a window; returns the seconds until its scripts have run and it is laid out."""
+    script = (
+        "<script>addEventListener('load', () => { document.body.getBoundingClientRect();"
+        " document.documentElement.dataset.seconds = performance.now() / 1000; });</script></body>"
+    )
+    timed = page.with_name("timed.html")
+    timed.write_text(page.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
+    with tempfile.TemporaryDirectory() as profile:
+        quietly = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
+        command = [browser, *quietly, f"--user-data-dir={profile}", "--dump-dom", timed.absolute().as_uri()]
+        dom = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r'data-seconds="([\d.]+)"', dom)
+    if found is None:
+        raise RuntimeError(f"{command} did not run the page's scripts")
+    return float(found[1])
+
+
 def copies(run: Path, folder: Path, number: int) -> Path:
     """Copies a run `number` times, as a grid of α and divergences with five seeds; returns their folder."""
     result = results.load(run)
@@ -115,13 +135,22 @@ def main() -> None:
             for name, measure in cases.items():
                 if round == 0 or name not in long:
                     taken[name].append(measure())
-        pages = {number: Path(f"of{number}/report/report.html").stat().st_size for number in options.runs}
+        pages = {number: Path(f"of{number}/report/report.html") for number in options.runs}
+        sizes = {number: page.stat().st_size for number, page in pages.items()}
+        browser = shutil.which("chromium") or shutil.which("google-chrome")
+        drawn = {
+            number: [seconds_to_lay_out(page, browser) for _ in range(options.rounds)]
+            for number, page in (pages.items() if browser else ())
+        }
     table = Table("command", "seconds", "rounds", title="medians")
     for name, found in taken.items():
         table.add_row(name, f"{statistics.median(found):.2f}", str(len(found)))
     Console(width=100).print(table)
-    for number, size in pages.items():
-        print(f"the page of {number} runs with 500 answers each: {size / 1e6:.1f} MB")
+    for number, size in sizes.items():
+        in_browser = (
+            f"laid out in {statistics.median(drawn[number]):.2f} s" if browser else "no Chromium found"
+        )
+        print(f"the page of {number} runs with 500 answers each: {size / 1e6:.1f} MB, {in_browser}")
 
 
 if __name__ == "__main__":
