@@ -43,6 +43,11 @@ class Place:
     rows: slice = field(default_factory=lambda: slice(0, None))
 
     @property
+    def repository(self) -> str | None:
+        """OWNER/NAME of what is on the hub; None for what is on disk."""
+        return "/".join(self.path.split("/")[:2]) if self.kind in ("hub set", "hub file") else None
+
+    @property
     def files(self) -> list[str]:
         """The files that `path` names, in the order of their names; several only for a pattern.
 

@@ -26,7 +26,8 @@ def config_hash(cfg: Mapping[str, Any]) -> str:
     """Returns a hash of everything that decides a run's result.
 
     The hash covers the configuration without the places that the run writes to, the content of the data
-    files and local models that it names, and the commit of each data set of the hub.
+    files and local models that it names, and the commit of each data set of the hub, also of one of which it
+    names a file.
     """
     text = json.dumps([_decisive(cfg), contents_of(cfg)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -50,7 +51,7 @@ def contents_of(cfg: Mapping[str, Any]) -> dict[str, str]:
     If the commit is not known, as the hub is not asked and its cache has none, the data set is left out.
     """
     places = [place_of(part) for source in _data_sources(cfg) for part in parts_of(source)]
-    sets = {(place.path, place.revision) for place in places if place.kind == "hub set"}
+    sets = {(place.repository, place.revision) for place in places if place.repository}
     commits = {f"{name}@{revision}" if revision else name: _commit(name, revision) for name, revision in sets}
     local = [place.path for place in places if place.kind == "folder"]
     local += [file for place in places if place.kind == "files" for file in _files_of(place)]

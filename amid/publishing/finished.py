@@ -105,8 +105,8 @@ class FinishedRun:
             return ["/".join(path.removeprefix(copies).split("/")[:2])]
         if self._is_local(path):
             return []
-        place = place_of(source)
-        return ["/".join(place.path.split("/")[:2])] if place.kind in ("hub set", "hub file") else []
+        repository = place_of(source).repository
+        return [] if repository is None else [repository]
 
     @property
     def command(self) -> str | None:

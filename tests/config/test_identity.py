@@ -29,7 +29,7 @@ def test_the_content_of_files_patterns_folders_and_lists_is_hashed(tmp_path):
     assert changed == {source for source, names in sources.items() if names & {str(second), str(tmp_path)}}
 
 
-def test_a_set_of_the_hub_has_its_commit(hub):
+def test_what_is_on_the_hub_has_its_commit(hub):
     commit = hub.add("owner/set", {"train.csv": "a"}, "dataset")
     assert contents_of(of("owner/set:main[:3]")) == {"owner/set": commit}
     assert contents_of(of("owner/none")) == {}
@@ -39,3 +39,6 @@ def test_a_set_of_the_hub_has_its_commit(hub):
     assert config_hash(of("owner/set")) != before
     assert contents_of(of(f"owner/set@{commit}")) == {f"owner/set@{commit}": commit}
     assert contents_of(of(["owner/set"])) == {"owner/set": later}
+    of_file = [f"hf://datasets/owner/set{revision}/train.csv[:2]" for revision in ("", f"@{commit}")]
+    assert contents_of(of(of_file[0])) == {"owner/set": later}
+    assert contents_of(of(of_file)) == {"owner/set": later, f"owner/set@{commit}": commit}
