@@ -465,13 +465,24 @@ def streams(prompts: Sequence[Sequence[int]], seed: int, samples: int) -> Iterat
 
 @contextlib.contextmanager
 def _as_is(model: PreTrainedModel) -> Iterator[None]:
-    """Runs a model in eval mode and without gradients, and leaves it in the mode it was in."""
+    """Runs a model in eval mode and without gradients, and leaves it in the mode it was in.
+
+    Under autocast each weight is cast once, not at every token: autocast keeps the casts of weights that ask
+    for a gradient, though not in inference mode. They are dropped at the end, as they lead to no gradient.
+    """
     modes = {module: module.training for module in model.modules()}
+    frozen = [w for w in model.parameters() if type(w) is torch.nn.Parameter and w.dtype == torch.float32]
+    frozen = [weight for weight in frozen if not weight.requires_grad]
     model.eval()
     try:
-        with torch.inference_mode():
+        for weight in frozen:
+            weight.requires_grad = True
+        with torch.no_grad():
             yield
     finally:
+        torch.clear_autocast_cache()
+        for weight in frozen:
+            weight.requires_grad = False
         for module, training in modes.items():
             module.training = training
 

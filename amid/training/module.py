@@ -527,7 +527,6 @@ class _Answerer:
             drawn = sampling.token_ids(
                 student, self.tokenizer, prompts, seed, vocabulary=vocabulary, group_size=self.group_size
             )
-        torch.clear_autocast_cache()  # it holds weights cast without a gradient
         return [ids for (ids,) in drawn]
 
     def mixed(
@@ -538,5 +537,4 @@ class _Answerer:
         teacher, tokenizer = self.teacher.model, self.tokenizer
         with self.student() as student:
             drawn = sampling.mixed(student, teacher, tokenizer, prompts, seed, teacher_share, self.group_size)
-        torch.clear_autocast_cache()
         return drawn

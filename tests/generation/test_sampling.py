@@ -6,6 +6,7 @@ import torch
 from families import FAMILIES, MLP, PROMPTS, SMALL, TOKENS, VOCAB, network, prompts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from amid.errors import InputError
@@ -334,6 +335,45 @@ def test_bfloat16(context):
         first, second = drawn(model, samples=2), drawn(model, samples=2)
     assert first == second
     assert first != drawn(model.float(), samples=2) or context == "bfloat16"
+
+
+class CastsOfWeights(TorchDispatchMode):
+    """Counts the tensors of a weight's shape that are cast to bfloat16."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.shapes, self.count = {weight.shape for weight in model.parameters() if weight.ndim == 2}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        to = (kwargs or {}).get("dtype")
+        self.count += (
+            func is torch.ops.aten._to_copy.default and to == torch.bfloat16 and args[0].shape in self.shapes
+        )
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_autocast_casts_each_weight_once_whatever_the_number_of_tokens(trained):
+    model = network(hidden_size=64).requires_grad_(trained)
+    counts = []
+    for tokens in (2, 12):
+        with torch.autocast("cpu", torch.bfloat16), CastsOfWeights(model) as casts:
+            drawn(model, prompts=prompts_of([5] * 4), max_new_tokens=tokens)
+        counts.append(casts.count)
+    assert counts[0] == counts[1] > 0
+    assert all(weight.requires_grad == trained for weight in model.parameters())
+
+
+def test_a_step_after_answers_in_the_same_autocast_has_its_gradient():
+    model, other = network(), network()
+    ids = torch.tensor([PROMPTS[0]])
+    for one in (model, other):
+        with torch.autocast("cpu", torch.bfloat16):
+            if one is model:
+                drawn(one)
+            one(input_ids=ids).logits.float().square().mean().backward()
+    for weight, expected in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(weight.grad, expected.grad)
 
 
 def test_the_random_state_and_the_modes_are_left_as_they_were():
