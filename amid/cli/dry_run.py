@@ -87,7 +87,7 @@ def _seconds(entry: "_Entry", entries: Sequence["_Entry"]) -> float:
     """
     if entry.seconds is not None:
         return entry.seconds
-    alike = [e for e in entries if e.seconds is not None and e.kind == entry.kind]
+    alike = [e for e in entries if e.seconds is not None and e.kind == entry.kind and e.cost.tokens]
     if not alike:
         return math.nan
     return entry.cost.tokens * sum(e.seconds or 0.0 for e in alike) / sum(e.cost.tokens for e in alike)

@@ -162,7 +162,7 @@ class _Jobs:
     runs: list[Path]
     elsewhere: list[Path]
     refused: list[InputError] = field(default_factory=list)
-    failed: dict[str, InputError] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
     def run(self, cfg: DictConfig) -> Any:
         """Runs Hydra's current job after a check of its settings; returns the entry point's value."""
@@ -230,8 +230,8 @@ class _Jobs:
         if single:
             self.refused.append(failure)
         else:
-            print_error(failure)  # at once: kept, its traceback would hold the run's models
-            self.failed[directory.name] = failure
+            print_error(failure)
+            self.failed[directory.name] = str(failure)  # the error's traceback would hold the run's models
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ class Job:
         except InputError as error:
             return End(directory, "failed", str(error)), None
         if jobs.failed:
-            return End(directory, "failed", str(*jobs.failed.values())), None
+            return End(directory, "failed", *jobs.failed.values()), None
         return End(directory, "elsewhere" if jobs.elsewhere else "done"), value
 
 

@@ -63,17 +63,18 @@ def run_in_processes(ranks: int, job: Job, *given: Any) -> Any:
     context = multiprocessing.get_context("spawn")
     port = _free_port()
     processes, ends = [], []
-    for rank in range(ranks):
-        here, there = context.Pipe(duplex=False)
-        of_rank = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-        environment = {**of_rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        process = context.Process(target=_rank, args=(there, environment, job, given), name=f"rank {rank}")
-        process.start()
-        there.close()
-        processes.append(process)
-        ends.append(here)
     said: list[Any] = [None] * ranks
     try:
+        for rank in range(ranks):
+            here, there = context.Pipe(duplex=False)
+            of_rank = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+            environment = {**of_rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            arguments = there, environment, job, given
+            process = context.Process(target=_rank, args=arguments, name=f"rank {rank}")
+            process.start()
+            there.close()
+            processes.append(process)
+            ends.append(here)
         failed = _wait(processes, ends, said)
     except Stopped as stop:
         _stop(processes, stop.signum)
@@ -113,15 +114,21 @@ def _wait(processes: Sequence[BaseProcess], ends: Sequence[Connection], said: li
 
 
 def _stop(processes: Sequence[BaseProcess], signum: int) -> None:
-    """Passes a signal on to the ranks, and waits until they have saved their state; a second one hurries."""
+    """Passes a signal on to the ranks, and waits until they have saved their state; a second one hurries.
+
+    If a rank ends otherwise than by the signal, the others have `PATIENCE`: they may be waiting for it.
+    """
+    well = {None, 0}
     while any(process.is_alive() for process in processes):
+        well.add(128 + signum)
         for process in processes:
             if process.is_alive() and process.pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signum)
         try:
             while alive := [process.sentinel for process in processes if process.is_alive()]:
-                if any(process.exitcode for process in processes) and not _let_end(processes, PATIENCE):
+                failed = any(process.exitcode not in well for process in processes)
+                if failed and not _let_end(processes, PATIENCE):
                     return
                 wait(alive)
         except Stopped as again:
@@ -186,7 +193,8 @@ def _rank(end: Connection, environment: dict[str, Any], job: Job, given: Sequenc
     with contextlib.suppress(OSError):
         end.send_bytes(pickle.dumps(sent))
     end.close()
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # whoever read the output may have ended
+        sys.stdout.flush()
     os._exit(status)  # threads of a broken connection would hold up an ordinary end
 
 

@@ -33,10 +33,11 @@ T = TypeVar("T")
 class LostContact(ConnectionError):
     """Another rank of the run has ended, or does not answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, said: str | None = None) -> None:  # with the text where it is unpickled
         super().__init__(
-            f"rank {rank()} of {number()} has lost contact with another rank, which ended or did not answer "
-            f"within {ANSWER_WITHIN}; the same command goes on from the last checkpoint"
+            said
+            or f"rank {rank()} of {number()} has lost contact with another rank, which ended or did not "
+            f"answer within {ANSWER_WITHIN}; the same command goes on from the last checkpoint"
         )
 
 
@@ -45,6 +46,10 @@ class _Place:
 
     rank = 0
     number = 1
+    runs = 0
+    """Runs that this process has been a rank of."""
+    asked = 0
+    """Values that this run has had from its first rank."""
 
 
 def rank() -> int:
@@ -78,6 +83,9 @@ def together(gpus: bool) -> Iterator[None]:
 
     dist = _dist()
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    _Place.runs, _Place.asked = _Place.runs + 1, 0
+    if dist.is_initialized():  # by a run that failed
+        dist.distributed_c10d._abort_process_group()
     me, all_of_us = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
         store, *_ = next(iter(dist.rendezvous("env://", timeout=MEET_WITHIN)))
@@ -93,12 +101,15 @@ def together(gpus: bool) -> Iterator[None]:
     before = getattr(rank_zero_only, "rank", 0)
     rank_zero_only.rank = _Place.rank = me  # type: ignore[attr-defined]
     _Place.number = all_of_us
+    failed = True
     try:
         yield
+        failed = False
     finally:
         _Place.rank, _Place.number = 0, 1
         rank_zero_only.rank = before  # type: ignore[attr-defined]
-        dist.destroy_process_group()
+        if not (failed and gpus):  # NCCL would wait for the others, which may be waiting for this rank
+            dist.destroy_process_group()
 
 
 def from_first(make: Callable[[], T]) -> T:
@@ -303,14 +314,13 @@ def _dist() -> Any:
     return torch.distributed
 
 
-_asked = 0
-
-
 def _next_key() -> str:
-    """Returns the key of the next value from the first rank: all ranks ask for the same values in turn."""
-    global _asked
-    _asked += 1
-    return f"amid-{_asked}"
+    """Returns the key of the next value from the first rank: all ranks ask for the same values in turn.
+
+    torchrun keeps the store of one run for the next.
+    """
+    _Place.asked += 1
+    return f"amid-{_Place.runs}-{_Place.asked}"
 
 
 def _store() -> Any:

@@ -59,7 +59,7 @@ class Evaluation:
     ladders: Ladders
     """See `amid.results.RunResult.ladders`."""
     seconds: float
-    """Seconds that answering and scoring took, with the sets that were answered before an interruption."""
+    """Seconds that answering and scoring took, also before an interruption of the answering."""
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,7 @@ def draw(scores: Tensor, warps: Sequence[Warp], rows: Tensor, bits: Tensor) -> T
         chosen = _places(scores, cut)
         dropped = scores.new_tensor([1 - warp.top_p for warp in warps if warp.top_p < 1])
         scores = scores.index_copy(0, chosen, _top_p(scores[chosen], dropped))
-    if not scores.amax(-1).isfinite().all():
-        raise FloatingPointError("generation: the model's logits are not finite, or no token is left")
+    check_scores(scores)
     greedy = [warp.temperature == 0 for warp in warps]
     if all(greedy):
         return scores.argmax(-1)[rows]
@@ -51,6 +50,12 @@ def draw(scores: Tensor, warps: Sequence[Warp], rows: Tensor, bits: Tensor) -> T
             torch.tensor(greedy, device=scores.device)[rows], scores.argmax(-1)[rows], tokens
         )
     return tokens
+
+
+def check_scores(scores: Tensor) -> None:
+    """Raises FloatingPointError if no token can be drawn from one of the logits `scores` [N, V]."""
+    if not scores.amax(-1).isfinite().all():
+        raise FloatingPointError("generation: the model's logits are not finite, or no token is left")
 
 
 def _places(scores: Tensor, chosen: Sequence[bool]) -> Tensor:

@@ -18,7 +18,7 @@ from amid.config.ladders import Rung, rungs_of
 from amid.distributed import ranks
 from amid.errors import InputError
 from amid.generation.decoding import Batch, MixedBatch, holds_keys_and_values, left_padded, padding_mask
-from amid.generation.drawing import Warp, draw
+from amid.generation.drawing import Warp, check_scores, draw
 from amid.generation.parts import Part, groups_of_ranks, parts, rounds
 from amid.generation.rows import Beginning, Integers, Rows
 from amid.scoring.answers import Answer
@@ -446,10 +446,21 @@ class Sampling:
                 chosen = order[start : start + at_once]
                 ids, lengths = left_padded([prompts[i] for i in chosen], tokenizer.pad_token_id, model.device)
                 mask = padding_mask(lengths, ids.shape[1]).long()
-                output = generate(input_ids=ids, attention_mask=mask, generation_config=config)
+                output = generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    generation_config=config,
+                    logits_processor=[_check_logits],
+                )
                 for row, new in enumerate(output[:, ids.shape[1] :].tolist()):
                     answers[chosen[row // samples]].append(new)
         return answers
+
+
+def _check_logits(ids: Tensor, scores: Tensor) -> Tensor:
+    """A logits processor of transformers that raises FloatingPointError if no token can be drawn."""
+    check_scores(scores)
+    return scores
 
 
 def streams(prompts: Sequence[Sequence[int]], seed: int, samples: int) -> Iterator[list[str]]:

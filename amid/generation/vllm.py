@@ -143,7 +143,8 @@ def _vllm() -> Any:
         import vllm
     except ImportError as error:
         raise InputError(
-            f"generation=vllm needs vLLM ({error}): pip install -e '.[vllm]', or use generation=sampling"
+            f"generation=vllm needs vLLM ({error}): pip install 'amid-distill[vllm]', or use "
+            "generation=sampling"
         ) from error
     return vllm
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from amid.distributed.sharding import spread_as
 from amid.settings import check_arguments, optimisation
 
 _KEY = "weight_average"
@@ -39,9 +38,14 @@ class AverageWeights(L.Callback):
         self._start = start
         self._average: list[Tensor] = []
         self._steps = 0
-        self._aside: list[Tensor] | None = (
-            None  # the weights of the latest step, if the student has the average
-        )
+        self._aside: list[Tensor] | None = None
+        """The weights of the latest step, if the student has the average."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes an average that was read from a checkpoint to the device of the student."""
+        if self._average:
+            pairs = zip(self._average, _trained(pl_module), strict=True)
+            self._average = [average.to(weight.device) for average, weight in pairs]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -95,15 +99,15 @@ class AverageWeights(L.Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Goes on with the average, and gives the student the weights of the latest step."""
+        """Goes on with the average, and gives the student the weights of the latest step.
+
+        Where the training had ended, the student keeps the average.
+        """
         if (kept := checkpoint.get(_KEY)) is not None:
-            weights = list(_trained(pl_module))
             self._steps = kept["steps"]
-            self._average = [
-                spread_as(average, weight).to(weight.device, copy=True)
-                for average, weight in zip(kept["average"], weights, strict=True)
-            ]
-            _set(pl_module, kept["latest"])
+            self._average = [average.clone() for average in kept["average"]]
+            if not checkpoint["ended"]:
+                _set(pl_module, kept["latest"])
 
 
 def _trained(module: nn.Module) -> Iterator[nn.Parameter]:
@@ -118,4 +122,4 @@ def _wide(weight: Tensor) -> Tensor:
 def _set(module: nn.Module, values: list[Tensor]) -> None:
     with torch.no_grad():
         for weight, value in zip(_trained(module), values, strict=True):
-            weight.copy_(spread_as(value, weight))
+            weight.copy_(value)

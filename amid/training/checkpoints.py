@@ -12,11 +12,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.distributed.device_mesh import DeviceMesh
 
 from amid.distributed.shards import with_tensors
-from amid.files import checksum, written_whole
+from amid.files import checksum, forget_parts, written_whole
 from amid.settings import check_arguments, nodes
 
 BEST_EPOCH, LAST, PREVIOUS = "best-epoch.ckpt", "last.ckpt", "previous.ckpt"
 """The state after the best validated epoch, the latest state, and the one before it."""
+
+_STATES = BEST_EPOCH, LAST, PREVIOUS
 
 SHARDS = "shards"
 """The key of a checkpoint that names the folder of its spread tensors, and the checksums of its files."""
@@ -146,8 +148,9 @@ def shards_are_whole(content: dict[str, Any], path: Path) -> bool:
 
 
 def forget_states(folder: Path) -> None:
-    """Deletes the checkpoints in `folder`; the exported student stays."""
-    for state in folder.glob("*.ckpt*"):
+    """Deletes the states of a training in `folder`, damaged ones too; what others wrote there stays."""
+    forget_parts(folder)
+    for state in [state for name in _STATES for state in folder.glob(f"{name}*")]:
         if state.is_dir():
             shutil.rmtree(state)
         else:
@@ -156,9 +159,9 @@ def forget_states(folder: Path) -> None:
 
 def _forget_unnamed_shards(folder: Path) -> None:
     """Deletes the folders of spread tensors that no checkpoint names any more."""
-    if not (found := {shards for shards in folder.glob("*.ckpt.*") if shards.is_dir()}):
+    if not (found := {shards for name in _STATES for shards in folder.glob(f"{name}.*") if shards.is_dir()}):
         return
-    files = [file for name in (LAST, PREVIOUS, BEST_EPOCH) if (file := folder / name).exists()]
+    files = [file for name in _STATES if (file := folder / name).exists()]
     named = {
         folder / content[SHARDS]["folder"] for file in files if SHARDS in (content := stored(file, mmap=True))
     }

@@ -27,7 +27,8 @@ class GradientSums:
         for number, weight in enumerate(self._weights):
             if weight.grad is not None:
                 before = self._sums[number]
-                wide = weight.grad.to(torch.float64)
+                place = "cpu" if weight.device.type == "mps" else weight.device  # Apple's GPUs lack float64
+                wide = weight.grad.to(place).to(torch.float64)
                 self._sums[number] = wide if before is None else before.add_(wide)
                 weight.grad = None
 
@@ -35,5 +36,5 @@ class GradientSums:
         """Gives each weight the sum over all ranks, rounded to its dtype, and forgets the sums."""
         totals = ranks.summed(self._sums, self._weights, torch.float64)
         for weight, total in zip(self._weights, totals, strict=True):
-            weight.grad = None if total is None else total.to(weight.dtype)
+            weight.grad = None if total is None else total.to(weight.dtype).to(weight.device)
         self._sums = [None] * len(self._weights)

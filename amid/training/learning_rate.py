@@ -356,6 +356,8 @@ def check_rates(cfg: Mapping[str, Any], steps: int, prefix: str = "") -> None:
     settings = cfg["optimizer"]
     try:
         optimizer = instantiate(settings)(params=[torch.nn.Parameter(torch.zeros(1))])
+    except InputError as error:
+        raise InputError(f"{prefix}{error}") from error
     except Exception as error:  # whatever a library's optimiser raises for a value
         given = ", ".join(f"{name}={value}" for name, value in settings.items() if not name.startswith("_"))
         remedy = f"see the documentation of {settings['_target_']}"

@@ -19,7 +19,8 @@ def adamw_8bit(
 ) -> Optimizer:
     """torchao's AdamW with its moments in 8 bits, each block of 256 values with a scale of its own.
 
-    Weights of fewer than 4096 values, or of a number that is no multiple of 256, keep moments in float32.
+    Weights of fewer than 4096 values, or of a number that is no multiple of 256, keep moments in their own
+    dtype.
 
     Args:
         params: the weights that are trained.
@@ -35,7 +36,7 @@ def adamw_8bit(
         from torchao.optim import AdamW8bit
     except ImportError as error:
         raise InputError(
-            f"optimizer=adamw_8bit needs torchao ({error}): pip install -e '.[quantized]', or use "
+            f"optimizer=adamw_8bit needs torchao ({error}): pip install 'amid-distill[quantized]', or use "
             "optimizer=adamw"
         ) from error
 

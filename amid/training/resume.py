@@ -2,6 +2,7 @@
 
 import csv
 import io
+import pickle
 import time
 import zipfile
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from amid.console import announce, shown
 from amid.data import InstructionData
 from amid.distributed import interruption, ranks
-from amid.errors import InputError
+from amid.errors import InputError, first_line
 from amid.files import forget_parts, written_whole
 from amid.results import CHECKPOINTS
 from amid.training.checkpoints import (
@@ -148,10 +149,13 @@ class States(Callback):
         """Adds the log so far to the checkpoint; a resumed run appends the rest to it.
 
         Raises:
-            InputError: for a callback with a state that a resumed run could not read.
+            InputError: for a callback, schedule or optimiser with a state that a resumed run could not read.
         """
         if self._kept is None:
-            _check_readable(checkpoint["callbacks"])
+            own = {name.rpartition("<locals>.")[2]: state for name, state in checkpoint["callbacks"].items()}
+            _check_readable({f"callback {name}": state for name, state in own.items()})
+            _check_readable({"learning-rate schedule": checkpoint["lr_schedulers"]})
+            _check_readable({"optimiser": checkpoint["optimizer_states"]})
         checkpoint["format"] = FORMAT
         step, validated_step = _now(trainer)
         checkpoint["ended"] = self._ended or (trainer.should_stop and validated_step == step)
@@ -187,9 +191,8 @@ def _check_readable(states: Mapping[str, Any]) -> None:
             stream.seek(0)
             torch.load(stream, weights_only=True)
         except Exception as error:  # whatever a class of the user's own raises
-            own = name.rpartition("<locals>.")[2]
             raise InputError(
-                f"the state of the callback {own} could not be read in a resumed run; "
+                f"the state of the {name} could not be read in a resumed run ({first_line(error)}); "
                 "let its state_dict() return numbers, text, lists, dictionaries and tensors alone"
             ) from error
 
@@ -278,11 +281,19 @@ def whole_state(path: Path) -> dict[str, Any] | None:
 
     Raises:
         OSError: if it cannot be opened.
+        InputError: if it is whole, and holds objects that are not read from a file.
     """
     with path.open("rb") as stream:
         try:
             if zipfile.ZipFile(stream).testzip() is not None:
                 return None
             return stored(path, mmap=True)
+        except pickle.UnpicklingError as error:
+            raise InputError(
+                f"checkpoint {shown(path)} is whole and holds an object that is not read from a file "
+                f"({first_line(error)}); let the state_dict() of your optimizer, scheduler and callbacks "
+                "return numbers, text, lists, dictionaries and tensors alone, and delete the checkpoints to "
+                "start over"
+            ) from error
         except Exception:  # damaged bytes raise nearly anything
             return None

@@ -11,6 +11,7 @@ import pytest
 from amid.distributed import interruption, processes
 from amid.distributed.interruption import Stopped, stopped_by_signals
 from amid.distributed.processes import RankFailed, run_in_processes
+from amid.distributed.ranks import LostContact
 from amid.errors import InputError
 
 
@@ -97,15 +98,52 @@ def saves_when_asked(folder):
     interruption.release_signals()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_reaches_all_ranks_which_end_in_their_own_time(tmp_path, signum):
+def ask_when_ready(folder, signum):
+    """Sends a signal to this process as soon as two ranks have begun."""
+
     def send():
         until = time.monotonic() + 60
-        while len(list(tmp_path.glob("ready-*"))) < 2 and time.monotonic() < until:
+        while len(list(folder.glob("ready-*"))) < 2 and time.monotonic() < until:
             time.sleep(0.05)
         os.kill(os.getpid(), signum)
 
     threading.Thread(target=send, daemon=True).start()
+
+
+def loses_contact(rank):
+    if int(os.environ["RANK"]) != rank:
+        raise LostContact
+    time.sleep(0.5)
+    raise InputError("data.micro_batch_size=64 does not fit in the memory")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_cause_is_said_and_not_the_loss_of_contact_that_follows_from_it(rank):
+    with pytest.raises(InputError, match="micro_batch_size=64 does not fit"):
+        run_in_processes(2, loses_contact, rank)
+
+
+def ends_late(folder):
+    """Ends as a run that a signal stopped; the first rank takes longer."""
+    try:
+        saves_when_asked(folder)
+    finally:
+        if os.environ["RANK"] == "0":
+            time.sleep(3)
+            (folder / "written").touch()
+
+
+def test_a_rank_that_ended_by_the_signal_does_not_hurry_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("amid.distributed.processes.PATIENCE", 0.5)
+    ask_when_ready(tmp_path, signal.SIGTERM)
+    with pytest.raises(Stopped), stopped_by_signals():
+        run_in_processes(2, ends_late, tmp_path)
+    assert (tmp_path / "written").exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_reaches_all_ranks_which_end_in_their_own_time(tmp_path, signum):
+    ask_when_ready(tmp_path, signum)
     with pytest.raises(Stopped) as stop, stopped_by_signals():
         run_in_processes(2, saves_when_asked, tmp_path)
     assert stop.value.signum == signum

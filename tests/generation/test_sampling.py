@@ -400,6 +400,15 @@ def test_other_caches_fall_back_to_transformers(caplog):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_logits_that_are_not_finite_are_refused_with_other_caches(temperature):
+    fields = {"conv_L_cache": 3, "layer_types": ["conv", "full_attention"], "num_key_value_heads": 2}
+    model = network("lfm2", intermediate_size=32, **fields)
+    model.lm_head.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        drawn(model, PROMPTS[:2], temperature=temperature)
+
+
 def test_broken_models_and_prompts_are_refused():
     model = network()
     model.lm_head.weight.data.fill_(float("nan"))

@@ -144,7 +144,7 @@ def test_what_vllm_does_not_have_or_load_is_refused(stand_in, monkeypatch):
     ):
         list(sampling.answers_to_sets(unhooked_network(), TOKENS, SETS))
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(InputError, match=r"pip install -e '.\[vllm\]'"):
+    with pytest.raises(InputError, match=r"pip install 'amid-distill\[vllm\]'"):
         list(sampling.answers_to_sets(unhooked_network(), TOKENS, SETS))
 
 

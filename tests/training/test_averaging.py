@@ -104,6 +104,30 @@ def test_a_checkpoint_holds_the_average_under_both_names_of_a_tied_weight(tmp_pa
         assert torch.equal(latest, weight)
 
 
+class Ended(torch.nn.Module):
+    def __init__(self, device="cpu"):
+        super().__init__()
+        self.student = torch.nn.Linear(2, 1, bias=False, device=device)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_the_student_of_an_ended_training_keeps_its_average(ended):
+    module, average, latest = Ended(), torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])
+    with torch.no_grad():
+        module.student.weight.copy_(average)  # as the checkpoint's weights are
+    kept = {"steps": 3, "average": [average], "latest": [latest]}
+    AverageWeights().on_load_checkpoint(None, module, {"weight_average": kept, "ended": ended})
+    assert torch.equal(module.student.weight, average if ended else latest)
+
+
+def test_an_average_of_a_checkpoint_follows_the_student_to_its_device():
+    kept = {"steps": 3, "average": [torch.ones(1, 2)], "latest": [torch.ones(1, 2)]}
+    callback = AverageWeights()
+    callback.on_load_checkpoint(None, Ended(), {"weight_average": kept, "ended": False})
+    callback.on_train_start(None, Ended(device="meta"))
+    assert [weight.device.type for weight in callback._average] == ["meta"]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -7,6 +7,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
@@ -25,6 +26,7 @@ from amid.training.checkpoints import (
     PREVIOUS,
     Checkpoints,
     WholeFiles,
+    forget_states,
 )
 from amid.training.length import Course
 from amid.training.resume import last_checkpoint as latest
@@ -97,6 +99,24 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     kept(tmp_path, LAST, 5)
     steps = [torch.load(folder / name, weights_only=True)["global_step"] for name in (PREVIOUS, LAST)]
     assert steps == [3, 5]
+
+
+def test_a_whole_state_with_an_object_is_no_damaged_one(tmp_path):
+    kept(tmp_path, LAST, 7, schedule=Fraction(1, 3))
+    file = tmp_path / "checkpoints" / LAST
+    with pytest.raises(InputError, match=r"last\.ckpt is whole and holds an object .*state_dict"):
+        whole_state(file)
+    assert file.exists()
+
+
+def test_the_states_are_forgotten_and_what_others_wrote_stays(tmp_path):
+    ours = [BEST_EPOCH, LAST, PREVIOUS, f"{LAST}.damaged", f".{LAST}.0.part"]
+    theirs = ["epoch=1-step=10.ckpt", "mine.ckpt.d", "notes.txt"]
+    for name in [*ours, *theirs]:
+        (tmp_path / name).touch()
+    (tmp_path / f"{LAST}.5f").mkdir()
+    forget_states(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(theirs)
 
 
 def test_a_damaged_byte_is_found_wherever_it_changes_what_is_read(tmp_path):

@@ -1,5 +1,6 @@
 """Learning rates equal the libraries' learning rates, step by step."""
 
+import sys
 from functools import partial
 
 import pytest
@@ -124,6 +125,13 @@ def test_values_that_do_not_fit_are_named(target, given, message):
     optimizer = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
     with pytest.raises(InputError, match=message):
         check_rates({"optimizer": optimizer, "scheduler": node}, STEPS, "a.")
+
+
+def test_a_package_that_an_optimiser_lacks_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    optimizer = {"_target_": "amid.training.low_bit.adamw_8bit", "_partial_": True, "lr": 0.1}
+    with pytest.raises(InputError, match=r"^a\.optimizer=adamw_8bit needs torchao .*\[quantized\]"):
+        check_rates({"optimizer": optimizer, "scheduler": {}}, STEPS, "a.")
 
 
 def test_a_least_rate_needs_a_learning_rate():
