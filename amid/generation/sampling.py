@@ -478,8 +478,8 @@ def streams(prompts: Sequence[Sequence[int]], seed: int, samples: int) -> Iterat
 def _as_is(model: PreTrainedModel) -> Iterator[None]:
     """Runs a model in eval mode and without gradients, and leaves it in the mode it was in.
 
-    Under autocast each weight is cast once, not at every token: autocast keeps the casts of weights that ask
-    for a gradient, though not in inference mode. They are dropped at the end, as they lead to no gradient.
+    Under autocast each weight is cast once, not at every token: autocast can keep the casts of weights that
+    ask for a gradient, outside of inference mode. They are dropped at the end, as they lead to no gradient.
     """
     modes = {module: module.training for module in model.modules()}
     frozen = [w for w in model.parameters() if type(w) is torch.nn.Parameter and w.dtype == torch.float32]
@@ -488,7 +488,7 @@ def _as_is(model: PreTrainedModel) -> Iterator[None]:
     try:
         for weight in frozen:
             weight.requires_grad = True
-        with torch.no_grad():
+        with torch.no_grad(), _keeping_casts(model.device.type):
             yield
     finally:
         torch.clear_autocast_cache()
@@ -496,6 +496,13 @@ def _as_is(model: PreTrainedModel) -> Iterator[None]:
             weight.requires_grad = False
         for module, training in modes.items():
             module.training = training
+
+
+def _keeping_casts(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Lets autocast keep the casts of weights, which Lightning does not let it, where it is on."""
+    if not torch.is_autocast_enabled(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=True)
 
 
 def check_prompts(prompts: Sequence[Sequence[int]]) -> None:

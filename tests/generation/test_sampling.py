@@ -352,13 +352,15 @@ class CastsOfWeights(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("cache", [True, False])  # Lightning has none
 @pytest.mark.parametrize("trained", [True, False])
-def test_autocast_casts_each_weight_once_whatever_the_number_of_tokens(trained):
+def test_autocast_casts_each_weight_once_whatever_the_number_of_tokens(trained, cache):
     model = network(hidden_size=64).requires_grad_(trained)
     counts = []
     for tokens in (2, 12):
-        with torch.autocast("cpu", torch.bfloat16), CastsOfWeights(model) as casts:
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cache), CastsOfWeights(model) as casts:
             drawn(model, prompts=prompts_of([5] * 4), max_new_tokens=tokens)
+            assert torch.is_autocast_cache_enabled() == cache
         counts.append(casts.count)
     assert counts[0] == counts[1] > 0
     assert all(weight.requires_grad == trained for weight in model.parameters())
