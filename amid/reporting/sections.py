@@ -169,7 +169,9 @@ def _before_training(table: Table, measures: Sequence[Measure]) -> str:
         elif texts:
             said.append(f"{measure.title} {texts.pop()}")
     if unlike:
-        said.append(f"{' and '.join(unlike)} differs between the runs (see table.csv)")
+        *first, last = unlike
+        all_of_them = f"{', '.join(first)} and {last} differ" if first else f"{last} differs"
+        said.append(f"{all_of_them} between the runs (see table.csv)")
     return f"Before the training: {', '.join(said)}." if said else ""
 
 

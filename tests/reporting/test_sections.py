@@ -158,6 +158,14 @@ class TestOnTheValidationText:
         before = "Cross-entropy 2.000 nats/token, Same top token differs between the runs (see table.csv)."
         assert section.note.endswith(f"Before the training: {before}")
 
+    def test_several_that_differ_before_the_training(self, runs):
+        for run, kl in zip(runs[:2], (0.5, 0.9), strict=True):
+            run.training.update(valid_kl_pq_before=kl)
+        note = on_validation(build_table(runs)).note
+        assert note.endswith(
+            "nats/token, KL(p ‖ q) and Same top token differ between the runs (see table.csv)."
+        )
+
     def test_what_is_not_trained_has_nothing_before_its_training(self, runs, make_run):
         teacher = make_run(method="teacher")
         teacher.training.update(steps=0, valid_cross_entropy=1.5, valid_cross_entropy_before=1.5)
