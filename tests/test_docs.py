@@ -24,7 +24,10 @@ from amid.config import folders
 from amid.config.compose import register_resolvers
 from amid.config.folders import CONF, SWEEPS
 from amid.config.overrides import check_overrides
+from amid.reporting.formats import markdown_line
+from amid.reporting.fronts import fronts_of, over_seeds
 from amid.reporting.runs import read_runs
+from amid.reporting.significance import cell as difference_cell
 from amid.reporting.table import build_table
 
 ROOT = Path(__file__).parents[1]
@@ -150,6 +153,37 @@ def test_the_tables_of_the_study_are_made_of_its_records(records, table):
         for cell, known in zip(line, other, strict=True):
             assert cell == known or float(cell) == pytest.approx(float(known), rel=1e-9)
     assert made.to_markdown().strip() in PAGES["study.md"]
+
+
+def test_the_ladder_of_the_study_is_made_of_its_records():
+    """Its last columns compare each setting with the student at start."""
+    with read_runs([ROOT / "docs" / "study" / "study_ladder_runs.zip"]) as runs:
+        table = build_table(list(runs.records.values()))
+        (fronts,) = fronts_of(table, runs.records)
+    (start,) = (place for place in fronts.rows if fronts.name(place) == "Student at start")
+    of_teacher = fronts.targets[0].at[fronts.everywhere]
+    lines = []
+    for place in fronts.rows:
+        low, high = fronts.reach(place)
+        scores = (table.score(table.rows[place], name) for name in ("rouge_l", "self_bleu"))
+        line = [
+            fronts.name(place),
+            ", ".join(f"{score.mean:.1f}" for score in scores),
+            f"{low:.1f} to {high:.1f}",
+        ]
+        for at in (of_teacher, 16):
+            found = over_seeds(fronts.quality_at(place, at))
+            line.append("not reached" if found is None else f"{found.mean:.1f}")
+        apart = [None, None]
+        if place != start:
+            apart = [
+                *fronts.differences(place, start, [of_teacher], fronts.everywhere),
+                fronts.area(place, start),
+            ]
+        lines.append(markdown_line([*line, *map(difference_cell, apart)]))
+    assert len(lines) > 8
+    assert f"Self-BLEU {of_teacher:.1f}" in PAGES["study.md"]
+    assert "\n".join(lines) in PAGES["study.md"]
 
 
 @pytest.mark.parametrize("code", SNIPPETS)
