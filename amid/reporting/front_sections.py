@@ -180,7 +180,8 @@ def _findings(fronts: Fronts) -> list[str]:
 
 
 def _finding(fronts: Fronts, first: tuple[int, str], second: tuple[int, str], begin: str) -> str:
-    """Returns the sentence on how much of the difference of two settings in the table remains."""
+    """Returns the sentences on how much of the difference of two settings in the table remains: at one
+    diversity, and over the range of diversities that both reach."""
     (one, name), (other, other_name) = first, second
     points = _in_table(fronts, one) - _in_table(fronts, other)
     if points < 0:
@@ -198,11 +199,24 @@ def _finding(fronts: Fronts, first: tuple[int, str], second: tuple[int, str], be
         (found,) = fronts.differences(one, other, [at])
         if found is not None:
             half, where = (found.high - found.low) / 2, f"at equal diversity ({diversity} {at:.1f})"
+            over_all = _over_the_range(fronts, first=(one, name), second=(other, other_name))
             if found.high < 0:
                 turned = f"{other_name} is {-found.difference:.1f} ± {half:.1f} above"
-                return f"{begin}, none remain {where}: {turned}."
-            return f"{begin}, {found.difference:z.1f} ± {half:.1f} remain {where}."
+                return f"{begin}, none remain {where}: {turned}.{over_all}"
+            return f"{begin}, {found.difference:z.1f} ± {half:.1f} remain {where}.{over_all}"
     return f"{begin}, it is not known how many remain: too few resamples of the prompts share a {diversity}."
+
+
+def _over_the_range(fronts: Fronts, first: tuple[int, str], second: tuple[int, str]) -> str:
+    """Returns a sentence on the mean difference of two settings over the diversities that both reach."""
+    found = fronts.area(first[0], second[0])
+    if found is None:
+        return ""
+    (_, name), other = (first, second[1]) if found.difference >= 0 else (second, first[1])
+    mean, half = abs(found.difference), (found.high - found.low) / 2
+    return (
+        f" Over the diversities that both reach, {name} is on average {mean:.1f} ± {half:.1f} above {other}."
+    )
 
 
 def _in_table(fronts: Fronts, place: int) -> float:

@@ -109,7 +109,8 @@ def test_a_report_compares_at_equal_diversity(folder):
     assert [line[1:] for line in by_set.lines if line[0] == "AMiD α=-5"] == [["reference"] * 2]
     assert re.fullmatch(
         r"Of the 4\.\d points of ROUGE-L between α = -5 and α = 1 at temperature 1, -?0\.\d ± \d\.\d "
-        rf"remain at equal diversity \(Self-BLEU {teacher:.1f}\)\.",
+        rf"remain at equal diversity \(Self-BLEU {teacher:.1f}\)\. Over the diversities that both reach, "
+        r"α = (-5 is on average 0\.\d ± \d\.\d above α = 1|1 is on average 0\.\d ± \d\.\d above α = -5)\.",
         first.finding,
     )
 
@@ -182,7 +183,8 @@ def test_a_setting_may_be_ahead_at_equal_diversity_alone(folder, make_run):
     finding = at_equal_diversity([fronts])[0].finding
     assert re.fullmatch(
         r"Of the 2\.\d points of ROUGE-L between α = -5 and α = 1 at temperature 1, none remain at equal "
-        r"diversity \(Self-BLEU 44\.\d\): α = 1 is [12]\.\d ± \d\.\d above\.",
+        r"diversity \(Self-BLEU 44\.\d\): α = 1 is [12]\.\d ± \d\.\d above\. Over the diversities that both reach, "
+        r"α = 1 is on average [12]\.\d ± \d\.\d above α = -5\.",
         finding,
     ), finding
 
