@@ -183,8 +183,8 @@ def test_a_setting_may_be_ahead_at_equal_diversity_alone(folder, make_run):
     finding = at_equal_diversity([fronts])[0].finding
     assert re.fullmatch(
         r"Of the 2\.\d points of ROUGE-L between α = -5 and α = 1 at temperature 1, none remain at equal "
-        r"diversity \(Self-BLEU 44\.\d\): α = 1 is [12]\.\d ± \d\.\d above\. Over the diversities that both reach, "
-        r"α = 1 is on average [12]\.\d ± \d\.\d above α = -5\.",
+        r"diversity \(Self-BLEU 44\.\d\): α = 1 is [12]\.\d ± \d\.\d above\. Over the diversities that "
+        r"both reach, α = 1 is on average [12]\.\d ± \d\.\d above α = -5\.",
         finding,
     ), finding
 
