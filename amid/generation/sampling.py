@@ -476,33 +476,39 @@ def streams(prompts: Sequence[Sequence[int]], seed: int, samples: int) -> Iterat
 
 @contextlib.contextmanager
 def _as_is(model: PreTrainedModel) -> Iterator[None]:
-    """Runs a model in eval mode and without gradients, and leaves it in the mode it was in.
-
-    Under autocast each weight is cast once, not at every token: autocast can keep the casts of weights that
-    ask for a gradient, outside of inference mode. They are dropped at the end, as they lead to no gradient.
-    """
+    """Runs a model in eval mode and without gradients, and leaves it in the mode it was in."""
     modes = {module: module.training for module in model.modules()}
-    frozen = [w for w in model.parameters() if type(w) is torch.nn.Parameter and w.dtype == torch.float32]
-    frozen = [weight for weight in frozen if not weight.requires_grad]
     model.eval()
+    try:
+        with torch.no_grad(), _casting_once(model):
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextlib.contextmanager
+def _casting_once(model: PreTrainedModel) -> Iterator[None]:
+    """Under autocast, casts each weight once within the block, not at every token.
+
+    Autocast can keep the casts of weights that ask for a gradient, outside of inference mode; Lightning does
+    not let it. They are dropped at the end, as they lead to no gradient.
+    """
+    device = model.device.type
+    if not torch.is_autocast_enabled(device):
+        yield
+        return
+    wide = [w for w in model.parameters() if type(w) is torch.nn.Parameter and w.dtype == torch.float32]
+    frozen = [weight for weight in wide if not weight.requires_grad]
     try:
         for weight in frozen:
             weight.requires_grad = True
-        with torch.no_grad(), _keeping_casts(model.device.type):
+        with torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=True):
             yield
     finally:
         torch.clear_autocast_cache()
         for weight in frozen:
             weight.requires_grad = False
-        for module, training in modes.items():
-            module.training = training
-
-
-def _keeping_casts(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Lets autocast keep the casts of weights, which Lightning does not let it, where it is on."""
-    if not torch.is_autocast_enabled(device):
-        return contextlib.nullcontext()
-    return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=True)
 
 
 def check_prompts(prompts: Sequence[Sequence[int]]) -> None:

@@ -101,9 +101,8 @@ class _Int4(nn.Module):
         low, high = (end.to(torch.float32) for end in blocks.aminmax(dim=1, keepdim=True))
         step = ((high - low) / _STEPS).to(weight.dtype)
         low = low.to(weight.dtype)
-        steps = ((blocks.float() - low.float()) / step.float()).nan_to_num(
-            0, posinf=0
-        )  # 0 where all are equal
+        steps = (blocks.float() - low.float()) / step.float()
+        steps = steps.nan_to_num(0, posinf=0)  # where all weights are equal
         first, second = steps.round().clamp(0, _STEPS).to(torch.uint8).view(-1, 2).unbind(dim=1)
         return first | second << 4, low, step
 

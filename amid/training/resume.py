@@ -5,7 +5,6 @@ import io
 import pickle
 import time
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,10 +151,10 @@ class States(Callback):
             InputError: for a callback, schedule or optimiser with a state that a resumed run could not read.
         """
         if self._kept is None:
-            own = {name.rpartition("<locals>.")[2]: state for name, state in checkpoint["callbacks"].items()}
-            _check_readable({f"callback {name}": state for name, state in own.items()})
-            _check_readable({"learning-rate schedule": checkpoint["lr_schedulers"]})
-            _check_readable({"optimiser": checkpoint["optimizer_states"]})
+            for name, state in checkpoint["callbacks"].items():
+                _check_readable(f"callback {name.rpartition('<locals>.')[2]}", state)
+            _check_readable("learning-rate schedule", checkpoint["lr_schedulers"])
+            _check_readable("optimiser", checkpoint["optimizer_states"])
         checkpoint["format"] = FORMAT
         step, validated_step = _now(trainer)
         checkpoint["ended"] = self._ended or (trainer.should_stop and validated_step == step)
@@ -183,18 +182,17 @@ class States(Callback):
         state["dirpath"] = self._best.dirpath
 
 
-def _check_readable(states: Mapping[str, Any]) -> None:
-    for name, state in states.items():
-        stream = io.BytesIO()
-        try:
-            torch.save(state, stream)
-            stream.seek(0)
-            torch.load(stream, weights_only=True)
-        except Exception as error:  # whatever a class of the user's own raises
-            raise InputError(
-                f"the state of the {name} could not be read in a resumed run ({first_line(error)}); "
-                "let its state_dict() return numbers, text, lists, dictionaries and tensors alone"
-            ) from error
+def _check_readable(owner: str, state: Any) -> None:
+    stream = io.BytesIO()
+    try:
+        torch.save(state, stream)
+        stream.seek(0)
+        torch.load(stream, weights_only=True)
+    except Exception as error:  # whatever a class of the user's own raises
+        raise InputError(
+            f"the state of the {owner} could not be read in a resumed run ({first_line(error)}); "
+            "let its state_dict() return numbers, text, lists, dictionaries and tensors alone"
+        ) from error
 
 
 def _now(trainer: L.Trainer) -> tuple[int, int]:
