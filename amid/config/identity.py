@@ -141,7 +141,7 @@ def _model_paths(cfg: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _files_of(place: Place) -> list[str]:
-    """Returns the files of a place that exist; those that do not are named when the data are checked."""
+    """Returns the files of a place that exist; a missing file is named when the data are checked."""
     with contextlib.suppress(InputError):
         return [file for file in place.files if Path(file).exists()]
     return []

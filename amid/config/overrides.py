@@ -338,7 +338,8 @@ def _some(override: Override, values: list[str]) -> list[str]:
     """Returns `values`, and refuses an override without any."""
     if not values:
         raise InputError(
-            f"{override.input_line} has no values; write those to run, such as {override.key_or_group}=A,B"
+            f"{override.input_line} has no values; write the values to run, such as "
+            f"{override.key_or_group}=A,B"
         )
     return values
 

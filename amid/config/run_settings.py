@@ -212,7 +212,7 @@ def stored_student(directory: Path, result: RunResult) -> Path:
     if not weights or unsafe:
         what = f"weights in {unsafe[0]!r}" if unsafe else "no weights in safetensors"
         raise InputError(
-            f"{folder} has {what}; amid reads those of a run from *.safetensors files in the folder alone"
+            f"{folder} has {what}; amid reads a run's weights from *.safetensors files in the folder alone"
         )
     for file in (
         folder / name for name in ("config.json", "tokenizer_config.json", "generation_config.json")

@@ -196,8 +196,8 @@ def _free_alpha(table: Table, by_alpha: Mapping[float | None, Row], where: str) 
         best = max(fixed, key=lambda row: means[id(row)])
         verdict, why = _compared(table, chosen, best, at_least=True, where=way)
         alphas = [f"{number(row, 'alpha'):g}" for row in (chosen, best)]
-        told = f"α = {alphas[0]}, chosen on the validation set, to α = {alphas[1]}: {why}"
-        yield Claim(f"{words}{text}", verdict, told)
+        why = f"α = {alphas[0]}, chosen on the validation set, to α = {alphas[1]}: {why}"
+        yield Claim(f"{words}{text}", verdict, why)
 
 
 def _lambda(table: Table) -> Iterator[Claim]:

@@ -149,8 +149,8 @@ def _left_out(fronts: Fronts) -> str:
     ]
     if not names:
         return ""
-    told = ", ".join(names) if len(names) <= NAMED else f"{len(names)} settings"
-    return f" Left out, with no such answers, other prompts or other numbers of answers: {told}."
+    named = ", ".join(names) if len(names) <= NAMED else f"{len(names)} settings"
+    return f" Left out, with no such answers, other prompts or other numbers of answers: {named}."
 
 
 def _findings(fronts: Fronts) -> list[str]:

@@ -252,7 +252,7 @@ def main_target(fronts: Fronts) -> Target | None:
 def at_diversity(table: Table, found: Sequence[Fronts]) -> AtDiversity | None:
     """Returns the column of the table with the quality of each row at its group's main target."""
     values: dict[int, float | None] = {}
-    told, sentences = set(), []
+    places, sentences = set(), []
     for fronts in found:
         target = main_target(fronts)
         if target is None:
@@ -264,12 +264,12 @@ def at_diversity(table: Table, found: Sequence[Fronts]) -> AtDiversity | None:
                 value = by_seed[run.seed]
                 values[id(run)] = value if math.isfinite(value) else None
         diversity = measure_of(fronts.diversity).title
-        told.add(f"{diversity} {at:.1f}")
+        places.add(f"{diversity} {at:.1f}")
         sentences.append(f"{at:.1f} is the {diversity} of {owner(target)}")
     if not values:
         return None
     quality = measure_of(found[0].quality).title
-    name = f"at {told.pop()}" if len(told) == 1 else "at equal diversity"
+    name = f"at {places.pop()}" if len(places) == 1 else "at equal diversity"
     for run in (run for row in table.rows for run in row.runs):
         if run.diverged_step is not None:
             values[id(run)] = math.nan

@@ -189,7 +189,7 @@ def _data(of: Runs, table: Table, sections: Sequence[Section], places: Sequence[
 
 
 def _column(table: Table, dataset: str, metric: str) -> dict[str, Any]:
-    """Returns the head of a column; the column at equal diversity stands beside those of all sets."""
+    """Returns the head of a column; the column at equal diversity stands beside the columns of all sets."""
     measure, title = measure_of(metric), measure_of(metric).title
     key = f"{dataset}/{metric}"
     if table.at_diversity and dataset == table.at_diversity.name:

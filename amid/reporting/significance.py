@@ -99,17 +99,17 @@ def against_the_best(table: Table, records: Mapping[Path, RunResult]) -> Section
     compared = [_compared([of.get(name) for of in means], {*with_best, *on_page}) for name in sets]
 
     lines = []
-    told: dict[int, dict[tuple[str, str], list[str]]] = {}
+    by_best: dict[int, dict[tuple[str, str], list[str]]] = {}
     for row, best in with_best:
         name, cells = table.name(table.rows[row]), [cell(of.get((row, best))) for of in compared]
         lines.append([name, table.name(table.rows[best]), *cells])
         marked = [(of, cell[0]) for of, cell in zip(sets, cells, strict=True) if cell.endswith("*")]
         for word, sign in (("above", "-"), ("below", "+")):
             if where := ", ".join(of for of, first in marked if first == sign):
-                told.setdefault(best, {}).setdefault((word, where), []).append(name)
+                by_best.setdefault(best, {}).setdefault((word, where), []).append(name)
         if not marked:
-            told.setdefault(best, {}).setdefault(("not different from", ""), []).append(name)
-    verdicts = " ".join(_verdict(table.name(table.rows[best]), by_sets) for best, by_sets in told.items())
+            by_best.setdefault(best, {}).setdefault(("not different from", ""), []).append(name)
+    verdicts = " ".join(_verdict(table.name(table.rows[best]), by_sets) for best, by_sets in by_best.items())
     quality = measure_of(table.quality).title
     note = (
         f"The best setting has the highest {quality} over the sets that all students of its pair and data "
@@ -221,12 +221,14 @@ def _of_few(sets: Sequence[str], compared: Sequence[Compared]) -> str:
     )
 
 
-def _verdict(best: str, told: Mapping[tuple[str, str], Sequence[str]]) -> str:
+def _verdict(best: str, by_sets: Mapping[tuple[str, str], Sequence[str]]) -> str:
     """Returns a sentence on the settings that the best one is above or below, and on which sets."""
     parts = [
         f"{word} {', '.join(names) if len(names) <= NAMED else f'{len(names)} settings'}"
         + (f" on {sets}" if sets else "")
-        for (word, sets), names in sorted(told.items(), key=lambda item: item[0][0] == "not different from")
+        for (word, sets), names in sorted(
+            by_sets.items(), key=lambda item: item[0][0] == "not different from"
+        )
     ]
     return (
         f"{best} is the best over the sets. By more than the choice of prompts explains, it is "

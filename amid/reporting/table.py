@@ -272,9 +272,9 @@ class Table:
     def _far_worse(self) -> str:
         """Names the first runs that got far worse in training, with the numbers, and counts the others."""
         runs = [(self.name(row) or row.method, run) for row in self.rows for run in row.runs if run.far_worse]
-        told = [f"{name}, seed {run.seed} ({run.far_worse})" for name, run in runs[:NAMED]]
+        first = [f"{name}, seed {run.seed} ({run.far_worse})" for name, run in runs[:NAMED]]
         more = f", and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
-        return "; ".join(told) + more
+        return "; ".join(first) + more
 
     def to_markdown(self, digits: int = 2) -> str:
         """Returns the table in Markdown, without its caption."""

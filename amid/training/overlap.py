@@ -6,8 +6,8 @@ from torch import Tensor
 def overlap(student_logits: Tensor, teacher_logits: Tensor, k: int = 10) -> Tensor:
     """The share of the teacher's k likeliest tokens that are among the student's k likeliest, [N].
 
-    Of equally likely tokens those with smaller ids count as likelier. Where the vocabulary has fewer than k
-    tokens, k is its size, and the share is 1.
+    Of equally likely tokens, the one with the smaller id counts as likelier. Where the vocabulary has fewer
+    than k tokens, k is its size, and the share is 1.
 
     Args:
         student_logits: [N, V].

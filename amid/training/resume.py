@@ -253,14 +253,14 @@ def _last_checkpoint(directory: Path) -> Path | None:
     if found.get(BEST_EPOCH) is None:
         whole = [state for state in whole if not state.has_best_epoch]
     damaged = [shown(folder / name) for name, state in found.items() if state is None]
-    told = f"{', '.join(damaged)} {'is' if len(damaged) == 1 else 'are'} damaged: " if damaged else ""
+    damage = f"{', '.join(damaged)} {'is' if len(damaged) == 1 else 'are'} damaged: " if damaged else ""
     if whole:
         state = max(whole, key=lambda state: (state.step, state.validated_step))
         source = f", from {state.path.name}" if damaged else ""
-        announce(f"{told}{shown(directory)} goes on after step {state.step} of its training{source}")
+        announce(f"{damage}{shown(directory)} goes on after step {state.step} of its training{source}")
         return state.path
     if found:
-        announce(f"{told or 'No checkpoint is left of the best epoch: '}{shown(directory)} starts over")
+        announce(f"{damage or 'No checkpoint is left of the best epoch: '}{shown(directory)} starts over")
     elif (directory / "config.yaml").exists():
         announce(f"{shown(directory)} was begun, and stopped before its first checkpoint: it starts over")
     return None

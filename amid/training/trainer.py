@@ -208,14 +208,14 @@ def _in_words(kept: Mapping[str, Any], before: Mapping[str, float], steps: int, 
     """Says in words which step a run's final weights come from, and how they score on validation data."""
     validation: Mapping[str, float] = kept["validation"]
 
-    def told(of: Measure) -> str:
+    def change(of: Measure) -> str:
         after, first = validation[f"valid_{of.name}"], before[f"valid_{of.name}_before"]
         return f"{of.number(after)} (before {of.number(first)})"
 
     text = f"step {kept.get('global_step', steps)} of {steps}, valid cross-entropy "
-    text += told(VALIDATION["cross_entropy"])
+    text += change(VALIDATION["cross_entropy"])
     if f"valid_{metric}" in validation:
-        text += f", {measure_of(str(metric)).title} {told(measure_of(str(metric)))}"
+        text += f", {measure_of(str(metric)).title} {change(measure_of(str(metric)))}"
     return text
 
 
