@@ -16,7 +16,7 @@ from amid.metrics import Comparison, Front, Resampled, signed
 from amid.metrics.fronts import Curves, difference_of_areas, differences_at
 from amid.scoring.ladders import similarity
 from amid.scoring.scores import diversity_per_prompt, self_bleus_by_seed
-from amid.scoring.systems import System
+from amid.scoring.systems import System, fewest_answers
 
 DIVERSITIES = ("self_bleu", "distinct_1", "distinct_2")
 """The measures of diversity that each prompt has a value of."""
@@ -61,6 +61,24 @@ def print_at_equal_diversity(
         _print(drawn, systems[0].dataset, metric, diversity, at, out)
 
 
+def check_ladders_at(at: Sequence[float], groups: Sequence[Sequence[System]]) -> None:
+    """Checks that systems can be compared at the diversities `at`, if there are any.
+
+    Raises:
+        InputError: if no two systems of a group have answers at several rungs of one ladder.
+    """
+    several = (
+        sum(len(rungs) > 1 for rungs in _curves(systems, ladder).values())
+        for systems in groups
+        for ladder in LADDERS
+    )
+    if at and max(several) < 2:
+        raise InputError(
+            f"--at {at[0]:g}: no two of these systems answer the same prompts at several temperatures; leave "
+            "it out, or give files NAME@TEMPERATURE.jsonl or runs with generation.temperatures"
+        )
+
+
 def _curves(systems: Sequence[System], ladder: str) -> dict[str, dict[float, System]]:
     """Returns the systems at each rung of a ladder, by the system whose answers they are."""
     found: dict[str, dict[float, System]] = {}
@@ -74,17 +92,17 @@ def _curves(systems: Sequence[System], ladder: str) -> dict[str, dict[float, Sys
 def _why_not(curves: Mapping[str, Mapping[float, System]], diversity: str) -> str:
     """Returns why curves cannot be compared; empty if they can."""
     systems = [system for rungs in curves.values() for system in rungs.values()]
-    numbers = {system.of: _answers(system) for system in systems}
+    numbers = {system.name: _answers(system) for system in systems}
     if len(systems[0].by_seed[0]) < 2:
         return "One prompt cannot show a difference"
-    if len({_answers(system) for system in systems}) > 1:
-        of_each = ", ".join(f"{of} {number}" for of, number in numbers.items())
+    if len(set(numbers.values())) > 1:
+        of_each = ", ".join(f"{name} {number}" for name, number in numbers.items())
         return (
             f"Diversity among unequal numbers of answers to a prompt cannot be compared ({of_each}); draw "
             "equally many"
         )
-    if diversity == "self_bleu" and not self_bleus_by_seed(systems[0].only([0])):
-        return "Self-BLEU needs several answers to a prompt"
+    if diversity == "self_bleu" and min(map(fewest_answers, systems)) < 2:
+        return "Self-BLEU needs several answers to each prompt"
     return ""
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from amid.cli.arguments import Arguments
 from amid.cli.differences import print_differences, scores_of_prompts
-from amid.cli.equal_diversity import DIVERSITIES, print_at_equal_diversity
+from amid.cli.equal_diversity import DIVERSITIES, check_ladders_at, print_at_equal_diversity
 from amid.errors import InputError
 from amid.files import written_whole
 from amid.measures import OF_ANSWERS, k_of, measure_of
@@ -165,8 +165,8 @@ def run(arguments: Sequence[str]) -> None:
         InputError: for a file that cannot be read or scored, or an option that does not fit.
     """
     given = parser().parse_args(arguments)
-    if given.csv and not Path(given.csv).parent.is_dir():
-        raise InputError(f"--csv={given.csv}: there is no folder {Path(given.csv).parent}; make it first")
+    if given.csv:
+        _check_csv(Path(given.csv))
     if given.tokenize is not None:
         _check_tokenize(given.tokenize)
     paths = [Path(path) for path in given.paths]
@@ -179,6 +179,7 @@ def run(arguments: Sequence[str]) -> None:
     if given.by and given.by != "length":
         _check_field(systems, given.by)
     groups = rivals(systems)
+    check_ladders_at(given.at, groups)
     lines = [_lines(group, given.by, given.metric or main_metric(group)) for group in groups]
     of_all = [line for of_group in lines for line in of_group]
     if given.csv:
@@ -202,6 +203,14 @@ def run(arguments: Sequence[str]) -> None:
             print_at_equal_diversity(group, metric, scores, given.diversity, given.at, out)
         elif len(systems) > 1 and (not first.dataset or sets.count(first.dataset) > 1):
             out.print(f"{_called(first)} is not compared: {_why_alone(first, systems)}.", markup=False)
+
+
+def _check_csv(file: Path) -> None:
+    """Refuses a file that cannot be written because of its folder, or because it is a folder."""
+    if not file.parent.is_dir():
+        raise InputError(f"--csv={file}: there is no folder {file.parent}; make it first")
+    if file.is_dir():
+        raise InputError(f"--csv={file} is a folder; give the name of a file, such as {file / 'scores.csv'}")
 
 
 def _check_tokenize(tokenize: str) -> None:

@@ -230,6 +230,7 @@ def read_answers(file: str | Path, most: int | None = None) -> list[Answered]:
     try:
         with file.open(encoding="utf-8", newline="\n") as lines:
             for number, line in enumerate(islice(lines, most), start=1):
+                line = line.removeprefix("\ufeff")  # the mark that some programs begin a file with
                 if line.strip():
                     try:
                         record = json.loads(line)
@@ -256,19 +257,27 @@ def _of_line(record: Any) -> Answered:
         raise ValueError(f"no JSON object but {str(record)[:40]!r}")
     references = _first(record, _REFERENCES)
     references = [references] if isinstance(references, str) else references
+    is_list = isinstance(references, list) and all(isinstance(each, str) for each in references)
     answers = _first(record, _ANSWERS)
     answers = [answers] if isinstance(answers, str) else answers
-    if not references or not all(isinstance(each, str) for each in references):
-        raise ValueError("references must be a string or a list of them, at least one")
+    if not references or not is_list:
+        raise ValueError(
+            f"references must be a string or a list of them, at least one, got {str(references)[:40]!r}"
+        )
     if not isinstance(answers, list) or not answers:
         raise ValueError("answers must be a string or a list, at least one")
     return Answered(
-        str(record.get("instruction", "")),
-        str(record.get("input", "")),
+        _text(record, "instruction"),
+        _text(record, "input"),
         tuple(references),
         [_of_record(answer) for answer in answers],
         {name: value for name, value in record.items() if name not in _OF_A_LINE},
     )
+
+
+def _text(record: Mapping[str, Any], name: str) -> str:
+    value = record.get(name)
+    return "" if value is None else str(value)
 
 
 def _first(record: Mapping[str, Any], names: Sequence[str]) -> Any:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,10 @@ def _named_rung(name: str) -> tuple[str, tuple[Rung, ...]]:
     """Returns the system and the temperature that the name of a file says, as in `NAME@0.4`."""
     of, _, value = name.rpartition("@")
     try:
-        return (of, (Rung("temperature", float(value)),)) if of else (name, ())
+        temperature = float(value)
     except ValueError:
         return name, ()
+    return (of, (Rung("temperature", temperature),)) if of and 0 <= temperature < inf else (name, ())
 
 
 def _rung_folders(place: Path, folder: Path) -> dict[Path, tuple[Rung, ...]]:
@@ -198,26 +200,33 @@ def in_common(system: System, other: System) -> int:
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """Returns the shortest end of each path that no other path shares, without a file's suffix.
+    """Returns the shortest end of each path that no other system's path shares, without a file's suffix.
 
-    The KEY=VALUE parts that all names of run folders share are left out.
+    The files NAME@TEMPERATURE of a folder are of one system. The KEY=VALUE parts that all names of run
+    folders share are left out.
     """
-    parts = [
-        place.parts if place.is_dir() else (*place.parts[:-1], place.stem if place.suffix else place.name)
-        for place in places
+    stems = [place.stem if place.suffix and not place.is_dir() else place.name for place in places]
+    ends = [
+        stem if place.is_dir() else _named_rung(stem)[0] for stem, place in zip(stems, places, strict=True)
     ]
+    rungs = [stem.removeprefix(end) for stem, end in zip(stems, ends, strict=True)]
+    parts = [(*place.parts[:-1], end) for place, end in zip(places, ends, strict=True)]
 
-    def name(place: Path, own: tuple[str, ...]) -> str:
-        others = {theirs for theirs, other in zip(parts, places, strict=True) if other != place}
-        for n in range(1, len(own)):
-            if all(theirs[-n:] != own[-n:] for theirs in others):
+    def name(place: Path, own: tuple[str, ...], rung: str) -> str:
+        alike = any(
+            other != place and theirs == own and (at == rung or place.is_dir())
+            for other, theirs, at in zip(places, parts, rungs, strict=True)
+        )
+        for n in range(1, 1 if alike else len(own)):
+            if all(theirs == own or theirs[-n:] != own[-n:] for theirs in parts):
                 return "/".join(own[-n:])
-        return str(place)
+        return str(place.with_name(own[-1] + place.suffix) if rung else place)
 
-    names = [name(place, own) for place, own in zip(places, parts, strict=True)]
+    names = [name(*of) for of in zip(places, parts, rungs, strict=True)]
     settings = [name.split(",") for name in names]
     own = [",".join(s for s in of if not all(s in others for others in settings)) for of in settings]
-    return own if all(own) and len(set(own)) == len(set(names)) else names
+    named = own if all(own) and len(set(own)) == len(set(names)) else names
+    return [name + rung for name, rung in zip(named, rungs, strict=True)]
 
 
 def check_pass_at(system: System) -> None:
@@ -226,12 +235,17 @@ def check_pass_at(system: System) -> None:
     Raises:
         InputError: naming the system and both numbers.
     """
-    fewest = min(sum(len(row.answers) for row in rows) for rows in zip(*system.by_seed, strict=True))
+    fewest = fewest_answers(system)
     if (most := max(system.pass_at, default=0)) > fewest:
         raise InputError(
             f"pass@{most} of {system.name} {system.dataset}".rstrip()
             + f": {most} is above the {fewest} answers to a prompt; use --pass-at with {fewest} at most"
         )
+
+
+def fewest_answers(system: System) -> int:
+    """Returns the number of answers, over all seeds, to the prompt of a system that has the fewest."""
+    return min(sum(len(row.answers) for row in rows) for rows in zip(*system.by_seed, strict=True))
 
 
 def _of_run(directory: Path, trust: bool) -> tuple[dict[str, Metric], tuple[int, ...]]:

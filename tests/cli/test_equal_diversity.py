@@ -1,6 +1,7 @@
 """`amid score` with answers of systems at several temperatures."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -63,12 +64,25 @@ def test_a_diversity_that_a_ladder_does_not_reach_is_refused(tmp_path, capsys):
     assert "--at 99.5: good and bad do not both reach Self-BLEU 99.5 (good from " in line
 
 
+def test_a_prompt_with_one_answer_has_no_self_bleu(tmp_path, capsys):
+    files = [*ladder(tmp_path, "one", 0), *ladder(tmp_path, "other", 2)]
+    for file in files:
+        first, *lines = Path(file).read_text().splitlines()
+        line = json.loads(first)
+        last = json.dumps(line | {"answers": line["answers"][:1]})
+        Path(file).write_text("\n".join([*lines, last]))
+    assert main(["score", *files]) == 0
+    assert "Self-BLEU needs several answers to each prompt" in capsys.readouterr().out
+    assert main(["score", *files, "--diversity", "distinct_1"]) == 0
+    assert rows(capsys.readouterr().out, "one", "other")
+
+
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
         ({"varied": (0, 1)}, {"varied": (6, 7)}, "one and other reach no Self-BLEU in common (one from "),
         ({}, {"answers": 3}, "Diversity among unequal numbers of answers to a prompt cannot be compared"),
-        ({"answers": 1}, {"answers": 1}, "Self-BLEU needs several answers to a prompt"),
+        ({"answers": 1}, {"answers": 1}, "Self-BLEU needs several answers to each prompt"),
         ({"prompts": 1}, {"prompts": 1}, "One prompt cannot show a difference"),
     ],
 )

@@ -30,6 +30,20 @@ def test_runs_are_called_by_the_settings_that_tell_them_apart(tmp_path):
     assert names("a=1,b=2,c=3") == ["a=1,b=2,c=3"]
 
 
+def test_files_of_one_name_are_of_several_systems_in_several_folders(tmp_path):
+    def names(*files):
+        return [name.removeprefix(f"{tmp_path}/") for name in _names([tmp_path / file for file in files])]
+
+    assert names("a/kd@0.4.jsonl", "a/kd@1.jsonl") == ["kd@0.4", "kd@1"]
+    files = ["a/kd@0.4.jsonl", "a/kd@1.jsonl", "b/kd@0.7.jsonl", "b/kd@1.jsonl", "b/sft@1.jsonl"]
+    assert names(*files) == ["a/kd@0.4", "a/kd@1", "b/kd@0.7", "b/kd@1", "sft@1"]
+    assert names("kd@1.jsonl", "kd@1.json") == ["kd.jsonl@1", "kd.json@1"]
+    assert names("a=1,b=2@0.4.jsonl", "a=2,b=2@0.4.jsonl") == ["a=1@0.4", "a=2@0.4"]
+    assert names("a/x@nan.jsonl", "b/x@2.jsonl") == ["x@nan", "x@2"]
+    (tmp_path / "kd").mkdir()
+    assert names("kd", "kd@0.4.jsonl") == ["kd", "kd@0.4"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -378,6 +392,15 @@ class TestCommand:
             assert [row["system"] for row in csv.DictReader(file)] == ["one", "like-one", "other"]
         assert main(["score", str(one), "--csv", str(tmp_path / "none" / "all.csv")]) == 1
         assert "make it first" in capsys.readouterr().err
+        assert main(["score", str(one), "--csv", str(tmp_path)]) == 1
+        assert capsys.readouterr() == (
+            "",
+            f"amid: --csv={tmp_path} is a folder; give the name of a file, such as {tmp_path}/scores.csv\n",
+        )
+        assert main(["score", str(one), str(like_one), "--at", "20"]) == 1
+        assert "--at 20: no two of these systems answer the same prompts at several temperatures" in (
+            capsys.readouterr().err
+        )
 
     def test_a_folder_without_answers(self, tmp_path, capsys):
         assert main(["score", str(tmp_path)]) == 1

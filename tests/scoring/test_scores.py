@@ -30,6 +30,7 @@ from amid.scoring.answers import (
     PER_PROMPT,
     UNREAD,
     Answer,
+    Answered,
     answers_file,
     answers_files,
     read_answers,
@@ -188,6 +189,13 @@ def test_a_run_computes_each_metric_once_an_answer(tmp_path):
     assert scores["pass_2"].values == pytest.approx([100 * 5 / 18])
 
 
+def test_marks_and_nulls_of_other_programs_are_no_text(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    line = '{"references": "a", "prediction": "b", "input": null}'
+    file.write_bytes(f"\ufeff{line}\r\n\ufeff{line}\r\n".encode())
+    assert read_answers(file) == [Answered("", "", ("a",), [Answer("b")])] * 2
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -196,6 +204,8 @@ def test_a_run_computes_each_metric_once_an_answer(tmp_path):
         ('{"references": ["a"]}', "no answers or answer or prediction"),
         ('{"answers": ["a"]}', "no references or reference or output"),
         ('{"references": [], "answers": ["a"]}', "references must be"),
+        ('{"references": {"text": ["a"]}, "answers": ["a"]}', "got \"{'text': ['a']}\""),
+        ('{"reference": 42, "answers": ["a"]}', "references must be a string or a list of them"),
         ('{"references": ["a"], "answers": [1]}', "an answer must be"),
         ('{"references": ["a"], "answers": [{"text": "b", "tokens": "3"}]}', "tokens must be a number"),
         ('{"references": ["a"], "answers": [{"text": "b", "ended": "yes"}]}', "ended must be true or false"),
