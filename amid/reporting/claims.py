@@ -169,7 +169,7 @@ def _alpha(table: Table) -> Iterator[Claim]:
                 low, high = by_alpha[-5.0], by_alpha[1.0]
                 verdict, why = _compared(table, low, high, metric, where=way)
                 means = [_mean(table, row, metric, way) for row in (low, high)]
-                if all(map(math.isfinite, means)) or way is None:
+                if all(map(math.isfinite, means)):
                     why = f"{' to '.join(f'{mean:.1f}' for mean in means)}; {why}"
                 yield Claim(text, verdict, f"{why}{grid}")
         yield from _free_alpha(table, by_alpha, where)
@@ -346,7 +346,8 @@ def _compared(
     verdict, why = judge(first, second, at_least)
     if not (n_diverged := diverged(better, worse)):
         return verdict, why
-    others = f"; the other runs: {why}" if where is None else ""  # a setting of these has no curve
+    several = where is None and paired(first, second) is not None  # a setting that diverged has no curve
+    others = f"; the other runs: {why}" if several else ""
     return "undecided", f"{n_diverged} of {len(better.runs) + len(worse.runs)} runs diverged{others}"
 
 

@@ -99,11 +99,12 @@ def curves(folder: Path) -> dict[str, dict[int, float]]:
         try:
             check_regular(file, _WITHOUT_CURVES)
             written = file.read_text(encoding="utf-8")
+            rows = list(csv.DictReader(io.StringIO(written[: written.rfind("\n") + 1])))
         except Damaged:
             raise
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, csv.Error) as error:
             raise damaged(file, error, _WITHOUT_CURVES) from error
-        for row in csv.DictReader(io.StringIO(written[: written.rfind("\n") + 1])):
+        for row in rows:
             for name, text in row.items():
                 if text and name not in ("epoch", "step") and not str(name).startswith("test/"):
                     try:

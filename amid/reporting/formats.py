@@ -16,7 +16,7 @@ _MARKDOWN = {
     "~": "&#126;",
 }
 _LEAVES = "\ue000"
-"""Stands for the sign around mathematics until the whole text is written; `plain` drops it."""
+"""Stands for the sign around mathematics until the whole text is written; `latex` drops it from the text."""
 
 _MATHEMATICS = {
     "α": r"\alpha",

@@ -122,6 +122,7 @@ def _note(fronts: Fronts, references: str) -> str:
         f"{target.at[fronts.everywhere]:.1f} is the {diversity} of {owner(target)} in the first table"
         for target in fronts.targets
     )
+    main = measure_of(fronts.table.quality).title
     seeds = max(map(len, fronts.rows.values()))
     of_seeds = (
         ", and over the training seeds by Student's t with one spread for all settings" if seeds > 1 else ""
@@ -130,7 +131,7 @@ def _note(fronts: Fronts, references: str) -> str:
         f"Each setting answers at {LADDERS[fronts.ladder]} {steps}{unlike}. Its curve joins the means of "
         f"{quality} and {diversity} over {over}. {given}. A difference is the setting minus the reference, "
         f"with its 95% interval by paired bootstrap over the prompts{of_seeds}. The reference is the student "
-        f"with the highest {quality} in the first table that reaches the diversity: {references or 'none'}. "
+        f"with the highest {main} in the first table that reaches the diversity: {references or 'none'}. "
         "* marks an interval without 0; ± is half of an interval. The last column is the mean difference "
         f"from {fronts.name(fronts.best)} over the diversities that both reach. {OUTSIDE} and {MISSING}: "
         "outside of a ladder, or so near to its end that prompts drawn again do not reach it; nothing is "
@@ -203,6 +204,9 @@ def _finding(fronts: Fronts, first: tuple[int, str], second: tuple[int, str], be
             if found.high < 0:
                 turned = f"{other_name} is {-found.difference:.1f} ± {half:.1f} above"
                 return f"{begin}, none remain {where}: {turned}.{over_all}"
+            if round(found.difference, 1) > round(points, 1):
+                wider = f"{name} is {found.difference:.1f} ± {half:.1f} above"
+                return f"{begin}, all remain {where}: {wider}.{over_all}"
             return f"{begin}, {found.difference:z.1f} ± {half:.1f} remain {where}.{over_all}"
     return f"{begin}, it is not known how many remain: too few resamples of the prompts share a {diversity}."
 

@@ -155,8 +155,9 @@ def fronts_of(table: Table, records: Mapping[Path, RunResult]) -> list[Fronts]:
     """Returns the curves of the rows of `table` for each pair and data with at least two rows that have them.
 
     The ladder is that of temperatures, or of top-p if no run has temperatures. The quality is the main metric
-    of the table, or the first one that scores single prompts. A row is left out if a run has no ladder, other
-    prompts than the best student, or Self-BLEU among another number of answers.
+    of the table, or the first one that scores single prompts. A set of one prompt shows no difference and is
+    left out. A row is left out if a run has no ladder, other prompts than the best student, or Self-BLEU
+    among another number of answers.
 
     Args:
         table: the table of the runs.
@@ -191,7 +192,11 @@ def _of_group(table: Table, rows: Mapping[int, Mapping[int, Ladder]]) -> Fronts 
         (name for name in table.metrics for of in table.datasets if name in first.metrics(of)), table.quality
     )
     needed = {quality, DIVERSITIES[0]}
-    sets = [name for name in table.datasets if needed <= set(first.metrics(name))]
+    sets = [
+        name
+        for name in table.datasets
+        if needed <= set(first.metrics(name)) and first.size(name, quality) > 1
+    ]
 
     def alike(place: int) -> bool:
         return all(
@@ -250,12 +255,14 @@ def main_target(fronts: Fronts) -> Target | None:
 
 
 def at_diversity(table: Table, found: Sequence[Fronts]) -> AtDiversity | None:
-    """Returns the column of the table with the quality of each row at its group's main target."""
+    """Returns the column of the table with the quality of each row at its group's main target.
+
+    Groups with another quality than the first group have no value.
+    """
     values: dict[int, float | None] = {}
     places, sentences = set(), []
     for fronts in found:
-        target = main_target(fronts)
-        if target is None:
+        if fronts.quality != found[0].quality or (target := main_target(fronts)) is None:
             continue
         at = target.at[fronts.everywhere]
         for place in fronts.rows:

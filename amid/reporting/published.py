@@ -10,7 +10,7 @@ import yaml
 
 from amid.measures import measure_of
 from amid.reporting.claims import by_seed, diverged, judge, paired
-from amid.reporting.rows import AVERAGE, MISSING, Row, overrides
+from amid.reporting.rows import AVERAGE, MISSING, Row, overrides, score_text
 from amid.reporting.sections import Section
 from amid.reporting.table import Table
 from amid.results import Label
@@ -193,6 +193,8 @@ def _cell(table: Table, row: Row, figures: Published, name: str) -> str:
     ours = row.score(name, figures.metric, table.sets(figures.metric)) if same_sets else None
     if ours is None:
         return f"{MISSING} / {figures.text(name)}"
+    if not math.isfinite(ours.mean):
+        return f"{score_text(row, ours, 2)} / {figures.text(name)}"
     return f"{ours.mean:.2f} / {figures.text(name)} ({ours.mean - theirs:+.2f})"
 
 

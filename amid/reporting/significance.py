@@ -107,7 +107,7 @@ def against_the_best(table: Table, records: Mapping[Path, RunResult]) -> Section
         for word, sign in (("above", "-"), ("below", "+")):
             if where := ", ".join(of for of, first in marked if first == sign):
                 by_best.setdefault(best, {}).setdefault((word, where), []).append(name)
-        if not marked:
+        if not marked and {*cells} - {MISSING}:
             by_best.setdefault(best, {}).setdefault(("not different from", ""), []).append(name)
     verdicts = " ".join(_verdict(table.name(table.rows[best]), by_sets) for best, by_sets in by_best.items())
     quality = measure_of(table.quality).title
@@ -244,8 +244,8 @@ def _read(folder: Path) -> Scores:
 def _of_row(runs: Sequence[Scores], table: Table) -> dict[str, OfPrompts]:
     """Returns for each set the score of each prompt, as the mean over the runs.
 
-    A set is left out if a run lacks its scores, has scores of other prompts, or has text that the score
-    cannot read at all.
+    A set is left out if a run lacks its scores, has scores of other prompts or scores that are not finite, or
+    has text that the score cannot read at all.
     """
     found: dict[str, OfPrompts] = {}
     for name in table.datasets:
@@ -257,7 +257,8 @@ def _of_row(runs: Sequence[Scores], table: Table) -> dict[str, OfPrompts]:
         alike = len(known) == len(scores) and len(prompts) == 1 and len({len(v) for v in known}) == 1
         if alike and measured:
             means = [sum(values) / len(values) for values in zip(*known, strict=True)]
-            found[name] = (prompts.pop(), means)
+            if all(map(math.isfinite, means)):
+                found[name] = (prompts.pop(), means)
     return found
 
 

@@ -1,8 +1,10 @@
 """Ladders: a run's answers at several temperatures or top-p, as files, and its curve of quality over
 diversity."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,31 @@ class Ladder:
         return next(iter(self.rungs.values())).get(dataset, {}).get(PROMPTS)
 
     def metrics(self, dataset: str) -> list[str]:
-        """Returns the metrics with a score for each prompt of a set; empty for a set that was not scored."""
-        first = next(iter(self.rungs.values())).get(dataset, {})
-        return [name for name, values in first.items() if name not in (PROMPTS, UNREAD) and values]
+        """Returns the metrics with a score for each prompt of a set; empty for a set that was not scored.
+
+        A metric with a score that is not finite, at any rung, is left out.
+        """
+        return self._metrics.get(dataset, [])
+
+    @cached_property
+    def _metrics(self) -> dict[str, list[str]]:
+        first, *_ = self.rungs.values()
+        return {
+            dataset: [
+                name
+                for name, values in scores.items()
+                if name not in (PROMPTS, UNREAD) and values and self._all_finite(dataset, name)
+            ]
+            for dataset, scores in first.items()
+        }
+
+    def _all_finite(self, dataset: str, metric: str) -> bool:
+        of_rungs = [sets.get(dataset, {}).get(metric, ()) for sets in self.rungs.values()]
+        return all(math.isfinite(value) for values in of_rungs for value in values)
+
+    def size(self, dataset: str, metric: str) -> int:
+        """Returns the number of prompts of a set that have a score in a metric."""
+        return len(next(iter(self.rungs.values()))[dataset][metric])
 
     def front(self, dataset: str, quality: str | None = None, diversity: str = "self_bleu") -> Front:
         """Returns the curve on a set (`fronts`).

@@ -105,6 +105,10 @@ class TestAlpha:
         ]
         assert claim.why == "missing runs: α = 1"
 
+    def test_an_end_that_diverged_has_no_mean(self, over_alpha):
+        runs = [diverged(run) if run.labels["alpha"] == 1 else run for run in over_alpha(lambda a: -a)]
+        assert claim(runs, "ROUGE-L falls").why == "3 of 6 runs diverged"
+
     def test_one_seed_says_which_way_it_points(self, over_alpha):
         runs = over_alpha(lambda a: 50 - a, lambda a: 40 + a, seeds=(1,))
         assert "the only training seed points that way: +6.00;" in claim(runs, "ROUGE-L falls").why

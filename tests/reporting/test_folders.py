@@ -102,6 +102,9 @@ class TestCurves:
         (tmp_path / "metrics.csv").write_text("step,loss\n7,much\n")
         with pytest.raises(InputError, match=r"metrics\.csv has a line .*much"):
             curves(tmp_path)
+        (tmp_path / "metrics.csv").write_text(f"step,loss\n7,{'0' * 200_000}\n")
+        with pytest.raises(InputError, match=r"metrics\.csv is damaged \(field larger than"):
+            curves(tmp_path)
 
     def test_none(self, tmp_path):
         assert curves(tmp_path) == {}

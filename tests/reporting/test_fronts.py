@@ -187,6 +187,33 @@ def test_a_setting_may_be_ahead_at_equal_diversity_alone(folder, make_run):
         r"both reach, α = 1 is on average [12]\.\d ± \d\.\d above α = -5\.",
         finding,
     ), finding
+    for seed in (1, 2):
+        store(folder / f"a1.0-{seed}", make_run(seed=seed, alpha=1.0), 0.7, better=-3.0)
+    _, (fronts,) = read(folder)
+    finding = at_equal_diversity([fronts])[0].finding
+    assert re.match(
+        r"Of the [12]\.\d points of ROUGE-L between α = -5 and α = 1 at temperature 1, all remain at equal "
+        r"diversity \(Self-BLEU \d\d\.\d\): α = -5 is [23]\.\d ± \d\.\d above\. Over the diversities that ",
+        finding,
+    ), finding
+
+
+def test_sets_of_one_prompt_scores_that_are_not_finite_and_other_qualities_are_left_out(folder):
+    for file in folder.glob("**/per_prompt.json"):
+        scores = json.loads(file.read_text())
+        scores["vicuna"] = {
+            name: of if name == "prompts" else of[:1] for name, of in scores["vicuna"].items()
+        }
+        if file.parent == folder / "sft1" / "generations" / "temperature-0.7":
+            scores["dolly"]["rouge_l"][0] = float("nan")
+        file.write_text(json.dumps(scores))
+    table, (fronts,) = read(folder)
+    assert fronts.sets == ["dolly"]
+    assert "SFT" not in [fronts.name(place) for place in fronts.rows]
+    (section,) = at_equal_diversity([fronts])
+    assert len(section.lines) == 5
+    of_another = dataclasses.replace(fronts, quality="exact_answer")
+    assert at_diversity(table, [fronts, of_another]) == at_diversity(table, [fronts])
 
 
 def test_runs_without_a_ladder_or_with_other_prompts_are_left_out(folder):

@@ -109,6 +109,13 @@ class TestPublished:
         (line,) = section.lines
         assert dict(zip(section.heads, line, strict=True))["Avg"] == average
 
+    def test_a_run_that_diverged_is_no_number(self, make_run):
+        run = make_run(sets=("dolly",), **PAIR | GKD)
+        run.scores["dolly"].clear()
+        run.training["diverged_step"] = 3.0
+        (line,) = against_published(build_table([run])).lines
+        assert line[1:3] == ["diverged / 24.58†", "diverged / 11.78†"]
+
     def test_no_figure_belongs_to_another_pair(self, make_run):
         table = build_table([make_run()])
         assert against_published(table) is None

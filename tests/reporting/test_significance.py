@@ -93,6 +93,12 @@ def test_as_many_other_prompts_are_not_compared(folder):
     records = load_folders(folder)
     section = against_the_best(build_table(list(records.values())), records)
     assert [line[0] for line in section.lines if line[-1] != "–"] == ["AMiD α=1"]
+    assert section.finding.endswith(
+        "By more than the choice of prompts explains, it is above AMiD α=1 on dolly."
+    )
+    file.write_text(json.dumps({"dolly": scores["dolly"] | {"rouge_l": [float("nan")] * 40}}))
+    section = against_the_best(build_table(list(records.values())), records)
+    assert [line[0] for line in section.lines] == ["AMiD α=1"]
 
 
 def test_scores_of_text_that_cannot_be_read_are_told_and_not_compared(folder):

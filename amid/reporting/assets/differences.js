@@ -62,5 +62,6 @@ function drawDifferences() {
     return `${name} ${counts.map(([n, word]) => `${n} ${word}`).join(", ") || "none"}`;
   });
   const reference = chosen === "best" ? "the best of its pair and data" : data.rows[chosen].name;
-  $("#told-apart").textContent = `${lines.length} settings are compared with ${reference}. By more than the choice of prompts explains, these differ: ${told.join("; ")}.`;
+  const compared = lines.filter((line) => line.found.some((found) => found)).length;
+  $("#told-apart").textContent = `${compared} settings are compared with ${reference}. By more than the choice of prompts explains, these differ: ${told.join("; ")}.`;
 }
