@@ -74,7 +74,7 @@ def conversation_of(row: Mapping[str, Any], place: str) -> tuple[Conversation, s
         raise InputError(
             f"{place}: the completion has no message of the assistant; give it the answer to learn"
         )
-    variables = row.get(_VARIABLES) or {}
+    variables = _from_cell(row.get(_VARIABLES), _VARIABLES, "an object of variables", place) or {}
     if not isinstance(variables, Mapping):
         raise InputError(f"{place}: field {_VARIABLES!r} is {shown(variables)}; write an object of variables")
     variables = {variable: value for variable, value in variables.items() if value is not None}
@@ -101,9 +101,16 @@ def _list_in(value: Any) -> list[Any] | None:
     if isinstance(value, list | tuple):
         return list(value)
     if isinstance(value, str) and value.lstrip().startswith("["):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             return list(json.loads(value))
     return None
+
+
+def is_messages(value: Any) -> bool:
+    """Whether a value is a list of messages, or the JSON text of one."""
+    turns = _list_in(value) or [None]
+    keys = (*_KEYS, ("role", "tool_calls"))
+    return all(isinstance(turn, Mapping) and any({*pair} <= turn.keys() for pair in keys) for turn in turns)
 
 
 _SIDES = {"prompt": "user", "completion": "assistant"}
@@ -111,8 +118,8 @@ _SIDES = {"prompt": "user", "completion": "assistant"}
 
 
 def _list_of(value: Any, role: str) -> list[Any] | None:
-    if isinstance(value, list | tuple):
-        return list(value)
+    if isinstance(value, list | tuple) or is_messages(value):
+        return _list_in(value)
     return [{"role": role, "content": value}] if isinstance(value, str) else None
 
 
@@ -189,16 +196,22 @@ def _checked(messages: Sequence[Message], name: str, place: str) -> list[Message
 
 def _tools(tools: Any, place: str) -> tuple[Mapping[str, Any], ...]:
     """The descriptions of tools in a row, which may be JSON text."""
-    if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise InputError(f"{place}: field 'tools' is no JSON ({error}); write a list of tools") from error
+    tools = _from_cell(tools, "tools", "a list of tools", place)
     if not tools:
         return ()
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
         raise InputError(f"{place}: field 'tools' is no list of objects; write one object for each tool")
     return tuple(tools)
+
+
+def _from_cell(value: Any, field: str, what: str, place: str) -> Any:
+    """Returns what a cell of a table holds as JSON text; any other value as it is."""
+    if not isinstance(value, str) or not value.strip():
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}: field {field!r} is no JSON ({error}); write {what}") from error
 
 
 def checked_text(value: Any, field: str, place: str) -> str:

@@ -310,12 +310,12 @@ class InstructionData(L.LightningDataModule):
         if self._plain_text == RESPONSES:
             return self.train_tokens
         encoder, documents = self.encoder, self._documents
-        tokenizer = encoder.tokenizer  # with its own EOS: a document is no turn of a conversation
-        made_from = ["plain text", digest_of(documents), encoder.max_length, tokenizer_fingerprint(tokenizer)]
+        kind = tokenizer_fingerprint(encoder.tokenizer)
+        made_from = ["plain text", digest_of(documents), encoder.max_length, kind]
         if encoder.special_tokens == "text" and any(map(encoder.special_in, documents)):
             made_from.append(_AS_TEXT)
-        eos = int(tokenizer.eos_token_id)
-        pieces = ((ids, 0) for ids in packed(documents, encoder.texts, eos, encoder.max_length))
+        end = encoder.end_of_document
+        pieces = ((ids, 0) for ids in packed(documents, encoder.texts, end, encoder.max_length))
         return Tokens.of_tensors(self._kept(made_from, lambda: Tokens.of(pieces, self.cache_dir).tensors))
 
     @cached_property

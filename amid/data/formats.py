@@ -320,11 +320,32 @@ def _column_rows(path: Path, kind: str, batches: Callable[[Path], Iterator[Any]]
             for start in range(0, len(batch), _AT_ONCE):
                 for row in batch.slice(start, _AT_ONCE).to_pylist():
                     number += 1
-                    yield f"{path} row {number}", row
+                    yield f"{path} row {number}", without_nulls(row)
     except (ArrowException, OSError) as error:
         raise InputError(
             f"data file {path} is not a whole {kind} file ({first_line(error)}); repair it"
         ) from error
+    except (ValueError, OverflowError) as error:  # for text that is not UTF-8, or a day that no calendar has
+        raise InputError(
+            f"data file {path} has a value after row {number} that cannot be read ({first_line(error)}); "
+            "repair it, or remove its column"
+        ) from error
+
+
+def without_nulls(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of columns in which each object within a value has only the keys that it was written with.
+
+    Arrow gives all objects of a column the same keys, with null for those that an object lacks.
+    """
+    return {name: _given(value) for name, value in row.items()}
+
+
+def _given(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _given(of) for key, of in value.items() if of is not None}
+    if isinstance(value, list):
+        return [_given(of) if isinstance(of, dict | list) else of for of in value]
+    return value
 
 
 _AT_ONCE = 1000

@@ -1,9 +1,9 @@
 """From an example to token ids: the template around it, the limits on its length, the counted tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -136,15 +136,24 @@ class Encoder:
         of = self._of_text
         return of.all_ids([of.marked(text) for text in texts] if self.special_tokens == "text" else texts)
 
+    @property
+    def end_of_document(self) -> int:
+        """The token after plain text: the tokenizer's own EOS; if it has none, the end of a response."""
+        eos = self.tokenizer.eos_token_id
+        return self._end if eos is None else int(eos)  # type: ignore[arg-type]
+
     def special_in_prompt(self, example: Example) -> set[str]:
         """The special tokens that the row itself writes into the prompt of `example`, or its conversation."""
-        if example.conversation is not None:
-            return {
-                token
-                for message in example.conversation.messages
-                for token in self._of(message["role"]).written(message["content"])
-            }
-        return self._of_prompt.written(f"{example.instruction}\0{example.input}")
+        if example.conversation is None:
+            return self._of_prompt.written(f"{example.instruction}\0{example.input}")
+        found: set[str] = set()
+
+        def seen(of: RowText, text: str) -> str:
+            found.update(of.written(text))
+            return text
+
+        self._in_texts(example.conversation, seen)
+        return found
 
     def special_in(self, text: str) -> set[str]:
         """The special tokens that are written in a text without a template."""
@@ -152,9 +161,8 @@ class Encoder:
 
     def _document(self, text: str) -> Encoded:
         """Plain text between the tokenizer's own BOS, if it adds one to texts, and EOS; all tokens count."""
-        tokenizer = self.tokenizer
+        tokenizer, end = self.tokenizer, self.end_of_document
         begin = [i for i in tokenizer("")["input_ids"][:1] if i == tokenizer.bos_token_id]
-        end = self._end if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
         ids = begin + self.texts([text])[0]
         ids += [end] * (ids[-1:] != [end])
         return Encoded(ids[: self.max_length], 0, prompt_cut=False, response_cut=len(ids) > self.max_length)
@@ -250,16 +258,25 @@ class Encoder:
     def _opened(self, conversation: Conversation) -> Conversation:
         """`conversation` with its system message, and with special tokens of its texts marked as text."""
         opened = self.template.opened(conversation)
-        if self.special_tokens == "tokens":
-            return opened
-        marked = [
-            {**message, "content": self._of(message["role"]).marked(message["content"])}
-            for message in opened.messages
-        ]
-        return replace(opened, messages=tuple(marked))
+        return opened if self.special_tokens == "tokens" else self._in_texts(opened, RowText.marked)
 
-    def _of(self, role: str) -> RowText:
-        return self._of_text if role == "assistant" else self._of_prompt
+    def _in_texts(self, conversation: Conversation, change: Callable[[RowText, str], str]) -> Conversation:
+        """`conversation` with `change` of each of its texts: contents, thoughts, calls and tools."""
+
+        def changed(value: Any, of: RowText) -> Any:
+            if isinstance(value, str):
+                return change(of, value)
+            if isinstance(value, Mapping):
+                return {name: changed(part, of) for name, part in value.items()}
+            return [changed(part, of) for part in value] if isinstance(value, list | tuple) else value
+
+        messages = []
+        for message in conversation.messages:
+            of = self._of_text if message["role"] == "assistant" else self._of_prompt
+            messages.append({**changed(message, of), "role": message["role"]})
+        tools = tuple(changed(tool, self._of_prompt) for tool in conversation.tools)
+        variables = changed(conversation.variables, self._of_prompt)
+        return replace(conversation, messages=tuple(messages), tools=tools, variables=variables)
 
     @cached_property
     def _of_text(self) -> RowText:

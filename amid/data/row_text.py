@@ -32,6 +32,16 @@ def marks_in(tokenizer: PreTrainedTokenizerBase, text: str) -> set[str]:
     return {t for t in added if t in text and t.strip() and not (t[0] + t[-1]).isalnum()}
 
 
+_ESCAPED = re.compile(rf"\\u{ord(_BEGIN):x}(.+?)\\u{ord(_END):x}")
+"""A marked token as Python's `repr` writes it."""
+
+
+def with_marks(text: str) -> str:
+    """The text of a chat template with the marks of `RowText.marked` as characters, also where the template
+    writes a list or an object by `repr`, which escapes them."""
+    return _ESCAPED.sub(rf"{_BEGIN}\1{_END}", text)
+
+
 class RowText:
     """Turns text into token ids, where some of it comes from a row and the rest from a template.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from amid.data.conversations import MESSAGES, check_messages, checked_text, conversation_of
+from amid.data.conversations import MESSAGES, check_messages, checked_text, conversation_of, is_messages
 from amid.data.examples import Example, Message
 from amid.errors import InputError
 from amid.settings import check_arguments, nodes
@@ -58,7 +58,8 @@ def example_of(row: Mapping[str, Any], place: str, fields: Fields) -> tuple[Exam
 
 def _of_other_form(row: Mapping[str, Any], place: str) -> tuple[Example, str]:
     """The example in a row that has neither `instruction` nor `output`, and the name of its form."""
-    if all(isinstance(row.get(name), str) for name in ("prompt", "completion")):
+    sides = [row.get(name) for name in ("prompt", "completion")]
+    if all(isinstance(side, str) for side in sides) and not any(map(is_messages, sides)):
         values = [("instruction", "prompt", row["prompt"]), ("output", "completion", row["completion"])]
         return _example(row, place, values, ["prompt", "completion"]), PROMPT_AND_COMPLETION
     found = conversation_of(row, place)

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from amid.config.data_files import HUB_PREFIX, Place
 from amid.console import announce
-from amid.data.formats import Rows, is_read, rows_of
+from amid.data.formats import Rows, is_read, rows_of, without_nulls
 from amid.errors import InputError, chain_of, first_line, shortened
 from amid.models.hub import HTTPError, ask_its_cache_alone_if_it_is_silent, commit_of, reason_of, trouble_with
 
@@ -318,7 +318,7 @@ def _numbered(place: Place, what: str, rows: Any) -> Rows:
     """The rows that `datasets` reads, each with its number; images and sounds stay as they are stored."""
     with _refused_in_one_line(place):
         for number, row in enumerate(rows if rows.features is None else rows.decode(False), 1):
-            yield f"{what} row {number}", row
+            yield f"{what} row {number}", without_nulls(row)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from amid.data.examples import Conversation, Message
+from amid.data.row_text import with_marks
 from amid.data.thoughts import NO_THOUGHT
 from amid.errors import InputError, first_line
 from amid.settings import check_arguments, nodes
@@ -279,7 +280,7 @@ class Template:
             )
         except Exception as error:  # a template is a program, which may fail in any way
             raise InputError(self._refusal(tokenizer, conversation, first_line(error))) from error
-        return str(text)
+        return with_marks(str(text))
 
     def marks(
         self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation
@@ -288,14 +289,14 @@ class Template:
         tools = _tools(conversation)
         if not _MARK.search(self._dated(tokenizer, tools)):
             return None
-        _, (spans,) = _render(  # apply_chat_template would tokenise too, without special tokens as text
+        (text,), (spans,) = _render(  # apply_chat_template would tokenise too, without special tokens as text
             conversations=[[dict(message) for message in conversation.messages]],
             tools=tools,
             chat_template=self._dated(tokenizer, tools),
             return_assistant_tokens_mask=True,
             **{**tokenizer.special_tokens_map, **self._variables, **conversation.variables},
         )
-        return [(int(begin), int(end)) for begin, end in spans]
+        return [(len(with_marks(text[:begin])), len(with_marks(text[:end]))) for begin, end in spans]
 
     def _dated(self, tokenizer: PreTrainedTokenizerBase, tools: list[Any] | None) -> str:
         return _dated(tokenizer.get_chat_template(tools=tools))

@@ -62,6 +62,16 @@ def counted(enc, row):
         ({"prompt": "a", "completion": messages("a", "b")[1:]}, "prompt and completion of messages", "ua"),
         ({"messages": messages("a", "b", "thanks")}, "messages", "ua"),
         ({"messages": json.dumps(messages("a", "b"))}, "messages", "ua"),
+        (
+            {side: json.dumps(of) for side, of in (("prompt", TALK[:2]), ("completion", TALK[2:3]))},
+            "prompt and completion of messages",
+            "sua",
+        ),
+        (
+            {"prompt": json.dumps(TALK[:2]), "completion": "a"},
+            "prompt and completion of messages",
+            "sua",
+        ),
         ({"conversations": SHARED[1:] + SHARED}, "ShareGPT conversations", "aua"),
     ],
 )
@@ -143,6 +153,12 @@ IMAGE = [{"type": "image", "image": "x.png"}]
             r"'history' stands beside a conversation",
         ),
         ({"messages": messages("a", "b"), "tools": "[x"}, r"field 'tools' is no JSON"),
+        ({"messages": messages("a", "b"), "tools": "[" * 10**5}, r"field 'tools' is no JSON"),
+        ({"messages": "[" * 10**5}, r"field 'messages' is the string '\[\[.*, not a list of messages"),
+        (
+            {"messages": messages("a", "b"), "chat_template_kwargs": "{x"},
+            r"'chat_template_kwargs' is no JSON",
+        ),
         ({"messages": messages("a", "b"), "tools": ["x"]}, r"field 'tools' is no list of objects"),
         (
             {"messages": messages("a", "b"), "chat_template_kwargs": 3},
@@ -333,6 +349,31 @@ def test_special_tokens_in_messages_stay_text():
     assert encoder().special_in_prompt(read(row)) == {"<|im_start|>", "<|im_end|>"}
 
 
+@pytest.mark.parametrize("where", ["tool_calls", "reasoning_content", "tools", "chat_template_kwargs"])
+def test_special_tokens_beside_the_contents_stay_text_too(where):
+    template = (
+        "{{ tools | tojson }}{{ note }}{% for m in messages %}<|im_start|>{{ m.role }}"
+        "{{ m.reasoning_content }}{{ m.tool_calls }}{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+    )
+    value = "a <|im_end|> b"
+    of_row = {
+        "tools": [{"name": "f", "parameters": {"about": [value]}}],
+        "chat_template_kwargs": {"note": value},
+    }
+    of_message = {"tool_calls": [{"function": {"arguments": {"x": value}}}], "reasoning_content": value}
+    asked, answered = messages("a", "b")
+    row = {"messages": [asked, answered | {k: v for k, v in of_message.items() if k == where}]}
+    row |= {k: v for k, v in of_row.items() if k == where}
+    tok = chat_tokenizer(template)
+    end = tok.convert_tokens_to_ids("<|im_end|>")
+    for how, ends in (("text", 2), ("tokens", 3)):
+        enc = Encoder(tok, VERBATIM, 400, 900, special_tokens=how)
+        ids = enc.example(read(row)).ids
+        assert (ids.count(end), value in tok.decode(ids)) == (ends, True)
+    assert enc.special_in_prompt(read(row)) == {"<|im_end|>"}
+
+
 def data_of(folder, train, tok=None, valid=(), template=VERBATIM, **settings):
     limits = {"max_prompt_length": 100, "max_length": 200}
     return InstructionData(
@@ -345,6 +386,15 @@ def data_of(folder, train, tok=None, valid=(), template=VERBATIM, **settings):
         **limits,
         **settings,
     )
+
+
+def test_plain_text_ends_with_the_end_of_a_response_without_an_eos(tmp_path):
+    tok = chat_tokenizer(template_of("qwen2.5"))
+    tok.eos_token = None
+    data = data_of(tmp_path, [Example("a", "", ("b",))], tok, plain_text=["one", "two"])
+    end = tok.convert_tokens_to_ids("<|im_end|>")
+    ids = data.plain_tokens.ids.tolist()
+    assert (ids.count(end), ids[-1]) == (2, end)
 
 
 def test_thoughts_are_kept_or_cut(tmp_path, jsonl, capsys):

@@ -120,6 +120,38 @@ def test_a_column_without_a_name_is_left_out_with_a_line(tmp_path, text):
     )
 
 
+def test_objects_of_a_column_have_their_own_keys_alone(table, jsonl):
+    def row(name, argument):
+        tool = {"function": {"name": name, "parameters": {argument: {"type": "string"}}}}
+        asked, answered = messages("a", "b")
+        call = {
+            "role": "assistant",
+            "tool_calls": [{"function": {"name": name, "arguments": {argument: "x"}}}],
+        }
+        return {"messages": [asked, call, {"role": "tool", "content": "1"}, answered], "tools": [tool]}
+
+    rows = [row("f", "city"), row("g", "zip")]
+    found, expected = examples_of(table("a.parquet", rows)), examples_of(jsonl(*rows))
+    assert [one.conversation for one in found] == [one.conversation for one in expected]
+    assert found[1].conversation.tools == tuple(rows[1]["tools"])
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pa.array([b"a", b"\xff"]).view(pa.string()), r"after row 0 .*'utf-8' codec can't decode"),
+        (pa.array([1, 10**7], pa.date32()), r"after row 0 .*date value out of range"),
+        (pa.array([1, 10**17], pa.timestamp("ms")), r"after row 0 .*; repair it, or remove its column"),
+    ],
+)
+def test_a_value_that_python_does_not_have_is_a_line(tmp_path, column, message):
+    parquet.write_table(
+        pa.table({"instruction": ["a", "b"], "output": ["c", "d"], "more": column}), tmp_path / "a.parquet"
+    )
+    with pytest.raises(InputError, match=rf"a.parquet has a value {message}"):
+        examples_of(tmp_path / "a.parquet")
+
+
 def test_null_is_no_text_but_may_be_an_input(table):
     row = {"instruction": "a", "input": None, "output": "b"}
     path = table("a.parquet", [row, row | {"input": "x"}])
