@@ -18,6 +18,8 @@ from amid.errors import InputError
 from amid.losses import Loss
 from amid.models.counted_states import forward_replaced
 from amid.models.limits import check_reads_forwards, table_of_positions
+from amid.models.placement import is_spread
+from amid.models.quantization import plain_parts
 from amid.models.vocabulary import shared_vocabulary
 from amid.teacher.signals import LiveTeacher
 from amid.training.counted_loss import CountedLoss
@@ -38,7 +40,8 @@ class AMiDTrainer(Trainer):
     batches. Where a model does not keep packed rows apart, they raise an error.
 
     Student and teacher may have adapters (a `PeftModel`). The teacher is frozen, in eval mode, on the
-    student's device, and in no checkpoint; it shares no weight with the student. Terms that the model adds to
+    student's device, and in no checkpoint; it shares no weight with the student. A teacher that its
+    `device_map` spread over devices, the CPU and the disk stays there. Terms that the model adds to
     its own loss, such as a router's auxiliary loss, are not part of this loss.
 
     Under `torchrun` or `accelerate launch` it trains with DDP or FSDP2 on several processes, one device each.
@@ -63,9 +66,9 @@ class AMiDTrainer(Trainer):
             `torch_compile`, and arguments of `Trainer` that make up another loss
             (`compute_loss_func`, `model_init`, `label_smoothing_factor`); for a model that is a path, reads
             both ways, is an encoder with a decoder, or has fewer embeddings than `processing_class` tokens,
-            and for a teacher that shares weights with the student. While it trains, for a batch of another
-            form than above, or that has tokens or positions that a model does not have, and where no weight
-            of the model is to be trained.
+            and for a teacher that shares weights with the student, or is spread and is run on several
+            processes. While it trains, for a batch of another form than above, or that has tokens or
+            positions that a model does not have, and where no weight of the model is to be trained.
     """
 
     def __init__(
@@ -292,12 +295,27 @@ def _of_all_processes(value: bool, args: TrainingArguments) -> list[bool]:
     return values
 
 
-def _place(teacher: nn.Module, args: TrainingArguments) -> None:
-    """Moves the teacher to the device of this process, with the weights of the first process."""
-    teacher.to(args.device)
+def _place(teacher: PreTrainedModel, args: TrainingArguments) -> None:
+    """Moves the teacher to the device of this process, with the weights of the first process.
+
+    A teacher that accelerate spread over devices, the CPU and the disk stays where it is.
+
+    Raises:
+        InputError: for such a teacher on several processes.
+    """
+    devices = {weight.device for weight in teacher.parameters()}
+    if is_spread(teacher) and (len(devices) > 1 or torch.device("meta") in devices):
+        if args.world_size > 1:
+            raise InputError(
+                f"the teacher is spread by its device_map, and here are {args.world_size} processes, each of "
+                "which holds the whole teacher; load it without device_map, or start one process"
+            )
+        return
+    teacher.to(args.device)  # type: ignore[arg-type]  # as transformers annotates it
     if args.world_size > 1:
         for tensor in chain(teacher.parameters(), teacher.buffers()):
-            dist.broadcast(tensor.data, src=0)
+            for part in plain_parts(tensor):
+                dist.broadcast(part.data, src=0)
 
 
 def _is_loaded_by_a_base(kind: type) -> bool:
@@ -328,11 +346,11 @@ def _plain(model: Any, role: str) -> PreTrainedModel:
 def _check_apart(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Raises InputError where the two share weights, also as views of the same memory."""
 
-    def memory(weight: nn.Parameter) -> int:
-        return weight.untyped_storage().data_ptr() or id(weight)
+    def memory(weight: nn.Parameter) -> set[int]:
+        return {part.untyped_storage().data_ptr() or id(part) for part in plain_parts(weight)}
 
-    ours = {memory(weight) for weight in student.parameters()}
-    shared = [name for name, weight in teacher.named_parameters() if memory(weight) in ours]
+    ours = set().union(*map(memory, student.parameters()))
+    shared = [name for name, weight in teacher.named_parameters() if memory(weight) & ours]
     if shared:
         raise InputError(
             f"the teacher shares {len(shared)} weights with the student ({shared[0]}, ...), which would be "

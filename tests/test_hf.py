@@ -19,6 +19,7 @@ from transformers import (
 from amid.errors import InputError
 from amid.hf import AMiDTrainer, _check_devices
 from amid.losses import KL, AlphaNet, CrossEntropy, Objective, WeightedSum
+from amid.models.quantization import quantize
 
 
 def trainer(
@@ -212,6 +213,55 @@ def test_a_teacher_with_adapters_teaches_with_them(tmp_path):
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
     assert abs(float(expected.detach() - on_whole_logits(amid(), student, plain, batch).detach())) > 1e-3
     assert not any(weight.requires_grad for weight in teacher.parameters())
+
+
+def adapters_on_the_head():
+    import peft
+
+    kinds = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "lm_head"]}
+    return [
+        peft.LoraConfig(r=2, task_type="CAUSAL_LM", trainable_token_indices=[3, 4]),
+        peft.LoHaConfig(r=2, **kinds),
+        peft.IA3Config(feedforward_modules=[], **kinds),
+        peft.LoraConfig(r=2, task_type="CAUSAL_LM", modules_to_save=["lm_head"]),
+    ]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_adapters_of_each_kind_may_stand_on_the_head(number, tmp_path):
+    import peft
+
+    student = peft.get_peft_model(tiny("student"), adapters_on_the_head()[number], adapter_name="mine")
+    torch.manual_seed(0)
+    for weight in student.parameters():
+        if weight.requires_grad:
+            weight.data += 0.2 * torch.randn_like(weight)
+    batch, teacher = collator()(rows(3)), tiny("teacher", 1)
+    ours = trainer(tmp_path, student, teacher, amid()).compute_loss(student, dict(batch))
+    torch.testing.assert_close(ours, on_whole_logits(amid(), student, teacher, batch), rtol=1e-5, atol=1e-6)
+
+
+def spread_teacher(folder):
+    tiny("teacher", 1).save_pretrained(folder / "teacher")
+    parts = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
+    device_map = {**dict.fromkeys(parts, "cpu"), "model.layers": "disk"}
+    return AutoModelForCausalLM.from_pretrained(
+        folder / "teacher", device_map=device_map, offload_folder=folder / "offload"
+    )
+
+
+def quantised_teacher(folder):
+    pytest.importorskip("torchao")
+    teacher = tiny("teacher", 1)
+    quantize(teacher, "int8")
+    return teacher
+
+
+@pytest.mark.parametrize("made", [spread_teacher, quantised_teacher])
+def test_a_teacher_that_is_spread_or_quantised_teaches_as_it_is(made, tmp_path):
+    student, teacher, batch = tiny("student"), made(tmp_path), collator()(rows(3))
+    ours = trainer(tmp_path, student, teacher, amid()).compute_loss(student, dict(batch))
+    torch.testing.assert_close(ours, on_whole_logits(amid(), student, teacher, batch), rtol=1e-5, atol=1e-6)
 
 
 def test_a_teacher_that_shares_weights_is_refused_and_the_student_left_as_it_is(tmp_path):

@@ -140,7 +140,7 @@ class Encoder:
     def end_of_document(self) -> int:
         """The token after plain text: the tokenizer's own EOS; if it has none, the end of a response."""
         eos = self.tokenizer.eos_token_id
-        return self._end if eos is None else int(eos)  # type: ignore[arg-type]
+        return self._end if eos is None else int(eos)
 
     def special_in_prompt(self, example: Example) -> set[str]:
         """The special tokens that the row itself writes into the prompt of `example`, or its conversation."""

@@ -140,11 +140,14 @@ def save_adapters(model: PreTrainedModel, base: str | None, folder: Path) -> Non
 
 
 def plain_head(model: PreTrainedModel) -> nn.Linear | None:
-    """The layer that makes the logits; None if there is none, or adapters change what it computes."""
+    """The layer that makes the logits; None if there is none, or adapters change what it computes, or its
+    weight is packed."""
     head: Any = model.get_output_embeddings()
     if hasattr(head, "modules_to_save"):
-        head = head.modules_to_save["default"]
-    return None if hasattr(head, "lora_A") else head
+        off = head.disable_adapters or not head.active_adapters
+        head = head.original_module if off else head.modules_to_save[head.active_adapters[0]]
+    own = () if head is None else (name for name, _ in head.named_parameters(recurse=False))
+    return head if "weight" in own else None
 
 
 def _untie(model: PreTrainedModel) -> None:

@@ -148,10 +148,19 @@ def _bytes_after(weight: Tensor, to: str) -> int:
 
 def _bytes(tensor: Tensor) -> int:
     """Bytes of a tensor; of all its parts if it is a quantised one."""
+    return sum(part.nbytes for part in plain_parts(tensor))
+
+
+def plain_parts(tensor: Tensor) -> Iterator[Tensor]:
+    """Yields the plain tensors that a quantised one, as torchao makes them, consists of; any other as it
+    is."""
     parts = getattr(tensor, "__tensor_flatten__", None)
     if parts is None:
-        return tensor.nbytes
-    return sum(_bytes(part) for name in parts()[0] if (part := getattr(tensor, name)) is not None)
+        yield tensor
+        return
+    for name in parts()[0]:
+        if (part := getattr(tensor, name)) is not None:
+            yield from plain_parts(part)
 
 
 def _scales_at_once(weight: Tensor) -> int:
