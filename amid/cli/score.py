@@ -183,7 +183,12 @@ def run(arguments: Sequence[str]) -> None:
     lines = [_lines(group, given.by, given.metric or main_metric(group)) for group in groups]
     of_all = [line for of_group in lines for line in of_group]
     if given.csv:
-        _write_csv(Path(given.csv), of_all)
+        try:
+            _write_csv(Path(given.csv), of_all)
+        except OSError as error:
+            raise InputError(
+                f"--csv={given.csv} cannot be written ({error.strerror}); choose another file"
+            ) from error
     out = console()
     for table in _tables([line for line in of_all if line.part == ALL], out):
         out.print(table)

@@ -24,6 +24,8 @@ _FEWEST = 6
 """The fewest prompts that can reject at 5%: five prompts that all differ in one direction give p = 1/16."""
 
 _TAIL = 0.025
+_ROUNDING = 1e-10
+"""A difference below this share of the largest score counts as rounding: the scores are equal."""
 _DRAWN_AT_ONCE = 2**18
 """The number of prompts drawn at once, over all resamples: 2 MB of indices, which fit in a cache."""
 
@@ -141,11 +143,11 @@ def paired_bootstraps(
     found = []
     for one, other in pairs:
         difference = float(means[one] - means[other])
-        different = numpy.count_nonzero(scores[one] != scores[other])
+        largest = float(numpy.abs(scores[[one, other]]).max())
+        different = numpy.count_nonzero(numpy.abs(scores[one] - scores[other]) > _ROUNDING * largest)
         if prompts >= FEW and different >= FEW_DIFFERENT:
             found.append(_compared(difference, resampled()[one] - resampled()[other], prompts))
         else:
-            largest = float(numpy.abs(scores[[one, other]]).max())
             found.append(_exact(difference, of_subsets()[one] - of_subsets()[other], prompts, largest))
     return found
 
@@ -267,7 +269,7 @@ def _exact(difference: float, of_subsets: NDArray[numpy.float64], prompts: int, 
         prompts: the number of prompts.
         largest: the largest absolute score; a difference that is tiny beside it counts as rounding.
     """
-    ordered = numpy.sort(numpy.where(numpy.abs(of_subsets) <= 1e-10 * largest, 0.0, of_subsets))
+    ordered = numpy.sort(numpy.where(numpy.abs(of_subsets) <= _ROUNDING * largest, 0.0, of_subsets))
     if not ordered.any():  # equal scores on every prompt
         return Comparison(difference, 0.0, 0.0, 1.0, prompts, exact=True)
     ways = len(ordered) + 1

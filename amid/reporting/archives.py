@@ -4,7 +4,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 
 from amid.config.run_settings import CONFIG_FILE
@@ -34,7 +34,8 @@ def write_archive(file: Path, runs: Mapping[str, Path]) -> None:
         runs: the folders of the runs, by their names in the archive.
 
     Raises:
-        InputError: if `file` is not named *.zip, or the records exceed the limits of `read_archive`.
+        InputError: if `file` is not named *.zip or cannot be written there, or the records exceed the limits
+            of `read_archive`.
     """
     if file.suffix != ".zip" or file.is_dir():
         raise InputError(f"--archive {file} is no name of a zip file; give one, such as outputs/runs.zip")
@@ -50,8 +51,15 @@ def write_archive(file: Path, runs: Mapping[str, Path]) -> None:
             f"--archive {file}: {len(records)} records of {size / 1e9:.1f} GB are more than an archive may "
             f"have ({MOST} of {LARGEST / 1e9:.1f} GB); make one of fewer runs"
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(file) as part, zipfile.ZipFile(part, "w") as archive:
+    with ExitStack() as stack:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = stack.enter_context(written_whole(file))
+            archive = stack.enter_context(zipfile.ZipFile(part, "w"))
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise InputError(
+                f"--archive {file} cannot be written ({error.strerror}); choose another folder for it"
+            ) from error
         for name, path in records.items():
             entry = zipfile.ZipInfo(name, _WRITTEN)
             entry.external_attr = 0o644 << 16

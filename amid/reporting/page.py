@@ -81,9 +81,15 @@ def _write(runs: Runs, report: Path) -> Report:
     table = build_table(list(runs.records.values()))
     fronts = fronts_of(table, runs.records)
     table = replace(table, at_diversity=at_diversity(table, fronts))
-    report.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".report-", dir=report.parent) as temporary:
-        made = Path(temporary)
+    try:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=".report-", dir=report.parent)
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise InputError(
+            f"{report.parent} can hold no report ({error.strerror}); choose another folder: --into FOLDER"
+        ) from error
+    with temporary as folder:
+        made = Path(folder)
         figures = draw_figures(table, runs.records, made, fronts)
         (made / "table.md").write_text(
             f"{table.to_markdown()}\n{markdown(table.caption)}\n", encoding="utf-8"

@@ -184,10 +184,12 @@ def pivots(table: Table) -> list[Section]:
     }
     across = "alpha" if len(values["alpha"]) > 1 else "lam"
     columns = values[across]
-    names = list(dict.fromkeys(_line(table, row, across) for row in grid))
+    hidden = ["divergence", across, *(["method"] if len({row.method for row in grid}) == 1 else [])]
+    lines_of = [f"{row.divergence} {table.name(row, without=hidden)}".strip() for row in grid]
+    names = list(dict.fromkeys(lines_of))
     if len(columns) < 2 or len(names) < 2:
         return []
-    cells = {(_line(table, row, across), number(row, across)): row for row in grid}
+    cells = {(line, number(row, across)): row for line, row in zip(lines_of, grid, strict=True)}
     heads = [f"{SYMBOLS[across]} =", *(f"{column:g}" for column in columns)]
 
     def section(name: str, text: Callable[[Row], str], note: str) -> Section:
@@ -304,11 +306,6 @@ def number(row: Row, label: str) -> float | None:
     """Returns the value of a label that is a number; else None."""
     value = row.labels.get(label)
     return float(value) if isinstance(value, int | float) else None
-
-
-def _line(table: Table, row: Row, across: str) -> str:
-    rest = table.name(row, without=["method", "divergence", across])
-    return f"{row.divergence} {rest}".strip()
 
 
 def failed(table: Table, row: Row) -> int:

@@ -133,6 +133,11 @@ def test_few_prompts_with_unlike_scores_are_few():
     assert found.p_value == pytest.approx(2 / 16, abs=0.02)
 
 
+def test_scores_that_differ_by_rounding_are_equal():
+    found = paired_bootstrap([0.1 + 0.2 + 0.3] * 60, [0.3 + 0.2 + 0.1] * 60)
+    assert (found.low, found.high, found.p_value, found.significant) == (0, 0, 1, False)
+
+
 def test_how_it_was_tested_names_the_prompts():
     of = {n: paired_bootstrap(range(n), [0] * n) for n in (3, 40, 50)}
     assert how_tested([of[50]]) == "by paired bootstrap over the prompts"

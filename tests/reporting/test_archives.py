@@ -99,6 +99,14 @@ def test_an_archive_of_another_program_with_whole_folders_is_read(outputs, tmp_p
         assert files_of(folder / "outputs" / "alpha=1") == RECORDS
 
 
+def test_a_place_that_cannot_hold_a_report_or_an_archive_is_named(outputs, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file can hold no report \(File exists\); .* --into FOLDER"):
+        report([str(outputs), "--into", str(tmp_path / "file")])
+    with pytest.raises(InputError, match=r"--archive .*runs\.zip cannot be written \(File exists\)"):
+        report([str(outputs), "--archive", str(tmp_path / "file" / "runs.zip")])
+
+
 @pytest.mark.slow
 def test_several_places_of_both_kinds_are_one_report(outputs, archive, tmp_path, make_run):
     store(tmp_path / "more" / "kd", make_run((30.0,), method="kd"))

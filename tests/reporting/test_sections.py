@@ -73,6 +73,22 @@ class TestSections:
     def test_one_axis_is_no_map(self, make_run):
         assert not pivots(build_table([make_run(alpha=a) for a in (-5.0, 1.0)]))
 
+    def test_two_methods_have_a_line_each(self, make_run):
+        runs = [
+            make_run((mean,), method=method, divergence="kl", alpha=alpha)
+            for method, alpha, mean in (
+                ("amid", -5.0, 50.0),
+                ("amid", 1.0, 40.0),
+                ("distillm_skl", -5.0, 30.0),
+                ("distillm_skl", 1.0, 20.0),
+            )
+        ]
+        (section,) = pivots(build_table(runs))
+        assert section.lines == [
+            ["KL(p, r) DistiLLM SKL", "30.0", "20.0"],
+            ["KL(p, r) AMiD", "50.0", "40.0"],
+        ]
+
 
 class TestCost:
     @pytest.fixture
