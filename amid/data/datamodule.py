@@ -20,13 +20,11 @@ from amid.console import announce
 from amid.data import notes
 from amid.data.batches import Batches, endless
 from amid.data.examples import Example
-from amid.data.on_disk import OnDisk
 from amid.data.prompts import Encoder, SpecialTokens, Truncation, Turns
 from amid.data.rows import Fields, checked
 from amid.data.sets import Use
 from amid.data.sources import Loaded, Source, TextSource, load_documents, loaded
 from amid.data.templates import Template
-from amid.data.thoughts import example_without_thoughts
 from amid.data.tokens import NO_ROW, Mean, MicroBatch, Row, Sharing, Tokens, cut, pack, packed, pad
 from amid.distributed.shares import shares
 from amid.errors import InputError
@@ -189,10 +187,7 @@ class InstructionData(L.LightningDataModule):
         return found
 
     def _loaded(self, source: Source | None, use: Use, limit: int | None = None) -> Loaded:
-        found = loaded(source, limit, self._fields, use, self.cache_dir)
-        if self.encoder.template.thinking == "keep":
-            return found
-        return replace(found, examples=OnDisk(map(example_without_thoughts, found.examples), self.cache_dir))
+        return loaded(source, limit, self._fields, use, self.cache_dir, self.encoder.template.thinking)
 
     @cached_property
     def train_tokens(self) -> Tokens:

@@ -19,6 +19,8 @@ from amid.data.rows import (
     output_in,
 )
 from amid.data.sets import Use, rows_at
+from amid.data.templates import Thinking
+from amid.data.thoughts import example_without_thoughts
 from amid.errors import InputError
 
 Source = str | Sequence[str] | Sequence[Example]
@@ -85,6 +87,7 @@ def loaded(
     fields: Fields | None = None,
     use: Use = "train",
     folder: Path | None = None,
+    thinking: Thinking = "keep",
 ) -> Loaded:
     """The examples of `source`, the first `limit` of them, and what became of the other rows.
 
@@ -96,6 +99,7 @@ def loaded(
         fields: where a row has what an example needs; null for the usual names.
         use: what the examples are for, which chooses the split of a data set.
         folder: where the examples are kept on disk; null keeps them in memory.
+        thinking: "cut" cuts thoughts out of answers; an answer of thoughts alone is then an empty one.
 
     Raises:
         InputError: see `load_examples`; for an `input` of `fields` that no row has.
@@ -106,8 +110,9 @@ def loaded(
         raise InputError("data.train and data.valid must not be null for a training run; give a path")
     paths = parts_of(source)
     if not paths:
-        return _of_examples(_examples(source), limit)
-    reading = _Reading(checked(fields), use)
+        given = _examples(source)
+        return _of_examples([*map(example_without_thoughts, given)] if thinking == "cut" else given, limit)
+    reading = _Reading(checked(fields), use, thinking)
     found = itertools.islice(itertools.chain.from_iterable(map(reading.examples, paths)), limit)
     examples: Sequence[Example] = list(found) if folder is None else OnDisk(found, folder)
     if reading.missing_input is not None:
@@ -126,8 +131,8 @@ def _of_examples(given: Sequence[Example], limit: int | None) -> Loaded:
 class _Reading:
     """Reads paths one after the other, and counts what became of their rows."""
 
-    def __init__(self, fields: Fields, use: Use) -> None:
-        self._fields, self._use = fields, use
+    def __init__(self, fields: Fields, use: Use, thinking: Thinking) -> None:
+        self._fields, self._use, self._thinking = fields, use, thinking
         self.rows = self.empty = self.unnamed = 0
         self.forms: Counter[str] = Counter()
         self.sources: list[str] = []
@@ -146,6 +151,7 @@ class _Reading:
             n += 1
             named = {name: value for name, value in row.items() if name}
             example, form = example_of(named, where, self._fields)
+            example = example_without_thoughts(example) if self._thinking == "cut" else example
             if not self._has_input:
                 self.missing_input = missing_input(named, self._fields)
                 self._has_input = self.missing_input is None

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 from amid.data.examples import Conversation, Example, Message
+from amid.data.rows import has_text
 
 THOUGHTS = re.compile(r"<(/?)(?:\w+:)?think(?:ing)?>|\[(/?)THINK\]")
 """Where a model's thoughts begin and end."""
@@ -42,11 +43,11 @@ def without_thoughts(conversation: Conversation) -> Conversation:
 
 
 def example_without_thoughts(example: Example) -> Example:
-    """`example` without blocks of thoughts in its answers; further outputs may become empty."""
+    """`example` without blocks of thoughts in its answers, and without outputs of thoughts alone."""
     talk = example.conversation
     return replace(
         example,
-        outputs=tuple(map(cut_thoughts, example.outputs)),
+        outputs=tuple(filter(has_text, map(cut_thoughts, example.outputs))),
         conversation=None if talk is None else without_thoughts(talk),
     )
 

@@ -374,7 +374,8 @@ def _use(run: FinishedRun, repository: str, adapter: bool) -> str:
     if _has_chat_template(run.directory / BEST):
         prompt = f"[{{'role': 'user', 'content': {question!r}}}]".replace("'", '"')
     else:
-        form = str(template.get("without_input") or "{instruction}")
+        system = f"{template['system']}\n\n" if template.get("system") else ""
+        form = f"{system}{template.get('without_input') or '{instruction}'}"
         prompt = json.dumps(form.replace("{instruction}", question), ensure_ascii=False)
     tokenizer = run.hub_id("student")
     if adapter:

@@ -21,6 +21,7 @@ from yaml import YAMLError
 from amid.config.run_settings import stored_student
 from amid.errors import InputError, first_line, shortened
 from amid.models.hub import HTTPError
+from amid.models.location import ADAPTER_CONFIG
 from amid.publishing.card import NO_NAME, PAGE, model_card
 from amid.publishing.finished import FinishedRun
 from amid.reporting.interactive import PageTooLarge, interactive_page
@@ -37,6 +38,12 @@ _LOADED = re.compile(r'(?:\bmodel=|from_pretrained\()"([^"\s/]+/[^"\s/]+)"')
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin")
 """Ends of the names of files of weights: an update deletes those it does not replace."""
+
+_READ_ALONG = (
+    *(ADAPTER_CONFIG, "chat_template.jinja", "tokenizer.json", "tokenizer.model", "vocab.json"),
+    *("merges.txt", "added_tokens.json", "special_tokens_map.json"),
+)
+"""Files that programs read beside a student's own: its update deletes those it does not replace."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,9 @@ class Upload:
         stale = []
         if self.update:
             there = api.list_repo_files(self.repository)
-            stale = [name for name in there if name.endswith(_WEIGHTS) and name not in self.files]
+            whole = ADAPTER_CONFIG not in self.files
+            old = [name for name in there if name.endswith(_WEIGHTS) or (whole and name in _READ_ALONG)]
+            stale = [name for name in old if name not in self.files]
         api.create_commit(
             self.repository,
             [

@@ -420,6 +420,20 @@ def test_thoughts_are_kept_or_cut(tmp_path, jsonl, capsys):
     assert "so" not in cut.tokenizer.decode(cut.train_tokens.ids)
 
 
+def test_an_answer_of_thoughts_alone_is_an_empty_one_if_they_are_cut(jsonl):
+    thought = "<think>so</think>"
+    path = jsonl(
+        {"messages": messages("a", "b", "c", thought)},
+        {"instruction": "a", "output": [thought, "yes"]},
+        {"instruction": "a", "output": thought},
+    )
+    kept = loaded(str(path)).examples
+    assert [one.outputs for one in kept] == [(thought,), (thought, "yes"), (thought,)]
+    for source in (str(path), kept):
+        found = loaded(source, thinking="cut")
+        assert ([one.outputs for one in found.examples], found.empty) == ([("yes",)], 2)
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [

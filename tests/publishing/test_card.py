@@ -294,6 +294,12 @@ def test_what_is_no_finished_run_is_a_line(command, finished, changed, tmp_path,
     assert "diverged at step 3: it has no student to publish" in refused(folder)
 
 
+def test_a_plain_prompt_has_the_system_text_of_the_training(changed):
+    template = {"system": "Be brief.", "without_input": "Q: {instruction}\nA:"}
+    card = str(model_card(changed(settings={"data": {"template": template}})))
+    assert r"""answer("Be brief.\n\nQ: Name three primary colours.\nA:", max""" in card
+
+
 def test_a_chat_model_is_asked_in_messages(changed):
     run_ = changed()
     (run_.directory / "checkpoints" / "best" / "chat_template.jinja").write_text("{{ messages }}")

@@ -172,6 +172,7 @@ def test_a_token_that_may_not_write_is_a_line(token, role, message, hub, finishe
 
 def test_a_name_that_is_taken_is_a_line_and_an_update_adds_to_it(mine, finished, capsys):
     first = {"model-00001-of-00002.safetensors": b"old", "model.safetensors": b"old", "notes.txt": b"mine"}
+    first |= {"adapter_config.json": b"{}", "chat_template.jinja": b"{{ messages }}"}
     mine.add("me/student", first, private=True)
     line = refused(capsys, finished, "me/student")
     assert line == (
@@ -184,7 +185,7 @@ def test_a_name_that_is_taken_is_a_line_and_an_update_adds_to_it(mine, finished,
     there = mine.repositories["model", "me/student"].files
     assert there["model.safetensors"] == (finished / "checkpoints/best/model.safetensors").read_bytes()
     assert there["notes.txt"] == b"mine"
-    assert "model-00001-of-00002.safetensors" not in there
+    assert not there.keys() & {*first} - {"model.safetensors", "notes.txt"}
     assert "check OWNER/NAME, or leave out --update to make it" in refused(
         capsys, finished, "me/other", "--update"
     )
