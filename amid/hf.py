@@ -112,7 +112,7 @@ class AMiDTrainer(Trainer):
             _check_tokens(role, given, self.processing_class)
         self._pad = getattr(self.processing_class, "pad_token_id", None)
         if self._pad is None:
-            self._pad = student.config.pad_token_id
+            self._pad = student.config.get_text_config().pad_token_id
         self._teacher = None if teacher is None else LiveTeacher(self._models["teacher"])
         shared_vocab = None
         if self._teacher is not None:

@@ -93,6 +93,27 @@ def test_a_soft_capped_head_is_taken_as_it_is(tmp_path):
     assert_same(found, gradients(student))
 
 
+def image_model(seed):
+    """A model of text and images, with the sizes of the text within those of the whole, as Gemma 3 has."""
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text |= {"vocab_size": len(TOKENS), "head_dim": 8, "num_key_value_heads": 1}
+    image = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        "gemma3", text_config=text, vision_config=image | {"image_size": 28, "patch_size": 14}
+    )
+    assert not hasattr(config, "vocab_size")
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def test_a_model_of_text_and_images_is_read_as_one_of_text(tmp_path):
+    student, teacher, batch = image_model(0), image_model(1), collator()(rows(3))
+    ours = trainer(tmp_path, student, teacher, amid()).compute_loss(student, dict(batch))
+    expected = on_whole_logits(amid(), student, teacher, batch)
+    assert float(expected.detach()) > 1e-3
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_embeddings_of_two_sizes_are_cut_to_the_shared_tokens(tmp_path):
     student, teacher = tiny("student"), tiny("teacher", 1)
     shared = len(TOKENS)

@@ -421,7 +421,7 @@ class Sampling:
             "samples depend on generation.batch_size too",
             type(model).__name__,
         )
-        rows = int(model.config.vocab_size)
+        rows = int(model.config.get_text_config().vocab_size)
         config = GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             do_sample=self.temperature > 0,

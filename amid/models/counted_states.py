@@ -26,7 +26,7 @@ def split_head(model: PreTrainedModel) -> Head | None:
     Its logits are compared with the model's own logits on a few tokens, and again on states so large that a
     cap under an unknown name would show. The result is None if the logits differ.
     """
-    output, config = plain_head(model), model.config
+    output, config = plain_head(model), model.config.get_text_config()
     if output is None:
         return None
     weights = weights_of(output)
@@ -229,7 +229,8 @@ def _keeps_packed_apart(model: PreTrainedModel) -> bool:
     try:
         first, second, alone = (
             model.base_model(
-                input_ids=torch.tensor([ids], device=model.device) % int(model.config.vocab_size),
+                input_ids=torch.tensor([ids], device=model.device)
+                % int(model.config.get_text_config().vocab_size),
                 use_cache=False,
                 **_borders(model, places[:, -len(ids) :]),
             ).last_hidden_state[:, -len(row) :]
@@ -299,9 +300,12 @@ def _attention_of_its_device(model: PreTrainedModel) -> Iterator[None]:
 @contextlib.contextmanager
 def _without_mask(model: PreTrainedModel) -> Iterator[None]:
     """Lets a model run on padded rows without a mask: some warn of that, by the padding token they know."""
-    pad = model.config.pad_token_id
-    model.config.pad_token_id = None
+    configs = {id(config): config for config in (model.config, model.config.get_text_config())}.values()
+    pads = [getattr(config, "pad_token_id", None) for config in configs]
+    for config in configs:
+        config.pad_token_id = None
     try:
         yield
     finally:
-        model.config.pad_token_id = pad
+        for config, pad in zip(configs, pads, strict=True):
+            config.pad_token_id = pad

@@ -91,7 +91,7 @@ def check_ignores_what_follows(model: PreTrainedModel) -> None:
     training = model.training
     model.eval()
     ids = torch.tensor([[2, 3, 4, 5], [2, 3, 4, 6]], device=input_device(model))
-    ids = ids % int(model.config.vocab_size)
+    ids = ids % int(model.config.get_text_config().vocab_size)
     mask = torch.ones_like(ids)
     states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :3]
     model.train(training)

@@ -33,4 +33,4 @@ def shared_vocabulary(teacher_rows: int, student: PreTrainedModel) -> int | None
 def output_rows(model: PreTrainedModel) -> int:
     """Returns the number of tokens that the model gives logits for."""
     head = model.get_output_embeddings()
-    return int(head.weight.shape[0]) if head is not None else int(model.config.vocab_size)
+    return int(head.weight.shape[0]) if head is not None else int(model.config.get_text_config().vocab_size)
