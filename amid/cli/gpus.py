@@ -55,8 +55,6 @@ def devices_of(trainer: Any) -> int | None:
     devices = trainer.devices
     if trainer.accelerator not in ("auto", "gpu", "cuda"):
         return None
-    if isinstance(devices, str) and devices.isdigit():
-        devices = int(devices)
     return devices if isinstance(devices, int) and devices > 0 else None
 
 

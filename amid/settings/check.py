@@ -15,7 +15,7 @@ from amid.errors import InputError, choose_one, in_one_line, shortened
 from amid.settings import nodes
 from amid.settings.together import check_data, check_together
 from amid.settings.types import Node
-from amid.settings.words import as_number, keys_of, nearest_setting, other_word, shown
+from amid.settings.words import as_number, is_referred_to, keys_of, nearest_setting, other_word, shown
 
 Values = dict[str, Any]
 
@@ -147,8 +147,7 @@ class _Reading:
 def _check_root(settings: Values, reading: _Reading) -> None:
     known = nodes.Root.model_fields
     for key, value in settings.items():
-        used = any("${" + str(key) in text for text in reading.interpolations)
-        if key not in known and not used:
+        if key not in known and not is_referred_to(str(key), reading.interpolations):
             raise InputError(unknown_at_the_top(key, value, [*known, *keys_of(settings)]))
     check_values("", nodes.Root, {k: v for k, v in settings.items() if k in known}, reading.without)
 
@@ -346,7 +345,7 @@ def _words(mistake: Any, description: str | None) -> str:
 def _hint(mistake: Any, value: Any) -> str:
     """Returns what the user may have meant by text that looks like a number, or by a whole number."""
     if isinstance(value, str) and as_number(value) is not None:
-        return "; it is text: leave out the quotes"
+        return "; it is text: leave out the quotes (a variable's number is ${oc.decode:${oc.env:NAME}})"
     out_of_range = mistake["type"].startswith(("greater_than", "less_than"))
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 and not out_of_range:
         return f"; write {int(value)}"

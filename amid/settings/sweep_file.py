@@ -8,7 +8,7 @@ from amid.errors import InputError, nearest
 from amid.settings.check import check_values, unknown_at_the_top
 from amid.settings.nodes import Root
 from amid.settings.types import Folder, Node, refuse
-from amid.settings.words import shown
+from amid.settings.words import is_referred_to, shown
 
 
 def _defaults(value: Any) -> Any:
@@ -140,8 +140,7 @@ def sweep_of(content: dict[str, Any], groups: list[str]) -> tuple[SweepFile, dic
     """
     own = SweepFile.model_fields
     for key, value in content.items():
-        used = "${" + str(key) in str(content)
-        if key not in (*own, *Root.model_fields, *groups) and not used:
+        if key not in (*own, *Root.model_fields, *groups) and not is_referred_to(str(key), [str(content)]):
             if key in ("params", "sweeper"):
                 raise InputError(
                     f"{key}={shown(value)} stands at the top; write the grid below hydra.sweeper.params"

@@ -60,7 +60,7 @@ def _check_device_map(settings: Values) -> None:
         )
     trainer = settings["trainer"]
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
+    one = devices == 1 or (isinstance(devices, list) and len(devices) == 1)
     if not one or nodes != 1:
         raise InputError(
             f"{key} with trainer.devices={shown(devices)}: one process asks a teacher that is spread over "

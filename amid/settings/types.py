@@ -48,8 +48,6 @@ def _limit(value: Any) -> Any:
 
 
 def _devices(value: Any) -> Any:
-    if isinstance(value, str) and value.isdecimal():
-        value = int(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
         numbers = [number for number in value if type(number) is int and number >= 0]
         fits = 0 < len(value) == len(set(numbers))

@@ -1,7 +1,8 @@
 """Values as the user types them, and amid's settings for the names that other tools use."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from amid.errors import shortened
@@ -103,6 +104,12 @@ def other_word(key: str) -> str | None:
     for name in ("micro_batch_size", "tokens_per_batch", "batch_size"):
         remedy = remedy.replace(f"data.{name}", f"{prefix}.{name}")
     return remedy.replace("clip_norm", f"{prefix}.clip_norm").replace("trainer.", f"{prefix}.trainer.")
+
+
+def is_referred_to(key: str, texts: Iterable[str]) -> bool:
+    """Returns whether an interpolation in `texts` names the top-level setting `key` or a part of it."""
+    pattern = re.compile(rf"\$\{{\s*\.*{re.escape(key)}\s*[.\[}}]")
+    return any(pattern.search(text) for text in texts)
 
 
 def nearest_setting(name: str, known: Sequence[str]) -> str:

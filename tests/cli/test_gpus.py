@@ -76,7 +76,7 @@ def test_gpus_have_the_names_that_the_environment_gives_them(monkeypatch):
     ("accelerator", "devices", "count"),
     [
         ("auto", 1, 1),
-        ("gpu", "2", 2),
+        ("gpu", 2, 2),
         ("cpu", 1, None),
         ("mps", 1, None),
         ("auto", [2], None),

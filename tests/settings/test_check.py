@@ -18,6 +18,7 @@ from amid.config.folders import CONF
 from amid.errors import InputError
 from amid.settings import check
 from amid.settings.nodes import BY_TARGET
+from amid.settings.words import is_referred_to
 
 register_resolvers()
 
@@ -399,6 +400,7 @@ FURTHER = {
         "null": "or [] for no pass@k",
         "[1, 4, 1]": "must be different numbers, and has 1 twice; leave one out",
     },
+    "trainer.devices": {"'2'": "must be a number of devices from 1, or the numbers of GPUs, such as [2] or"},
     "data.metrics.rouge_l.tokenize": {"foo": "must be rouge_score, none, zh", "5": "must be rouge_score"},
     "model.student.architecture.hidden_size": {"abc": "", "0": "", "32.0": ""},
     "model.teacher.architecture.num_hidden_layers": {"-1": "", "null": ""},
@@ -418,6 +420,12 @@ def test_further_settings(key, value, words):
             f"{{{name}: {written}}}",
         )
     assert words in mistake_in(key, value)
+
+
+def test_a_setting_is_referred_to_by_its_whole_name():
+    texts = ["${seed_of.rows} and ${minus:${longest},1}", "${ .own[0]}"]
+    assert all(is_referred_to(name, texts) for name in ("seed_of", "longest", "own"))
+    assert not any(is_referred_to(name, texts) for name in ("seed", "rows", "minus", "long", "s"))
 
 
 PASS_AT = cases(
