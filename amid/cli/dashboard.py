@@ -122,8 +122,12 @@ def _scores(sweep: str, scale: str | None) -> tuple[Path, SweepScores]:
                 f"{sweep} holds no run; give the folder of a sweep, or one of {', '.join(sweep_names())}"
             )
     else:
-        planned = read_sweep(sweep, [], scale)
-        folder, configs = planned.output_dir, [cfg for _, cfg in planned.configs()]
+        configs = [cfg for _, cfg in read_sweep(sweep, [], scale).configs()]
+        if not configs:
+            raise InputError(
+                f"sweep {sweep}: its sweeper chooses its runs; start it, and then give its folder"
+            )
+        folder = Path(configs[0]["output_dir"])
     sets = list(dict.fromkeys(name for cfg in configs for name in cfg["data"]["test"]))
     measured = list(dict.fromkeys(name for cfg in configs for name in cfg["data"]["metrics"]))
     metrics = quality_metrics([measured])

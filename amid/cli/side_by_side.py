@@ -11,6 +11,7 @@ from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -200,7 +201,8 @@ def _launched(job: Job, sweep: Sweep, chosen: SideBySide, runs: Sequence[Planned
         OmegaConf.save(cfg, folder / MULTIRUN_FILE)
         with read_write(cfg), open_dict(cfg):
             cfg.hydra.launcher = chosen.launcher.settings
-            cfg.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")  # jobs may begin in other folders
+            in_quotes = QuotedString(str(folder), Quote.single).with_quotes()
+            cfg.hydra.overrides.hydra.append(f"hydra.sweep.dir={in_quotes}")  # jobs may begin elsewhere
             cfg.hydra.sweep.dir = str(folder)
             if chosen.launcher.name == "ray":
                 _start_ray(cfg.hydra.launcher.ray, chosen.devices)

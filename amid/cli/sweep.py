@@ -1,6 +1,7 @@
 """`amid sweep`: the runs of a sweep file, then their report."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,14 +29,15 @@ def run(arguments: list[str]) -> None:
     Raises:
         InputError: for a mistake in `arguments`, or naming the runs that failed.
     """
-    if not arguments or {"-h", "--help"} & set(arguments):
+    name, *words = [word for word in arguments if word != "--dry-run"] or ["--help"]
+    if {"-h", "--help"} & {name, *words}:
         _sweep_help()
         return
-    name, *words = take_folders(arguments)
-    sweep, cfg = _read_sweep(name, [word for word in words if word != "--dry-run"])
+    name, *words = take_folders([name, *words])
+    sweep, cfg = _read_sweep(name, words)
     launcher = launcher_of(sweep.name, cfg, parsed_overrides(sweep.of_hydra))
     print(f"Sweep {name} in {sweep.output_dir}: {sweep.in_short}", flush=True)
-    if "--dry-run" not in words:
+    if "--dry-run" not in arguments:
         _run_sweep(sweep, launcher, cfg, as_typed(["sweep", *arguments]))
         return
     if sweep.searches:
@@ -80,7 +82,7 @@ def _read_sweep(name: str, words: Sequence[str]) -> tuple[Sweep, DictConfig]:
     for word in words:
         if word.startswith("scale="):
             scale = word.removeprefix("scale=")
-        elif word.startswith("-") or "=" not in word:
+        elif word.startswith("-") or not ("=" in word or word.startswith("~")):
             raise InputError(f"{word!r} is neither KEY=VALUE nor --dry-run; see amid sweep --help")
         else:
             overrides.append(quoted(word))
@@ -91,7 +93,7 @@ def _read_sweep(name: str, words: Sequence[str]) -> tuple[Sweep, DictConfig]:
     except InputError as error:
         own = sweep.folder != SWEEPS  # amid's files are right: the command line has the mistake
         raise InputError(f"sweep {name}: {error}" if own else str(error)) from error
-    return sweep, cfg
+    return replace(sweep, output_dir=Path(cfg.output_dir)), cfg
 
 
 def _run_sweep(sweep: Sweep, launcher: Launcher, cfg: DictConfig, again: str) -> None:

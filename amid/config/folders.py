@@ -58,7 +58,9 @@ def take_folders(arguments: Sequence[str]) -> list[str]:
     _given[:] = list(dict.fromkeys(given))
     if not _given:
         return kept
-    listed = ",".join(f"'{entry}'" for entry in _given)
+    from hydra.core.override_parser.types import Quote, QuotedString  # slow to import
+
+    listed = ",".join(QuotedString(entry, Quote.single).with_quotes() for entry in _given)
     return [*kept, f"{SEARCH_PATH}=[{listed}]"]
 
 

@@ -14,7 +14,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
@@ -45,6 +45,7 @@ class Sweep:
     name: str
     """The name of the primary configuration."""
     output_dir: Path
+    """The folder of its runs. An interpolation in it is not resolved before the configuration is composed."""
     jobs: list[list[str]]
     """The overrides of each multirun: the grid, then each baseline; KEY=A,B runs each."""
     of_hydra: Sequence[str] = ()
@@ -271,16 +272,19 @@ def read_sweep(name: str, overrides: Sequence[str], scale: str | None = None) ->
     everywhere = [override for override in everywhere if not _is_of_hydra(override)]
     jobs = [_merged([*grid, *everywhere])]
     jobs += [_merged([*line, *_reaching(line, everywhere)]) for line in file.baselines]
-    given = [o.split("=", 1)[1] for o in overrides if o.startswith("output_dir=")]
-    usual = file.output_dir or f"outputs/{path.stem}"
-    output_dir = given[-1] if given else usual + ("" if scale == SMALL else f"-{scale}")
-    jobs = [_merged([*job, f"output_dir={output_dir}"]) for job in jobs]
+    usual = (file.output_dir or f"outputs/{path.stem}").rstrip("/") + ("" if scale == SMALL else f"-{scale}")
+    given = [override for override in everywhere if _key(override) == "output_dir"]
+    folder = given[-1].lstrip("+") if given else f"output_dir={_as_value(usual)}"
+    (of_all,) = parsed_overrides([folder])
+    if of_all.is_sweep_override():
+        raise InputError(f"{folder} has several values; the runs of a sweep are in one folder")
+    jobs = [_merged([*job, folder]) for job in jobs]
     searches = _searches(file, of_hydra)
     if searches and len(jobs) > 1:
         raise InputError(
             f"sweep {path} has baselines, and its sweeper searches; put them into a file of their own"
         )
-    return Sweep(path.stem, Path(output_dir), jobs, of_hydra, path.parent.absolute(), searches)
+    return Sweep(path.stem, Path(str(of_all.value())), jobs, of_hydra, path.parent.absolute(), searches)
 
 
 def _is_of_hydra(override: str) -> bool:
@@ -314,9 +318,26 @@ def _read(path: Path) -> tuple[SweepFile, dict[str, str]]:
         raise InputError(f"sweep {path} does not build on train; begin it with defaults: [train, _self_]")
     try:
         values: Any = OmegaConf.to_container(content, resolve=False)
-        return sweep_of(values, group_names())
+        file, params = sweep_of(values, group_names())
     except InputError as error:
         raise InputError(f"sweep {path}: {error}") from error
+    for entry in (entry for entry in file.defaults if isinstance(entry, str)):
+        if _defines_runs(path.with_name(f"{entry}.yaml")):
+            raise InputError(
+                f"sweep {path} builds on {entry}.yaml, and a sweep takes no grid, scales or baselines from "
+                "another; build on train, and write them into the file"
+            )
+    return file, params
+
+
+def _defines_runs(file: Path) -> bool:
+    """Returns whether there is such a file of a sweep: it has a grid, scales or baselines."""
+    try:
+        content = OmegaConf.load(file)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # Hydra says what is wrong with it
+        return False
+    keys = ("hydra.sweeper.params", "scales", "baselines")
+    return any(OmegaConf.select(content, key, throw_on_missing=False) is not None for key in keys)
 
 
 def _reaching(line: Sequence[str], everywhere: Sequence[str]) -> list[str]:
@@ -343,5 +364,21 @@ def _reaches(override: str, line: Sequence[str]) -> bool:
 
 
 def _merged(overrides: Sequence[str]) -> list[str]:
-    """Returns `overrides` with only the last override of each key."""
-    return list({override.split("=")[0]: override for override in overrides}.values())
+    """Returns `overrides` with only the last override of each key; a key that was added stays added."""
+    merged: dict[str, str] = {}
+    for override in overrides:
+        key = _key(override)
+        before = merged.get(key, "")
+        added = "" if override.startswith("+") else before[: len(before) - len(before.lstrip("+"))]
+        merged[key] = added + override
+    return list(merged.values())
+
+
+def _key(override: str) -> str:
+    return override.split("=")[0].lstrip("+")
+
+
+def _as_value(text: str) -> str:
+    """Returns text as Hydra reads it as the value of an override: in quotes if it has other characters."""
+    plain = re.fullmatch(r"[A-Za-z_./][\w./-]*", text, flags=re.ASCII)
+    return text if plain else QuotedString(text, Quote.single).with_quotes()

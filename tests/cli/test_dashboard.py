@@ -113,3 +113,11 @@ def test_with_an_account_it_is_saved(without_account, monkeypatch, capsys):
 def test_mistakes(arguments, message, without_account, capsys):
     assert main(["dashboard", *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_search_has_runs_only_once_it_has_started(without_account, monkeypatch, capsys):
+    monkeypatch.setattr("amid.config.folders._given", [])
+    text = "defaults: [train, {override hydra/sweeper: optuna}, _self_]\n"
+    (without_account / "mine.yaml").write_text(text)
+    assert main(["dashboard", "./mine.yaml"]) == 1
+    assert "its sweeper chooses its runs; start it, and then give its folder" in capsys.readouterr().err

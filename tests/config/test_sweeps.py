@@ -6,6 +6,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from amid.cli.main import main
+from amid.cli.sweep import _read_sweep
 from amid.config.compose import as_dict
 from amid.config.folders import CONF, SWEEPS, sweep_names
 from amid.config.sweeps import read_sweep
@@ -208,6 +209,57 @@ def test_a_file_without_scales_is_a_sweep_too(tmp_path, monkeypatch):
         read_sweep("own", [], "full")
 
 
+OWN_FOLDERS = {
+    ("outputs/own/", None, ()): ("outputs/own", "outputs/own"),
+    ("outputs/own/", "full", ()): ("outputs/own-full", "outputs/own-full"),
+    ("läufe (1)", None, ()): ("läufe (1)", "'läufe (1)'"),
+    ("a", "at", ()): ("of scale", "of scale"),
+    ("a", None, ("output_dir='b c'",)): ("b c", "'b c'"),
+    ("a", "at", ("++output_dir=b",)): ("b", "b"),
+}
+
+
+@pytest.mark.parametrize(("case", "expected"), OWN_FOLDERS.items())
+def test_the_folder_of_the_runs(case, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr("amid.config.folders._given", [])
+    folder, scale, given = case
+    scales = "scales: {small: [seed=1], full: [seed=2], at: [output_dir=of scale]}\n"
+    (tmp_path / "own.yaml").write_text(f"defaults: [train, _self_]\noutput_dir: {folder}\n{scales}")
+    sweep = read_sweep(str(tmp_path / "own.yaml"), given, scale)
+    assert str(sweep.output_dir) == expected[0]
+    assert sweep.jobs[0][-1].lstrip("+") == f"output_dir={expected[1]}"
+    with pytest.raises(InputError, match="output_dir=a,b has several values; the runs of a sweep are in one"):
+        read_sweep(str(tmp_path / "own.yaml"), ["output_dir=a,b"])
+
+
+def test_the_folder_of_the_runs_may_be_named_in_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    sweep, cfg = _read_sweep("alpha", ["output_dir=${oc.env:PLACE}/own", "~data.test.closed"])
+    assert sweep.output_dir == tmp_path / "own"
+    assert list(cfg.data.test) == ["open"]
+    assert not (tmp_path / "own").exists()
+
+
+def test_a_sweep_that_builds_on_another_is_refused(tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        "defaults: [train]\nhydra:\n  sweeper:\n    params:\n      seed: 1,2\n"
+    )
+    (tmp_path / "own.yaml").write_text(
+        "defaults: [base, _self_]\nhydra: {sweeper: {params: {clip_norm: 1}}}\n"
+    )
+    with pytest.raises(InputError, match=r"own.yaml builds on base.yaml, and a sweep takes no grid"):
+        read_sweep(str(tmp_path / "own.yaml"), [])
+    (tmp_path / "base.yaml").write_text("defaults: [train, _self_]\nclip_norm: 1\n")
+    assert read_sweep(str(tmp_path / "own.yaml"), []).in_short == "1 run"
+
+
+def test_an_override_of_any_form_replaces_the_one_before_it():
+    assert read_sweep("alpha", ["++seed=5"]).in_short == read_sweep("alpha", ["seed=5"]).in_short
+    of_sets = ["+data.test.mine=a", "data.test.mine=b", "++threads=2", "threads=3"]
+    last = read_sweep("alpha", of_sets).jobs[0][-3:]
+    assert last == ["+data.test.mine=b", "++threads=3", "output_dir=outputs/alpha"]
+
+
 @pytest.mark.parametrize(("name", "scale"), SWEEPS_AT_SCALES)
 def test_the_first_run_composes_and_its_settings_are_right(name, scale):
     run, cfg = next(read_sweep(name, [], scale).configs())
@@ -248,7 +300,7 @@ def test_finished_runs_give_the_times(offline, capsys):
     first = sweep.runs()[0]
     timings = {"train": 3000.0, "evaluate": 600.0, "prepare": 1e6}
     save(RunResult(first.directory.name, {}, "", 1, {}, {}, timings, {}), first.directory)
-    assert main(["sweep", "alpha", "--dry-run", "seed=1"]) == 0
+    assert main(["sweep", "--dry-run", "alpha", "seed=1"]) == 0
     out = capsys.readouterr().out
     assert "In all: 1 done, 9 to do" in out
     lines = [line for line in out.splitlines() if line.startswith((" alpha=", " method="))]
