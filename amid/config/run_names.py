@@ -93,6 +93,18 @@ class Naming:
         others = any(not of_all <= overrides for overrides in _begun(output_dir).values())
         return cls(output_dir, tuple(sorted(varying)), rest=others)
 
+    @classmethod
+    def of_subdir(cls, override: str, output_dir: Path) -> "Naming | None":
+        """Returns the naming in an override `hydra.sweep.subdir='RESOLVER'`; None if it has another value."""
+        found = re.fullmatch(
+            r"hydra\.sweep\.subdir='\$\{run_name:\$\{output_dir\}((?:,[^,{}']+)*)\}'", override
+        )
+        if found is None:
+            return None
+        varying = found[1].split(",")[1:]
+        named = tuple(setting for setting in varying if setting != WITH_THE_REST)
+        return cls(output_dir, named, rest=WITH_THE_REST in varying)
+
     @property
     def resolver(self) -> str:
         """The value of `hydra.sweep.subdir` with which Hydra names the folders in this way."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amid.config.run_names import HYDRA_FOLDER
+from amid.config.run_names import HYDRA_FOLDER, Naming
 from amid.config.secrets import hide, without_secrets
 from amid.console import as_typed
 from amid.errors import InputError
@@ -77,16 +77,29 @@ def planned(directory: Path) -> list[str]:
         Damaged: if the file of either record is damaged.
     """
     plan = _plan(directory)
-    names = list(plan.runs) if plan else []
-    if overrides := _overrides_in(directory / MULTIRUN_FILE):
-        from amid.config.sweeps import Sweep
+    of_plan = list(plan.runs) if plan else []
+    return [*of_plan, *(name for name in _of_multirun(directory) if name not in of_plan)]
 
-        task = [o for o in overrides.task if not o.startswith("hydra.")]
-        try:
-            names += [run.directory.name for run in Sweep("", directory, [task]).runs()]
-        except InputError as error:
-            raise damaged(directory / MULTIRUN_FILE, error, _ANEW) from error
-    return names
+
+def _of_multirun(directory: Path) -> list[str]:
+    """Returns the runs of the last multirun; none if the user gave their folders names of another form."""
+    overrides = _overrides_in(directory / MULTIRUN_FILE)
+    if overrides is None:
+        return []
+    from amid.config.sweeps import Sweep
+
+    sweep = Sweep("", directory, [[o for o in overrides.task if not o.startswith("hydra.")]])
+    try:
+        runs, naming = sweep.runs(), sweep.naming
+    except InputError as error:
+        raise damaged(directory / MULTIRUN_FILE, error, _ANEW) from error
+    for override in overrides.hydra:
+        if override.startswith("hydra.sweep.subdir="):  # of a whole sweep, which may have other runs too
+            written = Naming.of_subdir(override, directory)
+            if written is None:
+                return []
+            naming = written
+    return list(dict.fromkeys(naming.name(run.overrides) for run in runs))
 
 
 def _plan(directory: Path) -> _Plan | None:
@@ -104,19 +117,25 @@ def commands_of(directory: Path, names: Sequence[str]) -> list[str]:
     Raises:
         Damaged: if a file that records a command is damaged.
     """
-    commands, in_plan = [], planned(directory)
-    plan = _plan(directory)
-    if plan and not plan.runs:  # a sweeper chooses them
-        in_plan = [*in_plan, *names]
-    if set(names) & set(in_plan):
-        if plan:
-            commands.append(_as_amid(plan, directory))
-        elif multirun := _overrides_in(directory / MULTIRUN_FILE):
-            commands.append(_command("train -m", multirun))
-    for folder in (directory if name == directory.name else directory / name for name in names):
-        if folder.name not in in_plan and (overrides := _overrides_in(folder / HYDRA_FOLDER / "hydra.yaml")):
-            commands.append(_command("train", overrides))
+    commands = []
+    plan, multirun = _plan(directory), _overrides_in(directory / MULTIRUN_FILE)
+    of_plan = (plan.runs or list(names)) if plan else []  # a plan without runs: a sweeper chooses them
+    of_multirun = [name for name in _of_multirun(directory) if name not in of_plan]
+    if plan and set(names) & set(of_plan):
+        commands.append(_as_amid(plan, directory))
+    if multirun and set(names) & set(of_multirun):
+        commands.append(_command("train -m", multirun))
+    for name in names:
+        folder = directory if name == name_of_run(directory) else directory / name
+        if name not in (*of_plan, *of_multirun):
+            overrides = _overrides_in(folder / HYDRA_FOLDER / "hydra.yaml")
+            commands += [] if overrides is None else [_command("train", overrides)]
     return commands
+
+
+def name_of_run(directory: Path) -> str:
+    """Returns the name of a run's folder, also of the working folder or one above it."""
+    return directory.name if directory.name not in ("", "..") else directory.resolve().name
 
 
 def overrides_of_run(run: Path) -> list[str] | None:

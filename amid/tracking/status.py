@@ -18,7 +18,7 @@ from amid.config.secrets import without_secrets
 from amid.errors import Busy, Damaged, InputError, is_mistake, was_interrupted
 from amid.files import Record, check_own, forget_parts, read_record, write_json, written_whole
 from amid.results import CHECKPOINTS, RESULT_FILE, SKIPPED_FOLDERS, files_below, load
-from amid.tracking.command_records import planned
+from amid.tracking.command_records import name_of_run, planned
 
 STATUS_FILE = "status.json"
 LOCK_FILE = ".lock"
@@ -352,7 +352,7 @@ def _is_run(directory: Path) -> bool:
 
 
 def _status_of(directory: Path) -> RunStatus:
-    status, record, spoilt = RunStatus(directory.name, "waiting"), None, ""
+    status, record, spoilt = RunStatus(name_of_run(directory), "waiting"), None, ""
     try:
         record = read_status_record(directory)
     except Damaged as error:

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from rich.console import Console
 
 from amid.cli.main import main
@@ -311,6 +313,52 @@ def test_the_plan_of_a_sweep_is_written_before_its_runs(small_run, tmp_path, mon
     runs = read_status(tmp_path / "runs")
     assert len(runs) == 6
     assert {run.state for run in runs} == {"waiting"}
+
+
+def begun(folder, *overrides):
+    """The records of a run that a command with these overrides began, and that was interrupted."""
+    started(folder, state="interrupted", step=3, steps=5)
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump([*overrides]))
+    of_hydra = {"task": [*overrides], "hydra": ["hydra.mode=RUN"]}
+    (folder / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump({"hydra": {"overrides": of_hydra}}))
+
+
+def multirun(folder, varying, *overrides):
+    """What Hydra writes of a multirun, such as of the grid or of a baseline of a sweep."""
+    subdir = f"hydra.sweep.subdir='${{run_name:${{output_dir}},{varying}}}'"
+    of_hydra = {"task": [*overrides], "hydra": ["hydra.mode=MULTIRUN", subdir]}
+    (folder / "multirun.yaml").write_text(yaml.safe_dump({"hydra": {"overrides": of_hydra}}))
+
+
+def test_a_baseline_of_a_sweep_has_the_names_of_the_sweep(tmp_path):
+    names = ["alpha=1,seed=1", "method=kd,seed=1", "method=kd,seed=2"]
+    write_plan(tmp_path, names, "amid sweep alpha")
+    multirun(tmp_path, "assistant.alpha,method,seed", "method=kd", "seed=1,2")
+    assert [run.name for run in read_status(tmp_path)] == names
+    begun(tmp_path / "method=kd,seed=1", "method=kd", "seed=1")
+    assert [run.name for run in read_status(tmp_path)] == names
+
+
+def test_each_run_has_the_command_that_goes_on_with_it(tmp_path):
+    write_plan(tmp_path, ["seed=1"], "amid sweep mine")
+    multirun(tmp_path, "assistant.alpha", "assistant.alpha=7,8")
+    begun(tmp_path / "seed=5", "seed=5")
+    again, anew, alone = "amid sweep mine", "amid train -m assistant.alpha=7,8", "amid train seed=5"
+    assert [run.name for run in read_status(tmp_path)] == ["seed=1", "alpha=7", "alpha=8", "seed=5"]
+    assert commands_of(tmp_path, ["alpha=7"]) == [anew]
+    assert commands_of(tmp_path, ["alpha=8", "seed=1", "seed=5"]) == [again, anew, alone]
+    (tmp_path / "multirun.yaml").write_text(
+        (tmp_path / "multirun.yaml").read_text().replace("run_name", "mine")
+    )
+    assert [run.name for run in read_status(tmp_path)] == ["seed=1", "seed=5"]
+
+
+def test_the_working_folder_may_be_a_run(tmp_path, monkeypatch):
+    begun(tmp_path / "seed=5", "seed=5")
+    monkeypatch.chdir(tmp_path / "seed=5")
+    assert [run.name for run in read_status(".")] == ["seed=5"]
+    assert commands_of(Path("."), ["seed=5"]) == ["amid train seed=5"]
 
 
 @pytest.mark.parametrize(
