@@ -3,6 +3,7 @@
 import difflib
 import functools
 import importlib.util
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -110,8 +111,14 @@ def target(path: str) -> Target | None:
     own = (here / f"{package}.py").is_file() or (here / package / "__init__.py").is_file()
     if package != "amid" and not own:
         return None
-    found = _of_amid(name) if package == "amid" else griffe.load(package, search_paths=[str(here)])[name]
-    found = found.final_target if found.is_alias else found
+    try:
+        found = _of_amid(name) if package == "amid" else _own(package, here)[name]
+        found = found.final_target if found.is_alias else found
+    except griffe.AliasResolutionError:  # of a name from a module of others
+        return None
+    except (KeyError, griffe.LoadingError) as error:
+        reason = "there is no such name" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"_target_={path} cannot be read ({reason}); write it as MODULE.NAME") from error
     if found.docstring is None:
         return None
     sections = griffe.Docstring(found.docstring.value).parse("google", warnings=False)
@@ -126,7 +133,8 @@ def target(path: str) -> Target | None:
         for parameter in _parameters(found)
         if parameter.name in about
     }
-    return Target(sections[0].value.splitlines()[0], arguments)
+    text = next((str(s.value) for s in sections if s.kind is griffe.DocstringSectionKind.text), "")
+    return Target(text.partition("\n")[0], arguments)
 
 
 def explain(word: str, console: Console | None = None) -> None:
@@ -310,6 +318,13 @@ def _of_amid(path: str) -> Any:
     part, _, name = path.partition(".")
     found = _part(part)[name]
     return _of_amid(found.target_path.removeprefix("amid.")) if found.is_alias else found
+
+
+@functools.cache
+def _own(package: str, folder: Path) -> Any:
+    """Returns a module or package of the user in a folder."""
+    logging.getLogger("griffe").setLevel(logging.CRITICAL)  # it also logs the error that it raises
+    return griffe.load(package, search_paths=[str(folder)])
 
 
 def _parameters(found: Any) -> list[Any]:

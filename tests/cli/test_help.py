@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from amid.cli.help import groups, options, target
 from amid.cli.main import main
 from amid.config.overrides import check_overrides
+from amid.errors import InputError
 from amid.settings.words import keys_of
 
 OPTIONS = [(group, option) for group in groups() for option in options(group)]
@@ -134,3 +135,14 @@ def test_help_of_any_setting(capsys):
 def test_help_of_a_word_that_is_none(word, message, capsys):
     assert main(["help", word]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_help_of_a_class_of_ones_own_that_cannot_be_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_own.py").write_text("from torch.optim import AdamW\n\nclass A:\n    ''\n")
+    (tmp_path / "my_wrong.py").write_text("class A(:\n")
+    assert target("my_own.AdamW") is None
+    assert target("my_own.A").summary == ""
+    for path, reason in (("my_own.B", "there is no such name"), ("my_wrong.A", "invalid syntax")):
+        with pytest.raises(InputError, match=f"_target_={path} cannot be read .*{reason}"):
+            target(path)
