@@ -105,6 +105,11 @@ def together(gpus: bool) -> Iterator[None]:
     try:
         yield
         failed = False
+    except Exception:
+        if me == 0:
+            with contextlib.suppress(RuntimeError):  # of a store that is gone: the others notice that
+                _store().set(_key_of_failure(), "failed")
+        raise
     finally:
         _Place.rank, _Place.number = 0, 1
         rank_zero_only.rank = before  # type: ignore[attr-defined]
@@ -323,15 +328,26 @@ def _next_key() -> str:
     return f"amid-{_Place.runs}-{_Place.asked}"
 
 
+def _key_of_failure() -> str:
+    """Returns the key by which the first rank says that it has failed in this run."""
+    return f"amid-{_Place.runs}-failed"
+
+
 def _store() -> Any:
     return _dist().distributed_c10d._get_default_store()
 
 
 def _wait_for(key: str) -> None:
-    """Waits until a key is in the store; signals are heeded meanwhile."""
+    """Waits until a key is in the store; signals are heeded meanwhile.
+
+    Raises:
+        LostContact: if the first rank, which sets the key, has failed. torchrun's store outlives it.
+    """
     pause = 0.001
     with _contact():
         while not _store().check([key]):
+            if _store().check([_key_of_failure()]):
+                raise LostContact
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 

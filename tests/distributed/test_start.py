@@ -82,3 +82,15 @@ def test_a_rank_that_is_alone_gives_up_with_the_address(monkeypatch, environment
     said = r"rank 0 of 2 did not meet .*=127.0.0.1:29617 within 0:00:01"
     with pytest.raises(InputError, match=said), ranks.together(gpus=False):
         pass
+
+
+def test_the_others_do_not_wait_for_a_first_rank_that_has_failed(monkeypatch, environment):
+    environment |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29618"}
+    stores = []
+    with pytest.raises(ZeroDivisionError), ranks.together(gpus=False):
+        stores.append(ranks._store()) or 1 / 0
+    monkeypatch.setattr(ranks, "_store", lambda: stores[0])
+    monkeypatch.setattr(ranks._Place, "number", 2)
+    monkeypatch.setattr(ranks._Place, "rank", 1)
+    with pytest.raises(ranks.LostContact):
+        ranks.from_first(lambda: None)
