@@ -322,7 +322,8 @@ def _read(path: Path) -> tuple[SweepFile, dict[str, str]]:
     except InputError as error:
         raise InputError(f"sweep {path}: {error}") from error
     for entry in (entry for entry in file.defaults if isinstance(entry, str)):
-        if _defines_runs(path.with_name(f"{entry}.yaml")):
+        of_amid = (CONF / f"{entry}.yaml").exists()  # Hydra takes that one
+        if not of_amid and _defines_runs(path.with_name(f"{entry}.yaml")):
             raise InputError(
                 f"sweep {path} builds on {entry}.yaml, and a sweep takes no grid, scales or baselines from "
                 "another; build on train, and write them into the file"
