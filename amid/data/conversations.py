@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from amid.data.examples import Conversation, Message
+from amid.data.examples import WEIGHTS, Conversation, Message, counts
 from amid.data.formats import Unreadable
 from amid.errors import InputError
 
@@ -39,7 +39,7 @@ _SHOWN = 6
 def conversation_of(row: Mapping[str, Any], place: str) -> tuple[Conversation, str, list[str]] | None:
     """The conversation of a row, the name of its form, and the fields it is made of; None if it has none.
 
-    Messages after the last answer are left out.
+    Messages after the last answer that counts are left out.
 
     Raises:
         InputError: naming `place`, for messages that are no conversation: an unknown role, turns that do not
@@ -145,6 +145,12 @@ def _message(turn: Any, name: str, place: str) -> Message:
             f"{', '.join(dict.fromkeys(_ROLES.values()))}"
         )
     message = {key: value for key, value in given.items() if key not in ("from", "value")}
+    for key in WEIGHTS:
+        if _ROLES[role] == "assistant" and message.get(key, 1) not in (0, 1):
+            raise InputError(
+                f"{place}: {name}.{key} is {shown(message[key])}; write 1 for an answer that counts, 0 for "
+                "an answer that does not, or rename the key"
+            )
     return {**message, "role": _ROLES[role], "content": _text(content, f"{name}.{field}", place)}
 
 
@@ -191,7 +197,12 @@ def _checked(messages: Sequence[Message], name: str, place: str) -> list[Message
                 "merge or remove messages"
             )
         before = role
-    return list(messages[: len(roles) - roles[::-1].index("assistant")])
+    counted = [number for number, message in enumerate(messages) if counts(message)]
+    if not counted or counted[-1] < roles.index("user"):
+        raise InputError(
+            f"{what} has no answer that counts ({', '.join(WEIGHTS)} of its messages); leave the row out"
+        )
+    return list(messages[: counted[-1] + 1])
 
 
 def _tools(tools: Any, place: str) -> tuple[Mapping[str, Any], ...]:

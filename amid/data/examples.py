@@ -9,9 +9,19 @@ Message = Mapping[str, Any]
 a chat template reads in it, such as `tool_calls`."""
 
 
+WEIGHTS = ("weight", "train", "loss")
+"""Fields of a message that say whether an answer counts: 0 or 1 as for OpenAI, true or false as for axolotl
+and ms-swift."""
+
+
+def counts(message: Message) -> bool:
+    """Whether a message is an answer of the assistant that no field of `WEIGHTS` excludes from the loss."""
+    return message["role"] == "assistant" and all(message.get(name, 1) != 0 for name in WEIGHTS)
+
+
 @dataclass(frozen=True)
 class Conversation:
-    """Messages of one or several turns. The last message is an answer of the assistant."""
+    """Messages of one or several turns. The last message is an answer of the assistant that counts."""
 
     messages: tuple[Message, ...]
     given: int = 0
@@ -25,10 +35,9 @@ class Conversation:
 
     @property
     def answers(self) -> list[int]:
-        """The numbers of the assistant's messages that can count; a greeting before any question is none."""
-        roles = [message["role"] for message in self.messages]
-        first = max(self.given, roles.index("user"))
-        return [number for number, role in enumerate(roles) if role == "assistant" and number >= first]
+        """The numbers of the messages that count (`counts`); none in the prompt or before any question."""
+        first = max(self.given, [message["role"] for message in self.messages].index("user"))
+        return [number for number in range(first, len(self.messages)) if counts(self.messages[number])]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """From an example to token ids: the template around it, the limits on its length, the counted tokens."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -200,16 +201,19 @@ class Encoder:
         if not self.template.is_plain(self.tokenizer):
             found = written(self.template, self.tokenizer, conversation, self._end_token, last_alone)
             rests = [(begin, len(found.text)) for begin in found.begins]
-            ids, spans = self._of_prompt.located(found.text, [*rests, *found.counted])
-            return ids, [begin for begin, _ in spans[: len(rests)]], spans[len(rests) :]
-        ids, answers = [], []
-        for prompt, answer in self.template.plain_turns(conversation):
+            located, spans = self._of_prompt.located(found.text, [*rests, *found.counted])
+            return located, [begin for begin, _ in spans[: len(rests)]], spans[len(rests) :]
+        ids: list[int] = []
+        answers: dict[int, Span] = {}
+        turns = self.template.plain_turns(conversation)
+        first = len(conversation.messages) - 2 * len(turns) + 1
+        for number, (prompt, answer) in zip(itertools.count(first, 2), turns):
             ids += self._of_prompt.ids(prompt)
             begin = len(ids)
             ids += [*self._of_text.ids(answer), self._end]
-            answers.append((begin, len(ids)))
-        last = answers[-1:] if last_alone else answers[-len(conversation.answers) :]
-        return ids, [begin for begin, _ in last], last
+            answers[number] = begin, len(ids)
+        counted = [answers[number] for number in conversation.answers[-1 if last_alone else 0 :]]
+        return ids, [begin for begin, _ in counted], counted
 
     def _asked(self, conversation: Conversation) -> list[int]:
         """The token ids of all that stands before the last answer."""

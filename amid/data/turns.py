@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from amid.data.examples import Conversation
+from amid.data.examples import Conversation, counts
 from amid.data.row_text import special_tokens
 from amid.data.templates import Template
 from amid.data.thoughts import EMPTY_AT_THE_END, cut_thoughts, without_thoughts
@@ -111,7 +111,7 @@ def _written(
     begins, counted = [], []
     for number in conversation.answers[-1:] if last_alone else conversation.answers:
         begin = _begin(template, tokenizer, conversation, text, number)
-        begin = marked.get(number) if begin is None else begin
+        begin = marked[number][0] if begin is None and number in marked else begin
         stop: int | None = 0
         if marks is None and begin is not None:
             stop = _stop(template, tokenizer, conversation, text, number, begin, end)
@@ -121,7 +121,8 @@ def _written(
         counted.append((begin, stop))
     if marks is not None:
         least = begins[0] if last_alone else 0
-        counted = [(max(begin, least), stop) for begin, stop in marks if stop > least]
+        of_answers = marks if last_alone else _counted_marks(conversation, marks)
+        counted = [(max(begin, least), stop) for begin, stop in of_answers if stop > least]
     if not counted:
         raise InputError(
             f"{conversation.place}: the {{% generation %}} marks of the tokenizer's chat template hold no "
@@ -133,12 +134,35 @@ def _written(
     return Written(text, begins, counted)
 
 
-def _by_answer(conversation: Conversation, marks: Sequence[Span] | None) -> dict[int, int]:
-    """Returns where the marks begin, by the numbers of the messages, if there is a mark for each answer."""
-    numbers = conversation.answers
+def _by_answer(conversation: Conversation, marks: Sequence[Span] | None) -> dict[int, Span]:
+    """Returns the marks by the numbers of the messages, if there is one for each of the assistant's."""
+    numbers = [number for number, of in enumerate(conversation.messages) if of["role"] == "assistant"]
     if marks is None or len(marks) != len(numbers):
         return {}
-    return {number: begin for number, (begin, _) in zip(numbers, marks, strict=True)}
+    return dict(zip(numbers, marks, strict=True))
+
+
+def _counted_marks(conversation: Conversation, marks: Sequence[Span]) -> Sequence[Span]:
+    """Returns the marks without the ones of answers that do not count.
+
+    Raises:
+        InputError: if it cannot be said which marks these are.
+    """
+    excluded = [
+        number
+        for number, message in enumerate(conversation.messages)
+        if message["role"] == "assistant" and not counts(message)
+    ]
+    if not excluded:
+        return marks
+    marked = _by_answer(conversation, marks)
+    if not marked:
+        raise InputError(
+            f"{conversation.place}: the tokenizer's chat template has not one {{% generation %}} mark for "
+            f"each answer, so the answer in message {excluded[0] + 1}, which does not count, cannot be left "
+            "out; use a template without marks"
+        )
+    return [mark for number, mark in marked.items() if number not in excluded]
 
 
 def _begin(

@@ -145,6 +145,14 @@ IMAGE = [{"type": "image", "image": "x.png"}]
         ),
         ({"messages": ["a", "b"]}, r"messages\[0\] is no message; write {role: user"),
         (
+            {"messages": [*messages("a"), messages("a", "b")[1] | {"weight": 0.5}]},
+            r"messages\[1\].weight is 0.5; write 1 for an answer that counts, 0 for an answer that does not",
+        ),
+        (
+            {"messages": [*messages("a"), messages("a", "b")[1] | {"train": False}]},
+            r"of user, assistant has no answer that counts \(weight, train, loss of its messages\); leave",
+        ),
+        (
             {"prompt": messages("a", "b"), "completion": messages("c")},
             r"the completion has no message of the ass",
         ),
@@ -184,6 +192,25 @@ def test_all_answers_count_or_the_last_alone():
     assert counted(enc, {"prompt": TALK[:4], "completion": TALK[4:]}) == (ends[1:], prompt)
     smol = encoder("smollm2", marks=True)
     assert counted(smol, {"messages": TALK})[0] == [end.rstrip() for end in ends], "where its marks are"
+
+
+@pytest.mark.parametrize("weight", [{"weight": 0}, {"train": False}, {"loss": False}])
+@pytest.mark.parametrize(("family", "marks"), [(None, False), ("qwen2.5", False), ("smollm2", True)])
+def test_an_answer_of_weight_0_does_not_count(weight, family, marks):
+    enc = encoder(family, marks=marks)
+    for places in ([2], [4], [2, 4], [4, 6]):
+        talk = [
+            message | (weight if number in places else {"weight": 1}) for number, message in enumerate(TALK)
+        ]
+        runs, prompt = counted(enc, {"messages": talk})
+        kept = [number for number in (2, 4, 6) if number not in places]
+        texts = [TALK[number]["content"] for number in kept]
+        assert [run.partition("<")[0] for run in runs] == texts
+        assert TALK[kept[-1] - 1]["content"] in prompt
+        assert encoder(family, marks=marks, turns="last").prompt(read({"messages": talk})) == enc.prompt(
+            read({"messages": talk})
+        )
+        assert read({"messages": talk}).outputs == (texts[-1],)
 
 
 @pytest.mark.parametrize("family", [None, "llama3"])
