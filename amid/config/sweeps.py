@@ -322,10 +322,11 @@ def _read(path: Path) -> tuple[SweepFile, dict[str, str]]:
     except InputError as error:
         raise InputError(f"sweep {path}: {error}") from error
     for entry in (entry for entry in file.defaults if isinstance(entry, str)):
-        of_amid = (CONF / f"{entry}.yaml").exists()  # Hydra takes that one
-        if not of_amid and _defines_runs(path.with_name(f"{entry}.yaml")):
+        base = entry.strip("/").removesuffix(".yaml") + ".yaml"
+        of_amid = (CONF / base).exists()  # Hydra takes that one
+        if not of_amid and _defines_runs(path.parent / base):
             raise InputError(
-                f"sweep {path} builds on {entry}.yaml, and a sweep takes no grid, scales or baselines from "
+                f"sweep {path} builds on {base}, and a sweep takes no grid, scales or baselines from "
                 "another; build on train, and write them into the file"
             )
     return file, params
@@ -334,11 +335,15 @@ def _read(path: Path) -> tuple[SweepFile, dict[str, str]]:
 def _defines_runs(file: Path) -> bool:
     """Returns whether there is such a file of a sweep: it has a grid, scales or baselines."""
     try:
-        content = OmegaConf.load(file)
+        content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):  # Hydra says what is wrong with it
         return False
-    keys = ("hydra.sweeper.params", "scales", "baselines")
-    return any(OmegaConf.select(content, key, throw_on_missing=False) is not None for key in keys)
+    if not isinstance(content, dict):
+        return False
+    params: Any = content.get("hydra")
+    for key in ("sweeper", "params"):
+        params = params.get(key) if isinstance(params, dict) else None
+    return any(of is not None for of in (params, content.get("scales"), content.get("baselines")))
 
 
 def _reaching(line: Sequence[str], everywhere: Sequence[str]) -> list[str]:
@@ -348,7 +353,7 @@ def _reaching(line: Sequence[str], everywhere: Sequence[str]) -> list[str]:
     """
     trains = any(UNTRAINED.isdisjoint(run) for run in _multiplied(line))
     reaching = [override for override in everywhere if _reaches(override, line)]
-    return [o if trains or not o.startswith("seed=") else _multiplied([o])[0][0] for o in reaching]
+    return [o if trains or _key(o) != "seed" else _multiplied([o])[0][0] for o in reaching]
 
 
 def _reaches(override: str, line: Sequence[str]) -> bool:

@@ -43,14 +43,15 @@ def conversation_of(row: Mapping[str, Any], place: str) -> tuple[Conversation, s
 
     Raises:
         InputError: naming `place`, for messages that are no conversation: an unknown role, turns that do not
-            alternate, no answer, or a content that is no text.
+            alternate, no answer that counts, a weight that is neither 0 nor 1, or a content that is no text.
     """
     given = 0
     found = {name: of for name in MESSAGES if (of := _list_in(row.get(name))) is not None}
     name = next(iter(found), "")
     if {"prompt", "completion"} <= row.keys() and not name:
         name = "prompt, completion"
-        prompt, completion = (_list_of(row[field], role) for field, role in _SIDES.items())
+        in_cells = isinstance(row["prompt"], str) and is_messages(row["prompt"])
+        prompt, completion = (_list_of(row[field], role, in_cells) for field, role in _SIDES.items())
         if prompt is None or completion is None:
             return None
         turns, given, form = [*prompt, *completion], len(prompt), "prompt and completion of messages"
@@ -72,7 +73,7 @@ def conversation_of(row: Mapping[str, Any], place: str) -> tuple[Conversation, s
     messages = _checked(messages, name, place)
     if given >= len(messages):
         raise InputError(
-            f"{place}: the completion has no message of the assistant; give it the answer to learn"
+            f"{place}: the completion has no answer of the assistant that counts; give it the answer to learn"
         )
     variables = _from_cell(row.get(_VARIABLES), _VARIABLES, "an object of variables", place) or {}
     if not isinstance(variables, Mapping):
@@ -117,8 +118,9 @@ _SIDES = {"prompt": "user", "completion": "assistant"}
 """Fields of a prompt and its completion: the role of a string beside a list of messages."""
 
 
-def _list_of(value: Any, role: str) -> list[Any] | None:
-    if isinstance(value, list | tuple) or is_messages(value):
+def _list_of(value: Any, role: str, in_cells: bool) -> list[Any] | None:
+    """Returns the messages of a side; `in_cells` says that a string may hold them as JSON text."""
+    if isinstance(value, list | tuple) or (in_cells and is_messages(value)):
         return _list_in(value)
     return [{"role": role, "content": value}] if isinstance(value, str) else None
 
@@ -200,7 +202,8 @@ def _checked(messages: Sequence[Message], name: str, place: str) -> list[Message
     counted = [number for number, message in enumerate(messages) if counts(message)]
     if not counted or counted[-1] < roles.index("user"):
         raise InputError(
-            f"{what} has no answer that counts ({', '.join(WEIGHTS)} of its messages); leave the row out"
+            f"{what} has no answer that counts ({', '.join(WEIGHTS)} of its messages); let one of them "
+            "count, or leave the row out"
         )
     return list(messages[: counted[-1] + 1])
 

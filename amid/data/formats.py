@@ -333,18 +333,19 @@ def _column_rows(path: Path, kind: str, batches: Callable[[Path], Iterator[Any]]
 
 
 def without_nulls(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row of columns in which each object within a value has only the keys that it was written with.
+    """A row of columns in which the objects within a list have no keys of value null.
 
-    Arrow gives all objects of a column the same keys, with null for those that an object lacks.
+    Arrow gives all objects of a list the same keys, with null for a key that an object lacks. A null that was
+    written looks the same.
     """
-    return {name: _given(value) for name, value in row.items()}
+    return {name: _given(value, in_list=False) for name, value in row.items()}
 
 
-def _given(value: Any) -> Any:
+def _given(value: Any, in_list: bool) -> Any:
     if isinstance(value, dict):
-        return {key: _given(of) for key, of in value.items() if of is not None}
+        return {key: _given(of, in_list) for key, of in value.items() if of is not None or not in_list}
     if isinstance(value, list):
-        return [_given(of) if isinstance(of, dict | list) else of for of in value]
+        return [_given(of, in_list=True) if isinstance(of, dict | list) else of for of in value]
     return value
 
 

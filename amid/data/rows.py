@@ -59,7 +59,7 @@ def example_of(row: Mapping[str, Any], place: str, fields: Fields) -> tuple[Exam
 def _of_other_form(row: Mapping[str, Any], place: str) -> tuple[Example, str]:
     """The example in a row that has neither `instruction` nor `output`, and the name of its form."""
     sides = [row.get(name) for name in ("prompt", "completion")]
-    if all(isinstance(side, str) for side in sides) and not any(map(is_messages, sides)):
+    if all(isinstance(side, str) for side in sides) and not is_messages(row["prompt"]):
         values = [("instruction", "prompt", row["prompt"]), ("output", "completion", row["completion"])]
         return _example(row, place, values, ["prompt", "completion"]), PROMPT_AND_COMPLETION
     found = conversation_of(row, place)

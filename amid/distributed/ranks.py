@@ -346,7 +346,8 @@ def _wait_for(key: str) -> None:
     pause = 0.001
     with _contact():
         while not _store().check([key]):
-            if _store().check([_key_of_failure()]):
+            failed = _store().check([_key_of_failure()])
+            if failed and not _store().check([key]):  # a key that was set before the failure counts
                 raise LostContact
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)

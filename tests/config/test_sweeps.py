@@ -253,6 +253,31 @@ def test_a_sweep_that_builds_on_another_is_refused(tmp_path):
     assert read_sweep(str(tmp_path / "own.yaml"), []).in_short == "1 run"
 
 
+@pytest.mark.parametrize("entry", ["/base", "base.yaml", "sub/base"])
+def test_what_a_sweep_builds_on_is_found_in_any_spelling(tmp_path, entry):
+    (tmp_path / "sub").mkdir()
+    for base in (tmp_path / "base.yaml", tmp_path / "sub" / "base.yaml"):
+        base.write_text("defaults: [train]\nscales: {small: []}\n")
+    own = tmp_path / "own.yaml"
+    own.write_text(f"defaults: [train, {entry}, _self_]\nhydra: {{sweeper: {{params: {{clip_norm: 1}}}}}}\n")
+    with pytest.raises(InputError, match=r"builds on (sub/)?base.yaml, and a sweep takes no grid"):
+        read_sweep(str(own), [])
+    for content in ("[1, 2]", "hydra: {sweeper: {params: '${x}'}}", "hydra: [1]", "clip_norm: 1"):
+        (tmp_path / "base.yaml").write_text(content)
+        (tmp_path / "sub" / "base.yaml").write_text(content)
+        if "params" in content:
+            with pytest.raises(InputError, match="builds on"):
+                read_sweep(str(own), [])
+        else:
+            assert read_sweep(str(own), []).in_short == "1 run"
+
+
+def test_a_baseline_that_trains_nothing_has_one_seed_however_seeds_are_given():
+    for seeds in ("seed=3,4", "++seed=3,4"):
+        untrained = [run for run in read_sweep("alpha", [seeds]).runs() if "method=teacher" in run.overrides]
+        assert len(untrained) == 1
+
+
 def test_an_override_of_any_form_replaces_the_one_before_it():
     assert read_sweep("alpha", ["++seed=5"]).in_short == read_sweep("alpha", ["seed=5"]).in_short
     of_sets = ["+data.test.mine=a", "data.test.mine=b", "++threads=2", "threads=3"]

@@ -83,6 +83,12 @@ def test_forms_of_conversations(jsonl, row, form, roles):
     assert "".join(message["role"][0] for message in example.conversation.messages) == roles
 
 
+def test_an_answer_that_is_json_of_messages_is_text():
+    answer = json.dumps(messages("hi"))
+    assert read({"prompt": "Write the chat as JSON.", "completion": answer}).outputs == (answer,)
+    assert read({"prompt": TALK[:2], "completion": answer}).outputs == (answer,)
+
+
 def test_the_last_question_and_answer_stand_for_a_conversation():
     example = read({"messages": TALK})
     assert (example.instruction, example.outputs) == ("three", ("third",))
@@ -150,11 +156,11 @@ IMAGE = [{"type": "image", "image": "x.png"}]
         ),
         (
             {"messages": [*messages("a"), messages("a", "b")[1] | {"train": False}]},
-            r"of user, assistant has no answer that counts \(weight, train, loss of its messages\); leave",
+            r"of user, assistant has no answer that counts \(weight, train, loss of its messages\); let",
         ),
         (
             {"prompt": messages("a", "b"), "completion": messages("c")},
-            r"the completion has no message of the ass",
+            r"the completion has no answer of the assistant that counts",
         ),
         (
             {"messages": messages("a", "b"), "history": [["x", "y"]]},

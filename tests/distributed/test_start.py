@@ -94,3 +94,17 @@ def test_the_others_do_not_wait_for_a_first_rank_that_has_failed(monkeypatch, en
     monkeypatch.setattr(ranks._Place, "rank", 1)
     with pytest.raises(ranks.LostContact):
         ranks.from_first(lambda: None)
+
+
+def test_a_key_that_the_first_rank_set_before_it_failed_is_found(monkeypatch):
+    known = set()
+
+    class Store:
+        def check(self, keys):
+            found = set(keys) <= known
+            known.update({"awaited", ranks._key_of_failure()})  # between two looks of another rank
+            return found
+
+    store = Store()
+    monkeypatch.setattr(ranks, "_store", lambda: store)
+    ranks._wait_for("awaited")
