@@ -194,7 +194,7 @@ def _of_group(table: Table, rows: Mapping[int, Mapping[int, Ladder]]) -> Fronts 
     needed = {quality, DIVERSITIES[0]}
     sets = [
         name
-        for name in table.datasets
+        for name in table.sets_of(table.rows[best], quality)
         if needed <= set(first.metrics(name)) and first.size(name, quality) > 1
     ]
 

@@ -177,20 +177,19 @@ def published_score(table: Table, row: Row, metric: str, name: str) -> tuple[flo
     """Returns the published score of a row on a set, or on `AVERAGE` over the same sets, with its source."""
     for figures in published():
         if figures.metric == metric and figures.belongs_to(row) and name in figures.values:
-            return (figures.values[name], figures) if _same_sets(table, figures, name) else None
+            return (figures.values[name], figures) if _same_sets(table, row, figures, name) else None
     return None
 
 
-def _same_sets(table: Table, figures: Published, name: str) -> bool:
-    return name != AVERAGE or figures.sets == set(table.sets(figures.metric))
+def _same_sets(table: Table, row: Row, figures: Published, name: str) -> bool:
+    return name != AVERAGE or figures.sets == set(table.sets_of(row, figures.metric))
 
 
 def _cell(table: Table, row: Row, figures: Published, name: str) -> str:
     theirs = figures.values.get(name)
     if theirs is None:
         return MISSING
-    same_sets = _same_sets(table, figures, name)
-    ours = row.score(name, figures.metric, table.sets(figures.metric)) if same_sets else None
+    ours = table.score(row, figures.metric, name) if _same_sets(table, row, figures, name) else None
     if ours is None:
         return f"{MISSING} / {figures.text(name)}"
     if not math.isfinite(ours.mean):

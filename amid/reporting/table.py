@@ -103,22 +103,25 @@ class Table:
 
     def sets(self, metric: str) -> list[str]:
         """Returns the evaluation sets that some run has scored with `metric`; all sets if no run has."""
-        found = self._scored.get(metric, {})
-        return [name for name in self.datasets if any(name in of for of in found.values())] or self.datasets
+        runs = [sets for of_data in self._scored.get(metric, {}).values() for sets in of_data]
+        return [name for name in self.datasets if any(name in sets for sets in runs)] or self.datasets
 
     def sets_of(self, row: Row, metric: str) -> list[str]:
-        """Returns the sets of `metric` scored by a run on the row's data; the row's average covers them."""
-        found = self._scored.get(metric, {}).get(row.labels.get("data"), set())
-        return [name for name in self.datasets if name in found]
+        """Returns the sets of the row's average: more than half of the runs on its data scored them.
+
+        Runs without any score of `metric` do not count.
+        """
+        runs = self._scored.get(metric, {}).get(row.labels.get("data"), [])
+        return [name for name in self.datasets if 2 * sum(name in sets for sets in runs) > len(runs)]
 
     @cached_property
-    def _scored(self) -> dict[str, dict[Label, set[str]]]:
-        """Metric -> data of runs -> the evaluation sets that some run on that data has scored with it."""
-        found: dict[str, dict[Label, set[str]]] = {}
-        for row in self.rows:
-            for name, by in (scored for run in row.runs for scored in run.scores.items()):
-                for metric in by:
-                    found.setdefault(metric, {}).setdefault(row.labels.get("data"), set()).add(name)
+    def _scored(self) -> dict[str, dict[Label, list[set[str]]]]:
+        """Metric -> data of runs -> the evaluation sets that each of these runs scored with the metric."""
+        found: dict[str, dict[Label, list[set[str]]]] = {}
+        for run in (run for row in self.rows for run in row.runs):
+            for metric in {metric for by in run.scores.values() for metric in by}:
+                sets = {name for name, by in run.scores.items() if metric in by}
+                found.setdefault(metric, {}).setdefault(run.labels.get("data"), []).append(sets)
         return found
 
     @cached_property
@@ -221,9 +224,7 @@ class Table:
             f"{second} the second best{without}.",
         ]
         if AVERAGE in (dataset for dataset, _ in self.columns()):
-            alike = all(map(self._same_sets, self.metrics))
-            own = "" if alike else " of the data of the row (no best value is marked)"
-            sentences.append(f"{AVERAGE} is the mean over the sets{own}, with equal weights.")
+            sentences.append(self._averaged())
         for metric in self.metrics:
             if signatures := self._signatures(metric):
                 alike = all(self._alike(metric, name) for name in self.sets(metric))
@@ -464,6 +465,19 @@ class Table:
             < 2
             for name in names
         )
+
+    def _averaged(self) -> str:
+        """Returns over which sets the averages are taken, in a sentence."""
+        of = "the sets"
+        if not all(map(self._same_sets, self.metrics)):
+            of = "the sets of the data of the row (no best value is marked)"
+        for metric in self.metrics:
+            sets = next(filter(None, (self.sets_of(row, metric) for row in self.rows)), [])
+            if not sets and self.overall(metric) == AVERAGE:
+                return f"{AVERAGE} is empty, as no set has scores of most runs."
+            if len(sets) < len(self.sets(metric)) and self._same_sets(metric):
+                of = f"the sets that most runs have ({', '.join(sets)})"
+        return f"{AVERAGE} is the mean over {of}, with equal weights."
 
     def _same_sets(self, metric: str) -> bool:
         return len({tuple(self.sets_of(row, metric)) for row in self.rows} - {()}) < 2

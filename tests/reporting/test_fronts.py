@@ -216,6 +216,18 @@ def test_sets_of_one_prompt_scores_that_are_not_finite_and_other_qualities_are_l
     assert at_diversity(table, [fronts, of_another]) == at_diversity(table, [fronts])
 
 
+def test_a_further_set_of_the_best_setting_alone_leaves_no_curve_out(folder, make_run, monkeypatch):
+    table, (before,) = read(folder)
+    monkeypatch.setitem(SETS, "mine", 30)
+    for seed in (1, 2):
+        store(folder / f"a-5.0-{seed}", make_run(seed=seed, alpha=-5.0), 0.8)
+    table, (fronts,) = read(folder)
+    assert fronts.name(fronts.best) == "AMiD α=-5"
+    assert len(fronts.rows) == len(before.rows) == 6
+    assert fronts.sets == before.sets == ["dolly", "vicuna"]
+    assert "Avg is the mean over the sets that most runs have (dolly, vicuna)," in table.caption
+
+
 def test_runs_without_a_ladder_or_with_other_prompts_are_left_out(folder):
     file = folder / "sft1" / "generations" / "per_prompt.json"
     scores = json.loads(file.read_text())

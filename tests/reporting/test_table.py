@@ -57,6 +57,36 @@ class TestRows:
             "Data tells the file"
         )
 
+    @pytest.mark.parametrize(
+        ("further", "averages", "over"),
+        [
+            ((), [45.0, 55.0], "the sets, with"),
+            (("c",), [45.0, 55.0], "the sets that most runs have (a, b), with"),
+        ],
+    )
+    def test_a_set_that_one_run_has_alone_is_left_out_of_every_average(
+        self, make_run, further, averages, over
+    ):
+        runs = [make_run((0.0,), sets=("a", "b"), alpha=-1.0)]
+        runs.append(make_run((0.0,), sets=("a", "b", *further), alpha=1.0))
+        for run, means in zip(runs, ((40.0, 50.0), (50.0, 60.0, 90.0)), strict=True):
+            for name, mean in zip(run.scores, means, strict=False):
+                run.scores[name]["rouge_l"] = Score.over_seeds([mean])
+        table = build_table(runs)
+        assert [table.score(row, "rouge_l").mean for row in table.rows] == averages
+        assert f"Avg is the mean over {over} equal weights." in table.caption
+        assert table.places("rouge_l", AVERAGE) == [0, 1]
+
+    def test_runs_without_a_common_set_have_no_average(self, make_run):
+        table = build_table([make_run(sets=(name,), alpha=at) for name, at in (("a", -1.0), ("b", 1.0))])
+        assert [line["ROUGE-L ↑ Avg"] for line in markdown(table)] == ["–", "–"]
+        assert "Avg is empty, as no set has scores of most runs." in table.caption
+
+    def test_a_diverged_run_does_not_take_the_average_from_others(self, make_run):
+        gone = dataclasses.replace(make_run(alpha=1.0), scores={}, training={"diverged_step": 3})
+        table = build_table([make_run(sets=("a", "b"), alpha=-1.0), gone])
+        assert [line["ROUGE-L ↑ Avg"] for line in markdown(table)] == ["**50.00**", "diverged"]
+
     def test_a_seed_among_the_labels_does_not_count(self, make_run):
         runs = [dataclasses.replace(make_run(seed=s), labels=make_run().labels | {"seed": s}) for s in (1, 2)]
         assert len(build_table(runs).rows) == 1
@@ -312,10 +342,14 @@ class TestCells:
 
     def test_a_missing_set(self, make_run):
         table = build_table(
-            [make_run(sets=("a", "b"), alpha=-5.0), make_run((60.0,), sets=("a",), alpha=1.0)]
+            [
+                make_run(sets=("a", "b"), alpha=-5.0),
+                make_run((40.0,), sets=("a", "b"), alpha=-1.0),
+                make_run((60.0,), sets=("a",), alpha=1.0),
+            ]
         )
-        assert self.column(table, "ROUGE-L ↑ b") == ["**50.00**", "–"]
-        assert self.column(table, "ROUGE-L ↑ Avg") == ["**50.00**", "–"]
+        assert self.column(table, "ROUGE-L ↑ b") == ["**50.00**", "40.00", "–"]
+        assert self.column(table, "ROUGE-L ↑ Avg") == ["**50.00**", "40.00", "–"]
 
     def test_a_set_missing_in_one_of_two_runs(self, make_run):
         table = build_table([make_run(sets=("a", "b"), seed=1), make_run(sets=("a",), seed=2)])
