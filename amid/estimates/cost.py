@@ -214,7 +214,13 @@ def _memory(
     trained_by = teacher if plan.objective.needs_teacher else None
     quantization = None if teacher is None else plan.source("teacher").quantization
     memory = training_memory(
-        student, trained_by, tokens, plan.trainer.precision, quantization, plan.optimizer
+        student,
+        trained_by,
+        tokens,
+        plan.trainer.precision,
+        quantization,
+        plan.optimizer,
+        fused=plan.objective.uses_fused,
     )
     if plan.trainer.strategy == "fsdp" and (devices := _devices(plan.trainer)) > 1:
         memory = spread(memory, student, devices)

@@ -33,8 +33,8 @@ class TrainingMemory:
 
     Two parts are estimated within a factor of two. The activations that are kept for the backward pass follow
     from the sizes of the student's linear layers; with gradient checkpointing they are the inputs of the
-    layers, and the activations of one layer. The arrays of the fused loss follow from the chunk's size,
-    for an α-mixture, or without a teacher for cross-entropy.
+    layers, and the activations of one layer. The arrays of the loss are for an α-mixture, or without a
+    teacher for cross-entropy. The fused loss has them for one block of positions at a time.
 
     Some parts are left out: the answers at a validation, which are drawn when activations and loss are freed,
     the optimiser's temporary arrays, and the one or two GB of CUDA itself.
@@ -77,6 +77,7 @@ def training_memory(
     precision: str,
     quantization: str | None = None,
     optimizer: Callable[[list[Tensor]], Optimizer] = AdamW,
+    fused: bool = True,
 ) -> TrainingMemory:
     """The memory that a step on `tokens` tokens (padding included) at once takes on a device.
 
@@ -88,6 +89,7 @@ def training_memory(
         precision: Lightning's precision.
         quantization: how the teacher's weights are quantised; None for not.
         optimizer: makes the optimiser of given weights.
+        fused: whether the loss goes through the positions block by block, and not through all at once.
     """
     trained = [weight for weight in student.parameters() if weight.requires_grad]
     wide = [weight for weight in student.parameters() if weight.dtype == torch.float32]
@@ -98,7 +100,8 @@ def training_memory(
     # Logits are float32; the gradient for the student's is rounded to what the products are taken in.
     logit_bytes = 4 * sum(vocabularies) + (2 * vocabularies[0] if product_bytes < 4 else 0)
     room = BUFFER_BYTES["cuda"] * (2 if product_bytes < 4 else 1)
-    positions = min(tokens, room // logit_bytes)
+    positions = min(tokens, room // logit_bytes) if fused else tokens
+    logits = positions * max(vocabularies)
     working = _WORKING_COPIES_WITHOUT_TEACHER if teacher is None else _WORKING_COPIES
     head_gradient = 4 * head.weight.numel() if any(head.weight is weight for weight in trained) else 0
     return TrainingMemory(
@@ -109,7 +112,7 @@ def training_memory(
         optimizer=_optimizer_bytes(optimizer, trained),
         activations=int(tokens * _activations(student, product_bytes)),
         loss=positions * logit_bytes
-        + 4 * working * min(positions * max(vocabularies), BLOCK_ELEMENTS["cuda"])
+        + 4 * working * (min(logits, BLOCK_ELEMENTS["cuda"]) if fused else logits)
         + head_gradient,
     )
 

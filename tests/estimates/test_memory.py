@@ -162,16 +162,38 @@ class Peak(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("with_teacher", [True, False])
-def test_the_estimate_of_the_loss_is_within_a_factor_of_two(with_teacher, dtype):
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_estimate_of_the_loss_is_within_a_factor_of_two(fused, with_teacher, dtype):
     tokens, width = 64, 16
     sizes = {"vocab_size": 4000, "n_embd": width, "n_layer": 1, "n_head": 2}
     config = AutoConfig.for_model("gpt2", **sizes, bos_token_id=1, eos_token_id=2)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     sides = ("student", "teacher") if with_teacher else ("student",)
-    inputs = {f"{side}_hidden": torch.randn(tokens, width, dtype=dtype) for side in sides}
-    inputs |= {f"{side}_weight": model.lm_head.weight for side in sides}
+    hidden = {side: torch.randn(tokens, width, dtype=dtype) for side in sides}
+    weight, labels = model.lm_head.weight, torch.zeros(tokens, dtype=torch.long)
     objective = Objective(AlphaBeta(0.2, 0.7), AlphaMixture(-5.0, 0.1)) if with_teacher else CrossEntropy()
     with Peak() as peak:
-        objective.fused(**inputs, labels=torch.zeros(tokens, dtype=torch.long))
-    estimate = training_memory(model, model if with_teacher else None, tokens, "32-true").loss
-    assert 0.5 < estimate / peak.most < 2
+        if fused:
+            inputs = {f"{side}_hidden": states for side, states in hidden.items()}
+            objective.fused(**inputs, **{f"{side}_weight": weight for side in sides}, labels=labels)
+        else:
+            logits = {f"{side}_logits": states @ weight.T for side, states in hidden.items()}
+            objective(**logits, **({} if with_teacher else {"labels": labels})).backward()
+    teacher = model if with_teacher else None
+    assert 0.5 < training_memory(model, teacher, tokens, "32-true", fused=fused).loss / peak.most < 2
+
+
+def test_without_blocks_the_loss_takes_memory_for_each_token():
+    config = AutoConfig.for_model("gpt2", vocab_size=50_000, n_embd=16, n_layer=1, n_head=2)
+    model = AutoModelForCausalLM.from_config(config)
+    by_tokens = {
+        fused: [
+            training_memory(model, model, tokens, "32-true", fused=fused).loss
+            for tokens in (10_000, 20_000, 30_000)
+        ]
+        for fused in (True, False)
+    }
+    assert len(set(by_tokens[True])) == 1, "more tokens go through the same blocks"
+    head = 4 * model.lm_head.weight.numel()
+    ten, twenty, thirty = (each - head for each in by_tokens[False])
+    assert (twenty, thirty) == (2 * ten, 3 * ten)
