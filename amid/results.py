@@ -61,6 +61,14 @@ class Score:
     signature: str | None = None
     """How the metric was computed, if its name alone does not say so."""
 
+    def __eq__(self, other: object) -> bool:
+        """Whether all numbers and the signature are equal, where NaN equals NaN."""
+        if not isinstance(other, Score):
+            return NotImplemented
+        numbers = ([of.mean, of.std, *of.values] for of in (self, other))
+        alike = len(self.values) == len(other.values) and self.signature == other.signature
+        return alike and all(a == b or (a != a and b != b) for a, b in zip(*numbers, strict=True))
+
     @classmethod
     def over_seeds(cls, values: Sequence[float], signature: str | None = None) -> "Score":
         """Computes mean and sample standard deviation of one value per seed; NaN if a value is NaN.

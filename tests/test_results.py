@@ -43,6 +43,18 @@ class TestScore:
         assert score.std is not None
         assert math.isnan(score.std)
 
+    def test_failed_scores_are_equal_if_all_else_is(self):
+        """NaN is made anew each time, since equal objects are equal on some versions of Python alone."""
+
+        def failed(*values, signature=None):
+            return Score.over_seeds([float(value) for value in values], signature)
+
+        assert failed(1.0, "nan") == failed(1.0, "nan")
+        assert failed("nan") == Score(float("nan"), None, [float("nan")])
+        others = [failed("nan", 1.0), failed(1.0), failed(1.0, 1.0), failed(1.0, "nan", signature="tok:13a")]
+        assert not any(other == failed(1.0, "nan") for other in others)
+        assert failed("nan") != "nan"
+
     def test_infinite_values_stay(self):
         assert Score.over_seeds([1.0, math.inf]).mean == math.inf
 

@@ -9,7 +9,7 @@ from accelerate.utils import align_module_device, has_offloaded_params
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from amid.errors import InputError, nearest
+from amid.errors import InputError, first_line, nearest
 
 
 def is_spread(model: PreTrainedModel) -> bool:
@@ -54,6 +54,24 @@ def check_device_map(model: PreTrainedModel, device_map: Mapping[str, Any]) -> N
         if not any(not module or name.startswith(f"{module}.") for module in device_map):
             module = name.rpartition(".")[0]
             raise InputError(f"model device_map={dict(device_map)} has no device for {module}; add it")
+
+
+def check_devices(device_map: Mapping[str, Any]) -> None:
+    """Checks that this machine has the devices of a mapping.
+
+    Raises:
+        InputError: naming a device that there is not.
+    """
+    for name, device in device_map.items():
+        if device == "disk":
+            continue
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # a build of torch without CUDA asserts
+            raise InputError(
+                f"model device_map.{name}={device}: this machine does not have this device "
+                f"({first_line(error)}); use auto, or a device that there is"
+            ) from error
 
 
 def bytes_on_a_device(model: PreTrainedModel, device_map: str | Mapping[str, Any] | None) -> int:

@@ -28,7 +28,7 @@ from amid.models.hub import HTTPError
 from amid.models.layers import keep_layers
 from amid.models.location import Location
 from amid.models.lora import LoRA
-from amid.models.placement import check_device_map
+from amid.models.placement import check_device_map, check_devices
 from amid.models.quantization import check_quantization, dequantize, quantize
 from amid.models.saving import agree_with_tokenizer
 from amid.settings import check_arguments, check_values, nodes
@@ -299,8 +299,9 @@ class ModelSource:
         location = Location.of(self.path)
         if (base := location.base()) is not None:
             return self._merged(location, base)
-        by_module = isinstance(self.device_map, Mapping)
-        devices = dict(self.device_map) if by_module else self.device_map  # type: ignore[arg-type]
+        devices = dict(self.device_map) if isinstance(self.device_map, Mapping) else self.device_map
+        if isinstance(devices, dict):
+            check_devices(devices)
         how: dict[str, Any] = _unpacked(location) | ({} if devices is None else {"device_map": devices})
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -309,11 +310,6 @@ class ModelSource:
         except _OF_FILES as error:
             raise location.not_loadable("model", error) from error
         except RuntimeError as error:
-            if self.device_map is not None and "device" in str(error):
-                raise InputError(
-                    f"model device_map={devices}: this machine does not have these devices "
-                    f"({first_line(error)}); use auto, or devices that there are"
-                ) from error
             raise InputError(
                 f"model path={self.path!r}: the weights do not fit the architecture of its config.json "
                 f"({first_line(error)}); give the folder that the weights were saved with"

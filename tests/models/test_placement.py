@@ -93,7 +93,10 @@ def test_a_mapping_gives_each_module_one_device(saved):
     assert unknown.endswith("did you mean 'model.norm'?")
     nested = refusal({"model": "cpu", "lm_head": "cpu", "model.layers.1": "disk"})
     assert "model has a device too, and model.layers.1 is in it" in nested
-    assert "this machine does not have these devices" in refusal({"": 7})
+    for device in (7, "cuda:7"):
+        message = refusal({"": device})
+        assert message.startswith(f"model device_map.={device}: this machine does not have this device (")
+        assert message.endswith("); use auto, or a device that there is")
     layers = ModelSource(str(saved), device_map=parts | {"lm_head": "cpu"}).load(TOKENS)
     assert all(weight.is_meta for weight in layers.model.layers.parameters())
     teacher, whole = LiveTeacher(layers), LiveTeacher(ModelSource(str(saved)).load(TOKENS))
