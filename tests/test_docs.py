@@ -184,6 +184,33 @@ def test_the_ladder_of_the_study_is_made_of_its_records():
     assert "\n".join(lines) in PAGES["study.md"]
 
 
+@pytest.mark.slow
+def test_the_methods_at_equal_diversity_are_made_of_their_records():
+    """Differences are from SFT, where Self-BLEU is the teacher's. A line has the cells of both corpora."""
+    cells = {}
+    for records in ("equal_diversity_runs.zip", "equal_diversity_7_runs.zip"):
+        with read_runs([ROOT / "docs" / "study" / records]) as runs:
+            table = build_table(list(runs.records.values()))
+            (fronts,) = fronts_of(table, runs.records)
+        (sft,) = (place for place in fronts.rows if fronts.name(place) == "SFT")
+        at = fronts.targets[0].at[fronts.everywhere]
+        assert f"ROUGE-L at {at:.1f}" in PAGES["study.md"]
+        for place in (place for place in fronts.rows if "text=" not in fronts.name(place)):
+            scores = (table.score(table.rows[place], name) for name in ("rouge_l", "self_bleu"))
+            found = over_seeds(fronts.quality_at(place, at))
+            of_sft = None if place == sft else fronts.differences(place, sft, [at], fronts.everywhere)[0]
+            cells.setdefault(fronts.name(place), []).extend(
+                [
+                    ", ".join(f"{score.mean:.1f}" for score in scores),
+                    "not reached" if found is None else f"{found.mean:.1f}",
+                    difference_cell(of_sft),
+                ]
+            )
+    lines = [markdown_line([name, *of]) for name, of in cells.items()]
+    assert len(lines) == 23
+    assert "\n".join(lines) in PAGES["study.md"]
+
+
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_every_snippet_runs(code, tmp_path, monkeypatch):
     needs_trl("from trl import" in code)
