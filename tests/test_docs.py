@@ -184,6 +184,29 @@ def test_the_ladder_of_the_study_is_made_of_its_records():
     assert "\n".join(lines) in PAGES["study.md"]
 
 
+def test_the_table_of_reverse_kl_on_real_text_is_made_of_its_records():
+    with read_runs([ROOT / "docs" / "study" / "study_reverse_kl_runs.zip"]) as runs:
+        table = build_table(list(runs.records.values()))
+        (fronts,) = fronts_of(table, runs.records)
+    (start,) = (place for place in fronts.rows if fronts.name(place) == "Student at start")
+    lines = []
+    for place in fronts.rows:
+        row = table.rows[place]
+        at_1 = [table.score(row, name).mean for name in ("rouge_l", "self_bleu")]
+        ended = table.score(row, "eos_share").mean
+        found = over_seeds(fronts.quality_at(place, 16)).mean
+        of_start = None if place == start else fronts.differences(place, start, [16], fronts.everywhere)[0]
+        name = re.sub(r"^AMiD | settings=.*", "", fronts.name(place))
+        text = {"text=data": ", the data's text", "text=student": ", the student's text"}
+        of = next((words for key, words in text.items() if key in fronts.name(place)), None)
+        if place != start:
+            name += of or ", no warm start"
+        cells = [name, ", ".join(f"{x:.1f}" for x in at_1), f"{ended:.0f}%", f"{found:.1f}"]
+        lines.append(markdown_line([*cells, difference_cell(of_start)]))
+    assert len(lines) == 7
+    assert "\n".join(lines) in PAGES["study.md"]
+
+
 @pytest.mark.slow
 def test_the_methods_at_equal_diversity_are_made_of_their_records():
     """Differences are from SFT, where Self-BLEU is the teacher's. A line has the cells of both corpora."""
