@@ -209,8 +209,10 @@ def _memory(
     if student is None or (teacher is None and plan.asks_teacher):
         return math.nan
     data = plan.data_settings
-    rows = min(data.micro_batch_size or data.batch_size, -(-data.batch_size // _devices(plan.trainer)))
-    tokens = data.tokens_per_batch or rows * data.max_length
+    share = -(-data.batch_size // _devices(plan.trainer))
+    tokens = min(data.micro_batch_size or data.batch_size, share) * data.max_length
+    if data.tokens_per_batch is not None:  # a longer row goes alone
+        tokens = min(max(data.tokens_per_batch, data.max_length), share * data.max_length)
     trained_by = teacher if plan.objective.needs_teacher else None
     quantization = None if teacher is None else plan.source("teacher").quantization
     memory = training_memory(
@@ -227,7 +229,7 @@ def _memory(
     head = 0 if teacher is None else int(_state_bytes(teacher)[1])
     if not body or trained_by is None:
         memory = replace(memory, teacher=head)
-    return memory.total + _average(plan, student)
+    return memory.total + _average(plan, student) + _gradient_sums(plan, student)
 
 
 def _steps(length: Length, rows: float, batch_size: int) -> float:
@@ -252,6 +254,13 @@ def _average(plan: Plan, student: PreTrainedModel | None) -> float:
     if student is None:
         return math.nan
     return sum(4.0 * weight.numel() for weight in student.parameters() if weight.requires_grad)
+
+
+def _gradient_sums(plan: Plan, student: PreTrainedModel) -> int:
+    """Returns the bytes of the float64 sums of gradients, which `sharing=micro_batches` keeps; else 0."""
+    if plan.data_settings.sharing != "micro_batches":
+        return 0
+    return sum(8 * weight.numel() for weight in student.parameters() if weight.requires_grad)
 
 
 def _devices(trainer: Trainer) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from amid.errors import InputError
 from amid.settings import check_arguments, optimisation
 
 _KEY = "weight_average"
@@ -42,7 +43,16 @@ class AverageWeights(L.Callback):
         """The weights of the latest step, if the student has the average."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Takes an average that was read from a checkpoint to the device of the student."""
+        """Takes an average that was read from a checkpoint to the device of the student.
+
+        Raises:
+            InputError: if the average would begin after the last step.
+        """
+        if self._first_step(pl_module) >= pl_module.steps > 0:  # type: ignore[operator]
+            raise InputError(
+                f"AverageWeights start={self._start} (callbacks=ema or swa) leaves none of the "
+                f"{pl_module.steps} steps of the training; use fewer, or a share of them below 1, such as 0.5"
+            )
         if self._average:
             pairs = zip(self._average, _trained(pl_module), strict=True)
             self._average = [average.to(weight.device) for average, weight in pairs]
@@ -51,9 +61,7 @@ class AverageWeights(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Adds the weights of a step to the average."""
-        steps: Any = pl_module.steps
-        start = self._start if isinstance(self._start, int) else math.ceil(self._start * steps)
-        if trainer.global_step <= start:
+        if trainer.global_step <= self._first_step(pl_module):
             return
         weights = [_wide(weight) for weight in _trained(pl_module)]
         if self._steps == 0:
@@ -61,6 +69,11 @@ class AverageWeights(L.Callback):
         else:
             self._update(self._average, weights, self._steps)
         self._steps += 1
+
+    def _first_step(self, module: L.LightningModule) -> int:
+        """Returns the number of steps before the average begins."""
+        steps: Any = module.steps
+        return self._start if isinstance(self._start, int) else math.ceil(self._start * steps)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gives the student the average for a validation in the training."""

@@ -61,8 +61,12 @@ def cosine(optimizer: Optimizer, steps: int, warmup: float = 0, eta_min: float =
         optimizer: the optimiser that gets the learning rates.
         steps: optimiser steps of the whole training.
         warmup: as in `warmup_steps`.
-        eta_min: the last learning rate.
+        eta_min: the last learning rate, at most the learning rate of the optimiser.
+
+    Raises:
+        InputError: if `eta_min` is above the learning rate of the optimiser.
     """
+    _check_falls(optimizer, "eta_min", eta_min)
     warm = warmup_steps(warmup, steps)
     if warm == 0:
         return CosineAnnealingLR(optimizer, T_max=steps, eta_min=eta_min)
@@ -220,14 +224,16 @@ def cosine_with_min_lr(
         optimizer: the optimiser that gets the learning rates.
         steps: optimiser steps of the whole training.
         warmup: as in `warmup_steps`.
-        min_lr: the least learning rate.
+        min_lr: the least learning rate, at most the learning rate of the optimiser.
         min_lr_rate: the same as a share of the learning rate of the optimiser.
         num_cycles: waves of the cosine; 0.5 goes down once.
 
     Raises:
-        InputError: if not exactly one of `min_lr` and `min_lr_rate` is given.
+        InputError: if not exactly one of `min_lr` and `min_lr_rate` is given, or `min_lr` is above the
+            learning rate of the optimiser.
     """
     _check_least(min_lr, min_lr_rate)
+    _check_falls(optimizer, "min_lr", min_lr or 0.0)
     made: LRScheduler = get_cosine_with_min_lr_schedule_with_warmup(
         optimizer,
         warmup_steps(warmup, steps),
@@ -255,16 +261,18 @@ def cosine_warmup_with_min_lr(
         optimizer: the optimiser that gets the learning rates.
         steps: optimiser steps of the whole training.
         warmup: as in `warmup_steps`.
-        min_lr: the least learning rate.
+        min_lr: the least learning rate, at most the learning rate of the optimiser.
         min_lr_rate: the same as a share of the learning rate of the optimiser.
         warmup_lr_rate: the first learning rate as a share of the learning rate of the optimiser; None for
             1 / the steps of the warm-up.
         num_cycles: waves of the cosine; 0.5 goes down once.
 
     Raises:
-        InputError: if not exactly one of `min_lr` and `min_lr_rate` is given.
+        InputError: if not exactly one of `min_lr` and `min_lr_rate` is given, or `min_lr` is above the
+            learning rate of the optimiser.
     """
     _check_least(min_lr, min_lr_rate)
+    _check_falls(optimizer, "min_lr", min_lr or 0.0)
     made: LRScheduler = get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
         optimizer,
         warmup_steps(warmup, steps),
@@ -284,6 +292,15 @@ def _check_least(min_lr: float | None, min_lr_rate: float | None) -> None:
             for name, value in (("min_lr", min_lr), ("min_lr_rate", min_lr_rate))
         ]
         raise InputError(f"{' and '.join(given)}: set exactly one of them, and null for the other")
+
+
+def _check_falls(optimizer: Optimizer, name: str, least: float) -> None:
+    lr = optimizer.defaults["lr"]
+    if least > lr > 0:
+        raise InputError(
+            f"scheduler.{name}={least} must be at most the learning rate, optimizer.lr={lr}; use a smaller "
+            "one"
+        )
 
 
 def _whole(part: float, steps: int) -> int:

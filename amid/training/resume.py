@@ -5,6 +5,7 @@ import io
 import pickle
 import time
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
 
 from amid.console import announce, shown
 from amid.data import InstructionData
@@ -89,6 +91,7 @@ class States(Callback):
         self._ended = False
         self._kept: tuple[int, int] | None = None  # the latest state: its steps, and its validated step
         self._kept_at = time.monotonic()
+        self._optimizer_is_readable = False
 
     def _keep(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self._folder / LAST)
@@ -150,11 +153,12 @@ class States(Callback):
         Raises:
             InputError: for a callback, schedule or optimiser with a state that a resumed run could not read.
         """
-        if self._kept is None:
-            for name, state in checkpoint["callbacks"].items():
-                _check_readable(f"callback {name.rpartition('<locals>.')[2]}", state)
-            _check_readable("learning-rate schedule", checkpoint["lr_schedulers"])
-            _check_readable("optimiser", checkpoint["optimizer_states"])
+        for name, state in checkpoint["callbacks"].items():
+            _check_readable(f"callback {name.rpartition('<locals>.')[2]}", state)
+        _check_readable("learning-rate schedule", checkpoint["lr_schedulers"])
+        if not self._optimizer_is_readable:  # a state that it fills in a step is of one kind for all weights
+            _check_readable("optimiser", [_of_one_weight(state) for state in checkpoint["optimizer_states"]])
+            self._optimizer_is_readable = trainer.global_step > 0
         checkpoint["format"] = FORMAT
         step, validated_step = _now(trainer)
         checkpoint["ended"] = self._ended or (trainer.should_stop and validated_step == step)
@@ -180,6 +184,17 @@ class States(Callback):
             str(self._folder / Path(path).name): score for path, score in state["best_k_models"].items()
         }
         state["dirpath"] = self._best.dirpath
+
+
+def _of_one_weight(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the state of an optimiser with that of its smallest weight alone."""
+
+    def size(of_weight: Mapping[str, Any]) -> int:
+        return sum(value.numel() for value in of_weight.values() if isinstance(value, Tensor))
+
+    by_weight = state.get("state", {})
+    smallest = min(by_weight, key=lambda weight: size(by_weight[weight]), default=None)
+    return {**state, "state": {} if smallest is None else {smallest: by_weight[smallest]}}
 
 
 def _check_readable(owner: str, state: Any) -> None:

@@ -108,6 +108,24 @@ def test_an_average_of_the_weights_is_one_more_copy_of_them():
     assert averaged.checkpoints - plain.checkpoints == 4 * copy
 
 
+def test_tokens_at_once_are_no_more_than_the_step_and_no_less_than_a_row():
+    def memory(*overrides):
+        return ESTIMATOR.run(
+            planned("method=sft", "data.batch_size=8", "data.max_length=60", *overrides)
+        ).memory
+
+    whole, row = memory(), memory("data.micro_batch_size=1")
+    assert row < memory("data.tokens_per_batch=120") < whole
+    assert memory("data.tokens_per_batch=1000000") == whole
+    assert memory("data.tokens_per_batch=30") == row, "a longer row goes alone"
+
+
+def test_sums_of_gradients_take_eight_bytes_a_weight():
+    costs = [ESTIMATOR.run(planned("method=sft", f"data.sharing={of}")) for of in ("rows", "micro_batches")]
+    average = ESTIMATOR.run(planned("method=sft", "callbacks=ema")).memory - costs[0].memory
+    assert costs[1].memory - costs[0].memory == 2 * average > 0, "an average takes four"
+
+
 def test_what_the_teacher_does_once():
     cfg = configured("method=kd", "text=teacher", "text.max_new_tokens=2", *SIZES, *STEPS)
     hand = Hand(cfg)

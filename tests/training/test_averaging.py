@@ -61,9 +61,10 @@ def test_without_a_decay_it_is_the_mean_of_the_steps_from_its_start_on(tmp_path,
     assert_near(found, [torch.stack(of_steps).mean(0) for of_steps in zip(*weights[first:], strict=True)])
 
 
-def test_a_training_that_ends_before_the_start_keeps_its_weights(tmp_path):
-    found, weights = averaged(tmp_path, AverageWeights(start=100))
-    assert_near(found, weights[-1], rtol=0, atol=0)
+@pytest.mark.parametrize("start", [STEPS, 100])
+def test_a_start_that_leaves_no_step_is_refused(tmp_path, start):
+    with pytest.raises(InputError, match=f"AverageWeights start={start} .* leaves none of the {STEPS} steps"):
+        averaged(tmp_path, AverageWeights(start=start))
 
 
 def test_an_average_of_bfloat16_weights_moves_by_less_than_they_can(tmp_path):
@@ -105,6 +106,8 @@ def test_a_checkpoint_holds_the_average_under_both_names_of_a_tied_weight(tmp_pa
 
 
 class Ended(torch.nn.Module):
+    steps = STEPS
+
     def __init__(self, device="cpu"):
         super().__init__()
         self.student = torch.nn.Linear(2, 1, bias=False, device=device)

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from functools import partial
+from typing import ClassVar
 
 import lightning as L
 import pytest
@@ -150,6 +151,27 @@ def test_early_stopping_ends_a_training_also_a_resumed_one(tmp_path, hook, epoch
     module = trained(tmp_path, tmp_path / "run", stopping(), seen, epoch=epoch)
     assert len(seen.weights) == (EPOCH if hook is None else 0), "no step follows the validation"
     assert module.validated_step == EPOCH
+
+
+def test_a_state_that_becomes_unreadable_leaves_the_state_before_it(tmp_path):
+    """A run goes on from there once the callback is mended."""
+
+    class Mine(L.Callback):
+        seen: ClassVar[list] = []
+
+        def on_train_batch_end(self, trainer, *_):
+            self.seen.append(Fraction(trainer.global_step))
+
+        def state_dict(self):
+            return {"seen": list(self.seen)}
+
+    folder = tmp_path / "run"
+    with pytest.raises(InputError, match="the state of the callback Mine could not be read in a resumed run"):
+        trained(tmp_path, folder, Mine())
+    Mine.state_dict = lambda self: {"seen": len(self.seen)}
+    seen = Killed()
+    assert trained(tmp_path, folder, Mine(), seen) is not None
+    assert seen.weights
 
 
 def test_a_state_that_could_not_be_read_again_is_refused_before_the_first_step(tmp_path):

@@ -117,6 +117,21 @@ def test_the_published_schedule_of_minillm():
             {"min_lr": 0.0, "min_lr_rate": 0.1},
             "min_lr=0.0 and scheduler.min_lr_",
         ),
+        (
+            "cosine",
+            {"eta_min": 0.2},
+            "scheduler.eta_min=0.2 must be at most the learning rate, optimizer.lr=0.1;",
+        ),
+        (
+            "cosine_with_min_lr",
+            {"min_lr": 0.2},
+            "scheduler.min_lr=0.2 must be at most the learning rate, opt",
+        ),
+        (
+            "cosine_warmup_with_min_lr",
+            {"min_lr": 0.2},
+            "scheduler.min_lr=0.2 must be at most the learning ra",
+        ),
         ("cosine_with_restarts", {"warmup": 40}, "warmup=40: 40 steps of warm-up leave none of the 40 steps"),
     ],
 )
