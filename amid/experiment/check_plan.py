@@ -122,10 +122,16 @@ def check_callbacks(plan: Plan) -> None:
         if isinstance(callback, _LOGGING) and not plan.loggers:
             raise InputError(f"callbacks.{name} logs, and the run has no logger; choose logger=csv")
         monitor = getattr(callback, "monitor", None)
-        if isinstance(monitor, str) and monitor not in known and not monitor.startswith("train/"):
+        if not isinstance(monitor, str) or monitor in known:
+            continue
+        if isinstance(callback, of_lightning.EarlyStopping) and monitor.startswith("train/"):
             raise InputError(
-                f"callbacks.{name}.monitor={monitor} is not measured{choose_one(monitor, known)}, or of each "
-                "logged step train/loss"
+                f"callbacks.{name}.monitor={monitor}: early stopping decides at validations, and a resumed "
+                f"run does not know the steps before it{choose_one(monitor, known)}"
+            )
+        if not monitor.startswith("train/"):
+            raise InputError(
+                f"callbacks.{name}.monitor={monitor} is not measured{choose_one(monitor, known)}"
             )
     averages = [name for name, callback in plan.callbacks.items() if isinstance(callback, AverageWeights)]
     if len(averages) > 1:
