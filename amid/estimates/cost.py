@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from amid.config.data_files import RESPONSES
 from amid.data.sets import Use
-from amid.estimates.memory import spread, training_memory
+from amid.estimates.memory import optimizer_bytes, spread, training_memory
 from amid.estimates.sizes import Facts, Lengths
 from amid.experiment.plan import Plan
 from amid.models.placement import bytes_on_a_device
@@ -88,9 +88,7 @@ class Estimator:
             + steps * batch_size * self._plain_row(plan),
             memory=_memory(plan, student, teacher, body=text.from_student or not _is_cached(plan)),
             disk=_bytes(student) + self._answers_on_disk(plan),
-            checkpoints=4 * (3 * _bytes(student, trained=True) + _average(plan, student))
-            if steps != 0
-            else 0.0,
+            checkpoints=4 * _checkpoint(plan, student) if steps != 0 else 0.0,
         )
 
     def shared(self, plan: Plan) -> dict[str, Once]:
@@ -245,6 +243,14 @@ def _bytes(model: PreTrainedModel | None, trained: bool = False) -> float:
     if model is None:
         return math.nan
     return sum(weight.nbytes for weight in model.parameters() if weight.requires_grad or not trained)
+
+
+def _checkpoint(plan: Plan, student: PreTrainedModel | None) -> float:
+    """Returns the bytes of one state of a training: trained weights, the optimiser's states, an average."""
+    if student is None:
+        return math.nan
+    trained = [weight for weight in student.parameters() if weight.requires_grad]
+    return _bytes(student, trained=True) + optimizer_bytes(plan.optimizer, trained) + _average(plan, student)
 
 
 def _average(plan: Plan, student: PreTrainedModel | None) -> float:

@@ -109,7 +109,7 @@ def training_memory(
         weights=_bytes(student.parameters()),
         copies=sum(2 * weight.numel() for weight in wide) if mixed else 0,
         gradients=_bytes(trained),
-        optimizer=_optimizer_bytes(optimizer, trained),
+        optimizer=optimizer_bytes(optimizer, trained),
         activations=int(tokens * _activations(student, product_bytes)),
         loss=positions * logit_bytes
         + 4 * working * (min(logits, BLOCK_ELEMENTS["cuda"]) if fused else logits)
@@ -117,7 +117,7 @@ def training_memory(
     )
 
 
-def _optimizer_bytes(optimizer: Callable[[list[Tensor]], Optimizer], trained: Iterable[Tensor]) -> int:
+def optimizer_bytes(optimizer: Callable[[list[Tensor]], Optimizer], trained: Iterable[Tensor]) -> int:
     """The bytes of an optimiser's states, by a step of it on a small matrix of each dtype."""
     sizes = Counter[torch.dtype]()
     for weight in trained:

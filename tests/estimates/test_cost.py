@@ -126,6 +126,16 @@ def test_sums_of_gradients_take_eight_bytes_a_weight():
     assert costs[1].memory - costs[0].memory == 2 * average > 0, "an average takes four"
 
 
+def test_a_checkpoint_has_the_states_of_the_optimizer_that_is_chosen():
+    def checkpoints(*overrides):
+        return ESTIMATOR.run(planned("method=sft", *SIZES, *STEPS, *overrides)).checkpoints
+
+    whole = checkpoints()
+    narrow = ("model.student.dtype=bfloat16", "optimizer=adamw_master_weights")
+    assert checkpoints(*narrow) == pytest.approx(whole * (2 + 4 + 8) / 12)
+    assert checkpoints("optimizer=adamw_8bit") < 0.7 * whole
+
+
 def test_what_the_teacher_does_once():
     cfg = configured("method=kd", "text=teacher", "text.max_new_tokens=2", *SIZES, *STEPS)
     hand = Hand(cfg)

@@ -141,8 +141,8 @@ def watching(monitor, callback="EarlyStopping"):
         ),
         (
             [*watching("train/loss")],
-            "callbacks.mine.monitor=train/loss: early stopping decides at validations, and a resumed run does "
-            "not know the steps before it; did you mean 'valid/loss'? Choose one of valid/loss, valid/cross",
+            "callbacks.mine.monitor=train/loss: early stopping decides at validations, and a resumed run "
+            "does not know the steps before it; did you mean 'valid/loss'? Choose one of valid/loss",
         ),
         ([*watching("valid/kl_pq"), "method=sft"], "callbacks.mine.monitor=valid/kl_pq is not measured"),
         (
