@@ -20,7 +20,7 @@ from amid.distributed.start import is_other_rank_of_torchrun
 from amid.errors import InputError, print_error
 from amid.results import RESULT_FILE
 from amid.tracking.command_records import write_plan
-from amid.training.process_memory import without_collection
+from amid.training.process_memory import lasting_imports
 
 
 def run(arguments: list[str]) -> None:
@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> None:
         raise InputError(
             "--dry-run lists the runs of a sweep, but a sweeper chooses the runs of this one; leave it out"
         )
-    with without_collection():
+    with lasting_imports():
         from amid.cli.dry_run import show_plan  # imports torch
 
     show_plan(sweep)

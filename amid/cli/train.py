@@ -22,7 +22,7 @@ from amid.measures import measure_of
 from amid.results import RESULT_FILE, RunResult, quality_metrics
 from amid.tracking.command_records import record_command
 from amid.tracking.status import end_of, only_process_in, watched
-from amid.training.process_memory import without_collection
+from amid.training.process_memory import lasting_imports
 
 
 def check(cfg: DictConfig) -> None:
@@ -55,7 +55,7 @@ def run(cfg: DictConfig) -> float | None:
             result = ranks.from_first(lambda: finished_run(directory, plan)) if finished else None
             if result is None:
                 labels = labels_of(cfg, hydra.runtime.choices, overrides_of(hydra), directory)
-                with without_collection():
+                with lasting_imports():
                     plan.check()
                     import_module("amid.experiment.run")
                 result = _run(plan, directory, labels)

@@ -1,10 +1,11 @@
 import gc
 import sys
+import weakref
 
 import pytest
 import torch
 
-from amid.training.process_memory import forget_peak_memory, peak_memory, without_collection
+from amid.training.process_memory import forget_peak_memory, peak_memory, lasting_imports
 
 CPU = torch.device("cpu")
 
@@ -28,14 +29,34 @@ def test_unused_objects_are_looked_for_again_after_an_error_too():
         during.append(gc.isenabled())
         raise ImportError
 
-    with pytest.raises(ImportError), without_collection():
+    with pytest.raises(ImportError), lasting_imports():
         fail()
     assert during == [False]
     assert gc.isenabled()
     gc.disable()
     try:
-        with without_collection():
+        with lasting_imports():
             pass
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_only_what_the_first_block_leaves_is_passed_over_for_good():
+    gc.unfreeze()
+    try:
+        with lasting_imports():
+            pass
+        frozen = gc.get_freeze_count()
+        assert frozen > 10_000
+        model = [torch.ones(3)]
+        model.append(model)  # it refers to itself, as a trainer and its module do
+        gone = weakref.ref(model[0])
+        del model
+        with lasting_imports():
+            pass
+        gc.collect()
+        assert gone() is None
+        assert gc.get_freeze_count() <= frozen
+    finally:
+        gc.unfreeze()
