@@ -24,6 +24,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from amid.console import announce
 from amid.errors import Damaged
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file that makes a folder or repository one of adapters, by PEFT."""
+
 
 @contextlib.contextmanager
 def written_whole(target: Path, durable: bool = True) -> Iterator[Path]:

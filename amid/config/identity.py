@@ -13,7 +13,7 @@ from amid.config.ladders import LADDERS
 from amid.config.run_names import LIMITS, PLACES
 from amid.config.secrets import without_secrets
 from amid.errors import InputError
-from amid.files import checksum, key_of
+from amid.files import ADAPTER_CONFIG, checksum, key_of, read_mapping
 
 if TYPE_CHECKING:  # commands that only read results do without Hydra
     from omegaconf import DictConfig
@@ -26,8 +26,8 @@ def config_hash(cfg: Mapping[str, Any]) -> str:
     """Returns a hash of everything that decides a run's result.
 
     The hash covers the configuration without the places that the run writes to, the content of the data
-    files and local models that it names, and the commit of each data set of the hub, also of one of which it
-    names a file.
+    files and local models that it names (of the local models of adapters too), and the commit of each data
+    set of the hub, also of one of which it names a file.
     """
     text = json.dumps([_decisive(cfg), contents_of(cfg)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -55,7 +55,8 @@ def contents_of(cfg: Mapping[str, Any]) -> dict[str, str]:
     commits = {f"{name}@{revision}" if revision else name: _commit(name, revision) for name, revision in sets}
     local = [place.path for place in places if place.kind == "folder"]
     local += [file for place in places if place.kind == "files" for file in _files_of(place)]
-    models = [path for path in _model_paths(cfg) if Path(path).exists()]
+    given = [path for path in _model_paths(cfg) if Path(path).exists()]
+    models = [*given, *(base for path in given if (base := _local_base(Path(path))) is not None)]
     found = {path: _data_hash(Path(path)) for path in local}
     found |= {path: _content_hash(Path(path)) for path in models}
     return dict(sorted((found | {name: commit for name, commit in commits.items() if commit}).items()))
@@ -138,6 +139,13 @@ def _model_paths(cfg: Mapping[str, Any]) -> Iterator[str]:
     model = cfg.get("model") or {}
     paths = ((model.get(role) or {}).get("path") for role in ("teacher", "student", "tokenizer"))
     yield from (path for path in paths if isinstance(path, str))
+
+
+def _local_base(folder: Path) -> str | None:
+    """Returns the path of the model that the adapters in a folder belong to; None if it is no local one."""
+    settings = read_mapping(folder / ADAPTER_CONFIG, "give another copy of the adapters") or {}
+    base = settings.get("base_model_name_or_path")
+    return base if isinstance(base, str) and base and Path(base).exists() else None
 
 
 def _files_of(place: Place) -> list[str]:

@@ -12,7 +12,15 @@ import yaml
 
 from amid.config.data_files import path_and_rows
 from amid.errors import Damaged, InputError
-from amid.files import Record, check_regular, check_values, read_record, written_whole, yaml_with_sum
+from amid.files import (
+    ADAPTER_CONFIG,
+    Record,
+    check_regular,
+    check_values,
+    read_record,
+    written_whole,
+    yaml_with_sum,
+)
 from amid.results import BEST, RunResult, check_student
 
 CONFIG_FILE = "config.yaml"
@@ -225,10 +233,8 @@ def stored_student(directory: Path, result: RunResult) -> Path:
                 )
             if _is_deeper_than_weights(keys, value, [*folder.glob("*.safetensors")]):
                 raise InputError(f"{file}: {keys[-1]}={value} is more than its weights are of; {remedy}")
-    if (folder / "adapter_config.json").exists():
-        raise InputError(
-            f"{folder / 'adapter_config.json'}: a run's student has no adapters; delete the file"
-        )
+    if (adapters := folder / ADAPTER_CONFIG).exists():
+        raise InputError(f"{adapters}: a run's student has no adapters; delete the file")
     return folder
 
 

@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from amid.config.data_files import check_files
 from amid.config.identity import config_hash
 from amid.errors import InputError, shortened
+from amid.measures import VALIDATION
 from amid.settings import nodes
 from amid.training.length import Length
 
@@ -303,11 +304,22 @@ class Plan:
 
     @cached_property
     def hashed(self) -> Settings:
-        """The settings that decide the result, with the models as they were given. A teacher that the run
-        only compares the student with is left out, since it does not change the training."""
-        if self._trains and self.compared and not self.text.from_teacher:
+        """The settings that decide the result, with the models as they were given.
+
+        A teacher that the student is only compared with is left out: it changes no training. It stays where
+        the comparison ends the training or chooses the weights.
+        """
+        only_compared = self._trains and self.compared and not self.text.from_teacher
+        if only_compared and not self._watches_teacher:
             return _without_teacher(self._used)
         return self._used
+
+    @property
+    def _watches_teacher(self) -> bool:
+        """Whether the checkpoints or a callback go by a measure of the student against the teacher."""
+        against = {of.logged for of in VALIDATION.values() if of.taken == "with a teacher"}
+        watching = [self._given["checkpoint"], *(self._given.get("callbacks") or {}).values()]
+        return any(settings.get("monitor") in against for settings in watching)
 
     @cached_property
     def key(self) -> str:

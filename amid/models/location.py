@@ -10,11 +10,8 @@ from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from amid.errors import InputError, first_line, shortened
-from amid.files import checksum, key_of, read_mapping
+from amid.files import ADAPTER_CONFIG, checksum, key_of, read_mapping
 from amid.models.hub import HTTPError, ask_its_cache_alone_if_it_is_silent, reason_of, trouble_with
-
-ADAPTER_CONFIG = "adapter_config.json"
-"""The file that makes a folder or repository one of adapters, by PEFT."""
 
 _ON_HUB = re.compile(r"(?P<repository>[^/@]+(/[^/@]+)?)(@(?P<revision>[^@]+))?")
 _GGUF_ON_HUB = re.compile(r"(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>[^/@]+))?/(?P<file>[^@]+\.gguf)")

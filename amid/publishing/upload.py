@@ -20,8 +20,8 @@ from yaml import YAMLError
 
 from amid.config.run_settings import stored_student
 from amid.errors import InputError, first_line, shortened
+from amid.files import ADAPTER_CONFIG
 from amid.models.hub import HTTPError
-from amid.models.location import ADAPTER_CONFIG
 from amid.publishing.card import NO_NAME, PAGE, model_card
 from amid.publishing.finished import FinishedRun
 from amid.reporting.interactive import PageTooLarge, interactive_page

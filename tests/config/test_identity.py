@@ -1,5 +1,7 @@
 """What decides the identity of a run: the content of what its data sources name."""
 
+import json
+
 from amid.config.identity import config_hash, contents_of
 
 
@@ -42,3 +44,21 @@ def test_what_is_on_the_hub_has_its_commit(hub):
     of_file = [f"hf://datasets/owner/set{revision}/train.csv[:2]" for revision in ("", f"@{commit}")]
     assert contents_of(of(of_file[0])) == {"owner/set": later}
     assert contents_of(of(of_file)) == {"owner/set": later, f"owner/set@{commit}": commit}
+
+
+def test_the_local_model_of_adapters_is_hashed_too(tmp_path):
+    base, adapters, elsewhere = (tmp_path / name for name in ("base", "adapters", "elsewhere"))
+    for folder in (base, adapters, elsewhere):
+        folder.mkdir()
+    (base / "model.safetensors").write_text("1")
+    (adapters / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    (elsewhere / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/none"}))
+
+    def found(folder):
+        return {"model": {"student": {"path": str(folder)}}}
+
+    assert set(contents_of(found(adapters))) == {str(adapters), str(base)}
+    assert set(contents_of(found(elsewhere))) == {str(elsewhere)}
+    before = config_hash(found(adapters))
+    (base / "model.safetensors").write_text("2")
+    assert config_hash(found(adapters)) != before

@@ -54,7 +54,27 @@ def test_a_teacher_without_a_use_is_left_out_of_a_training_alone():
 
 
 @pytest.mark.parametrize(
-    "line", ["", "method=sft", "method=sft teacher=cached", "method=seqkd", "method=teacher teacher=cached"]
+    "watching",
+    [
+        "callbacks=early_stopping callbacks.early_stopping.monitor=valid/kl_pq",
+        "callbacks=early_stopping checkpoint.monitor=valid/same_top checkpoint.mode=max",
+        "checkpoint.monitor=valid/overlap_10 checkpoint.mode=max",
+    ],
+)
+def test_a_teacher_that_ends_a_training_or_chooses_its_weights_is_part_of_its_identity(watching):
+    line = ["method=sft", "teacher=cached", *watching.split()]
+    plan, other = plan_of(*line), plan_of(*line, "model.teacher.sft.seed=99")
+    assert "teacher" in plan.hashed["model"]
+    assert plan.key != other.key
+    assert not other.has_key(plan.key)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("", "method=sft", "method=sft teacher=cached", "method=seqkd", "method=teacher teacher=cached"),
+        "method=sft teacher=cached checkpoint.monitor=valid/kl_pq",
+    ],
 )
 @pytest.mark.parametrize("trains", [True, False])
 def test_a_plan_knows_its_key_without_its_objective(line, trains):

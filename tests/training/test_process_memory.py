@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-from amid.training.process_memory import forget_peak_memory, peak_memory, lasting_imports
+from amid.training.process_memory import forget_peak_memory, lasting_imports, peak_memory
 
 CPU = torch.device("cpu")
 
