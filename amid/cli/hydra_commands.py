@@ -15,6 +15,7 @@ from amid.cli.launch import (
     chooses,
     launch,
     next_commands_printed,
+    requeues,
     without_empty_folders,
 )
 from amid.cli.side_by_side import SideBySide, launch_side_by_side, side_by_side
@@ -26,6 +27,7 @@ from amid.config.secrets import check_overrides_for_secrets
 from amid.config.stored_overrides import for_stored_settings
 from amid.config.sweeps import Sweep
 from amid.console import as_typed
+from amid.distributed.interruption import put_back_into_queue
 from amid.errors import InputError, choose_one
 from amid.tracking.command_records import write_plan
 
@@ -53,7 +55,7 @@ def run(name: str, arguments: list[str]) -> None:
     several = bool({"-m", "--multirun"} & flags)
     runs: list[Path] = []
     places: list[Path] = []
-    searches = False
+    searches = back_into_queue = False
     sweep: Sweep | None = None
     chosen: SideBySide | None = None
     if not {"-h", "--help", "--hydra-help"} & flags:
@@ -65,6 +67,7 @@ def run(name: str, arguments: list[str]) -> None:
         check_overrides_for_secrets(parsed)
         _check_number(name, parsed, several)
         cfg = check_overrides(name, overrides)
+        back_into_queue = requeues(cfg)
         launcher = launcher_of(name, cfg, parsed)
         if several and flags <= {"-m", "--multirun"} and not _names_folders(parsed):
             sweep = _sweep_of(name, cfg, parsed)
@@ -78,7 +81,11 @@ def run(name: str, arguments: list[str]) -> None:
             arguments += [] if chosen is None else chosen.arguments
         places = [Path(cfg.output_dir), Path(cfg.prepared_dir), Path(cfg.data.cache_dir)]
     elsewhere: list[Path] = []
-    with without_empty_folders(*places), next_commands_printed(runs, report=several):
+    with (
+        put_back_into_queue(back_into_queue),
+        without_empty_folders(*places),
+        next_commands_printed(runs, report=several),
+    ):
         try:
             if sweep is None or searches or chosen is None:
                 command = None if chosen is None else chosen.command

@@ -27,7 +27,7 @@ from amid.config.own_modules import search_working_folder
 from amid.config.secrets import check_for_secrets, hide
 from amid.console import shown, stop_printing
 from amid.distributed import ranks
-from amid.distributed.interruption import stopped_by_signals
+from amid.distributed.interruption import put_back_into_queue, stopped_by_signals
 from amid.distributed.processes import run_in_processes
 from amid.distributed.screen import print_nothing, print_own_error
 from amid.distributed.start import has_gpus, ranks_to_start, started_elsewhere
@@ -275,7 +275,11 @@ class Job:
         directory = Path(HydraConfig.get().runtime.output_dir)
         jobs = _Jobs(self.name, list(self.runs), [])
         try:
-            with stopped_by_signals(), job_of(self.command, prefix_of(directory, self.runs)):
+            with (
+                stopped_by_signals(),
+                job_of(self.command, prefix_of(directory, self.runs)),
+                put_back_into_queue(self.command.stop is None and requeues(cfg)),
+            ):
                 value = jobs.run(cfg)
         except KeyboardInterrupt:
             return End(directory, "interrupted"), None
@@ -301,6 +305,11 @@ def _failure(error: Exception, directory: Path, single: bool) -> InputError:
     failure = InputError(line)
     failure.__cause__ = error
     return failure
+
+
+def requeues(cfg: DictConfig) -> bool:
+    """Returns whether a configuration asks to put a stopped SLURM job back into the queue."""
+    return bool(OmegaConf.select(cfg, "checkpoint.requeue", default=False))
 
 
 def chooses(sweeper: Any) -> bool:

@@ -8,7 +8,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from amid.cli.check_runs import checked
-from amid.cli.launch import announce_left_to_others, check_results, launch, next_commands_printed
+from amid.cli.launch import (
+    announce_left_to_others,
+    check_results,
+    launch,
+    next_commands_printed,
+    requeues,
+)
 from amid.cli.side_by_side import launch_side_by_side, side_by_side
 from amid.config.folders import SWEEPS, say_what_is_not_read, sweep_names, take_folders
 from amid.config.launchers import Launcher, launcher_of
@@ -16,6 +22,7 @@ from amid.config.overrides import check_overrides, parsed_overrides, quoted
 from amid.config.secrets import check_overrides_for_secrets
 from amid.config.sweeps import Sweep, read_sweep, title
 from amid.console import as_typed
+from amid.distributed.interruption import put_back_into_queue
 from amid.distributed.start import is_other_rank_of_torchrun
 from amid.errors import InputError, print_error
 from amid.results import RESULT_FILE
@@ -38,7 +45,8 @@ def run(arguments: list[str]) -> None:
     launcher = launcher_of(sweep.name, cfg, parsed_overrides(sweep.of_hydra))
     print(f"Sweep {name} in {sweep.output_dir}: {sweep.in_short}", flush=True)
     if "--dry-run" not in arguments:
-        _run_sweep(sweep, launcher, cfg, as_typed(["sweep", *arguments]))
+        with put_back_into_queue(requeues(cfg)):
+            _run_sweep(sweep, launcher, cfg, as_typed(["sweep", *arguments]))
         return
     if sweep.searches:
         raise InputError(

@@ -1,7 +1,6 @@
 """The entry point of a training run."""
 
 import math
-import signal
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +14,6 @@ from amid.config.compose import as_dict, overrides_of
 from amid.config.run_labels import labels_of
 from amid.console import announce, shown
 from amid.distributed import ranks
-from amid.distributed.interruption import requeue, signal_of
 from amid.experiment.plan import Plan
 from amid.experiment.record import finished_run
 from amid.measures import measure_of
@@ -47,22 +45,17 @@ def run(cfg: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     directory = Path(hydra.runtime.output_dir)
     finished = ranks.from_first((directory / RESULT_FILE).exists)
-    try:
-        with ranks.first_in(lambda: only_process_in(directory)), ranks.first_in(lambda: watched(directory)):
-            if not finished:
-                ranks.from_first(lambda: record_command(directory, cfg))
-            plan = Plan(as_dict(cfg))
-            result = ranks.from_first(lambda: finished_run(directory, plan)) if finished else None
-            if result is None:
-                labels = labels_of(cfg, hydra.runtime.choices, overrides_of(hydra), directory)
-                with lasting_imports():
-                    plan.check()
-                    import_module("amid.experiment.run")
-                result = _run(plan, directory, labels)
-    except KeyboardInterrupt as error:
-        if cfg.checkpoint.requeue and signal_of(error) != signal.SIGINT and ranks.is_first():
-            announce(requeue())
-        raise
+    with ranks.first_in(lambda: only_process_in(directory)), ranks.first_in(lambda: watched(directory)):
+        if not finished:
+            ranks.from_first(lambda: record_command(directory, cfg))
+        plan = Plan(as_dict(cfg))
+        result = ranks.from_first(lambda: finished_run(directory, plan)) if finished else None
+        if result is None:
+            labels = labels_of(cfg, hydra.runtime.choices, overrides_of(hydra), directory)
+            with lasting_imports():
+                plan.check()
+                import_module("amid.experiment.run")
+            result = _run(plan, directory, labels)
 
     announce(summary(result))
     if hydra.mode == RunMode.RUN:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from amid.console import announce
 from amid.errors import chain_of
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -108,6 +109,20 @@ def ask_to_stop() -> None:
 def signal_of(error: BaseException) -> int:
     """Returns the signal that led to `error`; Ctrl-C's signal if none is known."""
     return next((link.signum for link in chain_of(error) if isinstance(link, Stopped)), int(signal.SIGINT))
+
+
+@contextlib.contextmanager
+def put_back_into_queue(wanted: bool) -> Iterator[None]:
+    """If `wanted`, and a signal other than Ctrl-C stops the block, puts its SLURM job back into the queue.
+
+    Of several ranks, the first one does it.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if wanted and signal_of(error) != signal.SIGINT and os.environ.get("RANK", "0") == "0":
+            announce(requeue())
+        raise
 
 
 def requeue() -> str:

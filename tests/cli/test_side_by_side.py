@@ -151,10 +151,13 @@ def test_runs_side_by_side_have_the_results_of_runs_one_after_another(
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_runs_that_go_on_and_no_process(quick, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_leaves_runs_that_go_on_and_no_process(quick, tmp_path, monkeypatch, scontrol, number):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
     longer = [o for o in quick if not o.startswith("trainer.max_epochs")]
     words = ["train", "-m", *longer, "trainer.max_epochs=500", "seed=1,2,3", "hydra/launcher=joblib"]
-    command = [sys.executable, "-m", "amid", *words, "hydra.launcher.n_jobs=2"]
+    words += ["hydra.launcher.n_jobs=2", "checkpoint.requeue=true"]
+    command = [sys.executable, "-m", "amid", *words]
     with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
         runs = tmp_path / "runs"
         while True:
@@ -165,13 +168,14 @@ def test_ctrl_c_leaves_runs_that_go_on_and_no_process(quick, tmp_path):
                 break
             assert process.poll() is None
             time.sleep(0.2)
-        subprocess.run(["kill", "-INT", "--", f"-{process.pid}"], check=True)
+        subprocess.run(["kill", f"-{number.name}", "--", f"-{process.pid}"], check=True)
         err = process.stderr.read()  # ends when no process has it any more
-    assert process.returncode == 128 + signal.SIGINT
+    assert process.returncode == 128 + number
     assert "amid: interrupted; finished runs, checkpoints and answered sets stay" in err
     assert sorted(run.state for run in read_status(runs)) == ["interrupted", "interrupted", "waiting"]
     assert len(list(runs.glob("*/checkpoints/last.ckpt"))) == 2
     assert not list(runs.glob(".stop*"))
+    assert (scontrol.read_text() if scontrol.exists() else "") == ("requeue 17\n" * (number != signal.SIGINT))
 
 
 @pytest.fixture

@@ -204,17 +204,6 @@ SLURM = {
 }
 
 
-@pytest.fixture
-def scontrol(tmp_path, monkeypatch):
-    """A stand-in for SLURM's command, and what it was told."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\n')
-    (folder / "scontrol").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    return tmp_path / "told"
-
-
 def files_of(run):
     found = [run / "metrics.csv", run / "checkpoints" / "best" / "model.safetensors"]
     return [file.read_bytes() for file in (*found, *sorted(run.glob("generations/*.jsonl")))]
@@ -352,6 +341,33 @@ def test_what_comes_of_a_requeue_is_told(monkeypatch, scontrol, environment, scr
     stand_in.unlink()
     monkeypatch.setenv("PATH", str(stand_in.parent))
     assert ("scontrol cannot be run" in interruption.requeue()) == bool(environment)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "number", "rank", "calls"),
+    [
+        (True, signal.SIGUSR1, None, "requeue 17\n"),
+        (True, signal.SIGTERM, "0", "requeue 17\n"),
+        (True, signal.SIGTERM, "1", None),  # the first rank does it
+        (True, signal.SIGINT, None, None),
+        (False, signal.SIGUSR1, None, None),
+    ],
+)
+def test_a_job_goes_back_into_the_queue_once(monkeypatch, scontrol, wanted, number, rank, calls):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+
+    def stopped():
+        try:
+            raise interruption.Stopped(number)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt from error  # as a job of Hydra ends
+
+    with pytest.raises(KeyboardInterrupt), interruption.put_back_into_queue(wanted):
+        stopped()
+    assert (scontrol.read_text() if scontrol.exists() else None) == calls
 
 
 def test_a_log_goes_on_after_its_lines(tmp_path):
