@@ -55,9 +55,10 @@ def show_plan(sweep: Sweep) -> None:
 
 COUNTED = (
     f"Counted: rows without padding, as long as {SAMPLE} of them are; answers as long as the training "
-    "data's responses; text=adaptive with as many answers as it can come to; the memory of one device. Time: "
-    "as finished runs took for a token. Not counted: logs and tokenised data on disk; the memory of keys and "
-    "values where answers are drawn, and of Python and its libraries (about 1 GB)."
+    "data's responses; text=adaptive with as many answers as it can come to; the teacher's states and "
+    "answers, even if they are there already; the memory of one device. Time: as finished runs took for a "
+    "token. Not counted: logs and tokenised data on disk; the memory of keys and values where answers are "
+    "drawn, and of Python and its libraries (about 1 GB)."
 )
 """The note on what the estimates count and what they leave out."""
 

@@ -98,7 +98,8 @@ class Estimator:
         if not (plan.asks_teacher or from_teacher):
             return works
         name = plan.models["teacher"].path or "random weights"
-        made_from = plan.fingerprint("model.teacher", *_TEXT, *(["text"] if from_teacher else []))
+        of_teacher = _teacher(plan)
+        made_from = f"{of_teacher} {plan.fingerprint(*_TEXT, *(['text'] if from_teacher else []))}"
         train, lengths = self._rows(plan, "train"), self._lengths(plan, "train")
         response = self._answer(plan, plan.text) if from_teacher else lengths.response
         tokens = train * (lengths.prompt + response)
@@ -108,13 +109,14 @@ class Estimator:
             )
         if plan.asks_teacher and _is_cached(plan):
             states, head = _state_bytes(self.facts.skeleton(plan, "teacher"), plan.supply.states)
+            computed = f"{of_teacher} {plan.trainer.precision} {plan.supply.states}"
             if not plan.compared:
-                works[f"states {made_from}"] = Once(
+                works[f"states {computed} {made_from}"] = Once(
                     f"the teacher's states in training ({name})",
                     self._cost_of_asking(plan, tokens, states * train * response),
                 )
             valid, of_valid = self._rows(plan, "valid"), self._lengths(plan, "valid")
-            works[f"states of valid {plan.fingerprint('model.teacher', *_TEXT)}"] = Once(
+            works[f"states of valid {computed} {plan.fingerprint(*_TEXT)}"] = Once(
                 f"the teacher's states at validations ({name})",
                 self._cost_of_asking(plan, valid * of_valid.row, states * valid * of_valid.response + head),
             )
@@ -186,9 +188,19 @@ class Estimator:
 
 _TEXT = (
     *("model.tokenizer", "data.train", "data.valid", "data.valid_rows", "data.template", "data.max_length"),
-    *("data.max_prompt_length", "data.fields"),
+    *("data.max_prompt_length", "data.truncation", "data.fields", "data.turns", "data.special_tokens"),
 )
 """The settings that decide which rows of training and validation data there are, as token ids."""
+
+
+def _teacher(plan: Plan) -> str:
+    """Returns a key of the teacher's values: its settings, and how it is fine-tuned."""
+    tuned = plan.fine_tuning_folder("teacher") if "teacher" in plan.fine_tunings else None
+    return f"{tuned} {plan.fingerprint(*(f'model.teacher.{name}' for name in _VALUES_OF_TEACHER))}"
+
+
+_VALUES_OF_TEACHER = ("path", "architecture", "layers", "dtype", "quantization")
+"""The settings of a teacher that decide its values."""
 
 
 def _is_cached(plan: Plan) -> bool:
@@ -207,10 +219,11 @@ def _memory(
     if student is None or (teacher is None and plan.asks_teacher):
         return math.nan
     data = plan.data_settings
-    share = -(-data.batch_size // _devices(plan.trainer))
-    tokens = min(data.micro_batch_size or data.batch_size, share) * data.max_length
+    share = -(-(plan.text.rows_per_step or data.batch_size) // _devices(plan.trainer))
+    longest = max(plan.longest_texts("data", "text").values())
+    tokens = min(data.micro_batch_size or share, share) * longest
     if data.tokens_per_batch is not None:  # a longer row goes alone
-        tokens = min(max(data.tokens_per_batch, data.max_length), share * data.max_length)
+        tokens = min(max(data.tokens_per_batch, longest), share * longest)
     trained_by = teacher if plan.objective.needs_teacher else None
     quantization = None if teacher is None else plan.source("teacher").quantization
     memory = training_memory(

@@ -159,6 +159,41 @@ def test_what_the_teacher_does_once():
     assert data.tokens - text.tokens == pytest.approx(1024 * (hand.response - 2))
 
 
+@pytest.mark.parametrize(
+    ("override", "shared"),
+    [
+        ("trainer.precision=bf16-true", set()),  # of the fine-tunings too
+        ("teacher.states=int8", {"answers", "fine-tunings"}),
+        ("data.turns=last", set()),
+        ("data.truncation=right", set()),
+        ("model.teacher.sft.seed=9", {"fine-tuning of the student"}),
+        ("model.teacher.attention=eager", {"answers", "fine-tunings", "states"}),
+    ],
+)
+def test_runs_share_what_has_the_same_values(override, shared):
+    given = ("method=kd", "text=teacher", "teacher=cached", *SIZES, *STEPS)
+    one, other = (ESTIMATOR.shared(planned(*given, *more)) for more in ((), (override,)))
+    names = {
+        "answers": {"the teacher's answers (random weights)"},
+        "fine-tuning of the student": {"fine-tuning of the student (random weights)"},
+        "fine-tunings": {f"fine-tuning of the {role} (random weights)" for role in ("teacher", "student")},
+        "states": {
+            f"the teacher's states {when} (random weights)" for when in ("in training", "at validations")
+        },
+    }
+    expected = set().union(*(names[name] for name in shared))
+    assert {one[key].what for key in one.keys() & other.keys()} == expected
+
+
+def test_tokens_at_once_are_of_the_text_that_is_trained_on():
+    def memory(*overrides):
+        return ESTIMATOR.run(planned("method=minillm", "teacher=live", *SIZES, *STEPS, *overrides)).memory
+
+    usual = memory("data.max_length=60", "data.max_prompt_length=30", "text.max_new_tokens=30")
+    assert memory("data.max_length=60", "data.max_prompt_length=30", "text.max_new_tokens=130") > 2 * usual
+    assert memory("data.max_length=60", "data.max_prompt_length=30", "text.rows_per_step=128") > 2 * usual
+
+
 def test_a_comparison_with_a_stored_teacher_is_of_the_validation_text():
     alone, compared = (
         configured("method=sft", *SIZES, *STEPS, f"teacher={name}") for name in ("auto", "cached")
