@@ -208,11 +208,12 @@ class StateFolder:
             coded = encoded(piece, self.code)
             for name, tensor in coded.items():
                 tensors[name][filled : filled + len(piece)] = tensor
-            filled += len(piece)
             if self.code != EXACT and head is not None:
-                some = {name: tensor[::MEASURED] for name, tensor in coded.items()}
-                shard.nats += kl(head, piece[::MEASURED], decoded(some, dtype))
+                measured = slice(-filled % MEASURED, None, MEASURED)  # of the shard, however it is cut
+                some = {name: tensor[measured] for name, tensor in coded.items()}
+                shard.nats += kl(head, piece[measured], decoded(some, dtype))
                 shard.measured += len(some["states"])
+            filled += len(piece)
         assert filled == shard.positions, (filled, shard)
         shard.checksum = write_tensors(self.folder / shard.file, tensors)
         return shard

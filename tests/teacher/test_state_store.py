@@ -77,11 +77,26 @@ def test_lossy_states_come_back_within_their_bound_with_what_they_lose(tmp_path,
     assert (read[0].nbytes, read[0].positions) == (140 * (WIDTH + 4), 140)
     assert len(read[0].shards) == 20
     nats, measured = read[0].kl
-    assert measured == 20, "the first position of each piece"
+    assert measured == 20, "the first position of each shard"
     firsts = [true_states(row, 7)[:1] for row in range(20)]
     expected = sum(kl(head, first, decoded(encoded(first, "int8"), first.dtype)) for first in firsts)
     assert nats == pytest.approx(expected)
     assert states.States.joined(read).kl == (pytest.approx(2 * nats), 40)
+
+
+@given(cuts=st.sets(st.integers(1, 69), max_size=12))
+def test_what_is_lost_does_not_depend_on_how_the_states_come(tmp_path_factory, cuts):
+    head = Head(torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(0)))
+    found = []
+    for ends in ([70], [*sorted(cuts), 70]):
+        of = folder(tmp_path_factory.mktemp("states"), [70], code="int8")
+        starts = [0, *ends[:-1]]
+        whole = true_states(0, 70)
+        pieces = [whole[start:end] for start, end in zip(starts, ends, strict=True)]
+        of.write(WIDTH, torch.bfloat16, lambda rows, pieces=pieces: iter(pieces), head)
+        found.append(of.open().kl)
+    assert found[0][1] == found[1][1] == 5
+    assert found[0][0] == pytest.approx(found[1][0])
 
 
 def test_joined_parts_number_their_rows_on(tmp_path, small_shards):
