@@ -2,9 +2,14 @@
 
 import contextlib
 import math
+import multiprocessing
+import os
+import signal
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
@@ -14,18 +19,21 @@ from rich.table import Table
 
 from amid.config.compose import as_dict
 from amid.config.run_names import LONGEST_NAME
-from amid.config.sweeps import Sweep
+from amid.config.sweeps import PlannedRun, Sweep
 from amid.console import in_bytes
 from amid.errors import InputError
 from amid.estimates.cost import Cost, Estimator, Once
-from amid.estimates.sizes import SAMPLE, Facts, reason_of
+from amid.estimates.sizes import SAMPLE, Notes, reason_of
 from amid.experiment.plan import Plan
-from amid.results import load
+from amid.results import RESULT_FILE, load
 from amid.settings import check
 from amid.terminal import console
 
 MANY = 50
 """With more runs than this, the listing takes a while, and amid says so first."""
+
+ENOUGH = 10
+"""The settings of a sweep that are worth a process of their own."""
 
 UNKNOWN = "unknown"
 
@@ -39,7 +47,7 @@ def show_plan(sweep: Sweep) -> None:
     out = console()
     if (runs := len(sweep.runs())) > MANY:
         out.print(f"Composing the configurations of {runs} runs, at least two a second")
-    entries, estimator = _entries(sweep)
+    entries, notes = _entries(sweep)
     to_do = [entry for entry in entries if entry.state == "to do"]
     works = {key: work for entry in entries for key, work in entry.shared.items() if entry in to_do}
     out.print(_table(entries, works.values()))
@@ -47,7 +55,7 @@ def show_plan(sweep: Sweep) -> None:
     for line in (
         _in_all(entries, costs, [_seconds(entry, entries) for entry in to_do]),
         COUNTED,
-        *_notes(entries, estimator.facts),
+        *_noted(entries, notes),
         "Nothing was started.",
     ):
         out.print(line, markup=False, soft_wrap=True)
@@ -109,12 +117,12 @@ def _in_all(entries: Sequence["_Entry"], costs: Sequence[Cost], seconds: Sequenc
     )
 
 
-def _notes(entries: Sequence["_Entry"], facts: Facts) -> Iterator[str]:
-    """Returns notes on what was not read, what is not known, and why runs are refused."""
-    if facts.assumed is not None:
-        yield f"Assumed, and not read (amid/hub_sizes.yaml): {facts.assumed}."
-    for why in dict.fromkeys(facts.unknown.values()):
-        yield f"Not known: {', '.join(w for w, y in facts.unknown.items() if y == why)} ({why})."
+def _noted(entries: Sequence["_Entry"], notes: Notes) -> Iterator[str]:
+    """Returns lines on what was not read, what is not known, and why runs are refused."""
+    if notes.assumed is not None:
+        yield f"Assumed, and not read (amid/hub_sizes.yaml): {notes.assumed}."
+    for why in dict.fromkeys(notes.unknown.values()):
+        yield f"Not known: {', '.join(w for w, y in notes.unknown.items() if y == why)} ({why})."
     for reason in dict.fromkeys(e.state for e in entries if e.state.startswith("refused")):
         yield f"R{reason[1:]} ({sum(e.state == reason for e in entries)} runs)."
 
@@ -124,6 +132,7 @@ class _Entry:
     """A run of the sweep."""
 
     text: str
+    directory: Path
     kind: str
     """The kind of run, as `Estimator.kind` returns it."""
     state: str
@@ -133,31 +142,62 @@ class _Entry:
     """The seconds that a finished run took; None for others."""
 
 
-def _entries(sweep: Sweep) -> tuple[list[_Entry], Estimator]:
-    """Returns the runs of a sweep, and the estimator of their cost."""
-    estimator = Estimator()
+_Estimated = tuple[dict[frozenset[str], _Entry], Notes]
+
+
+def _entries(sweep: Sweep) -> tuple[list[_Entry], Notes]:
+    """Returns the runs of a sweep, and notes on what could not be read for their cost."""
+    settings = sweep.of_each_setting()
+    found: dict[frozenset[str], _Entry] = {}
+    notes = Notes()
+    for some, theirs in _in_processes(sweep, settings):
+        notes.add(theirs)
+        found |= some
     entries: list[_Entry] = []
-    of_settings: dict[frozenset[str], _Entry] = {}
-    for run, cfg in sweep.configs(of_each_seed=False):
-        if run.without_seed not in of_settings:
-            of_settings[run.without_seed] = _entry(cfg, estimator)
-        text = run.directory.name
+    for run in sweep.runs():
+        entry = found[run.without_seed]
+        directory = entry.directory.with_name(run.directory.name)
+        text = directory.name
         if len(text) >= LONGEST_NAME - 1:  # the name was cut
             text += "\n" + " ".join(o for o in run.overrides if not o.startswith("output_dir="))
-        entry = replace(of_settings[run.without_seed], text=text)
-        if run.finished:
+        entry = replace(entry, text=text, directory=directory)
+        if (directory / RESULT_FILE).exists():
             with contextlib.suppress(InputError):
-                entry = replace(entry, state="done", seconds=load(run.directory).own_seconds)
+                entry = replace(entry, state="done", seconds=load(directory).own_seconds)
         entries.append(entry)
-    return entries, estimator
+    return entries, notes
 
 
-def _entry(cfg: DictConfig, estimator: Estimator) -> _Entry:
+def _in_processes(sweep: Sweep, runs: Sequence[PlannedRun]) -> list[_Estimated]:
+    """Returns what `_estimated` does, of as many parts of the runs as there are cores to compose them."""
+    if sys.platform != "linux":  # a process would first import torch again
+        return [_estimated(sweep, runs)]
+    n = min(len(os.sched_getaffinity(0)), len(runs) // ENOUGH)
+    if n < 2:
+        return [_estimated(sweep, runs)]
+    with multiprocessing.get_context("fork").Pool(n, _end_with_command) as pool:
+        return pool.starmap(_estimated, [(sweep, runs[first::n]) for first in range(n)], chunksize=1)
+
+
+def _end_with_command() -> None:
+    """Leaves Ctrl-C to the command, which ends its processes by SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _estimated(sweep: Sweep, runs: Sequence[PlannedRun]) -> _Estimated:
+    """Returns the entries of runs, by their overrides without the seed, and notes on what was not read."""
+    estimator = Estimator()
+    entries = {run.without_seed: _entry(run.directory, cfg, estimator) for run, cfg in sweep.configs(runs)}
+    return entries, estimator.facts.notes
+
+
+def _entry(directory: Path, cfg: DictConfig, estimator: Estimator) -> _Entry:
     """Returns the entry of a run with this configuration: a run to do, or a refused one."""
     try:
         check(cfg)
     except InputError as error:
-        return _Entry("", "", f"refused: {error}", Cost(), {}, None)
+        return _Entry("", directory, "", f"refused: {error}", Cost(), {}, None)
     cfg.logger = {}
     plan = Plan(as_dict(cfg))
     cost, shared, state = Cost(), dict[str, Once](), "to do"
@@ -166,7 +206,7 @@ def _entry(cfg: DictConfig, estimator: Estimator) -> _Entry:
         cost, shared = estimator.run(plan), estimator.shared(plan)
     except (ValueError, InstantiationException) as error:
         state = f"refused: {reason_of(error)}"  # as the run itself would be
-    return _Entry("", estimator.kind(plan), state, cost, shared, None)
+    return _Entry("", directory, estimator.kind(plan), state, cost, shared, None)
 
 
 def _most(values: Iterable[float]) -> float:

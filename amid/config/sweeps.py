@@ -94,14 +94,15 @@ class Sweep:
         baselines = f", {grid} of the grid and {runs - grid} baseline{'s' * (runs - grid > 1)}"
         return f"{runs} run{'s' * (runs > 1)}" + (baselines if runs > grid else "")
 
-    def configs(self, of_each_seed: bool = True) -> "Iterator[tuple[PlannedRun, DictConfig]]":
-        """Yields every run with the configuration that it will have.
+    def configs(
+        self, runs: "Sequence[PlannedRun] | None" = None
+    ) -> "Iterator[tuple[PlannedRun, DictConfig]]":
+        """Yields runs, each with the configuration that it will have.
 
         Hydra composes once for all runs that differ only in the values of settings.
 
         Args:
-            of_each_seed: False to yield the configuration of the first of several runs that differ only in
-                their seed, for all of them.
+            runs: some of the sweep's runs; None for all.
 
         Raises:
             InputError: naming a run that Hydra refuses.
@@ -109,13 +110,11 @@ class Sweep:
         register_resolvers()
         composed: dict[tuple[str, ...], DictConfig] = {}
         files = _Files()
-        of_first: dict[frozenset[str], DictConfig] = {}
         before = HydraConfig.instance().cfg
+        numbers = {tuple(run.overrides): number for number, run in enumerate(self.runs())}
         try:
-            for number, run in enumerate(self.runs()):
-                if not of_each_seed and (same := of_first.get(run.without_seed)) is not None:
-                    yield replace(run, directory=Path(same.output_dir) / run.directory.name), same
-                    continue
+            for run in self.runs() if runs is None else runs:
+                number = numbers[tuple(run.overrides)]
                 try:
                     cfg = self._config(run, composed, files)
                 except (HydraException, OmegaConfBaseException) as error:
@@ -124,10 +123,16 @@ class Sweep:
                     raise InputError(f"{self.in_words(number)}: {error}") from error
                 run = replace(run, directory=Path(cfg.output_dir) / run.directory.name)
                 _be_the_run(cfg, run, number)
-                of_first[run.without_seed] = cfg
                 yield run, cfg
         finally:
             HydraConfig.instance().cfg = before
+
+    def of_each_setting(self) -> "list[PlannedRun]":
+        """Returns the first of the runs that differ only in their seed, for each setting."""
+        first: dict[frozenset[str], PlannedRun] = {}
+        for run in self.runs():
+            first.setdefault(run.without_seed, run)
+        return list(first.values())
 
     def in_words(self, number: int) -> str:
         """Returns the place of a run, given from 0, and its own overrides: `run 2 of 6 (seed=2)`."""

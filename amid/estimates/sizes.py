@@ -5,7 +5,7 @@ import math
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,28 +52,49 @@ class Lengths:
         return self.prompt + self.response
 
 
-class Facts:
-    """Sizes of models, numbers of rows and their lengths, each asked for once.
+@dataclass
+class Notes:
+    """What could not be read."""
 
-    Only tokenizers, the configurations of models, and data are read, no weights. Where one cannot be read,
-    the public fact is taken, and noted; what is not public either stays unknown, and is noted too.
-    """
+    unknown: dict[str, str] = field(default_factory=dict)
+    """The facts that stay unknown, with the reason."""
+    taken: dict[str, list[str]] = field(default_factory=dict)
+    """The facts that were taken from `hub_sizes.yaml`: the names of models and files, by what is taken."""
 
-    def __init__(self) -> None:
-        self.unknown: dict[str, str] = {}
-        """The facts that could not be read, with the reason."""
-        self._assumed: dict[str, dict[str, None]] = {}
-        self._found: dict[str, Any] = {}
+    def take(self, what: str, name: str) -> None:
+        """Notes a fact that is taken from `hub_sizes.yaml`."""
+        names = self.taken.setdefault(what, [])
+        if name not in names:
+            names.append(name)
+
+    def add(self, others: "Notes") -> None:
+        """Adds other notes."""
+        self.unknown |= others.unknown
+        for what, names in others.taken.items():
+            for name in names:
+                self.take(what, name)
 
     @property
     def assumed(self) -> str | None:
         """The facts that were taken from `hub_sizes.yaml`, in words; None for none."""
         parts = [
-            f"{what} {', '.join(self._assumed[what])}"
+            f"{what} {', '.join(sorted(self.taken[what]))}"
             for what in (_SIZES, _ROWS, _MEASURED, _GUESSED)
-            if what in self._assumed
+            if what in self.taken
         ]
         return "; ".join(parts) or None
+
+
+class Facts:
+    """Sizes of models, numbers of rows and their lengths, each asked for once.
+
+    Only tokenizers, the configurations of models, and data are read, no weights. Where one cannot be read,
+    the public fact is taken, and noted in `notes`; what is not public either stays unknown, and is noted too.
+    """
+
+    def __init__(self) -> None:
+        self.notes = Notes()
+        self._found: dict[str, Any] = {}
 
     def skeleton(self, plan: Plan, role: str) -> PreTrainedModel | None:
         """The teacher or student of a run, without values; None for unknown."""
@@ -180,10 +201,9 @@ class Facts:
         except _NOT_READ as error:
             reason = reason_of(error)
         if fact is not None:
-            kind, name = assumed
-            self._assumed.setdefault(kind, {})[name] = None
+            self.notes.take(*assumed)
             return self._once(["assumed", key], lambda: assume(fact))
-        self.unknown[what] = reason
+        self.notes.unknown[what] = reason
         return None
 
     def _once(self, key: object, find: Callable[[], T]) -> T:

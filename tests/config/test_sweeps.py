@@ -1,5 +1,3 @@
-import itertools
-
 import pytest
 from compositions import compose_anew, compose_once
 from hydra import compose, initialize_config_dir
@@ -401,17 +399,15 @@ def check_composed(sweep, most=None):
     """Compares each kind of run, up to `most`, with Hydra's own composition; returns the configurations."""
     compose_anew()
     try:
-        kinds: dict = {}
-        for run, cfg in itertools.islice(sweep.configs(of_each_seed=False), most):
-            kinds.setdefault(run.without_seed, (run, cfg))
-        for run, cfg in kinds.values():
+        kinds = list(sweep.configs(sweep.of_each_setting()[:most]))
+        for run, cfg in kinds:
             with initialize_config_dir(str(CONF), version_base="1.3"):
                 own = compose(sweep.name, run.overrides)
             assert OmegaConf.to_yaml(cfg) == OmegaConf.to_yaml(own)
             assert cfg._get_flag("struct") == own._get_flag("struct")
     finally:
         compose_once()
-    return [cfg for _, cfg in kinds.values()]
+    return [cfg for _, cfg in kinds]
 
 
 def test_runs_composed_from_files_that_are_read_once_are_as_hydra_composes_them():

@@ -59,8 +59,8 @@ def test_every_data_source_has_its_facts(name, hub):
         lengths = facts.lengths(Plan(cfg, trains=False), source)
         assert 0 < lengths.prompt <= data["max_prompt_length"]
         assert 0 < lengths.response <= data["max_length"] - lengths.prompt
-    assert not facts.unknown
-    assert ("guessed" in facts.assumed) == (name != "dolly_small")
+    assert not facts.notes.unknown
+    assert ("guessed" in facts.notes.assumed) == (name != "dolly_small")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_rows_are_those_that_a_source_takes(source, rows, hub):
     fields = {"instruction": "a", "output": "b"} if isinstance(source, dict) else None
     facts = Facts()
     assert facts.rows(source, fields) == (rows or pytest.approx(math.nan, nan_ok=True))
-    assert bool(facts.assumed) != bool(facts.unknown) == (rows is None)
+    assert bool(facts.notes.assumed) != bool(facts.notes.unknown) == (rows is None)
 
 
 def test_a_fact_is_cut_to_the_limits(hub):
@@ -100,7 +100,7 @@ def test_what_the_cache_has_is_read(hub):
     ours = tokenizer()
     expected = [len(ours("x " * n, add_special_tokens=False)["input_ids"]) + 1 for n in (2, 3)]
     assert lengths.response == sum(expected) / 2
-    assert (facts.assumed, facts.unknown) == (None, {})
+    assert (facts.notes.assumed, facts.notes.unknown) == (None, {})
 
 
 @pytest.mark.parametrize(
