@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from amid.cli.check_runs import check_others, checked
 from amid.cli.launch import (
     announce_left_to_others,
+    check_direction,
     check_results,
     chooses,
     launch,
@@ -72,6 +73,8 @@ def run(name: str, arguments: list[str]) -> None:
         if several and flags <= {"-m", "--multirun"} and not _names_folders(parsed):
             sweep = _sweep_of(name, cfg, parsed)
             searches = sweep.searches
+            if searches and name == "train":
+                check_direction(cfg)
             runs = _checked_runs(sweep, written)
             if name == "train":
                 arguments.append(sweep.subdir)
@@ -136,7 +139,7 @@ def _sweep_of(name: str, cfg: DictConfig, overrides: Sequence[Override]) -> Swee
     lines = [str(override.input_line) for override in overrides]
     settings = [*params, *(line for line in lines if not line.lstrip("+~").startswith("hydra"))]
     of_hydra = [line for line in lines if line.lstrip("+~").startswith("hydra")]
-    return Sweep(name, Path(cfg.output_dir), [settings], of_hydra, searches=_searches(cfg, overrides))
+    return Sweep(name, Path(cfg.output_dir), [settings], of_hydra, searches=chooses(cfg.hydra.sweeper))
 
 
 def _checked_runs(sweep: Sweep, written: Sequence[str]) -> list[Path]:
@@ -154,9 +157,3 @@ def _names_folders(overrides: Sequence[Override]) -> bool:
     """Returns whether the command itself sets the names of the folders or the list of the runs."""
     said = ("hydra.sweep.subdir", "hydra.sweeper.params", "hydra.sweeper.search_space")
     return any(o.key_or_group.startswith(said) or str(o.input_line) == BASIC for o in overrides)
-
-
-def _searches(cfg: DictConfig, overrides: Sequence[Override]) -> bool:
-    """Returns whether a sweeper chooses the runs by the scores of earlier runs."""
-    said = [override.value() for override in overrides if override.key_or_group == "hydra/sweeper"]
-    return bool(said and said[-1] != "basic") or chooses(cfg.hydra.sweeper)

@@ -174,8 +174,6 @@ class _Jobs:
             check_for_secrets(settings, "hydra")  # type: ignore[arg-type]
             check_used(cfg, settings)
             check(cfg)
-            if chooses(settings.sweeper):
-                _check_direction(cfg, settings.sweeper)
             return self._start(cfg, directory)
         except BrokenPipeError:
             sys.exit(stop_printing())  # Hydra would report it
@@ -317,13 +315,13 @@ def chooses(sweeper: Any) -> bool:
     return str(sweeper["_target_"]) != "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
-def _check_direction(cfg: Any, sweeper: Any) -> None:
+def check_direction(cfg: DictConfig) -> None:
     """Refuses a sweeper that looks for the worst validation score, such as one that minimises ROUGE-L.
 
     Raises:
         InputError: naming the direction to use.
     """
-    said = sweeper.get("direction")
+    said = cfg.hydra.sweeper.get("direction")
     better = {"max": "maximize", "min": "minimize"}[cfg.checkpoint.mode]
     name = str(getattr(said, "name", said))
     if name in ("maximize", "minimize") and name != better:

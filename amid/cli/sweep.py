@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from amid.cli.check_runs import checked
 from amid.cli.launch import (
     announce_left_to_others,
+    check_direction,
     check_results,
     launch,
     next_commands_printed,
@@ -43,6 +44,8 @@ def run(arguments: list[str]) -> None:
     name, *words = take_folders([name, *words])
     sweep, cfg = _read_sweep(name, words)
     launcher = launcher_of(sweep.name, cfg, parsed_overrides(sweep.of_hydra))
+    if sweep.searches:
+        check_direction(cfg)
     print(f"Sweep {name} in {sweep.output_dir}: {sweep.in_short}", flush=True)
     if "--dry-run" not in arguments:
         with put_back_into_queue(requeues(cfg)):

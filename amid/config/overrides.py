@@ -97,6 +97,9 @@ def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
             if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir") and not override.is_delete():
                 check_values(override.key_or_group.removesuffix("dir"), OfHydra, {"dir": override.value()})
         own = [_first_choice(o) for o in parsed if not o.key_or_group.startswith("hydra")]
+        own += [
+            str(o.input_line) for o in parsed if re.match(r"hydra[./]sweeper(?!\.params)", o.key_or_group)
+        ]
         try:
             cfg = composed(config_name, own)
         except InputError as error:
