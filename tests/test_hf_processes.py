@@ -1,6 +1,8 @@
 """`AMiDTrainer` on several processes takes the step of one, and leaves equal weights in all of them."""
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +14,35 @@ import torch
 HELPERS = Path(hf_ranks.__file__).parent
 
 
-def launched(folder, processes, names):
-    """What the first of some processes, started by torchrun, kept of each case."""
+def torchrun(folder, processes):
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+
+
+def accelerate(folder, processes):
+    """Starts processes by MPI where there is no GPU, as accelerate does."""
+    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    started = ["-m", "accelerate.commands.launch", *plain, "--num_processes", str(processes)]
+    if not hf_ranks.ON_CPUS:
+        return [*started, "--multi_gpu"]
+    if shutil.which("mpirun") is None:
+        pytest.skip("accelerate launch needs MPI on a CPU: apt-get install openmpi-bin")
+    hosts = folder / "hosts"
+    hosts.write_text(f"localhost slots={processes}\n")
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        place = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(one.getsockname()[1])]
+    by_mpi = ["--cpu", "--num_cpu_threads_per_process", "1", "--mpirun_hostfile", str(hosts)]
+    return [*started, *by_mpi, *place]
+
+
+def launched(folder, processes, names, by=torchrun):
+    """What the first of some processes, started by torchrun or accelerate, kept of each case."""
     file = folder / "found.pt"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    python_path = os.pathsep.join([str(HELPERS), *sys.path])
+    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     ran = subprocess.run(
-        [sys.executable, *launcher, str(HELPERS / "hf_ranks.py"), str(file), *names],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), *sys.path]), "OMP_NUM_THREADS": "1"},
+        [sys.executable, *by(folder, processes), str(HELPERS / "hf_ranks.py"), str(file), *names],
+        env={**os.environ, **as_root, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=900,
@@ -51,9 +75,10 @@ def check(found, name, folder):
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_step_of_one(tmp_path):
+@pytest.mark.parametrize("by", [torchrun, accelerate])
+def test_two_processes_take_the_step_of_one(tmp_path, by):
     names = ("ddp_lora_checkpointing", "fsdp")
-    for name, found in launched(tmp_path, 2, names).items():
+    for name, found in launched(tmp_path, 2, names, by).items():
         check(found, name, tmp_path)
 
 

@@ -1,6 +1,7 @@
 """Trains the built-in pair with `AMiDTrainer` in each process of a launch, and keeps what came of it.
 
     torchrun --nproc-per-node 2 hf_ranks.py FILE CASE [CASE ...]
+    accelerate launch --cpu --num_processes 2 --mpirun_hostfile HOSTS hf_ranks.py FILE CASE [CASE ...]
 
 Whatever the number of processes, an optimiser step is over four batches of two rows. With
 AMID_TEST_DEVICE=cuda each process has a GPU, and they talk by NCCL.
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from accelerate.utils.environment import get_int_from_env
 from hf_models import TOKENS, amid, collator, rows, tiny
 from torch.distributed.tensor import DTensor
 from transformers import DataCollatorWithFlattening, TrainerCallback, TrainingArguments, set_seed
@@ -25,7 +27,8 @@ from amid.hf import AMiDTrainer
 
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}
 STEPS = 5
-RANK = int(os.environ.get("RANK", 0))
+RANK = get_int_from_env(["RANK", "OMPI_COMM_WORLD_RANK"], 0)
+WORLD = get_int_from_env(["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"], 1)
 ON_CPUS = os.environ.get("AMID_TEST_DEVICE", "cpu") == "cpu"
 
 
@@ -179,11 +182,10 @@ def main(file, names):
     torch.set_num_threads(1)
     if ON_CPUS:
         shard_on_cpus()
-    world = int(os.environ.get("WORLD_SIZE", 1))
     found = {}
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = run(CASES[name], folder, world)
+            found[name] = run(CASES[name], folder, WORLD)
     if RANK == 0:
         torch.save(found, file)
     if dist.is_initialized():
