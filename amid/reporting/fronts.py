@@ -101,7 +101,8 @@ class Fronts:
     ) -> list[Comparison | None]:
         """Returns the quality of a row less that of another at each diversity; None where it is not known.
 
-        The spread over training seeds is pooled over all rows: they are taken to vary alike.
+        At each diversity, the spread over training seeds is pooled over all trained rows that reach it: they
+        are taken to vary alike. The teacher and the student at start have no part in it.
         """
         where = where or self.everywhere
         pair = self._curves(place, where), self._curves(other, where)
