@@ -97,9 +97,7 @@ def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
             if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir") and not override.is_delete():
                 check_values(override.key_or_group.removesuffix("dir"), OfHydra, {"dir": override.value()})
         own = [_first_choice(o) for o in parsed if not o.key_or_group.startswith("hydra")]
-        own += [
-            str(o.input_line) for o in parsed if re.match(r"hydra[./]sweeper(?!\.params)", o.key_or_group)
-        ]
+        own += [str(o.input_line) for o in parsed if _OF_HYDRA.match(o.key_or_group)]
         try:
             cfg = composed(config_name, own)
         except InputError as error:
@@ -110,6 +108,10 @@ def check_overrides(config_name: str, overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
+_OF_HYDRA = re.compile(r"hydra[./]sweeper(?!\.params)|hydra\.job\.")
+"""The settings of Hydra itself that are checked with a configuration."""
+
+
 def check_used(cfg: DictConfig, hydra: Any) -> None:
     """Refuses a chosen divergence or assistant that the objective of a configuration does not take.
 
@@ -118,8 +120,13 @@ def check_used(cfg: DictConfig, hydra: Any) -> None:
         hydra: Hydra's own part of it.
 
     Raises:
-        InputError: naming the choice.
+        InputError: naming the choice, or Hydra's setting that would change the meaning of paths.
     """
+    if hydra.job.chdir:
+        raise InputError(
+            "hydra.job.chdir=true: the paths of settings are relative to the folder in which amid is "
+            "started, and runs share caches there; leave it out"
+        )
     choices = hydra.runtime.choices
     for override in overrides_of(hydra):
         group = override.partition("=")[0]

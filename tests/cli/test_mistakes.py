@@ -103,6 +103,15 @@ def test_a_folder_of_one_run_for_several(tmp_path, capsys):
     assert "is for one run; the folder of several is output_dir=" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["train"], ["train", "-m", "seed=1,2"], ["sweep", "alpha", "--dry-run"]])
+def test_a_run_does_not_change_the_folder_that_paths_begin_in(tmp_path, capsys, words):
+    assert run(*words, "hydra.job.chdir=true", f"output_dir={tmp_path / 'out'}") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("amid: ")
+    assert "hydra.job.chdir=true: the paths of settings are relative to the folder in which amid" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_option_that_there_is_not(capsys):
     assert run("train", "--mutlirun", "seed=1") == 1
     assert "--mutlirun is no option of amid train; did you mean '--multirun'?" in capsys.readouterr().err
