@@ -25,8 +25,11 @@ from amid.scoring.systems import System
 
 def print_differences(
     systems: Sequence[System], name: str, metrics: Mapping[str, Metric], out: Console
-) -> None:
+) -> bool:
     """Prints the difference of every two systems at the same rung in a metric, or why none can be tested.
+
+    Returns:
+        Whether the metric can read the answers.
 
     Args:
         systems: answers of at least two systems to the same set.
@@ -39,7 +42,7 @@ def print_differences(
     """
     if len(systems[0].by_seed[0]) == 1:
         out.print("One prompt cannot show a difference; give two or more.\n", markup=False)
-        return
+        return True
     title = measure_of(name).title
     table = _empty_table(systems[0].dataset, title)
     try:
@@ -48,7 +51,7 @@ def print_differences(
         raise InputError(f"--metric={name} cannot score these answers: {error}") from error
     if any(name in unread_by(metrics, s.by_seed) for s in systems) and not _any_above_0(scores):
         out.print(f"{title} cannot read these answers: no difference in it is tested.\n", markup=False)
-        return
+        return False
     tested: list[Comparison] = []
     for (one, first), (other, second) in itertools.combinations(zip(systems, scores, strict=True), 2):
         if _at_other_rungs(one, other):
@@ -59,7 +62,7 @@ def print_differences(
                 "difference in it is tested.\n",
                 markup=False,
             )
-            return
+            return True
         try:
             found = _compared(first, second, len(one.by_seed[0]))
         except ValueError as error:
@@ -74,7 +77,7 @@ def print_differences(
             "*" if found.significant else "",
         )
     if not tested:
-        return
+        return True
     out.print(table)
     of = "scores of the set" if callable(scores[0]) else "means over prompts"
     out.print(
@@ -82,6 +85,7 @@ def print_differences(
         "\n",
         markup=False,
     )
+    return True
 
 
 def _empty_table(dataset: str, title: str) -> Table:
@@ -104,8 +108,15 @@ def scores_of_prompts(
 
 
 def _at_other_rungs(one: System, other: System) -> bool:
-    """Whether the answers of two systems were drawn at rungs of ladders, and at no rung in common."""
-    return bool(one.rungs and other.rungs) and not {*one.rungs} & {*other.rungs}
+    """Whether the answers of two systems, one of them a further rung of a ladder, were drawn differently.
+
+    Answers of two runs at their own settings are compared, whatever these are.
+    """
+    if one.name == one.of and other.name == other.of:
+        return False
+    return any(
+        one.drawn_at[ladder] != other.drawn_at[ladder] for ladder in {*one.drawn_at} & {*other.drawn_at}
+    )
 
 
 def _any_above_0(scores: Sequence[Sequence[float] | Resampled | None]) -> bool:

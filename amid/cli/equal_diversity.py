@@ -95,6 +95,10 @@ def _why_not(curves: Mapping[str, Mapping[float, System]], diversity: str) -> st
     numbers = {system.name: _answers(system) for system in systems}
     if len(systems[0].by_seed[0]) < 2:
         return "One prompt cannot show a difference"
+    words = {system.name: system.words for system in systems}
+    if len(set(words.values())) > 1:
+        of_each = ", ".join(f"{name} {of}" for name, of in words.items())
+        return f"Diversity of unlike tokenisers cannot be compared ({of_each}); choose one with --tokenize"
     if len(set(numbers.values())) > 1:
         of_each = ", ".join(f"{name} {number}" for name, number in numbers.items())
         return (
@@ -135,28 +139,36 @@ def _print(
     out: Console,
 ) -> None:
     quality, equal = measure_of(metric).title, measure_of(diversity).title
+    if diversity != "self_bleu":  # elsewhere it is of all answers of a seed
+        equal += " of a prompt"
     turned = measure_of(diversity).better == "higher"
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title=escape(dataset) or None, title_justify="left")
     for column in ("First", "Second", f"Equal {equal}", f"{quality} difference", "95% interval", "p", ""):
         table.add_column(escape(column), justify="left" if column in ("First", "Second", "") else "right")
     apart: list[str] = []
+    reached: set[float] = set()
     for (one, first), (other, second) in itertools.combinations(curves.items(), 2):
         reach = {of: _reach(curve, turned) for of, curve in ((one, first), (other, second))}
         low, high = max(ends[0] for ends in reach.values()), min(ends[1] for ends in reach.values())
         whole = difference_of_areas(first, second)
         said = " and ".join(f"{of} from {ends[0]:.1f} to {ends[1]:.1f}" for of, ends in reach.items())
         if whole is None:
-            apart.append(f"{one} and {other} reach no {equal} in common ({said}); add temperatures between.")
+            none = "no" if low > high else "too little"
+            apart.append(f"{one} and {other} reach {none} {equal} in common ({said}); add temperatures.")
         else:
             _add(table, one, other, f"{low:.1f} to {high:.1f}", whole)
         found_at = differences_at(first, second, similarity(diversity, at)) if at else []
         for value, found in zip(at, found_at, strict=True):
             if found is None:
-                raise InputError(
-                    f"--at {value:g}: {one} and {other} do not both reach {equal} {value:g} ({said}); choose "
-                    "a value inside of both, or add temperatures"
+                apart.append(
+                    f"--at {value:g}: {one} and {other} do not both reach {equal} {value:g} ({said}), or it "
+                    "is too near an end; choose a value inside of both, or add temperatures"
                 )
+                continue
             _add(table, one, other, f"{value:g}", found)
+            reached.add(value)
+    if not_reached := [value for value in at if value not in reached]:
+        raise InputError(next(line for line in apart if line.startswith(f"--at {not_reached[0]:g}: ")))
     if table.row_count:
         out.print(table)
         out.print(

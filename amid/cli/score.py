@@ -203,9 +203,9 @@ def run(arguments: Sequence[str]) -> None:
                 out.print(table)
         if len(group) > 1:
             chosen = _chosen(metric, group)
-            print_differences(group, metric, chosen, out)
             scores = partial(scores_of_prompts, metric, chosen)
-            print_at_equal_diversity(group, metric, scores, given.diversity, given.at, out)
+            if print_differences(group, metric, chosen, out):
+                print_at_equal_diversity(group, metric, scores, given.diversity, given.at, out)
         elif len(systems) > 1 and (not first.dataset or sets.count(first.dataset) > 1):
             out.print(f"{_called(first)} is not compared: {_why_alone(first, systems)}.", markup=False)
 
@@ -415,15 +415,33 @@ def _legend(lines: Sequence[Line]) -> str:
     ]
     spread = any(score.std is not None for line in lines for score in line.scores.values())
     seeds = " ±: over the seeds." if spread else ""
-    signatures: dict[str, list[str]] = {}
+    signatures: dict[str, dict[str, list[str]]] = {}  # the systems, by signature and score
     for name, line in itertools.product([name for name in measured if name not in OF_ANSWERS], lines):
         if (signature := line.scores[name].signature if name in line.scores else None) is not None:
-            signatures.setdefault(signature, []).append(measure_of(name).title)
-    computed = [f"{', '.join(dict.fromkeys(of))}: {signature}\n" for signature, of in signatures.items()]
+            systems = signatures.setdefault(signature, {}).setdefault(measure_of(name).title, [])
+            systems.append(line.system.name)
+    every = {line.system.name for line in lines}
+    computed = [
+        f"{', '.join(of)}{'' if {*names} == every else f' of {_and(names)}'}: {signature}\n"
+        for signature, by_score in signatures.items()
+        for names, of in _by_systems(by_score)
+    ]
     unequal = len({line.answers for line in lines}) > 1 and any("self_bleu" in name for name in measured)
     seeds += " Of unequal numbers of answers, Self-BLEU and distinct-n cannot be compared." * unequal
     scale = "0 to 100" + (f", but {unlike}" if unlike else "")
     return f"{scale}. Higher is better of {quality}. {' '.join(kinds)}{seeds}\n{''.join(computed)}"
+
+
+def _by_systems(by_score: Mapping[str, Sequence[str]]) -> list[tuple[list[str], list[str]]]:
+    """Returns lists of systems, each with the scores that these systems have."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for score, systems in by_score.items():
+        found.setdefault(tuple(dict.fromkeys(systems)), []).append(score)
+    return [([*systems], scores) for systems, scores in found.items()]
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _cell(score: Score | None) -> str:

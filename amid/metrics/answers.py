@@ -11,7 +11,7 @@ _NUMBER = re.compile(
     r"(?P<digits>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+)",
     flags=re.ASCII,
 )
-_MARKED = re.compile(rf"####\s*{_NUMBER.pattern}", flags=re.ASCII)
+_MARKED = re.compile(rf"####\s*(?:\*\*)?[$€£]?{_NUMBER.pattern}", flags=re.ASCII)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _THOUSANDS = re.compile(r"\{,\}|,?\\[,!]")
 """The ways LaTeX sets off thousands: 1{,}000 or 1,\\!000 or 1\\,000."""
@@ -23,7 +23,7 @@ def final_number(text: str) -> Decimal | None:
     It is the first of these that the text has:
 
     - the first number that stands right after a `####`, as in GSM8K's own solutions;
-    - the number in the last `\\boxed{…}`, if it is one number;
+    - the number in the last `\\boxed{…}`, if that holds one number;
     - the last number.
 
     Thousands may be set off with commas. `$`, `€`, `£`, `%`, units and a final full stop are no part of it:

@@ -146,7 +146,7 @@ def paired_bootstraps(
         largest = float(numpy.abs(scores[[one, other]]).max())
         different = numpy.count_nonzero(numpy.abs(scores[one] - scores[other]) > _ROUNDING * largest)
         if prompts >= FEW and different >= FEW_DIFFERENT:
-            found.append(_compared(difference, resampled()[one] - resampled()[other], prompts))
+            found.append(_compared(difference, resampled()[one] - resampled()[other], prompts, largest))
         else:
             found.append(_exact(difference, of_subsets()[one] - of_subsets()[other], prompts, largest))
     return found
@@ -158,7 +158,8 @@ def paired_bootstrap_of_sets(
     """Tests the difference of two whole-set scores, such as BLEU, that are not means over the prompts.
 
     For fewer than `FEW` prompts it tests exactly what each prompt adds to the difference, found by leaving
-    the prompt out (the jackknife). For scores that are means this equals `paired_bootstrap`.
+    the prompt out (the jackknife). For scores that are means this equals `paired_bootstrap`, but for `FEW`
+    prompts or more with fewer than `FEW_DIFFERENT` unlike scores: a score of a whole set does not say which.
 
     Args:
         first: a function from the number of times each prompt is drawn to the score of one system.
@@ -190,7 +191,8 @@ def paired_bootstrap_of_sets(
         of_subsets = _subset_means(added[None], resamples, seed)[0]
         return _exact(whole, of_subsets, prompts, float(numpy.abs(added).max()))
     found = [of_drawn(drawn) for drawn in _drawn(prompts, resamples, seed)]
-    return _compared(whole, _finite(numpy.concatenate(found)), prompts)
+    largest = max(abs(float(of(every)[0])) for of in (first, second))
+    return _compared(whole, _finite(numpy.concatenate(found)), prompts, largest)
 
 
 def how_tested(found: Sequence[Comparison]) -> str:
@@ -248,12 +250,27 @@ def _subsets(prompts: int, resamples: int, seed: int) -> Iterator[NDArray[numpy.
         yield drawn.astype(float)
 
 
-def _compared(difference: float, resampled: NDArray[numpy.float64], prompts: int) -> Comparison:
-    """Compares two systems, given the difference on all prompts and on the prompts of each draw."""
+def _compared(
+    difference: float, resampled: NDArray[numpy.float64], prompts: int, largest: float
+) -> Comparison:
+    """Compares two systems, given the difference on all prompts and on the prompts of each draw.
+
+    Args:
+        difference: the difference on all prompts.
+        resampled: the difference on each draw.
+        prompts: the number of prompts.
+        largest: the largest absolute score; a difference that is tiny beside it counts as rounding.
+    """
+    resampled = _without_rounding(resampled, largest)
     against = resampled <= 0 if difference > 0 else resampled >= 0
     low, high = numpy.quantile(resampled, [_TAIL, 1 - _TAIL])
     p_value = min(1.0, 2 * float(against.mean()))
     return Comparison(difference, float(low), float(high), p_value, prompts, exact=False)
+
+
+def _without_rounding(differences: NDArray[numpy.float64], largest: float) -> NDArray[numpy.float64]:
+    """Returns differences, with 0 for those that only rounding makes unlike 0 beside the score `largest`."""
+    return numpy.where(numpy.abs(differences) <= _ROUNDING * largest, 0.0, differences)
 
 
 def _exact(difference: float, of_subsets: NDArray[numpy.float64], prompts: int, largest: float) -> Comparison:
@@ -269,7 +286,7 @@ def _exact(difference: float, of_subsets: NDArray[numpy.float64], prompts: int, 
         prompts: the number of prompts.
         largest: the largest absolute score; a difference that is tiny beside it counts as rounding.
     """
-    ordered = numpy.sort(numpy.where(numpy.abs(of_subsets) <= _ROUNDING * largest, 0.0, of_subsets))
+    ordered = numpy.sort(_without_rounding(of_subsets, largest))
     if not ordered.any():  # equal scores on every prompt
         return Comparison(difference, 0.0, 0.0, 1.0, prompts, exact=True)
     ways = len(ordered) + 1

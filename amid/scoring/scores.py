@@ -40,13 +40,20 @@ def metric_values(metrics: Mapping[str, Metric], by_seed: Sequence[Sequence[Answ
     """Computes the result of each of `metrics` for the answers of each seed, once for all later uses.
 
     Raises:
-        ValueError: if a metric refuses the answers.
+        ValueError: if a metric refuses the answers, or does not give a score for each of them.
     """
     answers = [_flat(answered) for answered in by_seed]
-    return {
-        name: [by_name(metric, predictions=texts, references=references) for texts, references in answers]
-        for name, metric in metrics.items()
-    }
+    found: dict[str, Given] = {}
+    for name, metric in metrics.items():
+        given = [by_name(metric, predictions=texts, references=references) for texts, references in answers]
+        for scores, (texts, _) in zip(given, answers, strict=True):
+            if not isinstance(scores, SetScore) and len(scores) != len(texts):
+                raise ValueError(
+                    f"metric {name} gave {len(scores)} scores for {len(texts)} answers; return one for each, "
+                    "or a SetScore"
+                )
+        found[name] = given
+    return found
 
 
 def _flat(answered: Sequence[Answered]) -> tuple[list[str], list[list[str]]]:

@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 
 from amid.config.folders import CONF
-from amid.config.ladders import Rung, rungs_of
+from amid.config.ladders import LADDERS, Rung, rungs_of
 from amid.config.run_settings import CONFIG_FILE, Stored, read_settings
 from amid.errors import InputError, choose_one, first_line
 from amid.files import damaged
@@ -58,6 +58,8 @@ class System:
     of: str = ""
     """The name of the system whose answers these are at the `rungs` of its ladders."""
     rungs: tuple[Rung, ...] = ()
+    drawn_at: Mapping[str, float] = field(default_factory=dict)
+    """The temperature and the top-p that the answers were drawn at, by the name of the ladder, if known."""
 
     @property
     def words(self) -> str:
@@ -101,7 +103,8 @@ def read_systems(
             metrics = tokenized({metric: KNOWN[metric] for metric in ALWAYS}, tokenize)
             of, rungs = _named_rung(name)
             answers = [read_answers(path)]
-            systems.append(System(name, "", answers, metrics, tokenize, pass_at or (), of, rungs))
+            drawn_at = {rung.ladder: rung.value for rung in rungs}
+            systems.append(System(name, "", answers, metrics, tokenize, pass_at or (), of, rungs, drawn_at))
             continue
         folder = place / "generations" if (place / "generations").is_dir() else place
         sets = answers_files(folder)
@@ -115,13 +118,18 @@ def read_systems(
         own = tokenize_of(metrics["rouge_l"]) if "rouge_l" in metrics else tokenize
         metrics |= tokenized({metric: KNOWN[metric] for metric in ALWAYS if metric not in metrics}, own)
         of_set = own_pass_at if pass_at is None else pass_at
+        own_rung = _own_rung(place)
         for at, rungs in _rung_folders(place, folder).items():
+            drawn_at = own_rung | {rung.ladder: rung.value for rung in rungs}
             called = name if at == folder else f"{name}@{rungs[0]}"
             for dataset, files in (sets if at == folder else answers_files(at)).items():
                 by_seed = [read_answers(file) for file in files.values()]
                 for answered in by_seed:
                     _check_same_prompts(f"{called} {dataset}", by_seed[0], f"{called} {dataset}", answered)
-                systems.append(System(called, dataset, by_seed, metrics, tokenize, of_set, name, rungs))
+                systems.append(
+                    System(called, dataset, by_seed, metrics, tokenize, of_set, name, rungs, drawn_at)
+                )
+    _check_rungs(systems)
     for system in systems:
         check_pass_at(system)
     return _of_the_same_prompts(systems)
@@ -135,6 +143,26 @@ def _named_rung(name: str) -> tuple[str, tuple[Rung, ...]]:
     except ValueError:
         return name, ()
     return (of, (Rung("temperature", temperature),)) if of and 0 <= temperature < inf else (name, ())
+
+
+def _check_rungs(systems: Sequence[System]) -> None:
+    """Raises InputError for two files of one system at one temperature, such as NAME@0.3 and NAME@0.30."""
+    known: dict[tuple[str, str, Rung], str] = {}
+    for system in systems:
+        for rung in system.rungs:
+            other = known.setdefault((system.of, system.dataset, rung), system.name)
+            if other != system.name:
+                raise InputError(
+                    f"{other} and {system.name} are both the answers of {system.of} at {rung.ladder} "
+                    f"{rung.value:g}; rename one file"
+                )
+
+
+def _own_rung(place: Path) -> dict[str, float]:
+    """Returns the temperature and the top-p of a run's own answers, as far as its settings say them."""
+    generation: Any = (read_settings(place, _WITHOUT) or {}).get("generation")
+    own = generation if isinstance(generation, dict) else {}
+    return {ladder: float(own[ladder]) for ladder in LADDERS if isinstance(own.get(ladder), int | float)}
 
 
 def _rung_folders(place: Path, folder: Path) -> dict[Path, tuple[Rung, ...]]:
@@ -205,7 +233,7 @@ def _names(places: Sequence[Path]) -> list[str]:
     The files NAME@TEMPERATURE of a folder are of one system. The KEY=VALUE parts that all names of run
     folders share are left out.
     """
-    stems = [place.stem if place.suffix and not place.is_dir() else place.name for place in places]
+    stems = [place.name if place.is_dir() or place.suffix[1:].isdecimal() else place.stem for place in places]
     ends = [
         stem if place.is_dir() else _named_rung(stem)[0] for stem, place in zip(stems, places, strict=True)
     ]

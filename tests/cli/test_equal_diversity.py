@@ -44,7 +44,7 @@ def test_two_ladders_are_compared_where_their_diversity_is_equal(tmp_path, capsy
     assert 10 < float(whole[5]) < 30
     assert 10 < float(at[3]) < 30
     assert whole[-1] == at[-1] == "*"
-    assert "Difference of ROUGE-L where Distinct-1 is equal" in out
+    assert "Difference of ROUGE-L where Distinct-1 of a prompt is equal" in out
     assert len(rows(out, "good@0.4", "bad@0.4")) == 1
     assert not rows(out, "good@0.4", "bad@0.7")
 
@@ -77,6 +77,55 @@ def test_a_prompt_with_one_answer_has_no_self_bleu(tmp_path, capsys):
     assert rows(capsys.readouterr().out, "one", "other")
 
 
+def test_a_pair_that_does_not_reach_a_diversity_hides_no_other(tmp_path, capsys):
+    files = [
+        *ladder(tmp_path, "good", 0),
+        *ladder(tmp_path, "bad", 2),
+        *ladder(tmp_path, "far", 0, (6, 7, 8)),
+    ]
+    assert main(["score", *files, "--diversity", "distinct_1", "--at", "60"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "good bad 60 " in out
+    assert "--at 60: good and far do not both reach Distinct-1 of a prompt 60" in out
+
+
+def test_two_files_of_one_temperature_are_refused(tmp_path, capsys):
+    files = [write(tmp_path, "ours", at, 1, 0) for at in ("0.3", "0.30", "0.7")]
+    assert main(["score", *files]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ours@0.3 and ours@0.30 are both the answers of ours at temperature 0.3; rename one file" in line
+
+
+def test_a_temperature_is_no_suffix(tmp_path, capsys):
+    files = []
+    for file in map(Path, [*ladder(tmp_path, "one", 0), *ladder(tmp_path, "other", 2)]):
+        file.rename(file.with_suffix(""))
+        files.append(str(file.with_suffix("")))
+    assert main(["score", *files]) == 0
+    out = capsys.readouterr().out
+    assert rows(out, "one@0.4", "other@0.4")
+    assert rows(out, "one", "other")
+
+
+def test_a_metric_that_cannot_read_the_answers_is_not_compared_at_equal_diversity(tmp_path, capsys):
+    files = [*ladder(tmp_path, "one", 0), *ladder(tmp_path, "other", 2)]
+    for file in map(Path, files):
+        cyrillic = str.maketrans(
+            "abcdefghijklmnopqrstuvwxyz0123456789", "абвгдежзийклмнопрстуфхцчшщбвгдежзийк"
+        )
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text(
+            "\n".join(
+                json.dumps({key: [text.translate(cyrillic) for text in of] for key, of in line.items()})
+                for line in lines
+            )
+        )
+    assert main(["score", *files]) == 0
+    out = capsys.readouterr().out
+    assert "ROUGE-L cannot read these answers: no difference in it is tested." in out
+    assert not rows(out, "one", "other")
+
+
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
@@ -92,3 +141,37 @@ def test_why_two_ladders_cannot_be_compared_is_said_in_a_line(tmp_path, capsys, 
     out = capsys.readouterr().out
     assert message in " ".join(out.split())
     assert "is equal: the mean over" not in out
+
+
+def of_run(folder, tokenize, temperatures=(0.3, 0.6)):
+    """A run with its own answers at temperature 1, and answers at further temperatures."""
+    answers = folder / "generations"
+    for at, varied in ((None, 5), *zip(temperatures, (1, 3), strict=False)):
+        place = answers if at is None else answers / f"temperature-{at}"
+        place.mkdir(parents=True, exist_ok=True)
+        Path(write(place, "set", "x", varied, 0)).rename(place / "open-1.jsonl")
+    metric = {"_target_": "amid.metrics.rouge_l", "_partial_": True, "tokenize": tokenize}
+    settings = {
+        "data": {"metrics": {"rouge_l": metric}, "valid_metric": "rouge_l"},
+        "generation": {"temperature": 1.0, "top_p": 1.0, "temperatures": [*temperatures] or None},
+    }
+    (folder / "config.yaml").write_text(json.dumps({"hash": "0", "config": settings}))
+    return str(folder)
+
+
+def test_answers_at_other_temperatures_are_not_tested_against_a_run_s_own(tmp_path, capsys):
+    runs = [of_run(tmp_path / "one", "rouge_score"), of_run(tmp_path / "other", "rouge_score", ())]
+    assert main(["score", *runs]) == 0
+    out = capsys.readouterr().out
+    assert rows(out, "one", "other")
+    for first in ("one", "other"):
+        assert not rows(out, first, "one@0.3") + rows(out, "one@0.3", first)
+
+
+def test_diversity_of_unlike_tokenisers_is_not_compared(tmp_path, capsys):
+    runs = [of_run(tmp_path / "one", "rouge_score"), of_run(tmp_path / "other", "char")]
+    assert main(["score", *runs]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Diversity of unlike tokenisers cannot be compared (one@0.3 13a" in out
+    assert "is equal: the mean over" not in out
+    assert " of other: tokenize=char" in out

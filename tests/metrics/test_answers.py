@@ -13,6 +13,9 @@ FORMS = {
     "####-5": "-5",
     "#### $1,250.50": "1250.50",
     "#### \n5": "5",
+    "#### $42 for 3 apples": "42",
+    "#### €1,000 in 2 weeks": "1000",
+    "#### **42**, not 7": "42",
     "It is 3.\n#### 42\nQuestion: 9 + 1?\nAnswer: 10\n#### 10": "42",  # goes on with another question
     "#### Step 1\nAdd 2 and 2.\nSo 4.": "4",  # a heading
     # boxes

@@ -35,6 +35,21 @@ def test_a_constant_difference_is_significant(values, more):
     assert found.p_value == pytest.approx(2 / ways if len(values) < FEW else 0)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_draws_with_equal_sums_are_ties_however_the_means_round(seed):
+    """Scores of three answers to a prompt, exact match: the sums of thirds are counted in whole numbers."""
+    random = numpy.random.default_rng(seed)
+    thirds = random.integers(0, 4, size=(2, 60))
+    found = paired_bootstrap(*(100 * thirds / 3), resamples=2000, seed=7)
+    drawn = numpy.random.default_rng(7).integers(60, size=(2000, 60))
+    sums = (thirds[0] - thirds[1])[drawn].sum(1)
+    against = sums <= 0 if thirds[0].sum() > thirds[1].sum() else sums >= 0
+    assert found.p_value == pytest.approx(min(1, 2 * against.mean()))
+    low, high = numpy.quantile(sums, [0.025, 0.975]) / 1.8
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.significant == (low > 0 or high < 0)
+
+
 def test_the_two_orders_mirror_each_other():
     random = numpy.random.default_rng(1)
     first, second = random.normal(1, 3, 50), random.normal(0, 3, 50)

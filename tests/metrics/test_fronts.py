@@ -103,7 +103,9 @@ def test_two_temperatures_of_one_system_are_equal_and_a_better_one_is_better():
 def test_a_difference_outside_of_a_ladder_is_refused_and_unknown():
     low, high = front([3, 2], [20, 10]), front([9, 8], [50, 40])
     ranges = r"the first reaches 10\.0 to 20\.0 and the second reaches 40\.0 to 50\.0"
-    with pytest.raises(ValueError, match=f"the curves share no diversity: {ranges}; score"):
+    with pytest.raises(
+        ValueError, match=f"the curves share no diversity, or too little of it: {ranges}; score"
+    ):
         compare_areas(low, high, resamples=20)
     with pytest.raises(ValueError, match=f"diversity 15 is outside of a ladder.*: {ranges}; choose"):
         compare_at(low, high, 15.0, resamples=20)
