@@ -52,6 +52,8 @@ def mean(per_token: Tensor, denominator: float | Tensor | None) -> Tensor:
 
 def check_labels(labels: Tensor, n_vocab: int) -> None:
     """Raises a ValueError unless all counted labels are tokens."""
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels must be integers, got labels of {labels.dtype}; convert them with .long()")
     if bool(((labels < 0) | (labels >= n_vocab)).any()):
         raise ValueError(
             f"labels at counted positions must lie in [0, {n_vocab}), got values from "

@@ -149,7 +149,7 @@ class Distillation(Loss):
     def check(self) -> None:
         """Raises a ValueError unless the shared vocabulary is a number of tokens."""
         n = self.shared_vocab
-        if n is not None and (not isinstance(n, int) or n < 1):
+        if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
             raise ValueError(
                 f"shared_vocab must be a positive integer or None, got shared_vocab={n!r}; "
                 f"give the number of tokens that both models share"

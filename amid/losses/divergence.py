@@ -332,12 +332,21 @@ class JensenShannon(Divergence):
         return -self.beta * _times(log_a.exp(), x_a), -(1 - self.beta) * _times(log_b.exp(), x_b)
 
     def value_and_partials(self, pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the value, the sum of both partials, and the partials; log(m/b) = log(1 + β (e^δ - 1))."""
-        if self.beta < LEAST_SHARE:
+        """Returns the value, the sum of both partials, and the partials.
+
+        log(m/b) = log(1 + β (e^δ - 1)). For β > ½, where 1-β would be lost, it is
+        log(m/a) = log(1 + (1-β)(e^-δ - 1)).
+        """
+        if min(self.beta, 1 - self.beta) < LEAST_SHARE:
             return super().value_and_partials(pair)
         delta = pair.log_ratio.clamp(-_FAR, _FAR)
-        log_m_over_b = torch.expm1(delta).mul_(self.beta).log1p_()
-        partial_a = (delta - log_m_over_b).mul_(pair.a).mul_(self.beta)
+        if self.beta <= 0.5:
+            log_m_over_b = torch.expm1(delta).mul_(self.beta).log1p_()
+            log_m_over_a = log_m_over_b - delta
+        else:
+            log_m_over_a = torch.expm1(-delta).mul_(1 - self.beta).log1p_()
+            log_m_over_b = log_m_over_a + delta
+        partial_a = log_m_over_a.mul_(pair.a).mul_(-self.beta)
         partial_b = log_m_over_b.mul_(pair.b).mul_(self.beta - 1)
         value = (partial_a.sum(-1) + partial_b.sum(-1)).clamp_(min=0)
         return value, partial_a, partial_b

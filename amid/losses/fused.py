@@ -181,11 +181,9 @@ class _FusedFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: _Work) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            loss, *gradients = _value_and_gradients(work, ctx.needs_input_grad[:3])
-        inputs = (hidden, weight, bias)
-        ctx.gradients = [
-            None if g is None or x is None else g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)
-        ]
+            loss, ctx.scale, *gradients = _value_and_gradients(work, ctx.needs_input_grad[:3])
+        ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
+        ctx.gradients = gradients if ctx.scale != 1 else _as(ctx.dtypes, gradients)
         return loss
 
     @staticmethod
@@ -198,19 +196,36 @@ class _FusedFunction(torch.autograd.Function):
             )
         gradients, ctx.gradients = ctx.gradients, None
         (factor,) = grad_outputs
+        if ctx.scale != 1:
+            factor = factor * ctx.scale
         if factor.device.type != "cpu" or factor != 1:  # a GPU would have to be waited for
             gradients = [None if g is None else g.mul_(factor) for g in gradients]
-        return *gradients, None
+        return *_as(ctx.dtypes, gradients), None
 
 
-def _value_and_gradients(work: _Work, wanted: Sequence[bool]) -> tuple[Tensor, *tuple[Tensor | None, ...]]:
-    """Returns the loss, and the gradients that are wanted among hidden states, weight and bias."""
+def _as(dtypes: Sequence[torch.dtype | None], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Returns gradients in the dtypes of their inputs."""
+    return [
+        None if g is None or dtype is None else g.to(dtype)
+        for g, dtype in zip(gradients, dtypes, strict=True)
+    ]
+
+
+def _value_and_gradients(
+    work: _Work, wanted: Sequence[bool]
+) -> tuple[Tensor, float, *tuple[Tensor | None, ...]]:
+    """Returns the loss, a factor, and the gradients that are wanted among hidden states, weight and bias.
+
+    The factor is still to be applied to the gradients. In float16 it is one over the denominator, which would
+    make them underflow before the loss scale reaches them. Elsewhere it is 1.
+    """
     student, teacher = work.student, work.teacher
     n, size, sums = len(student.hidden), work.chunk_size(), precise(student.dtype)
     scale = 1 / work.denominator
     # Where the range of the dtype allows it, the gradient for the logits is scaled before it is rounded.
     early = scale if student.dtype == torch.bfloat16 else 1.0
-    late = scale / early
+    at_last = scale if student.dtype == torch.float16 else 1.0
+    late = scale / early / at_last
     # A sum of one chunk is rounded once, where it is made.
     alone = n <= size and late == 1 and student.head.weight.dtype == student.dtype
     grad_hidden, grad_weight, grad_bias = (
@@ -250,7 +265,7 @@ def _value_and_gradients(work: _Work, wanted: Sequence[bool]) -> tuple[Tensor, *
             grad_bias.add_(gradient.sum(0), alpha=late)
     if grad_bias is not None and rounded is not buffer:
         grad_bias.mul_(late)
-    return total * scale, grad_hidden, grad_weight, grad_bias
+    return total * scale, at_last, grad_hidden, grad_weight, grad_bias
 
 
 def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, scale: float, first: bool) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from amid.losses.counted import given
+from amid.losses.numerics import finite_number
 from amid.losses.products import linear
 
 Stats = dict[str, Tensor]
@@ -105,6 +106,18 @@ class Head:
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            ValueError: if `scale` is 0 or not finite, or `softcap` is neither None nor finite and above 0.
+        """
+        if not finite_number("scale", self.scale, "choose the model's own factor, 1.0 for none"):
+            raise ValueError(f"scale must not be 0, got scale={self.scale!r}; give 1.0 for no factor")
+        remedy = "choose the model's own value, or None for no softcap"
+        if self.softcap is not None and finite_number("softcap", self.softcap, remedy) <= 0:
+            raise ValueError(f"softcap must be above 0, got softcap={self.softcap!r}; {remedy}")
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of `hidden` [..., D], float32 or better also from bfloat16 or float16 operands."""

@@ -198,7 +198,8 @@ class Objective(Distillation):
         stats: Stats = {}
         if with_stats:
             stats = {f"entropy_{name}": torch.special.entr(probs[name]).sum() for name in logs}
-            stats["kl_pq"] = (p * (log_p - log_q)).masked_fill(p == 0, 0).sum()
+            of_rows = (p * (log_p - log_q)).masked_fill(p == 0, 0).sum(-1)
+            stats["kl_pq"] = of_rows.clamp(min=0).sum()
             if mixing is not None:
                 stats["gradient_weight"] = (q * weight).sum()
         return Sums(value.sum(), gradient, stats), finite

@@ -83,7 +83,8 @@ class WeightedDivergences(Distillation):
 
     def _stats(self, pair: Pair, weights: Tensor, values: Tensor) -> Stats:
         stats = {f"entropy_{name}": torch.special.entr(x).sum() for name, x in (("p", pair.a), ("q", pair.b))}
-        stats["kl_pq"] = (pair.a * pair.log_ratio).masked_fill(pair.a == 0, 0).sum()
+        of_rows = (pair.a * pair.log_ratio).masked_fill(pair.a == 0, 0).sum(-1)
+        stats["kl_pq"] = of_rows.clamp(min=0).sum()
         for name, weight, value in zip(self._divergences, weights, values, strict=True):
             stats[f"weight_{name}"], stats[f"divergence_{name}"] = weight.sum(), value.sum()
         return {name: x.detach() for name, x in stats.items()}

@@ -55,8 +55,10 @@ class WeightedSum(Loss):
         gradient = torch.zeros_like(at.student_logits) if with_gradient else None
         stats: Stats = {}
         for weight, term in self.terms:
-            value, of_term, term_stats = term.value_and_gradient(at, with_gradient, with_stats)
-            total += weight * value
+            counts = weight != 0  # 0 times an infinite loss is 0
+            value, of_term, term_stats = term.value_and_gradient(at, with_gradient and counts, with_stats)
+            if counts:
+                total += weight * value
             if gradient is not None and of_term is not None:
                 gradient.add_(of_term, alpha=weight)
             stats = term_stats | stats
@@ -111,5 +113,5 @@ class WeightedSum(Loss):
                 inputs["labels"] = given("labels", labels)
             loss, term_stats = term.on_logits(with_stats, **inputs)
             stats = term_stats | stats
-            losses.append(weight * loss)
+            losses.append(weight * loss if weight != 0 else student_logits.flatten()[:0].sum().to(loss.dtype))
         return torch.stack(losses).sum(), stats

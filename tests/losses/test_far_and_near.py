@@ -38,6 +38,8 @@ DIVERGENCES: list[Divergence] = [
     AlphaDivergence(-2.0),
     JensenShannon(0.5),
     JensenShannon(0.1),
+    JensenShannon(0.999),
+    JensenShannon(0.99999),
     TotalVariation(),
 ]
 ORDERS = ("pr", "rp", "qr", "rq")

@@ -30,6 +30,7 @@ from amid.losses import (
     TotalVariation,
     WeightedSum,
 )
+from amid.losses.inputs import Positions
 
 DIVERGENCES: list[Divergence] = [
     KL(),
@@ -298,6 +299,53 @@ def logits_of(given: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def test_a_term_of_weight_0_changes_nothing_even_where_it_is_infinite() -> None:
+    teacher = torch.tensor([[-math.inf, 1.0, 2.0]])
+    student = torch.tensor([[0.3, -0.2, 1.0]], requires_grad=True)
+    infinite, one = Objective(KL(), order="qp"), CrossEntropy()
+    both = WeightedSum([(0.0, infinite), (1.0, one)])
+    labels = torch.tensor([0])
+    expected = one(student_logits=student, labels=labels)
+    got = both(student_logits=student, teacher_logits=teacher, labels=labels)
+    assert float(got) == float(expected)
+    (wanted,), (found,) = (torch.autograd.grad(x, [student]) for x in (expected, got))
+    assert torch.equal(found, wanted)
+    at = Positions(student.detach(), teacher, labels)
+    value, gradient, stats = both.value_and_gradient(at, True, True)
+    assert float(value) == pytest.approx(float(expected))
+    assert gradient is not None
+    assert torch.allclose(gradient, wanted)
+    assert "kl_pq" in stats
+    nothing = WeightedSum([(0.0, infinite)])(student_logits=student, teacher_logits=teacher)
+    assert float(nothing) == 0
+    nothing.backward()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"softcap": 0.0}, "softcap must be above 0, got softcap=0.0"),
+        ({"softcap": -1.0}, "softcap must be above 0"),
+        ({"scale": 0.0}, "scale must not be 0"),
+        ({"scale": math.inf}, "scale"),
+    ],
+)
+def test_a_head_with_numbers_that_make_no_logits(given: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Head(torch.ones(3, 2), **given)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0.7]), torch.tensor([True])])
+def test_labels_are_integers(labels: Tensor) -> None:
+    with pytest.raises(ValueError, match="labels must be integers, got labels of torch"):
+        CrossEntropy()(student_logits=torch.zeros(1, 3), labels=labels)
+
+
+def test_a_shared_vocabulary_is_a_number() -> None:
+    with pytest.raises(ValueError, match="shared_vocab must be a positive integer or None"):
+        Objective(KL(), order="pq", shared_vocab=True).check()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_is_no_worse_than_logits_in_it(dtype: torch.dtype) -> None:
     values = inputs(64, 1000, dtype)
@@ -314,6 +362,21 @@ def test_low_precision_is_no_worse_than_logits_in_it(dtype: torch.dtype) -> None
         grad = low[name].grad
         assert grad is not None
         assert float((got.double() - exact).norm()) <= 1.1 * float((grad.double() - exact).norm())
+
+
+def test_in_float16_a_large_denominator_leaves_the_gradient_to_the_loss_scale() -> None:
+    values = inputs(64, 1000)
+    loss = Objective(KL(), AlphaMixture(-1, 0.1))
+    _, true = reference_gradients(loss, values)
+    given = {k: v.half().requires_grad_(k in STUDENT) for k, v in values.items()}
+    value = loss.fused(**given, denominator=65536.0)
+    (65536 * value).backward()
+    for name, exact in zip(STUDENT, true, strict=True):
+        grad = given[name].grad
+        assert grad is not None
+        assert grad.dtype == torch.float16
+        expected = exact * 64  # the mean over 64 positions
+        assert float((grad.double() - expected).norm() / expected.norm()) < 2e-2
 
 
 def test_autocast_takes_products_in_bfloat16_and_keeps_float32_gradients() -> None:
