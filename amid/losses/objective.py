@@ -88,6 +88,9 @@ class Objective(Distillation):
 
     def _by_autograd(self, logits_q: Tensor, logits_p: Tensor, with_stats: bool) -> tuple[Tensor, Stats]:
         """Returns the loss at each position [N], differentiable, and the sums to be logged."""
+        dtype = logits_q.dtype
+        if self._compares_near_models:  # their difference would be lost in log r
+            logits_q, logits_p = in_float64(logits_q), in_float64(logits_p)
         log_q, log_p = log_normalise(logits_q), log_normalise(logits_p)
         log_probs = {"p": log_p, "q": log_q}
         if self.assistant is not None:
@@ -105,7 +108,15 @@ class Objective(Distillation):
                 "arguments, without detach or no_grad"
             )
         stats = self._stats({name: x.detach() for name, x in log_probs.items()}) if with_stats else {}
-        return per_token, stats
+        return per_token.to(dtype), {name: x.to(dtype) for name, x in stats.items()}
+
+    @property
+    def _compares_near_models(self) -> bool:
+        """Whether the divergence is between the assistant and a model that has nearly all of it."""
+        if not isinstance(self.assistant, AlphaMixture) or "r" not in self.order:
+            return False
+        share = self.assistant.lam if "q" in self.order else 1 - self.assistant.lam
+        return share < _SMALL_LAM
 
     @property
     def _has_closed_form(self) -> bool:

@@ -329,3 +329,18 @@ def test_entropies_next_to_0_are_tied_in_all_precisions(gap: float) -> None:
     true_value, true = in_float64(loss, student, teacher)
     assert math.isclose(value, true_value, rel_tol=1e-3)
     assert float((gradient - true).norm()) < 1e-9
+
+
+@pytest.mark.parametrize("divergence", [KL(), TotalVariation(), JensenShannon(0.5)], ids=repr)
+@pytest.mark.parametrize(("order", "lam"), [("qr", 1e-4), ("rq", 1e-6), ("pr", 1 - 1e-4), ("rp", 1 - 1e-6)])
+def test_an_assistant_near_a_model_on_logits_in_float32(divergence, order, lam):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (3 * torch.randn(4, 1000, generator=generator) for _ in range(2))
+    loss = Objective(divergence, AlphaMixture(-1.0, lam), order)
+    expected, true = in_float64(loss, student, teacher)
+    given = student.clone().requires_grad_()
+    value = loss(student_logits=given, teacher_logits=teacher, denominator=1)
+    assert value.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(value, given)
+    assert float(value.detach()) == pytest.approx(expected, rel=1e-5)
+    assert float((gradient.double() - true).norm() / true.norm()) < 1e-5
