@@ -178,8 +178,9 @@ class Plan:
         for part, unread in (("text", 0), ("generation", 1)):  # what is drawn last is then not read
             new = (self._given.get(part) or {}).get("max_new_tokens")
             if part in reads and new is not None:
+                marked = (self._given[part].get("labels") == "unshifted") - unread  # a cut answer gets an EOS
                 texts[f"data.max_prompt_length={prompt} with {part}.max_new_tokens={new}"] = (
-                    prompt + new - unread
+                    prompt + new + marked
                 )
         return texts
 

@@ -30,6 +30,12 @@ def check_together(settings: Values) -> None:
     if settings["generation"]["_target_"] in BY_TARGET["generation"]:
         check_sampling(settings["generation"])
     _check_pass_at(settings["data"].get("pass_at", ()), settings["generation"])
+    capacity, rows = settings.get("text", {}).get("capacity"), settings["data"].get("batch_size", 1)
+    if isinstance(capacity, int) and capacity < rows:
+        raise InputError(
+            f"text.capacity={capacity} is less than data.batch_size={rows}: a step of replay would have too "
+            f"few rows; use at least {rows}"
+        )
     _check_objective(settings)
     if not evaluates:
         _check_pair(settings)

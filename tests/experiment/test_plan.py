@@ -287,3 +287,12 @@ def test_callbacks_are_chosen_by_a_list_and_change_the_run(tmp_path):
         plan_of(*given).key for given in ([], ["callbacks=ema"], ["callbacks=ema", "callbacks.ema.decay=0.9"])
     }
     assert len(keys) == 3
+
+
+def test_a_cut_answer_with_unshifted_labels_is_a_token_longer():
+    given = ["method=gkd", "text=student", "data.max_prompt_length=6", "text.max_new_tokens=4"]
+    (usual,), (unshifted,) = (
+        plan_of(*given, f"text.labels={labels}").longest_texts("text").values()
+        for labels in ("shifted", "unshifted")
+    )
+    assert (usual, unshifted) == (10, 11)

@@ -362,6 +362,12 @@ def test_what_can_do_its_part_is_not_refused(own, line):
     check(composed(" ".join(words)))
 
 
+def test_a_buffer_of_replay_holds_a_step():
+    message = mistake("text=adaptive text.capacity=8 data.batch_size=32")
+    assert message.startswith("text.capacity=8 is less than data.batch_size=32: a step of replay would have")
+    check(composed("text=adaptive text.capacity=32 data.batch_size=32"))
+
+
 WHERE_ROWS_COME_FROM = {
     "https://host/rows.jsonl": "and it is an address; download the file, or write OWNER/NAME",
     "s3://bucket/rows.jsonl": "and it is an address; download the file, or write OWNER/NAME",
